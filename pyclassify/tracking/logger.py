@@ -1,0 +1,145 @@
+"""The logger: one `mlflow run` is one run, whatever the number of processes."""
+
+import json
+import os
+import sys
+import tempfile
+from argparse import Namespace
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.cli import SaveConfigCallback
+from lightning.pytorch.loggers import MLFlowLogger
+from lightning.pytorch.loggers.logger import Logger, rank_zero_experiment
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
+
+from pyclassify.tracking import run
+
+WEIGHTS = "weights/best.ckpt"
+
+
+class RunLogger(MLFlowLogger):
+    """Log to the run that `mlflow run` made, or else to a new one.
+
+    Args:
+        experiment_name: The experiment of a new run; MLflow's own choice without it.
+        run_name: The run's name; without it, one made of network, data and seed.
+        tracking_uri: The tracking server or database; MLflow's own choice without it:
+            MLFLOW_TRACKING_URI, or mlflow.db in this folder.
+        tags: Tags to set on the run.
+        save_dir: The folder of the checkpoints, one folder a run in it.
+    """
+
+    def __init__(
+        self,
+        experiment_name: str | None = None,
+        run_name: str | None = None,
+        tracking_uri: str | None = None,
+        tags: dict[str, Any] | None = None,
+        save_dir: str = "runs",
+    ) -> None:
+        self._folder = save_dir
+        if rank_zero_only.rank != 0:
+            # The other ranks neither import mlflow nor open its database.
+            Logger.__init__(self)
+            self._run_id = self._experiment_id = None
+            return
+        import mlflow
+
+        super().__init__(
+            experiment_name or "",
+            run_name,
+            tracking_uri or mlflow.get_tracking_uri(),
+            tags,
+        )
+
+    @property
+    @rank_zero_experiment
+    def experiment(self) -> Any:
+        """The `MlflowClient`, with the run started."""
+        if not self._initialized:
+            import mlflow
+
+            mlflow.set_tracking_uri(self._tracking_uri)
+            started = run.start(self._experiment_name, self._run_name, self.tags)
+            self._run_id = started.info.run_id
+            self._experiment_id = started.info.experiment_id
+            self._initialized = True
+        return self._mlflow_client
+
+    @property
+    def save_dir(self) -> str:
+        return self._folder
+
+    @rank_zero_only
+    def log_hyperparams(self, params: dict[str, Any] | Namespace) -> None:
+        """Nothing: `RecordConfig` logs the resolved configuration, which holds them all."""
+
+    @rank_zero_only
+    def after_save_checkpoint(self, checkpoint_callback: ModelCheckpoint) -> None:
+        self._checkpoint_callback = checkpoint_callback
+
+    @rank_zero_only
+    def finalize(self, status: str = "success") -> None:
+        """Keep the best weights; Lightning calls this after each of fit, validate and test.
+
+        A run that failed or was stopped ends here at once, since Lightning's launcher may kill
+        this process a moment later. One that succeeds ends when all that was asked for is done.
+        """
+        if status == "failed":
+            stopped = isinstance(sys.exc_info()[1], KeyboardInterrupt)
+            run.end("KILLED" if stopped else "FAILED")
+            return
+        best = self._checkpoint_callback and self._checkpoint_callback.best_model_path
+        if best:
+            self._checkpoint_callback = None
+            self._log_weights(best)
+
+    def _log_weights(self, path: str) -> None:
+        # Without the optimizer's state, a third of the size for Adam.
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        kept = ("state_dict", "epoch", "global_step", "pytorch-lightning_version")
+        with tempfile.TemporaryDirectory() as folder:
+            weights = Path(folder, Path(WEIGHTS).name)
+            torch.save({key: checkpoint[key] for key in kept}, weights)
+            self.experiment.log_artifact(self.run_id, str(weights), str(Path(WEIGHTS).parent))
+
+
+class RecordConfig(SaveConfigCallback):
+    """Log the resolved configuration: as parameters, and whole as the artifact config.yaml."""
+
+    def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        logger = trainer.logger
+        if not isinstance(logger, RunLogger):
+            return
+        from mlflow.entities import Param
+
+        text = self.parser.dump(self.config, skip_none=False)
+        params = dict(flatten(yaml.safe_load(text)))
+        logger.experiment.log_batch(logger.run_id, params=[Param(*item) for item in params.items()])
+        logger.experiment.log_text(logger.run_id, text, self.config_filename)
+        what = (params.get("model/model/class") or params.get("model/model"), params["data/class"])
+        short = "-".join(str(path).rsplit(".", 1)[-1].removesuffix("DataModule") for path in what)
+        run.name(f"{short}-seed{params['seed_everything']}")
+
+
+def flatten(config: dict[str, Any], path: str = "") -> Iterator[tuple[str, str]]:
+    """Spell a configuration as MLflow parameters, one for each value that is set.
+
+    Names are joined by slashes, since no `-P` of `mlflow run` can have such a name: what it stored
+    as typed ("1e-3") can't be stored again in another spelling ("0.001").
+    """
+    for key, value in config.items():
+        if value is None or (path, key) == ("trainer", "logger"):
+            continue
+        inner = {"class_path": "class", "init_args": "", "dict_kwargs": ""}.get(key, key)
+        name = os.path.join(path, inner).rstrip("/")
+        if isinstance(value, dict):
+            yield from flatten(value, name)
+        else:
+            yield name, value if isinstance(value, str) else json.dumps(value)
