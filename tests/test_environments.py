@@ -1,0 +1,139 @@
+"""The environments that `mlflow run` makes out of conda.yaml."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pins
+import pytest
+from mlflow.utils.conda import _get_conda_env_name
+from mlflow.utils.environment import _PythonEnv
+from mlflow.utils.virtualenv import _get_virtualenv_name
+from packaging.utils import canonicalize_name
+
+ROOT = Path(__file__).parents[1]
+MANAGERS = ["virtualenv", "uv"]
+LIST_DISTRIBUTIONS = """
+import importlib.metadata, json, sys
+found = {each.name: each.version for each in importlib.metadata.distributions()}
+json.dump([sys.version_info[:3], found], sys.stdout)
+"""
+
+
+def environment_name(manager, project):
+    """Ask MLflow for the name of a project's environment."""
+    conda_yaml = project / "conda.yaml"
+    if manager == "conda":
+        return _get_conda_env_name(conda_yaml)
+    return _get_virtualenv_name(_PythonEnv.from_conda_yaml(conda_yaml), project)
+
+
+@pytest.fixture
+def project(tmp_path):
+    """A copy of what MLflow makes an environment from."""
+    for name in ("conda.yaml", "requirements.txt"):
+        shutil.copy(ROOT / name, tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize("manager", ["conda", *MANAGERS])
+def test_new_pins_make_a_new_environment(manager, project):
+    before = environment_name(manager, project)
+    with (project / "requirements.txt").open("a") as requirements:
+        requirements.write("one-more==1.0\n")
+    # as .ci/pin does
+    conda_yaml = project / "conda.yaml"
+    conda_yaml.write_text(re.sub(r"(?<=sha256 )\w+", "0" * 64, conda_yaml.read_text()))
+
+    assert environment_name(manager, project) != before
+
+
+def test_every_manager_finds_all_it_needs_in_conda_yaml():
+    found = _PythonEnv.from_conda_yaml(ROOT / "conda.yaml")
+
+    assert re.fullmatch(r"3\.11\.\d+", found.python)
+    assert found.dependencies == ["-r requirements.txt"]
+
+
+def path_with_tools():
+    """The path, with what is installed beside this Python first."""
+    return os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+
+
+def missing(manager):
+    """Say what keeps a manager from working here, or nothing."""
+    if manager == "uv":
+        return None if shutil.which("uv", path=path_with_tools()) else "uv is not installed"
+    if not shutil.which("pyenv"):
+        return "pyenv is not installed, which MLflow takes Python from"
+    python = _PythonEnv.from_conda_yaml(ROOT / "conda.yaml").python
+    has_python = subprocess.run(["pyenv", "prefix", python], capture_output=True).returncode == 0
+    return None if has_python else f"pyenv has no Python {python}, and building it takes minutes"
+
+
+@pytest.fixture(scope="module")
+def started(tmp_path_factory):
+    """Runs of the project with each manager, at once as pip keeps but one core busy."""
+    folders = {
+        manager: tmp_path_factory.mktemp(manager) for manager in MANAGERS if not missing(manager)
+    }
+    runs = {manager: (start(manager, folder), folder) for manager, folder in folders.items()}
+    yield runs
+    for run, folder in runs.values():
+        run.kill()
+        run.wait()
+        shutil.rmtree(folder)  # 6 GB each
+
+
+def start(manager, folder):
+    variables = {
+        **os.environ,
+        "PATH": path_with_tools(),
+        "MLFLOW_ENV_ROOT": str(folder / "envs"),
+        "MLFLOW_TRACKING_URI": f"sqlite:///{folder}/mlflow.db",
+        # Compiling takes pip a minute, and one import of what it compiled eight seconds.
+        "PIP_COMPILE": "0",
+    }
+    command = [sys.executable, "-m", "mlflow", "run", str(ROOT), "--env-manager", manager]
+    entry_point = ["-e", "prepare", "-P", "config=configs/synthetic.yaml"]
+    with (folder / "log").open("w") as log:
+        return subprocess.Popen(
+            [*command, *entry_point],
+            cwd=folder,
+            env=variables,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+        )
+
+
+@pytest.mark.parametrize("manager", MANAGERS)
+def test_mlflow_runs_the_project_in_an_environment_of_the_pins(manager, started):
+    if reason := missing(manager):
+        pytest.skip(reason)
+    run, folder = started[manager]
+    exit_code = run.wait(timeout=600)
+    log = (folder / "log").read_text()
+    assert exit_code == 0, log
+    environment = folder / "envs" / environment_name(manager, ROOT)
+
+    assert f"source {environment}/bin/activate && python -m pyclassify prepare" in log
+    python, distributions = installed(environment)
+    assert python == _PythonEnv.from_conda_yaml(ROOT / "conda.yaml").python
+    expected = pins.versions("requirements.txt", platform_only=True)
+    assert expected.items() <= distributions.items()
+    assert distributions.keys() - expected.keys() <= {"pip"}
+
+
+def installed(environment):
+    """Ask an environment for its Python's version and for what is installed in it."""
+    command = [str(environment / "bin" / "python"), "-I", "-c", LIST_DISTRIBUTIONS]
+    answer = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    python, distributions = json.loads(answer)
+    return ".".join(map(str, python)), {
+        canonicalize_name(name): version for name, version in distributions.items()
+    }
