@@ -4,6 +4,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -16,7 +17,7 @@ from mlflow.utils.virtualenv import _get_virtualenv_name
 from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parents[1]
-MANAGERS = ["virtualenv", "uv"]
+MANAGERS = ["uv", "virtualenv"]
 LIST_DISTRIBUTIONS = """
 import importlib.metadata, json, sys
 found = {each.name: each.version for each in importlib.metadata.distributions()}
@@ -84,8 +85,9 @@ def started(tmp_path_factory):
     runs = {manager: (start(manager, folder), folder) for manager, folder in folders.items()}
     yield runs
     for run, folder in runs.values():
-        run.kill()
-        run.wait()
+        if run.poll() is None:
+            os.killpg(run.pid, signal.SIGKILL)
+            run.wait()
         shutil.rmtree(folder)  # 6 GB each
 
 
@@ -105,6 +107,7 @@ def start(manager, folder):
             [*command, *entry_point],
             cwd=folder,
             env=variables,
+            start_new_session=True,
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,
