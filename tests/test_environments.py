@@ -97,7 +97,7 @@ def start(manager, folder):
         "PATH": path_with_tools(),
         "MLFLOW_ENV_ROOT": str(folder / "envs"),
         "MLFLOW_TRACKING_URI": f"sqlite:///{folder}/mlflow.db",
-        # Compiling takes pip a minute, and one import of what it compiled eight seconds.
+        # Compiling takes pip a minute, and would save the one run eight seconds.
         "PIP_COMPILE": "0",
     }
     command = [sys.executable, "-m", "mlflow", "run", str(ROOT), "--env-manager", manager]
