@@ -3,7 +3,7 @@
 import os
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torchvision.datasets
@@ -27,7 +27,7 @@ class TorchvisionDataModule(ImageDataModule):
             judged on the same images.
     """
 
-    NUM_CLASSES = {
+    NUM_CLASSES: ClassVar = {
         "CIFAR10": 10,
         "CIFAR100": 100,
         "FashionMNIST": 10,
@@ -49,16 +49,16 @@ class TorchvisionDataModule(ImageDataModule):
             raise MisconfigurationException(
                 f"name is {name!r}; the data sets here are {', '.join(self.NUM_CLASSES)}"
             )
-        self.name, self.val_size, self.split_seed = name, val_size, split_seed
+        self.set_name, self.val_size, self.split_seed = name, val_size, split_seed
         self.data_path = Path(data_path).expanduser() if data_path else user_folder()
 
     @property
     def num_classes(self) -> int:
-        return self.NUM_CLASSES[self.name]
+        return self.NUM_CLASSES[self.set_name]
 
     def prepare_data(self) -> None:
         for train in (True, False):
-            download(partial(self._build, train), self.name, self.data_path)
+            download(partial(self._build, train), self.set_name, self.data_path)
 
     def setup(self, stage: str) -> None:
         if stage in ("fit", "validate"):
@@ -70,8 +70,10 @@ class TorchvisionDataModule(ImageDataModule):
             self.test = ImageTensors(*self._read(train=False))
 
     def _build(self, train: bool, **kwargs: Any) -> Any:
-        half = {"split": "train" if train else "test"} if self.name == "SVHN" else {"train": train}
-        return getattr(torchvision.datasets, self.name)(self.data_path, **half, **kwargs)
+        half = (
+            {"split": "train" if train else "test"} if self.set_name == "SVHN" else {"train": train}
+        )
+        return getattr(torchvision.datasets, self.set_name)(self.data_path, **half, **kwargs)
 
     def _read(self, train: bool) -> tuple[Tensor, Tensor]:
         dataset = self._build(train)
@@ -81,7 +83,7 @@ class TorchvisionDataModule(ImageDataModule):
             images = images[:, None]
         elif images.shape[-1] == 3:
             images = images.permute(0, 3, 1, 2)
-        labels = dataset.labels if self.name == "SVHN" else dataset.targets
+        labels = dataset.labels if self.set_name == "SVHN" else dataset.targets
         return images.contiguous(), torch.as_tensor(labels, dtype=torch.int64)
 
 
@@ -192,7 +194,7 @@ class ImageFolderDataModule(ImageDataModule):
             self.train, self.val = self._read("train", left), self._read("train", held_out)
 
     def _read(self, part: str, index: Tensor | None = None) -> ImageFiles:
-        files, labels = list_images(self.data_path / part, list(self.classes))
+        files, labels = list_images(self.data_path / part, self.classes)
         return ImageFiles(files, labels, self.preprocess.resize, index)
 
 

@@ -4,7 +4,7 @@ import os
 import tarfile
 import time
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -116,7 +116,7 @@ def list_classes(folder: Path) -> list[str]:
     return classes
 
 
-def list_images(folder: Path, classes: list[str]) -> tuple[list[str], list[int]]:
+def list_images(folder: Path, classes: Sequence[str]) -> tuple[list[str], list[int]]:
     """List a folder's images by class, in an order that every machine agrees on.
 
     Raises:

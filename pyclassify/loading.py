@@ -16,9 +16,9 @@ from pyclassify.transforms import Preprocess, draw
 
 
 class Batch(tuple[Tensor, Tensor]):
-    """(images, labels), as any LightningModule unpacks it, with the images' `index` beside."""
+    """(images, labels), as any LightningModule unpacks it, and each image's place in its set."""
 
-    index: Tensor
+    places: Tensor
 
 
 class ImageDataModule(LightningDataModule):
@@ -75,7 +75,7 @@ class ImageDataModule(LightningDataModule):
     def _loader(self, dataset: Dataset[Any], shuffle: bool = False) -> DataLoader[Any]:
         # One sampler for any number of processes, so that n processes share out the very
         # permutation that one process walks through. Lightning sets its epoch.
-        sampler = DistributedSampler(
+        sampler: DistributedSampler[Any] = DistributedSampler(
             dataset,
             num_replicas=self.trainer.world_size if self.trainer else 1,
             rank=self.trainer.global_rank if self.trainer else 0,
@@ -102,7 +102,7 @@ class ImageDataModule(LightningDataModule):
         if self.trainer is not None:
             images = self.trainer.precision_plugin.convert_input(images)
         prepared = Batch((images, labels))
-        prepared.index = index
+        prepared.places = index
         return prepared
 
 

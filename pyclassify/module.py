@@ -113,5 +113,6 @@ def count_real(loader: Any, batch_idx: int, batch: int) -> int:
     sampler = getattr(loader, "sampler", None)
     if not isinstance(sampler, DistributedSampler) or sampler.drop_last:
         return batch
-    mine = len(range(sampler.rank, len(sampler.dataset), sampler.num_replicas))
+    everything = len(loader.dataset)
+    mine = len(range(sampler.rank, everything, sampler.num_replicas))
     return min(batch, max(0, mine - batch_idx * loader.batch_size))

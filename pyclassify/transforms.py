@@ -81,8 +81,9 @@ def draw(seed: int, epoch: int, index: Tensor, count: int) -> Tensor:
     Returns:
         Uniform integers of 0 to 2^31 - 1, int64 [batch, count].
     """
-    key = _mix(torch.tensor(seed, device=index.device))
-    key = _mix(key + epoch * _GOLDEN)
+    # Filled on the device, since copying a number to it would wait for all that runs there.
+    key = _mix(torch.full((), seed, dtype=torch.int64, device=index.device))
+    key = _mix(key + torch.full_like(key, epoch) * _GOLDEN)
     counter = index[:, None] * count + torch.arange(1, count + 1, device=index.device)
     return _mix(key + counter * _GOLDEN) & 0x7FFFFFFF
 

@@ -44,7 +44,7 @@ class RunLogger(MLFlowLogger):
         save_dir: str = "runs",
     ) -> None:
         self._folder = save_dir
-        if rank_zero_only.rank != 0:
+        if not run.is_rank_zero():
             # The other ranks neither import mlflow nor open its database.
             Logger.__init__(self)
             self._run_id = self._experiment_id = None

@@ -1,0 +1,95 @@
+"""Lightning's Trainer with the verbs and callbacks of this project."""
+
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
+
+from pyclassify.resume import raise_on_stop
+
+
+class Trainer(pl.Trainer):
+    """Lightning's Trainer and two more verbs."""
+
+    def train(
+        self,
+        model: pl.LightningModule,
+        datamodule: pl.LightningDataModule | None = None,
+        ckpt_path: str | None = None,
+    ) -> None:
+        """Fit, then test with the best checkpoint.
+
+        Args:
+            ckpt_path: A checkpoint to go on from.
+        """
+        self.fit(model, datamodule=datamodule, ckpt_path=ckpt_path)
+        best = "best" if getattr(self.checkpoint_callback, "best_model_path", "") else None
+        self.test(model, datamodule=datamodule, ckpt_path=best)
+
+    def prepare(
+        self, model: pl.LightningModule, datamodule: pl.LightningDataModule | None = None
+    ) -> None:
+        """Download the data, or check that it is there, and train nothing."""
+        if datamodule is not None:
+            datamodule.prepare_data()
+            for stage in ("fit", "test"):
+                datamodule.setup(stage)
+
+
+class BestCheckpoint(ModelCheckpoint):
+    """Keep the best checkpoint, or the last where nothing called `monitor` is logged.
+
+    Args:
+        monitor: The metric that says which is best.
+        mode: Whether its max or its min is best.
+        filename: The checkpoint's name, which may have metrics in it.
+    """
+
+    def __init__(
+        self,
+        monitor: str | None = "val_accuracy",
+        mode: str = "max",
+        filename: str | None = "best",
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(monitor=monitor, mode=mode, filename=filename, **kwargs)
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._check_monitor(trainer)
+        super().on_validation_end(trainer, pl_module)
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._check_monitor(trainer)
+        super().on_train_epoch_end(trainer, pl_module)
+
+    def _check_monitor(self, trainer: pl.Trainer) -> None:
+        logged = sorted(trainer.callback_metrics)
+        if self.monitor is not None and self.monitor not in logged and not trainer.sanity_checking:
+            rank_zero_warn(
+                f"no metric is called {self.monitor!r}, so the last checkpoint is kept instead of "
+                f"the best; --checkpoint.monitor takes one of {', '.join(logged) or 'none'}"
+            )
+            self.monitor = None
+
+
+class LaunchCheck(Callback):
+    """Refuse a launch of another size than asked for, and keep stop signals ours."""
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        world = torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
+        if world != trainer.num_devices * trainer.num_nodes:
+            raise MisconfigurationException(
+                f"{world} of {trainer.num_devices} x {trainer.num_nodes} processes (devices x "
+                "num_nodes) were launched; in a SLURM job ask for one task a device and start "
+                "them by srun, else give --devices and --num_nodes as they are"
+            )
+
+    # Lightning sets a SIGTERM handler that broadcasts: in two processes it can wait for ever.
+    def on_sanity_check_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        raise_on_stop()
+
+    on_train_start = on_validation_start = on_test_start = on_sanity_check_start
+    on_predict_start = on_sanity_check_start
