@@ -20,10 +20,10 @@ def main(args: Sequence[str] | None = None) -> int:
         The exit code.
     """
     given = list(sys.argv[1:] if args is None else args)
-    if "MLFLOW_RUN_ID" in os.environ or not run.is_rank_zero():
+    if run.adopt() or not run.is_rank_zero():
         stop_with_parent()
     status = "FAILED"
-    with stop_on_signals(on_stop=lambda: run.end("KILLED")):
+    with stop_on_signals(on_stop=lambda: run.mark("KILLED")):
         try:
             train(given)
             status = "FINISHED"

@@ -8,11 +8,15 @@ import re
 import threading
 from typing import Any
 
+from pyclassify.tracking import insist
+
 # What MLflow calls a run that nobody named: "adjective-noun-number".
 _RANDOM_NAME = re.compile(r"[a-z]+-[a-z]+-\d+")
 
 _lock = threading.Lock()
+_given: str | None = None  # the run that `mlflow run` made
 _open: str | None = None  # MLflow's active run is each thread's own; the end may come from any
+_marked: str | None = None
 
 
 def is_rank_zero() -> bool:
@@ -21,8 +25,19 @@ def is_rank_zero() -> bool:
     return int(next((os.environ[name] for name in ranks if name in os.environ), "0")) == 0
 
 
+def adopt() -> bool:
+    """Take the run that `mlflow run` made for this process's own, if there is one.
+
+    Returns:
+        Whether there is.
+    """
+    global _given, _marked
+    _given, _marked = os.environ.get("MLFLOW_RUN_ID"), None
+    return _given is not None
+
+
 def start(experiment_name: str | None, run_name: str | None, tags: dict[str, Any] | None) -> Any:
-    """Go on with the run that `mlflow run` made, or make one.
+    """Go on with the adopted run, or make one.
 
     Args:
         experiment_name: The experiment of a run made here; MLFLOW_EXPERIMENT_NAME's, or MLflow's
@@ -36,7 +51,9 @@ def start(experiment_name: str | None, run_name: str | None, tags: dict[str, Any
     import mlflow
 
     global _open
-    if experiment_name and not os.environ.get("MLFLOW_RUN_ID"):
+    if _open is None:
+        adopt()
+    if experiment_name and _given is None:
         mlflow.set_experiment(experiment_name)
     run = mlflow.active_run() or mlflow.start_run(run_name=run_name, tags=tags)
     _open = run.info.run_id
@@ -52,25 +69,39 @@ def name(run_name: str) -> None:
         client.update_run(_open, name=run_name)
 
 
-def end(status: str) -> None:
+def mark(status: str) -> None:
     """Give this process's run its final status; the first call counts, from whichever thread.
-
-    A run that `mlflow run` made counts as this process's own even before it was started here.
 
     Args:
         status: FINISHED, FAILED or KILLED.
     """
-    global _open
+    global _marked
     with _lock:
-        run_id = _open or os.environ.get("MLFLOW_RUN_ID")
-        _open = None
-        os.environ.pop("MLFLOW_RUN_ID", None)
-        if run_id is None or not is_rank_zero():
+        run_id = _open or _given
+        if run_id is None or _marked is not None or not is_rank_zero():
             return
         import mlflow
 
-        active = mlflow.active_run()
-        if active is not None and active.info.run_id == run_id:
-            mlflow.end_run(status)
-        else:
-            mlflow.MlflowClient().set_terminated(run_id, status)
+        mlflow.MlflowClient().set_terminated(run_id, status)
+        _marked = status
+        if status == "KILLED" and _given is not None:
+            insist.start(run_id, status)
+
+
+def end(status: str) -> None:
+    """Give this process's run its final status unless it has one, and let go of it.
+
+    Only the thread that started the run can take it off MLflow's own list; left there, it would
+    be marked FINISHED when Python exits.
+
+    Args:
+        status: FINISHED, FAILED or KILLED.
+    """
+    global _given, _open
+    mark(status)
+    if _open is not None:
+        import mlflow
+
+        mlflow.end_run(_marked or status)
+    _given = _open = None
+    os.environ.pop("MLFLOW_RUN_ID", None)
