@@ -1,0 +1,142 @@
+"""Stopping on a signal, in processes of their own."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+STOP = """
+import os, signal, sys, time
+from pyclassify import resume
+
+def say(*words):
+    os.write(1, (" ".join(map(str, words)) + "\\n").encode())
+"""
+SLEEP = """
+with resume.stop_on_signals(lambda: say("marked")):
+    say("ready")
+    try:
+        time.sleep(60)
+    except KeyboardInterrupt as stop:
+        say("stopped by", stop)
+        time.sleep(0.5)
+        say("cleaned up")
+"""
+
+
+@pytest.fixture
+def script():
+    """Start Python code in a session of its own; it says "ready" when it can be stopped."""
+    started = []
+
+    def start(code):
+        process = subprocess.Popen(
+            [sys.executable, "-c", STOP + code],
+            cwd=Path(__file__).parents[1],
+            stdout=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+        started.append(process)
+        assert process.stdout.readline() == "ready\n"
+        return process
+
+    yield start
+    for process in started:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+
+
+def rest(process):
+    """Wait for the end, and give the lines said after "ready"."""
+    process.wait(10)
+    return process.stdout.read().splitlines()
+
+
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
+def test_stop_signal_interrupts_and_says_which_it_was(signum, script):
+    process = script(SLEEP)
+    process.send_signal(signum)
+
+    assert sorted(rest(process)) == ["cleaned up", "marked", f"stopped by {signum.name}"]
+    assert process.returncode == 0
+
+
+def test_second_signal_does_not_interrupt_the_clean_up(script):
+    process = script(SLEEP)
+    process.send_signal(signal.SIGINT)
+    time.sleep(0.2)
+    process.send_signal(signal.SIGTERM)
+
+    assert "cleaned up" in rest(process)
+
+
+def test_process_ends_though_its_main_thread_never_comes_back(script):
+    stuck = "hashlib.pbkdf2_hmac('sha256', b'word', b'salt', 2**31 - 1)"  # for many minutes
+    process = script(
+        "import hashlib\nresume.GRACE_SECONDS = 0.5\n" + SLEEP.replace("time.sleep(60)", stuck)
+    )
+    process.send_signal(signal.SIGTERM)
+
+    assert rest(process) == ["marked"]
+    assert process.returncode == 128 + signal.SIGTERM
+
+
+def test_worker_process_dies_of_the_signal_alone(script):
+    process = script(
+        """
+with resume.stop_on_signals(lambda: say("marked")):
+    worker = os.fork()
+    if worker == 0:
+        say("ready")
+        time.sleep(60)
+    time.sleep(0.5)
+    os.kill(worker, signal.SIGTERM)
+    say("worker died of", os.WTERMSIG(os.waitpid(worker, 0)[1]))
+"""
+    )
+
+    assert rest(process) == [f"worker died of {signal.SIGTERM.value}"]
+
+
+def test_handlers_are_as_before_afterwards(script):
+    process = script(
+        """
+before = [signal.getsignal(each) for each in resume.STOP_SIGNALS]
+with resume.stop_on_signals(lambda: say("marked")):
+    inside = [signal.getsignal(each) for each in resume.STOP_SIGNALS]
+say("ready")
+say([signal.getsignal(each) for each in resume.STOP_SIGNALS] == before, inside == before)
+"""
+    )
+
+    assert rest(process) == ["True False"]
+
+
+def test_process_is_stopped_when_its_parent_is_killed(script):
+    parent = script(
+        """
+if os.fork() == 0:
+    with resume.stop_on_signals(lambda: say("marked")):
+        resume.stop_with_parent()
+        say("ready")
+        time.sleep(60)
+else:
+    time.sleep(60)
+"""
+    )
+    parent.kill()
+
+    # The pipe closes when the child has ended too.
+    assert rest(parent) == ["marked"]
+
+
+def test_torch_is_not_loaded_for_it(script):
+    process = script("say('ready')\nsay('torch' in sys.modules)\n")
+
+    assert rest(process) == ["False"]
