@@ -6,6 +6,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from lightning.pytorch import LightningModule
+from lightning.pytorch.utilities.combined_loader import CombinedLoader
 from torch import Tensor, nn
 from torch.utils.data.distributed import DistributedSampler
 from torchmetrics import MeanMetric
@@ -38,7 +39,9 @@ class Classifier(LightningModule):
         accuracy = MulticlassAccuracy(num_classes, average="micro", validate_args=False)
         self.train_accuracy = accuracy
         self.val_accuracy, self.test_accuracy = accuracy.clone(), accuracy.clone()
-        self.val_loss, self.test_loss = MeanMetric(), MeanMetric()
+        # "disable" shows a loss that is NaN as such; looking for one would wait for the GPU.
+        loss = MeanMetric(nan_strategy="disable")
+        self.val_loss, self.test_loss = loss, loss.clone()
 
     def forward(self, images: Tensor) -> Tensor:
         """Score images, float [batch, 3, height, width]; logits, float [batch, num_classes]."""
@@ -51,11 +54,14 @@ class Classifier(LightningModule):
             The predicted labels [batch], the true ones [batch], and the mean loss [].
         """
         images, labels = batch
-        if images.dtype == torch.uint8:
-            draws = random_draws(len(images), images.device) if self.training else None
-            images = self.preprocess(images, draws)
-        logits = self(images)
+        logits = self(self._prepare(images))
         return logits.argmax(dim=1), labels, F.cross_entropy(logits, labels)
+
+    def _prepare(self, images: Tensor) -> Tensor:
+        if images.dtype != torch.uint8:
+            return images
+        draws = random_draws(len(images), images.device) if self.training else None
+        return self.preprocess(images, draws).to(self.dtype)
 
     def training_step(self, batch: Sequence[Tensor], batch_idx: int) -> Tensor:
         predicted, labels, loss = self._classifier_step(batch)
@@ -76,7 +82,7 @@ class Classifier(LightningModule):
 
     def predict_step(self, batch: Sequence[Tensor], batch_idx: int) -> Tensor:
         """Class probabilities of a batch of images, float [batch, num_classes]."""
-        return self(batch[0]).softmax(dim=1)
+        return self(self._prepare(batch[0])).softmax(dim=1)
 
     def _evaluation_step(
         self,
@@ -86,13 +92,16 @@ class Classifier(LightningModule):
         dataloader_idx: int,
         stage: str,
     ) -> None:
-        loader = loaders[dataloader_idx] if isinstance(loaders, list) else loaders
+        loader = CombinedLoader(loaders).flattened[dataloader_idx]
         real = count_real(loader, batch_idx, len(batch[1]))
         # A rank whose batch is all padding takes the step too: others may wait for it in there.
         predicted, labels, loss = self._classifier_step([part[: max(real, 1)] for part in batch])
         mean_loss, accuracy = getattr(self, f"{stage}_loss"), getattr(self, f"{stage}_accuracy")
+        if batch_idx == 0:  # Lightning resets them after all loaders, not between two
+            mean_loss.reset()
+            accuracy.reset()
         if real > 0:
-            mean_loss.update(loss, weight=real)
+            mean_loss.update(loss.expand(real))
             accuracy.update(predicted, labels)
         self.log(f"{stage}_loss", mean_loss, on_epoch=True, prog_bar=True)
         self.log(f"{stage}_accuracy", accuracy, on_epoch=True, prog_bar=True)
@@ -110,9 +119,10 @@ def count_real(loader: Any, batch_idx: int, batch: int) -> int:
     A DistributedSampler repeats images so that every process gets as many; the repeated ones are
     the last of the last batch, and must not count twice in an evaluation.
     """
-    sampler = getattr(loader, "sampler", None)
+    batches: Any = getattr(loader, "batch_sampler", None)
+    sampler = getattr(batches, "sampler", None)
     if not isinstance(sampler, DistributedSampler) or sampler.drop_last:
         return batch
-    everything = len(loader.dataset)
-    mine = len(range(sampler.rank, everything, sampler.num_replicas))
-    return min(batch, max(0, mine - batch_idx * loader.batch_size))
+    everything: Any = sampler.dataset
+    mine = len(range(sampler.rank, len(everything), sampler.num_replicas))
+    return min(batch, max(0, mine - batch_idx * batches.batch_size))
