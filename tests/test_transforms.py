@@ -1,0 +1,150 @@
+"""Preprocessing: the resize, the crops, and what comes out of them."""
+
+import pytest
+import torch
+from torch.export import Dim, export
+from torchvision.transforms.v2 import functional as reference
+
+from pyclassify.transforms import Preprocess, center_crop, crop, draw, random_draws, resize
+
+# One that is smaller than the output, a square one, a wide one, a tall one.
+SIZES = [(20, 24), (32, 32), (50, 200), (131, 77)]
+
+
+def images_of(height, width, batch=2, channels=3):
+    generator = torch.Generator().manual_seed(height * width)
+    shape = (batch, channels, height, width)
+    return torch.randint(256, shape, dtype=torch.uint8, generator=generator)
+
+
+def numbered(side):
+    """An image each pixel of which is its own place, as `resize` would hand it on: float."""
+    return torch.arange(side**2, dtype=torch.float32).view(1, 1, side, side)
+
+
+def places(preprocess, draws):
+    """Say of each draw which row and column its cut starts at and whether it is mirrored."""
+    side = preprocess.resize
+    cuts = preprocess(numbered(side).expand(len(draws), -1, -1, -1), draws)
+    cuts = (cuts[:, 0] * preprocess.std[0] + preprocess.mean[0]).round().long()
+    corner = torch.minimum(cuts[:, 0, 0], cuts[:, 0, -1])
+    return corner // side, corner % side, cuts[:, 0, 0] > cuts[:, 0, -1]
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_resize_is_torchvisions_antialiased_one_of_the_central_square(size):
+    images = images_of(*size)
+    square = reference.center_crop(images.float(), [min(size)])
+
+    resized = resize(images, 30)
+
+    expected = reference.resize(square, [30, 30], antialias=True)
+    torch.testing.assert_close(resized, expected)
+
+
+def test_resized_pixels_stay_floats():
+    resized = resize(images_of(50, 201), 30)
+
+    assert resized.dtype == torch.float32
+    assert (resized != resized.round()).float().mean() > 0.9
+
+
+def test_square_of_an_odd_margin_is_cut_a_pixel_nearer_the_top():
+    images = images_of(35, 32)
+
+    assert torch.equal(resize(images, 32), images[:, :, 1:33].float())
+
+
+@pytest.fixture(scope="module")
+def exported():
+    """Preprocessing as it is served, exported from one size for all."""
+    dynamic = {"images": {0: Dim.DYNAMIC, 2: Dim.DYNAMIC, 3: Dim.DYNAMIC}}
+    return export(Preprocess(30, 24), (images_of(40, 50),), dynamic_shapes=dynamic).module()
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("batch", [2, 5])
+def test_exported_preprocessing_takes_other_sizes_and_batches(exported, size, batch):
+    images = images_of(*size, batch=batch)
+
+    torch.testing.assert_close(exported(images), Preprocess(30, 24)(images))
+
+
+def test_crop_cuts_and_mirrors_each_image_as_told():
+    images = images_of(9, 11).float()
+    top, left, flip = torch.tensor([0, 2]), torch.tensor([4, 1]), torch.tensor([False, True])
+
+    cut = crop(images, top, left, flip, size=7)
+
+    assert torch.equal(cut[0], images[0, :, 0:7, 4:11])
+    assert torch.equal(cut[1], images[1, :, 2:9, 1:8].flip(-1))
+
+
+def test_crop_and_flip_are_drawn_for_each_image_alone():
+    top, left, flip = places(Preprocess(70, 64), draw(0, 0, torch.arange(500), count=3))
+
+    assert len(torch.stack([top, left, flip]).unique(dim=1).T) > 90  # of 7 * 7 * 2
+
+
+def test_crops_reach_from_edge_to_edge_and_half_are_mirrored():
+    top, left, flip = places(Preprocess(70, 64), draw(0, 0, torch.arange(2000), count=3))
+
+    assert top.unique().tolist() == left.unique().tolist() == list(range(7))
+    assert 0.45 < flip.float().mean() < 0.55
+
+
+def test_nothing_is_mirrored_where_flip_is_off():
+    *_, flip = places(Preprocess(70, 64, flip=False), draw(0, 0, torch.arange(100), count=3))
+
+    assert not flip.any()
+
+
+def test_crop_is_central_without_draws():
+    images = images_of(70, 70)
+    expected = center_crop(resize(images, 70), 64) / 255 * 2 - 1
+
+    torch.testing.assert_close(Preprocess(70, 64)(images), expected)
+    assert torch.equal(center_crop(images, 64), images[:, :, 3:67, 3:67])
+
+
+def test_each_channel_is_normalised_by_its_mean_and_deviation():
+    mean, std = (0.1, 0.5, 0.9), (0.2, 0.3, 0.4)
+    images = torch.tensor([0, 51, 255], dtype=torch.uint8).view(1, 3, 1, 1).expand(-1, -1, 8, 8)
+
+    prepared = Preprocess(8, 8, mean=mean, std=std)(images)
+
+    expected = torch.tensor([-0.1 / 0.2, (0.2 - 0.5) / 0.3, 0.1 / 0.4])
+    torch.testing.assert_close(prepared, expected.view(1, 3, 1, 1).expand(-1, -1, 8, 8))
+
+
+@pytest.mark.parametrize("draws", [None, torch.tensor([[1, 2, 3], [4, 5, 6]])])
+def test_grey_images_become_three_channels(draws):
+    prepared = Preprocess(30, 24)(images_of(28, 28, channels=1), draws)
+
+    assert prepared.shape == (2, 3, 24, 24)
+    assert torch.equal(prepared[:, 0], prepared[:, 1])
+    assert torch.equal(prepared[:, 0], prepared[:, 2])
+
+
+@pytest.mark.parametrize("draws", [None, torch.tensor([[1, 2, 3], [4, 5, 6]])])
+def test_images_that_are_resized_already_are_not_resized_again(draws):
+    images, preprocess = images_of(50, 41), Preprocess(30, 24)
+
+    assert torch.equal(preprocess(resize(images, 30), draws), preprocess(images, draws))
+
+
+def test_ordinary_draws_differ_between_images_and_calls():
+    one, other = (random_draws(100, torch.device("cpu")) for _ in range(2))
+
+    assert one.shape == (100, 3)
+    assert one.min() >= 0
+    assert one.max() < 2**31
+    assert len(torch.cat([one, other]).unique()) > 590
+
+
+@pytest.mark.parametrize(("size", "cut"), [(30, 31), (30, 0)])
+def test_cut_must_fit_into_the_resized_image(size, cut):
+    told = f"crop is {cut} and resize is {size}; crop takes 1 to resize pixels: lower crop or raise"
+
+    with pytest.raises(ValueError, match=told):
+        Preprocess(size, cut)
