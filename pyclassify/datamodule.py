@@ -1,18 +1,20 @@
 """Data modules: where images and labels come from, named on the command line by --data."""
 
 import os
-from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
-import torchvision.datasets
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 
 from pyclassify import shapes
-from pyclassify.datasets import ImageFiles, ImageTensors, download, list_classes, list_images
+from pyclassify.datasets import ImageFiles, ImageTensors, list_classes, list_images
+from pyclassify.download import fetch
 from pyclassify.loading import ImageDataModule
+
+# What each stage of Lightning's asks for; predicting takes the test images as well.
+PARTS = {"fit": ("train", "val"), "validate": ("val",), "test": ("test",), "predict": ("test",)}
 
 
 class TorchvisionDataModule(ImageDataModule):
@@ -51,6 +53,7 @@ class TorchvisionDataModule(ImageDataModule):
             )
         self.set_name, self.val_size, self.split_seed = name, val_size, split_seed
         self.data_path = Path(data_path).expanduser() if data_path else user_folder()
+        self._halves: dict[bool, tuple[Tensor, Tensor]] = {}
 
     @property
     def num_classes(self) -> int:
@@ -58,33 +61,29 @@ class TorchvisionDataModule(ImageDataModule):
 
     def prepare_data(self) -> None:
         for train in (True, False):
-            download(partial(self._build, train), self.set_name, self.data_path)
+            self._half(train)
 
     def setup(self, stage: str) -> None:
-        if stage in ("fit", "validate"):
-            images, labels = self._read(train=True)
-            left, held_out = split(len(images), self.val_size, self.split_seed)
-            self.train = ImageTensors(images, labels, left)
-            self.val = ImageTensors(images, labels, held_out)
-        else:
-            self.test = ImageTensors(*self._read(train=False))
+        for part in PARTS[stage]:
+            images, labels = self._half(train=part != "test")
+            index = None
+            if part != "test":
+                index = split(len(images), self.val_size, self.split_seed)[part]
+            setattr(self, part, ImageTensors(images, labels, index))
 
-    def _build(self, train: bool, **kwargs: Any) -> Any:
-        half = (
-            {"split": "train" if train else "test"} if self.set_name == "SVHN" else {"train": train}
-        )
-        return getattr(torchvision.datasets, self.set_name)(self.data_path, **half, **kwargs)
-
-    def _read(self, train: bool) -> tuple[Tensor, Tensor]:
-        dataset = self._build(train)
-        self.classes = getattr(dataset, "classes", [str(n) for n in range(self.num_classes)])
-        images = torch.as_tensor(dataset.data)
-        if images.ndim == 3:  # grey: [n, height, width]
-            images = images[:, None]
-        elif images.shape[-1] == 3:
-            images = images.permute(0, 3, 1, 2)
-        labels = dataset.labels if self.set_name == "SVHN" else dataset.targets
-        return images.contiguous(), torch.as_tensor(labels, dtype=torch.int64)
+    def _half(self, train: bool) -> tuple[Tensor, Tensor]:
+        # Kept, since to read a half is to hash all of its files.
+        if train not in self._halves:
+            dataset = fetch(self.set_name, self.data_path, train)
+            self.classes = getattr(dataset, "classes", [str(n) for n in range(self.num_classes)])
+            images = torch.as_tensor(dataset.data)
+            if images.ndim == 3:  # grey: [n, height, width]
+                images = images[:, None]
+            elif images.shape[-1] == 3:
+                images = images.permute(0, 3, 1, 2)
+            labels = dataset.labels if self.set_name == "SVHN" else dataset.targets
+            self._halves[train] = images.contiguous(), torch.as_tensor(labels, dtype=torch.int64)
+        return self._halves[train]
 
 
 class CIFAR10DataModule(TorchvisionDataModule):
@@ -145,7 +144,7 @@ class SyntheticDataModule(ImageDataModule):
         self.draw_seed = draw_seed
 
     def setup(self, stage: str) -> None:
-        for part in ("train", "val") if stage in ("fit", "validate") else ("test",):
+        for part in PARTS[stage]:
             seed = 3 * self.draw_seed + list(self.sizes).index(part)
             setattr(self, part, ImageTensors(*shapes.draw(self.sizes[part], seed)))
 
@@ -175,27 +174,40 @@ class ImageFolderDataModule(ImageDataModule):
         **kwargs: Any,
     ) -> None:
         super().__init__(mean=mean, std=std, **kwargs)
+        if not 0 < val_size < 1:
+            raise MisconfigurationException(
+                f"val_size is {val_size}; give the part of the training images to hold out for "
+                "validation, between 0 and 1"
+            )
+        if num_workers < 0:
+            raise MisconfigurationException(f"num_workers is {num_workers}; give 0 or more")
         self.data_path = Path(data_path).expanduser()
         self.val_size, self.split_seed, self.num_workers = val_size, split_seed, num_workers
         self.classes = list_classes(self.data_path / "train")
-
-    def prepare_data(self) -> None:
-        list_images(self.data_path / "train", self.classes)
+        self._listed: dict[str, tuple[list[str], list[int]]] = {}
 
     def setup(self, stage: str) -> None:
-        if stage not in ("fit", "validate"):
-            self.test = self._read("test")
-        elif (self.data_path / "val").is_dir():
-            self.train, self.val = self._read("train"), self._read("val")
-        else:
-            everything = self._read("train")
-            count = len(everything)
-            left, held_out = split(count, round(count * self.val_size), self.split_seed)
-            self.train, self.val = self._read("train", left), self._read("train", held_out)
+        for part in PARTS[stage]:
+            shared = part != "test" and not (self.data_path / "val").is_dir()
+            files, labels = self._list("train" if shared else part)
+            index = None
+            if shared:
+                held_out = max(1, round(len(files) * self.val_size))
+                index = split(len(files), held_out, self.split_seed)[part]
+            setattr(self, part, ImageFiles(files, labels, self.preprocess.resize, index))
 
-    def _read(self, part: str, index: Tensor | None = None) -> ImageFiles:
-        files, labels = list_images(self.data_path / part, self.classes)
-        return ImageFiles(files, labels, self.preprocess.resize, index)
+    def _list(self, folder: str) -> tuple[list[str], list[int]]:
+        # Kept, since a large folder takes minutes to walk on a cluster's file system.
+        if folder not in self._listed:
+            files, labels = list_images(self.data_path / folder, self.classes)
+            empty = sorted(set(range(self.num_classes)) - set(labels))
+            if folder == "train" and empty:
+                raise MisconfigurationException(
+                    f"{self.data_path / folder / self.classes[empty[0]]} has no images; add those "
+                    "of the class, or remove the folder"
+                )
+            self._listed[folder] = files, labels
+        return self._listed[folder]
 
 
 def user_folder() -> Path:
@@ -203,12 +215,24 @@ def user_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "pyclassify"
 
 
-def split(count: int, held_out: int, seed: int) -> tuple[Tensor, Tensor]:
-    """Share out `count` images at random: what is left, and what is held out, both in order."""
+def split(count: int, held_out: int, seed: int) -> dict[str, Tensor]:
+    """Share out images at random between training and validation.
+
+    Args:
+        count: How many images there are.
+        held_out: How many of them are for validation.
+        seed: Decides which.
+
+    Returns:
+        Places among the images, "train" and "val", each int64 and in order.
+
+    Raises:
+        MisconfigurationException: Training or validation would get no image.
+    """
     if not 0 < held_out < count:
         raise MisconfigurationException(
-            f"{held_out} images can't be held out of {count} for validation; give val_size as "
-            f"1 to {count - 1}"
+            f"{held_out} images can't be held out of {count} for validation; change val_size so "
+            "that both training and validation get some"
         )
     order = torch.randperm(count, generator=torch.Generator().manual_seed(seed))
-    return order[held_out:].sort().values, order[:held_out].sort().values
+    return {"train": order[held_out:].sort().values, "val": order[:held_out].sort().values}

@@ -1,20 +1,12 @@
 """Data sets that hand out bytes: images in memory, and folders of image files."""
 
 import os
-import tarfile
-import time
-import zlib
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
-from urllib.error import URLError
 
 import numpy as np
 import torch
-from filelock import FileLock
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from PIL import Image, ImageOps
 from torch import Tensor
 from torch.utils.data import Dataset
@@ -85,19 +77,27 @@ def read_image(path: str) -> Tensor:
     """
     try:
         with Image.open(path) as image:
-            image = ImageOps.exif_transpose(image)
-            if image.mode.startswith(("I", "F")):  # 16 bits a pixel; Pillow would clip them
-                image = Image.fromarray((np.asarray(image) / 257).clip(0, 255).astype(np.uint8))
-            pixels = np.array(image.convert("RGB"))
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+            ImageOps.exif_transpose(image, in_place=True)
+            pixels = np.array(_eight_bits(image).convert("RGB"))
+    except Exception as error:  # a decoder raises whatever a broken file makes it stumble over
+        reason = str(error) or repr(error)
         raise MisconfigurationException(
-            f"{path} does not decode as an image ({error}); repair it or remove it"
+            f"{path} does not decode as an image ({reason}); repair it or remove it"
         ) from error
     return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
 
 
+def _eight_bits(image: Image.Image) -> Image.Image:
+    if image.mode == "F":
+        raise ValueError("pixels are floats of unknown range; save it with 8 or 16 bits")
+    if image.mode.startswith("I"):  # 16 bits a pixel; Pillow would clip them
+        return Image.fromarray((np.asarray(image) / 257).round().clip(0, 255).astype(np.uint8))
+    # Pillow warns of a palette with transparency unless it is looked up first.
+    return image.convert("RGBA") if image.mode == "P" else image
+
+
 def list_classes(folder: Path) -> list[str]:
-    """Name the classes of a folder: its subfolders, sorted.
+    """Name the classes of a folder: its subfolders, sorted, without hidden ones.
 
     Raises:
         MisconfigurationException: The folder is missing or has no subfolders.
@@ -107,7 +107,7 @@ def list_classes(folder: Path) -> list[str]:
             f"{folder} is not a folder; data_path takes a folder with train/<class>/<image> "
             "(and test/, and val/ or none) in it"
         )
-    classes = sorted(entry.name for entry in os.scandir(folder) if entry.is_dir())
+    classes = [entry.name for entry in _visible(folder) if entry.is_dir()]
     if not classes:
         raise MisconfigurationException(
             f"{folder} has no folders in it; put the images of each class in a folder of its own, "
@@ -128,12 +128,12 @@ def list_images(folder: Path, classes: Sequence[str]) -> tuple[list[str], list[i
             f"{folder} has the class {unknown[0]!r}, which train/ has not; train/ has "
             f"{', '.join(classes)}"
         )
-    files, labels = [], []
+    files: list[str] = []
+    labels: list[int] = []
     for label, name in enumerate(classes):
-        for root, _, names in sorted(os.walk(folder / name, followlinks=True)):
-            images = sorted(n for n in names if has_file_allowed_extension(n, IMG_EXTENSIONS))
-            files += [os.path.join(root, n) for n in images]
-            labels += [label] * len(images)
+        if (folder / name).is_dir():
+            files += _walk(folder / name)
+            labels += [label] * (len(files) - len(labels))
     if not files:
         raise MisconfigurationException(
             f"{folder} has no images in its folders; files that end in "
@@ -142,51 +142,15 @@ def list_images(folder: Path, classes: Sequence[str]) -> tuple[list[str], list[i
     return files, labels
 
 
-def download(build: Callable[..., Any], name: str, root: Path) -> None:
-    """Fetch a torchvision data set unless it is there, and fetch it once more if it is corrupt.
-
-    Processes that share the folder wait for each other.
-
-    Args:
-        build: Makes the data set; takes `download=True` or `False`.
-        name: The set's name, for messages.
-        root: The folder it goes to.
-
-    Raises:
-        MisconfigurationException: The folder can't be written, the set can't be reached, or it
-            arrived corrupt twice.
-    """
-    # torchvision's word for "not there or not whole" is RuntimeError, here and below.
-    with suppress(RuntimeError):
-        return build(download=False)
-    try:
-        root.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(root / ".lock")
-        lock.acquire()
-    except OSError as error:
-        raise MisconfigurationException(
-            f"data_path {root} can't be written ({error.strerror}); give a folder of your own: "
-            "--data_path FOLDER"
-        ) from error
-    with lock:
-        _fetch(build, name, root)
+def _walk(folder: Path | str) -> Iterator[str]:
+    for entry in _visible(folder):
+        if entry.is_dir():
+            yield from _walk(entry.path)
+        elif has_file_allowed_extension(entry.name, IMG_EXTENSIONS):
+            yield entry.path
 
 
-def _fetch(build: Callable[..., Any], name: str, root: Path, attempts: int = 2) -> None:
-    started = time.time()
-    try:
-        build(download=True)
-    except (RuntimeError, EOFError, OSError, tarfile.TarError, zlib.error) as error:
-        reason = str(getattr(error, "reason", error)).strip().splitlines()[-1]
-        if isinstance(error, URLError) or "urlopen error" in reason or attempts == 1:
-            raise MisconfigurationException(
-                f"{name} can't be fetched ({reason}); on a machine with network run `pyclassify "
-                f"prepare --data_path {root}`, or name a folder of images "
-                "(--data=ImageFolderDataModule --data_path FOLDER), or the set drawn on the spot "
-                "(--config configs/synthetic.yaml)"
-            ) from error
-        rank_zero_warn(f"{name} arrived corrupt ({reason}); removed, fetching it once more")
-        for path in root.rglob("*"):
-            if path.is_file() and path.stat().st_mtime >= started and path.name != ".lock":
-                path.unlink()
-        _fetch(build, name, root, attempts - 1)
+def _visible(folder: Path | str) -> list[os.DirEntry[str]]:
+    # Hidden: .ipynb_checkpoints with copies of images, macOS's ._name beside each.
+    entries = (entry for entry in os.scandir(folder) if not entry.name.startswith("."))
+    return sorted(entries, key=lambda entry: entry.name)

@@ -1,0 +1,137 @@
+"""torchvision's data sets, fetched whole or not at all."""
+
+import io
+import socket
+import sys
+import tarfile
+import zlib
+from collections.abc import Iterator
+from contextlib import (
+    AbstractContextManager,
+    contextmanager,
+    nullcontext,
+    redirect_stderr,
+    suppress,
+)
+from http.client import HTTPException
+from pathlib import Path
+from typing import Any
+
+import torchvision.datasets
+from filelock import FileLock
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
+from torchvision.datasets.utils import check_integrity
+
+PATIENCE = 60.0  # seconds that a server may be silent
+
+# torchvision's word for "not there or not whole" is RuntimeError. MNIST's unpacked files have no
+# hash, so that its reader trips over what they lack. The rest is what a transfer fails with.
+_TROUBLE = (
+    RuntimeError,
+    ValueError,
+    AssertionError,
+    EOFError,
+    OSError,
+    HTTPException,
+    tarfile.TarError,
+    zlib.error,
+)
+
+
+def fetch(name: str, root: Path, train: bool) -> Any:
+    """Read a half of one of torchvision's data sets, and download it first unless it is there.
+
+    What arrives incomplete or corrupt is removed and fetched once more. Processes that share the
+    folder wait for each other, so that one of them downloads.
+
+    Args:
+        name: The set's class in `torchvision.datasets`.
+        root: The folder it is kept in.
+        train: Which half: for training, or for the test.
+
+    Returns:
+        torchvision's data set.
+
+    Raises:
+        MisconfigurationException: The folder can't be written, the set can't be reached, or it
+            arrived corrupt twice.
+    """
+    with suppress(*_TROUBLE):
+        return _build(name, root, train)
+    with _lock(root):
+        with suppress(*_TROUBLE):  # another process may have been faster
+            return _build(name, root, train)
+        _remove_broken(name, root, train)
+        rank_zero_info(f"Fetching {name} into {root}")
+        return _download(name, root, train)
+
+
+def _build(name: str, root: Path, train: bool, download: bool = False) -> Any:
+    half = {"split": "train" if train else "test"} if name == "SVHN" else {"train": train}
+    return getattr(torchvision.datasets, name)(root, **half, download=download)
+
+
+def _lock(root: Path) -> AbstractContextManager[Any]:
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        return FileLock(root / ".lock").acquire()
+    except OSError as error:
+        raise MisconfigurationException(
+            f"data_path {root} can't be written ({error.strerror}); give a folder of your own: "
+            "--data_path FOLDER"
+        ) from error
+
+
+def _download(name: str, root: Path, train: bool, again: bool = True) -> Any:
+    try:
+        with _undisturbed():
+            return _build(name, root, train, download=True)
+    except _TROUBLE as error:
+        reason = (str(error).strip() or repr(error)).splitlines()[-1].strip("<>")
+        broken = _remove_broken(name, root, train)
+        if broken:
+            reason = f"{', '.join(broken)} arrived incomplete or corrupt: {reason}"
+        if not (broken and again):
+            raise MisconfigurationException(
+                f"{name} can't be fetched ({reason}); on a machine with network run `pyclassify "
+                f"prepare --data_path {root}`, or name a folder of images "
+                "(--data=ImageFolderDataModule --data_path FOLDER), or the set drawn on the spot "
+                "(--config configs/synthetic.yaml)"
+            ) from error
+    rank_zero_warn(f"{reason}; removed, fetching {name} once more")
+    return _download(name, root, train, again=False)
+
+
+def _remove_broken(name: str, root: Path, train: bool) -> list[str]:
+    """Remove the downloads whose hash is wrong, and what torchvision takes unpacked as it is.
+
+    Returns:
+        The names of the downloads removed.
+    """
+    kind = getattr(torchvision.datasets, name)
+    if name == "SVHN":
+        _, file, md5 = kind.split_list["train" if train else "test"]
+        downloads = [(root / file, md5)]
+    elif name.startswith("CIFAR"):
+        downloads = [(root / kind.filename, kind.tgz_md5)]
+    else:
+        downloads = [(root / name / "raw" / file, md5) for file, md5 in kind.resources]
+        for path, _ in downloads:
+            path.with_suffix("").unlink(missing_ok=True)
+    broken = [path for path, md5 in downloads if path.exists() and not check_integrity(path, md5)]
+    for path in broken:
+        path.unlink()
+    return [path.name for path in broken]
+
+
+@contextmanager
+def _undisturbed() -> Iterator[None]:
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(PATIENCE)  # torchvision would wait for ever
+    try:
+        # Its progress bar is for who watches; in a job's log it would run into other lines.
+        with nullcontext() if sys.stderr.isatty() else redirect_stderr(io.StringIO()):
+            yield
+    finally:
+        socket.setdefaulttimeout(before)

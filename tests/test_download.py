@@ -1,0 +1,134 @@
+"""Downloads that go well, and those that do not."""
+
+import os
+import socket
+import sys
+
+import archives
+import pytest
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+
+from pyclassify import download
+from pyclassify.download import fetch
+
+CIFAR10 = archives.FIRST_FILES["CIFAR10"]
+NAMES = list(archives.FIRST_FILES)
+TROUBLES = ["HTTP Error 404: Not Found", "Connection refused", "timed out"]
+
+
+@pytest.fixture
+def server():
+    with archives.serve() as server:
+        yield server
+
+
+@pytest.mark.parametrize("name", [*NAMES, "CIFAR100"])
+def test_files_are_fetched_once_and_found_from_then_on(name, server, monkeypatch, tmp_path):
+    archives.offer(monkeypatch, server, name)
+
+    for _ in range(2):
+        assert len(fetch(name, tmp_path / "new", train=True)) == archives.TRAIN
+        assert len(fetch(name, tmp_path / "new", train=False)) == archives.TEST
+
+    assert sorted(server.fetched) == sorted(file for file, body in server.bodies.items() if body)
+
+
+def test_whole_set_is_read_without_a_write_to_its_folder(server, monkeypatch, tmp_path):
+    archives.offer(monkeypatch, server, "CIFAR10")
+    fetch("CIFAR10", tmp_path, train=True)
+    (tmp_path / ".lock").unlink(missing_ok=True)
+    before = {path: path.stat().st_mtime_ns for path in [tmp_path, *tmp_path.rglob("*")]}
+
+    fetch("CIFAR10", tmp_path, train=True)
+
+    assert {path: path.stat().st_mtime_ns for path in [tmp_path, *tmp_path.rglob("*")]} == before
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_cut_off_file_is_removed_and_fetched_once_more(name, server, monkeypatch, tmp_path):
+    archives.offer(monkeypatch, server, name)
+    file = archives.FIRST_FILES[name]
+    whole = server.bodies[file][0]
+    server.bodies[file] = [whole[:100], whole]
+
+    with pytest.warns(UserWarning, match=f"{file} arrived .*removed, fetching {name} once more"):
+        dataset = fetch(name, tmp_path, train=True)
+
+    assert len(dataset) == archives.TRAIN
+    assert server.fetched.count(file) == 2
+
+
+@pytest.mark.filterwarnings("ignore:.*fetching CIFAR10 once more")
+def test_second_corrupt_arrival_is_an_error_that_leaves_nothing_corrupt(
+    server, monkeypatch, tmp_path
+):
+    archives.offer(monkeypatch, server, "CIFAR10")
+    whole = server.bodies[CIFAR10][0]
+    server.bodies[CIFAR10] = [bytes(len(whole)), bytes(len(whole)), whole]
+
+    with pytest.raises(MisconfigurationException, match=rf"CIFAR10 can't be .*{CIFAR10} arrived"):
+        fetch("CIFAR10", tmp_path, train=True)
+
+    assert server.fetched == [CIFAR10] * 2
+    assert not (tmp_path / CIFAR10).exists()
+    assert len(fetch("CIFAR10", tmp_path, train=True)) == archives.TRAIN
+
+
+@pytest.mark.filterwarnings("ignore:.*fetching SVHN once more")
+def test_corrupt_arrival_costs_no_other_file_of_the_folder(server, monkeypatch, tmp_path):
+    archives.offer(monkeypatch, server, "SVHN")
+    fetch("SVHN", tmp_path, train=True)
+    (tmp_path / "mlflow.db").touch()
+    os.utime(tmp_path / "mlflow.db", (2**32, 2**32))  # as if written during the download
+    server.bodies["test_32x32.mat"].insert(0, b"")
+
+    fetch("SVHN", tmp_path, train=False)
+
+    assert (tmp_path / "mlflow.db").exists()
+    assert server.fetched.count("train_32x32.mat") == 1
+
+
+@pytest.mark.filterwarnings("error::UserWarning")  # a second try would warn
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("trouble", TROUBLES)
+def test_set_out_of_reach_names_the_ways_on(name, trouble, server, monkeypatch, tmp_path):
+    monkeypatch.setattr(download, "PATIENCE", 0.1)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        if trouble != TROUBLES[0]:
+            server.url = f"http://127.0.0.1:{silent.getsockname()[1]}/"
+        if trouble == "Connection refused":
+            silent.close()
+        archives.offer(monkeypatch, server, name)
+        server.bodies.clear()
+
+        with pytest.raises(
+            MisconfigurationException,
+            match=rf"^{name} can't be fetched \(.*{trouble}\); on a machine with network run "
+            rf"`pyclassify prepare --data_path {tmp_path}`, or name a folder of images "
+            r"\(--data=ImageFolderDataModule --data_path FOLDER\), or the set drawn on the spot "
+            r"\(--config configs/synthetic\.yaml\)$",
+        ):
+            fetch(name, tmp_path, train=True)
+
+
+@pytest.mark.parametrize("watched", [False, True])
+def test_progress_is_shown_to_a_terminal_alone(watched, server, monkeypatch, tmp_path, capsys):
+    archives.offer(monkeypatch, server, "CIFAR10")
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: watched)
+
+    fetch("CIFAR10", tmp_path, train=True)
+
+    shown = capsys.readouterr()
+    assert ("100%" in shown.err) == watched
+    assert shown.out == ""
+
+
+def test_file_in_place_of_the_folder_is_named(tmp_path):
+    path = tmp_path / "file"
+    path.touch()
+
+    with pytest.raises(
+        MisconfigurationException,
+        match=rf"data_path {path} can't be written \(.*\); give a folder of your own: --data_path",
+    ):
+        fetch("CIFAR10", path, train=True)

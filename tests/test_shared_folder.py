@@ -1,0 +1,112 @@
+"""Downloads into a folder where something is already, or somebody else is at work."""
+
+import multiprocessing
+import signal
+import threading
+
+import archives
+import pytest
+import torchvision.datasets
+
+from pyclassify.download import fetch
+
+CIFAR10 = archives.FIRST_FILES["CIFAR10"]
+
+
+@pytest.fixture
+def server():
+    with archives.serve() as server:
+        yield server
+
+
+@pytest.mark.parametrize("name", archives.FIRST_FILES)
+def test_leftover_of_a_broken_download_is_replaced(name, server, monkeypatch, tmp_path):
+    archives.offer(monkeypatch, server, name)
+    file = archives.FIRST_FILES[name]
+    folder = tmp_path / "MNIST/raw" if name == "MNIST" else tmp_path
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / file).write_bytes(server.bodies[file][0][:100])
+
+    assert len(fetch(name, tmp_path, train=True)) == archives.TRAIN
+    assert server.fetched.count(file) == 1
+
+
+@pytest.mark.parametrize("left", [0, 3, 200])
+@pytest.mark.parametrize(
+    ("name", "unpacked"),
+    [
+        ("CIFAR10", "cifar-10-batches-py/data_batch_2"),
+        ("MNIST", "MNIST/raw/train-images-idx3-ubyte"),
+        ("MNIST", "MNIST/raw/train-labels-idx1-ubyte"),
+    ],
+)
+def test_torn_file_is_unpacked_again_from_what_was_fetched(
+    name, unpacked, left, server, monkeypatch, tmp_path
+):
+    halves = archives.offer(monkeypatch, server, name)
+    fetch(name, tmp_path, train=True)
+    server.fetched.clear()
+    path = tmp_path / unpacked
+    path.write_bytes(path.read_bytes()[: min(left, path.stat().st_size - 1)])
+
+    dataset = fetch(name, tmp_path, train=True)
+
+    assert list(dataset.targets) == list(halves["train"][1])
+    assert server.fetched == []
+
+
+def test_archive_put_there_by_hand_needs_no_network(server, monkeypatch, tmp_path):
+    archives.offer(monkeypatch, server, "CIFAR10")
+    (tmp_path / CIFAR10).write_bytes(server.bodies.pop(CIFAR10)[0])
+
+    assert len(fetch("CIFAR10", tmp_path, train=True)) == archives.TRAIN
+
+
+def test_processes_that_share_a_folder_fetch_once(server, monkeypatch, tmp_path):
+    archives.offer(monkeypatch, server, "CIFAR10")
+    server.pause = threading.Event()
+    processes = [start_fetch(tmp_path) for _ in range(3)]
+    assert server.halfway.wait(30)  # one is in the midst of it, and the others wait or will
+    server.pause.set()
+
+    for process in processes:
+        process.join(30)
+
+    assert [process.exitcode for process in processes] == [0, 0, 0]
+    assert server.fetched == [CIFAR10]
+
+
+def test_threads_that_share_a_folder_fetch_once(server, monkeypatch, tmp_path):
+    archives.offer(monkeypatch, server, "MNIST")
+    threads = [threading.Thread(target=fetch, args=("MNIST", tmp_path, True)) for _ in range(4)]
+
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30)
+
+    assert len(server.fetched) == len(torchvision.datasets.MNIST.resources)
+    assert len(fetch("MNIST", tmp_path, train=True)) == archives.TRAIN
+
+
+def test_download_that_was_killed_is_begun_again(server, monkeypatch, tmp_path):
+    archives.offer(monkeypatch, server, "CIFAR10")
+    server.pause = threading.Event()
+    process = start_fetch(tmp_path)
+    assert server.halfway.wait(30)
+    process.kill()
+    process.join(30)
+    assert process.exitcode == -signal.SIGKILL
+    server.pause.set()
+
+    assert len(fetch("CIFAR10", tmp_path, train=True)) == archives.TRAIN
+    assert server.fetched == [CIFAR10] * 2
+
+
+def start_fetch(folder):
+    # Forked, to keep what torchvision has been told of the server.
+    process = multiprocessing.get_context("fork").Process(
+        target=fetch, args=("CIFAR10", folder, True)
+    )
+    process.start()
+    return process
