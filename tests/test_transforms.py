@@ -81,20 +81,20 @@ def test_crop_cuts_and_mirrors_each_image_as_told():
 
 
 def test_crop_and_flip_are_drawn_for_each_image_alone():
-    top, left, flip = places(Preprocess(70, 64), draw(0, 0, torch.arange(500), count=3))
+    top, left, flip = places(Preprocess(10, 4), draw(0, 0, torch.arange(500), count=3))
 
     assert len(torch.stack([top, left, flip]).unique(dim=1).T) > 90  # of 7 * 7 * 2
 
 
 def test_crops_reach_from_edge_to_edge_and_half_are_mirrored():
-    top, left, flip = places(Preprocess(70, 64), draw(0, 0, torch.arange(2000), count=3))
+    top, left, flip = places(Preprocess(10, 4), draw(0, 0, torch.arange(2000), count=3))
 
     assert top.unique().tolist() == left.unique().tolist() == list(range(7))
     assert 0.45 < flip.float().mean() < 0.55
 
 
 def test_nothing_is_mirrored_where_flip_is_off():
-    *_, flip = places(Preprocess(70, 64, flip=False), draw(0, 0, torch.arange(100), count=3))
+    *_, flip = places(Preprocess(10, 4, flip=False), draw(0, 0, torch.arange(100), count=3))
 
     assert not flip.any()
 

@@ -1,0 +1,140 @@
+"""From a set of images to batches: what is in them does not depend on how they were read."""
+
+from itertools import chain
+
+import pytest
+import small
+import torch
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from PIL import Image
+
+from pyclassify import shapes
+from pyclassify.datamodule import ImageFolderDataModule, SyntheticDataModule
+from pyclassify.datasets import ImageTensors
+from pyclassify.loading import ImageDataModule
+from pyclassify.module import Classifier
+
+OPTIONS = {"batch_size": 5, "resize": 36, "crop": 32}
+NORMALISED = {"mean": (0.5, 0.4, 0.3), "std": (0.2, 0.3, 0.4)}
+
+
+class InMemory(ImageDataModule):
+    """Training on a few images and validation on the same."""
+
+    classes = shapes.CLASSES
+
+    def __init__(self, images, labels, **options):
+        super().__init__(**options)
+        self.images, self.labels = images, labels
+
+    def setup(self, stage):
+        self.train = self.val = ImageTensors(self.images, self.labels)
+
+
+def drawn(count=13):
+    images, labels = shapes.draw(count, seed=0)
+    order = labels.argsort(stable=True)  # as a folder's files are listed, by class
+    return images[order], labels[order]
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """The same images as files."""
+    for part in ("train", "val"):
+        for number, (image, label) in enumerate(zip(*drawn(), strict=True)):
+            place = tmp_path / part / f"class {label}"
+            place.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(image.permute(1, 2, 0).numpy()).save(place / f"{number:02}.png")
+    return tmp_path
+
+
+def batches(data, max_epochs=1, seed=0):
+    """Train and validate, and hand back what was seen in each."""
+    recorder = small.Recorder()
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv("PL_GLOBAL_SEED", str(seed))
+        trainer = small.trainer(max_epochs=max_epochs, callbacks=[recorder])
+        trainer.fit(Classifier(small.network, len(data.classes)), data)
+    return recorder.training, recorder.validation
+
+
+def by_place(seen):
+    """Put images in the order that they have in their set."""
+    places = torch.cat([batch.places for batch in seen])
+    return torch.cat([images for images, _ in seen])[places.argsort()]
+
+
+def assert_same_batches(some, others):
+    for one, other in zip(some, others, strict=True):
+        assert torch.equal(one.places, other.places)
+        assert torch.equal(one[1], other[1])
+        torch.testing.assert_close(one[0], other[0])
+
+
+def test_batch_unpacks_to_images_and_labels_and_carries_their_places():
+    data = InMemory(*drawn(), **OPTIONS)
+
+    for batch in chain(*batches(data)):
+        images, labels = batch
+        assert images.shape == (len(labels), 3, 32, 32)
+        assert torch.equal(labels, data.labels[batch.places])
+
+
+def test_each_epoch_sees_all_images_in_an_order_of_its_own():
+    seen, _ = batches(InMemory(*drawn(), **OPTIONS), max_epochs=2)
+    first, second = (torch.cat([batch.places for batch in seen[i : i + 3]]) for i in (0, 3))
+
+    assert sorted(first.tolist()) == sorted(second.tolist()) == list(range(13))
+    assert not torch.equal(first, second)
+
+
+def test_each_epoch_crops_the_images_anew():
+    seen, _ = batches(InMemory(*drawn(), **OPTIONS), max_epochs=2)
+    first, second = by_place(seen[:3]), by_place(seen[3:])
+
+    assert (first != second).flatten(1).any(dim=1).sum() > 9
+
+
+def test_validation_sees_central_crops_in_order_every_time():
+    data = InMemory(*drawn(), **OPTIONS)
+    _, seen = batches(data, max_epochs=2)
+
+    assert_same_batches(seen[:3], seen[3:])
+    assert torch.cat([batch.places for batch in seen[:3]]).tolist() == list(range(13))
+    torch.testing.assert_close(by_place(seen[:3]), data.preprocess(data.images))
+
+
+@pytest.mark.parametrize("batch_size", [1, 4, 13])
+def test_what_an_image_gets_does_not_depend_on_the_batch_size(batch_size):
+    seen, _ = batches(InMemory(*drawn(), **OPTIONS))
+    others, _ = batches(InMemory(*drawn(), **{**OPTIONS, "batch_size": batch_size}))
+
+    torch.testing.assert_close(by_place(others), by_place(seen))
+
+
+def test_another_seed_brings_another_order_and_other_crops():
+    (seen, _), (others, _) = (batches(InMemory(*drawn(), **OPTIONS), seed=seed) for seed in (0, 1))
+
+    assert not torch.equal(seen[0].places, others[0].places)
+    assert (by_place(seen) != by_place(others)).flatten(1).any(dim=1).sum() > 9
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_files_and_memory_give_the_same_batches_with_any_workers(folder, num_workers):
+    from_files = ImageFolderDataModule(
+        str(folder), num_workers=num_workers, **OPTIONS, **NORMALISED
+    )
+    from_memory = InMemory(*drawn(), **OPTIONS, **NORMALISED)
+
+    for some, others in zip(batches(from_files), batches(from_memory), strict=True):
+        assert_same_batches(some, others)
+
+
+@pytest.mark.parametrize("batch_size", [0, -3])
+def test_a_batch_needs_an_image(batch_size):
+    with pytest.raises(MisconfigurationException, match=f"batch_size is {batch_size}; give 1 or"):
+        SyntheticDataModule(batch_size=batch_size)
+
+
+def test_number_of_classes_follows_the_data():
+    assert SyntheticDataModule().num_classes == 10
