@@ -68,6 +68,12 @@ def explain(error: BaseException | None) -> str | None:
         ):
             # A data worker's error arrives with its stack trace before it.
             return " ".join(str(error).rsplit("MisconfigurationException: ", 1)[-1].split())
+        if str(error).startswith("Error(s) in loading state_dict"):
+            detail = str(error).partition("\n")[2].split("\n")[0]
+            return (
+                f"the checkpoint's weights are another network's ({detail.strip()}); give the "
+                "--config and options of the run that it is of (its artifact config.yaml)"
+            )
         error = error.__cause__
     return None
 

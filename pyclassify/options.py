@@ -1,12 +1,10 @@
-"""The short options, and what they and the defaults mean to LightningCLI.
+"""The command line before LightningCLI reads it: verbs, short options and defaults.
 
 `mlflow run -P batch_size=128` arrives here as `--batch_size 128`.
 """
 
-import re
 from collections.abc import Iterable, Iterator
 from difflib import get_close_matches
-from itertools import pairwise
 from typing import Any
 
 import yaml
@@ -18,6 +16,7 @@ SHORT_OPTIONS = {
     "batch_size": "data.batch_size",
     "data_path": "data.data_path",
     "devices": "trainer.devices",
+    "learning_rate": "model.learning_rate",
     "max_epochs": "trainer.max_epochs",
     "num_nodes": "trainer.num_nodes",
     "precision": "trainer.precision",
@@ -29,54 +28,128 @@ DEFAULT_PARTS = {
     "data": "pyclassify.datamodule.CIFAR10DataModule",
 }
 
+PARTS = (*DEFAULT_PARTS, "optimizer", "lr_scheduler")
+
+# How a value says that there is none, in a file and on the command line.
+UNSET = (None, "null", "None")
+
+# The options that may stand without a value.
+FLAGS = ("-h", "--help", "--print_config")
+
 
 def spell_out(given: list[str]) -> list[str]:
-    """Put LightningCLI's full options in place of the short ones, and what trains by default.
+    """Put the verb first, full options in place of short ones, and what trains by default.
+
+    Options may stand in any order: configuration files are read first, so that an option wins over
+    them, and a part's class is set before its arguments.
 
     The defaults are options, not defaults of the parser: those would leave their arguments (the
     size of CIFAR-10's validation set) to whichever class a recipe names in their place.
+
+    Raises:
+        OSError: A configuration file can't be read.
+        ValueError: There is no verb, or a configuration file is no mapping in YAML.
     """
-    keys = {key for key, _ in settings(given)}
-    rate = "optimizer.lr" if "optimizer" in keys else "model.learning_rate"
+    options = list(_group(given))
+    verb = _find_verb(options)
+    if verb is None:
+        return given
+    chosen = dict(settings(given))
+    classes = {**DEFAULT_PARTS, **chosen}
+    for part in PARTS:
+        argument = next((key for key in chosen if key.startswith(f"{part}.")), f"{part}.help")
+        if not (part in chosen or part in DEFAULT_PARTS or argument == f"{part}.help"):
+            raise ValueError(f"{argument} is given and no {part}; name its class by --{part}")
+    rate = "model.learning_rate" if chosen.get("optimizer") in UNSET else "optimizer.lr"
     short = {**SHORT_OPTIONS, "learning_rate": rate}
-    spelled = []
-    for argument in given:
-        name, equals, value = argument.partition("=")
-        full = short.get(name.removeprefix("--")) if name.startswith("--") else None
-        spelled.append(f"--{full}{equals}{value}" if full else argument)
-    verb = next((place for place, argument in enumerate(given) if argument in VERBS), None)
-    if verb is not None:
-        missing = [f"--{part}={path}" for part, path in DEFAULT_PARTS.items() if part not in keys]
-        spelled[verb + 1 : verb + 1] = missing
+    missing = DEFAULT_PARTS.keys() - chosen.keys()
+    spelled = [verb, *(f"--{part}={DEFAULT_PARTS[part]}" for part in sorted(missing))]
+    for name, *value in sorted(options, key=_turn):
+        part = name.removeprefix("--").removesuffix(".help")
+        if name.endswith(".help") and not value and part in classes:
+            value = [str(classes[part])]
+        head, equals, tail = name.partition("=")
+        full = short.get(head.removeprefix("--")) if head.startswith("--") else None
+        spelled += [f"--{full}{equals}{tail}" if full else name, *value]
     return spelled
 
 
+def _group(given: list[str]) -> Iterator[list[str]]:
+    """Cut a command line into options, each with its value, and other words one by one."""
+    left = [*given]
+    while left:
+        group = [left.pop(0)]
+        takes_value = group[0].startswith("-") and "=" not in group[0] and group[0] not in FLAGS
+        if takes_value and left and not left[0].startswith("--"):
+            group.append(left.pop(0))
+        yield group
+
+
+def _find_verb(options: list[list[str]]) -> str | None:
+    """Take the verb out of a command line; there is none where only help is asked for."""
+    takes = f"give one of {', '.join(VERBS)}"
+    verb = next((option for option in options if not option[0].startswith("-")), None)
+    if verb is None:
+        if any(option[0] in ("-h", "--help") for option in options):
+            return None
+        raise ValueError(f"no verb was given; {takes}")
+    if verb[0] not in VERBS:
+        near = get_close_matches(verb[0], VERBS, n=1)
+        hint = f" (nearest: {near[0]})" if near else ""
+        raise ValueError(f"there is no verb {verb[0]!r}{hint}; {takes}")
+    options.remove(verb)
+    return verb[0]
+
+
+def _turn(option: list[str]) -> int:
+    """When an option's turn comes: files, then classes, their arguments, and those' in turn.
+
+    Of two files, or of one option given twice, the later one wins, as sorting is stable.
+    """
+    name = option[0].partition("=")[0]
+    if name in ("--config", "-c"):
+        return 0
+    path = list(_shorten(name.removeprefix("--").split(".")))
+    return len(path) if path[0] in PARTS else 1
+
+
 def settings(given: list[str]) -> Iterator[tuple[str, Any]]:
-    """List what options and configuration files set, in order: dotted keys and values.
+    """List what configuration files and options set: dotted keys and values, the last one holds.
 
     A part's class has the part's own name (`optimizer`), its arguments follow it directly
     (`optimizer.lr`).
 
     Raises:
         OSError: A configuration file can't be read.
-        ValueError: One is not YAML.
+        ValueError: One is no mapping in YAML.
     """
-    for argument, following in pairwise([*given, ""]):
-        name, equals, value = argument.partition("=")
+    for option in sorted(_group(given), key=_turn):
+        name, equals, value = option[0].partition("=")
         if not equals:
-            value = following
+            value = option[1] if len(option) > 1 else ""
         if name in ("--config", "-c"):
             yield from _flatten(_read(value))
         elif name.startswith("--"):
             yield ".".join(_shorten(name.removeprefix("--").split("."))), value
 
 
-def _read(path: str) -> Any:
-    with open(path) as file:
-        try:
-            return yaml.safe_load(file)
-        except yaml.YAMLError as error:
-            raise ValueError(f"{path} is no YAML file: {error}") from error
+def _read(path: str) -> dict[str, Any]:
+    takes = "--config takes a YAML file, such as configs/alexnet-cifar10.yaml"
+    if not path:
+        raise ValueError(f"--config was given no file; {takes}")
+    try:
+        with open(path, encoding="utf-8") as file:
+            config = yaml.safe_load(file)
+    except OSError as error:
+        raise OSError(f"{path} can't be read ({error.strerror}); {takes}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is no YAML file ({error}); {takes}") from error
+    if not isinstance(config, dict):
+        raise ValueError(
+            f"{path} holds {type(config).__name__} where settings are expected, `trainer:` and "
+            f"others; {takes}"
+        )
+    return config
 
 
 def _flatten(config: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[str, Any]]:
@@ -89,24 +162,3 @@ def _flatten(config: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[str, Any
 
 def _shorten(path: Iterable[str]) -> Iterator[str]:
     return (key for key in path if key not in ("class_path", "init_args"))
-
-
-def explain(text: str, known: list[str]) -> str:
-    """Shorten to one line what jsonargparse says of an option, and say what it takes.
-
-    Args:
-        text: The message, of several lines.
-        known: The dotted keys that there are.
-    """
-    unknown = re.search(r"unrecognized arguments: -*([^\s=]+)|accept option '([^']+)'", text)
-    if unknown:
-        name = unknown[1] or unknown[2]
-        near = get_close_matches(name, [*known, *SHORT_OPTIONS], n=3)
-        hint = f"nearest: {', '.join(near)}; " if near else ""
-        return f"there is no option {name!r}; {hint}--print_config shows all of them"
-    key = re.search(r'Parser key "([^"]+)"', text)
-    given = re.search(r"Given value: (.*)", text)
-    expected = re.findall(r"Expected an? (?:<class ')?([^'\n>]+)", text)
-    if key and given and expected:
-        return f"{key[1]} is {given[1]!r}; expected {' or '.join(expected)}"
-    return " ".join(text.split())

@@ -12,27 +12,54 @@ from pyclassify.resume import raise_on_stop
 
 
 class Trainer(pl.Trainer):
-    """Lightning's Trainer and two more verbs."""
+    """Lightning's Trainer and two more verbs; a verb's docstring is its help."""
 
     def train(
         self,
         model: pl.LightningModule,
         datamodule: pl.LightningDataModule | None = None,
         ckpt_path: str | None = None,
+        weights_only: bool | None = None,
     ) -> None:
         """Fit, then test with the best checkpoint.
 
         Args:
             ckpt_path: A checkpoint to go on from.
+            weights_only: Whether to read nothing but tensors and plain values out of checkpoints.
         """
-        self.fit(model, datamodule=datamodule, ckpt_path=ckpt_path)
+        self.fit(model, datamodule=datamodule, ckpt_path=ckpt_path, weights_only=weights_only)
         best = "best" if getattr(self.checkpoint_callback, "best_model_path", "") else None
-        self.test(model, datamodule=datamodule, ckpt_path=best)
+        self.test(model, datamodule=datamodule, ckpt_path=best, weights_only=weights_only)
+
+    def fit(self, *args: Any, **kwargs: Any) -> None:
+        """Train, and keep the best checkpoint."""
+        super().fit(*args, **kwargs)
+
+    def validate(self, *args: Any, **kwargs: Any) -> Any:
+        """Score a trained network on the validation images."""
+        return super().validate(*args, **kwargs)
+
+    def test(self, *args: Any, **kwargs: Any) -> Any:
+        """Score a trained network on the test images."""
+        return super().test(*args, **kwargs)
+
+    def predict(self, *args: Any, **kwargs: Any) -> Any:
+        """Classify the test images, for a callback such as a BasePredictionWriter to keep."""
+        return super().predict(*args, **kwargs)
 
     def prepare(
-        self, model: pl.LightningModule, datamodule: pl.LightningDataModule | None = None
+        self,
+        model: pl.LightningModule,
+        datamodule: pl.LightningDataModule | None = None,
+        ckpt_path: str | None = None,
+        weights_only: bool | None = None,
     ) -> None:
-        """Download the data, or check that it is there, and train nothing."""
+        """Download the data, or check that it is there, and train nothing.
+
+        Args:
+            ckpt_path: Not used, as the next; here so that one configuration serves every verb.
+            weights_only: Not used.
+        """
         if datamodule is not None:
             datamodule.prepare_data()
             for stage in ("fit", "test"):

@@ -1,25 +1,59 @@
 """The training verbs: LightningCLI with the parts of this project as its defaults."""
 
 import logging
-import os
+import pickle
 import re
+import shlex
 import sys
 import warnings
 from argparse import ArgumentError
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import lightning.pytorch as pl
 import torch
+from jsonargparse import Namespace
+from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_only, rank_zero_warn
 
 # Imported so that their bare names can be given to --model and --data.
 from pyclassify import datamodule, module  # noqa: F401
-from pyclassify.options import VERBS, explain, settings
-from pyclassify.tracking.logger import WEIGHTS, RecordConfig
+from pyclassify.options import SHORT_OPTIONS, VERBS, settings
+from pyclassify.tracking.logger import WEIGHTS, RecordConfig, RunLogger
 from pyclassify.trainer import BestCheckpoint, LaunchCheck, Trainer
+from pyclassify.wording import explain
+
+DESCRIPTION = "Train any network on any images as one MLflow run."
+EPILOG = "Short options: " + ", ".join(
+    f"--{short} for --{full}" for short, full in SHORT_OPTIONS.items()
+)
+EPILOG += (
+    "; --learning_rate is --optimizer.lr where an optimizer is named. "
+    "--model.help and --data.help show the options that the network and the data have."
+)
+
+# The headings of the help, where the docstrings of Lightning and torch are for other readers.
+TITLES = {
+    "trainer": "How to train",
+    "model": "What to train",
+    "data": "What to train it on",
+    "checkpoint": "Which weights to keep",
+    "optimizer": "The optimizer, in place of the model's own",
+    "lr_scheduler": "Its learning rate's schedule",
+}
+
+# What `prepare` runs with: a login node has none of the devices that the data is for.
+ANYWHERE = {
+    "accelerator": "cpu",
+    "devices": 1,
+    "num_nodes": 1,
+    "plugins": None,
+    "precision": None,
+    "strategy": "auto",
+}
 
 
 class Cli(LightningCLI):
@@ -35,23 +69,53 @@ class Cli(LightningCLI):
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_lightning_class_args(BestCheckpoint, "checkpoint")
+        parser.add_optimizer_args()
+        parser.add_lr_scheduler_args()
         parser.link_arguments(
             "data.num_classes", "model.init_args.num_classes", apply_on="instantiate"
         )
+        for key, group in (parser.groups or {}).items():
+            group.title = TITLES.get(key, group.title)
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         self.given = dict(settings(args))
         try:
             self.config = parser.parse_args(args)
         except ArgumentError as error:
-            verb = self._subcommand_parsers.get(args[0] if args else "", parser)
+            verb = self._subcommand_parsers.get(args[0], parser)
             raise MisconfigurationException(
                 explain(str(error), list(verb.get_defaults().keys()))
             ) from None
-        verb = self.config[self.config.subcommand]
-        check_devices(verb.trainer.devices, verb.trainer.accelerator)
+        chosen = self.config[self.config.subcommand]
+        for key in ("trainer", "checkpoint"):
+            if not isinstance(chosen[key], Namespace):
+                raise MisconfigurationException(
+                    f"{key} is {chosen[key]!r}; it takes settings of its own, such as "
+                    f"{key}.{'max_epochs' if key == 'trainer' else 'monitor'}"
+                )
+        if self.config.subcommand == "prepare":
+            for key, value in ANYWHERE.items():
+                chosen.trainer[key] = value
+        check_devices(chosen.trainer.devices, chosen.trainer.accelerator)
         if self.config.subcommand in ("validate", "test", "predict"):
-            verb.ckpt_path = find_checkpoint(verb.ckpt_path, self.config.subcommand)
+            chosen.ckpt_path = find_checkpoint(chosen.ckpt_path, self.config.subcommand)
+        elif self.config.subcommand != "prepare":
+            check_resumable(chosen.ckpt_path, self.config.subcommand)
+
+    def _parse_ckpt_path(self) -> None:
+        path = self.config[self.config.subcommand].get("ckpt_path")
+        try:
+            super()._parse_ckpt_path()
+        except (pickle.UnpicklingError, RuntimeError, EOFError, AttributeError) as error:
+            raise MisconfigurationException(
+                f"ckpt_path {path} is no checkpoint; give a file that a run saved, or a run's id"
+            ) from error
+
+    def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
+        try:
+            return super().instantiate_trainer(**kwargs)
+        except (TypeError, ValueError) as error:  # how Lightning refuses a setting's value
+            raise MisconfigurationException(f"the trainer can't be made: {error}") from error
 
     def after_instantiate_classes(self) -> None:
         given = self.given.get("model.num_classes")
@@ -63,29 +127,57 @@ class Cli(LightningCLI):
 
     @rank_zero_only
     def after_fit(self) -> None:
-        self._summarise("val_accuracy")
+        checkpoint = self.trainer.checkpoint_callback
+        if isinstance(checkpoint, ModelCheckpoint) and checkpoint.best_model_score is not None:
+            self._summarise(str(checkpoint.monitor), checkpoint.best_model_score)
+        else:
+            self.after_validate()
 
     @rank_zero_only
-    def after_train(self) -> None:
-        self._summarise("test_accuracy")
+    def after_validate(self) -> None:
+        self._summarise("val_accuracy", self.trainer.callback_metrics.get("val_accuracy"))
 
-    after_test = after_train
-    after_validate = after_fit
+    @rank_zero_only
+    def after_test(self) -> None:
+        self._summarise("test_accuracy", self.trainer.callback_metrics.get("test_accuracy"))
+
+    after_train = after_test
 
     @rank_zero_only
     def after_prepare(self) -> None:
         sys.stdout.write("The data is in place; next: pyclassify train\n")
 
-    def _summarise(self, metric: str) -> None:
-        logger, lines = self.trainer.logger, []
-        if metric in self.trainer.callback_metrics:
-            lines.append(f"{metric:14} {self.trainer.callback_metrics[metric]:.4f}")
-        if best := getattr(self.trainer.checkpoint_callback, "best_model_path", ""):
-            lines.append(f"{'checkpoint':14} {os.path.relpath(best)}")
-        if logger is not None and logger.version:
-            lines.append(f"{'run':14} {logger.version}")
-        lines.append(f"{'next':14} mlflow ui")
-        sys.stdout.write("\n" + "\n".join(lines) + "\n")
+    def _summarise(self, metric: str, value: torch.Tensor | None) -> None:
+        lines = {}
+        if value is not None:
+            lines[metric] = f"{value:.4f}"
+        best = getattr(self.trainer.checkpoint_callback, "best_model_path", None)
+        if path := self.trainer.ckpt_path or best:
+            lines["checkpoint"] = str(path).removeprefix(f"{Path.cwd()}/")
+        if isinstance(self.trainer.logger, RunLogger) and self.trainer.logger.run_id:
+            import mlflow
+
+            lines["run"] = self.trainer.logger.run_id
+            lines["next"] = show_runs(mlflow.get_tracking_uri())
+        sys.stdout.write("\n" + "".join(f"{key:14} {line}\n" for key, line in lines.items()))
+
+
+def show_runs(tracking_uri: str) -> str:
+    """What to do to look at the runs that are kept at an address."""
+    address = urlsplit(tracking_uri)
+    if address.scheme in ("http", "https"):
+        return f"open {address._replace(netloc=address.netloc.rpartition('@')[2]).geturl()}"
+    if tracking_uri in ("sqlite:///mlflow.db", f"sqlite:///{Path.cwd()}/mlflow.db"):
+        return "mlflow ui"
+    # A password stays out of logs.
+    secret = address.password is not None
+    uri = '"$MLFLOW_TRACKING_URI"' if secret else shlex.quote(tracking_uri)
+    return f"mlflow ui --backend-store-uri {uri}"
+
+
+def _shorten(path: str) -> str:
+    here = f"{Path.cwd()}/"
+    return path.removeprefix(here)
 
 
 def run(args: list[str]) -> None:
@@ -104,13 +196,26 @@ def run(args: list[str]) -> None:
         trainer_defaults={
             "logger": {"class_path": "pyclassify.tracking.logger.RunLogger"},
             "callbacks": [LaunchCheck()],
+            "devices": 1,
             "max_epochs": 10,
             "log_every_n_steps": 10,
         },
         seed_everything_default=0,
         subclass_mode_model=True,
         subclass_mode_data=True,
-        parser_kwargs={verb: {"exit_on_error": False} for verb in VERBS} | {"exit_on_error": False},
+        parser_kwargs={
+            "prog": "pyclassify",
+            "description": DESCRIPTION,
+            "exit_on_error": False,
+            **{
+                verb: {
+                    "usage": f"pyclassify {verb} [--config FILE] [--OPTION VALUE ...]",
+                    "epilog": EPILOG,
+                    "exit_on_error": False,
+                }
+                for verb in VERBS
+            },
+        },
         args=args,
     )
 
@@ -132,18 +237,33 @@ def check_devices(devices: Any, accelerator: str) -> None:
     Raises:
         MisconfigurationException: There are fewer, or none was asked for.
     """
-    if not re.fullmatch(r"\d+", str(devices)):
-        return  # "auto" and lists of indices are Lightning's to judge
+    if devices == "auto" or re.search(r"[\[,]", str(devices)):
+        return  # which Lightning judges
     gpus = torch.cuda.device_count()
-    if int(devices) < 1:
+    on_gpu = accelerator in ("gpu", "cuda") or (accelerator == "auto" and gpus > 0)
+    count = int(devices) if re.fullmatch(r"-?\d+", str(devices)) else 0
+    if count < 1 and not (count == -1 and on_gpu):
         raise MisconfigurationException(
             f"devices is {devices}; give 1 or more, a list of GPU indices, or auto"
         )
-    on_gpu = accelerator in ("gpu", "cuda") or (accelerator == "auto" and gpus)
-    if on_gpu and int(devices) > gpus:
+    if on_gpu and count > gpus:
         raise MisconfigurationException(
             f"devices is {devices} and this machine has {gpus} GPUs; give at most as many, or "
             "--accelerator cpu"
+        )
+
+
+def check_resumable(given: str | Path | None, verb: str) -> None:
+    """Refuse to go on from a checkpoint that is not there.
+
+    Raises:
+        MisconfigurationException: It is neither a path, nor an address or word of Lightning's.
+    """
+    words = re.compile(r"best|last|hpc|registry(:.*)?|\w+://.*")
+    if given is not None and not words.fullmatch(str(given)) and not Path(given).exists():
+        raise MisconfigurationException(
+            f"ckpt_path {given} is no file; {verb} goes on from a checkpoint file (a run's id is "
+            "not enough: a run keeps its best weights, without the optimizer's state)"
         )
 
 

@@ -1,0 +1,138 @@
+"""What jsonargparse says of a wrong option, in one line that names the way out."""
+
+import re
+from collections.abc import Iterator
+from difflib import get_close_matches
+from pkgutil import resolve_name
+
+from jsonargparse import ArgumentParser
+from lightning.pytorch import LightningDataModule, LightningModule
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from pyclassify.options import SHORT_OPTIONS
+
+PART_TYPES = {
+    "model": LightningModule,
+    "data": LightningDataModule,
+    "optimizer": Optimizer,
+    "lr_scheduler": LRScheduler,
+}
+
+
+def explain(text: str, known: list[str]) -> str:
+    """Reword what jsonargparse says.
+
+    Args:
+        text: The message, of one or more lines; one of a kind not known here is joined to one line.
+        known: The dotted keys that there are.
+    """
+    return (
+        _unknown_option(text, known)
+        or _unknown_argument(text)
+        or _missing_argument(text)
+        or _missing_value(text)
+        or _wrong_value(text)
+        or " ".join(text.split())
+    )
+
+
+def _unknown_option(text: str, known: list[str]) -> str | None:
+    found = re.search(r"unrecognized arguments: ([^\s=]+)|accept option '([^']+)'", text)
+    if not found:
+        return None
+    if found[1] and not found[1].startswith("-"):
+        return f"{found[1]!r} is no option's value; options are given as --name value"
+    name = (found[1] or found[2]).lstrip("-").removesuffix(".class_path")
+    return f"there is no option {name!r}; {_nearest(name, [*SHORT_OPTIONS, *PART_TYPES, *known])}"
+
+
+def _unknown_argument(text: str) -> str | None:
+    """An option of a part whose class has no such argument."""
+    found = re.search(r"Option '([^']+)' is not accepted", text)
+    if not found:
+        return None
+    class_path = (
+        re.findall(r"class_path '([^']+)'", text[: found.start()])
+        + re.findall(r"^\. Got value: Namespace\(class_path='([^']+)'", text[found.end() :])
+    )[-1]
+    name = _option(text, found[1])
+    part = name.removesuffix(f".{found[1]}")
+    its_class = resolve_name(class_path)
+    arguments = ArgumentParser().add_class_arguments(its_class, fail_untyped=False)
+    takes = _nearest(name, [f"{part}.{argument}" for argument in arguments])
+    return f"{class_path.rpartition('.')[2]} has no option {name!r}; {takes}"
+
+
+def _missing_argument(text: str) -> str | None:
+    found = re.search(r"class_path '([^']+)':\s+the following arguments are required: (\S+)", text)
+    if not found:
+        return None
+    option = f"{_option(text)}.{found[2]}"
+    short = next((f" (or --{name})" for name, full in SHORT_OPTIONS.items() if full == option), "")
+    return f"{found[1].rpartition('.')[2]} needs {found[2]}; give --{option}{short}"
+
+
+def _missing_value(text: str) -> str | None:
+    found = re.search(r"argument (\S+): expected (?:one|at least one) argument", text)
+    return f"{found[1]} was given no value; give it as {found[1]}=VALUE" if found else None
+
+
+def _wrong_value(text: str) -> str | None:
+    innermost = text[text.rfind("Parser key") :]
+    given = (
+        re.search(r"Given value: NestedArg\(key='[^']+', val='?(.*?)'?\)$", text, re.MULTILINE)
+        or re.search(r"Got value: (.*)", innermost)
+        or re.search(r"Given value: (.*)", innermost)
+    )
+    if not text.startswith("Parser key") or not given:
+        return None
+    name, value = _option(text), given[1].strip()
+    if expected := list(_types(innermost)):
+        return f"{name} is {value!r}; it takes {' or '.join(expected)}"
+    near = get_close_matches(value, _importable(name, value))
+    return (
+        f"{name} is {value!r}, which can't be imported; it takes the import path of a class or "
+        f"function, package.module.name{_list(' (nearest: ', near, ')')}"
+    )
+
+
+def _option(text: str, unknown: str | None = None) -> str:
+    """The full name of the option that a message is about."""
+    outer, *inner = re.findall(r'Parser key "([^"]+)"', text)
+    if nested := re.search(r"NestedArg\(key='([^']+)'", text):
+        return f"{outer}.{nested[1]}"
+    return ".".join([outer, *inner, *([unknown] if unknown else [])])
+
+
+def _types(text: str) -> Iterator[str]:
+    for expected in re.findall(r"Expected an? (?!path |dot import )(.+)", text):
+        name = expected.split(". Got value")[0]
+        name = re.sub(r"<class '(.+)'>|typing\.Literal\[(.+)\]", r"\1\2", name)
+        if name != "NoneType":
+            yield name.replace(", ", " or ")
+
+
+def _importable(part: str, value: str) -> list[str]:
+    """What may have been meant: names in the module that was given, or classes by bare name."""
+    module = value.rpartition(".")[0]
+    if module:
+        try:
+            return [f"{module}.{name}" for name in dir(resolve_name(module))]
+        except (ImportError, AttributeError, ValueError):
+            return []
+    found, names = [PART_TYPES[part]] if part in PART_TYPES else [], []
+    while found:
+        each = found.pop()
+        names.append(each.__name__)
+        found += each.__subclasses__()
+    return names
+
+
+def _nearest(name: str, known: list[str]) -> str:
+    near = get_close_matches(name, set(known))
+    return _list("nearest: ", near, "; ") + "--print_config shows what there is"
+
+
+def _list(before: str, names: list[str], after: str) -> str:
+    return f"{before}{', '.join(names)}{after}" if names else ""
