@@ -17,7 +17,6 @@ import yaml
 from PIL import Image
 
 ROOT = Path(__file__).parents[1]
-MINUTE = 60  # seconds
 FINISHED, FAILED, KILLED = "FINISHED", "FAILED", "KILLED"
 
 SHAPES = {
@@ -33,7 +32,7 @@ SMALL = {
     "trainer.log_every_n_steps": 1,
 }
 ENDLESS = {**SMALL, "max_epochs": 1_000_000}
-PHOTOS = {"config": "configs/image-folder.yaml", "data_path": "photos", "max_epochs": 1}
+PHOTOS = {"config": "configs/image-folder.yaml", "data_path": "photos", "data.val_size": 0.5}
 ALEXNET = {**SHAPES, "max_epochs": 1, "learning_rate": "1e-3", "trainer.limit_train_batches": 2}
 
 # What is given by -P, who gets which signal once training is under way, and how the run ends.
@@ -69,17 +68,14 @@ def ended(store, tmp_path_factory):
     Image.new("RGB", (40, 30)).save(folder / "photos" / "train" / "cats" / "tim.png")
     started = {name: start(folder, name, given, store) for name, (given, *_) in RUNS.items()}
     try:
-        for name, (_, stop, _) in RUNS.items():
-            if stop is not None:
-                wait_for_step(started[name])
-                send(started[name].process, *stop)
-        for run in started.values():
-            run.process.wait(5 * MINUTE)
-        time.sleep(10)  # the other rank takes a moment more, and so does a status that is KILLED
+        to_stop = {name: stop for name, (_, stop, _) in RUNS.items() if stop is not None}
+        wait_until(lambda: stop_those_under_way(started, to_stop) == {})
+        wait_until(lambda: all(run.process.poll() is not None for run in started.values()))
+        # The other rank takes a moment more.
+        wait_until(lambda: not any(processes_of(run.process.pid) for run in started.values()))
     finally:
         for run in started.values():
-            run.left = processes_of(run.process.pid)
-            for pid in run.left:
+            for pid in processes_of(run.process.pid):
                 os.kill(pid, signal.SIGKILL)
     return started
 
@@ -107,12 +103,23 @@ def start(folder, name, given, store):
     return SimpleNamespace(process=process, log=log, name=name)
 
 
-def wait_for_step(run):
-    deadline = time.monotonic() + 5 * MINUTE
-    while not re.search(r"Epoch \d+:.* [1-9]\d*/\d", run.log.read_text()):
-        if run.process.poll() is not None or time.monotonic() > deadline:
-            pytest.fail(f"{run.name} took no step:\n{run.log.read_text()}")
-        time.sleep(0.2)
+def wait_until(is_so, seconds=300):
+    deadline = time.monotonic() + seconds
+    while not is_so():
+        assert time.monotonic() < deadline, f"waited for {seconds} s in vain"
+        time.sleep(0.1)
+
+
+def stop_those_under_way(started, to_stop):
+    """Send the signals that are due; what is left to stop comes back."""
+    for name, (whom, signum) in list(to_stop.items()):
+        run = started[name]
+        log = run.log.read_text()
+        assert run.process.poll() is None, f"{name} ended by itself:\n{log}"
+        if re.search(r"Epoch \d+:.* [1-9]\d*/\d", log):
+            send(run.process, whom, signum)
+            del to_stop[name]
+    return to_stop
 
 
 def send(process, whom, signum):
@@ -149,15 +156,10 @@ def test_ten_starts_are_ten_runs(ended, store):
 @pytest.mark.parametrize("name", RUNS)
 def test_status_is_the_true_one(name, ended, store):
     status = RUNS[name][-1]
-    run = ended[name]
 
-    assert run_of(name, store).info.status == status, run.log.read_text()
-    assert (run.process.returncode == 0) == (status == FINISHED)
-
-
-@pytest.mark.parametrize("name", RUNS)
-def test_nothing_goes_on_after_the_end(name, ended):
-    assert ended[name].left == []
+    # In a moment, since `mlflow run` calls it FAILED first (pyclassify/tracking/insist.py).
+    wait_until(lambda: run_of(name, store).info.status == status, seconds=30)
+    assert (ended[name].process.returncode == 0) == (status == FINISHED)
 
 
 def test_failure_is_said_in_one_line(ended):
@@ -194,7 +196,6 @@ def test_metrics_are_of_every_step_and_epoch(ended, store):
     assert steps["train_loss"] == steps["train_accuracy"] == list(range(8))
     assert steps["val_loss"] == steps["val_accuracy"] == [3, 7]
     assert steps["test_loss"] == steps["test_accuracy"] == [8]
-    assert len(steps["epoch"]) == len(set(steps["epoch"]))
 
 
 def test_best_weights_are_kept_once_and_alone(ended, store, tmp_path):

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 
-SECONDS = 10.0
+SECONDS = 30.0
 
 
 def start(run_id: str, status: str) -> None:
@@ -23,7 +23,7 @@ def start(run_id: str, status: str) -> None:
     import mlflow
 
     subprocess.Popen(
-        [sys.executable, "-m", __name__, run_id, status],
+        [sys.executable, "-m", __name__, run_id, status, str(os.getpid())],
         env={**os.environ, "MLFLOW_TRACKING_URI": mlflow.get_tracking_uri()},
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
@@ -33,7 +33,13 @@ def start(run_id: str, status: str) -> None:
 
 
 def insist(run_id: str, status: str, parent: int) -> None:
-    """Wait for another status and undo it; give up `SECONDS` after the parent process ended."""
+    """Wait for another status and undo it; give up `SECONDS` after the parent process ended.
+
+    Args:
+        run_id: The run.
+        status: The status that it shall have.
+        parent: The id of the process that gave it that status.
+    """
     from mlflow import MlflowClient
 
     client = MlflowClient()
@@ -44,8 +50,8 @@ def insist(run_id: str, status: str, parent: int) -> None:
         if client.get_run(run_id).info.status != status:
             client.set_terminated(run_id, status)
             return
-        time.sleep(0.1)
+        time.sleep(0.2)
 
 
 if __name__ == "__main__":
-    insist(sys.argv[1], sys.argv[2], parent=os.getppid())
+    insist(sys.argv[1], sys.argv[2], parent=int(sys.argv[3]))
