@@ -61,30 +61,34 @@ class ImageDataModule(LightningDataModule):
         return len(self.classes)
 
     def train_dataloader(self) -> DataLoader[Any]:
-        return self._loader(self.train, shuffle=True)
+        return self._loader(self.train, self._share(self.train, shuffle=True))
 
     def val_dataloader(self) -> DataLoader[Any]:
-        return self._loader(self.val)
+        return self._loader(self.val, self._share(self.val))
 
     def test_dataloader(self) -> DataLoader[Any]:
-        return self._loader(self.test)
+        return self._loader(self.test, self._share(self.test))
 
     def predict_dataloader(self) -> DataLoader[Any]:
-        return self._loader(self.test)
+        return self._loader(self.test)  # Lightning's own sampler repeats no image
 
-    def _loader(self, dataset: Dataset[Any], shuffle: bool = False) -> DataLoader[Any]:
+    def _share(self, dataset: Dataset[Any], shuffle: bool = False) -> DistributedSampler[Any]:
         # One sampler for any number of processes, so that n processes share out the very
         # permutation that one process walks through. Lightning sets its epoch.
-        sampler: DistributedSampler[Any] = DistributedSampler(
+        return DistributedSampler(
             dataset,
             num_replicas=self.trainer.world_size if self.trainer else 1,
             rank=self.trainer.global_rank if self.trainer else 0,
             shuffle=shuffle,
             seed=run_seed(),
         )
+
+    def _loader(
+        self, dataset: Dataset[Any], sampler: DistributedSampler[Any] | None = None
+    ) -> DataLoader[Any]:
         return DataLoader(
             dataset,
-            self.batch_size,
+            batch_size=self.batch_size,  # by name: Lightning makes the loader anew to predict
             sampler=sampler,
             num_workers=self.num_workers,
             persistent_workers=self.num_workers > 0,

@@ -21,10 +21,10 @@ BATCH = 64  # in all processes
 def train_and_evaluate(devices):
     """Do what is compared, in each process.
 
-    Of 65 images the second of two processes gets 32 and a batch that is all padding; of one image
-    it gets none. 130 leave the last step a batch of 2 or two of 1.
+    Of 65 images the second of two processes gets 32 and a batch that is all padding, and of 3 one
+    and another. 130 leave the last step a batch of 2 or two of 1.
     """
-    data = SyntheticDataModule(130, 65, 1, batch_size=BATCH // devices, resize=36, crop=32)
+    data = SyntheticDataModule(130, 65, 3, batch_size=BATCH // devices, resize=36, crop=32)
     torch.manual_seed(0)
     classifier, recorder = Classifier(small.network, 10), small.Recorder()
     strategy = "ddp" if devices > 1 else "auto"
@@ -35,6 +35,7 @@ def train_and_evaluate(devices):
     scores.pop("train_loss"), scores.pop("train_accuracy")  # of a process's own images
     scores |= trainer.test(classifier, data, verbose=False)[0]
     foreign = DataLoader(small.byte_images(7), batch_size=1)
+    probabilities = torch.cat(trainer.predict(classifier, data))
     return {
         "places": [batch.places.tolist() for batch in recorder.training],
         "images": [batch[0] for batch in recorder.training],
@@ -42,6 +43,7 @@ def train_and_evaluate(devices):
         "weights": weights,
         "scores": scores,
         "foreign scores": trainer.validate(classifier, foreign, verbose=False)[0],
+        "probabilities": probabilities,
         "rank": trainer.global_rank,
     }
 
@@ -103,6 +105,13 @@ def test_weights_are_those_of_one_process(alone, ranks):
 def test_padding_counts_in_neither_process(alone, ranks, of):
     assert ranks[0][of] == pytest.approx(alone[of], rel=1e-5)
     assert ranks[1][of] == ranks[0][of]
+
+
+def test_each_image_is_predicted_once(alone, ranks):
+    both = [rank["probabilities"] for rank in ranks]
+
+    assert [len(each) for each in both] == [2, 1]
+    torch.testing.assert_close(torch.cat(both)[[0, 2, 1]], alone["probabilities"])
 
 
 if __name__ == "__main__":
