@@ -1,0 +1,87 @@
+"""The time from `mlflow run` to the end of the first optimizer step, over what can't be less.
+
+    python -m benchmarks.startup
+
+What can't be less: `mlflow run` of a project that does nothing, and one bare import of torch,
+lightning and mlflow for each process that is started after another.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import mlflow
+
+ROOT = Path(__file__).parents[1]
+NOTHING = "name: nothing\nentry_points:\n  main:\n    command: 'true'\n"
+
+
+def seconds(command, **options):
+    started = time.perf_counter()
+    subprocess.run(command, check=True, capture_output=True, **options)
+    return time.perf_counter() - started
+
+
+def mlflow_run(project, folder, *options):
+    command = [sys.executable, "-m", "mlflow", "run", project, "--env-manager", "local", *options]
+    tools = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    uri = f"sqlite:///{folder}/mlflow.db"
+    return seconds(
+        command, cwd=folder, env={**os.environ, "PATH": tools, "MLFLOW_TRACKING_URI": uri}
+    )
+
+
+def first_step(folder, devices):
+    """Seconds from the start of `mlflow run` to the first step's entry in the run."""
+    started = time.time()
+    options = {
+        "config": "configs/synthetic.yaml",
+        "devices": devices,
+        "max_epochs": 1,
+        "trainer.limit_train_batches": 1,
+        "trainer.limit_val_batches": 1,
+        "trainer.limit_test_batches": 1,
+        "trainer.log_every_n_steps": 1,
+        "trainer.logger.save_dir": folder,
+    }
+    mlflow_run(
+        ROOT,
+        folder,
+        *(word for item in options.items() for word in ("-P", "=".join(map(str, item)))),
+    )
+    client = mlflow.MlflowClient(f"sqlite:///{folder}/mlflow.db")
+    run = client.search_runs(["0"], max_results=1)[0]
+    return client.get_metric_history(run.info.run_id, "train_loss")[0].timestamp / 1000 - started
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--devices", type=int, default=2)
+    parser.add_argument("--repeats", type=int, default=3)
+    given = parser.parse_args()
+    rows = []
+    with tempfile.TemporaryDirectory() as folder:
+        nothing = Path(folder, "nothing")
+        nothing.mkdir()
+        (nothing / "MLproject").write_text(NOTHING)
+        mlflow_run(nothing, folder)  # makes the database
+        for _ in range(given.repeats):
+            row = {
+                "nothing": mlflow_run(nothing, folder),
+                "import": seconds([sys.executable, "-c", "import torch, lightning, mlflow"]),
+                "first step": first_step(folder, given.devices),
+            }
+            least = row["nothing"] + given.devices * row["import"]
+            rows.append({**row, "ratio": row["first step"] / least})
+    result = {"rows": rows, "ratio": statistics.median(row["ratio"] for row in rows)}
+    sys.stdout.write(json.dumps(result, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
