@@ -1,0 +1,101 @@
+"""Image files of every kind, whole and broken."""
+
+import numpy as np
+import pytest
+import torch
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from PIL import Image
+
+from pyclassify.datasets import read_image
+
+ORIENTATION = 0x0112  # the EXIF tag
+NOISE = np.random.default_rng(0).integers(0, 256, (24, 32, 3), dtype=np.uint8)
+
+
+def solid(mode, colour):
+    return Image.new(mode, (6, 4), colour)
+
+
+def palette(**transparency):
+    image = solid("P", 1)
+    image.putpalette([0, 0, 0, 200, 100, 50])
+    image.info.update(transparency)
+    return image
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize(
+    ("image", "file", "colour"),
+    [
+        (solid("RGB", (200, 100, 50)), "rgb.png", (200, 100, 50)),
+        (solid("RGB", (200, 100, 50)), "rgb.jpg", (200, 100, 50)),
+        (solid("RGB", (200, 100, 50)), "rgb.webp", (200, 100, 50)),
+        (solid("L", 77), "grey.png", (77, 77, 77)),
+        (solid("L", 77), "grey.jpg", (77, 77, 77)),
+        (solid("LA", (77, 255)), "grey-alpha.png", (77, 77, 77)),
+        (solid("1", 1), "bits.png", (255, 255, 255)),
+        (palette(), "palette.png", (200, 100, 50)),
+        (palette(transparency=1), "palette-hole.png", (200, 100, 50)),
+        (palette(transparency=b"\x00\x80"), "palette-alpha.png", (200, 100, 50)),
+        (solid("RGBA", (200, 100, 50, 128)), "rgba.png", (200, 100, 50)),
+        (solid("CMYK", (55, 155, 205, 0)), "cmyk.jpg", (200, 100, 50)),
+        (solid("I;16", 0x8080), "16-bits.png", (128, 128, 128)),
+        (solid("I;16", 0xFFFF), "16-bits.tif", (255, 255, 255)),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_any_mode_is_read_as_rgb(image, file, colour, tmp_path):
+    image.save(tmp_path / file)
+
+    pixels = read_image(str(tmp_path / file))
+
+    assert pixels.dtype == torch.uint8
+    assert pixels.shape == (3, 4, 6)
+    expected = torch.tensor(colour).view(3, 1, 1)
+    assert (pixels - expected).abs().max() <= (4 if file.endswith(("jpg", "webp")) else 0)
+
+
+def test_16_bits_are_scaled_over_their_whole_range(tmp_path):
+    values = np.array([[0, 128, 129, 257, 0x7FFF, 0xFFFF]], dtype=np.uint16)
+    Image.fromarray(values).save(tmp_path / "ramp.png")
+
+    assert read_image(str(tmp_path / "ramp.png"))[0].tolist() == [[0, 0, 1, 1, 127, 255]]
+
+
+@pytest.mark.parametrize(
+    ("orientation", "turned"),
+    [(1, NOISE), (2, NOISE[:, ::-1]), (3, NOISE[::-1, ::-1]), (6, np.rot90(NOISE, -1))],
+)
+def test_image_is_turned_as_the_camera_was(orientation, turned, tmp_path):
+    exif = Image.Exif()
+    exif[ORIENTATION] = orientation
+    Image.fromarray(NOISE).save(tmp_path / "photo.png", exif=exif)
+
+    assert read_image(str(tmp_path / "photo.png")).permute(1, 2, 0).numpy().tolist() == (
+        turned.tolist()
+    )
+
+
+@pytest.mark.filterwarnings("ignore:Truncated File Read")
+@pytest.mark.parametrize("suffix", ["bmp", "jpg", "png", "ppm", "tif", "webp"])
+@pytest.mark.parametrize("part", [0, 0.02, 0.5, 0.9])
+def test_truncated_image_is_named(suffix, part, tmp_path):
+    path = tmp_path / f"image.{suffix}"
+    Image.fromarray(NOISE).save(path)
+    path.write_bytes(path.read_bytes()[: int(part * path.stat().st_size)])
+
+    with pytest.raises(
+        MisconfigurationException,
+        match=f"^{path} does not decode as an image \\(.+\\); repair it or remove it$",
+    ):
+        read_image(str(path))
+
+
+def test_image_of_floats_is_refused_for_its_unknown_range(tmp_path):
+    solid("F", 0.5).save(tmp_path / "floats.tif")
+
+    with pytest.raises(
+        MisconfigurationException,
+        match=r"floats\.tif does .*pixels are floats of unknown range; save it with 8 or 16 bits",
+    ):
+        read_image(str(tmp_path / "floats.tif"))
