@@ -93,9 +93,10 @@ def _download(name: str, root: Path, train: bool, again: bool = True) -> Any:
         if broken:
             reason = f"{', '.join(broken)} arrived incomplete or corrupt: {reason}"
         if not (broken and again):
+            data = "" if name == "CIFAR10" else f"--data=TorchvisionDataModule --data.name={name} "
             raise MisconfigurationException(
                 f"{name} can't be fetched ({reason}); on a machine with network run `pyclassify "
-                f"prepare --data_path {root}`, or name a folder of images "
+                f"prepare {data}--data_path {root}`, or name a folder of images "
                 "(--data=ImageFolderDataModule --data_path FOLDER), or the set drawn on the spot "
                 "(--config configs/synthetic.yaml)"
             ) from error

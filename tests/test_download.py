@@ -93,6 +93,7 @@ def test_corrupt_arrival_costs_no_other_file_of_the_folder(server, monkeypatch, 
 @pytest.mark.parametrize("trouble", TROUBLES)
 def test_set_out_of_reach_names_the_ways_on(name, trouble, server, monkeypatch, tmp_path):
     monkeypatch.setattr(download, "PATIENCE", 0.1)
+    data = "" if name == "CIFAR10" else f"--data=TorchvisionDataModule --data.name={name} "
     with socket.create_server(("127.0.0.1", 0)) as silent:
         if trouble != TROUBLES[0]:
             server.url = f"http://127.0.0.1:{silent.getsockname()[1]}/"
@@ -104,7 +105,7 @@ def test_set_out_of_reach_names_the_ways_on(name, trouble, server, monkeypatch, 
         with pytest.raises(
             MisconfigurationException,
             match=rf"^{name} can't be fetched \(.*{trouble}\); on a machine with network run "
-            rf"`pyclassify prepare --data_path {tmp_path}`, or name a folder of images "
+            rf"`pyclassify prepare {data}--data_path {tmp_path}`, or name a folder of images "
             r"\(--data=ImageFolderDataModule --data_path FOLDER\), or the set drawn on the spot "
             r"\(--config configs/synthetic\.yaml\)$",
         ):
