@@ -109,7 +109,8 @@ def _turn(option: list[str]) -> int:
     name = option[0].partition("=")[0]
     if name in ("--config", "-c"):
         return 0
-    path = list(_shorten(name.removeprefix("--").split(".")))
+    name = name.removeprefix("--")
+    path = list(_shorten(SHORT_OPTIONS.get(name, name).split(".")))
     return len(path) if path[0] in PARTS else 1
 
 

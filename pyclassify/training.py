@@ -1,10 +1,12 @@
 """The training verbs: LightningCLI with the parts of this project as its defaults."""
 
 import logging
+import os
 import pickle
 import re
 import shlex
 import sys
+import tempfile
 import warnings
 from argparse import ArgumentError
 from pathlib import Path
@@ -57,7 +59,15 @@ ANYWHERE = {
 
 
 class Cli(LightningCLI):
-    """`pyclassify fit|validate|test|predict|train|prepare`."""
+    """`pyclassify fit|validate|test|predict|train|prepare`.
+
+    Args:
+        downloads: A folder for the checkpoints of runs.
+    """
+
+    def __init__(self, downloads: str, *args: Any, **kwargs: Any) -> None:
+        self.downloads = downloads
+        super().__init__(*args, **kwargs)
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
@@ -79,6 +89,7 @@ class Cli(LightningCLI):
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         self.given = dict(settings(args))
+        self.scored: str | None = None
         try:
             self.config = parser.parse_args(args)
         except ArgumentError as error:
@@ -93,12 +104,17 @@ class Cli(LightningCLI):
                     f"{key} is {chosen[key]!r}; it takes settings of its own, such as "
                     f"{key}.{'max_epochs' if key == 'trainer' else 'monitor'}"
                 )
+        if chosen.trainer.enable_checkpointing is False:
+            self._subcommand_parsers[self.config.subcommand].callback_keys.remove("checkpoint")
         if self.config.subcommand == "prepare":
             for key, value in ANYWHERE.items():
                 chosen.trainer[key] = value
         check_devices(chosen.trainer.devices, chosen.trainer.accelerator)
         if self.config.subcommand in ("validate", "test", "predict"):
-            chosen.ckpt_path = find_checkpoint(chosen.ckpt_path, self.config.subcommand)
+            self.scored = chosen.ckpt_path
+            chosen.ckpt_path = find_checkpoint(
+                chosen.ckpt_path, self.config.subcommand, self.downloads
+            )
         elif self.config.subcommand != "prepare":
             check_resumable(chosen.ckpt_path, self.config.subcommand)
 
@@ -152,7 +168,7 @@ class Cli(LightningCLI):
         if value is not None:
             lines[metric] = f"{value:.4f}"
         best = getattr(self.trainer.checkpoint_callback, "best_model_path", None)
-        if path := self.trainer.ckpt_path or best:
+        if path := self.scored or best:
             lines["checkpoint"] = str(path).removeprefix(f"{Path.cwd()}/")
         if isinstance(self.trainer.logger, RunLogger) and self.trainer.logger.run_id:
             import mlflow
@@ -187,41 +203,45 @@ def run(args: list[str]) -> None:
         args: The verb and its options, spelled out.
     """
     quieten()
-    Cli(
-        pl.LightningModule,
-        pl.LightningDataModule,
-        save_config_callback=RecordConfig,
-        save_config_kwargs={"save_to_log_dir": False},
-        trainer_class=Trainer,
-        trainer_defaults={
-            "logger": {"class_path": "pyclassify.tracking.logger.RunLogger"},
-            "callbacks": [LaunchCheck()],
-            "devices": 1,
-            "max_epochs": 10,
-            "log_every_n_steps": 10,
-        },
-        seed_everything_default=0,
-        subclass_mode_model=True,
-        subclass_mode_data=True,
-        parser_kwargs={
-            "prog": "pyclassify",
-            "description": DESCRIPTION,
-            "exit_on_error": False,
-            **{
-                verb: {
-                    "usage": f"pyclassify {verb} [--config FILE] [--OPTION VALUE ...]",
-                    "epilog": EPILOG,
-                    "exit_on_error": False,
-                }
-                for verb in VERBS
+    strict = {"exit_on_error": False, "allow_abbrev": False}
+    with tempfile.TemporaryDirectory() as downloads:
+        Cli(
+            downloads,
+            pl.LightningModule,
+            pl.LightningDataModule,
+            save_config_callback=RecordConfig,
+            save_config_kwargs={"save_to_log_dir": False},
+            trainer_class=Trainer,
+            trainer_defaults={
+                "logger": {"class_path": "pyclassify.tracking.logger.RunLogger"},
+                "callbacks": [LaunchCheck()],
+                "devices": 1,
+                "max_epochs": 10,
+                "log_every_n_steps": 10,
             },
-        },
-        args=args,
-    )
+            seed_everything_default=0,
+            subclass_mode_model=True,
+            subclass_mode_data=True,
+            parser_kwargs={
+                "prog": "pyclassify",
+                "description": DESCRIPTION,
+                **strict,
+                **{
+                    verb: {
+                        "usage": f"pyclassify {verb} [--config FILE] [--OPTION VALUE ...]",
+                        "epilog": EPILOG,
+                        **strict,
+                    }
+                    for verb in VERBS
+                },
+            },
+            args=args,
+        )
 
 
 def quieten() -> None:
     """Drop what says nothing to a user: advertisements, and notes to Lightning's developers."""
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(_is_no_advertisement)
     warnings.filterwarnings("ignore", module=r"lightning\.pytorch\.utilities\._pytree")
     warnings.filterwarnings("ignore", message=r".*configure_optimizers` will be overridden by")
@@ -267,8 +287,13 @@ def check_resumable(given: str | Path | None, verb: str) -> None:
         )
 
 
-def find_checkpoint(given: str | None, verb: str) -> str:
+def find_checkpoint(given: str | None, verb: str, downloads: str) -> str:
     """Turn a checkpoint's path or a run's id into a path.
+
+    Args:
+        given: The path or the id.
+        verb: What is to be done with it, for messages.
+        downloads: The folder that a run's weights are copied to.
 
     Raises:
         MisconfigurationException: None was given, or there is none.
@@ -286,7 +311,7 @@ def find_checkpoint(given: str | None, verb: str) -> str:
     import mlflow
 
     try:
-        return str(mlflow.artifacts.download_artifacts(run_id=given, artifact_path=WEIGHTS))
+        return str(mlflow.artifacts.download_artifacts(None, given, WEIGHTS, downloads))
     except (mlflow.exceptions.MlflowException, OSError) as error:
         raise MisconfigurationException(
             f"run {given} has no {WEIGHTS} at {mlflow.get_tracking_uri()} ({error}); `mlflow ui` "

@@ -1,0 +1,50 @@
+"""The command line in this process, in a folder and with a tracking store of its own."""
+
+import os
+import shutil
+from types import SimpleNamespace
+
+import mlflow
+import pytest
+
+# Imported before a test is captured: Lightning logs for good to the stderr that it is born with.
+from pyclassify import training  # noqa: F401
+from pyclassify.cli import main
+
+
+@pytest.fixture(scope="session")
+def empty_store(tmp_path_factory):
+    """A database with MLflow's tables, which take seconds to make."""
+    folder = tmp_path_factory.mktemp("store")
+    client = mlflow.MlflowClient(f"sqlite:///{folder}/mlflow.db")
+    client.create_experiment("tested", str(folder / "artifacts"))
+    return folder / "mlflow.db"
+
+
+@pytest.fixture
+def cli(empty_store, tmp_path, monkeypatch, capsys):
+    """Run a command line: `cli("fit --seed 1", "--option=with blanks")`.
+
+    It returns the exit code, what was written to stdout (`out`) and to stderr (`err`), and the
+    store's runs, the newest first.
+    """
+    shutil.copy(empty_store, tmp_path)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "tested")
+    for name in ("MLFLOW_RUN_ID", "PL_GLOBAL_SEED", "PL_SEED_WORKERS"):
+        monkeypatch.setenv(name, "")  # which restores it afterwards
+        os.environ.pop(name)
+
+    def run(options, *more):
+        try:
+            code = main([*options.split(), *more])
+        except SystemExit as leaving:
+            code = leaving.code
+        out, err = capsys.readouterr()
+        experiment = mlflow.get_experiment_by_name("tested").experiment_id
+        runs = mlflow.MlflowClient().search_runs([experiment])
+        return SimpleNamespace(code=code, out=out, err=err, runs=runs)
+
+    yield run
+    mlflow.set_tracking_uri(None)

@@ -1,0 +1,120 @@
+"""Whole command lines, one run each: what is trained, on what, and what is said in the end."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from pkgutil import resolve_name
+
+import mlflow
+import pytest
+import tomllib
+import torch
+from command_lines import SHAPES
+
+from pyclassify.cli import main
+from pyclassify.training import show_runs
+
+ROOT = Path(__file__).parents[1]
+
+
+def test_train_fits_then_tests_the_best_checkpoint_as_one_run(cli):
+    done = cli(f"train {SHAPES}")
+
+    (run,) = done.runs
+    assert done.code == 0
+    assert run.info.status == "FINISHED"
+    assert {"train_loss", "val_accuracy", "test_accuracy"} <= run.data.metrics.keys()
+
+
+def test_summary_tells_the_accuracy_the_checkpoint_the_run_and_what_is_next(cli):
+    done = cli(f"train {SHAPES}")
+
+    (run,) = done.runs
+    said = dict(line.split(maxsplit=1) for line in done.out.split("\n\n")[-1].splitlines())
+    assert said["test_accuracy"] == f"{run.data.metrics['test_accuracy']:.4f}"
+    assert os.path.isfile(said["checkpoint"])
+    assert said["run"] == run.info.run_id
+    assert said["next"] == "mlflow ui"
+
+
+@pytest.mark.parametrize(
+    ("uri", "next_step"),
+    [
+        ("sqlite:///mlflow.db", "mlflow ui"),
+        ("sqlite:///other.db", "mlflow ui --backend-store-uri sqlite:///other.db"),
+        ("sqlite:////a b/mlflow.db", "mlflow ui --backend-store-uri 'sqlite:////a b/mlflow.db'"),
+        ("file:./mlruns", "mlflow ui --backend-store-uri file:./mlruns"),
+        ("https://runs.example.org/team", "open https://runs.example.org/team"),
+        ("http://me:secret@runs.example.org:5000", "open http://runs.example.org:5000"),
+        ("mysql://me:secret@db/runs", 'mlflow ui --backend-store-uri "$MLFLOW_TRACKING_URI"'),
+    ],
+)
+def test_next_step_shows_the_runs_where_they_are_and_no_password(uri, next_step):
+    assert show_runs(uri) == next_step
+
+
+@pytest.mark.parametrize("verb", ["validate", "test"])
+def test_score_of_a_run_is_the_one_that_it_reported(verb, cli):
+    trained = cli(f"train {SHAPES}").runs[0]
+    metric = {"validate": "val_accuracy", "test": "test_accuracy"}[verb]
+
+    scored = cli(f"{verb} {SHAPES} --ckpt_path {trained.info.run_id}")
+
+    assert scored.code == 0
+    assert len(scored.runs) == 2
+    assert scored.runs[0].data.metrics[metric] == trained.data.metrics[metric]
+    assert f"{metric:14} {trained.data.metrics[metric]:.4f}" in scored.out
+
+
+def test_score_of_a_file_is_that_of_its_run(cli):
+    trained = cli(f"fit {SHAPES}")
+    path = re.search(r"checkpoint +(\S+)", trained.out)[1]
+
+    scored = cli(f"validate {SHAPES} --ckpt_path {path}")
+
+    best = trained.runs[0].data.metrics["val_accuracy"]
+    assert scored.runs[0].data.metrics["val_accuracy"] == best
+
+
+def test_fit_goes_on_from_a_checkpoint(cli):
+    first = cli(f"fit {SHAPES}")
+    path = re.search(r"checkpoint +(\S+)", first.out)[1]
+
+    second = cli(f"fit {SHAPES} --max_epochs 2 --ckpt_path {path}")
+
+    history = mlflow.MlflowClient().get_metric_history(second.runs[0].info.run_id, "val_loss")
+    assert [point.step for point in history] == [9]  # five steps an epoch
+
+
+def test_predict_hands_probabilities_to_a_callback(cli):
+    run_id = cli(f"fit {SHAPES}").runs[0].info.run_id
+
+    cli(f"predict {SHAPES} --ckpt_path {run_id} --trainer.callbacks+=foreign.Writer")
+
+    predictions = torch.load("predictions.pt")
+    assert predictions.shape == (20, 10)
+    torch.testing.assert_close(predictions.sum(dim=1), torch.ones(20))
+
+
+def test_prepare_trains_nothing_and_asks_for_no_devices(cli):
+    done = cli(f"prepare {SHAPES} --devices 64 --accelerator gpu --num_nodes 2")
+
+    assert done.code == 0
+    assert done.runs == []
+    assert done.out == "The data is in place; next: pyclassify train\n"
+
+
+def test_module_runs_as_a_command():
+    command = [sys.executable, "-m", "pyclassify", "trian"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+
+    assert done.returncode == 1
+    assert done.stderr.startswith("pyclassify: error: there is no verb 'trian' (nearest: train)")
+
+
+def test_console_script_is_the_same_function():
+    script = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]
+
+    assert resolve_name(script["pyclassify"]) is main

@@ -1,0 +1,146 @@
+"""Short options, their order, and what files and defaults add to them."""
+
+import pytest
+import yaml
+
+from pyclassify.options import SHORT_OPTIONS, spell_out
+
+PARTS = ["--data=pyclassify.datamodule.CIFAR10DataModule", "--model=pyclassify.module.Classifier"]
+
+
+@pytest.mark.parametrize(("short", "full"), SHORT_OPTIONS.items())
+def test_short_option_stands_for_the_full_one(short, full):
+    assert spell_out(["fit", f"--{short}=7"]) == ["fit", *PARTS, f"--{full}=7"]
+    assert spell_out(["fit", f"--{short}", "7"]) == ["fit", *PARTS, f"--{full}", "7"]
+
+
+def test_full_option_passes_as_it_is():
+    given = ["fit", "--trainer.limit_train_batches=10", "--seed_everything", "3"]
+
+    assert spell_out(given) == ["fit", *PARTS, *given[1:]]
+
+
+@pytest.mark.parametrize("optimizer", [["--optimizer", "SGD"], ["--optimizer.class_path=SGD"]])
+def test_learning_rate_is_that_of_a_named_optimizer_before_or_after(optimizer):
+    rate = ["--learning_rate", "0.1"]
+
+    assert "--optimizer.lr" in spell_out(["fit", *optimizer, *rate])
+    assert "--optimizer.lr" in spell_out(["fit", *rate, *optimizer])
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "rate"),
+    [({"class_path": "SGD"}, "--optimizer.lr=0.1"), (None, "--model.learning_rate=0.1")],
+)
+def test_learning_rate_follows_the_optimizer_of_a_file(optimizer, rate, tmp_path):
+    file = tmp_path / "recipe.yaml"
+    file.write_text(yaml.safe_dump({"optimizer": optimizer}))
+
+    assert rate in spell_out(["fit", "--config", str(file), "--learning_rate=0.1"])
+
+
+def test_part_that_is_named_has_no_default(tmp_path):
+    file = tmp_path / "recipe.yaml"
+    file.write_text("data:\n  class_path: MNISTDataModule")
+
+    spelled = spell_out(["fit", f"--config={file}", "--model=foreign.Module"])
+
+    assert spelled == ["fit", f"--config={file}", "--model=foreign.Module"]
+
+
+def test_files_come_first_then_classes_then_their_arguments(tmp_path):
+    file = tmp_path / "recipe.yaml"
+    file.write_text("seed_everything: 1")
+    given = ["--model.model.dropout", "0", "--batch_size=3", "--model.model", "a.Net"]
+
+    spelled = spell_out([*given, "--data=b.Data", "fit", "--model", "c.Module", "-c", str(file)])
+
+    assert spelled == [
+        *["fit", "-c", str(file), "--data=b.Data", "--model", "c.Module"],
+        *["--data.batch_size=3", "--model.model", "a.Net", "--model.model.dropout", "0"],
+    ]
+
+
+def test_options_of_equal_depth_keep_their_order():
+    callbacks = ["--trainer.callbacks+=A", "--trainer.callbacks.a=1", "--trainer.callbacks+=B"]
+
+    assert spell_out(["fit", *callbacks])[-3:] == callbacks
+
+
+def test_value_is_no_verb():
+    assert spell_out(["--data_path", "train", "fit"])[0] == "fit"
+
+
+def test_negative_number_is_a_value():
+    assert spell_out(["--seed", "-1", "fit"]) == ["fit", *PARTS, "--seed_everything", "-1"]
+
+
+def test_help_without_a_class_is_about_the_chosen_one():
+    assert "pyclassify.module.Classifier" in spell_out(["fit", "--model.help"])
+    assert spell_out(["fit", "--data=b.Data", "--data.help"])[-2:] == ["--data.help", "b.Data"]
+
+
+def shown(cli, line):
+    return yaml.safe_load(cli(f"{line} --print_config").out)
+
+
+def test_fit_alone_is_alexnet_on_cifar10(cli):
+    config = shown(cli, "fit")
+
+    assert config["model"]["init_args"]["model"]["class_path"] == "pyclassify.model.AlexNet"
+    assert config["model"]["init_args"]["learning_rate"] == 1e-4
+    assert config["data"]["class_path"] == "pyclassify.datamodule.CIFAR10DataModule"
+    assert config["data"]["init_args"]["batch_size"] == 64
+
+
+@pytest.mark.parametrize("verb", ["fit", "train", "prepare"])
+def test_printed_config_can_be_given_back(verb, cli, tmp_path):
+    options = "--optimizer SGD --learning_rate=0.1 --data=MNISTDataModule --max_epochs 3"
+    printed = cli(f"fit {options} --print_config").out
+    (tmp_path / "printed.yaml").write_text(printed)
+
+    again = shown(cli, f"{verb} --config printed.yaml")
+
+    assert again == yaml.safe_load(printed)
+
+
+def test_later_file_wins_and_an_option_wins_over_both(cli, tmp_path):
+    (tmp_path / "first.yaml").write_text("trainer: {max_epochs: 1, precision: 32, min_epochs: 1}")
+    (tmp_path / "second.yaml").write_text("trainer: {max_epochs: 2, devices: 4}")
+
+    line = "fit --precision 64 --config first.yaml --devices 5 --config second.yaml"
+    trainer = shown(cli, line)["trainer"]
+
+    assert (trainer["min_epochs"], trainer["max_epochs"]) == (1, 2)
+    assert (trainer["precision"], trainer["devices"]) == (64, "5")
+
+
+def test_optimizer_and_schedule_are_chosen_as_lightning_has_it(cli):
+    schedule = "--lr_scheduler CosineAnnealingLR --lr_scheduler.T_max 5"
+
+    config = shown(cli, f"fit --optimizer SGD --optimizer.lr 0.1 {schedule}")
+
+    assert config["optimizer"]["class_path"] == "torch.optim.SGD"
+    assert config["optimizer"]["init_args"]["lr"] == 0.1
+    assert config["lr_scheduler"]["init_args"]["T_max"] == 5
+
+
+@pytest.mark.parametrize("name", ["MNISTDataModule", "pyclassify.datamodule.MNISTDataModule"])
+def test_class_is_named_barely_or_in_full(name, cli):
+    assert shown(cli, f"fit --data={name}")["data"]["class_path"].endswith(".MNISTDataModule")
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("--help", "Score a trained network on the test images."),
+        ("fit --help", "--max_epochs for --trainer.max_epochs"),
+        ("fit --model.help", "How many classes to tell apart; follows the data"),
+        ("test --data=SyntheticDataModule --data.help", "How many training images to draw."),
+    ],
+)
+def test_help_tells_what_the_docstrings_say(line, words, cli):
+    helped = cli(line)
+
+    assert helped.code == 0
+    assert words in " ".join(helped.out.split())

@@ -1,0 +1,42 @@
+"""The best checkpoint, and the size of a launch."""
+
+import os
+
+import pytest
+from command_lines import SHAPES
+
+from pyclassify.trainer import BestCheckpoint
+
+
+def test_last_checkpoint_is_kept_where_the_metric_is_not_logged(cli):
+    with pytest.warns(UserWarning, match="no metric is called 'f1', so the last checkp"):
+        done = cli(f"train {SHAPES} --checkpoint.monitor f1")
+
+    assert done.code == 0
+    assert [file for _, _, files in os.walk("runs") for file in files] == ["best.ckpt"]
+
+
+def test_best_checkpoint_is_the_one_with_the_highest_validation_accuracy():
+    checkpoint = BestCheckpoint()
+
+    assert (checkpoint.monitor, checkpoint.mode) == ("val_accuracy", "max")
+
+
+def test_run_without_checkpoints_is_tested_with_the_weights_at_hand(cli):
+    done = cli(f"train {SHAPES} --trainer.enable_checkpointing=false")
+
+    assert done.code == 0
+    assert "test_accuracy" in done.runs[0].data.metrics
+    assert not os.path.exists("runs")
+
+
+def test_launch_of_another_size_than_asked_for_is_refused(cli, monkeypatch):
+    job = {"JOB_ID": 1, "JOB_NAME": "train", "NTASKS": 1, "NODEID": 0, "PROCID": 0, "LOCALID": 0}
+    for name, value in {**job, "NODELIST": "localhost"}.items():
+        monkeypatch.setenv(f"SLURM_{name}", str(value))
+
+    done = cli(f"fit {SHAPES} --accelerator cpu --devices 2")
+
+    assert done.code == 1
+    assert "pyclassify: error: 1 of 2 x 1 processes (devices x num_nodes) were launched" in done.err
+    assert "FINISHED" not in [run.info.status for run in done.runs]
