@@ -1,0 +1,78 @@
+"""Whether what a command line asks for is there: devices and checkpoints."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+
+from pyclassify.tracking.logger import WEIGHTS
+
+
+def check_devices(devices: Any, accelerator: str) -> None:
+    """Refuse a number of devices that this machine can't give.
+
+    Raises:
+        MisconfigurationException: There are fewer, or none was asked for.
+    """
+    if devices == "auto" or re.search(r"[\[,]", str(devices)):
+        return  # which Lightning judges
+    gpus = torch.cuda.device_count()
+    on_gpu = accelerator in ("gpu", "cuda") or (accelerator == "auto" and gpus > 0)
+    count = int(devices) if re.fullmatch(r"-?\d+", str(devices)) else 0
+    if count < 1 and not (count == -1 and on_gpu):
+        raise MisconfigurationException(
+            f"devices is {devices}; give 1 or more, a list of GPU indices, or auto"
+        )
+    if on_gpu and count > gpus:
+        raise MisconfigurationException(
+            f"devices is {devices} and this machine has {gpus} GPUs; give at most as many, or "
+            "--accelerator cpu"
+        )
+
+
+def check_resumable(given: str | Path | None, verb: str) -> None:
+    """Refuse to go on from a checkpoint that is not there.
+
+    Raises:
+        MisconfigurationException: It is neither a path, nor an address or word of Lightning's.
+    """
+    words = re.compile(r"best|last|hpc|registry(:.*)?|\w+://.*")
+    if given is not None and not words.fullmatch(str(given)) and not Path(given).exists():
+        raise MisconfigurationException(
+            f"ckpt_path {given} is no file; {verb} goes on from a checkpoint file (a run's id is "
+            "not enough: a run keeps its best weights, without the optimizer's state)"
+        )
+
+
+def find_checkpoint(given: str | None, verb: str, downloads: str) -> str:
+    """Turn a checkpoint's path or a run's id into a path.
+
+    Args:
+        given: The path or the id.
+        verb: What is to be done with it, for messages.
+        downloads: The folder that a run's weights are copied to.
+
+    Raises:
+        MisconfigurationException: None was given, or there is none.
+    """
+    if given is None:
+        raise MisconfigurationException(
+            f"{verb} scores a trained network; give --ckpt_path, a checkpoint file or a run's id"
+        )
+    if Path(given).is_file():
+        return given
+    if not re.fullmatch(r"[0-9a-f]{32}", given):
+        raise MisconfigurationException(
+            f"ckpt_path {given} is neither a file nor a run's id (32 hexadecimal digits)"
+        )
+    import mlflow
+
+    try:
+        return str(mlflow.artifacts.download_artifacts(None, given, WEIGHTS, downloads))
+    except (mlflow.exceptions.MlflowException, OSError) as error:
+        raise MisconfigurationException(
+            f"run {given} has no {WEIGHTS} at {mlflow.get_tracking_uri()} ({error}); `mlflow ui` "
+            "lists the runs there, MLFLOW_TRACKING_URI names another place"
+        ) from error
