@@ -169,7 +169,9 @@ class Cli(LightningCLI):
             lines[metric] = f"{value:.4f}"
         best = getattr(self.trainer.checkpoint_callback, "best_model_path", None)
         if path := self.scored or best:
-            lines["checkpoint"] = str(path).removeprefix(f"{Path.cwd()}/")
+            # Whole, as `mlflow run` may have been started from another folder than this process's.
+            local = path == best and "://" not in path
+            lines["checkpoint"] = os.path.abspath(path) if local else path
         if isinstance(self.trainer.logger, RunLogger) and self.trainer.logger.run_id:
             import mlflow
 

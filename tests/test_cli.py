@@ -35,6 +35,7 @@ def test_summary_tells_the_accuracy_the_checkpoint_the_run_and_what_is_next(cli)
     said = dict(line.split(maxsplit=1) for line in done.out.split("\n\n")[-1].splitlines())
     assert said["test_accuracy"] == f"{run.data.metrics['test_accuracy']:.4f}"
     assert os.path.isfile(said["checkpoint"])
+    assert os.path.isabs(said["checkpoint"])
     assert said["run"] == run.info.run_id
     assert said["next"] == "mlflow ui"
 
