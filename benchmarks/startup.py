@@ -44,9 +44,9 @@ def first_step(folder, devices):
         "config": "configs/synthetic.yaml",
         "devices": devices,
         "max_epochs": 1,
-        "trainer.limit_train_batches": 1,
-        "trainer.limit_val_batches": 1,
-        "trainer.limit_test_batches": 1,
+        "trainer.limit_train_batches": 2,
+        "trainer.limit_val_batches": 2,
+        "trainer.limit_test_batches": 2,
         "trainer.log_every_n_steps": 1,
         "trainer.logger.save_dir": folder,
     }

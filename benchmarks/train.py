@@ -7,6 +7,7 @@ time, and Adam is torch's default one. Both train AlexNet at batch 64 and take t
 """
 
 import argparse
+import contextlib
 import json
 import os
 import statistics
@@ -16,30 +17,20 @@ import time
 
 import torch
 import torch.nn.functional as F
-from lightning.pytorch import Callback
 from torch.utils.data import DataLoader
 from torchvision import models, transforms
 from torchvision.datasets import ImageFolder
 
+from benchmarks import clock
 from pyclassify.cli import main as pyclassify
 
 BATCH = 64
 WARM_UP = 5  # steps
 
 
-class StepClock(Callback):
-    """When each training step ended, in seconds."""
-
-    ended: list[float] = []  # noqa: RUF012 (the command line makes the instance)
-
-    def on_train_batch_end(self, *_):
-        self.ended.append(time.perf_counter())
-
-
 def ours(folder, steps):
-    StepClock.ended.clear()
-    with tempfile.TemporaryDirectory() as own:
-        os.environ["MLFLOW_TRACKING_URI"] = f"sqlite:///{own}/mlflow.db"
+    clock.ended.clear()
+    with contextlib.redirect_stdout(sys.stderr):  # standard output is for the figures
         pyclassify(
             [
                 "fit",
@@ -48,14 +39,12 @@ def ours(folder, steps):
                 f"--batch_size={BATCH}",
                 "--max_epochs=1",
                 f"--trainer.limit_train_batches={steps}",
-                "--trainer.limit_val_batches=1",
+                "--trainer.limit_val_batches=2",
                 "--trainer.num_sanity_val_steps=0",
-                f"--trainer.default_root_dir={own}",
-                f"--trainer.logger.save_dir={own}",
-                "--trainer.callbacks=benchmarks.train.StepClock",
+                "--trainer.callbacks=benchmarks.clock.StepClock",
             ]
         )
-    return StepClock.ended
+    return list(clock.ended)
 
 
 def plain(folder, steps):
@@ -93,10 +82,13 @@ def main():
     parser.add_argument("--steps", type=int, default=60)
     parser.add_argument("--repeats", type=int, default=3)
     given = parser.parse_args()
+    folder = os.path.abspath(given.folder)
     figures = {"ours": [], "plain": []}
-    for _ in range(given.repeats):
-        for way in (ours, plain):
-            figures[way.__name__].append(images_per_second(way(given.folder, given.steps)))
+    with tempfile.TemporaryDirectory() as own, contextlib.chdir(own):
+        os.environ["MLFLOW_TRACKING_URI"] = f"sqlite:///{own}/mlflow.db"
+        for _ in range(given.repeats):
+            for way in (ours, plain):
+                figures[way.__name__].append(images_per_second(way(folder, given.steps)))
     ratios = [a / b for a, b in zip(figures["ours"], figures["plain"], strict=True)]
     result = {
         "images_per_second": figures,
