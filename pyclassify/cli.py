@@ -23,19 +23,18 @@ def main(args: Sequence[str] | None = None) -> int:
     if run.adopt() or not run.is_rank_zero():
         stop_with_parent()
     status = "FAILED"
-    with stop_on_signals(on_stop=lambda: run.mark("KILLED")):
+    with stop_on_signals(on_stop):
         try:
             train(given)
             status = "FINISHED"
             return 0
-        except KeyboardInterrupt as stop:
+        except KeyboardInterrupt:
             status = "KILLED"
-            return complain(f"stopped by {stop or 'SIGINT'}")
+            return 1
         except SystemExit as leaving:
             if isinstance(leaving.__context__, KeyboardInterrupt):  # Lightning's exit on a stop
                 status = "KILLED"
-                return complain(f"stopped by {leaving.__context__ or 'SIGINT'}")
-            if leaving.code in (0, None):
+            elif leaving.code in (0, None):
                 status = "FINISHED"
             raise
         except Exception as error:
@@ -45,6 +44,12 @@ def main(args: Sequence[str] | None = None) -> int:
             return complain(words)
         finally:
             run.end(status)
+
+
+def on_stop(signal_name: str) -> None:
+    """Tell who watches and who looks later that this is no failure."""
+    complain(f"stopped by {signal_name}")
+    run.mark("KILLED")
 
 
 def train(given: list[str]) -> None:

@@ -33,7 +33,7 @@ class Classifier(LightningModule):
         learning_rate: float = 1e-4,
     ) -> None:
         super().__init__()
-        self.learning_rate = learning_rate
+        self.num_classes, self.learning_rate = num_classes, learning_rate
         self.model = model(num_classes=num_classes)
         self.preprocess = Preprocess()  # for bytes of a data module that is not ours
         accuracy = MulticlassAccuracy(num_classes, average="micro", validate_args=False)

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from types import FrameType
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
-GRACE_SECONDS = 15.0
+GRACE_SECONDS = 5.0
 _PR_SET_PDEATHSIG = 1
 
 
@@ -33,7 +33,7 @@ def _raise(signum: int, frame: FrameType | None) -> None:
 
 
 @contextmanager
-def stop_on_signals(on_stop: Callable[[], None]) -> Iterator[None]:
+def stop_on_signals(on_stop: Callable[[str], None]) -> Iterator[None]:
     """Within this context a stop signal ends the process, whatever it is doing.
 
     The main thread gets a KeyboardInterrupt. It may be deep in a collective that never returns,
@@ -41,7 +41,7 @@ def stop_on_signals(on_stop: Callable[[], None]) -> Iterator[None]:
     the main thread has not left after `GRACE_SECONDS`.
 
     Args:
-        on_stop: Called at most once, in another thread.
+        on_stop: Called with the signal's name, at most once, in another thread.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -66,10 +66,10 @@ def stop_on_signals(on_stop: Callable[[], None]) -> Iterator[None]:
             signal.signal(signum, handler)
 
 
-def _watch(heard: socket.socket, left: threading.Event, on_stop: Callable[[], None]) -> None:
+def _watch(heard: socket.socket, left: threading.Event, on_stop: Callable[[str], None]) -> None:
     while signals := heard.recv(1):
         if signals[0] in STOP_SIGNALS:
-            on_stop()
+            on_stop(signal.Signals(signals[0]).name)
             if not left.wait(GRACE_SECONDS):
                 os._exit(128 + signals[0])
             return

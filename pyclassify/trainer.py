@@ -1,5 +1,6 @@
 """Lightning's Trainer with the verbs and callbacks of this project."""
 
+import sys
 from typing import Any
 
 import lightning.pytorch as pl
@@ -14,6 +15,8 @@ from pyclassify.resume import raise_on_stop
 class Trainer(pl.Trainer):
     """Lightning's Trainer and two more verbs; a verb's docstring is its help."""
 
+    tests_after_fit = False
+
     def train(
         self,
         model: pl.LightningModule,
@@ -27,6 +30,7 @@ class Trainer(pl.Trainer):
             ckpt_path: A checkpoint to go on from.
             weights_only: Whether to read nothing but tensors and plain values out of checkpoints.
         """
+        self.tests_after_fit = True
         self.fit(model, datamodule=datamodule, ckpt_path=ckpt_path, weights_only=weights_only)
         best = "best" if getattr(self.checkpoint_callback, "best_model_path", "") else None
         self.test(model, datamodule=datamodule, ckpt_path=best, weights_only=weights_only)
@@ -66,6 +70,12 @@ class Trainer(pl.Trainer):
                 datamodule.setup(stage)
 
 
+# Lightning means `int | float`, but typing may hand out a `float | int` that some other library has
+# made before, and `--trainer.limit_val_batches=1` would be 1.0: all batches instead of one.
+for _limited in ("train", "val", "test", "predict"):
+    pl.Trainer.__init__.__annotations__[f"limit_{_limited}_batches"] = int | float | None
+
+
 class BestCheckpoint(ModelCheckpoint):
     """Keep the best checkpoint, or the last where nothing called `monitor` is logged.
 
@@ -103,7 +113,7 @@ class BestCheckpoint(ModelCheckpoint):
 
 
 class LaunchCheck(Callback):
-    """Refuse a launch of another size than asked for, and keep stop signals ours."""
+    """Refuse at the start what would fail later, and keep stop signals ours."""
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         world = torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
@@ -113,6 +123,17 @@ class LaunchCheck(Callback):
                 "num_nodes) were launched; in a SLURM job ask for one task a device and start "
                 "them by srun, else give --devices and --num_nodes as they are"
             )
+        data = getattr(trainer, "datamodule", None)
+        if stage == "fit" and data is not None and getattr(trainer, "tests_after_fit", False):
+            # That test images are missing is better known now than after the last epoch.
+            data.setup("test")
+
+    def on_exception(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
+    ) -> None:
+        """End the progress bar's line, so that the error has one of its own."""
+        if trainer.is_global_zero and trainer.progress_bar_callback is not None:
+            sys.stdout.write("\n")
 
     # Lightning sets a SIGTERM handler that broadcasts: in two processes it can wait for ever.
     def on_sanity_check_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

@@ -3,17 +3,13 @@
 import logging
 import os
 import pickle
-import shlex
 import sys
 import tempfile
 import warnings
 from argparse import ArgumentError
-from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 import lightning.pytorch as pl
-import torch
 from jsonargparse import Namespace
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
@@ -24,7 +20,8 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only, rank_zero_warn
 from pyclassify import datamodule, module  # noqa: F401
 from pyclassify.checks import check_devices, check_resumable, find_checkpoint
 from pyclassify.options import SHORT_OPTIONS, VERBS, settings
-from pyclassify.tracking.logger import RecordConfig, RunLogger
+from pyclassify.summary import summarise
+from pyclassify.tracking.logger import RecordConfig
 from pyclassify.trainer import BestCheckpoint, LaunchCheck, Trainer
 from pyclassify.wording import explain
 
@@ -145,17 +142,17 @@ class Cli(LightningCLI):
     def after_fit(self) -> None:
         checkpoint = self.trainer.checkpoint_callback
         if isinstance(checkpoint, ModelCheckpoint) and checkpoint.best_model_score is not None:
-            self._summarise(str(checkpoint.monitor), checkpoint.best_model_score)
+            summarise(self.trainer, str(checkpoint.monitor), checkpoint.best_model_score)
         else:
             self.after_validate()
 
     @rank_zero_only
     def after_validate(self) -> None:
-        self._summarise("val_accuracy", self.trainer.callback_metrics.get("val_accuracy"))
+        self._summarise("val_accuracy")
 
     @rank_zero_only
     def after_test(self) -> None:
-        self._summarise("test_accuracy", self.trainer.callback_metrics.get("test_accuracy"))
+        self._summarise("test_accuracy")
 
     after_train = after_test
 
@@ -163,39 +160,8 @@ class Cli(LightningCLI):
     def after_prepare(self) -> None:
         sys.stdout.write("The data is in place; next: pyclassify train\n")
 
-    def _summarise(self, metric: str, value: torch.Tensor | None) -> None:
-        lines = {}
-        if value is not None:
-            lines[metric] = f"{value:.4f}"
-        best = getattr(self.trainer.checkpoint_callback, "best_model_path", None)
-        if path := self.scored or best:
-            # Whole, as `mlflow run` may have been started from another folder than this process's.
-            local = path == best and "://" not in path
-            lines["checkpoint"] = os.path.abspath(path) if local else path
-        if isinstance(self.trainer.logger, RunLogger) and self.trainer.logger.run_id:
-            import mlflow
-
-            lines["run"] = self.trainer.logger.run_id
-            lines["next"] = show_runs(mlflow.get_tracking_uri())
-        sys.stdout.write("\n" + "".join(f"{key:14} {line}\n" for key, line in lines.items()))
-
-
-def show_runs(tracking_uri: str) -> str:
-    """What to do to look at the runs that are kept at an address."""
-    address = urlsplit(tracking_uri)
-    if address.scheme in ("http", "https"):
-        return f"open {address._replace(netloc=address.netloc.rpartition('@')[2]).geturl()}"
-    if tracking_uri in ("sqlite:///mlflow.db", f"sqlite:///{Path.cwd()}/mlflow.db"):
-        return "mlflow ui"
-    # A password stays out of logs.
-    secret = address.password is not None
-    uri = '"$MLFLOW_TRACKING_URI"' if secret else shlex.quote(tracking_uri)
-    return f"mlflow ui --backend-store-uri {uri}"
-
-
-def _shorten(path: str) -> str:
-    here = f"{Path.cwd()}/"
-    return path.removeprefix(here)
+    def _summarise(self, metric: str) -> None:
+        summarise(self.trainer, metric, self.trainer.callback_metrics.get(metric), self.scored)
 
 
 def run(args: list[str]) -> None:

@@ -14,7 +14,7 @@ import torch
 from command_lines import SHAPES
 
 from pyclassify.cli import main
-from pyclassify.training import show_runs
+from pyclassify.summary import show_runs
 
 ROOT = Path(__file__).parents[1]
 
@@ -77,6 +77,18 @@ def test_score_of_a_file_is_that_of_its_run(cli):
 
     best = trained.runs[0].data.metrics["val_accuracy"]
     assert scored.runs[0].data.metrics["val_accuracy"] == best
+
+
+def test_configuration_that_a_run_keeps_makes_it_again(cli):
+    first = cli(f"train {SHAPES} --seed 3").runs[0]
+    config = mlflow.artifacts.download_artifacts(
+        run_id=first.info.run_id, artifact_path="config.yaml"
+    )
+
+    second = cli(f"train --config {config}").runs[0]
+
+    assert second.data.params == first.data.params
+    assert second.data.metrics == first.data.metrics
 
 
 def test_fit_goes_on_from_a_checkpoint(cli):

@@ -36,6 +36,7 @@ def test_module_of_ours_trains_on_data_of_another(cli):
 
     assert done.code == 0
     assert "test_accuracy" in done.runs[0].data.metrics
+    assert done.runs[0].data.params["model/num_classes"] == "12"
 
 
 def test_classes_follow_the_data_and_a_contradiction_is_said_to_be_ignored(cli):
@@ -43,3 +44,4 @@ def test_classes_follow_the_data_and_a_contradiction_is_said_to_be_ignored(cli):
         done = cli(f"fit {SHAPES} --model.num_classes 7")
 
     assert done.code == 0
+    assert done.runs[0].data.params["model/num_classes"] == "10"

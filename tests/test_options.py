@@ -115,6 +115,15 @@ def test_later_file_wins_and_an_option_wins_over_both(cli, tmp_path):
     assert (trainer["precision"], trainer["devices"]) == (64, "5")
 
 
+def test_limit_of_one_is_one_batch_and_not_all_of_them(cli):
+    limits = "--trainer.limit_train_batches=1 --trainer.limit_val_batches=1.0"
+    printed = yaml.safe_load(cli(f"fit {limits} --print_config").out)["trainer"]
+
+    assert printed["limit_train_batches"] == 1
+    assert isinstance(printed["limit_train_batches"], int)
+    assert isinstance(printed["limit_val_batches"], float)
+
+
 def test_optimizer_and_schedule_are_chosen_as_lightning_has_it(cli):
     schedule = "--lr_scheduler CosineAnnealingLR --lr_scheduler.T_max 5"
 

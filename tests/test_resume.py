@@ -17,9 +17,9 @@ def say(*words):
     os.write(1, (" ".join(map(str, words)) + "\\n").encode())
 """
 SLEEP = """
-with resume.stop_on_signals(lambda: say("marked")):
-    say("ready")
+with resume.stop_on_signals(lambda name: say("marked", name)):
     try:
+        say("ready")
         time.sleep(60)
     except KeyboardInterrupt as stop:
         say("stopped by", stop)
@@ -63,7 +63,11 @@ def test_stop_signal_interrupts_and_says_which_it_was(signum, script):
     process = script(SLEEP)
     process.send_signal(signum)
 
-    assert sorted(rest(process)) == ["cleaned up", "marked", f"stopped by {signum.name}"]
+    assert sorted(rest(process)) == [
+        "cleaned up",
+        f"marked {signum.name}",
+        f"stopped by {signum.name}",
+    ]
     assert process.returncode == 0
 
 
@@ -81,16 +85,17 @@ def test_process_ends_though_its_main_thread_never_comes_back(script):
     process = script(
         "import hashlib\nresume.GRACE_SECONDS = 0.5\n" + SLEEP.replace("time.sleep(60)", stuck)
     )
+    time.sleep(0.5)  # which is well inside
     process.send_signal(signal.SIGTERM)
 
-    assert rest(process) == ["marked"]
+    assert rest(process) == ["marked SIGTERM"]
     assert process.returncode == 128 + signal.SIGTERM
 
 
 def test_worker_process_dies_of_the_signal_alone(script):
     process = script(
         """
-with resume.stop_on_signals(lambda: say("marked")):
+with resume.stop_on_signals(lambda name: say("marked", name)):
     worker = os.fork()
     if worker == 0:
         say("ready")
@@ -108,7 +113,7 @@ def test_handlers_are_as_before_afterwards(script):
     process = script(
         """
 before = [signal.getsignal(each) for each in resume.STOP_SIGNALS]
-with resume.stop_on_signals(lambda: say("marked")):
+with resume.stop_on_signals(lambda name: say("marked", name)):
     inside = [signal.getsignal(each) for each in resume.STOP_SIGNALS]
 say("ready")
 say([signal.getsignal(each) for each in resume.STOP_SIGNALS] == before, inside == before)
@@ -122,7 +127,7 @@ def test_process_is_stopped_when_its_parent_is_killed(script):
     parent = script(
         """
 if os.fork() == 0:
-    with resume.stop_on_signals(lambda: say("marked")):
+    with resume.stop_on_signals(lambda name: say("marked", name)):
         resume.stop_with_parent()
         say("ready")
         time.sleep(60)
@@ -133,7 +138,7 @@ else:
     parent.kill()
 
     # The pipe closes when the child has ended too.
-    assert rest(parent) == ["marked"]
+    assert rest(parent) == ["marked SIGTERM"]
 
 
 def test_torch_is_not_loaded_for_it(script):

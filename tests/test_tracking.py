@@ -1,5 +1,6 @@
 """One run, its parameters and its true status, in a store of its own."""
 
+import shutil
 import subprocess
 import sys
 import threading
@@ -17,16 +18,15 @@ ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture
-def store(tmp_path, monkeypatch):
+def store(empty_store, tmp_path, monkeypatch):
     """A new store that MLFLOW_TRACKING_URI names."""
+    shutil.copy(empty_store, tmp_path)
     uri = f"sqlite:///{tmp_path}/mlflow.db"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "tested")
     monkeypatch.delenv("MLFLOW_RUN_ID", raising=False)
     mlflow.set_tracking_uri(uri)
-    client = mlflow.MlflowClient()
-    client.create_experiment("course", str(tmp_path / "artifacts"))
-    monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "course")
-    yield client
+    yield mlflow.MlflowClient()
     run.end("FINISHED")
     mlflow.set_tracking_uri(None)
 
@@ -38,7 +38,7 @@ def all_runs(store):
 @pytest.fixture
 def given(store, monkeypatch):
     """A run as `mlflow run` makes it and hands it over."""
-    experiment = store.get_experiment_by_name("course")
+    experiment = store.get_experiment_by_name("tested")
     made = store.create_run(experiment.experiment_id)
     monkeypatch.setenv("MLFLOW_RUN_ID", made.info.run_id)
     return made.info.run_id
@@ -66,7 +66,7 @@ def test_own_run_is_made_without_one(store):
 
 
 def test_tracking_uri_is_read_when_the_logger_is_made_not_imported(store, tmp_path):
-    elsewhere = f"sqlite:///{tmp_path}/elsewhere.db"
+    elsewhere = f"sqlite:///{shutil.copy(tmp_path / 'mlflow.db', tmp_path / 'elsewhere.db')}"
     mlflow.set_tracking_uri(elsewhere)
 
     RunLogger().log_metrics({"val_loss": 0.5}, step=0)

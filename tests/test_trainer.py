@@ -1,9 +1,11 @@
 """The best checkpoint, and the size of a launch."""
 
 import os
+import re
 
 import pytest
 from command_lines import SHAPES
+from folders import grow
 
 from pyclassify.trainer import BestCheckpoint
 
@@ -28,6 +30,17 @@ def test_run_without_checkpoints_is_tested_with_the_weights_at_hand(cli):
     assert done.code == 0
     assert "test_accuracy" in done.runs[0].data.metrics
     assert not os.path.exists("runs")
+
+
+def test_missing_test_images_are_known_before_training(cli, tmp_path):
+    folder = grow(tmp_path / "photos", "train/cat", "train/dog")
+    data = f"--data=ImageFolderDataModule --data_path {folder} --model.model=foreign.Linear"
+    done = cli(f"train {data} --max_epochs 1")
+
+    assert done.code == 1
+    assert re.search(r"^pyclassify: error: .*photos/test is not a folder", done.err, re.MULTILINE)
+    assert done.runs[0].info.status == "FAILED"
+    assert "train_loss" not in done.runs[0].data.metrics
 
 
 def test_launch_of_another_size_than_asked_for_is_refused(cli, monkeypatch):

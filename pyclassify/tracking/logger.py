@@ -119,8 +119,12 @@ class RecordConfig(SaveConfigCallback):
             return
         from mlflow.entities import Param
 
-        text = self.parser.dump(self.config, skip_none=False)
-        params = dict(flatten(yaml.safe_load(text)))
+        config = yaml.safe_load(self.parser.dump(self.config, skip_none=False))
+        if (given := getattr(pl_module, "num_classes", None)) is not None:
+            # The data say how many, after the configuration was read, or it was an option.
+            config["model"].setdefault("init_args", {})["num_classes"] = given
+        text = yaml.safe_dump(config, sort_keys=False)
+        params = dict(flatten(config))
         logger.experiment.log_batch(logger.run_id, params=[Param(*item) for item in params.items()])
         logger.experiment.log_text(logger.run_id, text, self.config_filename)
         what = (params.get("model/model/class") or params.get("model/model"), params["data/class"])

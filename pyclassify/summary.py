@@ -1,0 +1,52 @@
+"""What a training verb says at its end."""
+
+import os
+import shlex
+import sys
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import torch
+from lightning.pytorch import Trainer
+
+from pyclassify.tracking.logger import RunLogger
+
+
+def summarise(
+    trainer: Trainer, metric: str, value: torch.Tensor | None, scored: str | None = None
+) -> None:
+    """Write the accuracy, the checkpoint, the run and what to type next to standard output.
+
+    Args:
+        trainer: What ran.
+        metric: The name of the metric that counts.
+        value: Its value, if it was logged.
+        scored: The checkpoint as it was given, where one was scored; else the best is shown.
+    """
+    lines = {}
+    if value is not None:
+        lines[metric] = f"{value:.4f}"
+    best = getattr(trainer.checkpoint_callback, "best_model_path", None)
+    if path := scored or best:
+        # Whole, as `mlflow run` may have been started from another folder than this process's.
+        local = path == best and "://" not in path
+        lines["checkpoint"] = os.path.abspath(path) if local else path
+    if isinstance(trainer.logger, RunLogger) and trainer.logger.run_id:
+        import mlflow
+
+        lines["run"] = trainer.logger.run_id
+        lines["next"] = show_runs(mlflow.get_tracking_uri())
+    sys.stdout.write("\n" + "".join(f"{key:14} {line}\n" for key, line in lines.items()))
+
+
+def show_runs(tracking_uri: str) -> str:
+    """What to do to look at the runs that are kept at an address."""
+    address = urlsplit(tracking_uri)
+    if address.scheme in ("http", "https"):
+        return f"open {address._replace(netloc=address.netloc.rpartition('@')[2]).geturl()}"
+    if tracking_uri in ("sqlite:///mlflow.db", f"sqlite:///{Path.cwd()}/mlflow.db"):
+        return "mlflow ui"
+    # A password stays out of logs.
+    secret = address.password is not None
+    uri = '"$MLFLOW_TRACKING_URI"' if secret else shlex.quote(tracking_uri)
+    return f"mlflow ui --backend-store-uri {uri}"
