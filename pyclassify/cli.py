@@ -2,12 +2,18 @@
 
 import os
 import sys
+import time
 import traceback
 from collections.abc import Sequence
+from contextlib import suppress
 
 from pyclassify.options import spell_out
 from pyclassify.resume import stop_on_signals, stop_with_parent
 from pyclassify.tracking import run
+
+TURN_SECONDS = 3.0  # that another process may take to run into the same error
+
+LOST = "another process of this run has ended; its own message says why"
 
 
 def main(args: Sequence[str] | None = None) -> int:
@@ -41,15 +47,16 @@ def main(args: Sequence[str] | None = None) -> int:
             words = explain(error)
             if words is None:
                 raise
-            return complain(words)
+            return complain(words, turn=int(not run.is_rank_zero()) + 2 * int(words == LOST))
         finally:
             run.end(status)
 
 
 def on_stop(signal_name: str) -> None:
     """Tell who watches and who looks later that this is no failure."""
-    complain(f"stopped by {signal_name}")
-    run.mark("KILLED")
+    if run.is_rank_zero():
+        complain(f"stopped by {signal_name}")
+        run.mark("KILLED")
 
 
 def train(given: list[str]) -> None:
@@ -73,6 +80,8 @@ def explain(error: BaseException | None) -> str | None:
         ):
             # A data worker's error arrives with its stack trace before it.
             return " ".join(str(error).rsplit("MisconfigurationException: ", 1)[-1].split())
+        if "closed by peer" in str(error) or kind in ("DistBackendError", "DistNetworkError"):
+            return LOST
         if str(error).startswith("Error(s) in loading state_dict"):
             detail = str(error).partition("\n")[2].split("\n")[0]
             return (
@@ -88,12 +97,21 @@ def _is_ours(error: BaseException) -> bool:
     return raised_by.startswith(os.path.dirname(__file__))
 
 
-def complain(text: str) -> int:
+def complain(text: str, turn: int = 0) -> int:
     """Say in one line what went wrong.
+
+    Args:
+        text: The line.
+        turn: How many others may speak before. What goes wrong in every process is said by the
+            first, which ends the others while they wait; one that only lost another speaks last.
 
     Returns:
         The exit code of a failure.
     """
-    if run.is_rank_zero():
-        sys.stderr.write(f"pyclassify: error: {text}\n")
+    who = "pyclassify"
+    if not run.is_rank_zero():
+        who += f" (rank {os.environ.get('RANK') or os.environ.get('LOCAL_RANK')})"
+    with suppress(KeyboardInterrupt):
+        time.sleep(turn * TURN_SECONDS)
+        sys.stderr.write(f"{who}: error: {text}\n")
     return 1

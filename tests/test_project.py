@@ -14,7 +14,7 @@ import mlflow
 import pytest
 import torch
 import yaml
-from PIL import Image
+from folders import grow
 
 ROOT = Path(__file__).parents[1]
 FINISHED, FAILED, KILLED = "FINISHED", "FAILED", "KILLED"
@@ -32,7 +32,7 @@ SMALL = {
     "trainer.log_every_n_steps": 1,
 }
 ENDLESS = {**SMALL, "max_epochs": 1_000_000}
-PHOTOS = {"config": "configs/image-folder.yaml", "data_path": "photos", "data.val_size": 0.5}
+PHOTOS = {"config": "configs/image-folder.yaml", "data_path": "photos"}
 ALEXNET = {**SHAPES, "max_epochs": 1, "learning_rate": "1e-3", "trainer.limit_train_batches": 2}
 
 # What is given by -P, who gets which signal once training is under way, and how the run ends.
@@ -63,9 +63,9 @@ def store(tmp_path_factory):
 def ended(store, tmp_path_factory):
     """All ten, at once since each spends its time on imports, after the last has ended."""
     folder = tmp_path_factory.mktemp("runs")
-    (folder / "photos" / "train" / "cats").mkdir(parents=True)
-    (folder / "photos" / "train" / "cats" / "tom.jpg").write_bytes(b"no image")
-    Image.new("RGB", (40, 30)).save(folder / "photos" / "train" / "cats" / "tim.png")
+    grow(folder / "photos", "train/cats", "val/cats", "test/cats")
+    # The second of four validation images is the second process's.
+    (folder / "photos" / "val" / "cats" / "1.png").write_bytes(b"no image")
     started = {name: start(folder, name, given, store) for name, (given, *_) in RUNS.items()}
     try:
         to_stop = {name: stop for name, (_, stop, _) in RUNS.items() if stop is not None}
@@ -162,10 +162,10 @@ def test_status_is_the_true_one(name, ended, store):
     assert (ended[name].process.returncode == 0) == (status == FINISHED)
 
 
-def test_failure_is_said_in_one_line(ended):
+def test_failure_of_the_second_process_is_said_in_one_line(ended):
     log = ended["broken image"].log.read_text()
 
-    assert len(re.findall(r"^pyclassify: error: .*tom\.jpg does not decode.*$", log, re.M)) == 1
+    assert len(re.findall(r"pyclassify \(rank 1\): error: .*1\.png does not decode", log)) == 1
     assert "Traceback" not in log
 
 
