@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-import torch
+from lightning.pytorch.accelerators import CUDAAccelerator, MPSAccelerator
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from pyclassify.tracking.logger import WEIGHTS
@@ -18,8 +18,9 @@ def check_devices(devices: Any, accelerator: str) -> None:
     """
     if devices == "auto" or re.search(r"[\[,]", str(devices)):
         return  # which Lightning judges
-    gpus = torch.cuda.device_count()
-    on_gpu = accelerator in ("gpu", "cuda") or (accelerator == "auto" and gpus > 0)
+    kinds = [kind for kind in (CUDAAccelerator, MPSAccelerator) if kind.is_available()]
+    gpus = kinds[0].auto_device_count() if kinds else 0
+    on_gpu = accelerator in ("gpu", "cuda", "mps") or (accelerator == "auto" and gpus > 0)
     count = int(devices) if re.fullmatch(r"-?\d+", str(devices)) else 0
     if count < 1 and not (count == -1 and on_gpu):
         raise MisconfigurationException(
@@ -46,13 +47,26 @@ def check_resumable(given: str | Path | None, verb: str) -> None:
         )
 
 
-def find_checkpoint(given: str | None, verb: str, downloads: str) -> str:
+def check_seed(seed: int | bool) -> None:
+    """Refuse a seed that some random generator does not take.
+
+    Raises:
+        MisconfigurationException: It is not among those of numpy's.
+    """
+    if not 0 <= seed < 2**32:
+        raise MisconfigurationException(f"seed is {seed}; give a whole number from 0 to 2^32 - 1")
+
+
+def find_checkpoint(
+    given: str | None, verb: str, downloads: str, tracking_uri: str | None = None
+) -> str:
     """Turn a checkpoint's path or a run's id into a path.
 
     Args:
         given: The path or the id.
         verb: What is to be done with it, for messages.
         downloads: The folder that a run's weights are copied to.
+        tracking_uri: Where the run is, if not where MLflow would look.
 
     Raises:
         MisconfigurationException: None was given, or there is none.
@@ -70,9 +84,12 @@ def find_checkpoint(given: str | None, verb: str, downloads: str) -> str:
     import mlflow
 
     try:
-        return str(mlflow.artifacts.download_artifacts(None, given, WEIGHTS, downloads))
+        return str(
+            mlflow.artifacts.download_artifacts(None, given, WEIGHTS, downloads, tracking_uri)
+        )
     except (mlflow.exceptions.MlflowException, OSError) as error:
+        where = tracking_uri or mlflow.get_tracking_uri()
         raise MisconfigurationException(
-            f"run {given} has no {WEIGHTS} at {mlflow.get_tracking_uri()} ({error}); `mlflow ui` "
+            f"run {given} has no {WEIGHTS} at {where} ({error}); `mlflow ui` "
             "lists the runs there, MLFLOW_TRACKING_URI names another place"
         ) from error

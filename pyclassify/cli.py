@@ -6,6 +6,7 @@ import time
 import traceback
 from collections.abc import Sequence
 from contextlib import suppress
+from pathlib import Path
 
 from pyclassify.options import spell_out
 from pyclassify.resume import stop_on_signals, stop_with_parent
@@ -93,8 +94,8 @@ def explain(error: BaseException | None) -> str | None:
 
 
 def _is_ours(error: BaseException) -> bool:
-    raised_by = traceback.extract_tb(error.__traceback__)[-1].filename
-    return raised_by.startswith(os.path.dirname(__file__))
+    frames = traceback.extract_tb(error.__traceback__)
+    return bool(frames) and Path(frames[-1].filename).is_relative_to(Path(__file__).parent)
 
 
 def complain(text: str, turn: int = 0) -> int:

@@ -60,6 +60,11 @@ def spell_out(given: list[str]) -> list[str]:
         argument = next((key for key in chosen if key.startswith(f"{part}.")), f"{part}.help")
         if not (part in chosen or part in DEFAULT_PARTS or argument == f"{part}.help"):
             raise ValueError(f"{argument} is given and no {part}; name its class by --{part}")
+    if "optimizer" not in chosen and chosen.get("lr_scheduler") not in UNSET:
+        raise ValueError(
+            f"lr_scheduler {chosen['lr_scheduler']} is given and no optimizer, whose learning rate "
+            "it would change; name one by --optimizer, such as Adam"
+        )
     rate = "model.learning_rate" if chosen.get("optimizer") in UNSET else "optimizer.lr"
     short = {**SHORT_OPTIONS, "learning_rate": rate}
     missing = DEFAULT_PARTS.keys() - chosen.keys()

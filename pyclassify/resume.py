@@ -69,9 +69,14 @@ def stop_on_signals(on_stop: Callable[[str], None]) -> Iterator[None]:
 def _watch(heard: socket.socket, left: threading.Event, on_stop: Callable[[str], None]) -> None:
     while signals := heard.recv(1):
         if signals[0] in STOP_SIGNALS:
-            on_stop(signal.Signals(signals[0]).name)
+            name = signal.Signals(signals[0]).name
+            # In a thread too, as it may fail, or wait for a server that is away.
+            teller = threading.Thread(target=on_stop, args=(name,), daemon=True)
+            teller.start()
             if not left.wait(GRACE_SECONDS):
+                teller.join(GRACE_SECONDS)
                 os._exit(128 + signals[0])
+            teller.join()
             return
 
 

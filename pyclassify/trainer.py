@@ -9,6 +9,7 @@ from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
+from pyclassify.loading import ImageDataModule
 from pyclassify.resume import raise_on_stop
 
 
@@ -99,7 +100,8 @@ class BestCheckpoint(ModelCheckpoint):
         super().on_validation_end(trainer, pl_module)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._check_monitor(trainer)
+        if not trainer.enable_validation:  # else a later validation may log it
+            self._check_monitor(trainer)
         super().on_train_epoch_end(trainer, pl_module)
 
     def _check_monitor(self, trainer: pl.Trainer) -> None:
@@ -123,10 +125,12 @@ class LaunchCheck(Callback):
                 "num_nodes) were launched; in a SLURM job ask for one task a device and start "
                 "them by srun, else give --devices and --num_nodes as they are"
             )
-        data = getattr(trainer, "datamodule", None)
-        if stage == "fit" and data is not None and getattr(trainer, "tests_after_fit", False):
-            # That test images are missing is better known now than after the last epoch.
-            data.setup("test")
+        if stage == "fit" and getattr(trainer, "tests_after_fit", False):
+            data = getattr(trainer, "datamodule", None)
+            # That test images are missing is better known now than after the last epoch; a data
+            # module of another's may hold but one stage's data.
+            if isinstance(data, ImageDataModule):
+                data.setup("test")
 
     def on_exception(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException

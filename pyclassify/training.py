@@ -18,7 +18,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only, rank_zero_warn
 
 # Imported so that their bare names can be given to --model and --data.
 from pyclassify import datamodule, module  # noqa: F401
-from pyclassify.checks import check_devices, check_resumable, find_checkpoint
+from pyclassify.checks import check_devices, check_resumable, check_seed, find_checkpoint
 from pyclassify.options import SHORT_OPTIONS, VERBS, settings
 from pyclassify.summary import summarise
 from pyclassify.tracking.logger import RecordConfig
@@ -107,10 +107,11 @@ class Cli(LightningCLI):
             for key, value in ANYWHERE.items():
                 chosen.trainer[key] = value
         check_devices(chosen.trainer.devices, chosen.trainer.accelerator)
+        check_seed(chosen.seed_everything)
         if self.config.subcommand in ("validate", "test", "predict"):
             self.scored = chosen.ckpt_path
-            chosen.ckpt_path = find_checkpoint(
-                chosen.ckpt_path, self.config.subcommand, self.downloads
+            self.found = chosen.ckpt_path = find_checkpoint(
+                chosen.ckpt_path, self.config.subcommand, self.downloads, _tracking_uri(chosen)
             )
         elif self.config.subcommand != "prepare":
             check_resumable(chosen.ckpt_path, self.config.subcommand)
@@ -123,6 +124,15 @@ class Cli(LightningCLI):
             raise MisconfigurationException(
                 f"ckpt_path {path} is no checkpoint; give a file that a run saved, or a run's id"
             ) from error
+
+    def before_instantiate_classes(self) -> None:
+        if self.scored is not None:
+            # The run records what was given: what was found may be gone after it.
+            self.config[self.config.subcommand].ckpt_path = self.scored
+
+    def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
+        kwargs = super()._prepare_subcommand_kwargs(subcommand)
+        return kwargs if self.scored is None else {**kwargs, "ckpt_path": self.found}
 
     def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
         try:
@@ -162,6 +172,11 @@ class Cli(LightningCLI):
 
     def _summarise(self, metric: str) -> None:
         summarise(self.trainer, metric, self.trainer.callback_metrics.get(metric), self.scored)
+
+
+def _tracking_uri(chosen: Namespace) -> str | None:
+    logger = chosen.trainer.logger
+    return logger.get("init_args.tracking_uri") if isinstance(logger, Namespace) else None
 
 
 def run(args: list[str]) -> None:

@@ -42,6 +42,13 @@ class Data(pl.LightningDataModule):
     val_dataloader = test_dataloader = train_dataloader
 
 
+class StagedData(Data):
+    """Holds the images of the last stage that it was set up for."""
+
+    def setup(self, stage: str) -> None:
+        self.count = 32 if stage == "fit" else 8
+
+
 class Writer(BasePredictionWriter):
     """Keeps what is predicted in the file predictions.pt."""
 

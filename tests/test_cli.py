@@ -2,15 +2,17 @@
 
 import os
 import re
+import shutil
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 from pkgutil import resolve_name
 
 import mlflow
 import pytest
-import tomllib
 import torch
+import yaml
 from command_lines import SHAPES
 
 from pyclassify.cli import main
@@ -67,6 +69,29 @@ def test_score_of_a_run_is_the_one_that_it_reported(verb, cli):
     assert len(scored.runs) == 2
     assert scored.runs[0].data.metrics[metric] == trained.data.metrics[metric]
     assert f"{metric:14} {trained.data.metrics[metric]:.4f}" in scored.out
+
+
+def test_score_by_mlflow_run_keeps_the_id_that_it_was_given(cli, monkeypatch):
+    trained = cli(f"train {SHAPES}").runs[0]
+    client = mlflow.MlflowClient()
+    made = client.create_run(trained.info.experiment_id)
+    client.log_param(made.info.run_id, "ckpt_path", trained.info.run_id)
+    monkeypatch.setenv("MLFLOW_RUN_ID", made.info.run_id)
+
+    scored = cli(f"test {SHAPES} --ckpt_path {trained.info.run_id}")
+
+    assert scored.code == 0, scored.err
+    config = client.download_artifacts(made.info.run_id, "config.yaml")
+    assert yaml.safe_load(Path(config).read_text())["ckpt_path"] == trained.info.run_id
+    assert client.get_run(made.info.run_id).info.status == "FINISHED"
+
+
+def test_score_of_a_run_in_another_store_is_found(cli, tmp_path):
+    other = f"--trainer.logger.tracking_uri sqlite:///{tmp_path}/other.db"
+    shutil.copy(tmp_path / "mlflow.db", tmp_path / "other.db")
+    run_id = re.search(r"^run +(\S+)", cli(f"fit {SHAPES} {other}").out, re.MULTILINE)[1]
+
+    assert cli(f"test {SHAPES} {other} --ckpt_path {run_id}").code == 0
 
 
 def test_score_of_a_file_is_that_of_its_run(cli):

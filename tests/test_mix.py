@@ -1,5 +1,6 @@
 """Any network, module and data with any other, named on the command line alone."""
 
+import mlflow
 import mnist
 import pytest
 from command_lines import QUIET, SHAPES, TINY
@@ -37,6 +38,16 @@ def test_module_of_ours_trains_on_data_of_another(cli):
     assert done.code == 0
     assert "test_accuracy" in done.runs[0].data.metrics
     assert done.runs[0].data.params["model/num_classes"] == "12"
+
+
+def test_data_of_another_that_hold_one_stage_train_on_the_training_images(cli, capsys):
+    network = "--model=Classifier --model.model=foreign.Linear"
+
+    done = cli(f"train --data=foreign.StagedData {network} --max_epochs 1 {QUIET}")
+
+    assert done.code == 0
+    history = mlflow.MlflowClient().get_metric_history(done.runs[0].info.run_id, "val_loss")
+    assert [point.step for point in history] == [3]  # four steps of training
 
 
 def test_classes_follow_the_data_and_a_contradiction_is_said_to_be_ignored(cli):

@@ -71,6 +71,11 @@ def test_value_is_no_verb():
     assert spell_out(["--data_path", "train", "fit"])[0] == "fit"
 
 
+def test_schedule_without_an_optimizer_is_refused():
+    with pytest.raises(ValueError, match=r"lr_scheduler StepLR is given and no optimizer"):
+        spell_out(["fit", "--lr_scheduler", "StepLR", "--lr_scheduler.step_size", "1"])
+
+
 def test_negative_number_is_a_value():
     assert spell_out(["--seed", "-1", "fit"]) == ["fit", *PARTS, "--seed_everything", "-1"]
 

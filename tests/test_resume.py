@@ -23,7 +23,7 @@ with resume.stop_on_signals(lambda name: say("marked", name)):
         time.sleep(60)
     except KeyboardInterrupt as stop:
         say("stopped by", stop)
-        time.sleep(0.5)
+        time.sleep(1)
         say("cleaned up")
 """
 
@@ -74,10 +74,11 @@ def test_stop_signal_interrupts_and_says_which_it_was(signum, script):
 def test_second_signal_does_not_interrupt_the_clean_up(script):
     process = script(SLEEP)
     process.send_signal(signal.SIGINT)
-    time.sleep(0.2)
+    while process.stdout.readline() != "stopped by SIGINT\n":
+        pass
     process.send_signal(signal.SIGTERM)
 
-    assert "cleaned up" in rest(process)
+    assert rest(process)[-1] == "cleaned up"
 
 
 def test_process_ends_though_its_main_thread_never_comes_back(script):
@@ -90,6 +91,28 @@ def test_process_ends_though_its_main_thread_never_comes_back(script):
 
     assert rest(process) == ["marked SIGTERM"]
     assert process.returncode == 128 + signal.SIGTERM
+
+
+def test_process_ends_though_telling_so_fails_or_hangs(script):
+    for trouble in ("1 / 0", "time.sleep(60)"):
+        process = script(
+            f"""
+resume.GRACE_SECONDS = 0.3
+def tell(name):
+    {trouble}
+with resume.stop_on_signals(tell):
+    say("ready")
+    signal.pthread_sigmask(signal.SIG_BLOCK, [])
+    while True:
+        try:
+            time.sleep(60)
+        except KeyboardInterrupt:
+            pass
+"""
+        )
+        process.send_signal(signal.SIGTERM)
+
+        assert process.wait(10) == 128 + signal.SIGTERM
 
 
 def test_worker_process_dies_of_the_signal_alone(script):

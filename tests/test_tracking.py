@@ -4,6 +4,7 @@ import shutil
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import mlflow
@@ -86,6 +87,28 @@ def test_other_ranks_neither_make_nor_touch_a_run(store, given, monkeypatch):
     assert store.get_run(given).info.status == "RUNNING"
 
 
+@pytest.mark.parametrize(
+    ("variables", "is_first"),
+    [
+        ({}, True),
+        ({"RANK": "0", "LOCAL_RANK": "0"}, True),
+        ({"RANK": "2", "LOCAL_RANK": "0"}, False),
+        ({"SLURM_PROCID": "0"}, True),
+        ({"SLURM_PROCID": "1"}, False),
+        # started by Lightning in a shell that srun gave
+        ({"SLURM_PROCID": "0", "LOCAL_RANK": "1"}, False),
+        ({"NODE_RANK": "1", "LOCAL_RANK": "0"}, False),
+    ],
+)
+def test_first_process_is_told_by_what_launchers_set(variables, is_first, monkeypatch):
+    for name in ("RANK", "SLURM_PROCID", "LOCAL_RANK", "NODE_RANK"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+
+    assert run.is_rank_zero() is is_first
+
+
 def test_what_a_callback_logs_by_mlflow_itself_goes_to_the_same_run(store):
     logger = RunLogger()
     logger.log_metrics({"val_loss": 0.5}, step=0)
@@ -146,7 +169,9 @@ def test_insisting_ends_where_nobody_objects(store, given, monkeypatch):
     monkeypatch.setattr(insist, "SECONDS", 0.2)
     store.set_terminated(given, "KILLED")
 
+    started = time.monotonic()
     insist.insist(given, "KILLED", parent=-1)
+    assert time.monotonic() - started > 0.2
     assert store.get_run(given).info.status == "KILLED"
 
 

@@ -2,6 +2,7 @@
 
 import os
 import re
+import warnings
 
 import pytest
 from command_lines import SHAPES
@@ -30,6 +31,15 @@ def test_run_without_checkpoints_is_tested_with_the_weights_at_hand(cli):
     assert done.code == 0
     assert "test_accuracy" in done.runs[0].data.metrics
     assert not os.path.exists("runs")
+
+
+def test_best_checkpoint_waits_for_a_validation_that_comes_later(cli):
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message="no metric is called")
+        done = cli(f"fit {SHAPES} --max_epochs 2 --trainer.check_val_every_n_epoch 2")
+
+    assert done.code == 0
+    assert "val_accuracy" in done.out
 
 
 def test_missing_test_images_are_known_before_training(cli, tmp_path):

@@ -31,7 +31,7 @@ WRONG = {
     "fit --optimizer SGD --optimizer.momentun 1": "SGD has no option 'optimizer.momentun'; "
     "nearest: optimizer.momentum",
     "fit --optimizer.lr 1": "optimizer.lr is given and no optimizer; name its class by --optimizer",
-    "fit --lr_scheduler StepLR": "StepLR needs step_size; give --lr_scheduler.step_size",
+    "fit --optimizer Adam --lr_scheduler StepLR": "StepLR needs step_size; give --lr_scheduler.step_size",
     "fit --data=ImageFolderDataModule": "ImageFolderDataModule needs data_path; give "
     "--data.data_path (or --data_path)",
     "fit --data=MNISTDataModul": "data is 'MNISTDataModul', which can't be imported; it takes the "
@@ -44,6 +44,7 @@ WRONG = {
     "fit --batch_size=x": "data.batch_size is 'x'; it takes int",
     "fit --learning_rate x": "model.learning_rate is 'x'; it takes float",
     "fit --optimizer SGD --learning_rate x": "optimizer.lr is 'x'; it takes float",
+    "fit --seed -1": "seed is -1; give a whole number from 0 to 2^32 - 1",
     "fit --seed x": "seed_everything is 'x'; it takes bool or int",
     "fit --precision 17": "trainer.precision is '17'; it takes 64 or 32 or 16 or 'transf",
     "fit --max_epochs": "--trainer.max_epochs was given no value; give it as --trainer.max_epochs=",

@@ -16,7 +16,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import SaveConfigCallback
 from lightning.pytorch.loggers import MLFlowLogger
 from lightning.pytorch.loggers.logger import Logger, rank_zero_experiment
-from lightning.pytorch.utilities.rank_zero import rank_zero_only
+from lightning.pytorch.utilities.rank_zero import rank_zero_only, rank_zero_warn
 
 from pyclassify.tracking import run
 
@@ -102,12 +102,16 @@ class RunLogger(MLFlowLogger):
 
     def _log_weights(self, path: str) -> None:
         # Without the optimizer's state, a third of the size for Adam.
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
         kept = ("state_dict", "epoch", "global_step", "pytorch-lightning_version")
-        with tempfile.TemporaryDirectory() as folder:
-            weights = Path(folder, Path(WEIGHTS).name)
-            torch.save({key: checkpoint[key] for key in kept}, weights)
-            self.experiment.log_artifact(self.run_id, str(weights), str(Path(WEIGHTS).parent))
+        try:
+            # This process's own file, whatever callbacks put in.
+            checkpoint = torch.load(path, map_location="cpu", weights_only=False, mmap=True)
+            with tempfile.TemporaryDirectory() as folder:
+                weights = Path(folder, Path(WEIGHTS).name)
+                torch.save({key: checkpoint[key] for key in kept}, weights)
+                self.experiment.log_artifact(self.run_id, str(weights), str(Path(WEIGHTS).parent))
+        except Exception as error:  # a trained network is worth more than its copy
+            rank_zero_warn(f"the best weights are not in the run ({error}); they are in {path}")
 
 
 class RecordConfig(SaveConfigCallback):
@@ -125,7 +129,10 @@ class RecordConfig(SaveConfigCallback):
             config["model"].setdefault("init_args", {})["num_classes"] = given
         text = yaml.safe_dump(config, sort_keys=False)
         params = dict(flatten(config))
-        logger.experiment.log_batch(logger.run_id, params=[Param(*item) for item in params.items()])
+        # What `mlflow run` was given without a slash, such as ckpt_path, is there as it was typed.
+        there = logger.experiment.get_run(logger.run_id).data.params
+        new = [Param(*item) for item in params.items() if item[0] not in there]
+        logger.experiment.log_batch(logger.run_id, params=new)
         logger.experiment.log_text(logger.run_id, text, self.config_filename)
         what = (params.get("model/model/class") or params.get("model/model"), params["data/class"])
         short = "-".join(str(path).rsplit(".", 1)[-1].removesuffix("DataModule") for path in what)

@@ -21,8 +21,11 @@ _marked: str | None = None
 
 def is_rank_zero() -> bool:
     """Whether this process is the first of its job, as launchers say it in the environment."""
-    ranks = ("RANK", "SLURM_PROCID", "LOCAL_RANK", "NODE_RANK")
-    return int(next((os.environ[name] for name in ranks if name in os.environ), "0")) == 0
+    if "RANK" in os.environ:
+        return int(os.environ["RANK"]) == 0
+    # In a shell of srun's, what Lightning launches has that shell's SLURM_PROCID.
+    ranks = ("SLURM_PROCID", "LOCAL_RANK", "NODE_RANK")
+    return all(int(os.environ.get(name, 0)) == 0 for name in ranks)
 
 
 def adopt() -> bool:
