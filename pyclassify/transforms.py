@@ -1,8 +1,8 @@
 """Preprocessing: the one truth for training, evaluation and serving.
 
-Images travel as bytes and become floats here, on the whole batch, on the device. Pixels stay
-floats from the first resize on: rounding them back to bytes would make the two paths (sets in
-memory, folders of files) differ.
+Images of sets in memory travel as bytes and become floats here, on the whole batch, on the device;
+those of folders are resized by the same function where they are decoded. Pixels stay floats from
+that resize on: rounding them back to bytes would make the two paths differ.
 """
 
 from collections.abc import Sequence
