@@ -17,7 +17,7 @@ SETTINGS = {
 UNKNOWN_RUN = "0123456789abcdef" * 2
 
 WRONG = {
-    "": "no verb was given; give one of train, fit, validate, test, predict, prepare",
+    "": "no verb was given; give one of train, fit, validate, test, predict, prepare, compare",
     "--max_epochs 3": "no verb was given; give one of train",
     "trian": "there is no verb 'trian' (nearest: train); give one of train, fit",
     "cook --max_epochs 3": "there is no verb 'cook'; give one of train, fit",

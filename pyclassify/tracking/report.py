@@ -48,11 +48,11 @@ def in_words(test: PairedTest) -> str:
         surprise, better = "no surprise", "neither is shown to be better"
     return (
         f"Of the same {test.count:,} test images, run 1 has {test.right[0]:,} right and run 2 "
-        f"{test.right[1]:,}; {test.only_first:,} are right in run 1 only, {test.only_second:,} in "
-        f"run 2 only. Were both equally good, so uneven a split would be {surprise} (McNemar's "
-        f"exact test, p = {test.p_value:.2g}): {better}. On all images of this kind, run 2's "
-        f"accuracy minus run 1's is between {low:+.4f} and {high:+.4f} (95% interval). This holds "
-        "for these two trained networks; another seed may change it."
+        f"{test.right[1]:,}; run 1 alone has {test.only_first:,} right, run 2 alone "
+        f"{test.only_second:,}. Were both equally good, so uneven a split would be {surprise} "
+        f"(McNemar's exact test, p = {test.p_value:.2g}): {better}. On all images of this kind, "
+        f"run 2's accuracy minus run 1's is between {low:+.4f} and {high:+.4f} (95% interval). "
+        "This holds for these two trained networks; another seed may change it."
     )
 
 
