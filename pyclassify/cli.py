@@ -7,8 +7,9 @@ import traceback
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
+from pkgutil import resolve_name
 
-from pyclassify.options import spell_out
+from pyclassify.options import PLAIN_VERBS, spell_out
 from pyclassify.resume import stop_on_signals, stop_with_parent
 from pyclassify.tracking import run
 
@@ -27,6 +28,8 @@ def main(args: Sequence[str] | None = None) -> int:
         The exit code.
     """
     given = list(sys.argv[1:] if args is None else args)
+    if given and given[0] in PLAIN_VERBS:
+        return run_plain(*given)
     if run.adopt() or not run.is_rank_zero():
         stop_with_parent()
     status = "FAILED"
@@ -51,6 +54,20 @@ def main(args: Sequence[str] | None = None) -> int:
             return complain(words, turn=int(not run.is_rank_zero()) + 2 * int(words == LOST))
         finally:
             run.end(status)
+
+
+def run_plain(verb: str, *given: str) -> int:
+    """Run a verb that leaves the run of MLFLOW_RUN_ID, if there is one, to whoever made it."""
+    try:
+        code: int = resolve_name(PLAIN_VERBS[verb])(given)
+        return code
+    except KeyboardInterrupt:
+        return complain("stopped by SIGINT")
+    except Exception as error:
+        words = explain(error)
+        if words is None:
+            raise
+        return complain(words)
 
 
 def on_stop(signal_name: str) -> None:

@@ -11,6 +11,10 @@ import yaml
 
 VERBS = ("train", "fit", "validate", "test", "predict", "prepare")
 
+# Verbs that train nothing and have no run of their own: functions of the arguments after the verb,
+# imported only when asked for.
+PLAIN_VERBS = {"compare": "pyclassify.tracking.compare:main"}
+
 SHORT_OPTIONS = {
     "accelerator": "trainer.accelerator",
     "batch_size": "data.batch_size",
@@ -92,14 +96,16 @@ def _group(given: list[str]) -> Iterator[list[str]]:
 
 def _find_verb(options: list[list[str]]) -> str | None:
     """Take the verb out of a command line; there is none where only help is asked for."""
-    takes = f"give one of {', '.join(VERBS)}"
+    takes = f"give one of {', '.join((*VERBS, *PLAIN_VERBS))}"
     verb = next((option for option in options if not option[0].startswith("-")), None)
     if verb is None:
         if any(option[0] in ("-h", "--help") for option in options):
             return None
         raise ValueError(f"no verb was given; {takes}")
     if verb[0] not in VERBS:
-        near = get_close_matches(verb[0], VERBS, n=1)
+        if verb[0] in PLAIN_VERBS:
+            raise ValueError(f"{verb[0]} stands before its options: pyclassify {verb[0]} ...")
+        near = get_close_matches(verb[0], (*VERBS, *PLAIN_VERBS), n=1)
         hint = f" (nearest: {near[0]})" if near else ""
         raise ValueError(f"there is no verb {verb[0]!r}{hint}; {takes}")
     options.remove(verb)

@@ -1,14 +1,12 @@
 """What a training verb says at its end."""
 
 import os
-import shlex
 import sys
-from pathlib import Path
-from urllib.parse import urlsplit
 
 import torch
 from lightning.pytorch import Trainer
 
+from pyclassify.tracking.links import show_runs
 from pyclassify.tracking.logger import RunLogger
 
 
@@ -37,16 +35,3 @@ def summarise(
         lines["run"] = trainer.logger.run_id
         lines["next"] = show_runs(mlflow.get_tracking_uri())
     sys.stdout.write("\n" + "".join(f"{key:14} {line}\n" for key, line in lines.items()))
-
-
-def show_runs(tracking_uri: str) -> str:
-    """What to do to look at the runs that are kept at an address."""
-    address = urlsplit(tracking_uri)
-    if address.scheme in ("http", "https"):
-        return f"open {address._replace(netloc=address.netloc.rpartition('@')[2]).geturl()}"
-    if tracking_uri in ("sqlite:///mlflow.db", f"sqlite:///{Path.cwd()}/mlflow.db"):
-        return "mlflow ui"
-    # A password stays out of logs.
-    secret = address.password is not None
-    uri = '"$MLFLOW_TRACKING_URI"' if secret else shlex.quote(tracking_uri)
-    return f"mlflow ui --backend-store-uri {uri}"

@@ -19,7 +19,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only, rank_zero_warn
 # Imported so that their bare names can be given to --model and --data.
 from pyclassify import datamodule, module  # noqa: F401
 from pyclassify.checks import check_devices, check_resumable, check_seed, find_checkpoint
-from pyclassify.options import SHORT_OPTIONS, VERBS, settings
+from pyclassify.options import PLAIN_VERBS, SHORT_OPTIONS, VERBS, settings
 from pyclassify.summary import summarise
 from pyclassify.tracking.logger import RecordConfig
 from pyclassify.trainer import BestCheckpoint, LaunchCheck, Trainer
@@ -33,6 +33,7 @@ EPILOG += (
     "; --learning_rate is --optimizer.lr where an optimizer is named. "
     "--model.help and --data.help show the options that the network and the data have."
 )
+MORE_VERBS = "More verbs, for runs that there are: " + ", ".join(PLAIN_VERBS)
 
 # The headings of the help, where the docstrings of Lightning and torch are for other readers.
 TITLES = {
@@ -208,6 +209,7 @@ def run(args: list[str]) -> None:
             parser_kwargs={
                 "prog": "pyclassify",
                 "description": DESCRIPTION,
+                "epilog": f"{MORE_VERBS}; each has a --help of its own.",
                 **strict,
                 **{
                     verb: {

@@ -16,7 +16,7 @@ import yaml
 from command_lines import SHAPES
 
 from pyclassify.cli import main
-from pyclassify.summary import show_runs
+from pyclassify.tracking.links import show_runs
 
 ROOT = Path(__file__).parents[1]
 

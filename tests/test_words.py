@@ -17,7 +17,7 @@ SETTINGS = {
 UNKNOWN_RUN = "0123456789abcdef" * 2
 
 WRONG = {
-    "": "no verb was given; give one of train, fit, validate, test, predict, prepare",
+    "": "no verb was given; give one of train, fit, validate, test, predict, prepare, compare",
     "--max_epochs 3": "no verb was given; give one of train",
     "trian": "there is no verb 'trian' (nearest: train); give one of train, fit",
     "cook --max_epochs 3": "there is no verb 'cook'; give one of train, fit",
@@ -31,7 +31,8 @@ WRONG = {
     "fit --optimizer SGD --optimizer.momentun 1": "SGD has no option 'optimizer.momentun'; "
     "nearest: optimizer.momentum",
     "fit --optimizer.lr 1": "optimizer.lr is given and no optimizer; name its class by --optimizer",
-    "fit --optimizer Adam --lr_scheduler StepLR": "StepLR needs step_size; give --lr_scheduler.step_size",
+    "fit --optimizer Adam --lr_scheduler StepLR": "StepLR needs step_size; give "
+    "--lr_scheduler.step_size",
     "fit --data=ImageFolderDataModule": "ImageFolderDataModule needs data_path; give "
     "--data.data_path (or --data_path)",
     "fit --data=MNISTDataModul": "data is 'MNISTDataModul', which can't be imported; it takes the "

@@ -1,0 +1,96 @@
+"""Runs as training leaves them, in the store of `cli`, made without training."""
+
+import mlflow
+from mlflow.data.http_dataset_source import HTTPDatasetSource
+from mlflow.data.meta_dataset import MetaDataset
+from mlflow.entities import DatasetInput, InputTag, Metric, Param
+
+ALEXNET = {
+    "config": "configs/alexnet-cifar10.yaml",
+    "seed": "0",
+    "model.model": "pyclassify.model.AlexNet",
+    "seed_everything": "0",
+    "model/class": "pyclassify.module.Classifier",
+    "model/model/class": "pyclassify.model.AlexNet",
+    "model/model/dropout": "0.5",
+    "model/learning_rate": "0.0001",
+    "data/mean": "[0.5, 0.5, 0.5]",
+    "trainer/max_epochs": "10",
+}
+RESNET = {
+    "config": "configs/mine.yaml",
+    "seed": "7",
+    "seed_everything": "7",
+    "model/class": "pyclassify.module.Classifier",
+    "model/model": "torchvision.models.resnet18",
+    "model/learning_rate": "0.001",
+    "data/mean": "[0.4914, 0.4822, 0.4465]",
+    "trainer/max_epochs": "10",
+}
+
+METRICS = {"test_accuracy": 0.5, "test_loss": 1.25}
+
+
+def record(name="net", params=(), metrics=METRICS, status="FINISHED", answers=None, digest=None):
+    """Make a run.
+
+    Args:
+        answers: A letter an image: `y` where the run has it right.
+        digest: That of the test images.
+    """
+    client = mlflow.MlflowClient()
+    experiment = mlflow.get_experiment_by_name("tested").experiment_id
+    run_id = client.create_run(experiment, run_name=name).info.run_id
+    client.log_batch(
+        run_id,
+        params=[Param(*item) for item in dict(params).items()],
+        metrics=[Metric(key, value, 0, 0) for key, value in metrics.items()],
+    )
+    if answers:
+        labels = [index % 3 for index in range(len(answers))]
+        guesses = [label if a == "y" else 9 for label, a in zip(labels, answers, strict=True)]
+        log_predictions(run_id, range(len(answers)), labels, guesses)
+    if digest:
+        source = HTTPDatasetSource("http://localhost/images")
+        dataset = MetaDataset(source, name="images", digest=digest)._to_mlflow_entity()
+        tag = InputTag("mlflow.data.context", "test")
+        client.log_inputs(run_id, [DatasetInput(dataset, [tag])])
+    client.set_terminated(run_id, status)
+    return run_id
+
+
+def log_predictions(run_id, indices, labels, guesses):
+    table = {"index": indices, "label": labels, "predicted": guesses, "probability": 0.9}
+    mlflow.MlflowClient().log_table(run_id, table, "predictions.json")
+
+
+def two_runs():
+    """Two recipes, the first as `mlflow run` makes it, ten test images and what each got right."""
+    shared = {"system/cpu_utilization_percentage": 3.0, "wall_seconds": 312.4}
+    return [
+        record(
+            "AlexNet-CIFAR10-seed0",
+            ALEXNET,
+            {
+                "test_accuracy": 0.4,
+                "test_loss": 1.5,
+                "best_val_accuracy": 0.45,
+                "learning_rate": 1e-5,
+                "parameters": 57044810,
+                **shared,
+            },
+            answers="nnnnnynyyy",
+        ),
+        record(
+            "resnet18-CIFAR10-seed7",
+            RESNET,
+            {
+                "test_accuracy": 0.8,
+                "test_loss": float("nan"),
+                "learning_rate": 1e-3,
+                "parameters": 11181642,
+                **shared,
+            },
+            answers="yyyyynnyyy",
+        ),
+    ]
