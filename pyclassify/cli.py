@@ -4,8 +4,9 @@ import os
 import sys
 import traceback
 from collections.abc import Sequence
+from pkgutil import resolve_name
 
-from pyclassify.options import spell_out
+from pyclassify.options import PLAIN_VERBS, spell_out
 from pyclassify.resume import stop_on_signals, stop_with_parent
 from pyclassify.tracking import run
 
@@ -20,6 +21,8 @@ def main(args: Sequence[str] | None = None) -> int:
         The exit code.
     """
     given = list(sys.argv[1:] if args is None else args)
+    if given and given[0] in PLAIN_VERBS:
+        return do_plainly(given[0], given[1:])
     if run.adopt() or not run.is_rank_zero():
         stop_with_parent()
     status = "FAILED"
@@ -50,6 +53,18 @@ def on_stop(signal_name: str) -> None:
     """Tell who watches and who looks later that this is no failure."""
     complain(f"stopped by {signal_name}")
     run.mark("KILLED")
+
+
+def do_plainly(verb: str, words: list[str]) -> int:
+    """Run one of the verbs that train nothing themselves."""
+    try:
+        return int(resolve_name(PLAIN_VERBS[verb])(words))
+    except KeyboardInterrupt:
+        return 1
+    except Exception as error:
+        if (text := explain(error)) is None:
+            raise
+        return complain(text)
 
 
 def train(given: list[str]) -> None:

@@ -11,6 +11,11 @@ import yaml
 
 VERBS = ("train", "fit", "validate", "test", "predict", "prepare")
 
+# Verbs that do not train: functions of the words after the verb, imported when they are asked for.
+PLAIN_VERBS = {
+    "rerun": "pyclassify.rerun:rerun",
+}
+
 SHORT_OPTIONS = {
     "accelerator": "trainer.accelerator",
     "batch_size": "data.batch_size",
@@ -87,14 +92,16 @@ def _group(given: list[str]) -> Iterator[list[str]]:
 
 def _find_verb(options: list[list[str]]) -> str | None:
     """Take the verb out of a command line; there is none where only help is asked for."""
-    takes = f"give one of {', '.join(VERBS)}"
+    takes = f"give one of {', '.join((*VERBS, *PLAIN_VERBS))}"
     verb = next((option for option in options if not option[0].startswith("-")), None)
     if verb is None:
         if any(option[0] in ("-h", "--help") for option in options):
             return None
         raise ValueError(f"no verb was given; {takes}")
     if verb[0] not in VERBS:
-        near = get_close_matches(verb[0], VERBS, n=1)
+        if verb[0] in PLAIN_VERBS:
+            raise ValueError(f"{verb[0]} comes first: pyclassify {verb[0]} --help says how")
+        near = get_close_matches(verb[0], (*VERBS, *PLAIN_VERBS), n=1)
         hint = f" (nearest: {near[0]})" if near else ""
         raise ValueError(f"there is no verb {verb[0]!r}{hint}; {takes}")
     options.remove(verb)

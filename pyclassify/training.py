@@ -19,7 +19,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only, rank_zero_warn
 # Imported so that their bare names can be given to --model and --data.
 from pyclassify import datamodule, module  # noqa: F401
 from pyclassify.checks import check_devices, check_resumable, find_checkpoint
-from pyclassify.options import SHORT_OPTIONS, VERBS, settings
+from pyclassify.options import PLAIN_VERBS, SHORT_OPTIONS, VERBS, settings
 from pyclassify.summary import summarise
 from pyclassify.tracking.logger import RecordConfig
 from pyclassify.trainer import BestCheckpoint, LaunchCheck, Trainer
@@ -194,6 +194,7 @@ def run(args: list[str], given: list[str] | None = None) -> None:
             parser_kwargs={
                 "prog": "pyclassify",
                 "description": DESCRIPTION,
+                "epilog": f"Also: {', '.join(PLAIN_VERBS)} (pyclassify VERB --help says more).",
                 **strict,
                 **{
                     verb: {

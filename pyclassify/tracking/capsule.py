@@ -101,8 +101,8 @@ def read_facts(client: Any, run_id: str) -> dict[str, Any]:
 
 
 def warn(text: str) -> None:
-    """Say what is missing, without this file's name and line."""
-    warnings.warn(text, stacklevel=3)
+    """Warn of what is missing, without the credentials that an error's words may have."""
+    warnings.warn(mask(text), stacklevel=3)
 
 
 def _keep_code(folder: Path, leavings: Sequence[str]) -> dict[str, Any]:
