@@ -18,13 +18,12 @@ from typing import Any
 
 import yaml
 
-from pyclassify.options import SHORT_OPTIONS
+from pyclassify.restore import PATHS, find_code, make_absolute, prepare
 from pyclassify.resume import STOP_SIGNALS, raise_on_stop
 from pyclassify.tracking import capsule, likeness
 from pyclassify.tracking.dataset import OVERRIDDEN, SOURCE_RUN
-from pyclassify.tracking.git import find_root, git
-from pyclassify.tracking.masking import MASK, mask, mask_command
-from pyclassify.tracking.repository import Code, checked_out
+from pyclassify.tracking.masking import mask, mask_command
+from pyclassify.tracking.repository import checked_out
 
 USAGE = """usage: pyclassify rerun RUN_ID [--OPTION VALUE ...]
 
@@ -32,9 +31,6 @@ Make a run again from its capsule: its commit, changes, untracked files and conf
 same data, as a new run beside it. At the end the losses of both are compared step by step.
 Options, as those of `pyclassify train`, change the configuration; the new run names them.
 """
-
-# Options whose values are paths, in this folder and not in that of the code.
-_PATHS = ("data_path", "ckpt_path")
 
 
 def rerun(given: list[str]) -> int:
@@ -94,11 +90,11 @@ def read_options(given: list[str]) -> tuple[str, list[str]]:
                 "rerun takes the configuration that the run had; give what shall differ as "
                 "options, --max_epochs 3"
             )
-        if name.split(".")[-1].removeprefix("--") in _PATHS:
+        if name.split(".")[-1].removeprefix("--") in PATHS:
             if equals:
-                options[place] = f"{name}={_absolute(value, Path.cwd())}"
+                options[place] = f"{name}={make_absolute(value, Path.cwd())}"
             elif place + 1 < len(options):
-                options[place + 1] = _absolute(options[place + 1], Path.cwd())
+                options[place + 1] = make_absolute(options[place + 1], Path.cwd())
     return ids[0], options
 
 
@@ -132,66 +128,6 @@ def fetch(client: Any, run_id: str, folder: Path) -> Path:
         )
     folder.mkdir(exist_ok=True)
     return Path(client.download_artifacts(run_id, capsule.FOLDER, str(folder)))
-
-
-def prepare(kept: Path, facts: dict[str, Any], options: list[str]) -> dict[str, Any]:
-    """Make the configuration one that another folder can use.
-
-    Raises:
-        ValueError: A setting was masked, and no option gives it.
-    """
-    config = yaml.safe_load((kept / "config.yaml").read_text())
-    logger = config["trainer"]["logger"]
-    if isinstance(logger, dict):
-        arguments = logger.setdefault("init_args", {})
-        # The run is made already, where the runs are.
-        arguments.update(tracking_uri=None, experiment_name=None, run_name=None)
-        arguments["save_dir"] = _absolute(arguments.get("save_dir") or "runs", Path.cwd())
-    if (given := _given_checkpoint(facts["command"])) is not None:
-        config["ckpt_path"] = given  # a run's id, of which the configuration has a copy's path
-    for part in (config, config.get("data", {}).get("init_args") or {}):
-        for name in _PATHS:
-            if part.get(name):
-                part[name] = _absolute(part[name], Path(facts["started_in"]))
-    chosen = {option.partition("=")[0].removeprefix("--") for option in options}
-    chosen = {SHORT_OPTIONS.get(name, name).replace(".init_args", "") for name in chosen}
-    for name, value in likeness.settings(config):
-        if MASK in value and name not in chosen:
-            raise ValueError(
-                f"the capsule has {name} without its credentials, {value}; give it whole, "
-                f"--{name} VALUE"
-            )
-    return config
-
-
-def find_code(kept: Path, known: dict[str, Any], run_id: str) -> tuple[Path, Code]:
-    """Find the repository that has a run's commit.
-
-    Raises:
-        ValueError: The run had none, or this folder is in no repository that has it.
-    """
-    if "missing" in known:
-        raise ValueError(
-            f"run {run_id} can't be made again, as its code was in no commit ({known['missing']}); "
-            "its artifact config.yaml, given by --config, makes it again with the code of today"
-        )
-    root = find_root(Path.cwd())
-    commit = known["commit"]
-    if root is None:
-        raise ValueError(
-            f"{Path.cwd()} is in no git repository; go into the one that has the run's commit "
-            f"{commit}"
-        )
-    try:
-        git(root, "cat-file", "-e", f"{commit}^{{commit}}")
-    except OSError as error:
-        where = f" (the run's was of {known['remote']})" if known.get("remote") else ""
-        raise ValueError(
-            f"the repository {root} lacks the run's commit {commit}; `git fetch` it{where}"
-        ) from error
-    files = (kept / "changes.diff", kept / "untracked.tar")
-    content = [file.read_bytes() if file.exists() else b"" for file in files]
-    return root, Code(commit, known["folder"], changes=content[0], untracked=content[1])
 
 
 def environment(made: Any, facts: dict[str, Any], root: Path, folder: str) -> dict[str, str]:
@@ -238,18 +174,3 @@ def stoppable() -> Iterator[None]:
         with suppress(ValueError):  # not in the main thread
             for signum, handler in before.items():
                 signal.signal(signum, handler)
-
-
-def _given_checkpoint(command: list[str]) -> str | None:
-    for place, word in enumerate(command):
-        name, equals, value = word.partition("=")
-        if name == "--ckpt_path":
-            return value if equals else command[place + 1]
-    return None
-
-
-def _absolute(path: str, start: Path) -> str:
-    """Make a path absolute, unless it is an address, a run's id or one of Lightning's words."""
-    if "://" in path or re.fullmatch(r"[0-9a-f]{32}|best|last|hpc|registry.*", path):
-        return path
-    return os.path.abspath(start / Path(path).expanduser())

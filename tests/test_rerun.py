@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import mlflow
 import pytest
@@ -29,7 +30,7 @@ def network(num_classes: int) -> nn.Module:
 TRAIN = f"train --data=ImageFolderDataModule --data_path=photos --max_epochs=2 {QUIET}"
 TRAIN += " --batch_size=4 --trainer.log_every_n_steps=1 --model.model=fresh.network"
 TRAIN += " --learning_rate=0.01 --accelerator=cpu --data.num_workers=0"
-LOSS = "F.cross_entropy(logits, labels"
+SOURCE, LOSS = "pyclassify.source_run", "F.cross_entropy(logits, labels"
 
 
 @pytest.fixture(scope="module")
@@ -66,61 +67,97 @@ def source(store, repo):
     assert done.returncode == 0, done.stderr
     module.write_text(before)
     (repo / "fresh.py").unlink()
-    return newest(store).info.run_id
+    return store.search_runs([store.get_experiment_by_name("tested").experiment_id])[0].info.run_id
 
 
 @pytest.fixture(scope="module")
-def again(store, source, repo):
-    """The run made again, and what was said."""
-    done = rerun(repo, source)
-    assert done.returncode == 0, done.stderr
-    return newest(store), done.stdout
+def reruns(store, source, repo, tmp_path_factory):
+    """Three ways to make it again, at once: as it was, on other data, and stopped midway.
+
+    For each the new run, the exit code and what was said.
+    """
+    other = shutil.copytree(repo / "photos", tmp_path_factory.mktemp("data") / "photos")
+    shutil.copy(other / "train/dog/1.png", other / "train/cat/0.png")
+    ways = {"as it was": "", "other data": f"--data_path {other}", "stopped": "--max_epochs 100000"}
+    started = {way: start(repo, source, *options.split()) for way, options in ways.items()}
+    try:
+        wait_until(lambda: has_losses(store, find(store, ways["stopped"])))
+        started["stopped"].send_signal(signal.SIGTERM)
+        said = {way: process.communicate(timeout=120) for way, process in started.items()}
+    finally:
+        for process in started.values():
+            process.kill()
+    return {
+        way: SimpleNamespace(
+            run=find(store, ways[way]), code=process.returncode, out=said[way][0], err=said[way][1]
+        )
+        for way, process in started.items()
+    }
 
 
-def rerun(repo, *words):
+def start(repo, *words):
     command = [sys.executable, "-m", "pyclassify", "rerun", *words]
-    return subprocess.run(command, cwd=repo, capture_output=True, text=True)
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    return subprocess.Popen(command, cwd=repo, text=True, **pipes)
 
 
-def newest(store):
-    return store.search_runs([store.get_experiment_by_name("tested").experiment_id])[0]
+def find(store, overridden):
+    """The run that was made with these options, and not the source."""
+    for run in store.search_runs([store.get_experiment_by_name("tested").experiment_id]):
+        tags = run.data.tags
+        if SOURCE in tags and tags.get("pyclassify.overridden", "") == overridden:
+            return run
+    return None
 
 
 def losses(store, run_id):
     return [(each.step, each.value) for each in store.get_metric_history(run_id, "train_loss")]
 
 
-def test_losses_are_identical_at_every_step_and_it_says_so(again, source, store):
-    made, said = again
+def has_losses(store, run):
+    return run is not None and losses(store, run.info.run_id) != []
 
+
+def wait_until(is_so, seconds=120):
+    deadline = time.monotonic() + seconds
+    while not is_so():
+        assert time.monotonic() < deadline, f"waited for {seconds} s in vain"
+        time.sleep(0.2)
+
+
+def test_losses_are_identical_at_every_step_and_it_says_so(reruns, source, store):
+    done = reruns["as it was"]
+
+    assert done.code == 0, done.err
     assert len(losses(store, source)) == 12
-    assert losses(store, made.info.run_id) == losses(store, source)
-    assert said.endswith(f"\nthe same as {source} to the last bit: train_loss at all 12 steps\n")
+    assert losses(store, done.run.info.run_id) == losses(store, source)
+    verdict = f"the same as {source} to the last bit: train_loss at all 12 steps"
+    assert done.out.endswith(f"\n{verdict}\n")
 
 
-def test_it_is_a_new_run_that_names_its_source(again, source, store):
-    made, _ = again
+def test_it_is_a_new_run_that_names_its_source(reruns, source, store):
+    made, before = reruns["as it was"].run, store.get_run(source)
 
-    before = store.get_run(source)
     assert made.info.run_id != source
     assert made.info.status == "FINISHED"
     assert made.info.experiment_id == before.info.experiment_id
     assert made.info.run_name == before.info.run_name
-    assert made.data.tags["pyclassify.source_run"] == source
+    assert made.data.tags[SOURCE] == source
 
 
-def test_checkpoints_outlive_the_worktree(again, repo):
-    made, said = again
+def test_checkpoints_outlive_the_worktrees(reruns, repo):
+    done = reruns["as it was"]
 
-    path = re.search(r"checkpoint +(\S+)", said)[1]
-    assert Path(path).is_relative_to(repo / "runs" / made.info.experiment_id)
+    path = re.search(r"checkpoint +(\S+)", done.out)[1]
+    assert Path(path).is_relative_to(repo / "runs" / done.run.info.experiment_id)
     assert Path(path).is_file()
     assert git(repo, "worktree", "list").count("\n") == 0
 
 
-def test_capsule_of_the_new_run_is_as_good_as_its_sources(again, source, store, tmp_path):
+def test_capsule_of_the_new_run_is_as_good_as_its_sources(reruns, source, store, tmp_path):
     folders = [tmp_path / "source", tmp_path / "made"]
-    for folder, run_id in zip(folders, (source, again[0].info.run_id), strict=True):
+    made = reruns["as it was"].run.info.run_id
+    for folder, run_id in zip(folders, (source, made), strict=True):
         folder.mkdir()
         store.download_artifacts(run_id, "capsule", folder)
 
@@ -129,45 +166,31 @@ def test_capsule_of_the_new_run_is_as_good_as_its_sources(again, source, store, 
         assert here == there
 
 
-def test_changed_data_are_refused_with_both_digests(source, store, repo):
-    image = repo / "photos" / "train" / "cat" / "0.png"
-    content = image.read_bytes()
-    image.write_bytes((repo / "photos" / "train" / "dog" / "1.png").read_bytes())
-    try:
-        done = rerun(repo, source, "--max_epochs", "1")
-    finally:
-        image.write_bytes(content)
+def test_changed_data_are_refused_with_both_digests_before_the_first_step(reruns, source, store):
+    done = reruns["other data"]
 
-    made = newest(store)
-    (part,) = re.findall(r"error: the (train|val) images are not those of run", done.stderr)
+    (part,) = re.findall(r"error: the (train|val) images are not those of run", done.err)
     before, now = (
         capsule.read_facts(store, run_id)["data"]["sets"][part]["digest"]
-        for run_id in (source, made.info.run_id)
+        for run_id in (source, done.run.info.run_id)
     )
-    assert done.returncode == 1
-    assert f"run {source}: their digest was {before} (" in done.stderr
-    assert f"images) and is {now} (" in done.stderr
-    assert made.info.status == "FAILED"
-    assert made.data.tags["pyclassify.overridden"] == "--max_epochs 1"
-    assert losses(store, made.info.run_id) == []
+    assert done.code == 1
+    assert f"run {source}: their digest was {before} (" in done.err
+    assert f"images) and is {now} (" in done.err
+    assert done.run.info.status == "FAILED"
+    assert losses(store, done.run.info.run_id) == []
 
 
-def test_signal_stops_the_training_and_removes_the_worktree(source, store, repo):
-    command = [sys.executable, "-m", "pyclassify", "rerun", source, "--max_epochs", "1000000"]
-    process = subprocess.Popen(command, cwd=repo, stderr=subprocess.PIPE, text=True)
-    before = newest(store).info.run_id
-    wait_until(lambda: newest(store).info.run_id != before and newest(store).data.metrics)
-    process.send_signal(signal.SIGTERM)
-    _, err = process.communicate(timeout=60)
+def test_signal_is_passed_on_and_the_run_is_killed(reruns):
+    done = reruns["stopped"]
 
-    assert process.returncode == 1
-    assert "stopped by SIGTERM" in err
-    assert newest(store).info.status == "KILLED"
-    assert git(repo, "worktree", "list").count("\n") == 0
+    assert done.code == 1
+    assert "stopped by SIGTERM" in done.err
+    assert done.run.info.status == "KILLED"
 
 
-def wait_until(is_so, seconds=120):
-    deadline = time.monotonic() + seconds
-    while not is_so():
-        assert time.monotonic() < deadline, f"waited for {seconds} s in vain"
-        time.sleep(0.1)
+def test_override_is_in_the_run(reruns):
+    run = reruns["stopped"].run
+
+    assert run.data.tags["pyclassify.overridden"] == "--max_epochs 100000"
+    assert run.data.params["trainer/max_epochs"] == "100000"
