@@ -7,9 +7,9 @@ from typing import Any
 
 MASK = "***"
 
-# What stands before a URI's host. A password may have a slash in it, as SQLAlchemy reads it; a
-# port is no password.
-_USER = re.compile(r"""(?<=://)(?:[^\s/"]+|[^\s/:@"]*:(?!\d+(?:/|$))[^\s"@]*)@""")
+# What stands before a URI's host. A password may have slashes and @ in it, as SQLAlchemy reads it:
+# rather too much is masked than too little. A port is no password.
+_USER = re.compile(r"""(?<=://)(?:[^\s/:@"]*:(?!\d+(?:/|$))[^\s"]*|[^\s/"]+)@""")
 _WORDS = r"(?:pass(?:word|wd)?|pwd|secret|token|signature|credentials?|(?:api|access|account)_?key)"
 _QUERY = re.compile(rf"""([?&;][\w.-]*{_WORDS}[\w.-]*=)[^&;\s"'#]+""", re.IGNORECASE)
 _NAMED = re.compile(rf"(?:^|[._-]){_WORDS}$", re.IGNORECASE)
