@@ -82,7 +82,7 @@ def train(given: list[str]) -> None:
     args = spell_out(given)
     from pyclassify import training
 
-    training.run(args)
+    training.run(args, given)
 
 
 def explain(error: BaseException | None) -> str | None:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from pyclassify import shapes
 from pyclassify.datasets import ImageFiles, ImageTensors, list_classes, list_images
+from pyclassify.digest import digest_files
 from pyclassify.download import fetch
 from pyclassify.loading import ImageDataModule
 
@@ -195,6 +196,19 @@ class ImageFolderDataModule(ImageDataModule):
                 held_out = max(1, round(len(files) * self.val_size))
                 index = split(len(files), held_out, self.split_seed)[part]
             setattr(self, part, ImageFiles(files, labels, self.preprocess.resize, index))
+
+    def digest(self) -> dict[str, str]:
+        """Tell the data by their content: a digest of each set whose files are listed."""
+        filled = {part: vars(self).get(part) for part in ("train", "val", "test")}
+        return {
+            part: digest_files(
+                [each.files[place] for place in each.index.tolist()],
+                self.data_path,
+                user_folder() / "digests.json",
+            )
+            for part, each in filled.items()
+            if isinstance(each, ImageFiles)
+        }
 
     def _list(self, folder: str) -> tuple[list[str], list[int]]:
         # Kept, since a large folder takes minutes to walk on a cluster's file system.

@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader, Dataset
 from torch.utils.data.distributed import DistributedSampler
 
 from pyclassify.datasets import ImageTensors
+from pyclassify.digest import digest_tensors
 from pyclassify.transforms import Preprocess, draw
 
 
@@ -59,6 +60,15 @@ class ImageDataModule(LightningDataModule):
     @property
     def num_classes(self) -> int:
         return len(self.classes)
+
+    def digest(self) -> dict[str, str]:
+        """Tell the data by their content: a digest of each set that is in memory."""
+        filled = {part: vars(self).get(part) for part in ("train", "val", "test")}
+        return {
+            part: digest_tensors(each.images, each.labels, each.index)
+            for part, each in filled.items()
+            if isinstance(each, ImageTensors)
+        }
 
     def train_dataloader(self) -> DataLoader[Any]:
         return self._loader(self.train, self._share(self.train, shuffle=True))

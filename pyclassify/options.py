@@ -13,7 +13,10 @@ VERBS = ("train", "fit", "validate", "test", "predict", "prepare")
 
 # Verbs that train nothing and have no run of their own: functions of the arguments after the verb,
 # imported only when asked for.
-PLAIN_VERBS = {"compare": "pyclassify.tracking.compare:main"}
+PLAIN_VERBS = {
+    "compare": "pyclassify.tracking.compare:main",
+    "rerun": "pyclassify.rerun:rerun",
+}
 
 SHORT_OPTIONS = {
     "accelerator": "trainer.accelerator",

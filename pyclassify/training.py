@@ -180,11 +180,12 @@ def _tracking_uri(chosen: Namespace) -> str | None:
     return logger.get("init_args.tracking_uri") if isinstance(logger, Namespace) else None
 
 
-def run(args: list[str]) -> None:
+def run(args: list[str], given: list[str] | None = None) -> None:
     """Run a training verb.
 
     Args:
         args: The verb and its options, spelled out.
+        given: The same as they were given, for the record.
     """
     quieten()
     strict = {"exit_on_error": False, "allow_abbrev": False}
@@ -194,7 +195,7 @@ def run(args: list[str]) -> None:
             pl.LightningModule,
             pl.LightningDataModule,
             save_config_callback=RecordConfig,
-            save_config_kwargs={"save_to_log_dir": False},
+            save_config_kwargs={"save_to_log_dir": False, "command": given or args},
             trainer_class=Trainer,
             trainer_defaults={
                 "logger": {"class_path": "pyclassify.tracking.logger.RunLogger"},

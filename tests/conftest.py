@@ -1,5 +1,6 @@
 """The command line in this process, in a folder and with a tracking store of its own."""
 
+import json
 import os
 import shutil
 from types import SimpleNamespace
@@ -10,6 +11,7 @@ import pytest
 # Imported before a test is captured: Lightning logs for good to the stderr that it is born with.
 from pyclassify import training  # noqa: F401
 from pyclassify.cli import main
+from pyclassify.tracking import capsule
 
 
 @pytest.fixture(scope="session")
@@ -48,3 +50,17 @@ def cli(empty_store, tmp_path, monkeypatch, capsys):
 
     yield run
     mlflow.set_tracking_uri(None)
+
+
+@pytest.fixture
+def write_capsule(tmp_path, monkeypatch):
+    """Write the capsule of a run that starts in a folder; its folder and capsule.json."""
+
+    def write(started_in, config=None, facts=None):
+        monkeypatch.chdir(started_in)
+        folder = tmp_path / "capsule"
+        folder.mkdir()
+        capsule.write(folder, config or {"seed_everything": 3}, facts or {}, ["runs"])
+        return folder, json.loads((folder / "capsule.json").read_text())
+
+    return write

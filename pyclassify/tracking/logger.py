@@ -5,7 +5,7 @@ import os
 import sys
 import tempfile
 from argparse import Namespace
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,8 @@ from lightning.pytorch.loggers import MLFlowLogger
 from lightning.pytorch.loggers.logger import Logger, rank_zero_experiment
 from lightning.pytorch.utilities.rank_zero import rank_zero_only, rank_zero_warn
 
-from pyclassify.tracking import run
+from pyclassify.tracking import capsule, dataset, run
+from pyclassify.tracking.masking import mask
 
 WEIGHTS = "weights/best.ckpt"
 
@@ -115,7 +116,17 @@ class RunLogger(MLFlowLogger):
 
 
 class RecordConfig(SaveConfigCallback):
-    """Log the resolved configuration: as parameters, and whole as the artifact config.yaml."""
+    """Log the resolved configuration: as parameters, and whole as the artifact config.yaml.
+
+    Beside it the run's capsule, and its data as dataset inputs.
+
+    Args:
+        command: The command line, as it was given.
+    """
+
+    def __init__(self, *args: Any, command: Sequence[str] = (), **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.command = command
 
     def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         logger = trainer.logger
@@ -123,7 +134,7 @@ class RecordConfig(SaveConfigCallback):
             return
         from mlflow.entities import Param
 
-        config = yaml.safe_load(self.parser.dump(self.config, skip_none=False))
+        config = mask(yaml.safe_load(self.parser.dump(self.config, skip_none=False)))
         if (given := getattr(pl_module, "num_classes", None)) is not None:
             # The data say how many, after the configuration was read, or it was an option.
             config["model"].setdefault("init_args", {})["num_classes"] = given
@@ -137,6 +148,39 @@ class RecordConfig(SaveConfigCallback):
         what = (params.get("model/model/class") or params.get("model/model"), params["data/class"])
         short = "-".join(str(path).rsplit(".", 1)[-1].removesuffix("DataModule") for path in what)
         run.name(f"{short}-seed{params['seed_everything']}")
+        self._keep_capsule(trainer, logger, config)
+
+    def _keep_capsule(self, trainer: Trainer, logger: RunLogger, config: dict[str, Any]) -> None:
+        client, run_id = logger.experiment, str(logger.run_id)
+        data = None
+        try:
+            data = dataset.describe(getattr(trainer, "datamodule", None))
+            if data is not None:
+                dataset.log(client, run_id, data)
+        except Exception as error:  # of a data module that is not ours, or of the server
+            capsule.warn(f"the run does not tell its data by their content ({error})")
+        fitted = "train" if getattr(trainer, "tests_after_fit", False) else "fit"
+        verb = str(trainer.state.fn and trainer.state.fn.value)
+        facts = {
+            "verb": fitted if verb == "fit" else verb,
+            "command": ["pyclassify", *self.command],
+            "hardware": describe_torch(trainer),
+            "data": data,
+        }
+        capsule.keep(client, run_id, config, facts, [logger.save_dir])
+        dataset.check(client, run_id, data)
+
+
+def describe_torch(trainer: Trainer) -> dict[str, Any]:
+    """Describe what the run computes with, as far as it decides how floats are rounded."""
+    return {
+        "processes": trainer.world_size,
+        "threads": torch.get_num_threads(),
+        "instructions": torch.backends.cpu.get_cpu_capability(),
+        "accelerator": type(trainer.accelerator).__name__.removesuffix("Accelerator").lower(),
+        "gpus": [torch.cuda.get_device_name(n) for n in range(torch.cuda.device_count())],
+        "cuda": torch.version.cuda,
+    }
 
 
 def flatten(config: dict[str, Any], path: str = "") -> Iterator[tuple[str, str]]:

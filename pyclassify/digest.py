@@ -1,0 +1,84 @@
+"""Digests of images and labels, by which the same data are known again: SHA-256, 32 digits."""
+
+import json
+import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from hashlib import sha256
+from pathlib import Path
+
+from torch import Tensor
+
+_DIGITS = 32  # MLflow keeps 36
+_AT_ONCE = 1024  # images
+_REMEMBERED = 1000  # digests
+
+
+def digest_tensors(images: Tensor, labels: Tensor, index: Tensor) -> str:
+    """Digest images in memory, without a copy of them all.
+
+    Args:
+        images: Any type, [n, ...].
+        labels: [n].
+        index: Which of the n belong to the set, in order.
+    """
+    content = sha256(f"{images.dtype} {tuple(images.shape[1:])}\n".encode())
+    # numpy gathers images twenty times as fast as torch.
+    pixels, places = images.numpy(), index.numpy()
+    content.update(labels.numpy()[places].data)
+    for start in range(0, len(places), _AT_ONCE):
+        content.update(pixels[places[start : start + _AT_ONCE]].data)
+    return content.hexdigest()[:_DIGITS]
+
+
+def digest_files(files: Sequence[str], folder: Path, memory: Path) -> str:
+    """Digest image files: their paths, of which the class is a part, and all that is in them.
+
+    Files whose paths, sizes and times of change are those of an earlier call are not read again.
+
+    Args:
+        files: Their paths.
+        folder: What the paths count from.
+        memory: The file that earlier digests are in; it need not exist.
+    """
+    looks = sha256()
+    for file in files:
+        stat = os.stat(file)
+        looks.update(f"{os.path.abspath(file)}\0{stat.st_size}\0{stat.st_mtime_ns}\n".encode())
+    key = looks.hexdigest()
+    known = _recall(memory)
+    if key not in known:
+        known[key] = _digest_contents(files, folder)
+        _remember(memory, known)
+    return known[key]
+
+
+def _digest_contents(files: Sequence[str], folder: Path) -> str:
+    content = sha256()
+    with ThreadPoolExecutor(min(16, 2 * (os.cpu_count() or 1))) as pool:
+        for file, digest in zip(files, pool.map(_digest_file, files), strict=True):
+            content.update(f"{Path(file).relative_to(folder).as_posix()}\0{digest}\n".encode())
+    return content.hexdigest()[:_DIGITS]
+
+
+def _digest_file(file: str) -> str:
+    with open(file, "rb") as stream:
+        return sha256(stream.read()).hexdigest()
+
+
+def _recall(memory: Path) -> dict[str, str]:
+    with suppress(OSError, ValueError):
+        known = json.loads(memory.read_text())
+        if isinstance(known, dict):
+            return known
+    return {}
+
+
+def _remember(memory: Path, known: dict[str, str]) -> None:
+    # A memory that can't be written costs time, nothing else.
+    with suppress(OSError):
+        memory.parent.mkdir(parents=True, exist_ok=True)
+        written = memory.with_name(f"{memory.name}.{os.getpid()}")
+        written.write_text(json.dumps(dict([*known.items()][-_REMEMBERED:]), indent=0))
+        written.replace(memory)

@@ -1,0 +1,176 @@
+"""`pyclassify rerun RUN_ID`: make a run again from its capsule, and say whether it is the same.
+
+No torch here: the training is a process of its own, on the code that the run had.
+"""
+
+import json
+import os
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from pyclassify.restore import PATHS, find_code, make_absolute, prepare
+from pyclassify.resume import STOP_SIGNALS, raise_on_stop
+from pyclassify.tracking import capsule, likeness
+from pyclassify.tracking.dataset import OVERRIDDEN, SOURCE_RUN
+from pyclassify.tracking.masking import mask, mask_command
+from pyclassify.tracking.repository import checked_out
+
+USAGE = """usage: pyclassify rerun RUN_ID [--OPTION VALUE ...]
+
+Make a run again from its capsule: its commit, changes, untracked files and configuration, on the
+same data, as a new run beside it. At the end the losses of both are compared step by step.
+Options, as those of `pyclassify train`, change the configuration; the new run names them.
+"""
+
+
+def rerun(given: list[str]) -> int:
+    """Make a run again.
+
+    Args:
+        given: The run's id, and options that change its configuration.
+
+    Returns:
+        The exit code: the training's, or 128 and the signal that ended it.
+
+    Raises:
+        ValueError: There is no such run, or it can't be made again; one line that says why.
+        OSError: git can't restore its code.
+    """
+    if {"-h", "--help"} & set(given):
+        sys.stdout.write(USAGE)
+        return 0
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    run_id, options = read_options(given)
+    client, run = find_run(run_id)
+    with stoppable(), tempfile.TemporaryDirectory(prefix="pyclassify-rerun-") as folder:
+        kept = fetch(client, run_id, Path(folder))
+        facts = json.loads((kept / "capsule.json").read_text())
+        config = prepare(kept, facts, options)
+        (Path(folder) / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
+        root, code = find_code(kept, facts["git"], run_id)
+        command = [facts["verb"], "--config", f"{folder}/config.yaml", *options]
+        with checked_out(root, code, Path(folder) / "tree") as started_in:
+            overridden = shlex.join(mask_command(options))
+            tags = {SOURCE_RUN: run_id, **({OVERRIDDEN: overridden} if options else {})}
+            made = client.create_run(run.info.experiment_id, tags=tags).info
+            exit_code = train(command, started_in, environment(made, facts, root, folder))
+            if not client.get_run(made.run_id).info.end_time:  # gone before it could say so
+                client.set_terminated(made.run_id, "KILLED" if exit_code < 0 else "FAILED")
+        if exit_code == 0:
+            again = fetch(client, made.run_id, Path(folder) / "again")
+            told = likeness.tell(client, run_id, made.run_id, kept, again, overridden)
+            sys.stdout.write("\n" + "".join(f"{line}\n" for line in told))
+    return exit_code if exit_code >= 0 else 128 - exit_code
+
+
+def read_options(given: list[str]) -> tuple[str, list[str]]:
+    """Tell the run's id from the options; options that are paths become absolute."""
+    ids = [word for word in given[:1] if not word.startswith("-")]
+    if not ids or not re.fullmatch(r"[0-9a-f]{32}", ids[0]):
+        said = f"{ids[0]!r} is no run's id" if ids else "rerun was given no run's id"
+        raise ValueError(
+            f"{said}; it takes the 32 hexadecimal digits that a run shows as `run` in its last "
+            "lines: pyclassify rerun RUN_ID"
+        )
+    options = given[1:]
+    for place, word in enumerate(options):
+        name, equals, value = word.partition("=")
+        if name in ("--config", "-c"):
+            raise ValueError(
+                "rerun takes the configuration that the run had; give what shall differ as "
+                "options, --max_epochs 3"
+            )
+        if name.split(".")[-1].removeprefix("--") in PATHS:
+            if equals:
+                options[place] = f"{name}={make_absolute(value, Path.cwd())}"
+            elif place + 1 < len(options):
+                options[place + 1] = make_absolute(options[place + 1], Path.cwd())
+    return ids[0], options
+
+
+def find_run(run_id: str) -> tuple[Any, Any]:
+    """Find a run, and the client that has it."""
+    import mlflow
+
+    client = mlflow.MlflowClient()
+    try:
+        return client, client.get_run(run_id)
+    except mlflow.exceptions.MlflowException as error:
+        where = mask(mlflow.get_tracking_uri())
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            raise ValueError(f"the runs at {where} can't be read ({mask(str(error))})") from error
+        raise ValueError(
+            f"there is no run {run_id} at {where}; `mlflow ui` lists the runs there, "
+            "MLFLOW_TRACKING_URI names another place"
+        ) from error
+
+
+def fetch(client: Any, run_id: str, folder: Path) -> Path:
+    """Download a run's capsule.
+
+    Raises:
+        ValueError: It has none.
+    """
+    if not client.list_artifacts(run_id, capsule.FOLDER):
+        raise ValueError(
+            f"run {run_id} has no capsule (the artifacts {capsule.FOLDER}/), so it is another "
+            "project's or older than capsules; give a run that pyclassify made"
+        )
+    folder.mkdir(exist_ok=True)
+    return Path(client.download_artifacts(run_id, capsule.FOLDER, str(folder)))
+
+
+def environment(made: Any, facts: dict[str, Any], root: Path, folder: str) -> dict[str, str]:
+    """The environment of the training: the new run, the old code and number of threads."""
+    import mlflow
+
+    changed = {
+        "MLFLOW_TRACKING_URI": mlflow.get_tracking_uri(),
+        "MLFLOW_RUN_ID": made.run_id,
+        "MLFLOW_EXPERIMENT_ID": made.experiment_id,
+    }
+    if paths := os.environ.get("PYTHONPATH"):
+        there = [
+            os.path.join(folder, "tree", os.path.relpath(path, root))
+            if Path(path).resolve().is_relative_to(root)
+            else path
+            for path in paths.split(os.pathsep)
+        ]
+        changed["PYTHONPATH"] = os.pathsep.join(there)
+    threads = {"OMP_NUM_THREADS": str(facts["hardware"]["threads"])}
+    inherited = {key: os.environ[key] for key in os.environ.keys() - {"MLFLOW_EXPERIMENT_NAME"}}
+    return {**threads, **inherited, **changed}
+
+
+def train(command: list[str], started_in: Path, environ: dict[str, str]) -> int:
+    """Train in a process of its own, and pass the stop signals on to it."""
+    words = [sys.executable, "-m", "pyclassify", *command]
+    with subprocess.Popen(words, cwd=started_in, env=environ) as child:
+        try:
+            return child.wait()
+        except KeyboardInterrupt as stop:
+            child.send_signal(signal.Signals[str(stop)])
+            return child.wait()
+
+
+@contextmanager
+def stoppable() -> Iterator[None]:
+    """Within this context a stop signal is a KeyboardInterrupt, so that files are removed."""
+    before = {signum: signal.getsignal(signum) for signum in STOP_SIGNALS}
+    raise_on_stop()
+    try:
+        yield
+    finally:
+        with suppress(ValueError):  # not in the main thread
+            for signum, handler in before.items():
+                signal.signal(signum, handler)

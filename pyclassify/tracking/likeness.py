@@ -1,0 +1,150 @@
+"""Whether two runs are the same to the last bit, or else what they differ in."""
+
+import json
+import math
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+_NAMED = 5  # of many packages, those that are named
+# Of no consequence to a number.
+_IGNORED = ("system", "memory_gb", "cores")
+
+
+def tell(
+    client: Any, run_id: str, other_id: str, kept: Path, other_kept: Path, overridden: str
+) -> list[str]:
+    """Tell how a run that was made again went, against its source.
+
+    Args:
+        client: An `MlflowClient`.
+        run_id: The source.
+        other_id: The run that was made from it.
+        kept: The folder of the source's capsule.
+        other_kept: That of the other's.
+        overridden: The options that were given to change it.
+
+    Returns:
+        Lines of text.
+    """
+    same, verdict = compare_metrics(client, run_id, other_id)
+    lines = [verdict]
+    if overridden:
+        lines.append(f"overridden: {overridden}")
+    differences = [*compare_capsules(kept, other_kept)]
+    if differences:
+        lines += [f"{'' if same else 'may be why: '}{each}" for each in differences]
+    elif not same and not overridden:
+        lines.append(
+            "nothing else differs that a capsule knows of: not the code, the configuration, the "
+            "versions, the machine or the data"
+        )
+    return lines
+
+
+def compare_metrics(client: Any, run_id: str, other_id: str) -> tuple[bool, str]:
+    """Compare the losses of two runs at each step, bit by bit.
+
+    Runs that do not train are compared by their last loss and accuracy.
+
+    Returns:
+        Whether they are the same, and a line that says so, or where they part.
+    """
+    metrics = client.get_run(run_id).data.metrics
+    names = ["train_loss"]
+    if names[0] not in metrics:
+        names = sorted(name for name in metrics if name.endswith(("loss", "accuracy")))
+    then = {name: read_history(client, run_id, name) for name in names}
+    now = {name: read_history(client, other_id, name) for name in names}
+    common = sorted((step, name) for name in names for step in then[name].keys() & now[name].keys())
+    what = names[0] if len(names) == 1 else " and ".join(names)
+    if not common:
+        return False, f"{run_id} and {other_id} can't be compared: they have no loss in common"
+    parted = [(step, name) for step, name in common if not _same(then[name][step], now[name][step])]
+    total = sum(map(len, then.values()))
+    some = f"all {total} steps" if len(common) == total else f"{len(common)} of {total} steps"
+    if not parted:
+        return True, f"the same as {run_id} to the last bit: {what} at {some}"
+    step, name = parted[0]
+    largest = max(abs(then[name][step] - now[name][step]) for step, name in parted)
+    return False, (
+        f"not the same as {run_id}: {name} differs at {len(parted)} of {len(common)} steps, first "
+        f"at step {step} ({then[name][step]!r} then, {now[name][step]!r} now), by {largest:.2g} at "
+        "most"
+    )
+
+
+def read_history(client: Any, run_id: str, name: str) -> dict[int, float]:
+    """Read a metric by step, the last value of each."""
+    points = sorted(client.get_metric_history(run_id, name), key=lambda point: point.timestamp)
+    return {point.step: point.value for point in points}
+
+
+def compare_capsules(kept: Path, other_kept: Path) -> Iterator[str]:
+    """Tell what two capsules differ in, a line for each."""
+    then, now = (json.loads((folder / "capsule.json").read_text()) for folder in (kept, other_kept))
+    versions = [_read_versions(folder / "packages.txt") for folder in (kept, other_kept)]
+    changed = [*_differ(*versions)]
+    if changed:
+        more = f" and {len(changed) - _NAMED} more" if len(changed) > _NAMED else ""
+        yield f"versions: {', '.join(islice(changed, _NAMED))}{more}"
+    hardware = [
+        {key: value for key, value in each["hardware"].items() if key not in _IGNORED}
+        for each in (then, now)
+    ]
+    for title, *pair in (
+        ("hardware", *hardware),
+        ("python", {"version": then["python"]}, {"version": now["python"]}),
+        ("data", *(_digests(each) for each in (then, now))),
+        ("code", *({"digest": each["package"]} for each in (then, now))),
+        ("settings", *(dict(_read_settings(folder)) for folder in (kept, other_kept))),
+    ):
+        if changed := [*_differ(*pair)]:
+            yield f"{title}: {', '.join(changed)}"
+    if left_out := then["git"].get("left_out"):
+        yield f"files: the capsule lacks {', '.join(islice(left_out, _NAMED))}"
+
+
+def settings(config: dict[str, Any], path: str = "") -> Iterator[tuple[str, str]]:
+    """Spell a configuration as options, `model.learning_rate`, without those of the logger."""
+    for key, value in config.items():
+        name = ".".join(filter(None, (path, "" if key in ("class_path", "init_args") else key)))
+        if name == "trainer.logger":
+            continue
+        if isinstance(value, dict):
+            yield from settings(value, name)
+        elif value is not None:
+            yield name, value if isinstance(value, str) else json.dumps(value)
+
+
+def _read_settings(folder: Path) -> Iterator[tuple[str, str]]:
+    # Paths are made absolute to make a run again, and the data are compared by their content.
+    for name, value in settings(yaml.safe_load((folder / "config.yaml").read_text())):
+        if not name.endswith(("ckpt_path", "data_path")):
+            yield name, value
+
+
+def _read_versions(file: Path) -> dict[str, str]:
+    return dict(line.split("==", 1) for line in file.read_text().splitlines())
+
+
+def _digests(facts: dict[str, Any]) -> dict[str, str]:
+    sets = (facts["data"] or {}).get("sets", {})
+    return {part: each["digest"] for part, each in sets.items()}
+
+
+def _differ(then: dict[str, Any], now: dict[str, Any]) -> Iterator[str]:
+    for key in dict.fromkeys([*then, *now]):
+        if then.get(key) != now.get(key):
+            yield f"{key} {_show(then.get(key))} then, {_show(now.get(key))} now"
+
+
+def _show(value: Any) -> str:
+    return "none" if value in (None, [], "") else str(value)
+
+
+def _same(one: float, other: float) -> bool:
+    return one == other or (math.isnan(one) and math.isnan(other))

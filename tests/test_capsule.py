@@ -1,0 +1,92 @@
+"""The capsule of a run: what is in it, what stays out, and that it never costs a run."""
+
+import json
+from importlib.metadata import version
+from pathlib import Path
+
+import mlflow
+import pytest
+import repositories
+import yaml
+from command_lines import SHAPES
+from repositories import git
+
+from pyclassify.tracking import capsule
+
+SECRET = "hunter2-and-more"
+CREDENTIALS = {
+    "command": ["fit", "--data.token", SECRET, f"--data.url=https://me:{SECRET}@data.org/x"],
+    "tracking_uri": f"mysql://me:pass/{SECRET}@db/runs",
+    "data": {"name": "x", "source": f"https://data.org/x?user=me&sig_token={SECRET}&page=2"},
+}
+
+
+def test_run_keeps_its_capsule_and_its_data(cli):
+    (run,) = cli(f"train {SHAPES} --seed 3 --accelerator cpu").runs
+
+    client = mlflow.MlflowClient()
+    facts = capsule.read_facts(client, run.info.run_id)
+    assert facts["verb"] == "train"
+    assert facts["command"][:2] == ["pyclassify", "train"]
+    assert facts["command"][-4:] == ["--seed", "3", "--accelerator", "cpu"]
+    assert facts["seed"] == 3
+    assert facts["hardware"]["processes"] == 1
+    sets = {name: each["images"] for name, each in facts["data"]["sets"].items()}
+    assert sets == {"train": 40, "val": 20, "test": 20}
+    logged = {each.tags[0].value: each.dataset for each in run.inputs.dataset_inputs}
+    assert logged["test"].digest == facts["data"]["sets"]["test"]["digest"]
+    assert json.loads(logged["train"].profile) == {"num_rows": 40, "num_classes": 10}
+
+
+def test_capsule_is_there_when_the_run_fails_at_its_first_step(cli):
+    with pytest.raises(ZeroDivisionError):
+        cli(f"fit {SHAPES}", "--trainer.callbacks+=foreign.Bug")
+
+    client = mlflow.MlflowClient()
+    (run,) = client.search_runs([client.get_experiment_by_name("tested").experiment_id])
+    assert run.info.status == "FAILED"
+    assert capsule.read_facts(client, run.info.run_id)["verb"] == "fit"
+
+
+def test_configuration_in_it_is_the_resolved_one(write_capsule):
+    config = {"seed_everything": 3, "data": {"class_path": "x.Data"}}
+
+    folder, _ = write_capsule(Path(), config)
+
+    assert yaml.safe_load((folder / "config.yaml").read_text()) == config
+
+
+def test_exact_versions_are_listed(write_capsule):
+    folder, _ = write_capsule(Path())
+
+    lines = (folder / "packages.txt").read_text().splitlines()
+    assert f"torch=={version('torch')}" in lines
+
+
+def test_no_credentials_are_in_any_file(write_capsule, tmp_path, monkeypatch):
+    repo = repositories.start(tmp_path / "repo", {"a.py": "a\n", "b.py": "b\n"})
+    git(repo, "remote", "add", "origin", f"https://me:{SECRET}@git.org/x.git")
+    repositories.write(repo, {".env": f"X={SECRET}", "c.py": f'u = "redis://:{SECRET}@host"'})
+    repositories.write(repo, {"a.py": f'u = "https://me:{SECRET}@host"\n', "b.py": "changed\n"})
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", SECRET)
+    config = {
+        "trainer": {"logger": {"init_args": {"tracking_uri": f"https://me:{SECRET}@mlflow.org"}}},
+        "data": {"init_args": {"password": SECRET, "urls": [f"s3://key:{SECRET}@bucket"]}},
+    }
+
+    with pytest.warns(UserWarning, match="may have credentials in it"):
+        folder, facts = write_capsule(repo, config, CREDENTIALS)
+
+    for path in folder.iterdir():
+        assert SECRET.encode() not in path.read_bytes(), path.name
+    assert facts["git"]["left_out"].keys() == {".env", "a.py", "c.py"}
+    assert b"+changed" in (folder / "changes.diff").read_bytes()
+    assert facts["command"][1:3] == ["--data.token", "***"]
+    assert facts["git"]["remote"] == "https://***@git.org/x.git"
+
+
+def test_capsule_that_can_not_be_kept_costs_a_warning(empty_store):
+    client = mlflow.MlflowClient(f"sqlite:///{empty_store}")
+
+    with pytest.warns(UserWarning, match=r"the run has no capsule, and can't be made again"):
+        capsule.keep(client, "0" * 32, {}, {})

@@ -1,0 +1,196 @@
+"""`pyclassify rerun`: the same run again, from a tree that has changed since, and its refusals."""
+
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import mlflow
+import pytest
+import repositories
+from command_lines import QUIET
+from folders import grow
+from repositories import git
+
+from pyclassify.tracking import capsule
+
+PACKAGE = Path(__file__).parents[1] / "pyclassify"
+FRESH = """
+from torch import nn
+
+def network(num_classes: int) -> nn.Module:
+    layers = nn.AdaptiveAvgPool2d(8), nn.Flatten(), nn.Dropout(), nn.Linear(192, num_classes)
+    return nn.Sequential(*layers)
+"""
+TRAIN = f"train --data=ImageFolderDataModule --data_path=photos --max_epochs=2 {QUIET}"
+TRAIN += " --batch_size=4 --trainer.log_every_n_steps=1 --model.model=fresh.network"
+TRAIN += " --learning_rate=0.01 --accelerator=cpu --data.num_workers=0"
+SOURCE, LOSS = "pyclassify.source_run", "F.cross_entropy(logits, labels"
+
+
+@pytest.fixture(scope="module")
+def store(empty_store, tmp_path_factory):
+    """A store of this file's own, which MLFLOW_TRACKING_URI names."""
+    path = shutil.copy(empty_store, tmp_path_factory.mktemp("store"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{path}")
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        patch.delenv("MLFLOW_EXPERIMENT_NAME", raising=False)
+        mlflow.set_tracking_uri(None)
+        yield mlflow.MlflowClient()
+
+
+@pytest.fixture(scope="module")
+def repo(tmp_path_factory):
+    """A repository with a copy of this package, and data that git ignores."""
+    folder = tmp_path_factory.mktemp("repo")
+    shutil.copytree(PACKAGE, folder / "pyclassify", ignore=shutil.ignore_patterns("__pycache__"))
+    grow(folder / "photos", "train/cat", "train/dog", "test/cat", "test/dog", count=12)
+    return repositories.start(folder, {".gitignore": "__pycache__/\nphotos/\n"})
+
+
+@pytest.fixture(scope="module")
+def source(store, repo):
+    """The id of a run with an edited file and an untracked one, neither of which is there now."""
+    module = repo / "pyclassify" / "module.py"
+    before = module.read_text()
+    module.write_text(before.replace(LOSS, LOSS + ", label_smoothing=0.1"))
+    (repo / "fresh.py").write_text(FRESH)
+    environment = {**os.environ, "MLFLOW_EXPERIMENT_NAME": "tested"}
+    command = [sys.executable, "-m", "pyclassify", *TRAIN.split()]
+    done = subprocess.run(command, cwd=repo, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    module.write_text(before)
+    (repo / "fresh.py").unlink()
+    return store.search_runs([store.get_experiment_by_name("tested").experiment_id])[0].info.run_id
+
+
+@pytest.fixture(scope="module")
+def reruns(store, source, repo, tmp_path_factory):
+    """Three ways to make it again, at once: as it was, on other data, and stopped midway.
+
+    For each the new run, the exit code and what was said.
+    """
+    other = shutil.copytree(repo / "photos", tmp_path_factory.mktemp("data") / "photos")
+    shutil.copy(other / "train/dog/1.png", other / "train/cat/0.png")
+    ways = {"as it was": "", "other data": f"--data_path {other}", "stopped": "--max_epochs 100000"}
+    started = {way: start(repo, source, *options.split()) for way, options in ways.items()}
+    try:
+        wait_until(lambda: has_losses(store, find(store, ways["stopped"])))
+        started["stopped"].send_signal(signal.SIGTERM)
+        said = {way: process.communicate(timeout=120) for way, process in started.items()}
+    finally:
+        for process in started.values():
+            process.kill()
+    return {
+        way: SimpleNamespace(
+            run=find(store, ways[way]), code=process.returncode, out=said[way][0], err=said[way][1]
+        )
+        for way, process in started.items()
+    }
+
+
+def start(repo, *words):
+    command = [sys.executable, "-m", "pyclassify", "rerun", *words]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    return subprocess.Popen(command, cwd=repo, text=True, **pipes)
+
+
+def find(store, overridden):
+    """The run that was made with these options, and not the source."""
+    for run in store.search_runs([store.get_experiment_by_name("tested").experiment_id]):
+        tags = run.data.tags
+        if SOURCE in tags and tags.get("pyclassify.overridden", "") == overridden:
+            return run
+    return None
+
+
+def losses(store, run_id):
+    return [(each.step, each.value) for each in store.get_metric_history(run_id, "train_loss")]
+
+
+def has_losses(store, run):
+    return run is not None and losses(store, run.info.run_id) != []
+
+
+def wait_until(is_so, seconds=120):
+    deadline = time.monotonic() + seconds
+    while not is_so():
+        assert time.monotonic() < deadline, f"waited for {seconds} s in vain"
+        time.sleep(0.2)
+
+
+def test_losses_are_identical_at_every_step_and_it_says_so(reruns, source, store):
+    done = reruns["as it was"]
+
+    assert done.code == 0, done.err
+    assert len(losses(store, source)) == 12
+    assert losses(store, done.run.info.run_id) == losses(store, source)
+    verdict = f"the same as {source} to the last bit: train_loss at all 12 steps"
+    assert done.out.endswith(f"\n{verdict}\n")
+
+
+def test_it_is_a_new_run_that_names_its_source(reruns, source, store):
+    made, before = reruns["as it was"].run, store.get_run(source)
+
+    assert made.info.run_id != source
+    assert made.info.status == "FINISHED"
+    assert made.info.experiment_id == before.info.experiment_id
+    assert made.info.run_name == before.info.run_name
+    assert made.data.tags[SOURCE] == source
+
+
+def test_checkpoints_outlive_the_worktrees(reruns, repo):
+    done = reruns["as it was"]
+
+    path = re.search(r"checkpoint +(\S+)", done.out)[1]
+    assert Path(path).is_relative_to(repo / "runs" / done.run.info.experiment_id)
+    assert Path(path).is_file()
+    assert git(repo, "worktree", "list").count("\n") == 0
+
+
+def test_capsule_of_the_new_run_is_as_good_as_its_sources(reruns, source, store, tmp_path):
+    folders = [tmp_path / "source", tmp_path / "made"]
+    made = reruns["as it was"].run.info.run_id
+    for folder, run_id in zip(folders, (source, made), strict=True):
+        folder.mkdir()
+        store.download_artifacts(run_id, "capsule", folder)
+
+    for name in ("changes.diff", "untracked.tar", "packages.txt"):
+        here, there = ((folder / "capsule" / name).read_bytes() for folder in folders)
+        assert here == there
+
+
+def test_changed_data_are_refused_with_both_digests_before_the_first_step(reruns, source, store):
+    done = reruns["other data"]
+
+    (part,) = re.findall(r"error: the (train|val) images are not those of run", done.err)
+    before, now = (
+        capsule.read_facts(store, run_id)["data"]["sets"][part]["digest"]
+        for run_id in (source, done.run.info.run_id)
+    )
+    assert done.code == 1
+    assert f"run {source}: their digest was {before} (" in done.err
+    assert f"images) and is {now} (" in done.err
+    assert done.run.info.status == "FAILED"
+    assert losses(store, done.run.info.run_id) == []
+
+
+def test_signal_is_passed_on_and_the_run_is_killed(reruns):
+    done = reruns["stopped"]
+
+    assert done.code == 1
+    assert "stopped by SIGTERM" in done.err
+    assert done.run.info.status == "KILLED"
+
+
+def test_override_is_in_the_run(reruns):
+    run = reruns["stopped"].run
+
+    assert run.data.tags["pyclassify.overridden"] == "--max_epochs 100000"
+    assert run.data.params["trainer/max_epochs"] == "100000"
