@@ -59,7 +59,7 @@ def main(args: Sequence[str] | None = None) -> int:
 def run_plain(verb: str, *given: str) -> int:
     """Run a verb that leaves the run of MLFLOW_RUN_ID, if there is one, to whoever made it."""
     try:
-        code: int = resolve_name(PLAIN_VERBS[verb])(given)
+        code: int = resolve_name(PLAIN_VERBS[verb])(list(given))
         return code
     except KeyboardInterrupt:
         return complain("stopped by SIGINT")
