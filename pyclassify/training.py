@@ -22,6 +22,7 @@ from pyclassify.checks import check_devices, check_resumable, find_checkpoint
 from pyclassify.options import SHORT_OPTIONS, VERBS, settings
 from pyclassify.summary import summarise
 from pyclassify.tracking.logger import RecordConfig
+from pyclassify.tracking.predictions import KeepPredictions
 from pyclassify.trainer import BestCheckpoint, LaunchCheck, Trainer
 from pyclassify.wording import explain
 
@@ -182,7 +183,7 @@ def run(args: list[str]) -> None:
             trainer_class=Trainer,
             trainer_defaults={
                 "logger": {"class_path": "pyclassify.tracking.logger.RunLogger"},
-                "callbacks": [LaunchCheck()],
+                "callbacks": [LaunchCheck(), KeepPredictions()],
                 "devices": 1,
                 "max_epochs": 10,
                 "log_every_n_steps": 10,

@@ -110,12 +110,17 @@ class RunLogger(MLFlowLogger):
             self.experiment.log_artifact(self.run_id, str(weights), str(Path(WEIGHTS).parent))
 
 
+def find_run_logger(trainer: Trainer) -> RunLogger | None:
+    """The trainer's `RunLogger`, which may be one of several loggers."""
+    return next((each for each in trainer.loggers if isinstance(each, RunLogger)), None)
+
+
 class RecordConfig(SaveConfigCallback):
     """Log the resolved configuration: as parameters, and whole as the artifact config.yaml."""
 
     def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        logger = trainer.logger
-        if not isinstance(logger, RunLogger):
+        logger = find_run_logger(trainer)
+        if logger is None:
             return
         from mlflow.entities import Param
 
