@@ -22,6 +22,7 @@ from pyclassify.checks import check_devices, check_resumable, find_checkpoint
 from pyclassify.options import SHORT_OPTIONS, VERBS, settings
 from pyclassify.summary import summarise
 from pyclassify.tracking.logger import RecordConfig
+from pyclassify.tracking.metrics import RunMetrics
 from pyclassify.tracking.predictions import KeepPredictions
 from pyclassify.trainer import BestCheckpoint, LaunchCheck, Trainer
 from pyclassify.wording import explain
@@ -183,7 +184,7 @@ def run(args: list[str]) -> None:
             trainer_class=Trainer,
             trainer_defaults={
                 "logger": {"class_path": "pyclassify.tracking.logger.RunLogger"},
-                "callbacks": [LaunchCheck(), KeepPredictions()],
+                "callbacks": [LaunchCheck(), KeepPredictions(), RunMetrics()],
                 "devices": 1,
                 "max_epochs": 10,
                 "log_every_n_steps": 10,

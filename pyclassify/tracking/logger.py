@@ -5,7 +5,7 @@ import os
 import sys
 import tempfile
 from argparse import Namespace
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +79,19 @@ class RunLogger(MLFlowLogger):
     @rank_zero_only
     def log_hyperparams(self, params: dict[str, Any] | Namespace) -> None:
         """Nothing: `RecordConfig` logs the resolved configuration, which holds them all."""
+
+    @rank_zero_only
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        """Log metrics; those of the test at step 0, as the whole run's that they are.
+
+        `mlflow ui` draws a metric as bars where all of its points are at step 0.
+        """
+        tested = {name: value for name, value in metrics.items() if name.startswith("test_")}
+        others = {name: value for name, value in metrics.items() if name not in tested}
+        if tested:
+            super().log_metrics(tested, 0)
+        if others and not (tested and others.keys() == {"epoch"}):
+            super().log_metrics(others, step)
 
     @rank_zero_only
     def after_save_checkpoint(self, checkpoint_callback: ModelCheckpoint) -> None:

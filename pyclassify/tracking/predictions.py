@@ -10,13 +10,13 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities.combined_loader import CombinedLoader
-from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor
 from torch.utils.data import SequentialSampler
 from torch.utils.data.distributed import DistributedSampler
 from torchmetrics.functional.classification import multiclass_calibration_error
 
 from pyclassify.module import count_real
+from pyclassify.tracking.attempt import attempt
 from pyclassify.tracking.logger import RunLogger, find_run_logger
 
 TABLE = "predictions.json"
@@ -145,15 +145,6 @@ def log_table(logger: RunLogger, kept: Predictions, names: Sequence[str]) -> Non
         "probability": kept.probability.double().numpy().round(6),
     }
     logger.experiment.log_table(logger.run_id, columns, TABLE)
-
-
-def attempt(what: str, make: Callable[..., Any], *args: Any) -> Any:
-    """Make something that a run can do without; a failure costs a warning and gives None."""
-    try:
-        return make(*args)
-    except Exception as error:
-        rank_zero_warn(f"{what} can't be made ({error!r}); the run goes on without")
-        return None
 
 
 def class_names(data: Any, num_classes: int) -> list[str]:
