@@ -5,7 +5,7 @@ import os
 import sys
 import tempfile
 from argparse import Namespace
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from lightning.pytorch.loggers.logger import Logger, rank_zero_experiment
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from pyclassify.tracking import run
+from pyclassify.tracking.attempt import attempt
 
 WEIGHTS = "weights/best.ckpt"
 
@@ -33,6 +34,8 @@ class RunLogger(MLFlowLogger):
             MLFLOW_TRACKING_URI, or mlflow.db in this folder.
         tags: Tags to set on the run.
         save_dir: The folder of the checkpoints, one folder a run in it.
+        system_metrics: Whether to log, each 10 s, what this job takes of processors, memory and
+            its own GPUs.
     """
 
     def __init__(
@@ -42,8 +45,9 @@ class RunLogger(MLFlowLogger):
         tracking_uri: str | None = None,
         tags: dict[str, Any] | None = None,
         save_dir: str = "runs",
+        system_metrics: bool = True,
     ) -> None:
-        self._folder = save_dir
+        self._folder, self._unwatched = save_dir, system_metrics
         if not run.is_rank_zero():
             # The other ranks neither import mlflow nor open its database.
             Logger.__init__(self)
@@ -92,6 +96,24 @@ class RunLogger(MLFlowLogger):
             super().log_metrics(tested, 0)
         if others and not (tested and others.keys() == {"epoch"}):
             super().log_metrics(others, step)
+
+    @rank_zero_only
+    def watch(self, gpus: Sequence[int]) -> None:
+        """Log system metrics from now to the run's end, unless that was done or not asked for.
+
+        Args:
+            gpus: This job's own, as torch counts them.
+        """
+        if self._unwatched:
+            self._unwatched = False
+            attempt("system metrics", self._watch, gpus)
+
+    def _watch(self, gpus: Sequence[int]) -> None:
+        from pyclassify.tracking.system import JobMonitor
+
+        monitor = JobMonitor(str(self.run_id), str(self._tracking_uri), gpus)
+        run.before_end(monitor.stop)
+        monitor.start()
 
     @rank_zero_only
     def after_save_checkpoint(self, checkpoint_callback: ModelCheckpoint) -> None:

@@ -14,6 +14,7 @@ from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 
 from pyclassify.tracking.attempt import attempt
+from pyclassify.tracking.logger import find_run_logger
 
 
 class RunMetrics(Callback):
@@ -44,6 +45,10 @@ class RunMetrics(Callback):
             count = attempt("the number of parameters", count_parameters, pl_module)
             log(trainer, {"parameters": count}, step=0)
             self._counted = True
+            if (logger := find_run_logger(trainer)) is not None:
+                devices = getattr(trainer.strategy, "parallel_devices", None) or []
+                devices = devices or [trainer.strategy.root_device]
+                logger.watch([each.index or 0 for each in devices if each.type == "cuda"])
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._images, self._validating = 0, 0.0

@@ -160,7 +160,8 @@ def confident_mistakes(kept: Predictions, names: Sequence[str], dataset: Any) ->
         top, left = divmod(number, COLUMNS)
         middle, y = left + 0.5, top * 1.23 + 0.13  # in widths of an image and its margin
         shown = as_shown(image)
-        axes.imshow(shown, extent=_fit(*shown.shape[:2], middle, y + 0.47))
+        height, width, _ = shown.shape
+        axes.imshow(shown, extent=_fit(height, width, middle, y + 0.47))
         said = shorten(names[int(kept.predicted[row])], 16)
         said = f"{said} {100 * float(kept.probability[row]):.1f}%"
         words: dict[str, Any] = {"ha": "center", "va": "center", "fontsize": 9.5}
