@@ -188,7 +188,7 @@ def save(figure: Figure, path: Path) -> None:
             return
         drawn = BytesIO()
         figure.savefig(drawn, dpi=scale * dpi)
-        Image.open(drawn).convert("RGB").quantize(256).save(path, optimize=True)
+        Image.open(drawn).convert("RGB").quantize(256).save(path)
 
 
 def as_shown(image: Any) -> npt.NDArray[np.float32]:
@@ -209,7 +209,7 @@ def as_shown(image: Any) -> npt.NDArray[np.float32]:
     if image.dtype == torch.uint8 or (low >= 0 and 8 < high <= 255.5):
         pixels = pixels / 255
     elif low < 0 or high > 1:
-        pixels = (pixels - low) / (high - low)
+        pixels = (pixels - low) / max(high - low, 1e-9)
     return pixels.clamp(0, 1).expand(3, -1, -1).permute(1, 2, 0).numpy()
 
 
