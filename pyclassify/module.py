@@ -51,11 +51,11 @@ class Classifier(LightningModule):
         """Classify a batch of images [batch, 3, height, width] and labels [batch].
 
         Returns:
-            The predicted labels [batch], the true ones [batch], and the mean loss [].
+            The logits [batch, num_classes], the true labels [batch], and the mean loss [].
         """
         images, labels = batch
         logits = self(self._prepare(images))
-        return logits.argmax(dim=1), labels, F.cross_entropy(logits, labels)
+        return logits, labels, F.cross_entropy(logits, labels)
 
     def _prepare(self, images: Tensor) -> Tensor:
         if images.dtype != torch.uint8:
@@ -64,8 +64,8 @@ class Classifier(LightningModule):
         return self.preprocess(images, draws).to(self.dtype)
 
     def training_step(self, batch: Sequence[Tensor], batch_idx: int) -> Tensor:
-        predicted, labels, loss = self._classifier_step(batch)
-        self.train_accuracy(predicted, labels)
+        logits, labels, loss = self._classifier_step(batch)
+        self.train_accuracy(logits.argmax(dim=1), labels)
         self.log("train_loss", loss, prog_bar=True)
         self.log("train_accuracy", self.train_accuracy, on_step=True, on_epoch=False, prog_bar=True)
         return loss
@@ -75,10 +75,12 @@ class Classifier(LightningModule):
     ) -> None:
         self._evaluation_step(batch, batch_idx, self.trainer.val_dataloaders, dataloader_idx, "val")
 
-    def test_step(self, batch: Sequence[Tensor], batch_idx: int, dataloader_idx: int = 0) -> None:
-        self._evaluation_step(
-            batch, batch_idx, self.trainer.test_dataloaders, dataloader_idx, "test"
-        )
+    def test_step(
+        self, batch: Sequence[Tensor], batch_idx: int, dataloader_idx: int = 0
+    ) -> dict[str, Tensor]:
+        """Score a batch; callbacks get its "logits", float [batch, num_classes]."""
+        loaders = self.trainer.test_dataloaders
+        return {"logits": self._evaluation_step(batch, batch_idx, loaders, dataloader_idx, "test")}
 
     def predict_step(self, batch: Sequence[Tensor], batch_idx: int) -> Tensor:
         """Class probabilities of a batch of images, float [batch, num_classes]."""
@@ -91,20 +93,21 @@ class Classifier(LightningModule):
         loaders: Any,
         dataloader_idx: int,
         stage: str,
-    ) -> None:
+    ) -> Tensor:
         loader = CombinedLoader(loaders).flattened[dataloader_idx]
         real = count_real(loader, batch_idx, len(batch[1]))
         # A rank whose batch is all padding takes the step too: others may wait for it in there.
-        predicted, labels, loss = self._classifier_step([part[: max(real, 1)] for part in batch])
+        logits, labels, loss = self._classifier_step([part[: max(real, 1)] for part in batch])
         mean_loss, accuracy = getattr(self, f"{stage}_loss"), getattr(self, f"{stage}_accuracy")
         if batch_idx == 0:  # Lightning resets them after all loaders, not between two
             mean_loss.reset()
             accuracy.reset()
         if real > 0:
             mean_loss.update(loss.expand(real))
-            accuracy.update(predicted, labels)
+            accuracy.update(logits.argmax(dim=1), labels)
         self.log(f"{stage}_loss", mean_loss, on_epoch=True, prog_bar=True)
         self.log(f"{stage}_accuracy", accuracy, on_epoch=True, prog_bar=True)
+        return logits
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """Adam (Kingma and Ba, arXiv:1412.6980); a command line's --optimizer replaces it."""

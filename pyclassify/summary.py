@@ -7,7 +7,7 @@ import torch
 from lightning.pytorch import Trainer
 
 from pyclassify.tracking.links import show_runs
-from pyclassify.tracking.logger import RunLogger
+from pyclassify.tracking.logger import find_run_logger
 
 
 def summarise(
@@ -29,9 +29,10 @@ def summarise(
         # Whole, as `mlflow run` may have been started from another folder than this process's.
         local = path == best and "://" not in path
         lines["checkpoint"] = os.path.abspath(path) if local else path
-    if isinstance(trainer.logger, RunLogger) and trainer.logger.run_id:
+    logger = find_run_logger(trainer)
+    if logger is not None and logger.run_id:
         import mlflow
 
-        lines["run"] = trainer.logger.run_id
+        lines["run"] = logger.run_id
         lines["next"] = show_runs(mlflow.get_tracking_uri())
     sys.stdout.write("\n" + "".join(f"{key:14} {line}\n" for key, line in lines.items()))

@@ -22,6 +22,8 @@ from pyclassify.checks import check_devices, check_resumable, check_seed, find_c
 from pyclassify.options import PLAIN_VERBS, SHORT_OPTIONS, VERBS, settings
 from pyclassify.summary import summarise
 from pyclassify.tracking.logger import RecordConfig
+from pyclassify.tracking.metrics import RunMetrics
+from pyclassify.tracking.predictions import KeepPredictions
 from pyclassify.trainer import BestCheckpoint, LaunchCheck, Trainer
 from pyclassify.wording import explain
 
@@ -199,7 +201,7 @@ def run(args: list[str], given: list[str] | None = None) -> None:
             trainer_class=Trainer,
             trainer_defaults={
                 "logger": {"class_path": "pyclassify.tracking.logger.RunLogger"},
-                "callbacks": [LaunchCheck()],
+                "callbacks": [LaunchCheck(), KeepPredictions(), RunMetrics()],
                 "devices": 1,
                 "max_epochs": 10,
                 "log_every_n_steps": 10,

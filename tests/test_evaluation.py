@@ -20,8 +20,8 @@ def classifier():
 
 def expected(classifier, dataset, stage):
     """Loss and accuracy of a set in one batch."""
-    predicted, labels, loss = classifier.eval()._classifier_step(dataset[:])
-    accuracy = (predicted == labels).float().mean()
+    logits, labels, loss = classifier.eval()._classifier_step(dataset[:])
+    accuracy = (logits.argmax(dim=1) == labels).float().mean()
     return {f"{stage}_loss": loss.item(), f"{stage}_accuracy": accuracy.item()}
 
 

@@ -5,7 +5,7 @@ import os
 import sys
 import tempfile
 from argparse import Namespace
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from lightning.pytorch.loggers.logger import Logger, rank_zero_experiment
 from lightning.pytorch.utilities.rank_zero import rank_zero_only, rank_zero_warn
 
 from pyclassify.tracking import capsule, dataset, run
+from pyclassify.tracking.attempt import attempt
 from pyclassify.tracking.masking import mask
 
 WEIGHTS = "weights/best.ckpt"
@@ -34,6 +35,8 @@ class RunLogger(MLFlowLogger):
             MLFLOW_TRACKING_URI, or mlflow.db in this folder.
         tags: Tags to set on the run.
         save_dir: The folder of the checkpoints, one folder a run in it.
+        system_metrics: Whether to log, each 10 s, what this job takes of processors, memory and
+            its own GPUs.
     """
 
     def __init__(
@@ -43,8 +46,9 @@ class RunLogger(MLFlowLogger):
         tracking_uri: str | None = None,
         tags: dict[str, Any] | None = None,
         save_dir: str = "runs",
+        system_metrics: bool = True,
     ) -> None:
-        self._folder = save_dir
+        self._folder, self._unwatched = save_dir, system_metrics
         if not run.is_rank_zero():
             # The other ranks neither import mlflow nor open its database.
             Logger.__init__(self)
@@ -82,6 +86,37 @@ class RunLogger(MLFlowLogger):
         """Nothing: `RecordConfig` logs the resolved configuration, which holds them all."""
 
     @rank_zero_only
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        """Log metrics; those of the test at step 0, as the whole run's that they are.
+
+        `mlflow ui` draws a metric as bars where all of its points are at step 0.
+        """
+        tested = {name: value for name, value in metrics.items() if name.startswith("test_")}
+        others = {name: value for name, value in metrics.items() if name not in tested}
+        if tested:
+            super().log_metrics(tested, 0)
+        if others and not (tested and others.keys() == {"epoch"}):
+            super().log_metrics(others, step)
+
+    @rank_zero_only
+    def watch(self, gpus: Sequence[int]) -> None:
+        """Log system metrics from now to the run's end, unless that was done or not asked for.
+
+        Args:
+            gpus: This job's own, as torch counts them.
+        """
+        if self._unwatched:
+            self._unwatched = False
+            attempt("system metrics", self._watch, gpus)
+
+    def _watch(self, gpus: Sequence[int]) -> None:
+        from pyclassify.tracking.system import JobMonitor
+
+        monitor = JobMonitor(str(self.run_id), str(self._tracking_uri), gpus)
+        run.before_end(monitor.stop)
+        monitor.start()
+
+    @rank_zero_only
     def after_save_checkpoint(self, checkpoint_callback: ModelCheckpoint) -> None:
         self._checkpoint_callback = checkpoint_callback
 
@@ -115,6 +150,11 @@ class RunLogger(MLFlowLogger):
             rank_zero_warn(f"the best weights are not in the run ({error}); they are in {path}")
 
 
+def find_run_logger(trainer: Trainer) -> RunLogger | None:
+    """The trainer's `RunLogger`, which may be one of several loggers."""
+    return next((each for each in trainer.loggers if isinstance(each, RunLogger)), None)
+
+
 class RecordConfig(SaveConfigCallback):
     """Log the resolved configuration: as parameters, and whole as the artifact config.yaml.
 
@@ -129,8 +169,8 @@ class RecordConfig(SaveConfigCallback):
         self.command = command
 
     def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        logger = trainer.logger
-        if not isinstance(logger, RunLogger):
+        logger = find_run_logger(trainer)
+        if logger is None:
             return
         from mlflow.entities import Param
 

@@ -6,6 +6,7 @@ No torch here: a run must be told its end even when torch was never loaded.
 import os
 import re
 import threading
+from collections.abc import Callable
 from typing import Any
 
 from pyclassify.tracking import insist
@@ -17,6 +18,7 @@ _lock = threading.Lock()
 _given: str | None = None  # the run that `mlflow run` made
 _open: str | None = None  # MLflow's active run is each thread's own; the end may come from any
 _marked: str | None = None
+_before_end: list[Callable[[], None]] = []
 
 
 def is_rank_zero() -> bool:
@@ -72,6 +74,11 @@ def name(run_name: str) -> None:
         client.update_run(_open, name=run_name)
 
 
+def before_end(stop: Callable[[], None]) -> None:
+    """Have something called, from whichever thread, before the open run gets its final status."""
+    _before_end.append(stop)
+
+
 def mark(status: str) -> None:
     """Give this process's run its final status; the first call counts, from whichever thread.
 
@@ -83,6 +90,8 @@ def mark(status: str) -> None:
         run_id = _open or _given
         if run_id is None or _marked is not None or not is_rank_zero():
             return
+        while _before_end:
+            _before_end.pop()()
         import mlflow
 
         mlflow.MlflowClient().set_terminated(run_id, status)

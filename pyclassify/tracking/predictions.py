@@ -1,0 +1,179 @@
+"""What the network said of each test image, gathered over all processes and kept with the run."""
+
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.utilities.combined_loader import CombinedLoader
+from torch import Tensor
+from torch.utils.data import SequentialSampler
+from torch.utils.data.distributed import DistributedSampler
+from torchmetrics.functional.classification import multiclass_calibration_error
+
+from pyclassify.module import count_real
+from pyclassify.tracking.attempt import attempt
+from pyclassify.tracking.logger import RunLogger, find_run_logger
+
+TABLE = "predictions.json"
+
+
+@dataclass
+class Predictions:
+    """One row for each test image, on the host, in the order of the test set.
+
+    Attributes:
+        places: The image's place in its set, int64 [n].
+        labels: The true class, int64 [n].
+        predicted: The most probable class, int64 [n].
+        probability: Its probability, float32 [n].
+        num_classes: How many classes there are.
+    """
+
+    places: Tensor
+    labels: Tensor
+    predicted: Tensor
+    probability: Tensor
+    num_classes: int
+
+    def calibration_error(self) -> Tensor:
+        """The expected calibration error [], over 15 bins (Guo et al., arXiv:1706.04599)."""
+        # Only the highest probability counts, and whether it is right: two classes can say both.
+        scores = torch.stack([self.probability, torch.zeros_like(self.probability)], dim=1)
+        wrong = (self.predicted != self.labels).long()
+        return multiclass_calibration_error(scores, wrong, num_classes=2, validate_args=False)
+
+
+class KeepPredictions(Callback):
+    """Log what a test predicted: `test_ece`, the table predictions.json, and pictures of it.
+
+    For any module whose test step returns {"logits": float [batch, num_classes]} of a batch
+    (images, labels); of another module, or of several test loaders, nothing is kept.
+    """
+
+    def on_test_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._parts: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
+        self._seen = self._num_classes = 0
+        self._kept: Predictions | None = None
+        self._loaders = CombinedLoader(trainer.test_dataloaders).flattened
+
+    @torch.no_grad()
+    def on_test_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        logits = outputs.get("logits") if isinstance(outputs, Mapping) else None
+        if logits is None or len(self._loaders) != 1 or not _is_classified(logits, batch):
+            return
+        labels = batch[1]
+        real = count_real(self._loaders[0], batch_idx, len(labels))
+        places = getattr(batch, "places", None)
+        if places is None:  # as Lightning's sampler deals them out
+            turn = torch.arange(self._seen, self._seen + len(labels), device=labels.device)
+            places = turn * trainer.world_size + trainer.global_rank
+        probability, predicted = logits[:real].float().softmax(dim=1).max(dim=1)
+        # They stay on the device: to fetch them now would wait for all that runs there.
+        self._parts.append((places[:real], labels[:real], predicted, probability))
+        self._seen, self._num_classes = self._seen + len(labels), logits.shape[1]
+
+    def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        mine = [torch.cat(column).cpu() for column in zip(*self._parts, strict=True)]
+        self._parts = []
+        together = _gather(mine) if trainer.world_size > 1 else [mine]
+        if not any(together):
+            return
+        places, labels, predicted, probability = map(torch.cat, zip(*together, strict=True))
+        order = places.argsort()
+        self._kept = Predictions(
+            places[order], labels[order], predicted[order], probability[order], self._num_classes
+        )
+        error = attempt("test_ece", self._kept.calibration_error)
+        if error is not None:
+            pl_module.log("test_ece", error, sync_dist=True)  # the same in each process
+
+    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        logger, kept = find_run_logger(trainer), self._kept
+        if not trainer.is_global_zero or logger is None or kept is None:
+            return
+        names = class_names(getattr(trainer, "datamodule", None), kept.num_classes)
+        attempt(TABLE, log_table, logger, kept, names)
+        attempt("the pictures", self._log_pictures, logger, kept, names)
+
+    def _log_pictures(self, logger: RunLogger, kept: Predictions, names: list[str]) -> None:
+        from pyclassify.tracking import pictures  # matplotlib: a second that no other verb pays
+
+        loader = self._loaders[0]
+        drawn: dict[str, Callable[[], Any]] = {
+            "confusion_matrix.png": lambda: pictures.confusion_matrix(kept, names),
+            "class_accuracy.png": lambda: pictures.class_accuracy(kept, names),
+        }
+        if _in_order(loader):
+            drawn["confident_mistakes.png"] = lambda: pictures.confident_mistakes(
+                kept, names, loader.dataset
+            )
+        for name, draw in drawn.items():
+            attempt(name, _log_picture, logger, name, draw)
+
+
+def _log_picture(logger: RunLogger, name: str, draw: Callable[[], Any]) -> None:
+    from pyclassify.tracking import pictures
+
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, name)
+        pictures.save(draw(), path)
+        logger.experiment.log_artifact(logger.run_id, str(path))
+
+
+def log_table(logger: RunLogger, kept: Predictions, names: Sequence[str]) -> None:
+    """Log predictions as a table that `mlflow ui` shows and compares across runs."""
+    import numpy as np
+
+    words = np.array(names, dtype=object)
+    columns = {
+        "index": kept.places.numpy(),
+        "label": words[kept.labels.numpy()],
+        "predicted": words[kept.predicted.numpy()],
+        "probability": kept.probability.double().numpy().round(6),
+    }
+    logger.experiment.log_table(logger.run_id, columns, TABLE)
+
+
+def class_names(data: Any, num_classes: int) -> list[str]:
+    """Name the classes: as the data module's `classes` do, else by their numbers."""
+    given = getattr(data, "classes", None)
+    if isinstance(given, Sequence) and len(given) == num_classes:
+        return [str(name) for name in given]
+    return [str(number) for number in range(num_classes)]
+
+
+def _is_classified(logits: Any, batch: Any) -> bool:
+    """Whether these are scores of a batch (images, labels)."""
+    if not (isinstance(logits, Tensor) and isinstance(batch, tuple | list) and len(batch) == 2):
+        return False
+    labels = batch[1]
+    return logits.ndim == 2 and isinstance(labels, Tensor) and labels.ndim == 1
+
+
+def _gather(mine: list[Tensor]) -> list[list[Tensor]]:
+    """Each process's tensors, which may differ in length."""
+    everyone: list[Any] = [None] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(everyone, mine)
+    return [theirs for theirs in everyone if theirs]  # what a process without a batch has
+
+
+def _in_order(loader: Any) -> bool:
+    """Whether a loader walks through its set from first to last, and the set can be indexed."""
+    sampler = getattr(loader, "sampler", None)
+    shared_in_order = isinstance(sampler, DistributedSampler) and not sampler.shuffle
+    return (shared_in_order or isinstance(sampler, SequentialSampler)) and hasattr(
+        loader.dataset, "__getitem__"
+    )

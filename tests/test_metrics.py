@@ -1,0 +1,153 @@
+"""Speed, learning rate and a run's bests, at true steps and under one name in every logger."""
+
+import time
+from pathlib import Path
+
+import mlflow
+import pytest
+import small
+import torch
+from command_lines import SHAPES
+from lightning.pytorch.loggers.logger import DummyLogger
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch.utils.data import DataLoader
+
+from pyclassify.module import Classifier
+from pyclassify.tracking import run
+from pyclassify.tracking.logger import RunLogger
+from pyclassify.tracking.metrics import RunMetrics, count_images
+
+BESIDE = "--trainer.logger+=lightning.pytorch.loggers.TensorBoardLogger"
+BESIDE += " --trainer.logger.save_dir=logs"
+
+
+class Notes(DummyLogger):
+    """A logger that only remembers what it was given."""
+
+    def __init__(self):
+        super().__init__()
+        self.given = []
+
+    def log_metrics(self, metrics, step):
+        self.given.append((step, metrics))
+
+
+class Decaying(Classifier):
+    def configure_optimizers(self):
+        optimizer = super().configure_optimizers()
+        return [optimizer], [torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.1)]
+
+
+@pytest.fixture
+def logger(cli):
+    yield RunLogger()
+    run.end("FINISHED")
+
+
+def steps(run_id):
+    """The steps of each metric of a run."""
+    client = mlflow.MlflowClient()
+    keys = client.get_run(run_id).data.metrics
+    return {key: [point.step for point in client.get_metric_history(run_id, key)] for key in keys}
+
+
+def fit(*callbacks, **options):
+    """Train for two epochs of three steps; the epochs' metrics, each with its step."""
+    notes, loader = Notes(), DataLoader(small.byte_images(12), 4)
+    trainer = small.trainer(
+        logger=notes, callbacks=[*callbacks, RunMetrics()], max_epochs=2, **options
+    )
+    trainer.fit(Decaying(small.network, 4, learning_rate=0.5), loader, loader)
+    return [(step, given) for step, given in notes.given if "epoch_seconds" in given]
+
+
+def test_run_has_each_metric_at_its_steps(cli):
+    done = cli(f"train {SHAPES} --max_epochs=2")  # five steps an epoch
+
+    found = steps(done.runs[0].info.run_id)
+    for by_epoch in ("epoch_seconds", "images_per_second", "learning_rate", "val_loss"):
+        assert found[by_epoch] == [4, 9]
+    for of_the_test in ("test_accuracy", "test_loss", "test_ece"):
+        assert found[of_the_test] == [0]
+    for of_the_run in ("best_val_accuracy", "parameters", "wall_seconds"):
+        assert found[of_the_run] == [0]
+
+
+def test_best_accuracy_is_that_of_the_best_epoch(cli):
+    (made,) = cli(f"fit {SHAPES} --max_epochs=3 --learning_rate=0.05").runs
+
+    history = mlflow.MlflowClient().get_metric_history(made.info.run_id, "val_accuracy")
+    assert made.data.metrics["best_val_accuracy"] == max(point.value for point in history)
+
+
+def test_best_accuracy_outlives_a_stop():
+    before, after = RunMetrics(), RunMetrics()
+    before.load_state_dict({"best_val_accuracy": 0.75})
+
+    after.load_state_dict(before.state_dict())
+
+    assert after.state_dict() == {"best_val_accuracy": 0.75}
+
+
+def test_test_alone_has_no_best_accuracy_of_an_epoch(cli):
+    trained = cli(f"fit {SHAPES}").runs[0]
+    scored = cli(f"test {SHAPES} --ckpt_path={trained.info.run_id}").runs[0]
+
+    assert {"test_ece", "parameters", "wall_seconds"} <= scored.data.metrics.keys()
+    assert "best_val_accuracy" not in scored.data.metrics
+
+
+def test_learning_rate_is_the_one_that_each_epoch_began_with():
+    epochs = fit()
+
+    assert [(step, given["learning_rate"]) for step, given in epochs] == [
+        (2, 0.5),
+        (5, pytest.approx(0.05)),
+    ]
+
+
+def test_validation_counts_in_the_epoch_and_not_in_the_speed():
+    class Slow(small.Recorder):
+        def on_validation_batch_start(self, *args):
+            time.sleep(0.2)  # three times an epoch
+
+    _, last = fit(Slow())[-1]
+
+    assert last["epoch_seconds"] > 0.6
+    assert last["images_per_second"] > 12 / (last["epoch_seconds"] - 0.5)
+
+
+@pytest.mark.parametrize(
+    ("batch", "count"),
+    [
+        ((torch.zeros(5, 3, 8, 8), torch.zeros(5)), 5),
+        ({"name": ["a", "b"], "image": torch.zeros(2, 3)}, 2),
+        ([[torch.zeros(3)], "text"], 3),
+        ("text", 0),
+        (torch.zeros(()), 0),
+    ],
+)
+def test_images_are_counted_in_any_batch(batch, count):
+    assert count_images(batch) == count
+
+
+def test_metrics_beside_those_of_the_test_keep_their_step(logger):
+    logger.log_metrics({"test_loss": 0.5, "epoch": 3, "other": 1.0}, step=7)
+    logger.log_metrics({"test_accuracy": 0.5, "epoch": 4}, step=8)
+
+    assert steps(logger.run_id) == {
+        "test_loss": [0],
+        "test_accuracy": [0],
+        "epoch": [7],
+        "other": [7],
+    }
+
+
+def test_tensorboard_beside_has_the_same_metrics(cli, tmp_path):
+    done = cli(f"train {SHAPES} {BESIDE}")
+
+    events = next(Path(tmp_path, "logs").rglob("events.out.*"))
+    board = EventAccumulator(str(events.parent)).Reload()
+    assert set(board.Tags()["scalars"]) == set(done.runs[0].data.metrics)
+    assert done.runs[0].data.params["seed_everything"] == "0"
+    assert f"run            {done.runs[0].info.run_id}" in done.out

@@ -1,0 +1,146 @@
+"""Pictures of a test: readable with ten classes and a hundred, small, and of the right images."""
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pytest
+import torch
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from PIL import Image
+from torch.utils.data import TensorDataset
+
+from pyclassify.tracking.pictures import (
+    MOST_BYTES,
+    as_shown,
+    class_accuracy,
+    confident_mistakes,
+    confusion_matrix,
+    save,
+    shorten,
+)
+from pyclassify.tracking.predictions import Predictions
+
+
+def predictions(num_classes, count=1000):
+    """Predictions of which a quarter are wrong, the less sure the later they come."""
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.arange(count) % num_classes
+    wrong = torch.rand(count, generator=generator) < 0.25
+    predicted = torch.where(wrong, (labels + 1) % num_classes, labels)
+    sure = torch.linspace(0.99, 0.2, count)
+    return Predictions(torch.arange(count), labels, predicted, sure, num_classes)
+
+
+def noise(kept, side=32):
+    generator = torch.Generator().manual_seed(0)
+    shape = (len(kept.labels), 3, side, side)
+    images = torch.randint(256, shape, dtype=torch.uint8, generator=generator)
+    return TensorDataset(images, kept.labels)
+
+
+def words(figure):
+    return [text.get_text() for axes in figure.axes for text in axes.texts]
+
+
+@pytest.mark.parametrize("num_classes", [2, 10, 100, 150])
+def test_pictures_are_small_and_leave_no_figure_open(num_classes, tmp_path):
+    kept = predictions(num_classes)
+    names = [f"class number {number} of a long name" for number in range(num_classes)]
+    figures = [
+        confusion_matrix(kept, names),
+        class_accuracy(kept, names),
+        confident_mistakes(kept, names, noise(kept)),
+    ]
+
+    for number, figure in enumerate(figures):
+        path = tmp_path / f"{number}.png"
+        save(figure, path)
+        assert path.stat().st_size <= MOST_BYTES
+        assert min(Image.open(path).size) > 200
+    assert plt.get_fignums() == []
+
+
+def test_photos_are_made_to_fit(tmp_path):
+    kept = predictions(10, count=100)
+    path = tmp_path / "mistakes.png"
+
+    save(confident_mistakes(kept, "abcdefghij", noise(kept, side=256)), path)
+
+    assert path.stat().st_size <= MOST_BYTES
+
+
+def test_matrix_counts_predictions_of_each_true_class():
+    labels, predicted = torch.tensor([0, 0, 0, 1, 2]), torch.tensor([0, 0, 2, 1, 1])
+    kept = Predictions(torch.arange(5), labels, predicted, torch.ones(5), num_classes=3)
+
+    axes = confusion_matrix(kept, ["cat", "dog", "cow"]).axes[0]
+
+    found = {tuple(reversed(text.get_position())): text.get_text() for text in axes.texts}
+    assert found == {(0, 0): "2", (0, 2): "1", (1, 1): "1", (2, 1): "1"}  # (true, predicted)
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["cat", "dog", "cow"]
+    assert axes.get_title(loc="left") == "60.00% of 5 test images are recognised"
+
+
+def test_accuracy_is_of_each_class_that_was_tested_the_best_first():
+    labels, predicted = torch.tensor([0, 0, 1, 1, 1]), torch.tensor([0, 3, 1, 1, 0])
+    kept = Predictions(torch.arange(5), labels, predicted, torch.ones(5), num_classes=4)
+
+    axes = class_accuracy(kept, ["cat", "dog", "cow", "pig"]).axes[0]
+
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["dog", "cat"]
+    assert [text.get_text() for text in axes.texts] == ["66.7", "50.0"]
+
+
+def test_mistakes_are_the_surest_with_both_labels_and_their_own_image():
+    labels, predicted = torch.tensor([0, 1, 1, 0]), torch.tensor([1, 1, 0, 1])
+    sure = torch.tensor([0.6, 0.99, 0.9, 0.3])
+    # In another order than the set's: places say which image is whose.
+    kept = Predictions(torch.tensor([2, 0, 1, 3]), labels, predicted, sure, num_classes=2)
+    shades = torch.arange(4).mul(60).to(torch.uint8).view(4, 1, 1, 1).expand(4, 3, 8, 8)
+    dataset = TensorDataset(shades, torch.tensor([1, 1, 0, 0]))
+
+    figure = confident_mistakes(kept, ["cat", "dog"], dataset)
+
+    assert words(figure) == ["cat 90.0%", "dog", "dog 60.0%", "cat", "dog 30.0%", "cat"]
+    shown = [image.get_array().mean() * 255 for image in figure.axes[0].images]
+    assert shown == pytest.approx([60, 120, 180])
+    assert figure.texts[0].get_text().startswith("3 of 4 test images are mistaken. The 3 surest")
+
+
+def test_network_without_mistakes_gets_a_picture_that_says_so():
+    kept = predictions(2, count=4)
+    kept.predicted = kept.labels
+
+    figure = confident_mistakes(kept, ["cat", "dog"], noise(kept))
+
+    assert figure.texts[0].get_text() == "0 of 4 test images are mistaken"
+
+
+def test_set_whose_items_are_others_than_those_tested_is_refused():
+    kept = predictions(10)
+    shuffled = TensorDataset(noise(kept).tensors[0], (kept.labels + 5) % 10)
+
+    with pytest.raises(MisconfigurationException, match="not in the loader's order"):
+        confident_mistakes(kept, "abcdefghij", shuffled)
+
+
+@pytest.mark.parametrize(
+    "image",
+    [
+        torch.tensor([0, 51, 255], dtype=torch.uint8).view(1, 1, 3),
+        torch.tensor([0, 51, 255.0]).view(1, 1, 3),
+        torch.tensor([0, 0.2, 1.0]).view(1, 1, 3),
+        torch.tensor([-1, -0.6, 1.0]).view(1, 1, 3).expand(3, 1, 3),
+        Image.fromarray(np.array([[0, 51, 255]], dtype=np.uint8)),
+    ],
+    ids=["bytes", "floats of bytes", "of 0 to 1", "normalised", "Pillow's"],
+)
+def test_image_of_any_kind_is_shown_in_its_own_colours(image):
+    shown = as_shown(image)
+
+    assert shown.shape == (1, 3, 3)
+    assert shown[0, :, 0] == pytest.approx([0, 0.2, 1])
+
+
+def test_long_names_are_cut():
+    assert shorten("automobile", 8) == "automob…"
+    assert shorten("cat", 8) == "cat"

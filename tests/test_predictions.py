@@ -1,0 +1,164 @@
+"""What a test predicted is kept with the run: each image once, whatever the processes."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import mlflow
+import pytest
+import small
+import torch
+from command_lines import QUIET
+from torch.utils.data import DataLoader, TensorDataset
+from torchmetrics.functional.classification import multiclass_calibration_error
+
+from pyclassify.module import Classifier
+from pyclassify.tracking import run
+from pyclassify.tracking.logger import RunLogger
+from pyclassify.tracking.predictions import KeepPredictions, class_names
+
+ROOT = Path(__file__).parents[1]
+PICTURES = {"class_accuracy.png", "confident_mistakes.png", "confusion_matrix.png"}
+RECIPE = f"--data=SyntheticDataModule --model.model=foreign.Linear --batch_size=5 {QUIET}"
+RECIPE += " --data.train_size=40 --data.val_size=10 --data.test_size=21"
+
+
+def artifacts(run_id):
+    return {each.path for each in mlflow.MlflowClient().list_artifacts(run_id)}
+
+
+def table(run_id, folder):
+    path = mlflow.artifacts.download_artifacts(None, run_id, "predictions.json", str(folder))
+    return json.loads(Path(path).read_text())
+
+
+def probabilities(classifier, dataset):
+    with torch.no_grad():
+        return classifier.eval().predict_step(dataset[:], 0)
+
+
+@pytest.fixture
+def classifier():
+    torch.manual_seed(0)
+    return Classifier(model=small.network, num_classes=4)
+
+
+@pytest.fixture
+def score(cli):
+    """Test a module with a run of its own: `score(module, loader)` gives its logger."""
+
+    def test(module, loaders):
+        logger = RunLogger()
+        trainer = small.trainer(logger=logger, callbacks=[KeepPredictions()])
+        trainer.test(module, loaders, verbose=False)
+        return logger
+
+    yield test
+    run.end("FINISHED")
+
+
+def test_two_processes_keep_the_predictions_of_one(cli, tmp_path):
+    alone = cli(f"train {RECIPE} --max_epochs=1").runs[0]
+    scoring = f"test {RECIPE} --devices=2 --accelerator=cpu --ckpt_path={alone.info.run_id}"
+    path = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
+
+    subprocess.run(
+        [sys.executable, "-m", "pyclassify", *scoring.split()],
+        env={**os.environ, "PYTHONPATH": path},
+        check=True,
+        timeout=120,
+        capture_output=True,
+    )
+    experiment = alone.info.experiment_id
+    together = mlflow.MlflowClient().search_runs([experiment])[0]
+
+    ours, theirs = (
+        table(each.info.run_id, tmp_path / name) for each, name in ((together, "2"), (alone, "1"))
+    )
+    assert [row[0] for row in ours["data"]] == list(range(21))
+    assert [row[:3] for row in ours["data"]] == [row[:3] for row in theirs["data"]]
+    assert [row[3] for row in ours["data"]] == pytest.approx([row[3] for row in theirs["data"]])
+    assert together.data.metrics["test_ece"] == pytest.approx(alone.data.metrics["test_ece"])
+    assert artifacts(together.info.run_id) >= PICTURES
+
+
+def test_table_says_label_prediction_and_probability_of_each_image(classifier, score, tmp_path):
+    dataset = small.byte_images(7)
+    logger = score(classifier, DataLoader(dataset, 3))
+    labels = dataset[:][1]
+    probability, predicted = probabilities(classifier, dataset).max(1)
+
+    found = table(logger.run_id, tmp_path)
+
+    assert found["columns"] == ["index", "label", "predicted", "probability"]
+    index, *words, said = zip(*found["data"], strict=True)
+    assert list(index) == list(range(7))
+    assert words == [tuple(map(str, each.tolist())) for each in (labels, predicted)]
+    assert list(said) == pytest.approx(probability.tolist(), abs=1e-6)
+
+
+def test_calibration_error_is_that_of_all_probabilities(classifier):
+    dataset = small.byte_images(50)
+    trainer = small.trainer(callbacks=[KeepPredictions()])
+
+    (logged,) = trainer.test(classifier, DataLoader(dataset, 8), verbose=False)
+
+    expected = multiclass_calibration_error(
+        probabilities(classifier, dataset), dataset[:][1], num_classes=4
+    )
+    assert logged["test_ece"] == pytest.approx(float(expected))
+
+
+def test_shuffled_test_images_are_left_out_of_the_mistakes(classifier, score):
+    logger = score(classifier, DataLoader(small.byte_images(7), 3, shuffle=True))
+
+    assert artifacts(logger.run_id) == {*PICTURES, "predictions.json"} - {"confident_mistakes.png"}
+
+
+def test_nothing_is_kept_of_several_test_loaders(classifier, score):
+    logger = score(classifier, [DataLoader(small.byte_images(4), 2)] * 2)
+
+    assert artifacts(logger.run_id) == set()
+
+
+def test_nothing_is_kept_of_a_module_that_gives_no_logits(cli):
+    done = cli(f"train --model=foreign.Module --data=foreign.Data --max_epochs=1 {QUIET}")
+
+    assert done.code == 0
+    assert artifacts(done.runs[0].info.run_id) == {"config.yaml", "weights"}
+    assert "test_ece" not in done.runs[0].data.metrics
+
+
+def test_picture_that_cannot_be_made_costs_a_warning_only(classifier, score):
+    five_channels = TensorDataset(torch.rand(8, 5, 32, 32), torch.zeros(8, dtype=torch.long))
+    classifier.model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(5 * 32 * 32, 4))
+
+    with pytest.warns(UserWarning, match=r"confident_mistakes.png can't be made .*goes on"):
+        logger = score(classifier, DataLoader(five_channels, 4))
+
+    assert artifacts(logger.run_id) == {*PICTURES, "predictions.json"} - {"confident_mistakes.png"}
+
+
+def test_diverged_network_is_kept_as_it_is(classifier, score, tmp_path):
+    torch.nn.init.constant_(classifier.model[-1].bias, torch.nan)
+
+    logger = score(classifier, DataLoader(small.byte_images(4), 2))
+
+    assert [row[3] for row in table(logger.run_id, tmp_path)["data"]] == [None] * 4
+    assert artifacts(logger.run_id) >= PICTURES
+
+
+@pytest.mark.parametrize(
+    ("classes", "expected"),
+    [(["cat", "dog"], ["cat", "dog"]), (["cat"], ["0", "1"]), (None, ["0", "1"])],
+)
+def test_classes_without_fitting_names_are_numbers(classes, expected):
+    class Data:
+        pass
+
+    data = Data()
+    data.classes = classes
+
+    assert class_names(data, num_classes=2) == expected

@@ -1,0 +1,89 @@
+"""System metrics are this job's own, and end before its run does."""
+
+import subprocess
+import sys
+import threading
+import time
+
+import psutil
+import pytest
+from command_lines import SHAPES
+
+from pyclassify.tracking import run
+from pyclassify.tracking.logger import RunLogger
+from pyclassify.tracking.system import ProcessMonitor
+
+NAMES = {"system/cpu_utilization_percentage", "system/memory_usage_megabytes"}
+
+
+@pytest.fixture
+def logger(cli, monkeypatch):
+    monkeypatch.setenv("MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL", "0.1")
+    yield RunLogger()
+    run.end("FINISHED")
+
+
+def monitors():
+    return [each for each in threading.enumerate() if each.name == "SystemMetricsMonitor"]
+
+
+def found(cli, *options):
+    (made,) = cli(f"fit {SHAPES} --accelerator=cpu", *options).runs
+    return {name: value for name, value in made.data.metrics.items() if name.startswith("system/")}
+
+
+def test_run_has_the_cpu_time_and_memory_of_its_own_processes(cli, monkeypatch):
+    monkeypatch.setenv("MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL", "0.05")
+
+    metrics = found(cli)
+
+    assert metrics.keys() == NAMES
+    resident = psutil.Process().memory_info().rss / 1e6
+    assert metrics["system/memory_usage_megabytes"] == pytest.approx(resident, rel=0.3)
+
+
+def test_system_metrics_can_be_left_out(cli, monkeypatch):
+    monkeypatch.setenv("MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL", "0.05")
+
+    assert found(cli, "--trainer.logger.system_metrics=false") == {}
+
+
+@pytest.mark.parametrize("status", ["FINISHED", "KILLED"])
+def test_sampling_ends_with_the_run_whichever_thread_ends_it(logger, status):
+    logger.watch(gpus=[])
+    logger.watch(gpus=[])
+    assert len(monitors()) == 1
+
+    ending = threading.Thread(target=run.mark, args=(status,))
+    ending.start()
+    ending.join()
+
+    assert monitors() == []
+    assert logger.experiment.get_run(logger.run_id).info.status == status
+
+
+def test_child_processes_count_and_ended_ones_no_longer():
+    monitor = ProcessMonitor()
+    child = subprocess.Popen(
+        [sys.executable, "-c", "x = b'x' * 200_000_000; input()"], stdin=subprocess.PIPE
+    )
+    of_child = psutil.Process(child.pid)
+    while of_child.memory_info().rss < 200e6:
+        time.sleep(0.01)
+
+    monitor.collect_metrics()
+    child.communicate(b"\n")
+    monitor.collect_metrics()
+
+    with_child, without = monitor.metrics["memory_usage_megabytes"]
+    assert with_child - without > 190
+
+
+def test_processor_time_is_a_share_of_the_cores_that_this_process_may_use():
+    monitor = ProcessMonitor()
+    until = time.process_time() + 0.3
+    while time.process_time() < until:
+        pass
+
+    monitor.collect_metrics()
+    assert 0 < monitor.aggregate_metrics()["cpu_utilization_percentage"] <= 110
