@@ -52,13 +52,14 @@ def test_system_metrics_can_be_left_out(cli, monkeypatch):
 def test_sampling_ends_with_the_run_whichever_thread_ends_it(logger, status):
     logger.watch(gpus=[])
     logger.watch(gpus=[])
-    assert len(monitors()) == 1
+    (monitor,) = monitors()
 
     ending = threading.Thread(target=run.mark, args=(status,))
     ending.start()
     ending.join()
 
-    assert monitors() == []
+    monitor.join(timeout=10)
+    assert not monitor.is_alive()
     assert logger.experiment.get_run(logger.run_id).info.status == status
 
 

@@ -18,7 +18,7 @@ from pyclassify.tracking.attempt import attempt
 # It tells at the start and at the end that it starts and ends.
 logging.getLogger("mlflow.system_metrics").setLevel(logging.WARNING)
 
-GRACE_SECONDS = 2.0
+GRACE_SECONDS = 0.2
 
 
 class ProcessMonitor(BaseMetricsMonitor):
@@ -68,13 +68,19 @@ class JobMonitor(SystemMetricsMonitor):
         of_gpus = [each for each in self.monitors if attempt("GPU metrics", restrict, each, gpus)]
         self.monitors = [ProcessMonitor(), *of_gpus]
 
+    def publish_metrics(self, metrics: Any) -> None:
+        super().publish_metrics(metrics)
+        self.mlflow_logger.flush()  # nothing is left to write when the run ends
+
     def stop(self) -> None:
-        """End the sampling; what it is about to log may take `GRACE_SECONDS`, not for ever."""
+        """End the sampling.
+
+        What is being written now is waited for a moment only: the run's status is more urgent,
+        since a process that was sent a signal may be killed any time.
+        """
         self._shutdown_event.set()
         if self._process is not None:
             self._process.join(GRACE_SECONDS)
-            if not self._process.is_alive():
-                self.finish()
 
 
 def restrict(monitor: Any, gpus: Sequence[int]) -> bool:
