@@ -127,7 +127,7 @@ def test_nothing_is_kept_of_a_module_that_gives_no_logits(cli):
     done = cli(f"train --model=foreign.Module --data=foreign.Data --max_epochs=1 {QUIET}")
 
     assert done.code == 0
-    assert artifacts(done.runs[0].info.run_id) == {"config.yaml", "weights"}
+    assert artifacts(done.runs[0].info.run_id) == {"capsule", "config.yaml", "weights"}
     assert "test_ece" not in done.runs[0].data.metrics
 
 
