@@ -29,7 +29,7 @@ def main(args: Sequence[str] | None = None) -> int:
     """
     given = list(sys.argv[1:] if args is None else args)
     if given and given[0] in PLAIN_VERBS:
-        return run_plain(*given)
+        return run_plain(given[0], given[1:])
     if run.adopt() or not run.is_rank_zero():
         stop_with_parent()
     status = "FAILED"
@@ -56,10 +56,10 @@ def main(args: Sequence[str] | None = None) -> int:
             run.end(status)
 
 
-def run_plain(verb: str, *given: str) -> int:
+def run_plain(verb: str, given: list[str]) -> int:
     """Run a verb that leaves the run of MLFLOW_RUN_ID, if there is one, to whoever made it."""
     try:
-        code: int = resolve_name(PLAIN_VERBS[verb])(list(given))
+        code: int = resolve_name(PLAIN_VERBS[verb])(given)
         return code
     except KeyboardInterrupt:
         return complain("stopped by SIGINT")
