@@ -18,7 +18,7 @@ from lightning.pytorch.loggers import MLFlowLogger
 from lightning.pytorch.loggers.logger import Logger, rank_zero_experiment
 from lightning.pytorch.utilities.rank_zero import rank_zero_only, rank_zero_warn
 
-from pyclassify.tracking import capsule, dataset, run
+from pyclassify.tracking import capsule, dataset, run, views
 from pyclassify.tracking.attempt import attempt
 from pyclassify.tracking.masking import mask
 
@@ -188,6 +188,7 @@ class RecordConfig(SaveConfigCallback):
         what = (params.get("model/model/class") or params.get("model/model"), params["data/class"])
         short = "-".join(str(path).rsplit(".", 1)[-1].removesuffix("DataModule") for path in what)
         run.name(f"{short}-seed{params['seed_everything']}")
+        attempt("the views of `mlflow ui`", views.keep, logger, config)
         self._keep_capsule(trainer, logger, config)
 
     def _keep_capsule(self, trainer: Trainer, logger: RunLogger, config: dict[str, Any]) -> None:
