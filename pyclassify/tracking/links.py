@@ -53,7 +53,7 @@ def start_quickly(tracking_uri: str) -> str:
 
 def run_link(tracking_uri: str, experiment_id: str, run_id: str) -> str:
     """The page of one run."""
-    return f"{_pages(tracking_uri)}/experiments/{experiment_id}/runs/{run_id}"
+    return f"{_pages(tracking_uri)}/experiments/{experiment_id}/runs/{run_id}?{TRAINING}"
 
 
 def runs_link(tracking_uri: str, experiment_id: str, view: str) -> str:

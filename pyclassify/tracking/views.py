@@ -94,7 +94,7 @@ def _lines(metric: str) -> dict[str, Any]:
     return {
         "type": "LINE",
         "metricKey": metric,
-        "metricSectionId": "course",
+        "metricSectionId": "training",
         "xAxisKey": "step",
         "xAxisScaleType": "linear",
         "yAxisKey": "metric",
@@ -117,7 +117,7 @@ def _charts() -> dict[str, Any]:
         *map(_lines, ("learning_rate", "epoch_seconds")),
     ]
     common = {"runsCountToCompare": 10, "deleted": False, "isGenerated": False}
-    sections = {"results": "Results", "course": "Course of training"}
+    sections = {"results": "Results", "training": "Training"}
     return {
         "compareRunCharts": [
             {"uuid": card["metricKey"], "displayName": card["metricKey"], **common, **card}
