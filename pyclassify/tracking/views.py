@@ -167,13 +167,13 @@ def keep(logger: Any, config: Mapping[str, Any]) -> None:
         config: The run's configuration, as it was resolved.
     """
     client, experiment_id = logger.experiment, logger.experiment_id
+    client.set_tag(logger.run_id, RECIPE, recipe(config))
     experiment = client.get_experiment(experiment_id)
     # The same time makes the same tag whoever writes it. The menu has the latest first.
     for later, view in enumerate((BY_RECIPE, BEST)):
         if TAG + view.key not in experiment.tags:
             made = view.envelope(experiment.creation_time + later)
             client.set_experiment_tag(experiment_id, TAG + view.key, made)
-    client.set_tag(logger.run_id, RECIPE, recipe(config))
 
 
 def recipe(config: Mapping[str, Any]) -> str:
