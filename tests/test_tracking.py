@@ -13,7 +13,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from mlflow.entities import RunStatus
 
 from pyclassify.tracking import insist, run
-from pyclassify.tracking.logger import RunLogger, flatten
+from pyclassify.tracking.logger import RunLogger
 
 ROOT = Path(__file__).parents[1]
 
@@ -185,30 +185,3 @@ def test_loading_what_ends_a_run_loads_neither_torch_nor_mlflow():
     said = subprocess.check_output([sys.executable, "-c", code], text=True, cwd=ROOT)
 
     assert said == "set()\n"
-
-
-def test_configuration_is_spelled_as_one_parameter_a_value():
-    config = {
-        "seed_everything": 0,
-        "model": {
-            "class_path": "pyclassify.module.Classifier",
-            "init_args": {"learning_rate": 1e-3, "model": "pyclassify.model.AlexNet"},
-        },
-        "trainer": {
-            "devices": "2",
-            "precision": None,
-            "logger": {"class_path": "pyclassify.tracking.logger.RunLogger"},
-        },
-        "data": {"class_path": "x.Data", "init_args": {"mean": [0.5, 0.5, 0.5], "flip": True}},
-    }
-
-    assert dict(flatten(config)) == {
-        "seed_everything": "0",
-        "model/class": "pyclassify.module.Classifier",
-        "model/learning_rate": "0.001",
-        "model/model": "pyclassify.model.AlexNet",
-        "trainer/devices": "2",
-        "data/class": "x.Data",
-        "data/mean": "[0.5, 0.5, 0.5]",
-        "data/flip": "true",
-    }
