@@ -109,7 +109,7 @@ class KeepPredictions(Callback):
         attempt("the pictures", self._log_pictures, logger, kept, names)
 
     def _log_pictures(self, logger: RunLogger, kept: Predictions, names: list[str]) -> None:
-        from pyclassify.tracking import pictures  # matplotlib: a second that no other verb pays
+        from pyclassify.tracking import mistakes, pictures  # matplotlib: a second of import
 
         loader = self._loaders[0]
         drawn: dict[str, Callable[[], Any]] = {
@@ -117,7 +117,7 @@ class KeepPredictions(Callback):
             "class_accuracy.png": lambda: pictures.class_accuracy(kept, names),
         }
         if _in_order(loader):
-            drawn["confident_mistakes.png"] = lambda: pictures.confident_mistakes(
+            drawn["confident_mistakes.png"] = lambda: mistakes.confident_mistakes(
                 kept, names, loader.dataset
             )
         for name, draw in drawn.items():
