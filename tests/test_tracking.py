@@ -9,6 +9,7 @@ from pathlib import Path
 
 import mlflow
 import pytest
+import torch
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from mlflow.entities import RunStatus
 
@@ -52,6 +53,18 @@ def test_given_run_is_adopted(store, given):
     assert logger.run_id == given
     assert [each.info.run_id for each in all_runs(store)] == [given]
     assert store.get_metric_history(given, "val_loss")[0].step == 3
+
+
+@pytest.mark.parametrize("value", [0.81, 1e-4, 2.5e-38, 3.0, 12345.678, float("inf")])
+def test_what_torch_has_in_32_bits_is_kept_as_a_person_would_write_it(value, store):
+    narrow = torch.tensor(value).item()
+    logger = RunLogger()
+    logger.log_metrics({"val_loss": narrow, "exact": 1 / 3}, step=0)
+
+    kept = store.get_run(logger.run_id).data.metrics
+    assert kept["val_loss"] == min(value, sys.float_info.max)  # as MLflow keeps what is infinite
+    assert torch.tensor(kept["val_loss"]).item() == narrow
+    assert kept["exact"] == 1 / 3
 
 
 def test_own_run_is_made_without_one(store):

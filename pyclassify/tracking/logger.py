@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import yaml
 from lightning.pytorch import LightningModule, Trainer
@@ -89,8 +90,9 @@ class RunLogger(MLFlowLogger):
 
         `mlflow ui` draws a metric as bars where all of its points are at step 0.
         """
-        tested = {name: value for name, value in metrics.items() if name.startswith("test_")}
-        others = {name: value for name, value in metrics.items() if name not in tested}
+        spelled = {name: spell(value) for name, value in metrics.items()}
+        tested = {name: value for name, value in spelled.items() if name.startswith("test_")}
+        others = {name: value for name, value in spelled.items() if name not in tested}
         if tested:
             super().log_metrics(tested, 0)
         if others and not (tested and others.keys() == {"epoch"}):
@@ -146,6 +148,15 @@ class RunLogger(MLFlowLogger):
                 self.experiment.log_artifact(self.run_id, str(weights), str(Path(WEIGHTS).parent))
         except Exception as error:  # a trained network is worth more than its copy
             rank_zero_warn(f"the best weights are not in the run ({error}); they are in {path}")
+
+
+def spell(value: float) -> float:
+    """Spell what torch has in 32 bits with as few digits as tell it from all others.
+
+    As a float of Python's, 0.81 would be kept, and shown, as 0.8100000023841858.
+    """
+    narrow = np.float32(value)
+    return float(str(narrow)) if float(narrow) == value else value
 
 
 def find_run_logger(trainer: Trainer) -> RunLogger | None:
