@@ -1,0 +1,106 @@
+"""What a run is, in Markdown: network, data, recipe, machine and code, and how to make it again."""
+
+import shlex
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from pyclassify.tracking import parameters
+from pyclassify.tracking.capsule import FOLDER
+from pyclassify.tracking.dataset import OVERRIDDEN, SOURCE_RUN
+from pyclassify.tracking.markdown import code, plain, table
+
+BEGIN = "### What was run\n"
+
+_USES = {"train": "for training", "val": "for validation", "test": "for the test"}
+
+
+def tell_what_was_run(run: Any, config: Mapping[str, Any], facts: Mapping[str, Any]) -> str:
+    """Write down what a run is, as it is known when it starts.
+
+    Args:
+        run: The `mlflow.entities.Run`.
+        config: Its resolved configuration.
+        facts: Those of its capsule.
+    """
+    params = parameters.flatten(config, {})
+    rows = {
+        "Network": _tell_network(params),
+        "Data": _tell_data(facts.get("data"), params),
+        "Recipe": ", ".join(_tell_recipe(params)),
+        "Seed": plain(params.get("seed_everything", "none")),
+        "Machine": _tell_machine(facts["hardware"]),
+        "Code": _tell_code(run, facts.get("git")),
+        "Command": code(shlex.join(facts["command"]), most=400),
+    }
+    if source := run.data.tags.get(SOURCE_RUN):
+        options = run.data.tags.get(OVERRIDDEN)
+        where = f"[{source}]({_page(run, source)})"
+        rows["Again"] = f"{where}, {f'with {code(options, 200)}' if options else 'as it was'}"
+    return f"{BEGIN}\n{table(rows)}\n\n### Make it again\n\n{_tell_how(run, facts.get('git'))}"
+
+
+def _tell_network(params: Mapping[str, str]) -> str:
+    path = params.get("model/model", params["model/class"])
+    start = "model/model/"
+    arguments = {k.removeprefix(start): v for k, v in params.items() if k.startswith(start)}
+    parts = [code(path), *(f"{plain(k)} {plain(v, 40)}" for k, v in list(arguments.items())[:5])]
+    return ", ".join(parts)
+
+
+def _tell_data(data: Mapping[str, Any] | None, params: Mapping[str, str]) -> str:
+    if data is None:
+        return code(params["data/class"])
+    parts = [f"**{plain(str(data['name']))}**"]
+    if data["classes"] is not None:
+        parts.append(f"{data['classes']:,} classes")
+    parts += [
+        f"{each['images']:,} images {_USES.get(part, plain(part))} ({code(each['digest'][:8])})"
+        for part, each in data["sets"].items()
+    ]
+    return ", ".join(parts)
+
+
+def _tell_recipe(params: Mapping[str, str]) -> Iterator[str]:
+    own = "Adam" if params["model/class"] == "pyclassify.module.Classifier" else ""
+    if optimizer := params.get("optimizer/class", own).rsplit(".", 1)[-1]:
+        yield plain(optimizer)
+    told = {
+        "learning rate": params.get("optimizer/lr", params.get("model/learning_rate")),
+        "schedule": params.get("lr_scheduler/class", "").rsplit(".", 1)[-1],
+        "batches of": params.get("data/batch_size"),
+        "epochs at most:": params.get("trainer/max_epochs"),
+        "precision": params.get("trainer/precision"),
+    }
+    yield from (f"{name} {plain(value)}" for name, value in told.items() if value)
+
+
+def _tell_machine(hardware: Mapping[str, Any]) -> str:
+    count, threads = hardware["processes"], hardware["threads"]
+    here = [f"{number} x {name}" for name, number in Counter(hardware["gpus"]).items()]
+    here += [hardware[name] for name in ("cpu",) if name in hardware]
+    if "cores" in hardware:
+        here.append(f"{hardware['cores']} cores, {hardware['memory_gb']:.0f} GB")
+    processes = "1 process" if count == 1 else f"{count} processes"
+    each = f"{threads} thread{'s' if threads > 1 else ''}{' each' if count > 1 else ''}"
+    return f"{processes} on {plain(hardware['accelerator'])}, {each}; {plain(', '.join(here), 200)}"
+
+
+def _tell_code(run: Any, git: Mapping[str, Any] | None) -> str:
+    if git is None or "missing" in git:
+        return plain(git["missing"] if git else "not known", 200)
+    changes = "as committed"
+    if git["changed"]:
+        changes = f"with uncommitted changes, kept in [{FOLDER}]({_page(run)}/artifacts/{FOLDER})"
+    remote = f" of {plain(git['remote'], 200)}" if git.get("remote") else ""
+    return f"commit {code(git['commit'][:12])}{remote}, {changes}"
+
+
+def _tell_how(run: Any, git: Mapping[str, Any] | None) -> str:
+    if git is None or "missing" in git:
+        return "Its code is in no commit, so it can only be made again by hand, from config.yaml."
+    return f"```bash\npyclassify rerun {run.info.run_id}\n```"
+
+
+def _page(run: Any, run_id: str | None = None) -> str:
+    return f"#/experiments/{run.info.experiment_id}/runs/{run_id or run.info.run_id}"
