@@ -27,7 +27,8 @@ def tell_what_was_run(run: Any, config: Mapping[str, Any], facts: Mapping[str, A
     rows = {
         "Network": _tell_network(params),
         "Data": _tell_data(facts.get("data"), params),
-        "Recipe": ", ".join(_tell_recipe(params)),
+        "Weights": code(params["ckpt_path"], 200) if "ckpt_path" in params else "",
+        "Recipe": ", ".join(_tell_recipe(params)) if facts["verb"] in ("fit", "train") else "",
         "Seed": plain(params.get("seed_everything", "none")),
         "Machine": _tell_machine(facts["hardware"]),
         "Code": _tell_code(run, facts.get("git")),
@@ -37,7 +38,8 @@ def tell_what_was_run(run: Any, config: Mapping[str, Any], facts: Mapping[str, A
         options = run.data.tags.get(OVERRIDDEN)
         where = f"[{source}]({_page(run, source)})"
         rows["Again"] = f"{where}, {f'with {code(options, 200)}' if options else 'as it was'}"
-    return f"{BEGIN}\n{table(rows)}\n\n### Make it again\n\n{_tell_how(run, facts.get('git'))}"
+    told = table({name: row for name, row in rows.items() if row})
+    return f"{BEGIN}\n{told}\n\n### Make it again\n\n{_tell_how(run, facts.get('git'))}"
 
 
 def _tell_network(params: Mapping[str, str]) -> str:
@@ -66,24 +68,27 @@ def _tell_recipe(params: Mapping[str, str]) -> Iterator[str]:
     if optimizer := params.get("optimizer/class", own).rsplit(".", 1)[-1]:
         yield plain(optimizer)
     told = {
-        "learning rate": params.get("optimizer/lr", params.get("model/learning_rate")),
-        "schedule": params.get("lr_scheduler/class", "").rsplit(".", 1)[-1],
-        "batches of": params.get("data/batch_size"),
-        "epochs at most:": params.get("trainer/max_epochs"),
-        "precision": params.get("trainer/precision"),
+        "learning rate {}": params.get("optimizer/lr", params.get("model/learning_rate")),
+        "schedule {}": params.get("lr_scheduler/class", "").rsplit(".", 1)[-1],
+        "batches of {}": params.get("data/batch_size"),
+        "at most {} epochs": params.get("trainer/max_epochs"),
+        "precision {}": params.get("trainer/precision"),
     }
-    yield from (f"{name} {plain(value)}" for name, value in told.items() if value)
+    yield from (words.format(plain(value)) for words, value in told.items() if value)
 
 
 def _tell_machine(hardware: Mapping[str, Any]) -> str:
     count, threads = hardware["processes"], hardware["threads"]
     here = [f"{number} x {name}" for name, number in Counter(hardware["gpus"]).items()]
-    here += [hardware[name] for name in ("cpu",) if name in hardware]
-    if "cores" in hardware:
-        here.append(f"{hardware['cores']} cores, {hardware['memory_gb']:.0f} GB")
-    processes = "1 process" if count == 1 else f"{count} processes"
-    each = f"{threads} thread{'s' if threads > 1 else ''}{' each' if count > 1 else ''}"
-    return f"{processes} on {plain(hardware['accelerator'])}, {each}; {plain(', '.join(here), 200)}"
+    if "cpu" in hardware:
+        here += [hardware["cpu"], f"{hardware['cores']} cores, {hardware['memory_gb']:.0f} GB"]
+    processes = f"{_count(count, 'process', 'es')} on {hardware['accelerator'].upper()}"
+    each = " each" if count > 1 else ""
+    return plain(f"{processes}, {_count(threads, 'thread')}{each}; {', '.join(here)}", most=200)
+
+
+def _count(number: int, what: str, more: str = "s") -> str:
+    return f"{number:,} {what}{more if number != 1 else ''}"
 
 
 def _tell_code(run: Any, git: Mapping[str, Any] | None) -> str:
@@ -98,7 +103,8 @@ def _tell_code(run: Any, git: Mapping[str, Any] | None) -> str:
 
 def _tell_how(run: Any, git: Mapping[str, Any] | None) -> str:
     if git is None or "missing" in git:
-        return "Its code is in no commit, so it can only be made again by hand, from config.yaml."
+        why = "code is in no commit" if git else "capsule is missing"
+        return f"Its {why}: it can only be made again by hand, from its artifact config.yaml."
     return f"```bash\npyclassify rerun {run.info.run_id}\n```"
 
 

@@ -1,17 +1,25 @@
 """The callback that puts a run's results into its description."""
 
+import tempfile
 from collections.abc import Callable, Sequence
+from io import BytesIO
+from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.trainer.states import TrainerFn
+from PIL import Image
 
 from pyclassify.tracking import description, run
 from pyclassify.tracking.attempt import attempt
 from pyclassify.tracking.logger import RunLogger, find_run_logger
 from pyclassify.tracking.predictions import KeepPredictions, Predictions, class_names
+
+MATRIX = "confusion_matrix.png"
+FOLDER = "description"
+MOST_PIXELS = 640  # wider, it pushes the page's right column out of a window of 1280
 
 
 class DescribeRun(Callback):
@@ -51,19 +59,32 @@ class DescribeRun(Callback):
             self._write(description.fail, exception)
 
     def _finish(self, trainer: Trainer) -> None:
-        scores = None
-        pictures: list[str] = []
+        if self._logger is None:
+            return
+        scores, picture = None, None
         for each in trainer.callbacks:  # type: ignore[attr-defined]
             if isinstance(each, KeepPredictions) and each.kept is not None:
                 names = class_names(getattr(trainer, "datamodule", None), each.kept.num_classes)
                 scores = count_by_class(each.kept, names)
-                pictures += each.pictures
-        self._write(description.finish, scores, self._epochs, pictures)
+                if whole := each.pictures.get(MATRIX):
+                    picture = attempt("a preview", _log_preview, self._logger, whole)
+        self._write(description.finish, scores, self._epochs, picture or "")
 
     def _write(self, write: Callable[..., None], *args: Any) -> None:
         if self._logger is not None:
             client, run_id = self._logger.experiment, str(self._logger.run_id)
             attempt("the description", write, client, run_id, *args)
+
+
+def _log_preview(logger: RunLogger, picture: bytes) -> str:
+    """Log a PNG once more, as small as the description needs it, and tell where it is."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, MATRIX)
+        small = Image.open(BytesIO(picture)).convert("RGB")
+        small.thumbnail((MOST_PIXELS, MOST_PIXELS), Image.Resampling.LANCZOS)
+        small.save(path)
+        logger.experiment.log_artifact(logger.run_id, str(path), FOLDER)
+    return f"{FOLDER}/{MATRIX}"
 
 
 def count_by_class(kept: Predictions, names: Sequence[str]) -> description.Scores:

@@ -18,7 +18,6 @@ from pyclassify.tracking.markdown import plain
 from pyclassify.tracking.masking import mask
 
 NOTE = "mlflow.note.content"
-MATRIX = "confusion_matrix.png"
 UNFINISHED = "**No results**: this run goes on, or was stopped before it had any."
 
 _SEAL = re.compile(r'\n\n\[pyclassify\]: # "([0-9a-f]{16})"\n')
@@ -68,7 +67,7 @@ def finish(
     run_id: str,
     scores: Scores | None = None,
     epochs: int = 0,
-    pictures: Sequence[str] = (),
+    picture: str = "",
 ) -> None:
     """Put a run's results first, out of its metrics and what else is given.
 
@@ -77,14 +76,14 @@ def finish(
         run_id: The run.
         scores: Its test by classes.
         epochs: How many it was trained for.
-        pictures: The files at the root of its artifacts.
+        picture: One of its artifacts.
     """
 
     def compose(run: Any, body: str) -> str:
         told = tell_results(run.data.metrics, scores, epochs)
-        if MATRIX in pictures:
+        if picture:
             # Relative, it is found behind a server's prefix too.
-            told += f"\n\n![{MATRIX}](get-artifact?path={MATRIX}&run_uuid={run_id})"
+            told += f"\n\n![What was taken for what](get-artifact?path={picture}&run_uuid={run_id})"
         return f"{told}\n\n{body}"
 
     _rewrite(client, run_id, compose)

@@ -4,6 +4,7 @@ import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -56,16 +57,16 @@ class KeepPredictions(Callback):
 
     Attributes:
         kept: The predictions of the last test, of all processes, if there are any.
-        pictures: The names of its pictures that are in the run.
+        pictures: Those of them that are in the run, by name: PNG.
     """
 
     kept: Predictions | None = None
-    pictures: Sequence[str] = ()
+    pictures: Mapping[str, bytes] = MappingProxyType({})
 
     def on_test_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._parts: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
         self._seen = self._num_classes = 0
-        self.kept, self.pictures = None, ()
+        self.kept, self.pictures = None, {}
         self._loaders = CombinedLoader(trainer.test_dataloaders).flattened
 
     @torch.no_grad()
@@ -127,19 +128,18 @@ class KeepPredictions(Callback):
             drawn["confident_mistakes.png"] = lambda: pictures.confident_mistakes(
                 kept, names, loader.dataset
             )
-        self.pictures = [
-            name for name, draw in drawn.items() if attempt(name, _log_picture, logger, name, draw)
-        ]
+        made = {name: attempt(name, _log_picture, logger, name, drawn[name]) for name in drawn}
+        self.pictures = {name: picture for name, picture in made.items() if picture is not None}
 
 
-def _log_picture(logger: RunLogger, name: str, draw: Callable[[], Any]) -> bool:
+def _log_picture(logger: RunLogger, name: str, draw: Callable[[], Any]) -> bytes:
     from pyclassify.tracking import pictures
 
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, name)
         pictures.save(draw(), path)
         logger.experiment.log_artifact(logger.run_id, str(path))
-    return True
+        return path.read_bytes()
 
 
 def log_table(logger: RunLogger, kept: Predictions, names: Sequence[str]) -> None:
