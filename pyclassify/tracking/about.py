@@ -15,31 +15,35 @@ BEGIN = "### What was run\n"
 _USES = {"train": "for training", "val": "for validation", "test": "for the test"}
 
 
-def tell_what_was_run(run: Any, config: Mapping[str, Any], facts: Mapping[str, Any]) -> str:
+def tell_what_was_run(
+    config: Mapping[str, Any],
+    facts: Mapping[str, Any],
+    tags: Mapping[str, str],
+    page: str,
+) -> str:
     """Write down what a run is, as it is known when it starts.
 
     Args:
-        run: The `mlflow.entities.Run`.
         config: Its resolved configuration.
         facts: Those of its capsule.
+        tags: Its tags, which name the run that it is made again from.
+        page: Its page, `#/experiments/<id>/runs/<id>`.
     """
     params = parameters.flatten(config, {})
+    fits = facts["verb"] in ("fit", "train")
     rows = {
         "Network": _tell_network(params),
-        "Data": _tell_data(facts.get("data"), params),
-        "Weights": code(params["ckpt_path"], 200) if "ckpt_path" in params else "",
-        "Recipe": ", ".join(_tell_recipe(params)) if facts["verb"] in ("fit", "train") else "",
-        "Seed": plain(params.get("seed_everything", "none")),
+        "Weights": code(params.get("ckpt_path", ""), most=200),
+        "Data": _tell_data(facts["data"], params),
+        "Recipe": ", ".join(_tell_recipe(params)) if fits else "",
+        "Seed": plain(params.get("seed_everything", "")),
         "Machine": _tell_machine(facts["hardware"]),
-        "Code": _tell_code(run, facts.get("git")),
+        "Code": _tell_code(facts.get("git"), page),
         "Command": code(shlex.join(facts["command"]), most=400),
+        "Again": _tell_source(tags, page),
     }
-    if source := run.data.tags.get(SOURCE_RUN):
-        options = run.data.tags.get(OVERRIDDEN)
-        where = f"[{source}]({_page(run, source)})"
-        rows["Again"] = f"{where}, {f'with {code(options, 200)}' if options else 'as it was'}"
     told = table({name: row for name, row in rows.items() if row})
-    return f"{BEGIN}\n{told}\n\n### Make it again\n\n{_tell_how(run, facts.get('git'))}"
+    return f"{BEGIN}\n{told}\n\n### Make it again\n\n{_tell_how(facts.get('git'), page)}"
 
 
 def _tell_network(params: Mapping[str, str]) -> str:
@@ -91,22 +95,28 @@ def _count(number: int, what: str, more: str = "s") -> str:
     return f"{number:,} {what}{more if number != 1 else ''}"
 
 
-def _tell_code(run: Any, git: Mapping[str, Any] | None) -> str:
+def _tell_code(git: Mapping[str, Any] | None, page: str) -> str:
     if git is None or "missing" in git:
-        return plain(git["missing"] if git else "not known", 200)
+        return plain(git["missing"] if git else "not known", most=200)
     changes = "as committed"
     if git["changed"]:
-        changes = f"with uncommitted changes, kept in [{FOLDER}]({_page(run)}/artifacts/{FOLDER})"
-    remote = f" of {plain(git['remote'], 200)}" if git.get("remote") else ""
+        capsule = f"{page}/artifacts/{FOLDER}?workflowType=machine_learning"
+        changes = f"with uncommitted changes, kept in [{FOLDER}]({capsule})"
+    remote = f" of {code(git['remote'], most=200)}" if git["remote"] else ""
     return f"commit {code(git['commit'][:12])}{remote}, {changes}"
 
 
-def _tell_how(run: Any, git: Mapping[str, Any] | None) -> str:
+def _tell_source(tags: Mapping[str, str], page: str) -> str:
+    if SOURCE_RUN not in tags:
+        return ""
+    source, options = tags[SOURCE_RUN], tags.get(OVERRIDDEN)
+    how = f"with {code(options, most=200)}" if options else "as it was"
+    where = f"{page.rpartition('/')[0]}/{source}?workflowType=machine_learning"
+    return f"made from [{source}]({where}), {how}"
+
+
+def _tell_how(git: Mapping[str, Any] | None, page: str) -> str:
     if git is None or "missing" in git:
         why = "code is in no commit" if git else "capsule is missing"
         return f"Its {why}: it can only be made again by hand, from its artifact config.yaml."
-    return f"```bash\npyclassify rerun {run.info.run_id}\n```"
-
-
-def _page(run: Any, run_id: str | None = None) -> str:
-    return f"#/experiments/{run.info.experiment_id}/runs/{run_id or run.info.run_id}"
+    return f"```bash\npyclassify rerun {page.rpartition('/')[2]}\n```"

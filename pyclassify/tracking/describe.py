@@ -16,6 +16,7 @@ from pyclassify.tracking import description, run
 from pyclassify.tracking.attempt import attempt
 from pyclassify.tracking.logger import RunLogger, find_run_logger
 from pyclassify.tracking.predictions import KeepPredictions, Predictions, class_names
+from pyclassify.tracking.results import Scores
 
 MATRIX = "confusion_matrix.png"
 FOLDER = "description"
@@ -87,8 +88,8 @@ def _log_preview(logger: RunLogger, picture: bytes) -> str:
     return f"{FOLDER}/{MATRIX}"
 
 
-def count_by_class(kept: Predictions, names: Sequence[str]) -> description.Scores:
+def count_by_class(kept: Predictions, names: Sequence[str]) -> Scores:
     """Count the images of each class, and those that are recognised."""
     right = kept.labels[kept.predicted == kept.labels]
     total, right = (torch.bincount(each, minlength=len(names)) for each in (kept.labels, right))
-    return description.Scores(names, total.tolist(), right.tolist())
+    return Scores(names, total.tolist(), right.tolist())

@@ -7,8 +7,8 @@ MLflow 3.17 renders by showdown with GitHub's flavour and drops most HTML: `@nam
 import re
 from collections.abc import Mapping
 
-# An underscore within a word is one; elsewhere it begins or ends emphasis.
-_SPECIAL = re.compile(r"""[\\`*{}\[\]<>#|~@:&$!"¨]|(?<![^\W_])_|_(?![^\W_])""")
+# An underscore within a word is one, and so is a colon before a blank.
+_SPECIAL = re.compile(r"""[\\`*{}\[\]<>#|~@&$!"¨]|:(?=\S)|(?<![^\W_])_|_(?![^\W_])""")
 _PLAIN_CODE = re.compile(r"""[\w ./:=,+@%'"\[\]{}()#*<>&!?^;-]+""")
 
 
@@ -28,10 +28,9 @@ def code(text: str, most: int = 100) -> str:
     return f"`{short}`" if _PLAIN_CODE.fullmatch(short) else plain(short, most)
 
 
-def table(rows: Mapping[str, str], heading: str = "") -> str:
+def table(rows: Mapping[str, str]) -> str:
     """A table of two columns, names and what belongs to them, both Markdown already."""
-    lines = [f"| {heading} | |", "|---|---|", *(f"| {key} | {row} |" for key, row in rows.items())]
-    return "\n".join(lines)
+    return "\n".join(["| | |", "|---|---|", *(f"| {name} | {row} |" for name, row in rows.items())])
 
 
 def _shorten(text: str, most: int) -> str:
