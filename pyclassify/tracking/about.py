@@ -71,11 +71,12 @@ def _tell_recipe(params: Mapping[str, str]) -> Iterator[str]:
     own = "Adam" if params["model/class"] == "pyclassify.module.Classifier" else ""
     if optimizer := params.get("optimizer/class", own).rsplit(".", 1)[-1]:
         yield plain(optimizer)
+    epochs = params.get("trainer/max_epochs")
     told = {
         "learning rate {}": params.get("optimizer/lr", params.get("model/learning_rate")),
         "schedule {}": params.get("lr_scheduler/class", "").rsplit(".", 1)[-1],
         "batches of {}": params.get("data/batch_size"),
-        "at most {} epochs": params.get("trainer/max_epochs"),
+        f"at most {{}} epoch{'s' if epochs != '1' else ''}": epochs,
         "precision {}": params.get("trainer/precision"),
     }
     yield from (words.format(plain(value)) for words, value in told.items() if value)

@@ -20,7 +20,7 @@ from pyclassify.tracking.results import Scores
 
 MATRIX = "confusion_matrix.png"
 FOLDER = "description"
-MOST_PIXELS = 640  # wider, it pushes the page's right column out of a window of 1280
+MOST_PIXELS = 600  # wider, it pushes the page's right column out of a window of 1280
 
 
 class DescribeRun(Callback):
