@@ -17,7 +17,7 @@ from lightning.pytorch.loggers import MLFlowLogger
 from lightning.pytorch.loggers.logger import Logger, rank_zero_experiment
 from lightning.pytorch.utilities.rank_zero import rank_zero_only, rank_zero_warn
 
-from pyclassify.tracking import capsule, dataset, parameters, run
+from pyclassify.tracking import capsule, dataset, description, parameters, run
 from pyclassify.tracking.attempt import attempt
 from pyclassify.tracking.masking import mask
 
@@ -218,7 +218,8 @@ class RecordConfig(SaveConfigCallback):
             "hardware": describe_torch(trainer),
             "data": data,
         }
-        capsule.keep(client, run_id, config, facts, [logger.save_dir])
+        facts = capsule.keep(client, run_id, config, facts, [logger.save_dir])
+        attempt("the description", description.begin, client, run_id, config, facts)
         dataset.check(client, run_id, data)
 
 
