@@ -21,6 +21,7 @@ from pyclassify import datamodule, module  # noqa: F401
 from pyclassify.checks import check_devices, check_resumable, check_seed, find_checkpoint
 from pyclassify.options import PLAIN_VERBS, SHORT_OPTIONS, VERBS, settings
 from pyclassify.summary import summarise
+from pyclassify.tracking.describe import DescribeRun
 from pyclassify.tracking.logger import RecordConfig
 from pyclassify.tracking.metrics import RunMetrics
 from pyclassify.tracking.predictions import KeepPredictions
@@ -201,7 +202,7 @@ def run(args: list[str], given: list[str] | None = None) -> None:
             trainer_class=Trainer,
             trainer_defaults={
                 "logger": {"class_path": "pyclassify.tracking.logger.RunLogger"},
-                "callbacks": [LaunchCheck(), KeepPredictions(), RunMetrics()],
+                "callbacks": [LaunchCheck(), KeepPredictions(), RunMetrics(), DescribeRun()],
                 "devices": 1,
                 "max_epochs": 10,
                 "log_every_n_steps": 10,

@@ -16,7 +16,8 @@ from mlflow.exceptions import MlflowException
 
 from pyclassify.tracking.comparison import Comparison, compare, differences
 from pyclassify.tracking.find import find_best, find_run, in_words, open_store
-from pyclassify.tracking.links import compare_link, mask, server_address, show_runs
+from pyclassify.tracking.links import compare_link, server_address, show_runs
+from pyclassify.tracking.masking import mask
 from pyclassify.tracking.report import report
 
 METRIC, BEST = "test_accuracy", 5

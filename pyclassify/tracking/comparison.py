@@ -36,7 +36,7 @@ class Comparison:
 
 def compare(runs: Sequence[Run]) -> Comparison:
     """Compare two or more runs."""
-    params = _align([_resolve(run.data.params) for run in runs])
+    params = [_resolve(run.data.params) for run in runs]
     rows = {name: [each.get(name) for each in params] for name in sorted(set().union(*params))}
     differ = {name: values for name, values in rows.items() if len(set(values)) > 1}
     names = sorted(set().union(*(run.data.metrics for run in runs)), key=_rank)
@@ -78,13 +78,6 @@ def _resolve(params: dict[str, str]) -> dict[str, str]:
         for name, value in params.items()
         if "/" in name or name.partition(".")[0] not in _AS_TYPED
     }
-
-
-def _align(params: Sequence[dict[str, str]]) -> list[dict[str, str]]:
-    """Put a function next to a class with arguments: `model/model` next to `model/model/class`."""
-    names = set().union(*params)
-    classes = {name: f"{name}/class" for name in names if f"{name}/class" in names}
-    return [{classes.get(name, name): value for name, value in each.items()} for each in params]
 
 
 def _rank(metric: str) -> tuple[int, str]:

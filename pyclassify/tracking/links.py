@@ -29,14 +29,8 @@ def server_address(tracking_uri: str) -> str | None:
     """A tracking server's address, without user and password; none where runs are in a file."""
     if urlsplit(tracking_uri).scheme not in ("http", "https"):
         return None
-    return mask(tracking_uri)
-
-
-def mask(uri: str) -> str:
-    """An address without the user and the password in it."""
-    address = urlsplit(uri)
-    if "@" not in address.netloc:
-        return uri
+    address = urlsplit(tracking_uri)
+    # A browser asks for them; what masks them for reading gives no address to open.
     return address._replace(netloc=address.netloc.rpartition("@")[2]).geturl()
 
 

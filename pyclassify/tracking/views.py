@@ -11,10 +11,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-TAG = "mlflow.sharedViewState."
+from pyclassify.tracking.recipes import RECIPE, recipe
 
-RECIPE = "pyclassify.recipe"
-"""The tag of a run by which runs are grouped: the same where only seed and place differ."""
+TAG = "mlflow.sharedViewState."
 
 # Columns, in order, and their width in pixels.
 _RUN = {"attributes.`Run Name`": 260, "attributes.`Created`": 130, "duration": 80}
@@ -35,23 +34,6 @@ _PARAMS = {
     "data/batch_size": 125,
     "trainer/max_epochs": 145,
     "seed_everything": 125,
-}
-
-# Settings that say where a run computes, and how much it tells of it: not what it comes to.
-_PLACE = {
-    "seed_everything",
-    "data.init_args.data_path",
-    *(
-        f"trainer.{name}"
-        for name in (
-            "accelerator",
-            "default_root_dir",
-            "enable_model_summary",
-            "enable_progress_bar",
-            "log_every_n_steps",
-            "logger",
-        )
-    ),
 }
 
 
@@ -174,31 +156,3 @@ def keep(logger: Any, config: Mapping[str, Any]) -> None:
         if TAG + view.key not in experiment.tags:
             made = view.envelope(experiment.creation_time + later)
             client.set_experiment_tag(experiment_id, TAG + view.key, made)
-
-
-def recipe(config: Mapping[str, Any]) -> str:
-    """Name what a configuration trains, alike for all runs that differ by seed and place alone.
-
-    Args:
-        config: As it was resolved.
-
-    Returns:
-        The names of network and data, and a digest of all else.
-    """
-    settings = json.dumps(_strip(config), sort_keys=True, default=str)
-    network = config["model"].get("init_args", {}).get("model") or config["model"]
-    names = [_last_name(part).removesuffix("DataModule") for part in (network, config["data"])]
-    return f"{'-'.join(names)} {hashlib.sha256(settings.encode()).hexdigest()[:6]}"
-
-
-def _strip(config: Mapping[str, Any], path: str = "") -> dict[str, Any]:
-    return {
-        key: _strip(value, f"{path}{key}.") if isinstance(value, dict) else value
-        for key, value in config.items()
-        if f"{path}{key}" not in _PLACE
-    }
-
-
-def _last_name(part: Any) -> str:
-    path = part["class_path"] if isinstance(part, dict) else part
-    return str(path).rsplit(".", 1)[-1]
