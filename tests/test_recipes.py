@@ -13,6 +13,8 @@ CONFIG = {
     "data": {"class_path": "a.MNISTDataModule", "init_args": {"data_path": "/here"}},
 }
 
+DATA = {"sets": {"train": {"digest": "5eed"}}}
+
 
 def changed(path, value):
     config = yaml.safe_load(yaml.safe_dump(CONFIG))
@@ -43,7 +45,15 @@ def test_runs_that_differ_by_seed_alone_are_of_one_recipe(cli):
     ],
 )
 def test_place_and_seed_make_no_other_recipe(path, value):
-    assert recipe(changed(path, value)) == recipe(CONFIG)
+    assert recipe(changed(path, value), DATA) == recipe(CONFIG, DATA)
+
+
+def test_other_images_make_another_recipe():
+    other = {"sets": {"train": {"digest": "c0ffee"}}}
+
+    assert recipe(CONFIG, other) != recipe(CONFIG, DATA)
+    # Of a data module that gives no digest, the folder is all there is to go by.
+    assert recipe(changed("data.init_args.data_path", "/there")) != recipe(CONFIG)
 
 
 @pytest.mark.parametrize(

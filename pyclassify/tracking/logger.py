@@ -199,7 +199,6 @@ class RecordConfig(SaveConfigCallback):
         what = (params.get("model/model", params["model/class"]), params["data/class"])
         short = "-".join(str(path).rsplit(".", 1)[-1].removesuffix("DataModule") for path in what)
         run.name(f"{short}-seed{params['seed_everything']}")
-        attempt("the views of `mlflow ui`", views.keep, logger, config)
         self._keep_capsule(trainer, logger, config)
 
     def _keep_capsule(self, trainer: Trainer, logger: RunLogger, config: dict[str, Any]) -> None:
@@ -221,6 +220,7 @@ class RecordConfig(SaveConfigCallback):
         }
         facts = capsule.keep(client, run_id, config, facts, [logger.save_dir])
         attempt("the description", description.begin, client, run_id, config, facts)
+        attempt("the views of `mlflow ui`", views.keep, logger, config, data)
         dataset.check(client, run_id, data)
 
 

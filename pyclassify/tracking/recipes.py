@@ -5,50 +5,49 @@ Files won't do: one is edited between two runs, and none is named by a run on op
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from typing import Any
 
 RECIPE = "pyclassify.recipe"
 """The tag of a run that names its recipe."""
 
 # Settings that say where a run computes, and how much it tells of it: not what it comes to.
-_PLACE = {
+_PLACE = (
     "seed_everything",
-    "data.init_args.data_path",
-    *(
-        f"trainer.{name}"
-        for name in (
-            "accelerator",
-            "default_root_dir",
-            "enable_model_summary",
-            "enable_progress_bar",
-            "log_every_n_steps",
-            "logger",
-        )
-    ),
-}
+    "trainer.accelerator",
+    "trainer.default_root_dir",
+    "trainer.enable_model_summary",
+    "trainer.enable_progress_bar",
+    "trainer.log_every_n_steps",
+    "trainer.logger",
+)
+# Where images lie says which they are only if nothing says it better.
+_FOLDER = "data.init_args.data_path"
 
 
-def recipe(config: Mapping[str, Any]) -> str:
+def recipe(config: Mapping[str, Any], data: Mapping[str, Any] | None = None) -> str:
     """Name what a configuration trains, alike for all runs that differ by seed and place alone.
 
     Args:
         config: As it was resolved.
+        data: What `dataset.describe` says of the data.
 
     Returns:
         The names of network and data, and a digest of all else.
     """
-    settings = json.dumps(_strip(config), sort_keys=True, default=str)
+    sets = data["sets"] if data else {}
+    left_out = {*_PLACE, _FOLDER} if sets else {*_PLACE}
+    settings = json.dumps([_strip(config, left_out), sets], sort_keys=True, default=str)
     network = config["model"].get("init_args", {}).get("model") or config["model"]
     names = [_last_name(part).removesuffix("DataModule") for part in (network, config["data"])]
     return f"{'-'.join(names)} {hashlib.sha256(settings.encode()).hexdigest()[:6]}"
 
 
-def _strip(config: Mapping[str, Any], path: str = "") -> dict[str, Any]:
+def _strip(config: Mapping[str, Any], left_out: Set[str], path: str = "") -> dict[str, Any]:
     return {
-        key: _strip(value, f"{path}{key}.") if isinstance(value, dict) else value
+        key: _strip(value, left_out, f"{path}{key}.") if isinstance(value, dict) else value
         for key, value in config.items()
-        if f"{path}{key}" not in _PLACE
+        if f"{path}{key}" not in left_out
     }
 
 

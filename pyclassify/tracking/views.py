@@ -16,7 +16,7 @@ from pyclassify.tracking.recipes import RECIPE, recipe
 TAG = "mlflow.sharedViewState."
 
 # Columns, in order, and their width in pixels.
-_RUN = {"attributes.`Run Name`": 260, "attributes.`Created`": 130, "duration": 80}
+_RUN = {"attributes.`Run Name`": 300, "attributes.`Created`": 130, "duration": 80}
 _METRICS = {
     "test_accuracy": 115,
     "best_val_accuracy": 140,
@@ -141,15 +141,16 @@ BY_RECIPE = View(
 )
 
 
-def keep(logger: Any, config: Mapping[str, Any]) -> None:
+def keep(logger: Any, config: Mapping[str, Any], data: Mapping[str, Any] | None) -> None:
     """Write the views that a run's experiment lacks, and the run's recipe.
 
     Args:
         logger: The run's `RunLogger`.
         config: The run's configuration, as it was resolved.
+        data: What `dataset.describe` says of its data.
     """
     client, experiment_id = logger.experiment, logger.experiment_id
-    client.set_tag(logger.run_id, RECIPE, recipe(config))
+    client.set_tag(logger.run_id, RECIPE, recipe(config, data))
     experiment = client.get_experiment(experiment_id)
     # The same time makes the same tag whoever writes it. The menu has the latest first.
     for later, view in enumerate((BY_RECIPE, BEST)):
