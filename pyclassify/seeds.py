@@ -17,8 +17,9 @@ from pyclassify.tracking import run
 
 SEED_OPTIONS = ("--seed", "--seed_everything")
 
-# On a stop a process waits for its child, which may take `resume.GRACE_SECONDS` twice.
-PATIENCE = 3.0
+# On a stop a process waits for its child, which may take `resume.GRACE_SECONDS` twice, and tells
+# how it ended.
+PATIENCE = 5.0
 
 LOWEST_PORT, PORTS, APART = 10_000, 20_000, 997  # below those that a system gives out by itself
 
@@ -96,12 +97,17 @@ def train(words: list[str], count: int) -> None:
         OSError: A configuration file can't be read; or, as ChildProcessError, a seed failed.
     """
     spell_out(words)
-    seeds = list_seeds(words, count)
+    seeds, chosen = list_seeds(words, count), dict(settings(words))
+    if str(chosen.get("trainer.logger")).lower() == "false":
+        raise ValueError(
+            f"trainer.logger is false and seeds is {count}: what the seeds come to is told by "
+            "their runs; leave it out"
+        )
     parent = None
     if run.is_rank_zero():
         from pyclassify.tracking.parent import Parent
 
-        parent = Parent(seeds, dict(settings(words)))
+        parent = Parent(seeds, chosen)
     failed: list[int] = []
     try:
         for place, seed in enumerate(seeds):
@@ -116,7 +122,8 @@ def train(words: list[str], count: int) -> None:
     finally:
         if parent:
             sys.stdout.write("\n" + "".join(f"{line}\n" for line in parent.tell()))
-    if failed:
+    # Another process that left as failed would have its launcher stop the first, which has to tell.
+    if failed and parent:
         which = f"seed{'s' if len(failed) > 1 else ''} {', '.join(map(str, failed))}"
         raise ChildProcessError(f"{which} of {count} failed; see what is said of each above")
 
