@@ -117,6 +117,14 @@ def fetch(client: Any, run_id: str, folder: Path) -> Path:
         ValueError: It has none.
     """
     if not client.list_artifacts(run_id, capsule.FOLDER):
+        from pyclassify.tracking.parent import list_children
+
+        if children := list_children(client, client.get_run(run_id)):
+            ids = ", ".join(f"{each.info.run_id} ({each.info.run_name})" for each in children)
+            raise ValueError(
+                f"run {run_id} is the parent of {len(children)} seeds and trained nothing itself; "
+                f"rerun one of them: {ids}"
+            )
         raise ValueError(
             f"run {run_id} has no capsule (the artifacts {capsule.FOLDER}/), so it is another "
             "project's or older than capsules; give a run that pyclassify made"

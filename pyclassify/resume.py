@@ -33,7 +33,7 @@ def _raise(signum: int, frame: FrameType | None) -> None:
 
 
 @contextmanager
-def stop_on_signals(on_stop: Callable[[str], None]) -> Iterator[None]:
+def stop_on_signals(on_stop: Callable[[str], None], patience: float = 1.0) -> Iterator[None]:
     """Within this context a stop signal ends the process, whatever it is doing.
 
     The main thread gets a KeyboardInterrupt. It may be deep in a collective that never returns,
@@ -42,6 +42,7 @@ def stop_on_signals(on_stop: Callable[[str], None]) -> Iterator[None]:
 
     Args:
         on_stop: Called with the signal's name, at most once, in another thread.
+        patience: How many times as long the main thread has.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -50,7 +51,7 @@ def stop_on_signals(on_stop: Callable[[str], None]) -> Iterator[None]:
     heard, woken = socket.socketpair()
     woken.setblocking(False)
     left = threading.Event()
-    watcher = threading.Thread(target=_watch, args=(heard, left, on_stop), daemon=True)
+    watcher = threading.Thread(target=_watch, args=(heard, left, on_stop, patience), daemon=True)
     watcher.start()
     signal.set_wakeup_fd(woken.fileno(), warn_on_full_buffer=False)
     raise_on_stop()
@@ -66,14 +67,16 @@ def stop_on_signals(on_stop: Callable[[str], None]) -> Iterator[None]:
             signal.signal(signum, handler)
 
 
-def _watch(heard: socket.socket, left: threading.Event, on_stop: Callable[[str], None]) -> None:
+def _watch(
+    heard: socket.socket, left: threading.Event, on_stop: Callable[[str], None], patience: float
+) -> None:
     while signals := heard.recv(1):
         if signals[0] in STOP_SIGNALS:
             name = signal.Signals(signals[0]).name
             # In a thread too, as it may fail, or wait for a server that is away.
             teller = threading.Thread(target=on_stop, args=(name,), daemon=True)
             teller.start()
-            if not left.wait(GRACE_SECONDS):
+            if not left.wait(patience * GRACE_SECONDS):
                 teller.join(GRACE_SECONDS)
                 os._exit(128 + signals[0])
             teller.join()

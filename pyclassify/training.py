@@ -34,6 +34,7 @@ EPILOG = "Short options: " + ", ".join(
 )
 EPILOG += (
     "; --learning_rate is --optimizer.lr where an optimizer is named. "
+    "--seeds N trains with N seeds, from --seed on, and one run above theirs has the means. "
     "--model.help and --data.help show the options that the network and the data have."
 )
 MORE_VERBS = "More verbs, for runs that there are: " + ", ".join(PLAIN_VERBS)

@@ -65,7 +65,7 @@ def _parse(args: Sequence[str]) -> argparse.Namespace:
     parser = _Parser(
         prog="pyclassify compare",
         description="Show in what runs differ: parameters, metrics and, for two runs with the same "
-        "test images, whether one is better by more than luck.",
+        "test images or of several seeds each, whether one is better by more than luck.",
         allow_abbrev=False,
     )
     parser.add_argument(
@@ -136,6 +136,7 @@ def _as_data(comparison: Comparison, tracking_uri: str, link: str) -> dict[str, 
         "parameters_the_same": comparison.equal,
         "metrics": metrics,
         "paired_test": asdict(comparison.paired) if comparison.paired else None,
+        "seeds_test": asdict(comparison.seeds) if comparison.seeds else None,
         "notes": comparison.notes,
         "link": link,
     }
