@@ -9,6 +9,7 @@ import signal
 import socket
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -38,7 +39,7 @@ def stop_on_signals(on_stop: Callable[[str], None], patience: float = 1.0) -> It
 
     The main thread gets a KeyboardInterrupt. It may be deep in a collective that never returns,
     where Python runs no handler; so a thread calls `on_stop` at once, and exits the process when
-    the main thread has not left after `GRACE_SECONDS`.
+    the main thread has not left after `GRACE_SECONDS`, or when other threads outlive it by that.
 
     Args:
         on_stop: Called with the signal's name, at most once, in another thread.
@@ -80,7 +81,15 @@ def _watch(
                 teller.join(GRACE_SECONDS)
                 os._exit(128 + signals[0])
             teller.join()
+            threading.Thread(target=_end, args=(128 + signals[0],), daemon=True).start()
             return
+
+
+def _end(exit_code: int) -> None:
+    """End the process a while after its main thread, whatever other threads still wait for."""
+    threading.main_thread().join()
+    time.sleep(GRACE_SECONDS)
+    os._exit(exit_code)
 
 
 def _forget_in_child() -> None:
