@@ -16,7 +16,7 @@ from mlflow.exceptions import MlflowException
 
 from pyclassify.tracking.comparison import Comparison, compare, differences
 from pyclassify.tracking.find import find_best, find_run, in_words, open_store
-from pyclassify.tracking.links import compare_link, server_address, show_runs
+from pyclassify.tracking.links import compare_link, server_address, start_quickly
 from pyclassify.tracking.masking import mask
 from pyclassify.tracking.report import report
 
@@ -55,7 +55,7 @@ def main(args: Sequence[str]) -> int:
     if asked.json:
         sys.stdout.write(json.dumps(_as_data(comparison, mask(uri), link), indent=2) + "\n")
         return 0
-    start = "open" if server_address(uri) else f"start `{show_runs(uri)}`, then open"
+    start = "open" if server_address(uri) else f"start\n{start_quickly(uri)}\nand open"
     text = report(comparison, shutil.get_terminal_size().columns)
     sys.stdout.write(f"{text}\nIn the browser: {start}\n{link}\n")
     return 0
