@@ -88,11 +88,11 @@ def test_failed_seed_leaves_the_parent_with_what_it_has_and_a_status_that_says_s
 
 
 def test_nothing_more_is_tried_where_the_first_has_learnt_nothing(ended):
-    done = ended["the first fails"]
+    done = ended["an option is wrong"]
 
     assert done.code == 1
     assert statuses([done.parent, *done.children]) == ["FAILED", "FAILED"]
-    assert "error: seed 1 failed before it had learnt anything, and the other 1 would" in done.out
+    assert "error: seed 30 failed before it had learnt anything, and the other 1 would" in done.out
 
 
 def test_stop_ends_the_seed_under_way_and_starts_no_other(ended):
