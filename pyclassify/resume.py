@@ -80,7 +80,7 @@ def _watch(
             if not left.wait(patience * GRACE_SECONDS):
                 teller.join(GRACE_SECONDS)
                 os._exit(128 + signals[0])
-            teller.join()
+            teller.join(GRACE_SECONDS)
             threading.Thread(target=_end, args=(128 + signals[0],), daemon=True).start()
             return
 

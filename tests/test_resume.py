@@ -101,13 +101,11 @@ resume.GRACE_SECONDS = 0.3
 def tell(name):
     {trouble}
 with resume.stop_on_signals(tell):
-    say("ready")
-    signal.pthread_sigmask(signal.SIG_BLOCK, [])
-    while True:
-        try:
-            time.sleep(60)
-        except KeyboardInterrupt:
-            pass
+    try:
+        say("ready")
+        time.sleep(60)
+    except KeyboardInterrupt:
+        time.sleep(60)
 """
         )
         process.send_signal(signal.SIGTERM)

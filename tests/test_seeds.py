@@ -61,6 +61,7 @@ def test_description_links_to_each_run(ended):
     assert re.match(r"\*\*test accuracy: 0\.\d{4} ± 0\.\d{4} \(95%: .*, 2 seeds\)\*\*\n", note)
     for run in done.children:
         page = f"#/experiments/{run.info.experiment_id}/runs/{run.info.run_id}"
+        page += "?workflowType=machine_learning"
         value = run.data.metrics["test_accuracy"]
         assert f" [{run.info.run_name}]({page}) | FINISHED | {value:.4f} |" in note
 
@@ -72,7 +73,7 @@ def test_last_lines_tell_of_each_seed_and_the_mean(ended):
     assert re.search(
         rf"\nseed 20 +{first}  FINISHED  0\.\d{{4}}\nseed 21 +{second}  FINISHED  0\.\d{{4}}\n"
         r"test_accuracy +0\.\d{4} ± 0\.\d{4} \(95%: \S+ to \S+, 2 seeds\)\n"
-        rf"run +{done.parent.info.run_id}\nnext +mlflow ui",
+        rf"run +{done.parent.info.run_id}\nnext +MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false mlflow ui",
         done.out,
     )
 

@@ -17,7 +17,8 @@ from mlflow.entities import Metric, Param, Run
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID, MLFLOW_RUN_NOTE
 
 from pyclassify.tracking import capsule, run, spread
-from pyclassify.tracking.links import show_runs
+from pyclassify.tracking.links import TRAINING, run_link, runs_link, start_quickly
+from pyclassify.tracking.views import BY_RECIPE
 
 # Tags that say who started a run, and from what.
 _ORIGIN = ("mlflow.user", "mlflow.source.")
@@ -94,8 +95,16 @@ class Parent:
             if child
         }
         lines[metric] = spread.in_words(spread.read(self._children, metric))
-        lines |= {"run": self._info.run_id, "next": show_runs(mlflow.get_tracking_uri())}
-        return [f"{key:14} {line}" for key, line in lines.items()]
+        uri, experiment = mlflow.get_tracking_uri(), self._info.experiment_id
+        lines |= {"run": self._info.run_id, "next": start_quickly(uri)}
+        told = [f"{key:14} {line}" for key, line in lines.items()]
+        told += ["", "These runs:", run_link(uri, experiment, self._info.run_id)]
+        return [
+            *told,
+            "",
+            "Recipes, each the mean of its seeds:",
+            runs_link(uri, experiment, BY_RECIPE.key),
+        ]
 
     def _rows(self, metric: str) -> list[tuple[int, Run | None, str]]:
         """Each seed with its run, unless that is still to come, and the run's metric in words."""
@@ -141,7 +150,7 @@ class Parent:
         lines = [f"**{title}: {said}**", "", f"| seed | run | status | {title} |", "|--|--|--|--|"]
         for seed, child, value in self._rows(metric):
             info = child.info if child else None
-            link = f"[{info.run_name}]({page}/{info.run_id})" if info else ""
+            link = f"[{info.run_name}]({page}/{info.run_id}?{TRAINING})" if info else ""
             lines.append(f"| {seed} | {link} | {info.status if info else ''} | {value} |")
         self._note = "\n".join(lines)
         self._client.set_tag(self._info.run_id, MLFLOW_RUN_NOTE, self._note)
