@@ -27,9 +27,10 @@ from lightning.pytorch.trainer.connectors.logger_connector.logger_connector impo
 
 from pyclassify.cli import main as pyclassify
 from pyclassify.tracking import capsule, dataset, describe, description, predictions, run
-from pyclassify.tracking.logger import RecordConfig, RunLogger
+from pyclassify.tracking.logger import RunLogger
 from pyclassify.tracking.metrics import RunMetrics
 from pyclassify.tracking.predictions import KeepPredictions
+from pyclassify.tracking.record import RecordConfig
 from pyclassify.tracking.system import JobMonitor
 
 RECIPE = Path(__file__).parents[1] / "configs" / "synthetic.yaml"

@@ -22,9 +22,9 @@ from pyclassify.checks import check_devices, check_resumable, check_seed, find_c
 from pyclassify.options import PLAIN_VERBS, SHORT_OPTIONS, VERBS, settings
 from pyclassify.summary import summarise
 from pyclassify.tracking.describe import DescribeRun
-from pyclassify.tracking.logger import RecordConfig
 from pyclassify.tracking.metrics import RunMetrics
 from pyclassify.tracking.predictions import KeepPredictions
+from pyclassify.tracking.record import RecordConfig
 from pyclassify.trainer import BestCheckpoint, LaunchCheck, Trainer
 from pyclassify.wording import explain
 

@@ -99,12 +99,8 @@ class Parent:
         lines |= {"run": self._info.run_id, "next": start_quickly(uri)}
         told = [f"{key:14} {line}" for key, line in lines.items()]
         told += ["", "These runs:", run_link(uri, experiment, self._info.run_id)]
-        return [
-            *told,
-            "",
-            "Recipes, each the mean of its seeds:",
-            runs_link(uri, experiment, BY_RECIPE.key),
-        ]
+        recipes = runs_link(uri, experiment, BY_RECIPE.key)
+        return [*told, "", "Recipes, each the mean of its seeds:", recipes]
 
     def _rows(self, metric: str) -> list[tuple[int, Run | None, str]]:
         """Each seed with its run, unless that is still to come, and the run's metric in words."""
