@@ -41,7 +41,7 @@ def summarise(
         links = {
             "This run": run_link(uri, experiment, logger.run_id),
             "All runs, the best first": runs_link(uri, experiment, BEST.key),
-            "Recipes, each the mean of its seeds": runs_link(uri, experiment, BY_RECIPE.key),
+            "Recipes, each the mean of its runs": runs_link(uri, experiment, BY_RECIPE.key),
         }
     sys.stdout.write("\n" + "".join(f"{key:14} {line}\n" for key, line in lines.items()))
     # On lines of their own, whole: a terminal opens what it can tell apart.

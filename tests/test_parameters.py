@@ -1,5 +1,6 @@
 """The parameters that people compare runs by: their names and their spelling."""
 
+import pytest
 from command_lines import SHAPES
 
 from pyclassify.tracking.parameters import flatten
@@ -66,8 +67,19 @@ def test_value_that_is_too_long_for_mlflow_says_what_it_lost():
     assert value.endswith("... (10,000 characters, whole in config.yaml)")
 
 
-def test_name_has_no_character_that_mlflow_refuses():
-    assert flatten({"data": {"class_names": {"größe!": 1}}}, {}) == {"data/class_names/gr__e_": "1"}
+@pytest.mark.parametrize(
+    ("key", "name"), [("größe!", "gr__e_"), ("/data/a", "_data_a"), ("../b", "__b"), (3, "3")]
+)
+def test_name_has_nothing_that_mlflow_refuses(key, name):
+    assert flatten({"data": {"sizes": {key: 1}}}, {}) == {f"data/sizes/{name}": "1"}
+
+
+def test_list_of_plain_mappings_is_one_value():
+    groups = [{"lr": 0.1}, {"lr": 0.2}]
+
+    assert flatten({"model": {"groups": groups}}, {}) == {
+        "model/groups": '[{"lr": 0.1}, {"lr": 0.2}]'
+    }
 
 
 def test_run_tells_of_the_trainer_what_it_took_and_what_was_set(cli):

@@ -8,7 +8,12 @@ from pyclassify.tracking.recipes import RECIPE, recipe
 
 CONFIG = {
     "seed_everything": 0,
-    "trainer": {"accelerator": "auto", "max_epochs": 3, "logger": {"class_path": "a.Logger"}},
+    "trainer": {
+        "accelerator": "auto",
+        "devices": 1,
+        "max_epochs": 3,
+        "logger": {"class_path": "a.Logger"},
+    },
     "model": {"class_path": "a.Classifier", "init_args": {"model": "b.resnet18", "lr": 0.1}},
     "data": {"class_path": "a.MNISTDataModule", "init_args": {"data_path": "/here"}},
 }
@@ -42,6 +47,10 @@ def test_runs_that_differ_by_seed_alone_are_of_one_recipe(cli):
         ("trainer.accelerator", "gpu"),
         ("trainer.logger", False),
         ("data.init_args.data_path", "/there"),
+        ("data.init_args.num_workers", 4),
+        ("trainer.profiler", "simple"),
+        ("trainer.devices", "1"),  # as `mlflow run` hands it over
+        ("trainer.precision", "32-true"),
     ],
 )
 def test_place_and_seed_make_no_other_recipe(path, value):

@@ -8,6 +8,7 @@ from typing import Any
 from pyclassify.tracking import parameters
 from pyclassify.tracking.capsule import FOLDER
 from pyclassify.tracking.dataset import OVERRIDDEN, SOURCE_RUN
+from pyclassify.tracking.links import TRAINING
 from pyclassify.tracking.markdown import code, plain, table
 
 BEGIN = "### What was run\n"
@@ -101,7 +102,7 @@ def _tell_code(git: Mapping[str, Any] | None, page: str) -> str:
         return plain(git["missing"] if git else "not known", most=200)
     changes = "as committed"
     if git["changed"]:
-        capsule = f"{page}/artifacts/{FOLDER}?workflowType=machine_learning"
+        capsule = f"{page}/artifacts/{FOLDER}?{TRAINING}"
         changes = f"with uncommitted changes, kept in [{FOLDER}]({capsule})"
     remote = f" of {code(git['remote'], most=200)}" if git["remote"] else ""
     return f"commit {code(git['commit'][:12])}{remote}, {changes}"
@@ -112,7 +113,7 @@ def _tell_source(tags: Mapping[str, str], page: str) -> str:
         return ""
     source, options = tags[SOURCE_RUN], tags.get(OVERRIDDEN)
     how = f"with {code(options, most=200)}" if options else "as it was"
-    where = f"{page.rpartition('/')[0]}/{source}?workflowType=machine_learning"
+    where = f"{page.rpartition('/')[0]}/{source}?{TRAINING}"
     return f"made from [{source}]({where}), {how}"
 
 

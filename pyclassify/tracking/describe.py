@@ -1,7 +1,7 @@
 """The callback that puts a run's results into its description."""
 
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -65,8 +65,8 @@ class DescribeRun(Callback):
         scores, picture = None, None
         for each in trainer.callbacks:  # type: ignore[attr-defined]
             if isinstance(each, KeepPredictions) and each.kept is not None:
-                names = class_names(getattr(trainer, "datamodule", None), each.kept.num_classes)
-                scores = count_by_class(each.kept, names)
+                data = getattr(trainer, "datamodule", None)
+                scores = attempt("the accuracy by class", count_by_class, each.kept, data)
                 if whole := each.pictures.get(MATRIX):
                     picture = attempt("a preview", _log_preview, self._logger, whole)
         self._write(description.finish, scores, self._epochs, picture or "")
@@ -88,8 +88,9 @@ def _log_preview(logger: RunLogger, picture: bytes) -> str:
     return f"{FOLDER}/{MATRIX}"
 
 
-def count_by_class(kept: Predictions, names: Sequence[str]) -> Scores:
-    """Count the images of each class, and those that are recognised."""
+def count_by_class(kept: Predictions, data: Any) -> Scores:
+    """Count the images of each class of a data module, and those that are recognised."""
+    names = class_names(data, kept.num_classes)
     right = kept.labels[kept.predicted == kept.labels]
     total, right = (torch.bincount(each, minlength=len(names)) for each in (kept.labels, right))
     return Scores(names, total.tolist(), right.tolist())

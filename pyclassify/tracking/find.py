@@ -14,7 +14,7 @@ from pyclassify.tracking.links import show_runs
 from pyclassify.tracking.masking import mask
 
 # Metrics of which less is better; of all others more is.
-_LESS = re.compile("loss|error|seconds|parameters")
+_LESS = re.compile("loss|error|_ece|seconds|parameters")
 
 
 def open_store() -> MlflowClient:

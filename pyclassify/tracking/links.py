@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from urllib.parse import quote, urlsplit
 
+from pyclassify.tracking.masking import mask
+
 # What `mlflow ui` prints.
 LOCAL = "http://127.0.0.1:5000"
 
@@ -20,7 +22,7 @@ def show_runs(tracking_uri: str) -> str:
     if tracking_uri in ("sqlite:///mlflow.db", f"sqlite:///{Path.cwd()}/mlflow.db"):
         return "mlflow ui"
     # A password stays out of logs.
-    secret = urlsplit(tracking_uri).password is not None
+    secret = mask(tracking_uri) != tracking_uri
     uri = '"$MLFLOW_TRACKING_URI"' if secret else shlex.quote(tracking_uri)
     return f"mlflow ui --backend-store-uri {uri}"
 

@@ -87,7 +87,10 @@ class RunLogger(MLFlowLogger):
 
         `mlflow ui` draws a metric as bars where all of its points are at step 0.
         """
-        spelled = {name: spell(value) for name, value in metrics.items()}
+        spelled = {
+            name: spell(value) if isinstance(value, float) else value
+            for name, value in metrics.items()
+        }
         tested = {name: value for name, value in spelled.items() if name.startswith("test_")}
         others = {name: value for name, value in spelled.items() if name not in tested}
         if tested:
@@ -152,7 +155,8 @@ def spell(value: float) -> float:
 
     As a float of Python's, 0.81 would be kept, and shown, as 0.8100000023841858.
     """
-    narrow = np.float32(value)
+    with np.errstate(over="ignore"):
+        narrow = np.float32(value)
     return float(str(narrow)) if float(narrow) == value else value
 
 

@@ -17,7 +17,7 @@ _QUIET = ("trainer", "checkpoint")
 _NEVER = ("logger", "enable_progress_bar", "enable_model_summary")
 _ALWAYS = ("trainer/accelerator", "trainer/devices", "trainer/max_epochs", "trainer/num_nodes")
 
-_REFUSED = re.compile(r"[^\w. :/-]", re.ASCII)  # in a name, by MLflow's SQL store
+_REFUSED = re.compile(r"[^\w. :-]|^\.+", re.ASCII)  # in a name, by MLflow's SQL store
 
 
 def flatten(config: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, str]:
@@ -47,25 +47,28 @@ def _spell_all(config: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
 
 
 def _spell(name: str, value: Any) -> Iterator[tuple[str, str]]:
-    if isinstance(value, Mapping) and "class_path" in value:
+    if _is_class(value):
         yield from _spell(name if "/" in name else f"{name}/class", value["class_path"])
         for arguments in ("init_args", "dict_kwargs"):
             yield from _spell(name, value.get(arguments))
     elif isinstance(value, Mapping):
         for key, inner in value.items():
-            yield from _spell(f"{name}/{key}", inner)
-    elif isinstance(value, list) and any(isinstance(each, Mapping) for each in value):
+            yield from _spell(f"{name}/{_REFUSED.sub('_', str(key))}", inner)
+    elif isinstance(value, list) and value and all(map(_is_class, value)):
         # Callbacks and the like, by what they are: their order says nothing.
         seen: Counter[str] = Counter()
         for each in value:
-            path = each.get("class_path", "") if isinstance(each, Mapping) else each
-            short = str(path).rsplit(".", 1)[-1]
+            short = str(each["class_path"]).rsplit(".", 1)[-1]
             seen[short] += 1
             again = f":{seen[short]}" if seen[short] > 1 else ""
             yield from _spell(f"{name}/{short}{again}", each)
     elif value is not None:
         text = value if isinstance(value, str) else json.dumps(value)
-        yield _REFUSED.sub("_", name), _shorten(text)
+        yield name, _shorten(text)
+
+
+def _is_class(value: Any) -> bool:
+    return isinstance(value, Mapping) and "class_path" in value
 
 
 def _shorten(text: str) -> str:

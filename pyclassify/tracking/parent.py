@@ -6,6 +6,7 @@ logged again after each child, the last point counting, so that a parent that is
 got to.
 """
 
+import math
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -18,6 +19,7 @@ from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID, MLFLOW_RUN_NOTE
 
 from pyclassify.tracking import capsule, run, spread
 from pyclassify.tracking.links import TRAINING, run_link, runs_link, start_quickly
+from pyclassify.tracking.markdown import plain
 from pyclassify.tracking.views import BY_RECIPE
 
 # Tags that say who started a run, and from what.
@@ -51,7 +53,7 @@ class Parent:
         self._note: str | None = None
         self._lock = threading.Lock()  # a stop is recorded by another thread
         self._attempt(self._log_params, {"seeds": str(len(seeds))})
-        run.before_end(self._finish)
+        run.after_end(self._finish)
 
     def begin(self, place: int) -> dict[str, str]:
         """Make the run of a seed.
@@ -100,7 +102,7 @@ class Parent:
         told = [f"{key:14} {line}" for key, line in lines.items()]
         told += ["", "These runs:", run_link(uri, experiment, self._info.run_id)]
         recipes = runs_link(uri, experiment, BY_RECIPE.key)
-        return [*told, "", "Recipes, each the mean of its seeds:", recipes]
+        return [*told, "", "Recipes, each the mean of its runs:", recipes]
 
     def _rows(self, metric: str) -> list[tuple[int, Run | None, str]]:
         """Each seed with its run, unless that is still to come, and the run's metric in words."""
@@ -123,6 +125,8 @@ class Parent:
         with self._lock:
             self._children = [self._client.get_run(each) for each in self._ids if each]
             found = spread.summarise(self._children)
+            # What a later seed took back, such as the interval of a loss that is not finite now.
+            found = {**dict.fromkeys(self._logged.keys() - found.keys(), math.nan), **found}
             now = int(time.time() * 1000)
             changed = [
                 Metric(name, value, now, 0)
@@ -146,7 +150,7 @@ class Parent:
         lines = [f"**{title}: {said}**", "", f"| seed | run | status | {title} |", "|--|--|--|--|"]
         for seed, child, value in self._rows(metric):
             info = child.info if child else None
-            link = f"[{info.run_name}]({page}/{info.run_id}?{TRAINING})" if info else ""
+            link = f"[{plain(info.run_name)}]({page}/{info.run_id}?{TRAINING})" if info else ""
             lines.append(f"| {seed} | {link} | {info.status if info else ''} | {value} |")
         self._note = "\n".join(lines)
         self._client.set_tag(self._info.run_id, MLFLOW_RUN_NOTE, self._note)

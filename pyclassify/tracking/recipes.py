@@ -5,24 +5,28 @@ Files won't do: one is edited between two runs, and none is named by a run on op
 
 import hashlib
 import json
-from collections.abc import Mapping, Set
+from collections.abc import Mapping
 from typing import Any
+
+from pyclassify.tracking.parameters import flatten
 
 RECIPE = "pyclassify.recipe"
 """The tag of a run that names its recipe."""
 
-# Settings that say where a run computes, and how much it tells of it: not what it comes to.
-_PLACE = (
+# Parameters that say where a run computes, and how much it tells of it: not what it comes to.
+_PLACE = {
     "seed_everything",
-    "trainer.accelerator",
-    "trainer.default_root_dir",
-    "trainer.enable_model_summary",
-    "trainer.enable_progress_bar",
-    "trainer.log_every_n_steps",
-    "trainer.logger",
-)
+    "data/num_workers",
+    "trainer/accelerator",
+    "trainer/default_root_dir",
+    "trainer/enable_checkpointing",
+    "trainer/log_every_n_steps",
+    "trainer/profiler",
+}
 # Where images lie says which they are only if nothing says it better.
-_FOLDER = "data.init_args.data_path"
+_FOLDER = "data/data_path"
+# What a setting is when it is not given.
+_SAME = {("trainer/precision", "32-true"), ("trainer/precision", "32")}
 
 
 def recipe(config: Mapping[str, Any], data: Mapping[str, Any] | None = None) -> str:
@@ -36,21 +40,16 @@ def recipe(config: Mapping[str, Any], data: Mapping[str, Any] | None = None) -> 
         The names of network and data, and a digest of all else.
     """
     sets = data["sets"] if data else {}
-    left_out = {*_PLACE, _FOLDER} if sets else {*_PLACE}
-    settings = json.dumps([_strip(config, left_out), sets], sort_keys=True, default=str)
-    network = config["model"].get("init_args", {}).get("model") or config["model"]
-    names = [_last_name(part).removesuffix("DataModule") for part in (network, config["data"])]
-    return f"{'-'.join(names)} {hashlib.sha256(settings.encode()).hexdigest()[:6]}"
+    left_out = _PLACE | {_FOLDER} if sets else _PLACE
+    params = flatten(config, {})
+    told = sorted(params.items() - _SAME)
+    told = [(name, value) for name, value in told if name not in left_out]
+    content = json.dumps([told, sets], sort_keys=True)
+    return f"{name_parts(params)} {hashlib.sha256(content.encode()).hexdigest()[:6]}"
 
 
-def _strip(config: Mapping[str, Any], left_out: Set[str], path: str = "") -> dict[str, Any]:
-    return {
-        key: _strip(value, left_out, f"{path}{key}.") if isinstance(value, dict) else value
-        for key, value in config.items()
-        if f"{path}{key}" not in left_out
-    }
-
-
-def _last_name(part: Any) -> str:
-    path = part["class_path"] if isinstance(part, dict) else part
-    return str(path).rsplit(".", 1)[-1]
+def name_parts(params: Mapping[str, str]) -> str:
+    """Name network and data by a run's parameters, `AlexNet-CIFAR10`."""
+    network = params.get("model/model", params["model/class"])
+    parts = [path.rsplit(".", 1)[-1] for path in (network, params["data/class"])]
+    return "-".join(part.removesuffix("DataModule") for part in parts)

@@ -1,6 +1,6 @@
 """What a run is, recorded when it starts: parameters, configuration, data, capsule, description."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -8,7 +8,7 @@ import yaml
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.cli import SaveConfigCallback
 
-from pyclassify.tracking import capsule, dataset, description, parameters, run, views
+from pyclassify.tracking import capsule, dataset, description, parameters, recipes, run, views
 from pyclassify.tracking.attempt import attempt
 from pyclassify.tracking.logger import RunLogger, find_run_logger
 from pyclassify.tracking.masking import mask
@@ -36,24 +36,18 @@ class RecordConfig(SaveConfigCallback):
             # The data say how many, after the configuration was read, or it was an option.
             config["model"].setdefault("init_args", {})["num_classes"] = given
         client, run_id = logger.experiment, str(logger.run_id)
-        attempt("the parameters", self._log_params, client, run_id, config)
+        params = self._flatten(config)
+        attempt("the parameters", log_params, client, run_id, params)
+        name = f"{recipes.name_parts(params)}-seed{params['seed_everything']}"
+        attempt("the run's name", run.name, name)
         text = yaml.safe_dump(config, sort_keys=False)
         attempt(self.config_filename, client.log_text, run_id, text, self.config_filename)
         self._keep_capsule(trainer, logger, config)
 
-    def _log_params(self, client: Any, run_id: str, config: dict[str, Any]) -> None:
-        from mlflow.entities import Param
-
+    def _flatten(self, config: dict[str, Any]) -> dict[str, str]:
         usual = self.parser.get_defaults()  # without what must be given, so not valid
         usual = self.parser.dump(usual, skip_none=False, skip_validation=True)
-        params = parameters.flatten(config, yaml.safe_load(usual))
-        # What `mlflow run` was given without a slash, such as ckpt_path, is there as it was typed.
-        there = client.get_run(run_id).data.params
-        new = [Param(*item) for item in params.items() if item[0] not in there]
-        client.log_batch(run_id, params=new)
-        what = (params.get("model/model", params["model/class"]), params["data/class"])
-        short = "-".join(str(path).rsplit(".", 1)[-1].removesuffix("DataModule") for path in what)
-        run.name(f"{short}-seed{params['seed_everything']}")
+        return parameters.flatten(config, yaml.safe_load(usual))
 
     def _keep_capsule(self, trainer: Trainer, logger: RunLogger, config: dict[str, Any]) -> None:
         client, run_id = logger.experiment, str(logger.run_id)
@@ -76,6 +70,18 @@ class RecordConfig(SaveConfigCallback):
         attempt("the description", description.begin, client, run_id, config, facts)
         attempt("the views of `mlflow ui`", views.keep, logger, config, data)
         dataset.check(client, run_id, data)
+
+
+def log_params(client: Any, run_id: str, params: Mapping[str, str]) -> None:
+    """Log the parameters that a run does not have yet.
+
+    What `mlflow run` was given without a slash, such as ckpt_path, is there as it was typed.
+    """
+    from mlflow.entities import Param
+
+    there = client.get_run(run_id).data.params
+    new = [Param(*item) for item in params.items() if item[0] not in there]
+    client.log_batch(run_id, params=new)
 
 
 def describe_torch(trainer: Trainer) -> dict[str, Any]:

@@ -27,14 +27,15 @@ def summarise(children: Sequence[Run]) -> dict[str, float]:
     Returns:
         `seeds_finished`, and for each metric of the test, or of validation where none was tested,
         `_mean`; from two seeds on `_std`, of the sample, and `_low` and `_high`, the 95% interval
-        of the mean. A mean that is not finite has none of these.
+        of the mean. These are left out where a seed that finished lacks the metric, or has one that
+        is not finite.
     """
     finished = [child for child in children if child.info.status == "FINISHED"]
     found: dict[str, float] = {FINISHED: len(finished)}
     for name in _names(finished):
         values = read(finished, name)
         found[f"{name}_mean"] = fmean(values)
-        if len(values) > 1 and all(map(isfinite, values)):
+        if 1 < len(values) == len(finished) and all(map(isfinite, values)):
             found[f"{name}_std"] = stdev(values)
             found[f"{name}_low"], found[f"{name}_high"] = mean_interval(values)
     return found
@@ -65,7 +66,7 @@ def read(children: Sequence[Run], metric: str) -> list[float]:
 def in_words(values: Sequence[float]) -> str:
     """Say a mean, the standard deviation and the mean's interval: 0.81 ± 0.01 (95%: ...)."""
     if not values:
-        return "no seed has finished"
+        return "no seed that finished has it"
     mean, count = fmean(values), f"{len(values)} seed{'s' if len(values) > 1 else ''}"
     if len(values) == 1 or not all(map(isfinite, values)):
         return f"{mean:.4f} ({count})"
