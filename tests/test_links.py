@@ -47,5 +47,10 @@ def test_quick_start_is_a_command_to_paste(uri, command):
     assert words == ["MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false", *command, "--workers", "1"]
 
 
+def test_password_of_a_database_is_not_in_the_command():
+    for uri in ("postgresql://me:hunter2@db/runs", "postgresql://db/runs?user=me&password=hunter2"):
+        assert 'store-uri "$MLFLOW_TRACKING_URI" --workers' in start_quickly(uri)
+
+
 def test_server_needs_no_start():
     assert start_quickly("https://runs.example.org") == "open https://runs.example.org"

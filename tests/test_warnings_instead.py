@@ -3,7 +3,7 @@
 import re
 
 import mlflow
-from command_lines import SHAPES
+from command_lines import QUIET, SHAPES
 
 
 def test_run_whose_artifacts_can_not_be_written_is_trained_and_tested_all_the_same(
@@ -26,3 +26,12 @@ def test_run_whose_artifacts_can_not_be_written_is_trained_and_tested_all_the_sa
     assert {"config.yaml", "predictions.json", "confusion_matrix.png"} < missing
     assert "the run has no capsule" in said
     assert "the best weights are not in the run" in said
+
+
+def test_test_images_without_a_label_cost_a_picture_and_not_the_run(cli, recwarn):
+    parts = "--model=foreign.Unlabelled --data=foreign.Data --max_epochs=1"
+    (run,) = cli(f"train {parts} {QUIET}").runs
+
+    assert run.info.status == "FINISHED"
+    said = " ".join(str(warning.message) for warning in recwarn)
+    assert "the accuracy by class can't be made (" in said
