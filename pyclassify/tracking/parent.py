@@ -17,10 +17,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Metric, Param, Run
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID, MLFLOW_RUN_NOTE
 
-from pyclassify.tracking import capsule, run, spread
-from pyclassify.tracking.links import TRAINING, run_link, runs_link, start_quickly
-from pyclassify.tracking.markdown import plain
-from pyclassify.tracking.views import BY_RECIPE
+from pyclassify.tracking import capsule, run, seedwords, spread
 
 # Tags that say who started a run, and from what.
 _ORIGIN = ("mlflow.user", "mlflow.source.")
@@ -90,29 +87,12 @@ class Parent:
 
     def tell(self) -> list[str]:
         """Say what the seeds came to, in lines for a terminal."""
-        metric = spread.choose(self._children)
-        lines = {
-            f"seed {seed}": f"{child.info.run_id[:8]}  {child.info.status:8}  {value}".rstrip()
-            for seed, child, value in self._rows(metric)
-            if child
-        }
-        lines[metric] = spread.in_words(spread.read(self._children, metric))
-        uri, experiment = mlflow.get_tracking_uri(), self._info.experiment_id
-        lines |= {"run": self._info.run_id, "next": start_quickly(uri)}
-        told = [f"{key:14} {line}" for key, line in lines.items()]
-        told += ["", "These runs:", run_link(uri, experiment, self._info.run_id)]
-        recipes = runs_link(uri, experiment, BY_RECIPE.key)
-        return [*told, "", "Recipes, each the mean of its runs:", recipes]
+        return seedwords.in_terminal(self._info, self._rows())
 
-    def _rows(self, metric: str) -> list[tuple[int, Run | None, str]]:
-        """Each seed with its run, unless that is still to come, and the run's metric in words."""
+    def _rows(self) -> seedwords.Rows:
         known = {child.info.run_id: child for child in self._children}
-        rows = []
-        for seed, run_id in zip(self._seeds, self._ids, strict=True):
-            child = known.get(run_id)
-            value = child.data.metrics.get(metric) if child else None
-            rows.append((seed, child, "" if value is None else f"{value:.4f}"))
-        return rows
+        pairs = zip(self._seeds, self._ids, strict=True)
+        return {seed: known.get(run_id) for seed, run_id in pairs}
 
     def _close(self, code: int) -> None:
         for run_id in filter(None, self._ids):
@@ -144,15 +124,7 @@ class Parent:
         there = self._client.get_run(self._info.run_id).data.tags.get(MLFLOW_RUN_NOTE)
         if there != self._note:
             return
-        metric = spread.choose(self._children)
-        title, page = metric.replace("_", " "), f"#/experiments/{self._info.experiment_id}/runs"
-        said = spread.in_words(spread.read(self._children, metric))
-        lines = [f"**{title}: {said}**", "", f"| seed | run | status | {title} |", "|--|--|--|--|"]
-        for seed, child, value in self._rows(metric):
-            info = child.info if child else None
-            link = f"[{plain(info.run_name)}]({page}/{info.run_id}?{TRAINING})" if info else ""
-            lines.append(f"| {seed} | {link} | {info.status if info else ''} | {value} |")
-        self._note = "\n".join(lines)
+        self._note = seedwords.in_markdown(self._info, self._rows())
         self._client.set_tag(self._info.run_id, MLFLOW_RUN_NOTE, self._note)
 
     def _finish(self) -> None:
