@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import mlflow
 import pytest
+from cluster import Cluster, missing
 
 # Imported before a test is captured: Lightning logs for good to the stderr that it is born with.
 from pyclassify import training  # noqa: F401
@@ -64,3 +65,16 @@ def write_capsule(tmp_path, monkeypatch):
         return folder, json.loads((folder / "capsule.json").read_text())
 
     return write
+
+
+@pytest.fixture(scope="session")
+def cluster():
+    """A SLURM cluster, started for the first test that asks for it."""
+    if reason := missing():
+        (pytest.fail if os.environ.get("CI") else pytest.skip)(reason)
+    cluster = Cluster()
+    try:
+        cluster.start()
+        yield cluster
+    finally:
+        cluster.stop()

@@ -1,0 +1,128 @@
+"""The cluster of these tests does what the tests of the SLURM backend rely on."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import cluster_files
+import pytest
+import sweep
+
+TAKE_400_MB = f"{sys.executable} -c 'bytearray(400_000_000)'"
+
+
+def visible_gpus(cluster, folder, *options):
+    """CUDA_VISIBLE_DEVICES of each task of a job."""
+    job = cluster.submit(
+        """srun sh -c 'echo "$CUDA_VISIBLE_DEVICES"'""", f"--output={folder}/visible", *options
+    )
+    assert cluster.wait_for(job, "COMPLETED", "FAILED") == "COMPLETED"
+    return sorted((folder / "visible").read_text().split())
+
+
+@pytest.mark.parametrize(
+    ("options", "visible"),
+    [
+        ("--gpus-per-node=2 --ntasks-per-node=2", ["0,1", "0,1"]),
+        ("--gpus-per-node=2 --ntasks-per-node=2 --nodes=2", ["0,1"] * 4),
+        ("--gpus-per-task=1 --ntasks-per-node=2", ["0", "1"]),
+    ],
+)
+def test_each_task_sees_the_gpus_that_slurm_gives_it(options, visible, cluster, tmp_path):
+    assert visible_gpus(cluster, tmp_path, *options.split()) == visible
+
+
+def test_a_job_without_gpus_sees_none(cluster, tmp_path):
+    assert visible_gpus(cluster, tmp_path) == []
+
+
+def test_a_job_has_the_gpus_that_are_left(cluster, tmp_path):
+    first = cluster.submit("sleep 60", "--gpus-per-node=3", "--nodelist=n1")
+    cluster.wait_for(first, "RUNNING")
+
+    assert visible_gpus(cluster, tmp_path, "--gpus-per-node=1", "--nodelist=n1") == ["3"]
+    cluster.run("scancel", first)
+
+
+def test_accounting_knows_a_job_that_the_queue_forgot(cluster):
+    job = cluster.submit("exit 3")
+    assert cluster.wait_for(job, "COMPLETED", "FAILED") == "FAILED"
+
+    end = time.monotonic() + 20
+    while f"JobId={job} " in cluster.run("scontrol", "show", "job", "--oneliner"):
+        assert time.monotonic() < end
+        time.sleep(0.2)
+    assert cluster.accounting(job, "state", "exitcode") == "FAILED|3:0"
+
+
+@pytest.mark.skipif(
+    not cluster_files.LIMITS_MEMORY, reason="memory.limit_in_bytes of cgroups is not root's to set"
+)
+def test_a_job_that_takes_more_than_its_memory_is_killed(cluster):
+    job = cluster.submit(TAKE_400_MB, "--mem=100")
+
+    assert cluster.wait_for(job, "OUT_OF_MEMORY", "COMPLETED", "FAILED") == "OUT_OF_MEMORY"
+
+
+def test_a_job_ends_at_its_time_limit(cluster):
+    job = cluster.submit("sleep 120", "--time=1")
+    cluster.wait_for(job, "RUNNING")
+    # The controller looks every half minute.
+    cluster.run("scontrol", "update", f"jobid={job}", "endtime=now")
+
+    assert cluster.wait_for(job, "TIMEOUT", seconds=60) == "TIMEOUT"
+
+
+def test_a_job_fails_with_its_node(cluster):
+    job = cluster.submit("sleep 60", "--nodelist=n2", "--no-requeue")
+    cluster.wait_for(job, "RUNNING")
+
+    with cluster.crashed("n2"):
+        assert cluster.wait_for(job, "NODE_FAIL") == "NODE_FAIL"
+    assert cluster.node_state("n2") == "idle"
+
+
+def test_jobs_outlive_a_controller_that_is_down(cluster):
+    job = cluster.submit("sleep 1")
+    cluster.wait_for(job, "RUNNING")
+
+    with cluster.controller_down(), pytest.raises(RuntimeError, match="Unable to contact slurm"):
+        cluster.submit("true")
+    assert cluster.wait_for(job, "COMPLETED") == "COMPLETED"
+
+
+START = """
+import sys
+from cluster import Cluster
+cluster = Cluster()
+cluster.start()
+job = cluster.submit("sleep 1000")
+cluster.wait_for(job, "RUNNING")
+sys.stdout.write(str(cluster.folder) + "\\n")
+sys.stdout.flush()
+sys.stdin.read()
+"""
+
+
+def test_nothing_outlives_a_test_run_that_is_killed(cluster):
+    run = subprocess.Popen(
+        [sys.executable, "-c", START],
+        cwd=Path(__file__).parent,
+        env=cluster.env,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    folder = Path(run.stdout.readline().strip())
+    assert len(sweep.marked(sweep.MARK, str(folder))) > 6
+
+    os.kill(run.pid, signal.SIGKILL)
+    run.wait()
+    end = time.monotonic() + 10
+    while folder.exists():
+        assert time.monotonic() < end
+        time.sleep(0.05)
+    assert sweep.marked(sweep.MARK, str(folder)) == []
