@@ -77,8 +77,7 @@ class Cluster:
         self.daemons.wait("slurmctld", lambda: self.answers("slurmctld"))
 
     def start_node(self, node):
-        marks = {"NODE_OF_TESTS": f"{self.folder}/{node}"}
-        self.daemons.start(node, "slurmd", "-D", "-N", node, **marks)
+        self.daemons.start(node, "slurmd", "-D", "-N", node)
 
     def wait_for_nodes(self, *nodes):
         for node in nodes:
@@ -132,7 +131,7 @@ class Cluster:
     @contextlib.contextmanager
     def crashed(self, node):
         """A node lost, as by a power cut; the controller is told, as it waits minutes otherwise."""
-        sweep.kill("NODE_OF_TESTS", f"{self.folder}/{node}")
+        sweep.kill(self.folder / f"{node}.log")
         self.run("scontrol", "update", f"nodename={node}", "state=down", "reason=crashed")
         try:
             yield

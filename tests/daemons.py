@@ -12,14 +12,14 @@ import sweep
 class Daemons:
     """Each has a session of its own, which no Ctrl-C reaches, and its output in FOLDER/NAME.out.
 
-    What was started with `env`, or by such a process, ends with them.
+    What they started ends with them.
     """
 
     def __init__(self, env):
         # In /tmp, as the name of a socket is short, and open to a daemon of another user.
         self.folder = Path(tempfile.mkdtemp(prefix="daemons-", dir="/tmp"))
         self.folder.chmod(0o711)
-        self.env = {**env, sweep.MARK: str(self.folder)}
+        self.env = dict(env)
         self.processes = {}
         self.sweeper = subprocess.Popen(
             [sys.executable, sweep.__file__, self.folder],
@@ -28,11 +28,11 @@ class Daemons:
             stdin=subprocess.PIPE,
         )
 
-    def start(self, name, *command, **variables):
+    def start(self, name, *command):
         with self.output(name).open("w") as log:
             self.processes[name] = subprocess.Popen(
                 command,
-                env={**self.env, **variables},
+                env=self.env,
                 start_new_session=True,
                 stdin=subprocess.DEVNULL,
                 stdout=log,

@@ -3,9 +3,8 @@
     python sweep.py FOLDER
 
 A process of its own waits here for the end of its stdin, which the test run holds open: it comes
-when the daemons are stopped, and when the test run is killed. It then kills all that was started
-with the folder as its mark and what those started (daemons, jobs, their tasks), and removes the
-folder.
+when the daemons are stopped, and when the test run is killed. It then kills all that has a file of
+the folder open (daemons and what they started, which have their logs), and removes the folder.
 """
 
 import contextlib
@@ -17,22 +16,20 @@ from pathlib import Path
 
 import psutil
 
-MARK = "SWEPT_WITH"
 
-
-def marked(name, value):
-    """Processes which started with a variable, and all that they started."""
+def using(path):
+    """Processes which have a file open that is `path` or in it, and all that they started."""
     found = {}
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error):
-            if process.environ().get(name) == value:
+            if any(Path(each.path).is_relative_to(path) for each in process.open_files()):
                 found.update((each.pid, each) for each in [process, *process.children(True)])
     return list(found.values())
 
 
-def kill(name, value):
+def kill(path):
     """Kill until there is none, as a process may start another while it is being killed."""
-    while processes := marked(name, value):
+    while processes := using(path):
         for process in processes:
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.kill()
@@ -51,7 +48,7 @@ def remove_cgroups(parent):
 def main():
     folder = Path(sys.argv[1])
     sys.stdin.read()
-    kill(MARK, str(folder))
+    kill(folder)
     for link in folder.glob("cgroup/*"):
         remove_cgroups(link.resolve())
     shutil.rmtree(folder)

@@ -117,7 +117,7 @@ def test_nothing_outlives_a_test_run_that_is_killed(cluster):
         text=True,
     )
     folder = Path(run.stdout.readline().strip())
-    assert len(sweep.marked(sweep.MARK, str(folder))) > 6
+    assert len(sweep.using(folder)) > 6
 
     os.kill(run.pid, signal.SIGKILL)
     run.wait()
@@ -125,4 +125,4 @@ def test_nothing_outlives_a_test_run_that_is_killed(cluster):
     while folder.exists():
         assert time.monotonic() < end
         time.sleep(0.05)
-    assert sweep.marked(sweep.MARK, str(folder)) == []
+    assert sweep.using(folder) == []
