@@ -52,6 +52,7 @@ JobAcctGatherParams={limit}
 
 # A job's end and what it leaves take seconds, in place of minutes.
 KillWait=2
+MessageTimeout=5
 MinJobAge=5
 SchedulerParameters=sched_interval=1,bf_interval=1
 ReturnToService=2

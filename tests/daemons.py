@@ -55,4 +55,7 @@ class Daemons:
 
     def stop(self):
         self.sweeper.stdin.close()
-        self.sweeper.wait()
+        if code := self.sweeper.wait():
+            raise RuntimeError(
+                f"not all in {self.folder} could be ended: sweep.py ended with {code}"
+            )

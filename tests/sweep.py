@@ -10,11 +10,14 @@ the folder open (daemons and what they started, which have their logs), and remo
 import contextlib
 import os
 import shutil
+import signal
 import sys
 import time
 from pathlib import Path
 
 import psutil
+
+SECONDS = 60  # after which it gives up
 
 
 def using(path):
@@ -48,6 +51,7 @@ def remove_cgroups(parent):
 def main():
     folder = Path(sys.argv[1])
     sys.stdin.read()
+    signal.alarm(SECONDS)
     kill(folder)
     for link in folder.glob("cgroup/*"):
         remove_cgroups(link.resolve())

@@ -14,6 +14,23 @@ import sweep
 TAKE_400_MB = f"{sys.executable} -c 'bytearray(400_000_000)'"
 
 
+@pytest.fixture(scope="module", autouse=True)
+def endless(cluster):
+    """A job that has reached its time limit; the controller looks at it every half minute."""
+    job = cluster.submit("sleep 120")
+    cluster.wait_for(job, "RUNNING")
+    cluster.run("scontrol", "update", f"jobid={job}", "endtime=now")
+    return job
+
+
+@pytest.fixture(scope="module", autouse=True)
+def failed(cluster):
+    """A job that failed, and that the controller forgets."""
+    job = cluster.submit("exit 3")
+    cluster.wait_for(job, "FAILED")
+    return job
+
+
 def visible_gpus(cluster, folder, *options):
     """CUDA_VISIBLE_DEVICES of each task of a job."""
     job = cluster.submit(
@@ -47,17 +64,6 @@ def test_a_job_has_the_gpus_that_are_left(cluster, tmp_path):
     cluster.run("scancel", first)
 
 
-def test_accounting_knows_a_job_that_the_queue_forgot(cluster):
-    job = cluster.submit("exit 3")
-    assert cluster.wait_for(job, "COMPLETED", "FAILED") == "FAILED"
-
-    end = time.monotonic() + 20
-    while f"JobId={job} " in cluster.run("scontrol", "show", "job", "--oneliner"):
-        assert time.monotonic() < end
-        time.sleep(0.2)
-    assert cluster.accounting(job, "state", "exitcode") == "FAILED|3:0"
-
-
 @pytest.mark.skipif(
     not cluster_files.LIMITS_MEMORY, reason="memory.limit_in_bytes of cgroups is not root's to set"
 )
@@ -65,15 +71,6 @@ def test_a_job_that_takes_more_than_its_memory_is_killed(cluster):
     job = cluster.submit(TAKE_400_MB, "--mem=100")
 
     assert cluster.wait_for(job, "OUT_OF_MEMORY", "COMPLETED", "FAILED") == "OUT_OF_MEMORY"
-
-
-def test_a_job_ends_at_its_time_limit(cluster):
-    job = cluster.submit("sleep 120", "--time=1")
-    cluster.wait_for(job, "RUNNING")
-    # The controller looks every half minute.
-    cluster.run("scontrol", "update", f"jobid={job}", "endtime=now")
-
-    assert cluster.wait_for(job, "TIMEOUT", seconds=60) == "TIMEOUT"
 
 
 def test_a_job_fails_with_its_node(cluster):
@@ -85,13 +82,13 @@ def test_a_job_fails_with_its_node(cluster):
     assert cluster.node_state("n2") == "idle"
 
 
-def test_jobs_outlive_a_controller_that_is_down(cluster):
-    job = cluster.submit("sleep 1")
-    cluster.wait_for(job, "RUNNING")
+def test_accounting_knows_a_job_that_the_controller_forgot(failed, cluster):
+    end = time.monotonic() + 30
+    while f"JobId={failed} " in cluster.run("scontrol", "show", "job", "--oneliner"):
+        assert time.monotonic() < end
+        time.sleep(0.2)
 
-    with cluster.controller_down(), pytest.raises(RuntimeError, match="Unable to contact slurm"):
-        cluster.submit("true")
-    assert cluster.wait_for(job, "COMPLETED") == "COMPLETED"
+    assert cluster.accounting(failed, "state", "exitcode") == "FAILED|3:0"
 
 
 START = """
@@ -126,3 +123,17 @@ def test_nothing_outlives_a_test_run_that_is_killed(cluster):
         assert time.monotonic() < end
         time.sleep(0.05)
     assert sweep.using(folder) == []
+
+
+def test_a_job_ends_at_its_time_limit(endless, cluster):
+    assert cluster.wait_for(endless, "TIMEOUT", seconds=60) == "TIMEOUT"
+
+
+def test_a_job_outlives_a_controller_that_is_down(cluster, tmp_path):
+    job = cluster.submit(f"until [ -e {tmp_path}/end ]; do sleep 0.1; done")
+    cluster.wait_for(job, "RUNNING")
+
+    with cluster.controller_down(), pytest.raises(RuntimeError, match="Unable to contact slurm"):
+        cluster.run("squeue")
+    (tmp_path / "end").touch()
+    assert cluster.wait_for(job, "COMPLETED") == "COMPLETED"
