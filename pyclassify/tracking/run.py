@@ -14,6 +14,10 @@ from pyclassify.tracking import insist
 # What MLflow calls a run that nobody named: "adjective-noun-number".
 _RANDOM_NAME = re.compile(r"[a-z]+-[a-z]+-\d+")
 
+# Set in a job of the SLURM backend: a stop may be its time limit, which SLURM alone knows, and
+# whose word the job gives the run at its end (pyclassify.slurm.script).
+_STOPS_ARE_SLURMS = "PYCLASSIFY_STATUS_BY_SLURM"
+
 _lock = threading.Lock()
 _given: str | None = None  # the run that `mlflow run` made
 _open: str | None = None  # MLflow's active run is each thread's own; the end may come from any
@@ -94,7 +98,11 @@ def mark(status: str) -> None:
             _before_end.pop()()
         import mlflow
 
-        mlflow.MlflowClient().set_terminated(run_id, status)
+        client = mlflow.MlflowClient()
+        if status == "KILLED" and _given is not None and _STOPS_ARE_SLURMS in os.environ:
+            _marked = client.get_run(run_id).info.status
+            return
+        client.set_terminated(run_id, status)
         _marked = status
         if status == "KILLED" and _given is not None:
             insist.start(run_id, status)
