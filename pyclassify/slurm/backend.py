@@ -11,7 +11,7 @@ from typing import Any
 from mlflow.projects.backend.abstract_backend import AbstractBackend
 
 from pyclassify.slurm import client, plan, reconcile, snapshot
-from pyclassify.slurm.logs import absolute
+from pyclassify.slurm.logs import absolute, fill
 from pyclassify.slurm.plan import Plan
 from pyclassify.slurm.submitted import SlurmRun
 from pyclassify.tracking.masking import mask
@@ -96,9 +96,10 @@ def submit(
         variables = {"MLFLOW_TRACKING_URI": made.destination.uri}
         job_id = client.submit(script, variables, [*made.config_given])
     mlflow_client.set_tag(run_id, "slurm_job_id", job_id)
-    log = absolute(folder, made.config.output)
-    _logger.info("=== Run %s is submitted as job %s; its log: %s ===", run_id, job_id, log)
-    _logger.info("Next: pyclassify slurm status|logs -f|cancel %s", run_id)
+    log = fill(absolute(folder, made.config.output), job_id.partition(";")[0], made.job_name, "*")
+    _logger.info("=== Run (ID '%s') is submitted as SLURM job %s ===", run_id, job_id)
+    _logger.info("Its log: %s", log)
+    _logger.info("Next: `pyclassify slurm logs -f %s`, or status or cancel", run_id)
     return SlurmRun(run_id, job_id, shows)
 
 
@@ -145,7 +146,7 @@ def _tags(made: Plan, folder: Path) -> Mapping[str, str]:
     return {
         "mlflow.project.backend": "slurm",
         "slurm_folder": str(folder),
-        "slurm_job_name": made.config.job_name or made.project.name or "mlflow",
+        "slurm_job_name": made.job_name,
         "slurm_partition": made.config.partition or "",
         "slurm_nodes": str(made.topology.nodes),
         "slurm_submit_host": socket.gethostname(),

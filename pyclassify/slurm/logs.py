@@ -1,5 +1,6 @@
 """A job's logs: where they are, and what is new in them."""
 
+import glob
 import os
 import re
 from collections.abc import Iterator, Mapping
@@ -14,26 +15,28 @@ def locate(pattern: str, job_id: str, job_name: str) -> Path | None:
         job_id: The job's number.
         job_name: Its name.
     """
+    parts = [glob.escape(part) for part in fill(pattern, job_id, job_name).split("\0")]
+    found = sorted(glob.glob("*".join(parts)))
+    return Path(found[-1]) if found else None
+
+
+def fill(pattern: str, job_id: str, job_name: str, unknown: str = "\0") -> str:
+    """Fill in a pattern as far as it is known before the job starts.
+
+    Args:
+        pattern: A file name with sbatch's %j and others.
+        job_id: The job's number.
+        job_name: Its name.
+        unknown: What stands for the others, such as %N, the first node.
+    """
     known = {"j": job_id, "A": job_id, "x": job_name, "%": "%"}
 
     def expand(found: re.Match[str]) -> str:
         width, letter = found[1], found[2]
-        if letter not in known:
-            return "*"  # such as %N, the first node
-        text = known[letter]
-        return _escape(text.zfill(int(width)) if width and letter in "jA" else text)
+        text = known.get(letter, unknown)
+        return text.zfill(int(width)) if width and letter in "jA" else text
 
-    parts = re.split(r"(%\d*[A-Za-z%])", pattern)
-    text = "".join(
-        re.sub(r"%(\d*)([A-Za-z%])", expand, part) if index % 2 else _escape(part)
-        for index, part in enumerate(parts)
-    )
-    found = sorted(Path("/").glob(text.lstrip("/")))
-    return found[-1] if found else None
-
-
-def _escape(text: str) -> str:
-    return re.sub(r"([*?[])", r"[\1]", text)
+    return re.sub(r"%(\d*)([A-Za-z%])", expand, pattern)
 
 
 class Tail:

@@ -44,6 +44,11 @@ class Plan:
     environment: Environment
     work_dir: Path
 
+    @property
+    def job_name(self) -> str:
+        """The job's name."""
+        return str(self.config.job_name or self.project.name or "mlflow")
+
     def write_script(self, run_id: str, experiment_id: str, downloads: str | None = None) -> str:
         """The script of a run.
 
@@ -68,7 +73,7 @@ class Plan:
             run_id=run_id,
             experiment_id=experiment_id,
             tracking_uri=None if self.destination.secret else self.destination.uri,
-            name=self.project.name or "mlflow",
+            name=self.job_name,
             folder=str(folder),
             topology=self.topology,
             command=entry_point.compute_command(placed, downloads),

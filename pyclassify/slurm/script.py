@@ -112,7 +112,7 @@ class Facts:
         experiment_id: Its experiment's.
         tracking_uri: Where the run is kept, as the nodes see it; nothing where it has a password,
             and so comes with the environment.
-        name: The job's name where the configuration has none.
+        name: The job's name.
         folder: The run's folder, as the nodes see it.
         topology: Nodes, processes and GPUs.
         command: The entry point's command, for bash.
@@ -153,7 +153,7 @@ def _directives(config: Config, facts: Facts) -> Iterator[str]:
     for name, key in KEYS.items():
         value, option = getattr(config, name), key.metadata["option"]
         if name == "job_name":
-            yield _directive(option, value or facts.name)
+            yield _directive(option, facts.name)
         elif name == "nodes":
             yield _directive("--nodes", nodes)
             yield _directive("--ntasks-per-node", tasks)

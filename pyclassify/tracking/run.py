@@ -14,9 +14,10 @@ from pyclassify.tracking import insist
 # What MLflow calls a run that nobody named: "adjective-noun-number".
 _RANDOM_NAME = re.compile(r"[a-z]+-[a-z]+-\d+")
 
-# Set in a job of the SLURM backend: a stop may be its time limit, which SLURM alone knows, and
-# whose word the job gives the run at its end (pyclassify.slurm.script).
-_STOPS_ARE_SLURMS = "PYCLASSIFY_STATUS_BY_SLURM"
+# Set in a job of the SLURM backend (pyclassify.slurm.script): a stop may be its time limit or its
+# cancelling, which SLURM knows, and the job's script gives the run its status by that.
+_BY_SLURM = "PYCLASSIFY_STATUS_BY_SLURM"
+_LEFT = "left as it is"
 
 _lock = threading.Lock()
 _given: str | None = None  # the run that `mlflow run` made
@@ -98,11 +99,10 @@ def mark(status: str) -> None:
             _before_end.pop()()
         import mlflow
 
-        client = mlflow.MlflowClient()
-        if status == "KILLED" and _given is not None and _STOPS_ARE_SLURMS in os.environ:
-            _marked = client.get_run(run_id).info.status
+        if status == "KILLED" and _given is not None and _BY_SLURM in os.environ:
+            _marked = _LEFT
             return
-        client.set_terminated(run_id, status)
+        mlflow.MlflowClient().set_terminated(run_id, status)
         _marked = status
         if status == "KILLED" and _given is not None:
             insist.start(run_id, status)
@@ -117,11 +117,13 @@ def end(status: str) -> None:
     Args:
         status: FINISHED, FAILED or KILLED.
     """
-    global _given, _open
+    global _given, _open, _marked
     mark(status)
     if _open is not None:
         import mlflow
 
+        if _marked == _LEFT:  # MLflow takes none for FINISHED
+            _marked = mlflow.MlflowClient().get_run(_open).info.status
         mlflow.end_run(_marked or status)
     _given = _open = None
     os.environ.pop("MLFLOW_RUN_ID", None)
