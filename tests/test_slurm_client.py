@@ -94,7 +94,7 @@ def test_submission_whose_answer_was_lost_is_not_made_twice(put, tmp_path):
 def test_refusal_is_in_sbatchs_own_words(put):
     lines = ["invalid partition specified: x", "Batch job submission failed: Invalid partition"]
     put("sbatch", say(stderr="".join(f"sbatch: error: {line}\n" for line in lines), code=1))
-    with pytest.raises(SlurmError, match="^invalid partition specified: x; Batch job submission"):
+    with pytest.raises(SlurmError, match=r"^invalid partition specified: x; Batch job submission"):
         client.submit("job.sh", {}, [])
 
 
