@@ -25,7 +25,7 @@ SlurmctldPort={slurmctld}
 SlurmUser=root
 AuthType=auth/munge
 # slurmdbd's connections take AccountingStoragePass for the socket
-AuthInfo=socket={folder}/munge.socket
+AuthInfo=socket={folder}/munge.socket,cred_expire=20
 CredType=cred/munge
 StateSaveLocation={folder}/state
 SlurmdSpoolDir={folder}/%n
@@ -50,8 +50,7 @@ JobAcctGatherType=jobacct_gather/linux
 JobAcctGatherFrequency=task=1
 JobAcctGatherParams={limit}
 
-# A job's end and what it leaves take seconds, in place of minutes.
-KillWait=2
+# A job's end and its next start take seconds, in place of minutes; so does cred_expire.
 MessageTimeout=5
 MinJobAge=5
 SchedulerParameters=sched_interval=1,bf_interval=1

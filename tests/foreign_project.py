@@ -1,0 +1,25 @@
+"""An MLflow Project of someone else, that knows neither pyclassify nor torch."""
+
+MLPROJECT = """\
+name: foreign
+entry_points:
+  main:
+    command: "echo it is done"
+  fail:
+    command: "echo no such file >&2; exit 1"
+  eat:
+    command: "python -c 'bytearray(2_000_000_000)'"
+  sleep:
+    command: "sleep 300"
+  until:
+    parameters:
+      path: string
+      code: {type: int, default: 0}
+    command: "touch {path}.waits; until [ -e {path} ]; do sleep 0.1; done; exit {code}"
+"""
+
+
+def write(folder):
+    folder.mkdir()
+    (folder / "MLproject").write_text(MLPROJECT)
+    return folder
