@@ -1,52 +1,23 @@
-"""The only door to SLURM's programs: sbatch, squeue, sacct, scancel.
-
-Argument lists, never a shell; output without headers and with separators; patience with a
-controller that is busy.
-"""
+"""The only door to SLURM: its programs sbatch, squeue, sacct and scancel, and what they say."""
 
 import getpass
-import os
 import re
-import subprocess
-import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from pyclassify.slurm.programs import (
+    SlurmError,
+    SlurmSilent,
+    environment_of_job,
+    environment_of_query,
+    in_words,
+    run_patiently,
+    run_program,
+)
 from pyclassify.slurm.states import STATES, State
 
-TIMEOUT = 60.0  # seconds for one call; SLURM's own programs give up after some ten
-PAUSES = (1.0, 2.0, 4.0)  # seconds before each next try
-
-# What a controller or database says that is busy or away, not what it says of the job.
-_BUSY = re.compile(
-    r"Socket timed out|Unable to contact slurm controller|Zero Bytes were transmitted"
-    r"|Connection (refused|reset|timed out)|Transport endpoint|temporarily un"
-    r"|Problem talking to the database|SlurmDBD",
-    re.IGNORECASE,
-)
 _GONE = re.compile(r"Invalid job id", re.IGNORECASE)
-
-# Variables that change what the programs print or ask, and those of a job that this may run in.
-_FORMATS = ("SACCT_", "SQUEUE_", "SCANCEL_", "SLURM_TIME_FORMAT", "SLURM_JSON", "SLURM_YAML")
-_OF_A_JOB = ("SLURM_", "SLURMD_", "SRUN_", "SBATCH_", "PMI_", "PMIX_", "CUDA_VISIBLE_DEVICES")
-_OF_A_LAUNCHER = (
-    *("RANK", "LOCAL_RANK", "NODE_RANK", "GROUP_RANK", "WORLD_SIZE"),
-    *("MASTER_ADDR", "MASTER_PORT", "MLFLOW_RUN_ID"),
-)
-_KEPT = ("SLURM_CONF", "SLURM_CLUSTERS", "SLURM_JWT")
-# A site's or a person's own defaults, for what the configuration leaves open.
-_DEFAULTS = {f"SBATCH_{name.upper()}": name for name in ("account", "partition", "qos")}
-_DEFAULTS |= {"SBATCH_RESERVATION": "reservation", "SBATCH_CONSTRAINT": "constraint"}
-
-
-class SlurmError(OSError):
-    """SLURM refuses something; its own words."""
-
-
-class SlurmSilent(SlurmError):
-    """SLURM does not answer, so that nothing is known."""
 
 
 class JobUnknown(SlurmError):
@@ -94,9 +65,9 @@ def submit(script: Path, variables: Mapping[str, str], given: Sequence[str]) -> 
     Raises:
         SlurmError: SLURM refuses it, or does not answer; its own words.
     """
-    said = _patiently(
+    said = run_patiently(
         ("sbatch", "--parsable", str(script)),
-        environment={**_environment_of_job(given), **variables},
+        environment={**environment_of_job(given), **variables},
         look=lambda: _find_by_folder(script.parent),
     )
     return said.stdout.strip().splitlines()[-1]
@@ -112,8 +83,8 @@ def try_out(script: Path, given: Sequence[str]) -> str:
         SlurmError: It would be refused; SLURM's own words.
     """
     words = ("sbatch", "--test-only", str(script))
-    said = _patiently(words, environment=_environment_of_job(given))
-    return _in_words(said.stderr)
+    said = run_patiently(words, environment=environment_of_job(given))
+    return in_words(said.stderr)
 
 
 def find(job_id: str) -> Job:
@@ -154,7 +125,7 @@ def ask_queue(job_id: str) -> Job:
     """What the controller says of a job: while it waits and runs, and some minutes after."""
     words = ("squeue", "-h", "-t", "all", *_target(job_id), "-o", "%i|%T|%r|%N|%M")
     try:
-        said = _patiently(words)
+        said = run_patiently(words)
     except SlurmError as error:
         if _GONE.search(str(error)):
             raise JobUnknown(f"squeue has no job {job_id}") from None
@@ -169,7 +140,7 @@ def ask_accounting(job_id: str) -> Job:
     columns = "JobID,State,ExitCode,NodeList,Elapsed"
     words = ("sacct", "-X", "-n", "-P", *_target(job_id), "-o", columns)
     try:
-        said = _patiently(words)
+        said = run_patiently(words)
     except SlurmSilent:
         raise
     except SlurmError as error:
@@ -188,13 +159,13 @@ def cancel(job_id: str) -> None:
     number, _, cluster = job_id.partition(";")
     words = ["scancel", *([f"--clusters={cluster}"] if cluster else []), number]
     try:
-        said = _patiently(words)
+        said = run_patiently(words)
     except SlurmError as error:
         if _GONE.search(str(error)):
             return
         raise
     if "denied" in said.stderr:  # scancel's exit code is 0 all the same
-        raise SlurmError(_in_words(said.stderr))
+        raise SlurmError(in_words(said.stderr))
 
 
 def _job(
@@ -221,79 +192,8 @@ def _target(job_id: str) -> list[str]:
 
 
 def _find_by_folder(folder: Path) -> str:
-    said = _run(("squeue", "-h", "-u", getpass.getuser(), "-o", "%i|%Z"), _environment())
+    said = run_program(
+        ("squeue", "-h", "-u", getpass.getuser(), "-o", "%i|%Z"), environment_of_query()
+    )
     rows = [line.strip().split("|", 1) for line in said.stdout.splitlines() if "|" in line]
     return next((row[0] for row in rows if row[1] == str(folder)), "")
-
-
-def _patiently(
-    words: Sequence[str],
-    environment: Mapping[str, str] | None = None,
-    look: Callable[[], str] | None = None,
-) -> subprocess.CompletedProcess[str]:
-    """Run a program, again where SLURM is busy.
-
-    Args:
-        words: Its command line.
-        environment: Its environment.
-        look: Finds out what the lost answer was; nothing where there was none.
-    """
-    for pause in PAUSES:
-        try:
-            return _run(words, environment or _environment())
-        except SlurmSilent as silence:
-            time.sleep(pause)
-            if look and "timed out" in str(silence):
-                with suppress(SlurmError):
-                    if answer := look():
-                        return subprocess.CompletedProcess(words, 0, answer, "")
-    return _run(words, environment or _environment())
-
-
-def _run(words: Sequence[str], environment: Mapping[str, str]) -> subprocess.CompletedProcess[str]:
-    try:
-        said = subprocess.run(
-            words,
-            env=environment,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            errors="replace",
-            timeout=TIMEOUT,
-        )
-    except FileNotFoundError:
-        raise SlurmError(
-            f"there is no {words[0]} on PATH; this is for the login node of a SLURM cluster"
-        ) from None
-    except subprocess.TimeoutExpired:
-        raise SlurmSilent(f"{words[0]} timed out after {TIMEOUT:.0f} s") from None
-    if said.returncode == 0:
-        return said
-    text = _in_words(said.stderr) or f"{words[0]} failed with exit code {said.returncode}"
-    raise SlurmSilent(text) if _BUSY.search(text) else SlurmError(text)
-
-
-def _in_words(text: str) -> str:
-    """One line of what a program says, without its name before each."""
-    lines = (re.sub(r"^s\w+: (?:error: )?", "", line.strip()) for line in text.splitlines())
-    return "; ".join(line for line in lines if line)
-
-
-def _environment(without: Sequence[str] = ()) -> dict[str, str]:
-    left_out = (*_FORMATS, *without)
-    kept = {k: v for k, v in os.environ.items() if not k.startswith(left_out)}
-    return {**kept, "LC_ALL": "C"}
-
-
-def _environment_of_job(given: Sequence[str]) -> dict[str, str]:
-    """This process's environment without what would change the job.
-
-    Options of sbatch in the environment win over those in the script, a job that this runs in
-    has variables that the new one has too, and so has a launcher.
-    """
-    kept = {k: v for k, v in os.environ.items() if not k.startswith((*_OF_A_JOB, *_FORMATS))}
-    kept |= {name: os.environ[name] for name in _KEPT if name in os.environ}
-    for name, key in _DEFAULTS.items():
-        if name in os.environ and key not in given:
-            kept[name] = os.environ[name]
-    return {name: text for name, text in kept.items() if name not in _OF_A_LAUNCHER}

@@ -1,5 +1,6 @@
 """What is to be submitted, decided before anything is made: shared by run, render and check."""
 
+import os
 import shutil
 import subprocess
 from collections.abc import Mapping
@@ -137,11 +138,15 @@ def make(
 
 def choose_work_dir(config: Config) -> Path:
     """The folder for the folders of runs: the configuration's, or beside that of the submission."""
-    import os
-
     if config.work_dir is None:
         return Path.cwd().with_name(f"{Path.cwd().name}-slurm")
-    return Path(os.path.expandvars(config.work_dir)).expanduser().absolute()
+    path = os.path.expandvars(config.work_dir)
+    if "$" in path:
+        raise ValueError(
+            f"work_dir is {config.work_dir!r} in the backend config, and not every variable in it "
+            "is set here; export it, or give a folder that compute nodes see"
+        )
+    return Path(path).expanduser().absolute()
 
 
 def check_bash(text: str) -> None:

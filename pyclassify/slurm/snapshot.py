@@ -13,6 +13,7 @@ Each run has a folder in the work folder, as compute nodes see it:
 import json
 import os
 import shutil
+import tempfile
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -84,10 +85,33 @@ def take(project: Path, folder: Path) -> dict[str, str]:
             commit = git(project, "rev-parse", "--verify", "HEAD^{commit}").decode().strip()
     if commit and (changes := diff(project, left_out)):
         (folder / "changes.diff").write_bytes(changes)
+    if commit and find_root(project) == project.resolve():
+        _check_out(project, target, commit)
     facts = {"project": str(project), "commit": commit, "left_out": left_out}
     (folder / "snapshot.json").write_text(json.dumps(facts, indent=2) + "\n")
     _copy_reporter(folder / "reporter")
     return left_out
+
+
+def _check_out(project: Path, target: Path, commit: str) -> None:
+    """Make the copy a checkout of the commit, so that what runs there finds its commit and diff.
+
+    git's objects are those of the repository, unless that is one of MLflow's temporary clones,
+    which the nodes don't see.
+    """
+    git(target, "init", "--quiet")
+    objects, shallow = (
+        project / os.fsdecode(git(project, "rev-parse", "--git-path", name).strip())
+        for name in ("objects", "shallow")
+    )
+    if project.resolve().is_relative_to(Path(tempfile.gettempdir()).resolve()):
+        shutil.copytree(objects, target / ".git/objects", dirs_exist_ok=True)
+    else:
+        (target / ".git/objects/info/alternates").write_text(f"{objects.resolve()}\n")
+    if shallow.is_file():
+        shutil.copyfile(shallow, target / ".git/shallow")
+    (target / ".git/HEAD").write_text(f"{commit}\n")
+    git(target, "read-tree", "HEAD")
 
 
 def _copy_reporter(target: Path) -> None:

@@ -8,8 +8,9 @@ from typing import Any
 from mlflow.projects.submitted_run import SubmittedRun
 
 from pyclassify.slurm import client, reconcile
-from pyclassify.slurm.client import Job, SlurmError, SlurmSilent
+from pyclassify.slurm.client import Job
 from pyclassify.slurm.logs import tail_of
+from pyclassify.slurm.programs import SlurmError, SlurmSilent
 
 _POLL = 2.0  # seconds; each is a call of squeue
 _POLL_MOST = 15.0

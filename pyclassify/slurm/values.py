@@ -1,6 +1,7 @@
 """The kinds of values that the backend's configuration takes."""
 
 import re
+import signal
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -10,7 +11,8 @@ from pyclassify.tracking.masking import mask
 # Of sbatch(1), --time.
 _TIMES = re.compile(r"\d+(:[0-5]?\d){0,2}|\d+-\d{1,2}(:[0-5]?\d){0,2}")
 _MEMORY = re.compile(r"\d+[KMGT]?", re.IGNORECASE)
-_SIGNAL = re.compile(r"([RB]{1,2}:)?[A-Z0-9]+(@\d+)?", re.IGNORECASE)
+_SIGNALS = "|".join(each.name.removeprefix("SIG") for each in signal.Signals)
+_SIGNAL = re.compile(rf"([RB]{{1,2}}:)?(\d+|(SIG)?({_SIGNALS}))(@\d+)?")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
