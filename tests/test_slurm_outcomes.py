@@ -46,20 +46,22 @@ def outcomes(cluster, empty_store, tmp_path_factory):
 
 
 def at_once(cluster, submissions):
-    submissions.start("time limit", "scancel by someone else")
+    submissions.start("time limit")
+    submissions.wait_until_started("time limit")
+    limited = submissions.job("time limit")  # at which the controller looks every half minute
+    cluster.run("scontrol", "update", f"jobid={limited}", "endtime=now")
     submissions.start("node down", nodelist="n2")
     submissions.start("node down, requeued", nodelist="n2", requeue=True)
     submissions.start(WAITING)
     submissions.start(FAILING, code=3)
+    submissions.start("scancel by someone else")
     submissions.submit("success")
     submissions.submit("exit 1", "fail")
     submissions.submit("out of memory", "eat")
     submissions.submit("cancelled while pending", sbatch_args=["--begin=now+1hour"])
     cluster.run("scancel", submissions.job("cancelled while pending"))
 
-    submissions.wait_until_started("time limit", "scancel by someone else")
-    limited = submissions.job("time limit")
-    cluster.run("scontrol", "update", f"jobid={limited}", "endtime=now")
+    submissions.wait_until_started("scancel by someone else")
     cluster.run("scancel", submissions.job("scancel by someone else"))
     submissions.wait_until_started("node down", "node down, requeued")
     with cluster.crashed("n2"):
@@ -92,7 +94,6 @@ def with_the_controller_down(cluster, submissions):
     submissions.release(WAITING)
     waiter.join(60)
     assert not waiter.is_alive()
-    submissions.wait_until_ended(WAITING, FAILING)
     return {
         "controller down at submission": at_submission,
         **{name: submissions.outcome(name) for name in (WAITING, FAILING)},
