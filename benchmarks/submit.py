@@ -60,7 +60,8 @@ def measure(folder, count):
     (project / "MLproject").write_text(NOTHING)
     script = folder / "nothing.sh"
     script.write_text("#!/bin/sh\ntrue\n")
-    os.chdir(folder)
+    (folder / "submitted").mkdir()
+    os.chdir(folder / "submitted")  # beside which are the folders of the runs
     mlflow.set_tracking_uri(f"sqlite:///{folder}/mlflow.db")
     first = seconds(submit, project)  # with MLflow's imports and the tables of its database
     bare(script)
