@@ -8,7 +8,7 @@ import pytest
 from slurm_runs import log, note, submit, wait_for_status, write_project
 
 # Of the shipped configurations, what the tests' cluster does not have.
-LACKING = ("partition", "qos", "constraint", "modules", "environment", "work_dir")
+LACKING = ("partition", "qos", "constraint", "time", "modules", "environment", "work_dir")
 
 TELL = """
     import json, os, sys

@@ -42,7 +42,7 @@ def resolve(uri: str) -> Destination:
     parts = urlsplit(uri)
     if parts.scheme.startswith("sqlite"):
         return _sqlite(uri, parts.scheme)
-    if parts.scheme in ("", "file"):
+    if not uri.startswith("databricks") and parts.scheme in ("", "file"):
         return Destination(f"file://{Path(parts.path or '.').absolute()}")
     if parts.hostname and _is_here(parts.hostname):
         port = f":{parts.port}" if parts.port else ""

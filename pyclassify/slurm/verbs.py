@@ -13,6 +13,7 @@ from typing import Any, NoReturn
 from pyclassify.slurm import clearing, client, config, plan
 from pyclassify.slurm.logs import tail_of
 from pyclassify.slurm.plan import Plan
+from pyclassify.slurm.reconcile import of_job
 
 _POLL = 1.0  # seconds between looks at a log
 
@@ -93,7 +94,9 @@ def _plan(args: list[str]) -> Plan:
         asked = run.make_context("pyclassify slurm", args).params
         given = dict(each.split("=", 1) for each in asked["param_list"])
     except click.UsageError as error:
-        raise ValueError(f"{error.format_message()}; {_LIKE_MLFLOW} are taken") from None
+        raise ValueError(
+            f"{error.format_message().rstrip('.')}; {_LIKE_MLFLOW} are taken"
+        ) from None
     except ValueError:
         raise ValueError(f"-P takes NAME=VALUE, not {' '.join(asked['param_list'])}") from None
     backend_config = _read_config(asked["backend_config"])
@@ -141,7 +144,8 @@ def status(asked: argparse.Namespace) -> int:
     run = of_run(asked.run)
     job = client.find(run.job_id)
     now = run.reconcile(job)
-    facts = [job.state, job.reason, job.elapsed, job.nodes and f"on {job.nodes}"]
+    why = of_job(job).words or job.reason
+    facts = [job.state, why, job.elapsed, job.nodes and f"on {job.nodes}"]
     sys.stdout.write(f"run {asked.run}: {now}\n")
     sys.stdout.write(f"job {run.job_id}: {', '.join(each for each in facts if each)}\n")
     for path in tail_of(run.tags).files():
