@@ -119,6 +119,8 @@ def _failing(mlflow_client: Any, run_id: str) -> Iterator[None]:
 
 def _prepare(made: Plan, mlflow_client: Any, run: Any, folder: Path) -> Path:
     """Make the run's folder, and say in the run what is submitted; returns the script's path."""
+    from mlflow.entities import RunTag
+
     run_id = run.info.run_id
     try:
         folder.mkdir(parents=True, mode=0o700)
@@ -137,8 +139,8 @@ def _prepare(made: Plan, mlflow_client: Any, run: Any, folder: Path) -> Path:
     (folder / "backend_config.json").write_text(json.dumps(given, indent=2) + "\n")
     for name in ("job.sh", "backend_config.json"):
         mlflow_client.log_artifact(run_id, str(folder / name), reconcile.FOLDER)
-    for name, value in _tags(made, folder).items():
-        mlflow_client.set_tag(run_id, name, value)
+    tags = [RunTag(name, value) for name, value in _tags(made, folder).items()]
+    mlflow_client.log_batch(run_id, tags=tags)  # at once, as each write is a sync of the disk
     return script
 
 
