@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 
 import mlflow
 import pytest
@@ -67,6 +68,8 @@ def test_mistake_is_told_before_there_is_a_run(slurm, tmp_path):
         submit(project, {"ntasks_per_node": 2})
     with pytest.raises(ExecutionException, match="setup in the backend config is no bash"):
         submit(project, {"setup": ["if true"]})
+    with pytest.raises(ExecutionException, match=r"line \d+ of the script would have a credential"):
+        submit(project, parameters={"database": "postgresql://me:pass@host/db"})
 
     experiment = mlflow.get_experiment_by_name("tested").experiment_id
     assert mlflow.MlflowClient().search_runs([experiment]) == []
@@ -142,3 +145,21 @@ print(time.perf_counter() - start)
 """
     taken = subprocess.check_output([sys.executable, "-c", code], text=True)
     assert float(taken) < 0.3
+
+
+def test_warning_for_the_script_alone_reaches_the_training(slurm, tmp_path):
+    code = """
+        import signal, sys, time
+        signal.signal(signal.SIGUSR1, lambda *_: sys.exit(print("warned")))
+        print("ready", flush=True)
+        time.sleep(300)
+    """
+    project = write_project(tmp_path / "submitted", code)
+    submitted = submit(project, {"signal": "B:USR1@60", "time": 10})
+    while "ready" not in log(submitted):
+        time.sleep(0.2)
+
+    slurm.run("scancel", "--signal=USR1", "--batch", submitted.job_id)
+
+    assert wait_for_status(submitted).info.status == "FINISHED"
+    assert "warned" in log(submitted)

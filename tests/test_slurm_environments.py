@@ -65,3 +65,19 @@ def test_manager_builds_on_the_login_node(slurm, tmp_path, monkeypatch):
     assert "never" not in log(submitted)
     assert submitted.get_status() == "FAILED"
     assert "MLflow can't be told that the run starts" in note(newest())
+
+
+def test_image_runs_the_command_and_reports(slurm, tmp_path, monkeypatch):
+    project = write_project(tmp_path / "submitted", TELL)
+    # In Apptainer's place: it runs here what is behind the image.
+    apptainer = tmp_path / "bin" / "apptainer"
+    apptainer.parent.mkdir()
+    apptainer.write_text('#!/bin/bash\necho "in $5 by ${*:1:2}"\nexec "${@:6}"\n')
+    apptainer.chmod(0o755)
+    beside = (apptainer.parent, Path(sys.executable).parent, os.environ["PATH"])
+    monkeypatch.setenv("PATH", os.pathsep.join(map(str, beside)))
+
+    submitted = submit(project, {"container": "an image.sif"}, synchronous=True)
+
+    assert newest().info.status == "FINISHED"
+    assert log(submitted).count("in an image.sif by exec --nv\n") == 3  # start, training, end

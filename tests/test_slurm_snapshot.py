@@ -18,7 +18,8 @@ from pyclassify.slurm.parameters import place
 def take(project, tmp_path):
     folder = tmp_path / "work" / "run"
     folder.mkdir(parents=True)
-    left_out = snapshot.take(project, folder)
+    names, left_out = snapshot.list_files(project, without=folder.parent)
+    snapshot.take(project, folder, names, left_out)
     files = {
         str(path.relative_to(folder / "project"))
         for path in (folder / "project").rglob("*")

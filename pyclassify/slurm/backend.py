@@ -51,15 +51,15 @@ class SlurmBackend(AbstractBackend):
                 job, or it was waited for and failed.
         """
         from mlflow.exceptions import ExecutionException
+        from mlflow.utils.process import ShellCommandException
 
         waits = bool(backend_config.get("wait") or backend_config.get("SYNCHRONOUS"))
         try:
             made = plan.make(project_uri, entry_point, params, version, backend_config)
-            if made.config.setup:
-                plan.check_bash(made.write_script("RUN_ID", experiment_id))
+            plan.check_script(made.write_script("RUN_ID", experiment_id))
             made.environment.build()
             submitted = submit(made, project_uri, version, experiment_id, waits)
-        except (ValueError, OSError) as error:
+        except (ValueError, OSError, ShellCommandException) as error:
             raise ExecutionException(str(error)) from error
         if waits:
             _wait(submitted)
@@ -127,7 +127,9 @@ def _prepare(made: Plan, mlflow_client: Any, run: Any, folder: Path) -> Path:
             f"{made.work_dir} can't be written ({error.strerror}); give a folder that compute "
             'nodes see as "work_dir" in the backend config'
         ) from error
-    for name, why in snapshot.take(made.folder, folder).items():
+    names, left_out = made.files
+    snapshot.take(made.folder, folder, names, left_out)
+    for name, why in left_out.items():
         _logger.warning("%s %s, and is not in the snapshot", name, why)
     downloads = folder / "downloads"
     downloads.mkdir()
@@ -137,8 +139,7 @@ def _prepare(made: Plan, mlflow_client: Any, run: Any, folder: Path) -> Path:
     (folder / "backend_config.json").write_text(json.dumps(given, indent=2) + "\n")
     for name in ("job.sh", "backend_config.json"):
         mlflow_client.log_artifact(run_id, str(folder / name), reconcile.FOLDER)
-    for name, value in _tags(made, folder).items():
-        mlflow_client.set_tag(run_id, name, value)
+    reconcile.tag(mlflow_client, run_id, _tags(made, folder))
     return script
 
 

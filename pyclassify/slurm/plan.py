@@ -5,6 +5,7 @@ import shutil
 import subprocess
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from pyclassify.slurm.destination import Destination
 from pyclassify.slurm.environment import Environment
 from pyclassify.slurm.parameters import place
 from pyclassify.slurm.topology import Topology
+from pyclassify.tracking.masking import holds_credentials
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,11 @@ class Plan:
         """The job's name."""
         return str(self.config.job_name or self.project.name or "mlflow")
 
+    @cached_property
+    def files(self) -> tuple[list[str], dict[str, str]]:
+        """The files of the snapshot, and those left out of it with the reason."""
+        return snapshot.list_files(self.folder, without=self.work_dir)
+
     def write_script(self, run_id: str, experiment_id: str, downloads: str | None = None) -> str:
         """The script of a run.
 
@@ -61,7 +68,7 @@ class Plan:
         """
         entry_point = self.project.get_entry_point(self.entry_point)
         folder = self.work_dir / run_id
-        names = snapshot.list_files(self.folder, without=self.work_dir)[0]
+        names, _ = self.files
         kept = {str(each) for name in names for each in (Path(name), *Path(name).parents)}
         placed = place(
             self.given,
@@ -149,12 +156,19 @@ def choose_work_dir(config: Config) -> Path:
     return Path(path).expanduser().absolute()
 
 
-def check_bash(text: str) -> None:
-    """Have bash read a script without running it.
+def check_script(text: str) -> None:
+    """Look for credentials in a script, and have bash read it without running it.
 
     Raises:
-        ValueError: It is none, which can only be for the lines of "setup".
+        ValueError: There are some, or it is no script, which can only be for the lines of "setup".
     """
+    for number, line in enumerate(text.splitlines(), 1):
+        if holds_credentials("job.sh", line.encode()):
+            raise ValueError(
+                f"line {number} of the script would have a credential in it, and the script is "
+                "kept with the run (`pyclassify slurm render` shows it); have the job read it from "
+                'a variable, which "exports" takes with null'
+            )
     bash = shutil.which("bash") or "/bin/bash"
     said = subprocess.run([bash, "-n"], input=text, capture_output=True, text=True)
     if said.returncode:

@@ -1,6 +1,7 @@
 """A run's final status, from what SLURM says of its job."""
 
 import pwd
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -91,6 +92,13 @@ def settle(client: Any, run_id: str, ending: Ending, job_id: str, logs: list[Pat
         if log.is_file():
             client.log_artifact(run_id, str(log), FOLDER)
     return str(status)
+
+
+def tag(client: Any, run_id: str, tags: Mapping[str, str]) -> None:
+    """Set tags of a run, all at once."""
+    from mlflow.entities import RunTag
+
+    client.log_batch(run_id, tags=[RunTag(name, value) for name, value in tags.items()])
 
 
 def describe(client: Any, run: Any, words: str, *more: str) -> None:

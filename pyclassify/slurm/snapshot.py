@@ -14,7 +14,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -28,7 +28,11 @@ LIMIT = 50 * 2**20  # bytes of a file that is not tracked: a larger one is data
 _LEAVINGS = {"mlruns", "mlartifacts", "mlflow.db", "lightning_logs", "__pycache__", ".git"}
 
 PACKAGE = Path(__file__).parents[1]
-_REPORTER = ("__init__.py", "slurm", "tracking/__init__.py", "tracking/masking.py")
+_REPORTER = (
+    *("__init__.py", "tracking/__init__.py", "tracking/masking.py", "slurm/__init__.py"),
+    *("slurm/report.py", "slurm/reconcile.py", "slurm/states.py"),
+    *("slurm/client.py", "slurm/programs.py"),
+)
 
 
 def list_files(project: Path, without: Path | None = None) -> tuple[list[str], dict[str, str]]:
@@ -45,7 +49,7 @@ def list_files(project: Path, without: Path | None = None) -> tuple[list[str], d
         OSError: git fails.
     """
     left_out: dict[str, str] = {}
-    if _is_in_repository(project):
+    if _find_root(project) is not None:
         tracked = _list(project, "--cached")
         others = _list(project, "--others", "--exclude-standard")
     else:
@@ -61,36 +65,35 @@ def list_files(project: Path, without: Path | None = None) -> tuple[list[str], d
     return chosen, left_out
 
 
-def take(project: Path, folder: Path) -> dict[str, str]:
-    """Copy a project, and write down its commit and what differs from it.
+def take(project: Path, folder: Path, names: Sequence[str], left_out: dict[str, str]) -> None:
+    """Copy files of a project, and write down its commit and what differs from it.
 
     Args:
         project: Its folder.
         folder: The run's folder, which exists.
-
-    Returns:
-        The files left out, with the reason.
+        names: The files, as `list_files` gives them.
+        left_out: The files left out, with the reason; gets those whose changes are not noted.
 
     Raises:
         OSError: git fails, or the disk is full.
     """
-    names, left_out = list_files(project, without=folder.parent)
     target = folder / "project"
     target.mkdir()
     for name in names:
         _copy(project / name, target / name, project)
     commit = ""
-    if _is_in_repository(project):
+    root = _find_root(project)
+    if root is not None:
         with suppress(OSError):  # there is none yet
-            commit = git(project, "rev-parse", "--verify", "HEAD^{commit}").decode().strip()
-    if commit and (changes := diff(project, left_out)):
-        (folder / "changes.diff").write_bytes(changes)
-    if commit and find_root(project) == project.resolve():
-        _check_out(project, target, commit)
+            commit = git(root, "rev-parse", "--verify", "HEAD^{commit}").decode().strip()
+    if root is not None and commit:
+        if changes := diff(root, left_out):
+            (folder / "changes.diff").write_bytes(changes)
+        if root == project.resolve():
+            _check_out(project, target, commit)
     facts = {"project": str(project), "commit": commit, "left_out": left_out}
     (folder / "snapshot.json").write_text(json.dumps(facts, indent=2) + "\n")
     _copy_reporter(folder / "reporter")
-    return left_out
 
 
 def _check_out(project: Path, target: Path, commit: str) -> None:
@@ -100,10 +103,8 @@ def _check_out(project: Path, target: Path, commit: str) -> None:
     which the nodes don't see.
     """
     git(target, "init", "--quiet")
-    objects, shallow = (
-        project / os.fsdecode(git(project, "rev-parse", "--git-path", name).strip())
-        for name in ("objects", "shallow")
-    )
+    words = ("rev-parse", "--git-path", "objects", "--git-path", "shallow")
+    objects, shallow = (project / os.fsdecode(each) for each in git(project, *words).splitlines())
     if project.resolve().is_relative_to(Path(tempfile.gettempdir()).resolve()):
         shutil.copytree(objects, target / ".git/objects", dirs_exist_ok=True)
     else:
@@ -117,12 +118,9 @@ def _check_out(project: Path, target: Path, commit: str) -> None:
 def _copy_reporter(target: Path) -> None:
     """Copy what the job needs of this package, as its environment may not have it."""
     for name in _REPORTER:
-        source, copy = PACKAGE / name, target / "pyclassify" / name
+        copy = target / "pyclassify" / name
         copy.parent.mkdir(parents=True, exist_ok=True)
-        if source.is_dir():
-            shutil.copytree(source, copy, ignore=shutil.ignore_patterns("__pycache__"))
-        else:
-            shutil.copyfile(source, copy)
+        shutil.copyfile(PACKAGE / name, copy)
 
 
 def _copy(source: Path, target: Path, project: Path) -> None:
@@ -138,12 +136,12 @@ def _copy(source: Path, target: Path, project: Path) -> None:
         shutil.copy2(source, target)
 
 
-def _is_in_repository(project: Path) -> bool:
+def _find_root(project: Path) -> Path | None:
     try:
-        return find_root(project) is not None
+        return find_root(project)
     except OSError as error:
         if "not installed" in str(error):
-            return False
+            return None
         raise
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from pyclassify.slurm import clearing, client, config, plan
-from pyclassify.slurm.logs import tail_of
+from pyclassify.slurm.logs import kept_logs, tail_of
 from pyclassify.slurm.plan import Plan
 from pyclassify.slurm.reconcile import of_job
 
@@ -129,7 +129,7 @@ def render(made: Plan) -> int:
 def check(made: Plan) -> int:
     """Ask SLURM about the script."""
     text = made.write_script("RUN_ID", "EXPERIMENT_ID")
-    plan.check_bash(text)
+    plan.check_script(text)
     with tempfile.TemporaryDirectory() as folder:
         script = Path(folder) / "job.sh"
         script.write_text(text)
@@ -142,10 +142,12 @@ def status(asked: argparse.Namespace) -> int:
     from pyclassify.slurm.submitted import of_run
 
     run = of_run(asked.run)
-    job = client.find(run.job_id)
+    job = run.find()
     now = run.reconcile(job)
-    why = of_job(job).words or job.reason
-    facts = [job.state, why, job.elapsed, job.nodes and f"on {job.nodes}"]
+    facts = ["SLURM has forgotten it"]
+    if job is not None:
+        why = of_job(job).words or job.reason
+        facts = [job.state, why, job.elapsed, job.nodes and f"on {job.nodes}"]
     sys.stdout.write(f"run {asked.run}: {now}\n")
     sys.stdout.write(f"job {run.job_id}: {', '.join(each for each in facts if each)}\n")
     for path in tail_of(run.tags).files():
@@ -160,17 +162,17 @@ def logs(asked: argparse.Namespace) -> int:
     run = of_run(asked.run)
     tail = tail_of(run.tags)
     if not asked.follow and not tail.files():
-        raise OSError(
-            f"the run {asked.run} has no log in {run.tags['slurm_folder']}: its job has not "
-            f"started, or the folder was cleared, and the logs are among the run's artifacts"
-        )
-    goes_on = asked.follow
+        kept = [*kept_logs(asked.run)]
+        if not kept:
+            raise OSError(f"the run {asked.run} has no log: its job has not started")
+        sys.stdout.write("".join(kept))
+        return 0
     while True:
-        ended = not goes_on or client.find(run.job_id).meaning.ended
+        job = run.find() if asked.follow else None
         for text in tail.new():
             sys.stdout.write(text)
         sys.stdout.flush()
-        if ended:
+        if job is None or job.meaning.ended:
             return 0
         time.sleep(_POLL)
 
