@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from pyclassify.slurm import config
+from pyclassify.slurm import config, keys
 
 SHIPPED = sorted(Path("slurm").glob("*.json"))
 
@@ -105,4 +105,4 @@ def test_container_and_environment_are_one_too_many():
 
 
 def test_documentation_has_the_table_of_the_keys():
-    assert "\n".join(config.table()) in Path("docs/slurm.md").read_text()
+    assert "\n".join(keys.table()) in Path("docs/slurm.md").read_text()

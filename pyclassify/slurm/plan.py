@@ -1,8 +1,6 @@
 """What is to be submitted, decided before anything is made: shared by run, render and check."""
 
 import os
-import shutil
-import subprocess
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -10,13 +8,12 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from pyclassify.slurm import config, destination, environment, script, snapshot, topology
-from pyclassify.slurm.config import Config
+from pyclassify.slurm import config, destination, environment, listing, script, topology
 from pyclassify.slurm.destination import Destination
 from pyclassify.slurm.environment import Environment
+from pyclassify.slurm.keys import Config
 from pyclassify.slurm.parameters import place
 from pyclassify.slurm.topology import Topology
-from pyclassify.tracking.masking import holds_credentials
 
 
 @dataclass(frozen=True)
@@ -55,7 +52,7 @@ class Plan:
     @cached_property
     def files(self) -> tuple[list[str], dict[str, str]]:
         """The files of the snapshot, and those left out of it with the reason."""
-        return snapshot.list_files(self.folder, without=self.work_dir)
+        return listing.list_files(self.folder, without=self.work_dir)
 
     def write_script(self, run_id: str, experiment_id: str, downloads: str | None = None) -> str:
         """The script of a run.
@@ -154,23 +151,3 @@ def choose_work_dir(config: Config) -> Path:
             "is set here; export it, or give a folder that compute nodes see"
         )
     return Path(path).expanduser().absolute()
-
-
-def check_script(text: str) -> None:
-    """Look for credentials in a script, and have bash read it without running it.
-
-    Raises:
-        ValueError: There are some, or it is no script, which can only be for the lines of "setup".
-    """
-    for number, line in enumerate(text.splitlines(), 1):
-        if holds_credentials("job.sh", line.encode()):
-            raise ValueError(
-                f"line {number} of the script would have a credential in it, and the script is "
-                "kept with the run (`pyclassify slurm render` shows it); have the job read it from "
-                'a variable, which "exports" takes with null'
-            )
-    bash = shutil.which("bash") or "/bin/bash"
-    said = subprocess.run([bash, "-n"], input=text, capture_output=True, text=True)
-    if said.returncode:
-        first = said.stderr.strip().splitlines()[0].partition(": ")[2]
-        raise ValueError(f"setup in the backend config is no bash ({first}); try it by `bash -n`")

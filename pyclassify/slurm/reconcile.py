@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pyclassify.slurm.client import Job
+from pyclassify.slurm.answers import Job
 from pyclassify.slurm.states import STATES
 from pyclassify.tracking.masking import mask
 

@@ -14,55 +14,20 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
+from pyclassify.slurm.listing import find_repository, list_files
 from pyclassify.tracking.changes import diff
-from pyclassify.tracking.git import find_root, git
-from pyclassify.tracking.masking import holds_credentials
-
-LIMIT = 50 * 2**20  # bytes of a file that is not tracked: a larger one is data
-
-# What runs leave behind, and what is made anew.
-_LEAVINGS = {"mlruns", "mlartifacts", "mlflow.db", "lightning_logs", "__pycache__", ".git"}
+from pyclassify.tracking.git import git
 
 PACKAGE = Path(__file__).parents[1]
 _REPORTER = (
     *("__init__.py", "tracking/__init__.py", "tracking/masking.py", "slurm/__init__.py"),
     *("slurm/report.py", "slurm/reconcile.py", "slurm/states.py"),
-    *("slurm/client.py", "slurm/programs.py"),
+    *("slurm/answers.py", "slurm/programs.py"),
 )
-
-
-def list_files(project: Path, without: Path | None = None) -> tuple[list[str], dict[str, str]]:
-    """List the files of a project that are to be copied.
-
-    Args:
-        project: Its folder.
-        without: A folder of which nothing is copied: that of the snapshots.
-
-    Returns:
-        Their names, relative to it, and the names of files left out, with the reason.
-
-    Raises:
-        OSError: git fails.
-    """
-    left_out: dict[str, str] = {}
-    if _find_root(project) is not None:
-        tracked = _list(project, "--cached")
-        others = _list(project, "--others", "--exclude-standard")
-    else:
-        tracked, others = [], list(_walk(project))
-    chosen = [name for name in tracked if os.path.lexists(project / name)]
-    for name in others:
-        if _LEAVINGS & set(Path(name).parts) or _is_in(project / name, without):
-            continue
-        if why := _refuse(project / name):
-            left_out[name] = why
-        else:
-            chosen.append(name)
-    return chosen, left_out
 
 
 def take(project: Path, folder: Path, names: Sequence[str], left_out: dict[str, str]) -> None:
@@ -82,7 +47,7 @@ def take(project: Path, folder: Path, names: Sequence[str], left_out: dict[str, 
     for name in names:
         _copy(project / name, target / name, project)
     commit = ""
-    root = _find_root(project)
+    root = find_repository(project)
     if root is not None:
         with suppress(OSError):  # there is none yet
             commit = git(root, "rev-parse", "--verify", "HEAD^{commit}").decode().strip()
@@ -134,46 +99,3 @@ def _copy(source: Path, target: Path, project: Path) -> None:
             _copy(source / name, target / name, source)
     else:
         shutil.copy2(source, target)
-
-
-def _find_root(project: Path) -> Path | None:
-    try:
-        return find_root(project)
-    except OSError as error:
-        if "not installed" in str(error):
-            return None
-        raise
-
-
-def _list(project: Path, *options: str) -> list[str]:
-    listed = git(project, "ls-files", "-z", *options)
-    return [os.fsdecode(name) for name in listed.split(b"\0") if name]
-
-
-def _walk(project: Path) -> Iterator[str]:
-    for folder, inner, names in os.walk(project):
-        inner[:] = [
-            each
-            for each in inner
-            if each not in _LEAVINGS and not _is_environment(Path(folder, each))
-        ]
-        for name in names:
-            yield str(Path(folder, name).relative_to(project))
-
-
-def _is_in(path: Path, folder: Path | None) -> bool:
-    return folder is not None and path.absolute().is_relative_to(folder.absolute())
-
-
-def _is_environment(folder: Path) -> bool:
-    return any((folder / each).exists() for each in ("pyvenv.cfg", "conda-meta"))
-
-
-def _refuse(path: Path) -> str:
-    if path.is_symlink() or path.is_dir():
-        return ""
-    if not path.is_file():
-        return "is no plain file"
-    if path.stat().st_size > LIMIT:
-        return f"is over {LIMIT // 2**20} MB"
-    return "may have credentials in it" if holds_credentials(path.name, path.read_bytes()) else ""

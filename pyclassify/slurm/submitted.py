@@ -9,7 +9,7 @@ from typing import Any
 from mlflow.projects.submitted_run import SubmittedRun
 
 from pyclassify.slurm import client, reconcile
-from pyclassify.slurm.client import Job
+from pyclassify.slurm.answers import Job
 from pyclassify.slurm.logs import tail_of
 from pyclassify.slurm.programs import SlurmError, SlurmSilent
 
