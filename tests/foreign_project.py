@@ -9,13 +9,11 @@ entry_points:
     command: "echo no such file >&2; exit 1"
   eat:
     command: "python -c 'bytearray(2_000_000_000)'"
-  sleep:
-    command: "sleep 300"
-  until:
+  wait:
     parameters:
-      path: string
+      file: string
       code: {type: int, default: 0}
-    command: "touch {path}.waits; until [ -e {path} ]; do sleep 0.1; done; exit {code}"
+    command: "touch {file}.waits; until [ -e {file} ]; do sleep 0.1; done; exit {code}"
 """
 
 

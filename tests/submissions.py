@@ -1,6 +1,7 @@
 """Submit the foreign project to the tests' cluster, and see what becomes of its run."""
 
 import time
+from pathlib import Path
 from types import SimpleNamespace
 
 import mlflow
@@ -33,17 +34,27 @@ class Submissions:
             synchronous=False,
         )
 
-    def wait_until_running(self, *names, seconds=60):
-        """Wait for the jobs' own word."""
+    def start(self, *names, code=0, **config):
+        """Submit jobs whose task waits for `release`."""
         for name in names:
-            self.wait(lambda name=name: self.status(name) == "RUNNING", f"{name} runs", seconds)
+            self.submit(name, "wait", {"file": self.file(name), "code": code}, **config)
 
-    def wait_until_ended(self, *names, seconds=90):
+    def wait_until_started(self, *names):
         for name in names:
-            job = self.runs[name].job_id
-            self.cluster.wait_for(job, *ENDED, seconds=seconds)
+            self.wait(Path(f"{self.file(name)}.waits").exists, f"{name} has started")
 
-    def wait(self, condition, what, seconds):
+    def release(self, *names):
+        for name in names:
+            self.file(name).touch()
+
+    def file(self, name):
+        return self.project.parent / name.replace(" ", "-")
+
+    def wait_until_ended(self, *names):
+        for name in names:
+            self.cluster.wait_for(self.job(name), *ENDED, seconds=90)
+
+    def wait(self, condition, what, seconds=60):
         end = time.monotonic() + seconds
         while not condition():
             if time.monotonic() > end:

@@ -10,6 +10,7 @@ import pytest
 from mlflow.exceptions import ExecutionException
 from submissions import Submissions
 
+WAITING, FAILING = "controller down while waiting", "exit 3 with the controller down"
 # What happens, the run's status by itself, that after `pyclassify slurm status`, and its words.
 OUTCOMES = [
     ("success", "FINISHED", "FINISHED", r""),
@@ -22,8 +23,8 @@ OUTCOMES = [
     ("cancelled while pending", "SCHEDULED", "KILLED", "the job was cancelled by root"),
     ("refused by sbatch", "FAILED", "FAILED", "invalid partition specified: nowhere"),
     ("controller down at submission", "FAILED", "FAILED", "Unable to contact slurm controller"),
-    ("controller down while waiting", "FINISHED", "FINISHED", ""),
-    ("exit 3 with the controller down", "FAILED", "FAILED", "exit code 3"),
+    (WAITING, "FINISHED", "FINISHED", ""),
+    (FAILING, "FAILED", "FAILED", "exit code 3"),
 ]
 
 
@@ -38,34 +39,37 @@ def outcomes(cluster, empty_store, tmp_path_factory):
         patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{folder}/mlflow.db")
         submissions = Submissions(cluster, foreign_project.write(folder / "project"))
         yield {
-            **jobs_that_run_at_once(cluster, submissions, folder),
+            **at_once(cluster, submissions),
             "refused by sbatch": refused(submissions, partition="nowhere"),
-            **controller_down(cluster, submissions, folder),
+            **with_the_controller_down(cluster, submissions),
         }
 
 
-def jobs_that_run_at_once(cluster, submissions, folder):
-    submissions.submit("time limit", "sleep")
-    submissions.submit("scancel by someone else", "sleep")
-    submissions.submit("node down", "sleep", nodelist="n2")
-    again = {"path": f"{folder}/again"}
-    submissions.submit("node down, requeued", "until", again, nodelist="n2", requeue=True)
+def at_once(cluster, submissions):
+    submissions.start("time limit")
+    submissions.wait_until_started("time limit")
+    limited = submissions.job("time limit")  # at which the controller looks every half minute
+    cluster.run("scontrol", "update", f"jobid={limited}", "endtime=now")
+    submissions.start("node down", nodelist="n2")
+    submissions.start("node down, requeued", nodelist="n2", requeue=True)
+    submissions.start(WAITING)
+    submissions.start(FAILING, code=3)
+    submissions.start("scancel by someone else")
     submissions.submit("success")
     submissions.submit("exit 1", "fail")
     submissions.submit("out of memory", "eat")
     submissions.submit("cancelled while pending", sbatch_args=["--begin=now+1hour"])
     cluster.run("scancel", submissions.job("cancelled while pending"))
 
-    submissions.wait_until_running("time limit", "scancel by someone else")
-    limit = submissions.job("time limit")
-    cluster.run("scontrol", "update", f"jobid={limit}", "endtime=now")
+    submissions.wait_until_started("scancel by someone else")
     cluster.run("scancel", submissions.job("scancel by someone else"))
-    submissions.wait_until_running("node down", "node down, requeued")
+    submissions.wait_until_started("node down", "node down, requeued")
     with cluster.crashed("n2"):
         submissions.wait_until_ended("node down")
-        (folder / "again").touch()
-    submissions.wait_until_ended(*submissions.runs, seconds=200)
-    return {name: submissions.outcome(name) for name in submissions.runs}
+        submissions.release("node down, requeued")
+    ended = submissions.runs.keys() - {WAITING, FAILING}
+    submissions.wait_until_ended(*ended)
+    return {name: submissions.outcome(name) for name in ended}
 
 
 def refused(submissions, **config):
@@ -79,25 +83,20 @@ def refused(submissions, **config):
     return outcome
 
 
-def controller_down(cluster, submissions, folder):
-    goes_on, code_3 = "controller down while waiting", "exit 3 with the controller down"
-    submissions.submit(goes_on, "until", {"path": f"{folder}/on"})
-    submissions.submit(code_3, "until", {"path": f"{folder}/three", "code": 3})
-    waiting_files = [folder / "on.waits", folder / "three.waits"]
-    submissions.wait(lambda: all(each.exists() for each in waiting_files), "both wait", 60)
-    waiting = threading.Thread(target=submissions.runs[goes_on].wait)
-    waiting.start()
+def with_the_controller_down(cluster, submissions):
+    submissions.wait_until_started(WAITING, FAILING)
+    waiter = threading.Thread(target=submissions.runs[WAITING].wait)
+    waiter.start()
     with cluster.controller_down():
-        (folder / "three").touch()
+        submissions.release(FAILING)
         at_submission = refused(submissions)
-        submissions.wait(lambda: submissions.status(code_3) == "FAILED", code_3, 60)
-    (folder / "on").touch()
-    waiting.join(60)
-    assert not waiting.is_alive()
-    submissions.wait_until_ended(goes_on, code_3)
+        submissions.wait(lambda: submissions.status(FAILING) == "FAILED", FAILING)
+    submissions.release(WAITING)
+    waiter.join(60)
+    assert not waiter.is_alive()
     return {
         "controller down at submission": at_submission,
-        **{name: submissions.outcome(name) for name in (goes_on, code_3)},
+        **{name: submissions.outcome(name) for name in (WAITING, FAILING)},
     }
 
 

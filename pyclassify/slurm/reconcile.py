@@ -95,7 +95,7 @@ def settle(client: Any, run_id: str, ending: Ending, job_id: str, logs: list[Pat
 
 
 def tag(client: Any, run_id: str, tags: Mapping[str, str]) -> None:
-    """Set tags of a run, all at once."""
+    """Set tags of a run, all at once: each write may be a sync of the disk."""
     from mlflow.entities import RunTag
 
     client.log_batch(run_id, tags=[RunTag(name, value) for name, value in tags.items()])
