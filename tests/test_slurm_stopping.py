@@ -5,8 +5,12 @@ import subprocess
 import sys
 import time
 
+import mlflow
 from slurm_runs import log, newest, note, read, submit, wait_for_status, write_project
 from test_slurm_backend import TELLS
+
+from pyclassify.slurm import script
+from pyclassify.tracking import run
 
 
 def test_ctrl_c_while_waiting_cancels_the_job_and_marks_the_run_killed(slurm, tmp_path):
@@ -53,3 +57,17 @@ def test_warning_for_the_script_alone_reaches_the_training(slurm, tmp_path):
 
     assert wait_for_status(submitted).info.status == "FINISHED"
     assert "warned" in log(submitted)
+
+
+def test_stop_of_a_training_in_a_job_leaves_the_status_to_slurm(slurm, monkeypatch):
+    experiment = mlflow.get_experiment_by_name("tested").experiment_id
+    run_id = mlflow.MlflowClient().create_run(experiment).info.run_id
+    monkeypatch.setenv("MLFLOW_RUN_ID", run_id)
+    monkeypatch.setenv(script.STATUS_BY_SLURM, "1")
+
+    run.start(None, None, None)
+    run.mark("KILLED")  # as on SIGTERM, which a time limit sends too
+    run.end("KILLED")
+
+    assert mlflow.active_run() is None  # which MLflow would call FINISHED when Python exits
+    assert read(run_id).info.status == "RUNNING"
