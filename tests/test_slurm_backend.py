@@ -2,7 +2,6 @@
 
 import json
 import os
-import signal
 import subprocess
 import sys
 
@@ -67,6 +66,8 @@ def test_mistake_is_told_before_there_is_a_run(slurm, tmp_path):
         submit(project, {"ntasks_per_node": 2})
     with pytest.raises(ExecutionException, match="setup in the backend config is no bash"):
         submit(project, {"setup": ["if true"]})
+    with pytest.raises(ExecutionException, match=r"line \d+ of the script would have a credential"):
+        submit(project, parameters={"database": "postgresql://me:pass@host/db"})
 
     experiment = mlflow.get_experiment_by_name("tested").experiment_id
     assert mlflow.MlflowClient().search_runs([experiment]) == []
@@ -101,34 +102,6 @@ def test_project_of_a_git_uri_runs_from_its_snapshot(slurm, tmp_path, monkeypatc
     with open(f"{folder}/snapshot.json") as file:
         commit = json.load(file)["commit"]
     assert commit == repositories.git(repository, "rev-parse", "HEAD")
-
-
-def test_ctrl_c_while_waiting_cancels_the_job_and_marks_the_run_killed(slurm, tmp_path):
-    write_project(tmp_path / "submitted", "import time\nprint('here', flush=True)\ntime.sleep(300)")
-    words = [sys.executable, "-m", "mlflow", "run", ".", "--env-manager", "local"]
-    words += ["--backend", "slurm", "--backend-config", '{"wait": true}']
-    waiting = subprocess.Popen(words, stdout=subprocess.PIPE, text=True)
-    for line in waiting.stdout:
-        if line == "here\n":  # the log's tail is shown
-            break
-
-    waiting.send_signal(signal.SIGINT)
-    waiting.communicate(timeout=60)
-
-    assert waiting.returncode != 0
-    assert newest().info.status == "KILLED"
-    assert slurm.wait_for(newest().data.tags["slurm_job_id"], "CANCELLED") == "CANCELLED"
-
-
-def test_submitted_run_is_cancelled_and_says_so(slurm, tmp_path):
-    submitted = submit(write_project(tmp_path / "submitted", TELLS), {"sbatch_args": ["--hold"]})
-    assert submitted.get_status() == "SCHEDULED"
-
-    submitted.cancel()
-
-    assert submitted.wait() is False
-    assert submitted.get_status() == "KILLED"
-    assert f"SLURM job {submitted.job_id}: the job was cancelled by root" in note(read(submitted))
 
 
 def test_importing_the_backend_takes_no_time_and_no_torch():

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from pyclassify.slurm import config
+from pyclassify.slurm import config, keys
+from pyclassify.slurm.states import STATES
 
 SHIPPED = sorted(Path("slurm").glob("*.json"))
 
@@ -104,5 +105,8 @@ def test_container_and_environment_are_one_too_many():
         config.read({"container": "a.sif", "environment": "b"})
 
 
-def test_documentation_has_the_table_of_the_keys():
-    assert "\n".join(config.table()) in Path("docs/slurm.md").read_text()
+def test_documentation_has_the_keys_and_the_states():
+    text = Path("docs/slurm.md").read_text()
+    assert "\n".join(keys.table()) in text
+    states = [f"| `{name}` | {each.status} | {each.words} |" for name, each in STATES.items()]
+    assert "\n".join(states) in text

@@ -11,14 +11,15 @@ import pytest
 import repositories
 from mlflow.projects._project_spec import EntryPoint
 
-from pyclassify.slurm import clearing, snapshot
+from pyclassify.slurm import clearing, listing, snapshot
 from pyclassify.slurm.parameters import place
 
 
 def take(project, tmp_path):
     folder = tmp_path / "work" / "run"
     folder.mkdir(parents=True)
-    left_out = snapshot.take(project, folder)
+    names, left_out = listing.list_files(project, without=folder.parent)
+    snapshot.take(project, folder, names, left_out)
     files = {
         str(path.relative_to(folder / "project"))
         for path in (folder / "project").rglob("*")
@@ -75,7 +76,7 @@ def test_project_in_no_repository_is_copied_without_what_runs_and_installs_leave
     project.mkdir()
     repositories.write(project, files)
     with (project / "big.bin").open("wb") as big:
-        big.truncate(snapshot.LIMIT + 1)
+        big.truncate(listing.LIMIT + 1)
 
     _, copied, left_out = take(project, tmp_path)
 

@@ -3,9 +3,9 @@
 import getpass
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
+from pyclassify.slurm.answers import Job, make_job, rows_of
 from pyclassify.slurm.programs import (
     SlurmError,
     SlurmSilent,
@@ -15,39 +15,12 @@ from pyclassify.slurm.programs import (
     run_patiently,
     run_program,
 )
-from pyclassify.slurm.states import STATES, State
 
 _GONE = re.compile(r"Invalid job id", re.IGNORECASE)
 
 
 class JobUnknown(SlurmError):
     """A job that neither squeue nor sacct knows."""
-
-
-@dataclass(frozen=True)
-class Job:
-    """What SLURM says of a job.
-
-    Args:
-        job_id: Its number.
-        state: A key of `STATES`.
-        reason: Why it waits or has ended, in SLURM's words; may be empty.
-        nodes: Its nodes, as SLURM shortens them; empty before it starts.
-        elapsed: Days, hours, minutes and seconds that it ran, as in `1-02:03:04`.
-        exit_code: Its exit code and signal, `1:0`; empty while it runs.
-    """
-
-    job_id: str
-    state: str
-    reason: str = ""
-    nodes: str = ""
-    elapsed: str = ""
-    exit_code: str = ""
-
-    @property
-    def meaning(self) -> State:
-        """What the state means for the run."""
-        return STATES[self.state]
 
 
 def submit(script: Path, variables: Mapping[str, str], given: Sequence[str]) -> str:
@@ -130,8 +103,8 @@ def ask_queue(job_id: str) -> Job:
         if _GONE.search(str(error)):
             raise JobUnknown(f"squeue has no job {job_id}") from None
         raise
-    for _, state, reason, nodes, elapsed in _rows(said.stdout, job_id, 5):
-        return _job(job_id, state, "" if reason == "None" else reason, nodes, elapsed)
+    for _, state, reason, nodes, elapsed in rows_of(said.stdout, job_id, 5):
+        return make_job(job_id, state, "" if reason == "None" else reason, nodes, elapsed)
     raise JobUnknown(f"squeue has no job {job_id}")
 
 
@@ -145,8 +118,8 @@ def ask_accounting(job_id: str) -> Job:
         raise
     except SlurmError as error:
         raise JobUnknown(f"sacct can't say ({error})") from None
-    for _, state, exit_code, nodes, elapsed in _rows(said.stdout, job_id, 5):
-        return _job(job_id, state, "", nodes, elapsed, exit_code)
+    for _, state, exit_code, nodes, elapsed in rows_of(said.stdout, job_id, 5):
+        return make_job(job_id, state, "", nodes, elapsed, exit_code)
     raise JobUnknown(f"sacct has no job {job_id}")
 
 
@@ -166,24 +139,6 @@ def cancel(job_id: str) -> None:
         raise
     if "denied" in said.stderr:  # scancel's exit code is 0 all the same
         raise SlurmError(in_words(said.stderr))
-
-
-def _job(
-    job_id: str, state: str, reason: str, nodes: str, elapsed: str, exit_code: str = ""
-) -> Job:
-    name, _, by = state.partition(" ")
-    name = name.rstrip("+")
-    if name not in STATES:
-        raise SlurmError(f"SLURM calls job {job_id} {state!r}, which is no state known here")
-    nodes = "" if nodes in ("None assigned", "(null)") else nodes
-    return Job(job_id, name, reason or by, nodes, elapsed, exit_code)
-
-
-def _rows(text: str, job_id: str, columns: int) -> list[list[str]]:
-    """The rows of a job, among what a site's own wrappers may say before and after."""
-    rows = [line.strip().split("|") for line in text.splitlines()]
-    number = job_id.partition(";")[0]
-    return [row[:columns] for row in rows if row[0] == number and len(row) >= columns]
 
 
 def _target(job_id: str) -> list[str]:

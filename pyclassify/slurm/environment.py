@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from pyclassify.slurm.config import Config
+from pyclassify.slurm.keys import Config
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 import glob
 import os
 import re
+import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -73,6 +74,18 @@ def tail_of(tags: Mapping[str, str]) -> Tail:
     patterns = [tags[name] for name in ("slurm_output", "slurm_error") if name in tags]
     job_id = tags.get("slurm_job_id", "").partition(";")[0]
     return Tail(patterns, job_id, tags.get("slurm_job_name", ""))
+
+
+def kept_logs(run_id: str) -> Iterator[str]:
+    """The logs among a run's artifacts, for where its folder was cleared."""
+    from mlflow import MlflowClient
+
+    client = MlflowClient()
+    with tempfile.TemporaryDirectory() as folder:
+        for each in client.list_artifacts(run_id, "slurm"):
+            if Path(each.path).name not in ("job.sh", "backend_config.json"):
+                path = client.download_artifacts(run_id, each.path, folder)
+                yield Path(path).read_text(errors="replace")
 
 
 def absolute(folder: Path, name: str) -> str:

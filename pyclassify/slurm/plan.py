@@ -1,18 +1,17 @@
 """What is to be submitted, decided before anything is made: shared by run, render and check."""
 
 import os
-import shutil
-import subprocess
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from pyclassify.slurm import config, destination, environment, script, snapshot, topology
-from pyclassify.slurm.config import Config
+from pyclassify.slurm import config, destination, environment, listing, script, topology
 from pyclassify.slurm.destination import Destination
 from pyclassify.slurm.environment import Environment
+from pyclassify.slurm.keys import Config
 from pyclassify.slurm.parameters import place
 from pyclassify.slurm.topology import Topology
 
@@ -50,6 +49,11 @@ class Plan:
         """The job's name."""
         return str(self.config.job_name or self.project.name or "mlflow")
 
+    @cached_property
+    def files(self) -> tuple[list[str], dict[str, str]]:
+        """The files of the snapshot, and those left out of it with the reason."""
+        return listing.list_files(self.folder, without=self.work_dir)
+
     def write_script(self, run_id: str, experiment_id: str, downloads: str | None = None) -> str:
         """The script of a run.
 
@@ -61,7 +65,7 @@ class Plan:
         """
         entry_point = self.project.get_entry_point(self.entry_point)
         folder = self.work_dir / run_id
-        names = snapshot.list_files(self.folder, without=self.work_dir)[0]
+        names, _ = self.files
         kept = {str(each) for name in names for each in (Path(name), *Path(name).parents)}
         placed = place(
             self.given,
@@ -147,16 +151,3 @@ def choose_work_dir(config: Config) -> Path:
             "is set here; export it, or give a folder that compute nodes see"
         )
     return Path(path).expanduser().absolute()
-
-
-def check_bash(text: str) -> None:
-    """Have bash read a script without running it.
-
-    Raises:
-        ValueError: It is none, which can only be for the lines of "setup".
-    """
-    bash = shutil.which("bash") or "/bin/bash"
-    said = subprocess.run([bash, "-n"], input=text, capture_output=True, text=True)
-    if said.returncode:
-        first = said.stderr.strip().splitlines()[0].partition(": ")[2]
-        raise ValueError(f"setup in the backend config is no bash ({first}); try it by `bash -n`")

@@ -1,11 +1,12 @@
 """A run's final status, from what SLURM says of its job."""
 
 import pwd
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pyclassify.slurm.client import Job
+from pyclassify.slurm.answers import Job
 from pyclassify.slurm.states import STATES
 from pyclassify.tracking.masking import mask
 
@@ -91,6 +92,13 @@ def settle(client: Any, run_id: str, ending: Ending, job_id: str, logs: list[Pat
         if log.is_file():
             client.log_artifact(run_id, str(log), FOLDER)
     return str(status)
+
+
+def tag(client: Any, run_id: str, tags: Mapping[str, str]) -> None:
+    """Set tags of a run, all at once: each write may be a sync of the disk."""
+    from mlflow.entities import RunTag
+
+    client.log_batch(run_id, tags=[RunTag(name, value) for name, value in tags.items()])
 
 
 def describe(client: Any, run: Any, words: str, *more: str) -> None:

@@ -41,9 +41,12 @@ def start(run_id: str, job_id: str) -> int:
         sys.stderr.write(f"the run {run_id} is {status} already; nothing is started\n")
         return 1
     client.update_run(run_id, status="RUNNING")
-    client.set_tag(run_id, "slurm_job_id", job_id)
-    for tag, name in (("nodes", "SLURM_JOB_NODELIST"), ("partition", "SLURM_JOB_PARTITION")):
-        client.set_tag(run_id, f"slurm_{tag}", os.environ.get(name, ""))
+    tags = {
+        "slurm_job_id": job_id,
+        "slurm_nodes": os.environ.get("SLURM_JOB_NODELIST", ""),
+        "slurm_partition": os.environ.get("SLURM_JOB_PARTITION", ""),
+    }
+    reconcile.tag(client, run_id, tags)
     return 0
 
 

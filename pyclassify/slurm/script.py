@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pyclassify.slurm import template
-from pyclassify.slurm.config import KEYS, Config
+from pyclassify.slurm.keys import KEYS, Config
 from pyclassify.slurm.topology import Topology
 
 # What the training looks for: a signal says nothing of itself here, SLURM's state does.

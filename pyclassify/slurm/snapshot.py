@@ -14,83 +14,51 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
+from pyclassify.slurm.listing import find_repository, list_files
 from pyclassify.tracking.changes import diff
-from pyclassify.tracking.git import find_root, git
-from pyclassify.tracking.masking import holds_credentials
-
-LIMIT = 50 * 2**20  # bytes of a file that is not tracked: a larger one is data
-
-# What runs leave behind, and what is made anew.
-_LEAVINGS = {"mlruns", "mlartifacts", "mlflow.db", "lightning_logs", "__pycache__", ".git"}
+from pyclassify.tracking.git import git
 
 PACKAGE = Path(__file__).parents[1]
-_REPORTER = ("__init__.py", "slurm", "tracking/__init__.py", "tracking/masking.py")
+_REPORTER = (
+    *("__init__.py", "tracking/__init__.py", "tracking/masking.py", "slurm/__init__.py"),
+    *("slurm/report.py", "slurm/reconcile.py", "slurm/states.py"),
+    *("slurm/answers.py", "slurm/programs.py"),
+)
 
 
-def list_files(project: Path, without: Path | None = None) -> tuple[list[str], dict[str, str]]:
-    """List the files of a project that are to be copied.
-
-    Args:
-        project: Its folder.
-        without: A folder of which nothing is copied: that of the snapshots.
-
-    Returns:
-        Their names, relative to it, and the names of files left out, with the reason.
-
-    Raises:
-        OSError: git fails.
-    """
-    left_out: dict[str, str] = {}
-    if _is_in_repository(project):
-        tracked = _list(project, "--cached")
-        others = _list(project, "--others", "--exclude-standard")
-    else:
-        tracked, others = [], list(_walk(project))
-    chosen = [name for name in tracked if os.path.lexists(project / name)]
-    for name in others:
-        if _LEAVINGS & set(Path(name).parts) or _is_in(project / name, without):
-            continue
-        if why := _refuse(project / name):
-            left_out[name] = why
-        else:
-            chosen.append(name)
-    return chosen, left_out
-
-
-def take(project: Path, folder: Path) -> dict[str, str]:
-    """Copy a project, and write down its commit and what differs from it.
+def take(project: Path, folder: Path, names: Sequence[str], left_out: dict[str, str]) -> None:
+    """Copy files of a project, and write down its commit and what differs from it.
 
     Args:
         project: Its folder.
         folder: The run's folder, which exists.
-
-    Returns:
-        The files left out, with the reason.
+        names: The files, as `list_files` gives them.
+        left_out: The files left out, with the reason; gets those whose changes are not noted.
 
     Raises:
         OSError: git fails, or the disk is full.
     """
-    names, left_out = list_files(project, without=folder.parent)
     target = folder / "project"
     target.mkdir()
     for name in names:
         _copy(project / name, target / name, project)
     commit = ""
-    if _is_in_repository(project):
+    root = find_repository(project)
+    if root is not None:
         with suppress(OSError):  # there is none yet
-            commit = git(project, "rev-parse", "--verify", "HEAD^{commit}").decode().strip()
-    if commit and (changes := diff(project, left_out)):
-        (folder / "changes.diff").write_bytes(changes)
-    if commit and find_root(project) == project.resolve():
-        _check_out(project, target, commit)
+            commit = git(root, "rev-parse", "--verify", "HEAD^{commit}").decode().strip()
+    if root is not None and commit:
+        if changes := diff(root, left_out):
+            (folder / "changes.diff").write_bytes(changes)
+        if root == project.resolve():
+            _check_out(project, target, commit)
     facts = {"project": str(project), "commit": commit, "left_out": left_out}
     (folder / "snapshot.json").write_text(json.dumps(facts, indent=2) + "\n")
     _copy_reporter(folder / "reporter")
-    return left_out
 
 
 def _check_out(project: Path, target: Path, commit: str) -> None:
@@ -100,10 +68,8 @@ def _check_out(project: Path, target: Path, commit: str) -> None:
     which the nodes don't see.
     """
     git(target, "init", "--quiet")
-    objects, shallow = (
-        project / os.fsdecode(git(project, "rev-parse", "--git-path", name).strip())
-        for name in ("objects", "shallow")
-    )
+    words = ("rev-parse", "--git-path", "objects", "--git-path", "shallow")
+    objects, shallow = (project / os.fsdecode(each) for each in git(project, *words).splitlines())
     if project.resolve().is_relative_to(Path(tempfile.gettempdir()).resolve()):
         shutil.copytree(objects, target / ".git/objects", dirs_exist_ok=True)
     else:
@@ -117,12 +83,9 @@ def _check_out(project: Path, target: Path, commit: str) -> None:
 def _copy_reporter(target: Path) -> None:
     """Copy what the job needs of this package, as its environment may not have it."""
     for name in _REPORTER:
-        source, copy = PACKAGE / name, target / "pyclassify" / name
+        copy = target / "pyclassify" / name
         copy.parent.mkdir(parents=True, exist_ok=True)
-        if source.is_dir():
-            shutil.copytree(source, copy, ignore=shutil.ignore_patterns("__pycache__"))
-        else:
-            shutil.copyfile(source, copy)
+        shutil.copyfile(PACKAGE / name, copy)
 
 
 def _copy(source: Path, target: Path, project: Path) -> None:
@@ -136,46 +99,3 @@ def _copy(source: Path, target: Path, project: Path) -> None:
             _copy(source / name, target / name, source)
     else:
         shutil.copy2(source, target)
-
-
-def _is_in_repository(project: Path) -> bool:
-    try:
-        return find_root(project) is not None
-    except OSError as error:
-        if "not installed" in str(error):
-            return False
-        raise
-
-
-def _list(project: Path, *options: str) -> list[str]:
-    listed = git(project, "ls-files", "-z", *options)
-    return [os.fsdecode(name) for name in listed.split(b"\0") if name]
-
-
-def _walk(project: Path) -> Iterator[str]:
-    for folder, inner, names in os.walk(project):
-        inner[:] = [
-            each
-            for each in inner
-            if each not in _LEAVINGS and not _is_environment(Path(folder, each))
-        ]
-        for name in names:
-            yield str(Path(folder, name).relative_to(project))
-
-
-def _is_in(path: Path, folder: Path | None) -> bool:
-    return folder is not None and path.absolute().is_relative_to(folder.absolute())
-
-
-def _is_environment(folder: Path) -> bool:
-    return any((folder / each).exists() for each in ("pyvenv.cfg", "conda-meta"))
-
-
-def _refuse(path: Path) -> str:
-    if path.is_symlink() or path.is_dir():
-        return ""
-    if not path.is_file():
-        return "is no plain file"
-    if path.stat().st_size > LIMIT:
-        return f"is over {LIMIT // 2**20} MB"
-    return "may have credentials in it" if holds_credentials(path.name, path.read_bytes()) else ""

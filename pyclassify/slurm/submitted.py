@@ -1,5 +1,6 @@
 """A run that was submitted: waiting for it, asking for it, cancelling it."""
 
+import getpass
 import logging
 import sys
 import time
@@ -8,7 +9,7 @@ from typing import Any
 from mlflow.projects.submitted_run import SubmittedRun
 
 from pyclassify.slurm import client, reconcile
-from pyclassify.slurm.client import Job
+from pyclassify.slurm.answers import Job
 from pyclassify.slurm.logs import tail_of
 from pyclassify.slurm.programs import SlurmError, SlurmSilent
 
@@ -65,13 +66,30 @@ class SlurmRun(SubmittedRun):
     def get_status(self) -> str:
         """The run's status: what the training or the job said, or else what SLURM says."""
         status = str(self._run().info.status)
-        return status if status in reconcile.FINAL else self.reconcile(client.find(self.job_id))
+        return status if status in reconcile.FINAL else self.reconcile(self.find())
 
     def cancel(self) -> None:
-        """Cancel the job and mark the run KILLED, unless it has ended."""
+        """Cancel the job and mark the run KILLED, unless it has ended; waits for neither."""
         client.cancel(self.job_id)
-        if self._run().info.status not in reconcile.FINAL:
+        run = self._run()
+        if run.info.status not in reconcile.FINAL:
             self._client.set_terminated(self._run_id, "KILLED")
+            words = f"SLURM job {self.job_id}: the job was cancelled by {getpass.getuser()}."
+            reconcile.describe(self._client, run, words)
+
+    def find(self) -> Job | None:
+        """What SLURM says of the job; nothing where it has forgotten one whose run has ended.
+
+        Raises:
+            JobUnknown: It knows no such job, and nobody has said how it ended.
+            SlurmSilent: It does not answer.
+        """
+        try:
+            return client.find(self.job_id)
+        except client.JobUnknown:
+            if self._run().info.status in reconcile.FINAL:
+                return None
+            raise
 
     def reconcile(self, job: Job | None) -> str:
         """Make the run's status true.
@@ -97,7 +115,7 @@ class SlurmRun(SubmittedRun):
 
     def _ask(self) -> Job | None:
         try:
-            return client.find(self.job_id)
+            return self.find()
         except SlurmSilent as silence:
             _logger.warning("SLURM does not answer (%s); asking again", silence)
             return None

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from pyclassify.slurm.config import Config
+from pyclassify.slurm.keys import Config
 
 # Values of Lightning's `accelerator`; with the others (`auto`) the JSON may say.
 _CPU, _GPU = ("cpu",), ("gpu", "cuda")

@@ -1,23 +1,22 @@
 """`pyclassify slurm`: the script of a run, when it would start, how it goes, and its end."""
 
 import argparse
-import json
 import os
 import sys
 import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
 from pyclassify.slurm import clearing, client, config, plan
-from pyclassify.slurm.logs import tail_of
+from pyclassify.slurm.commandline import LIKE_MLFLOW, plan_like_mlflow
+from pyclassify.slurm.logs import kept_logs, tail_of
 from pyclassify.slurm.plan import Plan
+from pyclassify.slurm.proofread import check_script
 from pyclassify.slurm.reconcile import of_job
 
 _POLL = 1.0  # seconds between looks at a log
-
-_LIKE_MLFLOW = "the arguments of `mlflow run`"
 
 
 class _Parser(argparse.ArgumentParser):
@@ -45,7 +44,7 @@ def main(args: Sequence[str]) -> int:
     asked, rest = _parse(args)
     try:
         if asked.verb in ("render", "check"):
-            return {"render": render, "check": check}[asked.verb](_plan(rest))
+            return {"render": render, "check": check}[asked.verb](plan_like_mlflow(rest))
         if asked.verb == "clear":
             return clear(asked)
         return {"status": status, "logs": logs, "cancel": cancel}[asked.verb](asked)
@@ -60,7 +59,7 @@ def _parse(args: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
         ("render", "show the script that `mlflow run --backend slurm` would submit"),
         ("check", "ask SLURM whether it would take that script, and when it would start"),
     ):
-        verbs.add_parser(name, help=what, description=f"{what}; takes {_LIKE_MLFLOW}")
+        verbs.add_parser(name, help=what, description=f"{what}; takes {LIKE_MLFLOW}")
     for name, what in (
         ("status", "show how a run goes, and make its status true"),
         ("logs", "show what a run's job has written"),
@@ -84,42 +83,6 @@ def _parse(args: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     return parser.parse_args(args), []
 
 
-def _plan(args: list[str]) -> Plan:
-    """Read a command line as `mlflow run` does, and plan what it would do."""
-    import click
-    from mlflow.cli import run
-    from mlflow.projects.utils import PROJECT_ENV_MANAGER
-
-    try:
-        asked = run.make_context("pyclassify slurm", args).params
-        given = dict(each.split("=", 1) for each in asked["param_list"])
-    except click.UsageError as error:
-        raise ValueError(
-            f"{error.format_message().rstrip('.')}; {_LIKE_MLFLOW} are taken"
-        ) from None
-    except ValueError:
-        raise ValueError(f"-P takes NAME=VALUE, not {' '.join(asked['param_list'])}") from None
-    backend_config = _read_config(asked["backend_config"])
-    backend_config[PROJECT_ENV_MANAGER] = asked["env_manager"]
-    return plan.make(asked["uri"], asked["entry_point"], given, asked["version"], backend_config)
-
-
-def _read_config(given: str | None) -> dict[str, Any]:
-    if given is None:
-        return {}
-    try:
-        text = Path(given).read_text() if given.endswith(".json") else given
-        read = json.loads(text)
-    except (OSError, ValueError) as error:
-        raise ValueError(
-            f"--backend-config {given} can't be read ({error}); it takes a file that ends with "
-            ".json, or JSON"
-        ) from None
-    if not isinstance(read, dict):
-        raise ValueError(f"--backend-config {given} is no object in JSON, such as {{}}")
-    return read
-
-
 def render(made: Plan) -> int:
     """Show the script of a run that is not made."""
     sys.stdout.write(made.write_script("RUN_ID", "EXPERIMENT_ID"))
@@ -129,7 +92,7 @@ def render(made: Plan) -> int:
 def check(made: Plan) -> int:
     """Ask SLURM about the script."""
     text = made.write_script("RUN_ID", "EXPERIMENT_ID")
-    plan.check_bash(text)
+    check_script(text)
     with tempfile.TemporaryDirectory() as folder:
         script = Path(folder) / "job.sh"
         script.write_text(text)
@@ -142,10 +105,12 @@ def status(asked: argparse.Namespace) -> int:
     from pyclassify.slurm.submitted import of_run
 
     run = of_run(asked.run)
-    job = client.find(run.job_id)
+    job = run.find()
     now = run.reconcile(job)
-    why = of_job(job).words or job.reason
-    facts = [job.state, why, job.elapsed, job.nodes and f"on {job.nodes}"]
+    facts = ["SLURM has forgotten it"]
+    if job is not None:
+        why = of_job(job).words or job.reason
+        facts = [job.state, why, job.elapsed, job.nodes and f"on {job.nodes}"]
     sys.stdout.write(f"run {asked.run}: {now}\n")
     sys.stdout.write(f"job {run.job_id}: {', '.join(each for each in facts if each)}\n")
     for path in tail_of(run.tags).files():
@@ -160,17 +125,17 @@ def logs(asked: argparse.Namespace) -> int:
     run = of_run(asked.run)
     tail = tail_of(run.tags)
     if not asked.follow and not tail.files():
-        raise OSError(
-            f"the run {asked.run} has no log in {run.tags['slurm_folder']}: its job has not "
-            f"started, or the folder was cleared, and the logs are among the run's artifacts"
-        )
-    goes_on = asked.follow
+        kept = [*kept_logs(asked.run)]
+        if not kept:
+            raise OSError(f"the run {asked.run} has no log: its job has not started")
+        sys.stdout.write("".join(kept))
+        return 0
     while True:
-        ended = not goes_on or client.find(run.job_id).meaning.ended
+        job = run.find() if asked.follow else None
         for text in tail.new():
             sys.stdout.write(text)
         sys.stdout.flush()
-        if ended:
+        if job is None or job.meaning.ended:
             return 0
         time.sleep(_POLL)
 
