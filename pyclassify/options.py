@@ -16,6 +16,7 @@ VERBS = ("train", "fit", "validate", "test", "predict", "prepare")
 PLAIN_VERBS = {
     "compare": "pyclassify.tracking.compare:main",
     "rerun": "pyclassify.rerun:rerun",
+    "slurm": "pyclassify.slurm.verbs:main",
 }
 
 SHORT_OPTIONS = {

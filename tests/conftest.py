@@ -7,6 +7,8 @@ from types import SimpleNamespace
 
 import mlflow
 import pytest
+import slurm_runs
+from cluster import Cluster, missing
 
 # Imported before a test is captured: Lightning logs for good to the stderr that it is born with.
 from pyclassify import training  # noqa: F401
@@ -64,3 +66,24 @@ def write_capsule(tmp_path, monkeypatch):
         return folder, json.loads((folder / "capsule.json").read_text())
 
     return write
+
+
+@pytest.fixture(scope="session")
+def cluster():
+    """A SLURM cluster, started for the first test that asks for it."""
+    if reason := missing():
+        (pytest.fail if os.environ.get("CI") else pytest.skip)(reason)
+    cluster = Cluster()
+    try:
+        cluster.start()
+        yield cluster
+    finally:
+        cluster.stop()
+
+
+@pytest.fixture
+def slurm(cluster, empty_store, tmp_path, monkeypatch):
+    """The cluster, for submissions from an empty folder with a tracking store of its own."""
+    slurm_runs.enter(monkeypatch, cluster, empty_store, tmp_path)
+    yield cluster
+    mlflow.set_tracking_uri(None)

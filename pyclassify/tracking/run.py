@@ -14,6 +14,11 @@ from pyclassify.tracking import insist
 # What MLflow calls a run that nobody named: "adjective-noun-number".
 _RANDOM_NAME = re.compile(r"[a-z]+-[a-z]+-\d+")
 
+# Set in a job of the SLURM backend (pyclassify.slurm.script): a stop may be its time limit or its
+# cancelling, which SLURM knows, and the job's script gives the run its status by that.
+_BY_SLURM = "PYCLASSIFY_STATUS_BY_SLURM"
+_LEFT = "left as it is"
+
 _lock = threading.Lock()
 _given: str | None = None  # the run that `mlflow run` made
 _open: str | None = None  # MLflow's active run is each thread's own; the end may come from any
@@ -100,6 +105,9 @@ def mark(status: str) -> None:
             _before_end.pop()()
         import mlflow
 
+        if status == "KILLED" and _given is not None and _BY_SLURM in os.environ:
+            _marked = _LEFT
+            return
         mlflow.MlflowClient().set_terminated(run_id, status)
         _marked = status
         if status == "KILLED" and _given is not None:
@@ -117,11 +125,13 @@ def end(status: str) -> None:
     Args:
         status: FINISHED, FAILED or KILLED.
     """
-    global _given, _open
+    global _given, _open, _marked
     mark(status)
     if _open is not None:
         import mlflow
 
+        if _marked == _LEFT:  # MLflow takes none for FINISHED
+            _marked = mlflow.MlflowClient().get_run(_open).info.status
         mlflow.end_run(_marked or status)
     _given = _open = None
     os.environ.pop("MLFLOW_RUN_ID", None)

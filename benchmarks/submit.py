@@ -1,0 +1,98 @@
+"""The time of a submission through MLflow, over that of a bare `sbatch --parsable`.
+
+    PYTHONPATH=tests python -m benchmarks.submit
+
+Both submit the same nothing, in turns, to the tests' private cluster (as root, with Debian's
+slurm-wlm, munge, slurmdbd and mariadb-server). The jobs are held, so that none runs meanwhile.
+"""
+
+import argparse
+import contextlib
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import mlflow
+from cluster import Cluster
+
+ROOT = Path(__file__).parents[1]
+NOTHING = "name: nothing\nentry_points:\n  main:\n    command: 'true'\n"
+IMPORT = (
+    "import time, mlflow.projects, mlflow.tracking; started = time.perf_counter(); "
+    "import pyclassify.slurm.backend; print(time.perf_counter() - started)"
+)
+
+
+def seconds(function, *args, **options):
+    started = time.perf_counter()
+    function(*args, **options)
+    return time.perf_counter() - started
+
+
+def submit(project):
+    mlflow.projects.run(
+        str(project),
+        backend="slurm",
+        backend_config={"sbatch_args": ["--hold"]},
+        env_manager="local",
+        synchronous=False,
+    )
+
+
+def bare(script):
+    words = ["sbatch", "--parsable", "--hold", "--output=/dev/null", str(script)]
+    subprocess.run(words, check=True, capture_output=True)
+
+
+def import_seconds():
+    """The backend's own import, beyond that of MLflow."""
+    return float(subprocess.check_output([sys.executable, "-c", IMPORT], cwd=ROOT, text=True))
+
+
+def measure(folder, count):
+    project = folder / "project"
+    project.mkdir()
+    (project / "MLproject").write_text(NOTHING)
+    script = folder / "nothing.sh"
+    script.write_text("#!/bin/sh\ntrue\n")
+    (folder / "submitted").mkdir()
+    os.chdir(folder / "submitted")  # beside which are the folders of the runs
+    mlflow.set_tracking_uri(f"sqlite:///{folder}/mlflow.db")
+    first = seconds(submit, project)  # with MLflow's imports and the tables of its database
+    bare(script)
+    rows = [
+        {"mlflow": seconds(submit, project), "sbatch": seconds(bare, script)} for _ in range(count)
+    ]
+    medians = {name: statistics.median(row[name] for row in rows) for name in rows[0]}
+    return {
+        "count": count,
+        "first": first,
+        **medians,
+        "ratio": medians["mlflow"] / medians["sbatch"],
+        "slowest": max(row["mlflow"] for row in rows),
+        "import": statistics.median(import_seconds() for _ in range(5)),
+    }
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--count", type=int, default=50)
+    given = parser.parse_args()
+    cluster = Cluster()
+    with contextlib.ExitStack() as stack:
+        stack.callback(cluster.stop)
+        cluster.start()
+        os.environ.update(cluster.env)
+        folder = stack.enter_context(tempfile.TemporaryDirectory())
+        result = measure(Path(folder), given.count)
+        os.chdir(ROOT)
+    sys.stdout.write(json.dumps(result, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()

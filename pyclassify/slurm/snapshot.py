@@ -1,0 +1,101 @@
+"""A snapshot of the project: what runs is what was submitted.
+
+Each run has a folder in the work folder, as compute nodes see it:
+
+    project/        the tracked and unignored files, or all where there is no repository
+    changes.diff    `git diff --binary HEAD`; absent where nothing was changed
+    snapshot.json   where it was taken, the commit, and what was left out
+    reporter/       what tells MLflow how the job goes
+    job.sh          the script
+    NAME-JOB.out    what the job writes, by "output" and "error"
+"""
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+
+from pyclassify.slurm.listing import find_repository, list_files
+from pyclassify.tracking.changes import diff
+from pyclassify.tracking.git import git
+
+PACKAGE = Path(__file__).parents[1]
+_REPORTER = (
+    *("__init__.py", "tracking/__init__.py", "tracking/masking.py", "slurm/__init__.py"),
+    *("slurm/report.py", "slurm/reconcile.py", "slurm/states.py"),
+    *("slurm/answers.py", "slurm/programs.py"),
+)
+
+
+def take(project: Path, folder: Path, names: Sequence[str], left_out: dict[str, str]) -> None:
+    """Copy files of a project, and write down its commit and what differs from it.
+
+    Args:
+        project: Its folder.
+        folder: The run's folder, which exists.
+        names: The files, as `list_files` gives them.
+        left_out: The files left out, with the reason; gets those whose changes are not noted.
+
+    Raises:
+        OSError: git fails, or the disk is full.
+    """
+    target = folder / "project"
+    target.mkdir()
+    for name in names:
+        _copy(project / name, target / name, project)
+    commit = ""
+    root = find_repository(project)
+    if root is not None:
+        with suppress(OSError):  # there is none yet
+            commit = git(root, "rev-parse", "--verify", "HEAD^{commit}").decode().strip()
+    if root is not None and commit:
+        if changes := diff(root, left_out):
+            (folder / "changes.diff").write_bytes(changes)
+        if root == project.resolve():
+            _check_out(project, target, commit)
+    facts = {"project": str(project), "commit": commit, "left_out": left_out}
+    (folder / "snapshot.json").write_text(json.dumps(facts, indent=2) + "\n")
+    _copy_reporter(folder / "reporter")
+
+
+def _check_out(project: Path, target: Path, commit: str) -> None:
+    """Make the copy a checkout of the commit, so that what runs there finds its commit and diff.
+
+    git's objects are those of the repository, unless that is one of MLflow's temporary clones,
+    which the nodes don't see.
+    """
+    git(target, "init", "--quiet")
+    words = ("rev-parse", "--git-path", "objects", "--git-path", "shallow")
+    objects, shallow = (project / os.fsdecode(each) for each in git(project, *words).splitlines())
+    if project.resolve().is_relative_to(Path(tempfile.gettempdir()).resolve()):
+        shutil.copytree(objects, target / ".git/objects", dirs_exist_ok=True)
+    else:
+        (target / ".git/objects/info/alternates").write_text(f"{objects.resolve()}\n")
+    if shallow.is_file():
+        shutil.copyfile(shallow, target / ".git/shallow")
+    (target / ".git/HEAD").write_text(f"{commit}\n")
+    git(target, "read-tree", "HEAD")
+
+
+def _copy_reporter(target: Path) -> None:
+    """Copy what the job needs of this package, as its environment may not have it."""
+    for name in _REPORTER:
+        copy = target / "pyclassify" / name
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(PACKAGE / name, copy)
+
+
+def _copy(source: Path, target: Path, project: Path) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if source.is_symlink():
+        pointed = Path(os.readlink(source))
+        inside = not pointed.is_absolute() and source.resolve().is_relative_to(project.resolve())
+        target.symlink_to(pointed if inside else source.resolve())
+    elif source.is_dir():  # a submodule
+        for name in list_files(source)[0]:
+            _copy(source / name, target / name, source)
+    else:
+        shutil.copy2(source, target)

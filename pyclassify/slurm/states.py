@@ -1,0 +1,61 @@
+"""Every state that SLURM has for a job, and what it means for the run.
+
+From "JOB STATE CODES" in squeue(1) and sacct(1), of versions 2.6 to 25.05.
+"""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class State:
+    """What a state means.
+
+    Args:
+        status: The MLflow status of the run.
+        ended: Whether the job stays in this state.
+        words: What it is and what to do, for the run's description; nothing where all is well.
+    """
+
+    status: str
+    ended: bool = False
+    words: str = ""
+
+
+_WAITING, _RUNNING = State("SCHEDULED"), State("RUNNING")
+
+
+def _failed(words: str) -> State:
+    return State("FAILED", True, words)
+
+
+STATES = {
+    "BOOT_FAIL": _failed("its node did not start; submit it again"),
+    "CANCELLED": State("KILLED", True, "the job was cancelled"),
+    "COMPLETED": State("FINISHED", True),
+    "COMPLETING": _RUNNING,
+    "CONFIGURING": _WAITING,
+    "DEADLINE": _failed("the job's deadline came before its end"),
+    "EXPEDITING": _WAITING,
+    "FAILED": _failed("the job ended with an error"),
+    "LAUNCH_FAILED": _failed("the job could not be launched on its node; submit it again"),
+    "NODE_FAIL": _failed("a node of the job failed; submit it again"),
+    "OUT_OF_MEMORY": _failed('the job took more memory than it has; give more by "mem"'),
+    "PENDING": _WAITING,
+    "POWER_UP_NODE": _WAITING,
+    "PREEMPTED": State("KILLED", True, "the job had to make room for another; submit it again"),
+    "RECONFIG_FAIL": _failed("its node could not be configured; submit it again"),
+    "REQUEUED": _WAITING,
+    "REQUEUE_FED": _WAITING,
+    "REQUEUE_HOLD": _WAITING,
+    "RESIZING": _RUNNING,
+    "RESV_DEL_HOLD": _WAITING,
+    "REVOKED": State("KILLED", True, "another cluster of the federation took the job"),
+    "RUNNING": _RUNNING,
+    "SIGNALING": _RUNNING,
+    "SPECIAL_EXIT": _WAITING,
+    "STAGE_OUT": _RUNNING,
+    "STOPPED": _RUNNING,
+    "SUSPENDED": _RUNNING,
+    "TIMEOUT": _failed('the job came to its time limit; give more by "time"'),
+    "UPDATE_DB": _RUNNING,
+}

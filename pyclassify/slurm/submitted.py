@@ -1,0 +1,152 @@
+"""A run that was submitted: waiting for it, asking for it, cancelling it."""
+
+import getpass
+import logging
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from mlflow.projects.submitted_run import SubmittedRun
+
+from pyclassify.slurm import client, reconcile
+from pyclassify.slurm.answers import Job
+from pyclassify.slurm.logs import tail_of
+from pyclassify.slurm.programs import SlurmError, SlurmSilent
+
+_POLL = 2.0  # seconds; each is a call of squeue
+_POLL_MOST = 15.0
+
+_logger = logging.getLogger("mlflow.projects.slurm")
+
+
+class SlurmRun(SubmittedRun):
+    """A job of SLURM's and its run.
+
+    Args:
+        run_id: The run.
+        job_id: The job.
+        shows: Whether `wait` writes the job's state and logs.
+    """
+
+    def __init__(self, run_id: str, job_id: str, shows: bool = False) -> None:
+        from mlflow import MlflowClient
+
+        super().__init__()
+        self.job_id = job_id
+        self._run_id, self._shows, self._client = run_id, shows, MlflowClient()
+
+    @property
+    def run_id(self) -> str:
+        return self._run_id
+
+    def wait(self) -> bool:
+        """Wait until the job has ended, and see to the run's status.
+
+        Returns:
+            Whether the run is FINISHED.
+        """
+        tail, state, pause = tail_of(self._run().data.tags), "", _POLL
+        while True:
+            job = self._ask()
+            if self._shows:
+                if job and job.state != state:
+                    _logger.info("job %s: %s %s", self.job_id, job.state, job.reason)
+                for text in tail.new():
+                    sys.stdout.write(text)
+                sys.stdout.flush()
+            if job is None and self._run().info.status in reconcile.FINAL:
+                break
+            if job and job.meaning.ended:
+                break
+            pause = _POLL if job and job.state != state else min(pause * 1.1, _POLL_MOST)
+            state = job.state if job else state
+            time.sleep(pause)
+        return self.reconcile(job) == "FINISHED"
+
+    def get_status(self) -> str:
+        """The run's status: what the training or the job said, or else what SLURM says."""
+        status = str(self._run().info.status)
+        return status if status in reconcile.FINAL else self.reconcile(self.find())
+
+    def cancel(self) -> None:
+        """Cancel the job and mark the run KILLED, unless it has ended; waits for neither."""
+        client.cancel(self.job_id)
+        run = self._run()
+        if run.info.status not in reconcile.FINAL:
+            self._client.set_terminated(self._run_id, "KILLED")
+            words = f"SLURM job {self.job_id}: the job was cancelled by {getpass.getuser()}."
+            reconcile.describe(self._client, run, words)
+
+    def find(self) -> Job | None:
+        """What SLURM says of the job; nothing where it has forgotten one whose run has ended.
+
+        Raises:
+            JobUnknown: It knows no such job, and nobody has said how it ended.
+            SlurmSilent: It does not answer.
+        """
+        try:
+            return client.find(self.job_id)
+        except client.JobUnknown:
+            if self._run().info.status in reconcile.FINAL:
+                return None
+            raise
+
+    def reconcile(self, job: Job | None) -> str:
+        """Make the run's status true.
+
+        Args:
+            job: What SLURM says; nothing where it does not answer.
+
+        Returns:
+            The run's status.
+        """
+        run = self._run()
+        status = str(run.info.status)
+        if job is None:
+            return status
+        if job.meaning.ended:
+            ending = reconcile.of_job(job)
+            files = tail_of(run.data.tags).files()
+            return reconcile.settle(self._client, self._run_id, ending, self.job_id, files)
+        if status not in (*reconcile.FINAL, job.meaning.status):
+            self._client.update_run(self._run_id, status=job.meaning.status)
+            return job.meaning.status
+        return status
+
+    def _ask(self) -> Job | None:
+        try:
+            return self.find()
+        except SlurmSilent as silence:
+            _logger.warning("SLURM does not answer (%s); asking again", silence)
+            return None
+
+    @property
+    def tags(self) -> dict[str, str]:
+        """The tags of the run."""
+        return dict(self._run().data.tags)
+
+    def _run(self) -> Any:
+        return self._client.get_run(self._run_id)
+
+
+def of_run(run_id: str) -> SlurmRun:
+    """The job of a run that was submitted, perhaps by another process.
+
+    Raises:
+        ValueError: It is no run of this backend.
+    """
+    from mlflow import MlflowClient
+
+    run = MlflowClient().get_run(run_id)
+    tags = run.data.tags
+    if "slurm_folder" not in tags:
+        raise ValueError(
+            f"the run {run_id} is none of the backend slurm; `mlflow run --backend slurm` makes one"
+        )
+    job_id = tags.get("slurm_job_id", "")
+    if not job_id and run.info.status == "SCHEDULED":  # whoever submitted it was killed
+        job_id = client.find_by_folder(Path(tags["slurm_folder"]))
+    if not job_id:
+        raise SlurmError(f"the run {run_id} has no job: SLURM did not take it, see its description")
+    return SlurmRun(run_id, job_id)

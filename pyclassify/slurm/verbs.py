@@ -1,0 +1,164 @@
+"""`pyclassify slurm`: the script of a run, when it would start, how it goes, and its end."""
+
+import argparse
+import itertools
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NoReturn
+
+from pyclassify.slurm import clearing, client, config, plan
+from pyclassify.slurm.commandline import LIKE_MLFLOW, plan_like_mlflow
+from pyclassify.slurm.logs import kept_logs, tail_of
+from pyclassify.slurm.plan import Plan
+from pyclassify.slurm.proofread import check_script
+from pyclassify.slurm.reconcile import of_job
+
+_POLL = 1.0  # seconds between looks at a log
+_LOOKS = 4  # at a log for each question to SLURM
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise ValueError(f"{message}; `{self.prog} --help` shows what there is")
+
+
+def main(args: Sequence[str]) -> int:
+    """Run one of the verbs.
+
+    Args:
+        args: The command line after `slurm`.
+
+    Returns:
+        The exit code.
+
+    Raises:
+        ValueError: The command line is wrong, or there is no such run.
+        OSError: SLURM refuses, or does not answer.
+    """
+    from mlflow.exceptions import MlflowException
+
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
+    asked, rest = _parse(args)
+    try:
+        if asked.verb in ("render", "check"):
+            return {"render": render, "check": check}[asked.verb](plan_like_mlflow(rest))
+        if asked.verb == "clear":
+            return clear(asked)
+        return {"status": status, "logs": logs, "cancel": cancel}[asked.verb](asked)
+    except MlflowException as error:
+        raise ValueError(" ".join(str(error).split())) from error
+
+
+def _parse(args: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
+    parser = _Parser(prog="pyclassify slurm", description=__doc__, allow_abbrev=False)
+    verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB", parser_class=_Parser)
+    for name, what in (
+        ("render", "show the script that `mlflow run --backend slurm` would submit"),
+        ("check", "ask SLURM whether it would take that script, and when it would start"),
+    ):
+        verbs.add_parser(name, help=what, description=f"{what}; takes {LIKE_MLFLOW}")
+    for name, what in (
+        ("status", "show how a run goes, and make its status true"),
+        ("logs", "show what a run's job has written"),
+        ("cancel", "cancel a run's job"),
+    ):
+        verb = verbs.add_parser(name, help=what, description=what)
+        verb.add_argument("run", metavar="RUN_ID", help="the run's id")
+        if name == "logs":
+            verb.add_argument("-f", "--follow", action="store_true", help="go on until its end")
+    what = "remove the folders of ended runs"
+    verb = verbs.add_parser("clear", help=what, description=what)
+    verb.add_argument(
+        "work_dir", nargs="?", help='"work_dir" of the backend config; the default one else'
+    )
+    verb.add_argument(
+        "--days", type=float, default=7, help="ended for at least so many days (default: 7)"
+    )
+    verb.add_argument("-n", "--dry-run", action="store_true", help="only say which")
+    if args and args[0] in ("render", "check") and not {"-h", "--help"} & {*args}:
+        return parser.parse_args(args[:1]), list(args[1:])
+    return parser.parse_args(args), []
+
+
+def render(made: Plan) -> int:
+    """Show the script of a run that is not made."""
+    sys.stdout.write(made.write_script("RUN_ID", "EXPERIMENT_ID"))
+    return 0
+
+
+def check(made: Plan) -> int:
+    """Ask SLURM about the script."""
+    text = made.write_script("RUN_ID", "EXPERIMENT_ID")
+    check_script(text)
+    with tempfile.TemporaryDirectory() as folder:
+        script = Path(folder) / "job.sh"
+        script.write_text(text)
+        sys.stdout.write(f"{client.try_out(script, [*made.config_given])}\n")
+    return 0
+
+
+def status(asked: argparse.Namespace) -> int:
+    """Show a run's status, and set it where the job could not."""
+    from pyclassify.slurm.submitted import of_run
+
+    run = of_run(asked.run)
+    job = run.find()
+    now = run.reconcile(job)
+    facts = ["SLURM has forgotten it"]
+    if job is not None:
+        why = of_job(job).words or job.reason
+        facts = [job.state, why, job.elapsed, job.nodes and f"on {job.nodes}"]
+    sys.stdout.write(f"run {asked.run}: {now}\n")
+    sys.stdout.write(f"job {run.job_id}: {', '.join(each for each in facts if each)}\n")
+    for path in tail_of(run.tags).files():
+        sys.stdout.write(f"log: {path}\n")
+    return 0
+
+
+def logs(asked: argparse.Namespace) -> int:
+    """Show a run's logs, until its job's end with --follow."""
+    from pyclassify.slurm.submitted import of_run
+
+    run = of_run(asked.run)
+    tail = tail_of(run.tags)
+    if not asked.follow and not tail.files():
+        kept = [*kept_logs(asked.run)]
+        if not kept:
+            raise OSError(f"the run {asked.run} has no log: its job has not started")
+        sys.stdout.write("".join(kept))
+        return 0
+    for turn in itertools.count():
+        if turn % _LOOKS == 0:
+            job = run.find() if asked.follow else None
+        for text in tail.new():
+            sys.stdout.write(text)
+        sys.stdout.flush()
+        if job is None or job.meaning.ended:
+            break
+        time.sleep(_POLL)
+    return 0
+
+
+def cancel(asked: argparse.Namespace) -> int:
+    """Cancel a run's job."""
+    from pyclassify.slurm.submitted import of_run
+
+    run = of_run(asked.run)
+    run.cancel()
+    sys.stdout.write(f"run {asked.run}: {run.get_status()}\njob {run.job_id}: cancelled\n")
+    return 0
+
+
+def clear(asked: argparse.Namespace) -> int:
+    """Remove the folders of ended runs."""
+    given = config.read({"work_dir": asked.work_dir})
+    work_dir = plan.choose_work_dir(given)
+    for folder, size in clearing.clear(work_dir, asked.days, asked.dry_run):
+        what = "would be removed" if asked.dry_run else "removed"
+        sys.stdout.write(f"{what}: {folder} ({size / 2**20:.0f} MB)\n")
+    return 0

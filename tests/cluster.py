@@ -1,0 +1,142 @@
+"""A real SLURM cluster of the tests' own: two nodes on loopback, accounting and made-up GPUs."""
+
+import contextlib
+import os
+import shutil
+import socket
+import subprocess
+import time
+
+import cluster_files
+import sweep
+from cluster_files import NODES
+from daemons import Daemons
+
+SYSTEM_PATH = f"{os.environ['PATH']}:/usr/sbin:/sbin"
+PROGRAMS = ("munged", "mariadbd", "mariadb-install-db", "slurmdbd", "slurmctld", "slurmd", "sbatch")
+
+
+def missing():
+    """Say what keeps the cluster from starting here, or nothing."""
+    if programs := [name for name in PROGRAMS if not shutil.which(name, path=SYSTEM_PATH)]:
+        packages = "slurm-wlm, munge, slurmdbd and mariadb-server"
+        return f"a SLURM cluster needs {', '.join(programs)}: Debian has them in {packages}"
+    return None if os.geteuid() == 0 else "only root starts a SLURM cluster"
+
+
+class Cluster:
+    """Its daemons, and what happens to clusters. `env` is what a program needs to speak to it."""
+
+    def __init__(self):
+        outer = {k: v for k, v in os.environ.items() if not k.startswith(("SLURM", "SBATCH"))}
+        self.daemons = Daemons({**outer, "PATH": SYSTEM_PATH})
+        self.folder = self.daemons.folder
+        self.daemons.env["SLURM_CONF"] = str(self.folder / "slurm.conf")
+        self.env = self.daemons.env
+
+    def start(self):
+        self.ports = cluster_files.write(self.folder)
+        self.start_munge()
+        self.start_database()
+        self.start_accounting()
+        for node in NODES:
+            self.start_node(node)
+        self.start_controller()
+        self.wait_for_nodes(*NODES)
+
+    def stop(self):
+        self.daemons.stop()
+
+    def start_munge(self):
+        options = ["--foreground", "--force"]
+        for kind in ("socket", "key-file", "log-file", "pid-file", "seed-file"):
+            options.append(f"--{kind}={self.folder}/munge.{kind.removesuffix('-file')}")
+        self.daemons.start("munged", "munged", *options)
+
+    def start_database(self):
+        data = self.folder / "data"
+        data.mkdir()
+        shutil.chown(data, "mysql", "mysql")
+        # It is thrown away, and syncing to the disk is most of the time that making it takes.
+        options = ["--no-defaults", "--user=mysql", f"--datadir={data}", "--debug-no-sync"]
+        options += ["--skip-name-resolve", "--innodb-log-file-size=8M"]
+        self.run("mariadb-install-db", "--skip-test-db", *options)
+        options += ["--bind-address=127.0.0.1", f"--port={self.ports['mariadbd']}"]
+        options += [f"--socket={data}/socket", f"--init-file={self.folder}/database.sql"]
+        self.daemons.start("mariadbd", "mariadbd", *options)
+        self.daemons.wait("mariadbd", lambda: self.answers("mariadbd"))
+
+    def start_accounting(self):
+        self.daemons.wait("munged", (self.folder / "munge.socket").exists)
+        self.daemons.start("slurmdbd", "slurmdbd", "-D")
+        self.daemons.wait("slurmdbd", lambda: self.answers("slurmdbd"))
+        self.run("sacctmgr", "--immediate", "add", "cluster", cluster_files.NAME)
+
+    def start_controller(self):
+        self.daemons.start("slurmctld", "slurmctld", "-D")
+        self.daemons.wait("slurmctld", lambda: self.answers("slurmctld"))
+
+    def start_node(self, node):
+        self.daemons.start(node, "slurmd", "-D", "-N", node)
+
+    def wait_for_nodes(self, *nodes):
+        """Wait until they take jobs, or have some; a star says that a node does not answer."""
+        up = ("idle", "mixed", "allocated", "completing")
+        for node in nodes:
+            self.daemons.wait(node, lambda node=node: self.node_state(node) in up)
+
+    def answers(self, name):
+        with socket.socket() as client:
+            return client.connect_ex(("127.0.0.1", self.ports[name])) == 0
+
+    def node_state(self, node):
+        return self.run("sinfo", "--noheader", f"--nodes={node}", "--format=%T")
+
+    def run(self, *command):
+        """Run a program of SLURM's; returns its output, or shows what it said and fails."""
+        ended = subprocess.run(command, env=self.env, capture_output=True, text=True)
+        if ended.returncode:
+            raise RuntimeError(f"{' '.join(command)}: {ended.stdout}{ended.stderr}")
+        return ended.stdout.strip()
+
+    def submit(self, command, *options):
+        """Submit a line of shell; returns the job's id. Without --output there is none."""
+        return self.run("sbatch", "--parsable", "--output=/dev/null", f"--wrap={command}", *options)
+
+    def state(self, job):
+        """The job's state as the controller has it, who forgets it soon, or else accounting."""
+        jobs = self.run("squeue", "--noheader", "--states=all", "--format=%i %T").splitlines()
+        states = dict(line.split() for line in jobs)
+        return states.get(job) or self.accounting(job, "state").partition(" ")[0]
+
+    def accounting(self, job, *fields):
+        return self.run("sacct", "-XPn", f"--jobs={job}", f"--format={','.join(fields)}")
+
+    def wait_for(self, job, *states, seconds=30):
+        end = time.monotonic() + seconds
+        while (state := self.state(job)) not in states:
+            if time.monotonic() > end:
+                raise RuntimeError(f"job {job} is {state} after {seconds} s, not {states}")
+            time.sleep(0.1)
+        return state
+
+    @contextlib.contextmanager
+    def controller_down(self):
+        controller = self.daemons.processes["slurmctld"]
+        controller.terminate()
+        controller.wait()
+        try:
+            yield
+        finally:
+            self.start_controller()
+
+    @contextlib.contextmanager
+    def crashed(self, node):
+        """A node lost, as by a power cut; the controller is told, as it waits minutes otherwise."""
+        sweep.kill(self.folder / f"{node}.log")
+        self.run("scontrol", "update", f"nodename={node}", "state=down", "reason=crashed")
+        try:
+            yield
+        finally:
+            self.start_node(node)
+            self.wait_for_nodes(node)

@@ -1,0 +1,61 @@
+"""Daemons of a test run in one folder: started, waited for, and ended for certain."""
+
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import sweep
+
+
+class Daemons:
+    """Each has a session of its own, which no Ctrl-C reaches, and its output in FOLDER/NAME.out.
+
+    What they started ends with them.
+    """
+
+    def __init__(self, env):
+        # In /tmp, as the name of a socket is short, and open to a daemon of another user.
+        self.folder = Path(tempfile.mkdtemp(prefix="daemons-", dir="/tmp"))
+        self.folder.chmod(0o711)
+        self.env = dict(env)
+        self.processes = {}
+        self.sweeper = subprocess.Popen(
+            [sys.executable, sweep.__file__, self.folder],
+            env=env,
+            start_new_session=True,
+            stdin=subprocess.PIPE,
+        )
+
+    def start(self, name, *command):
+        with self.output(name).open("w") as log:
+            self.processes[name] = subprocess.Popen(
+                command,
+                env=self.env,
+                start_new_session=True,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+            )
+
+    def output(self, name):
+        return self.folder / f"{name}.out"
+
+    def wait(self, name, ready, seconds=30):
+        """Wait until a daemon is ready, which `ready()` tells."""
+        end = time.monotonic() + seconds
+        while not ready():
+            code = self.processes[name].poll()
+            if code is not None or time.monotonic() > end:
+                state = f"is not ready after {seconds} s" if code is None else f"ended with {code}"
+                last = self.output(name).read_text().splitlines()[-5:]
+                raise RuntimeError("\n".join([f"{name} {state}, and last said:", *last]))
+            time.sleep(0.05)
+
+    def stop(self):
+        self.sweeper.stdin.close()
+        if code := self.sweeper.wait():
+            raise RuntimeError(
+                f"not all in {self.folder} could be ended: sweep.py ended with {code}"
+            )

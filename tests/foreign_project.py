@@ -1,0 +1,23 @@
+"""An MLflow Project of someone else, that knows neither pyclassify nor torch."""
+
+MLPROJECT = """\
+name: foreign
+entry_points:
+  main:
+    command: "echo it is done"
+  fail:
+    command: "echo no such file >&2; exit 1"
+  eat:
+    command: "python -c 'bytearray(2_000_000_000)'"
+  wait:
+    parameters:
+      file: string
+      code: {type: int, default: 0}
+    command: "touch {file}.waits; until [ -e {file} ]; do sleep 0.1; done; exit {code}"
+"""
+
+
+def write(folder):
+    folder.mkdir()
+    (folder / "MLproject").write_text(MLPROJECT)
+    return folder

@@ -1,0 +1,79 @@
+"""Projects that know nothing of pyclassify, submitted to the cluster of the tests."""
+
+import contextlib
+import os
+import shutil
+import textwrap
+import time
+
+import mlflow
+
+FINAL = ("FINISHED", "FAILED", "KILLED")
+
+
+def enter(patch, cluster, empty_store, folder):
+    """Go to an empty folder to submit from, with a tracking store beside it."""
+    shutil.copy(empty_store, folder)
+    (folder / "submitted").mkdir()
+    patch.chdir(folder / "submitted")
+    for name, value in cluster.env.items():
+        patch.setenv(name, value)
+    patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{folder}/mlflow.db")
+    patch.setenv("MLFLOW_EXPERIMENT_NAME", "tested")
+    patch.setenv("OMP_NUM_THREADS", "1")
+    patch.delenv("MLFLOW_RUN_ID", raising=False)
+
+
+def write_project(folder, code, parameters=""):
+    """Write a project whose `main` runs some code of Python; returns its folder."""
+    folder.mkdir(exist_ok=True)
+    declared = f"\n    parameters: {{{parameters}}}" if parameters else ""
+    given = "".join(f" {{{each.split(':')[0].strip()}}}" for each in parameters.split(",") if each)
+    (folder / "MLproject").write_text(
+        f'name: foreign\nentry_points:\n  main:{declared}\n    command: "python train.py{given}"\n'
+    )
+    (folder / "train.py").write_text(textwrap.dedent(code))
+    return folder
+
+
+def submit(project, config=None, **options):
+    """Submit it in this environment; returns the submitted run."""
+    given = {"synchronous": False, "env_manager": "local", **options}
+    return mlflow.projects.run(
+        str(project), backend="slurm", backend_config=dict(config or {}), **given
+    )
+
+
+def read(submitted):
+    return mlflow.MlflowClient().get_run(getattr(submitted, "run_id", submitted))
+
+
+def newest():
+    experiment = mlflow.get_experiment_by_name("tested").experiment_id
+    return mlflow.MlflowClient().search_runs([experiment], max_results=1)[0]
+
+
+def note(run):
+    return run.data.tags.get("mlflow.note.content", "")
+
+
+def artifacts(run, folder="slurm"):
+    return {each.path for each in mlflow.MlflowClient().list_artifacts(run.info.run_id, folder)}
+
+
+def log(submitted, ending="out"):
+    """What its job wrote."""
+    folder = read(submitted).data.tags["slurm_folder"]
+    with contextlib.ExitStack() as stack:
+        names = [each.path for each in os.scandir(folder) if each.name.endswith(f".{ending}")]
+        return "".join(stack.enter_context(open(name)).read() for name in names)
+
+
+def wait_for_status(submitted, statuses=FINAL, seconds=120):
+    """Wait until the job has said so itself: nobody asks SLURM here."""
+    end = time.monotonic() + seconds
+    while (run := read(submitted)).info.status not in statuses:
+        if time.monotonic() > end:
+            raise RuntimeError(f"{run.info.status} after {seconds} s: {log(submitted, 'err')}")
+        time.sleep(0.2)
+    return run

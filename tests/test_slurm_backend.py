@@ -1,0 +1,117 @@
+"""Runs submitted to a real cluster: what they run, what they tell, and how they end."""
+
+import json
+import os
+import subprocess
+import sys
+
+import mlflow
+import pytest
+import repositories
+from mlflow.exceptions import ExecutionException
+from slurm_runs import artifacts, log, newest, note, read, submit, wait_for_status, write_project
+
+TELLS = """
+    import os, mlflow
+    mlflow.log_param("said", "hello")
+    print("I run in", os.getcwd())
+"""
+
+
+def test_run_tells_how_it_went(slurm, tmp_path):
+    project = write_project(tmp_path / "submitted", TELLS)
+
+    submitted = submit(project, {"job_name": "a 'job'", "exports": {"A": "b"}})
+    scheduled = read(submitted)
+    run = wait_for_status(submitted)
+    submitted.wait()
+
+    assert scheduled.info.status in ("SCHEDULED", "RUNNING")
+    assert (run.info.status, run.data.params["said"]) == ("FINISHED", "hello")
+    told = {name: run.data.tags[f"slurm_{name}"] for name in ("job_id", "partition", "nodes")}
+    assert told == {"job_id": submitted.job_id, "partition": "main", "nodes": "n1"}
+    assert run.data.tags["slurm_submit_host"] == os.uname().nodename
+    names = {f"slurm/a 'job'-{submitted.job_id}.{ending}" for ending in ("out", "err")}
+    assert artifacts(run) == {"slurm/job.sh", "slurm/backend_config.json", *names}
+    assert f"I run in {tmp_path}/submitted-slurm/{run.info.run_id}/project\n" in log(submitted)
+
+
+def test_failure_is_told_at_once_with_the_last_lines_of_stderr(slurm, tmp_path):
+    code = "import mlflow, sys\nmlflow.log_param('a', 1)\nsys.exit('the disk is on fire')"
+    project = write_project(tmp_path / "submitted", code)
+
+    with pytest.raises(ExecutionException, match=r"is FAILED; its description says why"):
+        submit(project, synchronous=True)
+
+    run = newest()
+    assert run.info.status == "FAILED"  # though MLflow says FINISHED whenever Python exits
+    assert note(run).startswith(f"SLURM job {run.data.tags['slurm_job_id']}: the job ended with ex")
+    assert "the disk is on fire" in note(run)
+
+
+def test_refusal_leaves_the_run_failed_with_sbatchs_words(slurm, tmp_path):
+    project = write_project(tmp_path / "submitted", TELLS)
+    with pytest.raises(ExecutionException, match="Invalid partition name specified"):
+        submit(project, {"partition": "nowhere"})
+
+    assert newest().info.status == "FAILED"
+    assert "invalid partition specified: nowhere" in note(newest())
+
+
+def test_mistake_is_told_before_there_is_a_run(slurm, tmp_path):
+    project = write_project(tmp_path / "submitted", TELLS, "devices: {default: 1}")
+    with pytest.raises(
+        ExecutionException, match=r"ntasks_per_node is 2 .* devices is 1 by the MLp"
+    ):
+        submit(project, {"ntasks_per_node": 2})
+    with pytest.raises(ExecutionException, match="setup in the backend config is no bash"):
+        submit(project, {"setup": ["if true"]})
+    with pytest.raises(ExecutionException, match=r"line \d+ of the script would have a credential"):
+        submit(project, parameters={"database": "postgresql://me:pass@host/db"})
+
+    experiment = mlflow.get_experiment_by_name("tested").experiment_id
+    assert mlflow.MlflowClient().search_runs([experiment]) == []
+
+
+def test_edit_after_the_submission_changes_nothing(slurm, tmp_path):
+    project = write_project(tmp_path / "submitted", "print('the old code')")
+
+    submitted = submit(project, {"sbatch_args": ["--begin=now+2"]})
+    write_project(project, "print('the new code')")
+    wait_for_status(submitted)
+
+    assert "the old code" in log(submitted)
+
+
+def test_project_of_a_git_uri_runs_from_its_snapshot(slurm, tmp_path, monkeypatch):
+    code = "import mlflow\nprint('from git')"
+    repository = write_project(tmp_path / "repository", code)
+    repositories.start(repository, {})
+    for name, value in {
+        "GIT_CONFIG_COUNT": "1",
+        "GIT_CONFIG_KEY_0": f"url.{repository.as_uri()}.insteadOf",
+        "GIT_CONFIG_VALUE_0": "https://git.example.org/foreign",
+    }.items():
+        monkeypatch.setenv(name, value)
+
+    submitted = submit("https://git.example.org/foreign")
+    folder = read(submitted).data.tags["slurm_folder"]
+    wait_for_status(submitted)
+
+    assert "from git" in log(submitted)
+    with open(f"{folder}/snapshot.json") as file:
+        commit = json.load(file)["commit"]
+    assert commit == repositories.git(repository, "rev-parse", "HEAD")
+
+
+def test_importing_the_backend_takes_no_time_and_no_torch():
+    code = """
+import sys, time
+import mlflow.projects, mlflow.tracking
+start = time.perf_counter()
+import pyclassify.slurm.backend
+assert "torch" not in sys.modules
+print(time.perf_counter() - start)
+"""
+    taken = subprocess.check_output([sys.executable, "-c", code], text=True)
+    assert float(taken) < 0.3

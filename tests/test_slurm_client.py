@@ -1,0 +1,142 @@
+"""What SLURM's programs say: of jobs that are there, that are gone, and on a bad day."""
+
+import json
+
+import pytest
+import slurm_programs
+from slurm_programs import say, say_in_turn
+
+from pyclassify.slurm import client, programs, reconcile
+from pyclassify.slurm.programs import SlurmError, SlurmSilent
+from pyclassify.slurm.states import STATES
+
+GONE = say(stderr="slurm_load_jobs error: Invalid job id specified\n", code=1)
+BUSY = ("", "slurm_load_jobs error: Socket timed out on send/recv operation\n", 1)
+DOWN = ("", "slurm_load_jobs error: Unable to contact slurm controller (connect failure)\n", 1)
+
+
+@pytest.fixture
+def put(monkeypatch, tmp_path):
+    """Put a program in the place of one of SLURM's; nothing waits between tries."""
+    (tmp_path / "bin").mkdir()
+    slurm_programs.first_on_path(monkeypatch, tmp_path / "bin")
+    monkeypatch.setattr(programs, "PAUSES", (0.0, 0.0))
+    return lambda name, code: slurm_programs.put(tmp_path / "bin", name, code)
+
+
+@pytest.mark.parametrize(
+    ("version", "job_id", "state", "status", "words"),
+    [
+        ("2.6.5", "1", "COMPLETED", "FINISHED", ""),
+        ("2.6.5", "2", "CANCELLED", "KILLED", "the job was cancelled by "),
+        ("2.6.5", "3", "NODE_FAIL", "FAILED", "a node of the job failed; submit it again"),
+        ("2.6.5", "4", "TIMEOUT", "FAILED", 'the job came to its time limit; give more by "time"'),
+        ("2.6.5", "5", "FAILED", "FAILED", "the job ended with an error, exit code 1"),
+        ("2.6.5", "6", "RUNNING", "RUNNING", ""),
+        ("24.05.3", "8183088", "FAILED", "FAILED", "the job ended with an error"),
+        ("24.05.3", "8183089", "COMPLETED", "FINISHED", ""),
+    ],
+)
+def test_jobs_that_the_queue_has_forgotten(put, version, job_id, state, status, words):
+    put("squeue", GONE)
+    put("sacct", slurm_programs.replay(version))
+
+    job = client.find(job_id)
+    ending = reconcile.of_job(job)
+
+    assert (job.state, ending.status) == (state, status)
+    assert ending.words.startswith(words)
+
+
+def test_job_that_neither_knows_is_an_error_of_its_own(put):
+    put("squeue", GONE)
+    put("sacct", slurm_programs.replay("24.05.3"))
+    with pytest.raises(client.JobUnknown, match="squeue has no job 7; sacct has no job 7"):
+        client.find("7")
+
+
+def test_cluster_without_accounting_says_so(put):
+    put("squeue", GONE)
+    put("sacct", say(stderr="SLURM accounting storage is disabled\n", code=1))
+    with pytest.raises(client.JobUnknown, match=r"sacct can't say .* storage is disabled"):
+        client.find("7")
+
+
+def test_what_a_site_says_beside_the_rows_is_passed_over(put):
+    put("squeue", say("Site-specific preamble here.\n7|PENDING|Resources||0:00\n\nMore.\n"))
+    assert client.find("7") == client.Job("7", "PENDING", "Resources", "", "0:00")
+
+
+def test_busy_controller_is_asked_again(put, tmp_path):
+    answers = [BUSY, BUSY, ("7|RUNNING|None|n1|0:05\n",)]
+    put("squeue", say_in_turn(tmp_path / "turn", *answers))
+    assert client.find("7").state == "RUNNING"
+
+
+def test_controller_that_is_down_says_nothing_of_the_job(put):
+    put("squeue", say(*DOWN))
+    put("sacct", slurm_programs.replay("2.6.5"))
+
+    assert client.find("1").state == "COMPLETED"  # accounting has its end
+    with pytest.raises(SlurmSilent, match="Unable to contact slurm controller"):
+        client.find("6")  # which may have ended since
+
+
+def test_submission_whose_answer_was_lost_is_not_made_twice(put, tmp_path):
+    folder = tmp_path / "run"
+    put("sbatch", say_in_turn(tmp_path / "turn", BUSY, ("8\n",)))
+    put("squeue", say(f"6|/elsewhere\n7|{folder}\n"))
+
+    assert client.submit(folder / "job.sh", {}, []) == "7"
+    assert (tmp_path / "turn").read_text() == "1"
+
+
+def test_refusal_is_in_sbatchs_own_words(put):
+    lines = ["invalid partition specified: x", "Batch job submission failed: Invalid partition"]
+    put("sbatch", say(stderr="".join(f"sbatch: error: {line}\n" for line in lines), code=1))
+    with pytest.raises(SlurmError, match=r"^invalid partition specified: x; Batch job submission"):
+        client.submit("job.sh", {}, [])
+
+
+def test_cancelling_what_has_ended_is_no_error_but_a_refusal_is(put):
+    ended = "scancel: error: Kill job error on job id 7: Invalid job id specified\n"
+    put("scancel", say(stderr=ended, code=1))
+    client.cancel("7")
+
+    denied = "scancel: error: Kill job error on job id 7: Access/permission denied\n"
+    put("scancel", say(stderr=denied))
+    with pytest.raises(SlurmError, match="Access/permission denied"):
+        client.cancel("7")
+
+
+def test_environment_of_the_submission_does_not_change_the_job(put, monkeypatch, tmp_path):
+    outer = {"SLURM_NTASKS": "9", "SBATCH_TIMELIMIT": "1", "SBATCH_ACCOUNT": "mine", "RANK": "1"}
+    for name, value in {**outer, "SBATCH_QOS": "low", "SLURM_CONF": "/a", "TOKEN": "t"}.items():
+        monkeypatch.setenv(name, value)
+    keep = f"import json, os; json.dump(dict(os.environ), open({str(tmp_path / 'seen')!r}, 'w'))"
+    put("sbatch", f"{keep}\nprint(1)")
+
+    client.submit(tmp_path / "job.sh", {"MLFLOW_TRACKING_URI": "uri"}, ["qos"])
+
+    seen = json.loads((tmp_path / "seen").read_text())
+    names = {*outer, "SBATCH_QOS", "SLURM_CONF", "TOKEN", "MLFLOW_TRACKING_URI"} & seen.keys()
+    assert names == {"SBATCH_ACCOUNT", "SLURM_CONF", "TOKEN", "MLFLOW_TRACKING_URI"}
+
+
+def test_where_there_is_no_slurm_it_says_so(monkeypatch, tmp_path):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(SlurmError, match="no squeue on PATH; this is for the login node"):
+        client.find("7")
+
+
+def test_every_state_means_something():
+    statuses = {"SCHEDULED", "RUNNING", "FINISHED", "FAILED", "KILLED"}
+    assert {state.status for state in STATES.values()} == statuses
+    silent = [name for name, state in STATES.items() if state.ended and not state.words]
+    assert silent == ["COMPLETED"]
+
+
+def test_state_that_nobody_knows_is_not_guessed(put):
+    put("squeue", say("7|MOLTEN|None|n1|0:05\n"))
+    with pytest.raises(SlurmError, match="calls job 7 'MOLTEN', which is no state known here"):
+        client.find("7")

@@ -1,0 +1,112 @@
+"""The backend's configuration: what it takes, and what it says of what it does not."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from pyclassify.slurm import config, keys
+from pyclassify.slurm.states import STATES
+
+SHIPPED = sorted(Path("slurm").glob("*.json"))
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
+def test_shipped_configurations_are_valid(path):
+    assert config.read(json.loads(path.read_text())).job_name == "pyclassify"
+
+
+def test_keys_that_mlflow_adds_are_not_the_users():
+    added = {"ENV_MANAGER": "local", "SYNCHRONOUS": False, "DOCKER_ARGS": {}, "STORAGE_DIR": None}
+
+    read = config.read({**added, "build_image": False, "docker_auth": None, "mem": "8G"})
+
+    assert read == config.Config(mem="8G")
+
+
+def test_unknown_key_lists_the_nearest_and_the_valid_ones():
+    with pytest.raises(ValueError, match=r"no key 'partion' \(nearest: partition\); there are ac"):
+        config.read({"partion": "gpu"})
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "allowed"),
+    [
+        ("time", "10 minutes", "takes minutes, minutes:seconds, hours:minutes:seconds, days-hours"),
+        ("time", "1:90:00", "takes minutes"),
+        ("mem", "64 gigabytes", 'takes megabytes, or a number with K, M, G or T, such as "64G"'),
+        ("nodes", 0, "takes a whole number from 1"),
+        ("nodes", True, "takes a whole number from 1"),
+        ("gpus", -1, "takes a whole number from 0"),
+        ("job_name", "two\nlines", "takes one line of text"),
+        ("partition", "", "takes one line of text"),
+        ("output", "a\\b.out", "takes a file name without backslashes"),
+        ("signal", "soon", "takes a signal and the seconds before the time limit"),
+        ("exclusive", "yes", 'takes true, false, "user" or "mcs"'),
+        ("mail_type", "SOMETIMES", "takes one or more of NONE, BEGIN, END"),
+        ("modules", "cuda", "takes a list of texts of one line each"),
+        ("setup", ["one\ntwo"], "takes a list of texts of one line each"),
+        ("wait", "no", "takes true or false"),
+    ],
+)
+def test_wrong_value_says_what_is_allowed(key, value, allowed):
+    with pytest.raises(ValueError, match=rf"^{key} is .* in the backend config; it {allowed}"):
+        config.read({key: value})
+
+
+@pytest.mark.parametrize(
+    "time", [30, "30", "30:00", "02:00:00", "1-12", "1-12:30", "1-12:30:00", "120:00"]
+)
+def test_each_of_slurms_forms_of_a_time_is_taken(time):
+    assert config.read({"time": time}).time == str(time)
+
+
+@pytest.mark.parametrize(
+    ("exports", "why"),
+    [
+        ({"API_TOKEN": "abcdef"}, "API_TOKEN looks like a credential, and the script is kept"),
+        ({"DB": "postgresql://me:pass@host/db"}, "DB looks like a credential"),
+        ({"a b": "1"}, "'a b' is no variable's name"),
+        ({"MLFLOW_RUN_ID": "1"}, "MLFLOW_RUN_ID is set by the backend"),
+    ],
+)
+def test_exports_take_no_credential_and_nothing_of_the_backends(exports, why):
+    with pytest.raises(ValueError, match=f"exports in the backend config .{why}.*null for") as info:
+        config.read({"exports": exports})
+    assert "pass@" not in str(info.value)
+    assert "abcdef" not in str(info.value)
+
+
+def test_exported_credential_must_be_set_where_the_job_is_submitted(monkeypatch):
+    monkeypatch.delenv("HF_TOKEN", raising=False)
+    with pytest.raises(ValueError, match=r"exports.HF_TOKEN is null .* is not set here; export it"):
+        config.read({"exports": {"HF_TOKEN": None}})
+
+    monkeypatch.setenv("HF_TOKEN", "secret")
+    assert config.read({"exports": {"HF_TOKEN": None}}).exports == (("HF_TOKEN", None),)
+
+
+@pytest.mark.parametrize(
+    ("argument", "why"),
+    [
+        ("--time=5", 'give the key "time"'),
+        ("--array=0-3", "a run is one job"),
+        ("--gpus-per-task=1", "it hides the other tasks' GPUs"),
+        ("licenses=a", "it takes options of sbatch, one an entry"),
+    ],
+)
+def test_sbatch_arguments_are_those_that_have_no_key(argument, why):
+    with pytest.raises(ValueError, match=f"sbatch_args has .*{why}"):
+        config.read({"sbatch_args": [argument]})
+
+
+def test_container_and_environment_are_one_too_many():
+    with pytest.raises(ValueError, match=r"container is 'a.sif' and environment 'b' in the"):
+        config.read({"container": "a.sif", "environment": "b"})
+
+
+def test_documentation_has_the_keys_and_the_states():
+    text = Path("docs/slurm.md").read_text()
+    assert "\n".join(keys.table()) in text
+    states = [f"| `{name}` | {each.status} | {each.words} |" for name, each in STATES.items()]
+    assert "\n".join(states) in text

@@ -1,0 +1,110 @@
+"""What becomes of a run, whatever becomes of its job: each line through a real cluster."""
+
+import re
+import shutil
+import threading
+
+import foreign_project
+import mlflow
+import pytest
+from mlflow.exceptions import ExecutionException
+from submissions import Submissions
+
+WAITING, FAILING = "controller down while waiting", "exit 3 with the controller down"
+# What happens, the run's status by itself, that after `pyclassify slurm status`, and its words.
+OUTCOMES = [
+    ("success", "FINISHED", "FINISHED", r""),
+    ("exit 1", "FAILED", "FAILED", r"exit code 1\.\n.*no such file"),
+    ("out of memory", "FAILED", "FAILED", 'took more memory than it has; give more by "mem"'),
+    ("time limit", "FAILED", "FAILED", 'came to its time limit; give more by "time"'),
+    ("scancel by someone else", "KILLED", "KILLED", "the job was cancelled"),
+    ("node down", "RUNNING", "FAILED", "a node of the job failed; submit it again"),
+    ("node down, requeued", "FINISHED", "FINISHED", ""),
+    ("cancelled while pending", "SCHEDULED", "KILLED", "the job was cancelled by root"),
+    ("refused by sbatch", "FAILED", "FAILED", "invalid partition specified: nowhere"),
+    ("controller down at submission", "FAILED", "FAILED", "Unable to contact slurm controller"),
+    (WAITING, "FINISHED", "FINISHED", ""),
+    (FAILING, "FAILED", "FAILED", "exit code 3"),
+]
+
+
+@pytest.fixture(scope="module")
+def outcomes(cluster, empty_store, tmp_path_factory):
+    """All at once as far as they can be, for their jobs wait for the same clocks."""
+    folder = tmp_path_factory.mktemp("outcomes")
+    shutil.copy(empty_store, folder)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setenv("SLURM_CONF", cluster.env["SLURM_CONF"])
+        patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{folder}/mlflow.db")
+        submissions = Submissions(cluster, foreign_project.write(folder / "project"))
+        yield {
+            **at_once(cluster, submissions),
+            "refused by sbatch": refused(submissions, partition="nowhere"),
+            **with_the_controller_down(cluster, submissions),
+        }
+
+
+def at_once(cluster, submissions):
+    submissions.start("time limit")
+    submissions.wait_until_started("time limit")
+    limited = submissions.job("time limit")  # at which the controller looks every half minute
+    cluster.run("scontrol", "update", f"jobid={limited}", "endtime=now")
+    submissions.start("node down", nodelist="n2")
+    submissions.start("node down, requeued", nodelist="n2", requeue=True)
+    submissions.start(WAITING)
+    submissions.start(FAILING, code=3)
+    submissions.start("scancel by someone else")
+    submissions.submit("success")
+    submissions.submit("exit 1", "fail")
+    submissions.submit("out of memory", "eat")
+    submissions.submit("cancelled while pending", sbatch_args=["--begin=now+1hour"])
+    cluster.run("scancel", submissions.job("cancelled while pending"))
+
+    submissions.wait_until_started("scancel by someone else")
+    cluster.run("scancel", submissions.job("scancel by someone else"))
+    submissions.wait_until_started("node down", "node down, requeued")
+    with cluster.crashed("n2"):
+        submissions.wait_until_ended("node down")
+        submissions.release("node down, requeued")
+    ended = submissions.runs.keys() - {WAITING, FAILING}
+    submissions.wait_until_ended(*ended)
+    return {name: submissions.outcome(name) for name in ended}
+
+
+def refused(submissions, **config):
+    with pytest.raises(ExecutionException) as refusal:
+        submissions.submit("refused", **config)
+    run = mlflow.MlflowClient().search_runs(
+        [mlflow.get_experiment_by_name("tested").experiment_id], max_results=1
+    )[0]
+    outcome = submissions.described(run.info.run_id)
+    assert outcome.words == f"SLURM submission: {refusal.value}"
+    return outcome
+
+
+def with_the_controller_down(cluster, submissions):
+    submissions.wait_until_started(WAITING, FAILING)
+    waiter = threading.Thread(target=submissions.runs[WAITING].wait)
+    waiter.start()
+    with cluster.controller_down():
+        submissions.release(FAILING)
+        at_submission = refused(submissions)
+        submissions.wait(lambda: submissions.status(FAILING) == "FAILED", FAILING)
+    submissions.release(WAITING)
+    waiter.join(60)
+    assert not waiter.is_alive()
+    return {
+        "controller down at submission": at_submission,
+        **{name: submissions.outcome(name) for name in (WAITING, FAILING)},
+    }
+
+
+@pytest.mark.parametrize(("what", "at_once", "status", "words"), OUTCOMES)
+def test_a_run_says_what_became_of_its_job(what, at_once, status, words, outcomes):
+    outcome = outcomes[what]
+
+    assert (outcome.at_once, outcome.status) == (at_once, status), outcome.words
+    if not words:
+        assert outcome.words == ""
+    assert re.search(words, outcome.words, re.DOTALL)

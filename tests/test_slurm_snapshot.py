@@ -1,0 +1,146 @@
+"""The snapshot of a project, and what its parameters then name."""
+
+import json
+import os
+import shutil
+import time
+from pathlib import Path
+
+import mlflow
+import pytest
+import repositories
+from mlflow.projects._project_spec import EntryPoint
+
+from pyclassify.slurm import clearing, listing, snapshot
+from pyclassify.slurm.parameters import place
+
+
+def take(project, tmp_path):
+    folder = tmp_path / "work" / "run"
+    folder.mkdir(parents=True)
+    names, left_out = listing.list_files(project, without=folder.parent)
+    snapshot.take(project, folder, names, left_out)
+    files = {
+        str(path.relative_to(folder / "project"))
+        for path in (folder / "project").rglob("*")
+        if not path.is_dir() and ".git/" not in str(path)
+    }
+    return folder, files, left_out
+
+
+def test_tracked_and_unignored_files_are_copied_as_they_are(tmp_path):
+    project = repositories.start(
+        tmp_path / "project",
+        {".gitignore": "data/\n", "train.py": "old", "gone.py": "", "package/run.sh": "#!/bin/sh"},
+    )
+    (project / "package/run.sh").chmod(0o755)
+    more = {"train.py": "new", "untracked.py": "1", "data/x": "big", "mlruns/0/a": "", ".env": "K"}
+    repositories.write(project, more)
+    (project / "gone.py").unlink()
+
+    folder, files, left_out = take(project, tmp_path)
+
+    assert files == {".gitignore", "train.py", "package/run.sh", "untracked.py"}
+    assert (folder / "project/train.py").read_text() == "new"
+    assert os.access(folder / "project/package/run.sh", os.X_OK)
+    assert left_out == {".env": "may have credentials in it"}
+
+
+def test_commit_and_diff_are_noted(tmp_path):
+    project = repositories.start(tmp_path / "project", {"train.py": "old\n"})
+    repositories.write(project, {"train.py": "new\n"})
+
+    folder, _, _ = take(project, tmp_path)
+
+    facts = json.loads((folder / "snapshot.json").read_text())
+    assert facts["commit"] == repositories.git(project, "rev-parse", "HEAD")
+    assert "+new" in (folder / "changes.diff").read_text()
+
+
+def test_snapshot_is_a_checkout_of_the_commit_with_the_changes(tmp_path):
+    project = repositories.start(tmp_path / "project", {"train.py": "old\n"})
+    repositories.write(project, {"train.py": "new\n", "more.py": ""})
+
+    folder, _, _ = take(project, tmp_path)
+
+    git = repositories.git
+    copy = folder / "project"
+    assert git(copy, "rev-parse", "HEAD") == git(project, "rev-parse", "HEAD")
+    assert git(copy, "status", "--porcelain") == "M train.py\n?? more.py"
+    assert git(copy, "diff", "HEAD") == git(project, "diff", "HEAD")
+
+
+def test_project_in_no_repository_is_copied_without_what_runs_and_installs_leave(tmp_path):
+    files = {"MLproject": "", "a/b.py": "", "mlruns/0/meta.yaml": "", ".venv/pyvenv.cfg": ""}
+    project = tmp_path / "project"
+    project.mkdir()
+    repositories.write(project, files)
+    with (project / "big.bin").open("wb") as big:
+        big.truncate(listing.LIMIT + 1)
+
+    _, copied, left_out = take(project, tmp_path)
+
+    assert copied == {"MLproject", "a/b.py"}
+    assert left_out == {"big.bin": "is over 50 MB"}
+
+
+def test_links_to_the_outside_lead_there_still(tmp_path):
+    (tmp_path / "data").mkdir()
+    project = repositories.start(tmp_path / "project", {"inside.txt": "1"})
+    (project / "data").symlink_to("../data")
+    (project / "near").symlink_to("inside.txt")
+
+    folder, _, _ = take(project, tmp_path)
+
+    assert os.readlink(folder / "project/data") == str(tmp_path / "data")
+    assert os.readlink(folder / "project/near") == "inside.txt"
+
+
+def test_folder_of_snapshots_in_the_project_is_not_copied(tmp_path):
+    project = repositories.start(tmp_path, {"train.py": ""})
+    take(project, tmp_path)
+    shutil.move(tmp_path / "work/run", tmp_path / "work/earlier")
+
+    _, files, _ = take(project, tmp_path)
+
+    assert files == {"train.py"}
+
+
+@pytest.mark.parametrize(
+    ("given", "placed"),
+    [
+        ({"data_path": "data"}, {"data_path": "/here/data"}),
+        ({"data_path": "inside"}, {"data_path": "inside"}),
+        ({"data_path": "/abs"}, {"data_path": "/abs"}),
+        ({"data.data_path": "data"}, {"data.data_path": "/here/data"}),
+        ({"ckpt_path": "0123456789abcdef"}, {"ckpt_path": "0123456789abcdef"}),
+        ({"table": "t.csv"}, {"table": "/here/t.csv"}),
+        ({"table": "inside"}, {"table": "/run/project/inside"}),
+        ({"table": "s3://bucket/t.csv"}, {"table": "s3://bucket/t.csv"}),
+        ({"name": "data"}, {"name": "data"}),
+    ],
+)
+def test_paths_mean_the_same_in_the_job(given, placed):
+    entry_point = EntryPoint("main", {"table": "path", "name": "string"}, "true")
+    where = (Path("/run/project"), Path("/here"))
+    assert place(given, entry_point, {"inside"}.__contains__, *where) == placed
+
+
+def test_folders_of_ended_runs_are_cleared_and_no_others(tmp_path, empty_store, monkeypatch):
+    shutil.copy(empty_store, tmp_path)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
+    client = mlflow.MlflowClient()
+    experiment = client.get_experiment_by_name("tested").experiment_id
+    old, recent, going = (client.create_run(experiment).info.run_id for _ in range(3))
+    client.set_terminated(old, "FAILED", int((time.time() - 8 * 86_400) * 1000))
+    client.set_terminated(recent)
+    for name in (old, recent, going, "someone elses"):
+        repositories.write(tmp_path / "work" / name, {"snapshot.json": "{}", "project/a": "1"})
+    repositories.write(tmp_path / "work" / "no run's", {"a": "1"})
+
+    would = [folder.name for folder, _ in clearing.clear(tmp_path / "work", 7, dry_run=True)]
+    [*_] = clearing.clear(tmp_path / "work", 7)
+
+    assert would == [old]
+    left = {path.name for path in (tmp_path / "work").iterdir()}
+    assert left == {recent, going, "someone elses", "no run's"}

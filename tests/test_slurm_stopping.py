@@ -1,0 +1,73 @@
+"""Stopping a run on a real cluster, and warning it."""
+
+import signal
+import subprocess
+import sys
+import time
+
+import mlflow
+from slurm_runs import log, newest, note, read, submit, wait_for_status, write_project
+from test_slurm_backend import TELLS
+
+from pyclassify.slurm import script
+from pyclassify.tracking import run
+
+
+def test_ctrl_c_while_waiting_cancels_the_job_and_marks_the_run_killed(slurm, tmp_path):
+    write_project(tmp_path / "submitted", "import time\nprint('here', flush=True)\ntime.sleep(300)")
+    words = [sys.executable, "-m", "mlflow", "run", ".", "--env-manager", "local"]
+    words += ["--backend", "slurm", "--backend-config", '{"wait": true}']
+    waiting = subprocess.Popen(words, stdout=subprocess.PIPE, text=True)
+    for line in waiting.stdout:
+        if line == "here\n":  # the log's tail is shown
+            break
+
+    waiting.send_signal(signal.SIGINT)
+    waiting.communicate(timeout=60)
+
+    assert waiting.returncode != 0
+    assert newest().info.status == "KILLED"
+    assert slurm.wait_for(newest().data.tags["slurm_job_id"], "CANCELLED") == "CANCELLED"
+
+
+def test_submitted_run_is_cancelled_and_says_so(slurm, tmp_path):
+    submitted = submit(write_project(tmp_path / "submitted", TELLS), {"sbatch_args": ["--hold"]})
+    assert submitted.get_status() == "SCHEDULED"
+
+    submitted.cancel()
+
+    assert submitted.wait() is False
+    assert submitted.get_status() == "KILLED"
+    assert f"SLURM job {submitted.job_id}: the job was cancelled by root" in note(read(submitted))
+
+
+def test_warning_for_the_script_alone_reaches_the_training(slurm, tmp_path):
+    code = """
+        import signal, sys, time
+        signal.signal(signal.SIGUSR1, lambda *_: sys.exit(print("warned")))
+        print("ready", flush=True)
+        time.sleep(300)
+    """
+    project = write_project(tmp_path / "submitted", code)
+    submitted = submit(project, {"signal": "B:USR1@60", "time": 10})
+    while "ready" not in log(submitted):
+        time.sleep(0.2)
+
+    slurm.run("scancel", "--signal=USR1", "--batch", submitted.job_id)
+
+    assert wait_for_status(submitted).info.status == "FINISHED"
+    assert "warned" in log(submitted)
+
+
+def test_stop_of_a_training_in_a_job_leaves_the_status_to_slurm(slurm, monkeypatch):
+    experiment = mlflow.get_experiment_by_name("tested").experiment_id
+    run_id = mlflow.MlflowClient().create_run(experiment).info.run_id
+    monkeypatch.setenv("MLFLOW_RUN_ID", run_id)
+    monkeypatch.setenv(script.STATUS_BY_SLURM, "1")
+
+    run.start(None, None, None)
+    run.mark("KILLED")  # as on SIGTERM, which a time limit sends too
+    run.end("KILLED")
+
+    assert mlflow.active_run() is None  # which MLflow would call FINISHED when Python exits
+    assert read(run_id).info.status == "RUNNING"

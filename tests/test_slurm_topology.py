@@ -1,0 +1,92 @@
+"""Nodes, processes and GPUs: the parameters decide, the JSON is a check."""
+
+import pytest
+
+from pyclassify.slurm import config, topology
+from pyclassify.slurm.topology import Topology
+
+OURS = {"devices": 1, "num_nodes": 1, "accelerator": "auto", "seed": 0}
+
+
+def decide(json, given, defaults=OURS):
+    return topology.decide(config.read(json), given, defaults)
+
+
+@pytest.mark.parametrize(
+    ("json", "given", "expected"),
+    [
+        ({}, {}, Topology(1, 1, 1)),
+        ({}, {"devices": "2"}, Topology(1, 2, 2)),
+        ({}, {"devices": "2", "num_nodes": "2"}, Topology(2, 2, 2)),
+        ({}, {"trainer.devices": "4"}, Topology(1, 4, 4)),
+        ({}, {"devices": "2", "accelerator": "cpu"}, Topology(1, 2, 0)),
+        ({"gpus": 0}, {"devices": "2"}, Topology(1, 2, 0)),
+        ({"gpus": 4, "gpus_per_task": 1}, {"devices": "2", "num_nodes": "2"}, Topology(2, 2, 2)),
+        ({"nodes": 2, "ntasks_per_node": 3}, {"devices": 3, "num_nodes": 2.0}, Topology(2, 3, 3)),
+    ],
+)
+def test_parameters_decide(json, given, expected):
+    assert decide(json, given) == expected
+
+
+@pytest.mark.parametrize(
+    ("json", "expected"),
+    [
+        ({}, Topology(1, 1, 0)),
+        ({"gpus": 2}, Topology(1, 1, 2)),
+        ({"nodes": 2, "ntasks_per_node": 2, "gpus": 8}, Topology(2, 2, 4)),
+        ({"ntasks_per_node": 4, "gpus_per_task": 2}, Topology(1, 4, 8)),
+    ],
+)
+def test_json_decides_for_a_project_without_these_parameters(json, expected):
+    assert decide(json, {"alpha": "1"}, {"alpha": 0.5}) == expected
+
+
+@pytest.mark.parametrize(
+    ("json", "given", "words"),
+    [
+        (
+            {"ntasks_per_node": 4},
+            {"devices": "2"},
+            "ntasks_per_node is 4 in the backend config, and devices is 2 by -P devices=2; the par",
+        ),
+        (
+            {"ntasks_per_node": 2},
+            {},
+            "ntasks_per_node is 2 .* devices is 1 by the MLproject's default; .* leave ntasks_per",
+        ),
+        ({"nodes": 2}, {}, "nodes is 2 .* num_nodes is 1 by the MLproject's default"),
+        ({"gpus": 2}, {"devices": "2", "num_nodes": "2"}, "gpus is 2 .* devices is 2 by .*2 nodes"),
+        ({"gpus_per_task": 2}, {}, "gpus_per_task is 2 .* each process has 1 GPU"),
+        (
+            {"gpus": 2},
+            {"devices": 2, "accelerator": "cpu"},
+            "gpus is 2 .* accelerator is cpu by -P",
+        ),
+        ({"gpus": 0}, {"devices": 2, "accelerator": "gpu"}, "gpus is 0 .* devices is 2"),
+        ({}, {"devices": "2", "trainer.devices": "4"}, "-P devices=2 and -P trainer.devices=4 set"),
+    ],
+)
+def test_what_says_otherwise_is_refused_with_both_numbers(json, given, words):
+    with pytest.raises(ValueError, match=words):
+        decide(json, given)
+
+
+@pytest.mark.parametrize("devices", ["auto", "-1", "0", "0,1", "2.5", "[0, 1]"])
+def test_number_of_devices_must_be_one(devices):
+    with pytest.raises(
+        ValueError, match=r"^devices is .* by -P devices=.*whole number from 1, such"
+    ):
+        decide({}, {"devices": devices})
+
+
+@pytest.mark.parametrize(
+    ("json", "words"),
+    [
+        ({"gpus": 3, "nodes": 2}, "gpus is 3 .*of the whole job, for 2 nodes; .* a multiple of 2"),
+        ({"gpus": 4, "gpus_per_task": 1}, "gpus is 4 .*gpus_per_task makes 1 x 1 processes"),
+    ],
+)
+def test_json_that_contradicts_itself_is_refused(json, words):
+    with pytest.raises(ValueError, match=words):
+        decide(json, {}, {})

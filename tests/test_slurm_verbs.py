@@ -1,0 +1,139 @@
+"""`pyclassify slurm`: what is shown before a submission, and what is done by a run's id."""
+
+import os
+from pathlib import Path
+
+import mlflow
+import pytest
+from slurm_runs import newest, read, submit, wait_for_status, write_project
+
+from pyclassify import cli
+
+ROOT = Path(__file__).parents[1]
+
+
+def say(capsys, *words):
+    """Run a verb; returns its exit code, and what it wrote to stdout and stderr."""
+    code = cli.main(["slurm", *map(str, words)])
+    said = capsys.readouterr()
+    return code, said.out, said.err
+
+
+def render(capsys, *words):
+    return say(capsys, "render", ROOT, "--backend-config", ROOT / "slurm/ulysses.json", *words)
+
+
+def test_render_takes_what_mlflow_run_takes_and_makes_nothing(tmp_path, monkeypatch, capsys):
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:///mlflow.db")
+
+    code, script, _ = render(capsys, "-P", "devices=2", "-P", "data_path=data", "-e", "main")
+
+    assert code == 0
+    assert "#SBATCH --gpus-per-node=2\n" in script
+    assert f"export MLFLOW_TRACKING_URI=sqlite:///{tmp_path}/here/mlflow.db\n" in script
+    assert f"--data_path {tmp_path}/here/data\n" in script
+    assert [*tmp_path.rglob("*")] == [tmp_path / "here"]
+
+
+@pytest.mark.parametrize(
+    ("words", "error"),
+    [
+        (["-P", "devices=auto"], "devices is auto by -P devices=auto; SLURM must be told how many"),
+        (["-P", "devices"], "-P takes NAME=VALUE, not devices"),
+        (["--devices", "2"], "No such option '--devices'; the arguments of `mlflow run`"),
+        (["-e", "maim"], "Could not find maim among entry points"),
+    ],
+)
+def test_mistakes_are_told_in_one_line(words, error, capsys, monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:////nowhere/mlflow.db")
+    code, out, err = render(capsys, *words)
+    assert (code, out, err.count("\n")) == (1, "", 1)
+    assert error in err
+
+
+@pytest.mark.parametrize(
+    ("given", "error"),
+    [
+        ("{", "--backend-config { can't be read"),
+        ("[]", "--backend-config [] is no object in JSON"),
+        ("missing.json", "--backend-config missing.json can't be read (.*No such file"),
+        ('{"tiem": 1}', "the backend config has no key 'tiem' (nearest: time)"),
+    ],
+)
+def test_configuration_that_can_not_be_read_is_told(given, error, capsys):
+    code, _, err = say(capsys, "render", ROOT, "--backend-config", given)
+    assert code == 1
+    assert error.partition("(.*")[0] in err
+
+
+def test_check_says_when_the_job_would_start_and_makes_nothing(slurm, tmp_path, capsys):
+    write_project(tmp_path / "submitted", "")
+
+    code, out, _ = say(capsys, "check", ".", "--env-manager", "local")
+    refused = say(capsys, "check", ".", "--backend-config", '{"partition": "no", "time": 5}')
+
+    assert (code, out.count("\n")) == (0, 1)
+    assert "to start at" in out
+    assert "Invalid partition name specified" in refused[2]
+    assert slurm.run("squeue", "-h") == ""
+    experiment = mlflow.get_experiment_by_name("tested").experiment_id
+    assert mlflow.MlflowClient().search_runs([experiment]) == []
+
+
+def test_run_is_watched_by_its_id(slurm, tmp_path, capsys):
+    project = write_project(tmp_path / "submitted", "print('one\\ntwo')")
+    submitted = submit(project)
+
+    followed = say(capsys, "logs", "-f", submitted.run_id)
+    wait_for_status(submitted)
+    code, out, _ = say(capsys, "status", submitted.run_id)
+
+    assert "\none\ntwo\n" in followed[1]
+    assert code == 0
+    assert f"run {submitted.run_id}: FINISHED\njob {submitted.job_id}: COMPLETED, 00:" in out
+    assert f"log: {read(submitted).data.tags['slurm_folder']}/foreign-{submitted.job_id}.out" in out
+
+
+def test_job_that_waits_says_why_and_is_cancelled(slurm, tmp_path, capsys):
+    project = write_project(tmp_path / "submitted", "")
+    submitted = submit(project, {"sbatch_args": ["--begin=now+1hour"]})
+
+    waits = say(capsys, "status", submitted.run_id)
+    cancelled = say(capsys, "cancel", submitted.run_id)
+
+    assert f"{submitted.run_id}: SCHEDULED\njob {submitted.job_id}: PENDING, BeginTime" in waits[1]
+    assert f"run {submitted.run_id}: KILLED" in cancelled[1]
+    assert slurm.wait_for(submitted.job_id, "CANCELLED")
+
+
+def test_run_of_another_backend_is_told(slurm, capsys):
+    with mlflow.start_run() as run:
+        pass
+    code, _, err = say(capsys, "status", run.info.run_id)
+    assert code == 1
+    assert f"the run {run.info.run_id} is none of the backend slurm" in err
+
+    assert "Run with id=0123 not found" in say(capsys, "status", "0123")[2]
+
+
+def test_run_that_slurm_did_not_take_has_no_job(slurm, tmp_path, capsys):
+    project = write_project(tmp_path / "submitted", "")
+    with pytest.raises(mlflow.exceptions.ExecutionException):
+        submit(project, {"partition": "nowhere"})
+
+    assert "has no job: SLURM did not take it" in say(capsys, "logs", newest().info.run_id)[2]
+
+
+def test_clear_says_what_goes(slurm, tmp_path, capsys):
+    project = write_project(tmp_path / "submitted", "")
+    with pytest.raises(mlflow.exceptions.ExecutionException):
+        submit(project, {"partition": "nowhere"})
+    folder = newest().data.tags["slurm_folder"]
+
+    assert say(capsys, "clear")[1] == ""  # it ended today
+    assert say(capsys, "clear", "--days", "0", "-n")[1].startswith(f"would be removed: {folder} (")
+    assert os.path.isdir(folder)
+    assert say(capsys, "clear", "--days", "0")[1].startswith(f"removed: {folder} (")
+    assert not os.path.exists(folder)
