@@ -107,11 +107,11 @@ def mark(status: str) -> None:
 
         if status == "KILLED" and _given is not None and _BY_SLURM in os.environ:
             _marked = _LEFT
-            return
-        mlflow.MlflowClient().set_terminated(run_id, status)
-        _marked = status
-        if status == "KILLED" and _given is not None:
-            insist.start(run_id, status)
+        else:
+            mlflow.MlflowClient().set_terminated(run_id, status)
+            _marked = status
+            if status == "KILLED" and _given is not None:
+                insist.start(run_id, status)
         while _after_end:
             _after_end.pop()()
 
