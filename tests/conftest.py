@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import mlflow
 import pytest
+import slurm_runs
 from cluster import Cluster, missing
 
 # Imported before a test is captured: Lightning logs for good to the stderr that it is born with.
@@ -83,14 +84,6 @@ def cluster():
 @pytest.fixture
 def slurm(cluster, empty_store, tmp_path, monkeypatch):
     """The cluster, for submissions from an empty folder with a tracking store of its own."""
-    shutil.copy(empty_store, tmp_path)
-    (tmp_path / "submitted").mkdir()
-    monkeypatch.chdir(tmp_path / "submitted")
-    for name, value in cluster.env.items():
-        monkeypatch.setenv(name, value)
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
-    monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "tested")
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    monkeypatch.delenv("MLFLOW_RUN_ID", raising=False)
+    slurm_runs.enter(monkeypatch, cluster, empty_store, tmp_path)
     yield cluster
     mlflow.set_tracking_uri(None)

@@ -2,12 +2,26 @@
 
 import contextlib
 import os
+import shutil
 import textwrap
 import time
 
 import mlflow
 
 FINAL = ("FINISHED", "FAILED", "KILLED")
+
+
+def enter(patch, cluster, empty_store, folder):
+    """Go to an empty folder to submit from, with a tracking store beside it."""
+    shutil.copy(empty_store, folder)
+    (folder / "submitted").mkdir()
+    patch.chdir(folder / "submitted")
+    for name, value in cluster.env.items():
+        patch.setenv(name, value)
+    patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{folder}/mlflow.db")
+    patch.setenv("MLFLOW_EXPERIMENT_NAME", "tested")
+    patch.setenv("OMP_NUM_THREADS", "1")
+    patch.delenv("MLFLOW_RUN_ID", raising=False)
 
 
 def write_project(folder, code, parameters=""):

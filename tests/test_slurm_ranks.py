@@ -5,7 +5,7 @@ import re
 from pathlib import Path
 
 import pytest
-from slurm_runs import log, note, submit, wait_for_status, write_project
+from slurm_runs import enter, log, note, submit, wait_for_status, write_project
 
 # Of the shipped configurations, what the tests' cluster does not have.
 LACKING = ("partition", "qos", "constraint", "time", "modules", "environment", "work_dir")
@@ -26,25 +26,40 @@ def ranks(submitted):
     return sorted(told, key=lambda each: int(each["SLURM_PROCID"]))
 
 
-@pytest.mark.parametrize(
-    ("name", "devices", "num_nodes"),
-    [("ulysses", 2, 1), ("leonardo", 4, 2), ("perlmutter", 2, 1)],
-)
-def test_every_process_sees_all_gpus_of_its_node(name, devices, num_nodes, slurm, tmp_path):
+SHIPPED = {"ulysses": (2, 1), "leonardo": (4, 2), "perlmutter": (2, 1)}
+
+
+@pytest.fixture(scope="module")
+def told(cluster, empty_store, tmp_path_factory):
+    """What the processes of each shipped configuration tell; the jobs run at once."""
+    folder = tmp_path_factory.mktemp("shipped")
+    with pytest.MonkeyPatch.context() as patch:
+        enter(patch, cluster, empty_store, folder)
+        project = write_project(folder / "submitted", TELL, PARAMETERS)
+        submitted = {
+            name: submit(project, adapt(name), parameters={"devices": devices, "num_nodes": nodes})
+            for name, (devices, nodes) in SHIPPED.items()
+        }
+        yield {name: ranks(each) for name, each in submitted.items()}
+
+
+def adapt(name):
     shipped = json.loads(Path(__file__).parents[1].joinpath(f"slurm/{name}.json").read_text())
     config = {key: value for key, value in shipped.items() if key not in LACKING}
-    config["cpus_per_task"] = min(config.get("cpus_per_task", 1), 8)
-    project = write_project(tmp_path / "submitted", TELL, PARAMETERS)
+    return {**config, "mem": "8G", "cpus_per_task": min(config.get("cpus_per_task", 1), 4)}
 
-    given = {"devices": devices, "num_nodes": num_nodes}
-    told = ranks(submit(project, config, parameters=given))
 
-    world = devices * num_nodes
-    assert [each["SLURM_PROCID"] for each in told] == [str(rank) for rank in range(world)]
-    assert {each["CUDA_VISIBLE_DEVICES"] for each in told} == {",".join(map(str, range(devices)))}
-    assert {each["SLURM_NTASKS_PER_NODE"] for each in told} == {str(devices)}
-    assert {each["SLURM_CPUS_PER_TASK"] for each in told} == {str(config["cpus_per_task"])}
-    assert len({each["SLURM_NODEID"] for each in told}) == num_nodes
+@pytest.mark.parametrize("name", SHIPPED)
+def test_every_process_sees_all_gpus_of_its_node(name, told):
+    devices, num_nodes = SHIPPED[name]
+    seen = {key: {each[key] for each in told[name]} for key in told[name][0]}
+    assert [each["SLURM_PROCID"] for each in told[name]] == [
+        str(rank) for rank in range(devices * num_nodes)
+    ]
+    assert seen["CUDA_VISIBLE_DEVICES"] == {",".join(map(str, range(devices)))}
+    assert seen["SLURM_NTASKS_PER_NODE"] == {str(devices)}
+    assert seen["SLURM_CPUS_PER_TASK"] == {str(adapt(name)["cpus_per_task"])}
+    assert len(seen["SLURM_NODEID"]) == num_nodes
 
 
 def test_two_jobs_on_one_node_meet_at_places_of_their_own(slurm, tmp_path):

@@ -100,6 +100,11 @@ def test_every_option_of_the_course_has_its_line():
     assert "export SLURM_NTASKS_PER_NODE=2" in lines
 
 
+def test_name_of_a_project_is_one_line_of_it(tmp_path):
+    text = render({}, {}, name='a"\ntouch pwned\n#')
+    assert '#SBATCH --job-name="a\\" touch pwned #"\n' in text
+
+
 def test_password_of_the_tracking_uri_is_not_in_the_script():
     assert "MLFLOW_TRACKING_URI=" not in render({}, {}, tracking_uri=None)
 

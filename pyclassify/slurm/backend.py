@@ -53,11 +53,11 @@ class SlurmBackend(AbstractBackend):
             check_script(made.write_script("RUN_ID", experiment_id))
             made.environment.build()
             submitted = submit(made, project_uri, version, experiment_id, waits)
+            if waits:
+                _wait(submitted)
+            return submitted
         except (ValueError, OSError, ShellCommandException) as error:
             raise ExecutionException(str(error)) from error
-        if waits:
-            _wait(submitted)
-        return submitted
 
 
 def _wait(submitted: SlurmRun) -> None:

@@ -41,9 +41,12 @@ def submit(script: Path, variables: Mapping[str, str], given: Sequence[str]) -> 
     said = run_patiently(
         ("sbatch", "--parsable", str(script)),
         environment={**environment_of_job(given), **variables},
-        look=lambda: _find_by_folder(script.parent),
+        look=lambda: find_by_folder(script.parent),
     )
-    return said.stdout.strip().splitlines()[-1]
+    for line in reversed(said.stdout.splitlines()):  # a site may say more before it
+        if re.fullmatch(r"\d+(;\S+)?", line.strip()):
+            return line.strip()
+    raise SlurmError(f"sbatch gave no job's id but {said.stdout.strip()!r}")
 
 
 def try_out(script: Path, given: Sequence[str]) -> str:
@@ -146,7 +149,8 @@ def _target(job_id: str) -> list[str]:
     return ["-j", number, *(["-M", cluster] if cluster else [])]
 
 
-def _find_by_folder(folder: Path) -> str:
+def find_by_folder(folder: Path) -> str:
+    """The id of the job of a run's folder, while it waits or runs; nothing where there is none."""
     said = run_program(
         ("squeue", "-h", "-u", getpass.getuser(), "-o", "%i|%Z"), environment_of_query()
     )

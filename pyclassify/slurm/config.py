@@ -15,7 +15,7 @@ MLFLOW_KEYS = (
 )
 
 # Options of sbatch that are not for the user to set, and why.
-_NOT_OURS = {
+_REFUSED = {
     "array": "a run is one job",
     "chdir": "the job runs in its snapshot",
     "export": "the job gets the environment that it is submitted from",
@@ -87,6 +87,6 @@ def _check_arguments(arguments: tuple[str, ...]) -> None:
             )
         name = option.lstrip("-")
         key = options.get(option, name.replace("-", "_"))
-        if key in KEYS or name in _NOT_OURS:
-            why = _NOT_OURS.get(name) or f'give the key "{key}"'
+        if key in KEYS or name in _REFUSED:
+            why = _REFUSED.get(name) or f'give the key "{key}"'
             raise ValueError(f"sbatch_args has {option} in the backend config; {why}")

@@ -1,5 +1,6 @@
 """A run's final status, from what SLURM says of its job."""
 
+import os
 import pwd
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ FINAL = ("FINISHED", "FAILED", "KILLED")
 FOLDER = "slurm"  # of artifacts
 
 _LAST_LINES = 20
+_LAST_BYTES = 4000  # some of MLflow's servers take 5000 for a description
 _NOTE = "mlflow.note.content"  # MLflow's tag for a run's description
 
 
@@ -84,12 +86,16 @@ def settle(client: Any, run_id: str, ending: Ending, job_id: str, logs: list[Pat
     # MLflow itself says FINISHED when Python exits, whatever the exit code.
     if status not in FINAL or (status == "FINISHED" and ending.status != status):
         status = ending.status
-        client.set_terminated(run_id, status)
     words = ending.words if ending.status == status else "the training said so"
-    if status != "FINISHED":
-        describe(client, run, f"SLURM job {job_id}: {words}.", *_quote_last_lines(logs))
+    try:
+        if status != "FINISHED":
+            describe(client, run, f"SLURM job {job_id}: {words}.", *_quote_last_lines(logs))
+    finally:  # whoever sees the status finds the reason, but a status there must be
+        if status != run.info.status:
+            client.set_terminated(run_id, status)
+    kept = {each.path for each in client.list_artifacts(run_id, FOLDER)}
     for log in dict.fromkeys(logs):
-        if log.is_file():
+        if log.is_file() and f"{FOLDER}/{log.name}" not in kept:
             client.log_artifact(run_id, str(log), FOLDER)
     return str(status)
 
@@ -119,10 +125,11 @@ def describe(client: Any, run: Any, words: str, *more: str) -> None:
 
 
 def _quote_last_lines(logs: list[Path]) -> list[str]:
-    log = logs[-1] if logs else None
-    if log is None or not log.is_file():
+    if not logs or not logs[-1].is_file():
         return []
-    lines = log.read_text(errors="replace")[-10_000:].splitlines()[-_LAST_LINES:]
+    with logs[-1].open("rb") as file:
+        file.seek(-min(_LAST_BYTES, file.seek(0, os.SEEK_END)), os.SEEK_END)
+        lines = file.read().decode(errors="replace").splitlines()[-_LAST_LINES:]
     if not any(line.strip() for line in lines):
         return []
     text = "\n".join(mask(line) for line in lines)

@@ -35,14 +35,16 @@ def start(run_id: str, job_id: str) -> int:
     from mlflow import MlflowClient
 
     client = MlflowClient()
-    status = client.get_run(run_id).info.status
+    run = client.get_run(run_id)
+    status, known = run.info.status, run.data.tags.get("slurm_job_id", "")
     again = int(os.environ.get("SLURM_RESTART_COUNT", "0")) > 0
     if status in reconcile.FINAL and not again:
         sys.stderr.write(f"the run {run_id} is {status} already; nothing is started\n")
         return 1
     client.update_run(run_id, status="RUNNING")
     tags = {
-        "slurm_job_id": job_id,
+        # As sbatch gave it, it may have the cluster's name too.
+        "slurm_job_id": known if known.partition(";")[0] == job_id else job_id,
         "slurm_nodes": os.environ.get("SLURM_JOB_NODELIST", ""),
         "slurm_partition": os.environ.get("SLURM_JOB_PARTITION", ""),
     }

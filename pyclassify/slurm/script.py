@@ -13,6 +13,7 @@ from pyclassify.slurm.topology import Topology
 # What the training looks for: a signal says nothing of itself here, SLURM's state does.
 STATUS_BY_SLURM = "PYCLASSIFY_STATUS_BY_SLURM"
 
+_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 _PLAIN = re.compile(r"[\w@%+=:,./-]+", re.ASCII)
 
 
@@ -88,7 +89,7 @@ def _directive(option: str, value: Any) -> str:
     """A line for sbatch, which reads quotes and backslashes like a shell, but expands nothing."""
     if value is True:
         return f"#SBATCH {option}"
-    text = str(value)
+    text = _CONTROL.sub(" ", str(value))  # a line's end would be the directive's
     if not _PLAIN.fullmatch(text):
         text = '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'
     return f"#SBATCH {option}={text}"

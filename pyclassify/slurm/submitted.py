@@ -4,6 +4,7 @@ import getpass
 import logging
 import sys
 import time
+from pathlib import Path
 from typing import Any
 
 from mlflow.projects.submitted_run import SubmittedRun
@@ -137,11 +138,15 @@ def of_run(run_id: str) -> SlurmRun:
     """
     from mlflow import MlflowClient
 
-    tags = MlflowClient().get_run(run_id).data.tags
+    run = MlflowClient().get_run(run_id)
+    tags = run.data.tags
     if "slurm_folder" not in tags:
         raise ValueError(
             f"the run {run_id} is none of the backend slurm; `mlflow run --backend slurm` makes one"
         )
-    if "slurm_job_id" not in tags:
+    job_id = tags.get("slurm_job_id", "")
+    if not job_id and run.info.status == "SCHEDULED":  # whoever submitted it was killed
+        job_id = client.find_by_folder(Path(tags["slurm_folder"]))
+    if not job_id:
         raise SlurmError(f"the run {run_id} has no job: SLURM did not take it, see its description")
-    return SlurmRun(run_id, tags["slurm_job_id"])
+    return SlurmRun(run_id, job_id)

@@ -1,6 +1,7 @@
 """`pyclassify slurm`: the script of a run, when it would start, how it goes, and its end."""
 
 import argparse
+import itertools
 import os
 import sys
 import tempfile
@@ -17,6 +18,7 @@ from pyclassify.slurm.proofread import check_script
 from pyclassify.slurm.reconcile import of_job
 
 _POLL = 1.0  # seconds between looks at a log
+_LOOKS = 4  # at a log for each question to SLURM
 
 
 class _Parser(argparse.ArgumentParser):
@@ -130,14 +132,16 @@ def logs(asked: argparse.Namespace) -> int:
             raise OSError(f"the run {asked.run} has no log: its job has not started")
         sys.stdout.write("".join(kept))
         return 0
-    while True:
-        job = run.find() if asked.follow else None
+    for turn in itertools.count():
+        if turn % _LOOKS == 0:
+            job = run.find() if asked.follow else None
         for text in tail.new():
             sys.stdout.write(text)
         sys.stdout.flush()
         if job is None or job.meaning.ended:
-            return 0
+            break
         time.sleep(_POLL)
+    return 0
 
 
 def cancel(asked: argparse.Namespace) -> int:
