@@ -40,7 +40,10 @@ slurm_says() {
   for _ in 1 2 3 4 5 6; do
     queued=$(squeue -h -j "$SLURM_JOB_ID" -o '%T %r' 2>/dev/null)
     booked=$(sacct -n -P -j "$SLURM_JOB_ID" -o State 2>/dev/null)
-    case "$queued/$booked" in COMPLETING*/ | COMPLETING*/RUNNING*) sleep 0.5 ;; *) break ;; esac
+    case "$queued/$booked" in
+      COMPLETING*/ | COMPLETING*/RUNNING* | COMPLETING*/PENDING*) sleep 0.5 ;;
+      *) break ;;
+    esac
   done
   printf '%s\n' "$queued" "$booked"
 }
