@@ -53,14 +53,18 @@ def of_script(exit_code: int, said: str) -> Ending:
     if exit_code == 0:
         return Ending("FINISHED")
     queued, *booked = said.splitlines() or [""]
-    states = [line.split()[0] for line in booked if line.strip()]
-    for line, state in zip(booked, states[:1], strict=False):
-        if state in STATES and (STATES[state].ended or STATES[state].status == "SCHEDULED"):
-            return of_job(Job("", state, line.partition(" ")[2]))
-    if "OUT_OF_MEMORY" in states:
+    booked = [line for line in booked if line.strip()]
+    states = [line.split()[0] for line in booked]
+    if "OUT_OF_MEMORY" in states:  # of a step, which the job's own state follows
         return of_job(Job("", "OUT_OF_MEMORY"))
-    if queued.startswith("COMPLETING"):  # while the script still runs: SLURM has ended it
-        return of_job(Job("", "TIMEOUT" if "TimeLimit" in queued else "CANCELLED"))
+    if not queued.startswith("RUNNING"):  # the script was told to end
+        state = states[0] if states else ""
+        if state in STATES and STATES[state].ended:
+            return of_job(Job("", state, booked[0].partition(" ")[2]))
+        if state == "REQUEUED" or queued.startswith(("PENDING", "REQUEUE", "SPECIAL_EXIT")):
+            return Ending("SCHEDULED")
+        if queued.startswith("COMPLETING"):
+            return of_job(Job("", "TIMEOUT" if "TimeLimit" in queued else "CANCELLED"))
     if exit_code > 128:
         return Ending("FAILED", f"the job was ended by signal {exit_code - 128}")
     return Ending("FAILED", f"the job ended with exit code {exit_code}")

@@ -1,0 +1,64 @@
+"""What the script asks SLURM at its end, and how long it waits for accounting's word."""
+
+import subprocess
+
+import pytest
+import slurm_programs
+
+from pyclassify.slurm import template
+
+SRUN_ENDS = "(exit 1) &\nwait $!\n"
+
+
+def ask(folder, monkeypatch, queued, *booked, script=SRUN_ENDS):
+    """Run the script's own question; `booked` are accounting's answers, the last for ever.
+
+    Each answer is the states of the job, of its script and of srun's step.
+    """
+    answers = [" ".join(states) for states in booked]
+    code = f"""
+import sys
+from pathlib import Path
+counter = Path({str(folder / "turn")!r})
+turn = int(counter.read_text()) if counter.exists() else 0
+answers = {answers!r}
+states = answers[min(turn, len(answers) - 1)].split()
+if sys.argv[sys.argv.index("-j") + 1].endswith(".0"):
+    states = states[2:]
+    counter.write_text(str(turn + 1))
+print(*states, sep="\\n")
+"""
+    slurm_programs.put(folder, "squeue", slurm_programs.say(queued))
+    slurm_programs.put(folder, "sacct", code)
+    slurm_programs.put(folder, "sleep", "")
+    slurm_programs.first_on_path(monkeypatch, folder)
+    functions = template.FUNCTIONS.partition("# Whatever happens")[0]
+    text = f"SLURM_JOB_ID=7\n{functions}\n{script}slurm_says"
+    return subprocess.check_output(["bash", "-c", text], text=True).split()
+
+
+@pytest.mark.parametrize("late", [("RUNNING", "RUNNING"), ("RUNNING", "RUNNING", "RUNNING")])
+def test_script_waits_until_accounting_has_how_sruns_step_ended(late, tmp_path, monkeypatch):
+    ended = ("RUNNING", "RUNNING", "OUT_OF_MEMORY")
+
+    assert ask(tmp_path, monkeypatch, "RUNNING None", late, late, ended)[2:] == [*ended]
+
+
+def test_script_that_ends_before_srun_waits_for_nothing(tmp_path, monkeypatch):
+    booked = ("RUNNING", "RUNNING")
+
+    assert ask(tmp_path, monkeypatch, "RUNNING None", booked, script="")[2:] == [*booked]
+    assert not (tmp_path / "turn").exists()
+
+
+def test_script_waits_for_nothing_while_the_controller_is_silent(tmp_path, monkeypatch):
+    booked = ("RUNNING", "RUNNING", "RUNNING")
+
+    assert ask(tmp_path, monkeypatch, "", booked) == [*booked]
+    assert (tmp_path / "turn").read_text() == "1"
+
+
+def test_script_gives_up_on_accounting_that_lags(tmp_path, monkeypatch):
+    booked = ("RUNNING", "RUNNING", "RUNNING")
+
+    assert ask(tmp_path, monkeypatch, "RUNNING None", booked)[2:] == [*booked]
