@@ -83,7 +83,7 @@ def reruns(store, source, repo, tmp_path_factory):
     try:
         wait_until(lambda: has_losses(store, find(store, ways["stopped"])))
         started["stopped"].send_signal(signal.SIGTERM)
-        said = {way: process.communicate(timeout=120) for way, process in started.items()}
+        said = {way: process.communicate(timeout=300) for way, process in started.items()}
     finally:
         for process in started.values():
             process.kill()
@@ -118,7 +118,7 @@ def has_losses(store, run):
     return run is not None and losses(store, run.info.run_id) != []
 
 
-def wait_until(is_so, seconds=120):
+def wait_until(is_so, seconds=300):
     deadline = time.monotonic() + seconds
     while not is_so():
         assert time.monotonic() < deadline, f"waited for {seconds} s in vain"

@@ -163,6 +163,20 @@ def test_status_marked_in_another_thread_is_the_one_that_counts(store):
     assert mlflow.active_run() is None
 
 
+@pytest.mark.parametrize("status", ["RUNNING", "FAILED"])
+def test_stop_in_a_slurm_job_leaves_the_status_to_the_script_of_the_job(
+    status, store, given, monkeypatch
+):
+    monkeypatch.setenv("PYCLASSIFY_STATUS_BY_SLURM", "1")
+    run.start(None, None, None)
+    store.update_run(given, status=status)  # as the script may do at any time
+    run.end("KILLED")
+
+    assert store.get_run(given).info.status == status
+    assert store.get_run(given).info.end_time is None
+    assert mlflow.active_run() is None
+
+
 def test_next_run_in_the_same_process_has_a_status_of_its_own(store):
     for status in ("KILLED", "FINISHED"):
         made = run.start(None, None, None)

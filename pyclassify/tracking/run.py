@@ -125,13 +125,15 @@ def end(status: str) -> None:
     Args:
         status: FINISHED, FAILED or KILLED.
     """
-    global _given, _open, _marked
+    global _given, _open
     mark(status)
     if _open is not None:
         import mlflow
 
-        if _marked == _LEFT:  # MLflow takes none for FINISHED
-            _marked = mlflow.MlflowClient().get_run(_open).info.status
-        mlflow.end_run(_marked or status)
+        if _marked == _LEFT:
+            # Any status written now, as `end_run` does, may overwrite the one of the job's script.
+            mlflow.tracking.fluent._active_run_stack.get().clear()
+        else:
+            mlflow.end_run(_marked or status)
     _given = _open = None
     os.environ.pop("MLFLOW_RUN_ID", None)
