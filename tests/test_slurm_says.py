@@ -11,9 +11,9 @@ SRUN_ENDS = "(exit 1) &\nwait $!\n"
 
 
 def ask(folder, monkeypatch, queued, *booked, script=SRUN_ENDS):
-    """Run the script's own question; `booked` are accounting's answers, the last for ever.
+    """Run the script's own question; `booked` is what each call of sacct finds, the last for ever.
 
-    Each answer is the states of the job, of its script and of srun's step.
+    It is the states of the job, of its script and of srun's step.
     """
     answers = [" ".join(states) for states in booked]
     code = f"""
@@ -25,7 +25,7 @@ answers = {answers!r}
 states = answers[min(turn, len(answers) - 1)].split()
 if sys.argv[sys.argv.index("-j") + 1].endswith(".0"):
     states = states[2:]
-    counter.write_text(str(turn + 1))
+counter.write_text(str(turn + 1))
 print(*states, sep="\\n")
 """
     slurm_programs.put(folder, "squeue", slurm_programs.say(queued))
@@ -41,21 +41,24 @@ print(*states, sep="\\n")
 def test_script_waits_until_accounting_has_how_sruns_step_ended(late, tmp_path, monkeypatch):
     ended = ("RUNNING", "RUNNING", "OUT_OF_MEMORY")
 
-    assert ask(tmp_path, monkeypatch, "RUNNING None", late, late, ended)[2:] == [*ended]
+    for lag in (1, 2, 3):
+        (tmp_path / "turn").unlink(missing_ok=True)
+        booked = [*[late] * lag, ended]
+        assert ask(tmp_path, monkeypatch, "RUNNING None", *booked)[2:] == [*ended]
 
 
 def test_script_that_ends_before_srun_waits_for_nothing(tmp_path, monkeypatch):
     booked = ("RUNNING", "RUNNING")
 
     assert ask(tmp_path, monkeypatch, "RUNNING None", booked, script="")[2:] == [*booked]
-    assert not (tmp_path / "turn").exists()
+    assert (tmp_path / "turn").read_text() == "1"
 
 
 def test_script_waits_for_nothing_while_the_controller_is_silent(tmp_path, monkeypatch):
     booked = ("RUNNING", "RUNNING", "RUNNING")
 
     assert ask(tmp_path, monkeypatch, "", booked) == [*booked]
-    assert (tmp_path / "turn").read_text() == "1"
+    assert (tmp_path / "turn").read_text() == "2"
 
 
 def test_script_gives_up_on_accounting_that_lags(tmp_path, monkeypatch):

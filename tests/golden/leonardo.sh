@@ -36,14 +36,14 @@ report() {
 
 # SLURM's own word on this job; accounting may have it a moment later than the queue.
 slurm_says() {
-  local queued booked
+  local queued booked step
   for _ in {1..10}; do
     queued=$(squeue -h -j "$SLURM_JOB_ID" -o '%T %r' 2>/dev/null)
-    booked=$(sacct -n -P -j "$SLURM_JOB_ID" -o State 2>/dev/null)
     step=ended
     if [ -n "${!-}" ]; then  # srun was started, and has ended
       step=$(sacct -n -P -j "$SLURM_JOB_ID.0" -o State 2>/dev/null)
     fi
+    booked=$(sacct -n -P -j "$SLURM_JOB_ID" -o State 2>/dev/null)
     case "$queued/$booked/$step" in
       COMPLETING*//* | COMPLETING*/RUNNING*/* | COMPLETING*/PENDING*/*) sleep 0.5 ;;
       RUNNING*/?*/ | RUNNING*/?*/RUNNING) sleep 0.5 ;;
