@@ -9,7 +9,7 @@ from typing import Any
 
 from mlflow.projects.submitted_run import SubmittedRun
 
-from pyclassify.slurm import client, reconcile
+from pyclassify.slurm import client, description, reconcile
 from pyclassify.slurm.answers import Job
 from pyclassify.slurm.logs import tail_of
 from pyclassify.slurm.programs import SlurmError, SlurmSilent
@@ -75,8 +75,8 @@ class SlurmRun(SubmittedRun):
         run = self._run()
         if run.info.status not in reconcile.FINAL:
             self._client.set_terminated(self._run_id, "KILLED")
-            words = f"SLURM job {self.job_id}: the job was cancelled by {getpass.getuser()}."
-            reconcile.describe(self._client, run, words)
+            words = f"the job was cancelled by {getpass.getuser()}."
+            description.describe(self._client, run, description.of_job(self.job_id), words)
 
     def find(self) -> Job | None:
         """What SLURM says of the job; nothing where it has forgotten one whose run has ended.
