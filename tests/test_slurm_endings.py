@@ -54,10 +54,11 @@ def test_queue_tells_why_where_accounting_is_late_or_absent(said, status, words)
 def test_what_the_script_guessed_gives_way_to_what_slurm_says(
     said, state, status, words, client, run_id
 ):
+    ended = reconcile.of_job(Job("7", state))
     reconcile.settle(client, run_id, reconcile.of_script(143, said), "7", [])
 
     for _ in range(2):
-        assert reconcile.settle(client, run_id, reconcile.of_job(Job("7", state)), "7", []) == status
+        assert reconcile.settle(client, run_id, ended, "7", []) == status
 
     run = client.get_run(run_id)
     assert (run.info.status, note(run)) == (status, f"SLURM job 7: {words}.")
@@ -66,9 +67,8 @@ def test_what_the_script_guessed_gives_way_to_what_slurm_says(
 def test_what_slurm_says_stays_whatever_it_says_later(client, run_id):
     reconcile.settle(client, run_id, reconcile.of_script(143, "COMPLETING TimeLimit\n"), "7", [])
 
-    assert reconcile.settle(client, run_id, reconcile.of_job(Job("7", "CANCELLED")), "7", []) == (
-        "FAILED"
-    )
+    ended = reconcile.of_job(Job("7", "CANCELLED"))
+    assert reconcile.settle(client, run_id, ended, "7", []) == "FAILED"
 
 
 def test_second_ending_of_a_job_takes_the_place_of_the_first(client, run_id, tmp_path, monkeypatch):
@@ -92,9 +92,8 @@ def test_status_of_the_training_after_a_requeue_is_no_guess(client, run_id, monk
     report.start(run_id, "7")
     client.set_terminated(run_id, "FAILED")
 
-    assert reconcile.settle(client, run_id, reconcile.of_job(Job("7", "CANCELLED")), "7", []) == (
-        "FAILED"
-    )
+    ended = reconcile.of_job(Job("7", "CANCELLED"))
+    assert reconcile.settle(client, run_id, ended, "7", []) == "FAILED"
 
 
 def test_run_that_finished_says_nothing_of_an_earlier_ending(client, run_id):

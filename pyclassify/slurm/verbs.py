@@ -134,11 +134,12 @@ def logs(asked: argparse.Namespace) -> int:
         return 0
     for turn in itertools.count():
         if turn % _LOOKS == 0:
-            job = run.find() if asked.follow else None
+            job = run.ask() if asked.follow else None
+            over = not asked.follow or run.is_over(job)
         for text in tail.new():
             sys.stdout.write(text)
         sys.stdout.flush()
-        if job is None or job.meaning.ended:
+        if over:
             break
         time.sleep(_POLL)
     return 0
@@ -149,8 +150,8 @@ def cancel(asked: argparse.Namespace) -> int:
     from pyclassify.slurm.submitted import of_run
 
     run = of_run(asked.run)
-    run.cancel()
-    sys.stdout.write(f"run {asked.run}: {run.get_status()}\njob {run.job_id}: cancelled\n")
+    became = run.cancel()
+    sys.stdout.write(f"run {asked.run}: {run.get_status()}\njob {run.job_id}: {became}\n")
     return 0
 
 
