@@ -15,6 +15,7 @@ from pyclassify.slurm.submitted import SlurmRun
 
 GONE = say(stderr="slurm_load_jobs error: Invalid job id specified\n", code=1)
 DOWN = ("", "slurm_load_jobs error: Unable to contact slurm controller (connect failure)\n", 1)
+LIMIT = 'the job came to its time limit; give more by "time"'
 PENDING, RUNNING = ("4|PENDING|BeginTime||0:00\n",), ("4|RUNNING|None|n1|0:01\n",)
 
 
@@ -133,3 +134,30 @@ def test_log_that_a_requeue_began_anew_is_shown_from_its_beginning(running, clie
     log.write_text("again\n")
     assert [*tail.new()] == ["again\n"]
     assert [*tail.new()] == []
+
+
+def test_ended_job_without_a_log_asks_where_slurm_could_write(running, tmp_path, capsys):
+    run_id = running()
+    where = f"no log: could SLURM open {tmp_path}/-4-*.out?\n"
+
+    status = say_so(capsys, "status", run_id)[1]
+
+    assert status.endswith(f"job 4: TIMEOUT, {LIMIT}, 00:01:11\n{where}")
+    assert say_so(capsys, "logs", run_id)[2].endswith(f"the run {run_id} has {where}")
+
+
+def test_job_without_a_log_that_waits_has_not_started(running, put, capsys):
+    put("squeue", PENDING)
+
+    assert "has no log yet: its job has not started" in say_so(capsys, "logs", running())[2]
+
+
+def test_job_that_slurm_has_forgotten_says_where_to_look(running, client, tmp_path, capsys):
+    run_id = running("99")
+
+    code, _, error = say_so(capsys, "status", run_id)
+
+    assert code == 1
+    assert "squeue has no job 99; sacct has no job 99; the run stays RUNNING: see the log" in error
+    assert f"in {tmp_path}, or close it by `pyclassify slurm cancel`" in error
+    assert client.get_run(run_id).info.status == "RUNNING"

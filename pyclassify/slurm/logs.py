@@ -60,7 +60,8 @@ class Tail:
 
     def expected(self) -> list[str]:
         """Where the logs would be, with a * for what only SLURM knows."""
-        return [fill(each, self.job_id, self.job_name, "*") for each in self.patterns]
+        names = (fill(each, self.job_id, self.job_name, "*") for each in self.patterns)
+        return list(dict.fromkeys(names))
 
     def new(self) -> Iterator[str]:
         """The text that was written since the last call."""

@@ -4,7 +4,6 @@ import getpass
 import logging
 import sys
 import time
-from pathlib import Path
 from typing import Any
 
 from mlflow.projects.submitted_run import SubmittedRun
@@ -12,7 +11,7 @@ from mlflow.projects.submitted_run import SubmittedRun
 from pyclassify.slurm import client, description, reconcile
 from pyclassify.slurm.answers import Job
 from pyclassify.slurm.logs import tail_of
-from pyclassify.slurm.programs import SlurmError, SlurmSilent
+from pyclassify.slurm.programs import SlurmSilent
 
 _POLL = 2.0  # seconds; each is a call of squeue
 _POLL_MOST = 15.0
@@ -163,25 +162,3 @@ class SlurmRun(SubmittedRun):
 
     def _run(self) -> Any:
         return self._client.get_run(self._run_id)
-
-
-def of_run(run_id: str) -> SlurmRun:
-    """The job of a run that was submitted, perhaps by another process.
-
-    Raises:
-        ValueError: It is no run of this backend.
-    """
-    from mlflow import MlflowClient
-
-    run = MlflowClient().get_run(run_id)
-    tags = run.data.tags
-    if "slurm_folder" not in tags:
-        raise ValueError(
-            f"the run {run_id} is none of the backend slurm; `mlflow run --backend slurm` makes one"
-        )
-    job_id = tags.get("slurm_job_id", "")
-    if not job_id and run.info.status == "SCHEDULED":  # whoever submitted it was killed
-        job_id = client.find_by_folder(Path(tags["slurm_folder"]))
-    if not job_id:
-        raise SlurmError(f"the run {run_id} has no job: SLURM did not take it, see its description")
-    return SlurmRun(run_id, job_id)
