@@ -37,7 +37,8 @@ MEMORY = 'the job took more memory than it has; give more by "mem"'
     ],
 )
 def test_end_of_the_script_is_what_slurm_says(code, said, status, words):
-    assert reconcile.of_script(code, said) == Ending(status, words)
+    ending = reconcile.of_script(code, said)
+    assert (ending.status, ending.words) == (status, words)
 
 
 @pytest.fixture

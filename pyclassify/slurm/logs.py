@@ -58,13 +58,20 @@ class Tail:
         found = (locate(each, self.job_id, self.job_name) for each in self.patterns)
         return list(dict.fromkeys(path for path in found if path))
 
+    def expected(self) -> list[str]:
+        """Where the logs would be, with a * for what only SLURM knows."""
+        names = (fill(each, self.job_id, self.job_name, "*") for each in self.patterns)
+        return list(dict.fromkeys(names))
+
     def new(self) -> Iterator[str]:
         """The text that was written since the last call."""
         for path in self.files():
             with path.open("rb") as file:
-                file.seek(self._read.get(path, 0))
+                read = self._read.get(path, 0)
+                # A job that is requeued may start its log anew.
+                file.seek(read if read <= file.seek(0, os.SEEK_END) else 0)
                 text = file.read()
-            self._read[path] = self._read.get(path, 0) + len(text)
+                self._read[path] = file.tell()
             if text:
                 yield text.decode(errors="replace")
 

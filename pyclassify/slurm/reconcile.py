@@ -1,22 +1,18 @@
 """A run's final status, from what SLURM says of its job."""
 
-import os
 import pwd
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from pyclassify.slurm import description
 from pyclassify.slurm.answers import Job
-from pyclassify.slurm.states import STATES
-from pyclassify.tracking.masking import mask
+from pyclassify.slurm.states import STATES, state_by
 
 FINAL = ("FINISHED", "FAILED", "KILLED")
 FOLDER = "slurm"  # of artifacts
-
-_LAST_LINES = 20
-_LAST_BYTES = 4000  # some of MLflow's servers take 5000 for a description
-_NOTE = "mlflow.note.content"  # MLflow's tag for a run's description
+BY = "slurm_status_by"  # the tag that says who gave the run its status, where it may change
 
 
 @dataclass(frozen=True)
@@ -26,10 +22,12 @@ class Ending:
     Args:
         status: The MLflow status of its run.
         words: Why, for the run's description; empty where all is well.
+        certain: Whether SLURM says so; the script's exit code says less.
     """
 
     status: str
     words: str = ""
+    certain: bool = True
 
 
 def of_job(job: Job) -> Ending:
@@ -39,7 +37,7 @@ def of_job(job: Job) -> Ending:
         words += f" {_name_user(job.reason)}"
     if job.state == "FAILED" and job.exit_code:
         words += f", exit code {job.exit_code.partition(':')[0]}"
-    return Ending(job.meaning.status, words)
+    return Ending(job.meaning.status, words, certain=job.state != "FAILED")
 
 
 def of_script(exit_code: int, said: str) -> Ending:
@@ -63,17 +61,20 @@ def of_script(exit_code: int, said: str) -> Ending:
             return of_job(Job("", state, booked[0].partition(" ")[2]))
         if state == "REQUEUED" or queued.startswith(("PENDING", "REQUEUE", "SPECIAL_EXIT")):
             return Ending("SCHEDULED")
+        if state := state_by(*queued.partition(" ")[::2]):
+            return of_job(Job("", state))
         if queued.startswith("COMPLETING"):
-            return of_job(Job("", "TIMEOUT" if "TimeLimit" in queued else "CANCELLED"))
+            return replace(of_job(Job("", "CANCELLED")), certain=False)
     if exit_code > 128:
-        return Ending("FAILED", f"the job was ended by signal {exit_code - 128}")
-    return Ending("FAILED", f"the job ended with exit code {exit_code}")
+        return Ending("FAILED", f"the job was ended by signal {exit_code - 128}", certain=False)
+    return Ending("FAILED", f"the job ended with exit code {exit_code}", certain=False)
 
 
 def settle(client: Any, run_id: str, ending: Ending, job_id: str, logs: list[Path]) -> str:
     """Give a run its final status, the reason and the logs.
 
-    A FAILED or KILLED of the training's stays, and so does FINISHED where the job ended well.
+    A FAILED or KILLED of the training's stays, and so does FINISHED where the job ended well. What
+    the script made of its exit code gives way to what SLURM says later.
 
     Args:
         client: An `MlflowClient`.
@@ -87,13 +88,20 @@ def settle(client: Any, run_id: str, ending: Ending, job_id: str, logs: list[Pat
     """
     run = client.get_run(run_id)
     status = run.info.status
+    guessed = run.data.tags.get(BY) == "script"
     # MLflow itself says FINISHED when Python exits, whatever the exit code.
-    if status not in FINAL or (status == "FINISHED" and ending.status != status):
-        status = ending.status
+    changes = status not in FINAL or (status == "FINISHED" and ending.status != status)
+    if changes or (guessed and (ending.certain or ending.status != status)):
+        changes, status = True, ending.status
     words = ending.words if ending.status == status else "the training said so"
+    subject = description.of_job(job_id)
     try:
-        if status != "FINISHED":
-            describe(client, run, f"SLURM job {job_id}: {words}.", *_quote_last_lines(logs))
+        if status == "FINISHED":
+            description.forget(client, run, subject)
+        elif changes or not description.tells(run, subject):
+            description.describe(client, run, subject, f"{words}.", logs)
+        if changes and guessed == ending.certain:
+            tag(client, run_id, {BY: "slurm" if ending.certain else "script"})
     finally:  # whoever sees the status finds the reason, but a status there must be
         if status != run.info.status:
             client.set_terminated(run_id, status)
@@ -109,35 +117,6 @@ def tag(client: Any, run_id: str, tags: Mapping[str, str]) -> None:
     from mlflow.entities import RunTag
 
     client.log_batch(run_id, tags=[RunTag(name, value) for name, value in tags.items()])
-
-
-def describe(client: Any, run: Any, words: str, *more: str) -> None:
-    """Add to a run's description, once.
-
-    Args:
-        client: An `MlflowClient`.
-        run: The run.
-        words: A sentence that says what it is about.
-        more: Paragraphs after it.
-    """
-    note = run.data.tags.get(_NOTE, "")
-    subject = words.partition(": ")[0]
-    if subject not in note:
-        client.set_tag(
-            run.info.run_id, _NOTE, "\n\n".join(each for each in (note, words, *more) if each)
-        )
-
-
-def _quote_last_lines(logs: list[Path]) -> list[str]:
-    if not logs or not logs[-1].is_file():
-        return []
-    with logs[-1].open("rb") as file:
-        file.seek(-min(_LAST_BYTES, file.seek(0, os.SEEK_END)), os.SEEK_END)
-        lines = file.read().decode(errors="replace").splitlines()[-_LAST_LINES:]
-    if not any(line.strip() for line in lines):
-        return []
-    text = "\n".join(mask(line) for line in lines)
-    return ["The last lines of stderr:", f"```\n{text}\n```"]
 
 
 def _name_user(by: str) -> str:

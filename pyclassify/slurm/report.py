@@ -12,7 +12,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from pyclassify.slurm import reconcile
+from pyclassify.slurm import description, reconcile
 
 
 def main(args: Sequence[str]) -> int:
@@ -48,6 +48,9 @@ def start(run_id: str, job_id: str) -> int:
         "slurm_nodes": os.environ.get("SLURM_JOB_NODELIST", ""),
         "slurm_partition": os.environ.get("SLURM_JOB_PARTITION", ""),
     }
+    if again:  # what was said of its first end is no more
+        tags[reconcile.BY] = ""
+        description.forget(client, run, description.of_job(job_id))
     reconcile.tag(client, run_id, tags)
     return 0
 

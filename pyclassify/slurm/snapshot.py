@@ -26,7 +26,7 @@ PACKAGE = Path(__file__).parents[1]
 _REPORTER = (
     *("__init__.py", "tracking/__init__.py", "tracking/masking.py", "slurm/__init__.py"),
     *("slurm/report.py", "slurm/reconcile.py", "slurm/states.py"),
-    *("slurm/answers.py", "slurm/programs.py"),
+    *("slurm/answers.py", "slurm/description.py", "slurm/programs.py"),
 )
 
 

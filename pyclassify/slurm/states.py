@@ -59,3 +59,20 @@ STATES = {
     "TIMEOUT": _failed('the job came to its time limit; give more by "time"'),
     "UPDATE_DB": _RUNNING,
 }
+
+# The queue's reasons of a job that ends, by their beginnings.
+_REASONS = {
+    "deadline": "DEADLINE",
+    "nodedown": "NODE_FAIL",
+    "outofmemory": "OUT_OF_MEMORY",
+    "preempt": "PREEMPTED",
+    "timelimit": "TIMEOUT",
+}
+
+
+def state_by(state: str, reason: str) -> str:
+    """How a job ends, by the queue's state and reason; nothing where an exit code says more."""
+    if state == "COMPLETING":
+        return next((_REASONS[each] for each in _REASONS if reason.lower().startswith(each)), "")
+    told = state in STATES and STATES[state].ended and state not in ("COMPLETED", "FAILED")
+    return state if told else ""

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from pyclassify.slurm import client, reconcile, snapshot
+from pyclassify.slurm import client, description, reconcile, snapshot
 from pyclassify.slurm.logs import absolute, fill
 from pyclassify.slurm.plan import Plan
 from pyclassify.slurm.submitted import SlurmRun
@@ -62,9 +62,8 @@ def _failing(mlflow_client: Any, run_id: str) -> Iterator[None]:
     except BaseException as error:
         mlflow_client.set_terminated(run_id, "FAILED")
         words = mask(" ".join(str(error).split())) or type(error).__name__
-        reconcile.describe(
-            mlflow_client, mlflow_client.get_run(run_id), f"SLURM submission: {words}"
-        )
+        run = mlflow_client.get_run(run_id)
+        description.describe(mlflow_client, run, "SLURM submission", words)
         raise
 
 

@@ -4,18 +4,18 @@ import getpass
 import logging
 import sys
 import time
-from pathlib import Path
 from typing import Any
 
 from mlflow.projects.submitted_run import SubmittedRun
 
-from pyclassify.slurm import client, reconcile
+from pyclassify.slurm import client, description, reconcile
 from pyclassify.slurm.answers import Job
 from pyclassify.slurm.logs import tail_of
-from pyclassify.slurm.programs import SlurmError, SlurmSilent
+from pyclassify.slurm.programs import SlurmSilent
 
 _POLL = 2.0  # seconds; each is a call of squeue
 _POLL_MOST = 15.0
+FORGOTTEN = "SLURM has forgotten it"
 
 _logger = logging.getLogger("mlflow.projects.slurm")
 
@@ -48,16 +48,14 @@ class SlurmRun(SubmittedRun):
         """
         tail, state, pause = tail_of(self._run().data.tags), "", _POLL
         while True:
-            job = self._ask()
+            job = self.ask()
             if self._shows:
                 if job and job.state != state:
                     _logger.info("job %s: %s %s", self.job_id, job.state, job.reason)
                 for text in tail.new():
                     sys.stdout.write(text)
                 sys.stdout.flush()
-            if job is None and self._run().info.status in reconcile.FINAL:
-                break
-            if job and job.meaning.ended:
+            if self.is_over(job):
                 break
             pause = _POLL if job and job.state != state else min(pause * 1.1, _POLL_MOST)
             state = job.state if job else state
@@ -69,14 +67,35 @@ class SlurmRun(SubmittedRun):
         status = str(self._run().info.status)
         return status if status in reconcile.FINAL else self.reconcile(self.find())
 
-    def cancel(self) -> None:
-        """Cancel the job and mark the run KILLED, unless it has ended; waits for neither."""
+    def cancel(self) -> str:
+        """Cancel the job and mark the run KILLED; waits for neither.
+
+        A job that has ended already gives the run the status that it ended with.
+
+        Returns:
+            What became of the job, in words.
+        """
+        job, what = None, "cancelled"
+        try:
+            job = self.find()
+            what = what if job else FORGOTTEN
+        except client.JobUnknown:
+            what = FORGOTTEN
+        except SlurmSilent as silence:
+            _logger.warning("SLURM does not say how job %s goes (%s)", self.job_id, silence)
+        if job and job.meaning.ended:
+            self.reconcile(job)
+            return f"had ended: {job.state}"
         client.cancel(self.job_id)
         run = self._run()
-        if run.info.status not in reconcile.FINAL:
-            self._client.set_terminated(self._run_id, "KILLED")
-            words = f"SLURM job {self.job_id}: the job was cancelled by {getpass.getuser()}."
-            reconcile.describe(self._client, run, words)
+        if run.info.status in reconcile.FINAL:
+            return what
+        self._client.set_terminated(self._run_id, "KILLED")
+        words = f"the job was cancelled by {getpass.getuser()}."
+        if what == FORGOTTEN:
+            words = f"{what}; the run was marked KILLED by {getpass.getuser()}."
+        description.describe(self._client, run, description.of_job(self.job_id), words)
+        return what
 
     def find(self) -> Job | None:
         """What SLURM says of the job; nothing where it has forgotten one whose run has ended.
@@ -87,10 +106,26 @@ class SlurmRun(SubmittedRun):
         """
         try:
             return client.find(self.job_id)
-        except client.JobUnknown:
-            if self._run().info.status in reconcile.FINAL:
+        except client.JobUnknown as unknown:
+            run = self._run()
+            if run.info.status in reconcile.FINAL:
                 return None
-            raise
+            raise client.JobUnknown(
+                f"{unknown}; the run stays {run.info.status}: see the log in "
+                f"{run.data.tags.get('slurm_folder')}, or close it by `pyclassify slurm cancel`"
+            ) from None
+
+    def ask(self) -> Job | None:
+        """What `find` says; nothing also where SLURM does not answer."""
+        try:
+            return self.find()
+        except SlurmSilent as silence:
+            _logger.warning("SLURM does not answer (%s); asking again", silence)
+            return None
+
+    def is_over(self, job: Job | None) -> bool:
+        """Whether nothing more is to come, by what SLURM says, or else by the run's status."""
+        return job.meaning.ended if job else self._run().info.status in reconcile.FINAL
 
     def reconcile(self, job: Job | None) -> str:
         """Make the run's status true.
@@ -109,17 +144,16 @@ class SlurmRun(SubmittedRun):
             ending = reconcile.of_job(job)
             files = tail_of(run.data.tags).files()
             return reconcile.settle(self._client, self._run_id, ending, self.job_id, files)
-        if status not in (*reconcile.FINAL, job.meaning.status):
-            self._client.update_run(self._run_id, status=job.meaning.status)
-            return job.meaning.status
-        return status
-
-    def _ask(self) -> Job | None:
-        try:
-            return self.find()
-        except SlurmSilent as silence:
-            _logger.warning("SLURM does not answer (%s); asking again", silence)
-            return None
+        said = job.meaning.status
+        if (status, said) == ("RUNNING", "SCHEDULED"):  # it has started since, or is requeued
+            again = self.ask()
+            if again is None or again.meaning.status != said:
+                return status
+        now = str(self._run().info.status)  # it may have ended meanwhile
+        if now != status or now in (*reconcile.FINAL, said):
+            return now
+        self._client.update_run(self._run_id, status=said)
+        return said
 
     @property
     def tags(self) -> dict[str, str]:
@@ -128,25 +162,3 @@ class SlurmRun(SubmittedRun):
 
     def _run(self) -> Any:
         return self._client.get_run(self._run_id)
-
-
-def of_run(run_id: str) -> SlurmRun:
-    """The job of a run that was submitted, perhaps by another process.
-
-    Raises:
-        ValueError: It is no run of this backend.
-    """
-    from mlflow import MlflowClient
-
-    run = MlflowClient().get_run(run_id)
-    tags = run.data.tags
-    if "slurm_folder" not in tags:
-        raise ValueError(
-            f"the run {run_id} is none of the backend slurm; `mlflow run --backend slurm` makes one"
-        )
-    job_id = tags.get("slurm_job_id", "")
-    if not job_id and run.info.status == "SCHEDULED":  # whoever submitted it was killed
-        job_id = client.find_by_folder(Path(tags["slurm_folder"]))
-    if not job_id:
-        raise SlurmError(f"the run {run_id} has no job: SLURM did not take it, see its description")
-    return SlurmRun(run_id, job_id)

@@ -12,7 +12,7 @@ from typing import NoReturn
 
 from pyclassify.slurm import clearing, client, config, plan
 from pyclassify.slurm.commandline import LIKE_MLFLOW, plan_like_mlflow
-from pyclassify.slurm.logs import kept_logs, tail_of
+from pyclassify.slurm.logs import Tail, kept_logs, tail_of
 from pyclassify.slurm.plan import Plan
 from pyclassify.slurm.proofread import check_script
 from pyclassify.slurm.reconcile import of_job
@@ -104,53 +104,63 @@ def check(made: Plan) -> int:
 
 def status(asked: argparse.Namespace) -> int:
     """Show a run's status, and set it where the job could not."""
-    from pyclassify.slurm.submitted import of_run
+    from pyclassify.slurm.lookup import of_run
+    from pyclassify.slurm.submitted import FORGOTTEN
 
     run = of_run(asked.run)
     job = run.find()
     now = run.reconcile(job)
-    facts = ["SLURM has forgotten it"]
+    facts = [FORGOTTEN]
     if job is not None:
         why = of_job(job).words or job.reason
         facts = [job.state, why, job.elapsed, job.nodes and f"on {job.nodes}"]
     sys.stdout.write(f"run {asked.run}: {now}\n")
     sys.stdout.write(f"job {run.job_id}: {', '.join(each for each in facts if each)}\n")
-    for path in tail_of(run.tags).files():
+    tail = tail_of(run.tags)
+    for path in tail.files():
         sys.stdout.write(f"log: {path}\n")
+    if job and job.meaning.ended and not tail.files():
+        sys.stdout.write(f"{_no_log(tail)}\n")
     return 0
 
 
 def logs(asked: argparse.Namespace) -> int:
     """Show a run's logs, until its job's end with --follow."""
-    from pyclassify.slurm.submitted import of_run
+    from pyclassify.slurm.lookup import of_run
 
     run = of_run(asked.run)
     tail = tail_of(run.tags)
     if not asked.follow and not tail.files():
         kept = [*kept_logs(asked.run)]
         if not kept:
-            raise OSError(f"the run {asked.run} has no log: its job has not started")
+            why = _no_log(tail) if run.is_over(run.ask()) else "no log yet: its job has not started"
+            raise OSError(f"the run {asked.run} has {why}")
         sys.stdout.write("".join(kept))
         return 0
     for turn in itertools.count():
         if turn % _LOOKS == 0:
-            job = run.find() if asked.follow else None
+            job = run.ask() if asked.follow else None
+            over = not asked.follow or run.is_over(job)
         for text in tail.new():
             sys.stdout.write(text)
         sys.stdout.flush()
-        if job is None or job.meaning.ended:
+        if over:
             break
         time.sleep(_POLL)
     return 0
 
 
+def _no_log(tail: Tail) -> str:
+    return f"no log: could SLURM open {' and '.join(tail.expected())}?"
+
+
 def cancel(asked: argparse.Namespace) -> int:
     """Cancel a run's job."""
-    from pyclassify.slurm.submitted import of_run
+    from pyclassify.slurm.lookup import of_run
 
     run = of_run(asked.run)
-    run.cancel()
-    sys.stdout.write(f"run {asked.run}: {run.get_status()}\njob {run.job_id}: cancelled\n")
+    became = run.cancel()
+    sys.stdout.write(f"run {asked.run}: {run.get_status()}\njob {run.job_id}: {became}\n")
     return 0
 
 

@@ -1,0 +1,163 @@
+"""Runs whose job ended without a word, started in between, or is asked for in vain."""
+
+import shutil
+
+import mlflow
+import pytest
+import slurm_programs
+from slurm_programs import say, say_in_turn
+from slurm_runs import note
+
+from pyclassify import cli
+from pyclassify.slurm import programs
+from pyclassify.slurm.logs import tail_of
+from pyclassify.slurm.submitted import SlurmRun
+
+GONE = say(stderr="slurm_load_jobs error: Invalid job id specified\n", code=1)
+DOWN = ("", "slurm_load_jobs error: Unable to contact slurm controller (connect failure)\n", 1)
+LIMIT = 'the job came to its time limit; give more by "time"'
+PENDING, RUNNING = ("4|PENDING|BeginTime||0:00\n",), ("4|RUNNING|None|n1|0:01\n",)
+
+
+@pytest.fixture
+def put(monkeypatch, tmp_path):
+    """Put a program in the place of one of SLURM's; squeue has no job, and sacct's 4 timed out."""
+    monkeypatch.setattr(programs, "PAUSES", ())
+    monkeypatch.setattr("pyclassify.slurm.verbs._POLL", 0.0)
+    slurm_programs.first_on_path(monkeypatch, tmp_path)
+    slurm_programs.put(tmp_path, "squeue", GONE)
+    slurm_programs.put(tmp_path, "scancel", GONE)
+    slurm_programs.put(tmp_path, "sacct", slurm_programs.replay("2.6.5"))
+    return lambda name, *answers: slurm_programs.put(
+        tmp_path, name, say_in_turn(tmp_path / f"{name}.turn", *answers)
+    )
+
+
+@pytest.fixture
+def client(put, empty_store, tmp_path, monkeypatch):
+    shutil.copy(empty_store, tmp_path)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
+    return mlflow.MlflowClient()
+
+
+@pytest.fixture
+def running(client, tmp_path):
+    """Make a RUNNING run of a job; returns its id."""
+
+    def make(job_id="4"):
+        experiment = client.get_experiment_by_name("tested").experiment_id
+        tags = {"slurm_folder": str(tmp_path), "slurm_job_id": job_id}
+        tags["slurm_output"] = f"{tmp_path}/%x-%j-%N.out"
+        run_id = client.create_run(experiment, tags=tags).info.run_id
+        client.update_run(run_id, status="RUNNING")
+        return run_id
+
+    return make
+
+
+def say_so(capsys, *words):
+    code = cli.main(["slurm", *words])
+    said = capsys.readouterr()
+    return code, said.out, said.err
+
+
+def test_cancel_of_a_job_that_has_ended_tells_how(running, client, capsys):
+    run_id = running()
+
+    assert say_so(capsys, "cancel", run_id)[1] == (
+        f"run {run_id}: FAILED\njob 4: had ended: TIMEOUT\n"
+    )
+    assert "time limit" in note(client.get_run(run_id))
+
+
+def test_cancel_of_a_job_that_slurm_has_forgotten_closes_the_run(running, client, capsys):
+    run_id = running("99")
+
+    assert say_so(capsys, "cancel", run_id)[1] == (
+        f"run {run_id}: KILLED\njob 99: SLURM has forgotten it\n"
+    )
+    words = "SLURM job 99: SLURM has forgotten it; the run was marked KILLED by "
+    assert note(client.get_run(run_id)).startswith(words)
+
+
+def test_cancel_is_asked_for_though_squeue_is_silent(running, client, put, capsys):
+    run_id = running()
+    put("squeue", DOWN)
+    put("sacct", DOWN)
+
+    assert "job 4: cancelled" in say_so(capsys, "cancel", run_id)[1]
+    assert client.get_run(run_id).info.status == "KILLED"
+
+
+@pytest.mark.parametrize(
+    ("answers", "status"),
+    [((PENDING, RUNNING), "RUNNING"), ((PENDING, DOWN), "RUNNING"), ((PENDING,), "SCHEDULED")],
+    ids=["started since", "silent since", "requeued"],
+)
+def test_running_is_scheduled_again_only_after_a_requeue(answers, status, running, client, put):
+    submitted = SlurmRun(running(), "4")
+    put("squeue", *answers)
+
+    assert submitted.get_status() == status
+    assert client.get_run(submitted.run_id).info.status == status
+
+
+def test_status_set_while_slurm_is_asked_stays(running, client, put, monkeypatch):
+    submitted = SlurmRun(running(), "4")
+    put("squeue", PENDING)
+    ask = submitted.ask
+
+    def end_and_ask():
+        client.set_terminated(submitted.run_id, "FINISHED")
+        return ask()
+
+    monkeypatch.setattr(submitted, "ask", end_and_ask)
+
+    assert submitted.get_status() == "FINISHED"
+    assert client.get_run(submitted.run_id).info.status == "FINISHED"
+
+
+def test_logs_are_followed_though_the_controller_is_silent(running, put, tmp_path, capsys):
+    (tmp_path / "-4-n1.out").write_text("one\n")
+    put("squeue", DOWN, ("4|TIMEOUT|TimeLimit|n1|1:00\n",))
+    put("sacct", DOWN)
+
+    assert say_so(capsys, "logs", "-f", running())[:2] == (0, "one\n")
+
+
+def test_log_that_a_requeue_began_anew_is_shown_from_its_beginning(running, client, tmp_path):
+    tail = tail_of(client.get_run(running()).data.tags)
+    log = tmp_path / "-4-n1.out"
+
+    log.write_text("the first attempt\n")
+    assert [*tail.new()] == ["the first attempt\n"]
+    log.write_text("again\n")
+    assert [*tail.new()] == ["again\n"]
+    assert [*tail.new()] == []
+
+
+def test_ended_job_without_a_log_asks_where_slurm_could_write(running, tmp_path, capsys):
+    run_id = running()
+    where = f"no log: could SLURM open {tmp_path}/-4-*.out?\n"
+
+    status = say_so(capsys, "status", run_id)[1]
+
+    assert status.endswith(f"job 4: TIMEOUT, {LIMIT}, 00:01:11\n{where}")
+    assert say_so(capsys, "logs", run_id)[2].endswith(f"the run {run_id} has {where}")
+
+
+def test_job_without_a_log_that_waits_has_not_started(running, put, capsys):
+    put("squeue", PENDING)
+
+    assert "has no log yet: its job has not started" in say_so(capsys, "logs", running())[2]
+
+
+def test_job_that_slurm_has_forgotten_says_where_to_look(running, client, tmp_path, capsys):
+    run_id = running("99")
+
+    code, _, error = say_so(capsys, "status", run_id)
+
+    assert code == 1
+    assert "squeue has no job 99; sacct has no job 99; the run stays RUNNING: see the log" in error
+    assert f"in {tmp_path}, or close it by `pyclassify slurm cancel`" in error
+    assert client.get_run(run_id).info.status == "RUNNING"
