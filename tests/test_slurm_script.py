@@ -105,10 +105,6 @@ def test_name_of_a_project_is_one_line_of_it(tmp_path):
     assert '#SBATCH --job-name="a\\" touch pwned #"\n' in text
 
 
-def test_password_of_the_tracking_uri_is_not_in_the_script():
-    assert "MLFLOW_TRACKING_URI=" not in render({}, {}, tracking_uri=None)
-
-
 def test_signal_for_the_script_alone_reaches_the_training():
     text = render({"signal": "B:USR1@90"}, {"devices": 2})
     assert "trap 'kill -USR1" in text

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from pyclassify.slurm import config, destination, environment, listing, script, topology
+from pyclassify.slurm.credentials import check_parameters
 from pyclassify.slurm.destination import Destination
 from pyclassify.slurm.environment import Environment
 from pyclassify.slurm.keys import Config
@@ -113,6 +114,7 @@ def make(
 
     checked = config.read(backend_config)
     given = dict(given or {})
+    check_parameters(given)
     folder = Path(fetch_and_validate_project(uri, revision, entry_point, given))
     project = load_project(str(folder))
     if project.docker_env:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from pyclassify.slurm.credentials import has_credentials
 from pyclassify.tracking.masking import mask
 
 # Of sbatch(1), --time.
@@ -102,7 +103,7 @@ def _exports(value: Any) -> tuple[tuple[str, str | None], ...]:
         _require(name not in _OURS, f"{name} is set by the backend")
         _require(text is None or type(text) in (str, int, float), f"{name} is {text!r}")
         read[name] = text if text is None else str(text)
-        harmless = mask(read[name], name) == read[name]
+        harmless = mask(read[name], name) == read[name] and not has_credentials(read[name] or "")
         _require(harmless, f"{name} looks like a credential, and the script is kept with the run")
     return tuple(read.items())
 
