@@ -39,6 +39,8 @@ def test_unknown_key_lists_the_nearest_and_the_valid_ones():
         ("nodes", True, "takes a whole number from 1"),
         ("gpus", -1, "takes a whole number from 0"),
         ("job_name", "two\nlines", "takes one line of text"),
+        ("job_name", "a/b", "takes one line of text without slashes"),
+        ("output", "%x/out", "takes a file name .* but not in a folder's name"),
         ("partition", "", "takes one line of text"),
         ("output", "a\\b.out", "takes a file name without backslashes"),
         ("signal", "soon", "takes a signal and the seconds before the time limit"),
@@ -50,7 +52,7 @@ def test_unknown_key_lists_the_nearest_and_the_valid_ones():
     ],
 )
 def test_wrong_value_says_what_is_allowed(key, value, allowed):
-    with pytest.raises(ValueError, match=rf"^{key} is .* in the backend config; it {allowed}"):
+    with pytest.raises(ValueError, match=rf"^{key} is .* in the backend config.*; it {allowed}"):
         config.read({key: value})
 
 

@@ -1,6 +1,7 @@
 """What is to be submitted, decided before anything is made: shared by run, render and check."""
 
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -15,6 +16,8 @@ from pyclassify.slurm.environment import Environment
 from pyclassify.slurm.keys import Config
 from pyclassify.slurm.parameters import place
 from pyclassify.slurm.topology import Topology
+
+_UNFIT = re.compile(r"[/\x00-\x1f\x7f]")
 
 
 @dataclass(frozen=True)
@@ -47,8 +50,8 @@ class Plan:
 
     @property
     def job_name(self) -> str:
-        """The job's name."""
-        return str(self.config.job_name or self.project.name or "mlflow")
+        """The job's name; as logs are called by it, a project's has no slash and is one line."""
+        return self.config.job_name or _UNFIT.sub("-", self.project.name or "mlflow")
 
     @cached_property
     def files(self) -> tuple[list[str], dict[str, str]]:

@@ -1,5 +1,6 @@
 """The kinds of values that the backend's configuration takes."""
 
+import os
 import re
 import signal
 from collections.abc import Callable
@@ -53,6 +54,14 @@ def _text(value: Any) -> str:
 def _file(value: Any) -> str:
     # SLURM takes a backslash to mean that the rest is no pattern.
     _require("\\" not in _text(value))
+    folder = os.path.dirname(value)
+    _require("%" not in folder, f"the folder {folder} is made before the job has numbers")
+    return str(value)
+
+
+def _job_name(value: Any) -> str:
+    # It is part of the logs' names, by %x.
+    _require("/" not in _text(value), "logs are called by it")
     return str(value)
 
 
@@ -109,7 +118,12 @@ def _exports(value: Any) -> tuple[tuple[str, str | None], ...]:
 
 
 TEXT = Kind("one line of text", _text)
-FILE = Kind("a file name without backslashes, which may have SLURM's %j, %x and others", _file)
+NAME = Kind("one line of text without slashes", _job_name)
+FILE = Kind(
+    "a file name without backslashes, which may have SLURM's %j, %x and others, but not in a "
+    "folder's name",
+    _file,
+)
 FROM_ONE = Kind("a whole number from 1, such as 2", _whole(1))
 FROM_NONE = Kind("a whole number from 0, such as 2", _whole(0))
 TIME = Kind(
