@@ -4,7 +4,7 @@ import ipaddress
 import socket
 from dataclasses import dataclass
 from pathlib import Path
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit, urlunsplit
 
 from pyclassify.tracking.masking import mask
 
@@ -45,14 +45,22 @@ def resolve(uri: str) -> Destination:
     if not uri.startswith("databricks") and parts.scheme in ("", "file"):
         return Destination(f"file://{Path(parts.path or '.').absolute()}")
     if parts.hostname and _is_here(parts.hostname):
-        port = f":{parts.port}" if parts.port else ""
-        here = socket.gethostname()
         raise ValueError(
             f"the tracking URI {mask(uri)} is this host's own, and compute nodes can't reach it; "
-            f"start the server with --host 0.0.0.0 and give "
-            f"MLFLOW_TRACKING_URI={parts.scheme}://{here}{port}"
+            f"{_advise(parts)}"
         )
     return Destination(uri, secret=mask(uri) != uri)
+
+
+def _advise(parts: SplitResult) -> str:
+    if parts.scheme not in ("http", "https"):
+        return (
+            "give the address of a database that they reach, in MLFLOW_TRACKING_URI, or that of an "
+            "`mlflow server` that keeps its runs in this one"
+        )
+    port = f":{parts.port}" if parts.port else ""
+    there = urlunsplit(parts._replace(netloc=f"{socket.gethostname()}{port}"))
+    return f"start the server with --host 0.0.0.0 and give MLFLOW_TRACKING_URI={mask(there)}"
 
 
 def _sqlite(uri: str, scheme: str) -> Destination:
