@@ -23,11 +23,13 @@ class Destination:
         uri: The tracking URI for the job.
         secret: Whether it has a password in it.
         warning: What may go wrong; empty where nothing does.
+        folder: Where the files are that it is made of; empty where it is a server.
     """
 
     uri: str
     secret: bool = False
     warning: str = ""
+    folder: str = ""
 
 
 def resolve(uri: str) -> Destination:
@@ -43,7 +45,8 @@ def resolve(uri: str) -> Destination:
     if parts.scheme.startswith("sqlite"):
         return _sqlite(uri, parts.scheme)
     if not uri.startswith("databricks") and parts.scheme in ("", "file"):
-        return Destination(f"file://{Path(parts.path or '.').absolute()}")
+        path = Path(parts.path or ".").absolute()
+        return Destination(f"file://{path}", folder=str(path))
     if parts.hostname and _is_here(parts.hostname):
         raise ValueError(
             f"the tracking URI {mask(uri)} is this host's own, and compute nodes can't reach it; "
@@ -79,7 +82,8 @@ def _sqlite(uri: str, scheme: str) -> Destination:
             "once may break it; `mlflow server` on a host that the nodes reach is safe"
         )
     absolute = f"{scheme}:///{path}"
-    return Destination(f"{absolute}?{query}" if query else absolute, warning=warning)
+    given = f"{absolute}?{query}" if query else absolute
+    return Destination(given, warning=warning, folder=str(path.parent))
 
 
 def _is_here(host: str) -> bool:

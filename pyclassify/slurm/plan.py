@@ -3,7 +3,7 @@
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
@@ -14,7 +14,7 @@ from pyclassify.slurm.credentials import check_parameters
 from pyclassify.slurm.destination import Destination
 from pyclassify.slurm.environment import Environment
 from pyclassify.slurm.keys import Config
-from pyclassify.slurm.parameters import place
+from pyclassify.slurm.parameters import find_files, place
 from pyclassify.slurm.topology import Topology
 
 _UNFIT = re.compile(r"[/\x00-\x1f\x7f]")
@@ -88,6 +88,7 @@ class Plan:
             command=entry_point.compute_command(placed, downloads),
             activation=self.environment.activation,
             version=version("pyclassify"),
+            binds=tuple(filter(None, [self.destination.folder, *find_files(placed, entry_point)])),
         )
         return script.render(self.config, facts)
 
@@ -116,6 +117,8 @@ def make(
     from mlflow.projects.utils import fetch_and_validate_project, load_project
 
     checked = config.read(backend_config)
+    if checked.container is not None:
+        checked = replace(checked, container=environment.find_image(checked.container))
     given = dict(given or {})
     check_parameters(given)
     folder = Path(fetch_and_validate_project(uri, revision, entry_point, given))
