@@ -82,13 +82,30 @@ def test_controller_that_is_down_says_nothing_of_the_job(put):
         client.find("6")  # which may have ended since
 
 
-def test_submission_whose_answer_was_lost_is_not_made_twice(put, tmp_path):
+LOST = ("Socket timed out on send/recv", "Zero Bytes were transmitted", "Connection reset by peer")
+
+
+@pytest.mark.parametrize("words", LOST)
+def test_submission_whose_answer_was_lost_is_not_made_twice(put, tmp_path, words):
     folder = tmp_path / "run"
-    put("sbatch", say_in_turn(tmp_path / "turn", BUSY, ("8\n",)))
-    put("squeue", say(f"6|/elsewhere\n7|{folder}\n"))
+    put("sbatch", say_in_turn(tmp_path / "turn", ("", f"sbatch: error: {words}\n", 1), ("8\n",)))
+    rows = say_in_turn(tmp_path / "asked", BUSY, (f"6|/elsewhere\n7|{folder}\n",))
+    put("squeue", f"import sys\nassert 'all' in sys.argv  # it may have ended by now\n{rows}")
 
     assert client.submit(folder / "job.sh", {}, []) == "7"
     assert (tmp_path / "turn").read_text() == "1"
+
+
+def test_last_try_whose_answer_was_lost_is_looked_for(put, tmp_path):
+    put("sbatch", say_in_turn(tmp_path / "turn", DOWN, DOWN, BUSY))
+    put("squeue", say(f"7|{tmp_path}\n"))
+    assert client.submit(tmp_path / "job.sh", {}, []) == "7"
+
+
+def test_submission_that_was_never_heard_is_made_again(put, tmp_path):
+    put("sbatch", say_in_turn(tmp_path / "turn", DOWN, ("8\n",)))
+    put("squeue", say(f"7|{tmp_path}\n"))
+    assert client.submit(tmp_path / "job.sh", {}, []) == "8"
 
 
 def test_refusal_is_in_sbatchs_own_words(put):

@@ -39,6 +39,8 @@ def test_unknown_key_lists_the_nearest_and_the_valid_ones():
         ("nodes", True, "takes a whole number from 1"),
         ("gpus", -1, "takes a whole number from 0"),
         ("job_name", "two\nlines", "takes one line of text"),
+        ("job_name", "a/b", "takes one line of text without slashes"),
+        ("output", "%x/out", "takes a file name .* but not in a folder's name"),
         ("partition", "", "takes one line of text"),
         ("output", "a\\b.out", "takes a file name without backslashes"),
         ("signal", "soon", "takes a signal and the seconds before the time limit"),
@@ -50,7 +52,7 @@ def test_unknown_key_lists_the_nearest_and_the_valid_ones():
     ],
 )
 def test_wrong_value_says_what_is_allowed(key, value, allowed):
-    with pytest.raises(ValueError, match=rf"^{key} is .* in the backend config; it {allowed}"):
+    with pytest.raises(ValueError, match=rf"^{key} is .* in the backend config.*; it {allowed}"):
         config.read({key: value})
 
 
@@ -66,6 +68,7 @@ def test_each_of_slurms_forms_of_a_time_is_taken(time):
     [
         ({"API_TOKEN": "abcdef"}, "API_TOKEN looks like a credential, and the script is kept"),
         ({"DB": "postgresql://me:pass@host/db"}, "DB looks like a credential"),
+        ({"OPTIONS": "--token=abcdef"}, "OPTIONS looks like a credential"),
         ({"a b": "1"}, "'a b' is no variable's name"),
         ({"MLFLOW_RUN_ID": "1"}, "MLFLOW_RUN_ID is set by the backend"),
     ],
@@ -92,12 +95,25 @@ def test_exported_credential_must_be_set_where_the_job_is_submitted(monkeypatch)
         ("--time=5", 'give the key "time"'),
         ("--array=0-3", "a run is one job"),
         ("--gpus-per-task=1", "it hides the other tasks' GPUs"),
-        ("licenses=a", "it takes options of sbatch, one an entry"),
+        ("licenses=a", "it takes options of sbatch by their long names, one an entry"),
+        ("-a0-3", "by their long names"),
+        ("-D/tmp", "by their long names"),
+        ("--comment a", "by their long names"),
+        ("--arra=0-3", "that is short for --array; a run is one job"),
+        ("--part=gpu", 'that is short for --partition; give the key "partition"'),
+        ("--gres=tmpfs:1g,gpu:2", "it follows from -P devices"),
+        ("--gpus=2", 'give the key "gpus"'),
+        ("--no-requeue", 'give the key "requeue"'),
     ],
 )
 def test_sbatch_arguments_are_those_that_have_no_key(argument, why):
     with pytest.raises(ValueError, match=f"sbatch_args has .*{why}"):
         config.read({"sbatch_args": [argument]})
+
+
+def test_other_options_of_sbatch_are_passed_on():
+    given = ["--licenses=matlab:1", "--gres=tmpfs:1g", "--spread-job", "--mem-per-cpu=1G"]
+    assert config.read({"sbatch_args": given}).sbatch_args == tuple(given)
 
 
 def test_container_and_environment_are_one_too_many():

@@ -30,9 +30,18 @@ def test_tracking_uri_is_the_same_in_any_folder(uri, expected, tmp_path, monkeyp
 @pytest.mark.parametrize("host", ["localhost", "127.0.0.1", "[::1]", "0.0.0.0"])
 def test_server_of_the_login_node_alone_is_refused(host):
     name = os.uname().nodename
-    words = f"is this host's own.*--host 0.0.0.0 and give MLFLOW_TRACKING_URI=http://{name}:5000"
+    words = f"is this host's own.*--host 0.0.0.0 and give MLFLOW_TRACKING_URI=http://{name}:5000/mlflow$"
     with pytest.raises(ValueError, match=words):
-        destination.resolve(f"http://{host}:5000")
+        destination.resolve(f"http://{host}:5000/mlflow")
+
+
+def test_database_of_the_login_node_alone_is_refused():
+    words = (
+        r"//\*\*\*@localhost/db is this host's own.*; give the address of a database that they r"
+    )
+    with pytest.raises(ValueError, match=words) as info:
+        destination.resolve("postgresql://me:pass@localhost/db")
+    assert "--host" not in str(info.value)
 
 
 def test_password_is_found():

@@ -40,7 +40,10 @@ def test_image_runs_the_command_and_reports(slurm, tmp_path, monkeypatch):
     beside = (apptainer.parent, Path(sys.executable).parent, os.environ["PATH"])
     monkeypatch.setenv("PATH", os.pathsep.join(map(str, beside)))
 
+    (project / "an image.sif").touch()
+
     submitted = submit(project, {"container": "an image.sif"}, synchronous=True)
 
     assert newest().info.status == "FINISHED"
-    assert log(submitted).count("in an image.sif by exec --nv\n") == 3  # start, training, end
+    # Start, training, end.
+    assert log(submitted).count(f"in {project}/an image.sif by exec --nv\n") == 3

@@ -1,13 +1,13 @@
 """The batch script: what it says for each shipped configuration, and that nothing in it harms."""
 
 import json
-import shutil
 import subprocess
 from pathlib import Path
 
 import pytest
+import required
 
-from pyclassify.slurm import config, script, topology
+from pyclassify.slurm import config, script, topology, values
 from pyclassify.slurm.environment import choose
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -67,25 +67,58 @@ def test_scripts_are_good_bash(given, nodes):
     text = render(given, {"devices": 2, "num_nodes": nodes})
 
     assert check(text, "bash", "-n").stderr == ""
-    if shutil.which("shellcheck"):
-        assert check(text, "shellcheck").stdout == ""
+    required.program("shellcheck")
+    assert check(text, "shellcheck").stdout == ""
 
 
 @pytest.mark.parametrize("path", sorted(GOLDEN.glob("*.sh")), ids=lambda path: path.stem)
 def test_reviewed_scripts_are_good_bash(path):
     assert check(path.read_text(), "bash", "-n").stderr == ""
-    if shutil.which("shellcheck"):
-        assert check(path.read_text(), "shellcheck").stdout == ""
+    required.program("shellcheck")
+    assert check(path.read_text(), "shellcheck").stdout == ""
 
 
-def test_nothing_that_is_quoted_runs(tmp_path):
-    text = render(ODD, {"devices": 2}, folder=str(tmp_path / "$(touch pwned)"))
-    without_slurm = text.partition("trap finish EXIT")[0]
+# Each program of the script says how it was called, and nothing runs but the script's own shell.
+STAND_IN = """#!/bin/bash
+printf '%s\\0' "${0##*/}" "$@" "A=$A" "$MLFLOW_TRACKING_URI" >>"$CALLS"
+[ "${0##*/}" != scontrol ] || echo localhost
+"""
+JOB = {"JOB_ID": "7", "JOB_NAME": "a", "JOB_PARTITION": "p", "JOB_NODELIST": "n", "NTASKS": "4"}
+EVIL = "it's a b; touch pwned $(touch pwned) `touch pwned` \" & touch pwned #"
+IN_CONDA = {"environment": EVIL}
+IN_AN_IMAGE = {"container": EVIL}
 
-    environment = {"PATH": "/usr/bin:/bin"}
-    subprocess.run(["bash", "-c", f'{without_slurm}\necho "$A"'], cwd=tmp_path, env=environment)
 
-    assert list(tmp_path.iterdir()) == []
+@pytest.mark.parametrize("inside", [IN_CONDA, IN_AN_IMAGE], ids=["conda", "image"])
+def test_nothing_that_is_quoted_runs(tmp_path, inside):
+    given = {
+        **{key: EVIL for key, each in config.KEYS.items() if each.metadata["kind"] is values.TEXT},
+        **{"job_name": EVIL, "output": EVIL, "modules": [EVIL], "exports": {"A": EVIL}},
+        **{"environment": None, "container": None, **inside},
+        **{"srun_args": [f"--prolog={EVIL}"], "sbatch_args": [f"--comment={EVIL}"]},
+    }
+    folder = tmp_path / f"run {EVIL}"
+    for name in ("project", "reporter"):
+        (folder / name).mkdir(parents=True)
+    (tmp_path / "bin").mkdir()
+    for name in ["module", "conda", "apptainer", "srun", "scontrol", "squeue", "sacct", "python"]:
+        (tmp_path / "bin" / name).write_text(STAND_IN)
+        (tmp_path / "bin" / name).chmod(0o755)
+    text = render(given, {"devices": 2, "num_nodes": 2}, folder=str(folder), tracking_uri=EVIL)
+
+    variables = {f"SLURM_{name}": value for name, value in (JOB | {"JOB_NUM_NODES": "2"}).items()}
+    variables |= {"SLURM_SUBMIT_HOST": "h", "CALLS": str(tmp_path / "calls")}
+    variables["PATH"] = f"{tmp_path / 'bin'}:/usr/bin:/bin"
+    done = subprocess.run(["bash", "-c", text], cwd=tmp_path, env=variables, capture_output=True)
+
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert list(tmp_path.rglob("*pwned")) == []
+    called = (tmp_path / "calls").read_text().split("\0")
+    assert {"module", "srun", "python" if inside is IN_CONDA else "apptainer"} <= {*called}
+    assert {EVIL, f"--prolog={EVIL}", f"A={EVIL}"} <= {*called}
+    after = {"conda": "activate", "module": "load"} if inside is IN_CONDA else {"module": "load"}
+    for program, verb in after.items():
+        assert [program, verb, EVIL] in [called[n : n + 3] for n in range(len(called))]
 
 
 def test_every_option_of_the_course_has_its_line():
@@ -103,10 +136,6 @@ def test_every_option_of_the_course_has_its_line():
 def test_name_of_a_project_is_one_line_of_it(tmp_path):
     text = render({}, {}, name='a"\ntouch pwned\n#')
     assert '#SBATCH --job-name="a\\" touch pwned #"\n' in text
-
-
-def test_password_of_the_tracking_uri_is_not_in_the_script():
-    assert "MLFLOW_TRACKING_URI=" not in render({}, {}, tracking_uri=None)
 
 
 def test_signal_for_the_script_alone_reaches_the_training():

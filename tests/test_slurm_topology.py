@@ -72,7 +72,7 @@ def test_what_says_otherwise_is_refused_with_both_numbers(json, given, words):
         decide(json, given)
 
 
-@pytest.mark.parametrize("devices", ["auto", "-1", "0", "0,1", "2.5", "[0, 1]"])
+@pytest.mark.parametrize("devices", ["auto", "-1", "0", "0,1", "2.5", "[0, 1]", "inf", "nan"])
 def test_number_of_devices_must_be_one(devices):
     with pytest.raises(
         ValueError, match=r"^devices is .* by -P devices=.*whole number from 1, such"

@@ -9,6 +9,7 @@ from pathlib import Path
 import foreign_project
 import mlflow
 import pytest
+import required
 
 ROOT = Path(__file__).parents[1]
 
@@ -18,7 +19,7 @@ def tools(tmp_path_factory):
     """The programs of a new environment: MLflow, and this package's wheel without its needs."""
     folder = tmp_path_factory.mktemp("no-torch")
     beside = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
-    uv = shutil.which("uv", path=beside) or pytest.skip("uv is not installed")
+    uv = required.program("uv", path=beside)
     install = [uv, "pip", "install", "--quiet", "--python", folder / "env"]
     mlflow_alone = [f"mlflow=={mlflow.__version__}", "--constraint", ROOT / "requirements.txt"]
     for command in (

@@ -150,9 +150,8 @@ def _target(job_id: str) -> list[str]:
 
 
 def find_by_folder(folder: Path) -> str:
-    """The id of the job of a run's folder, while it waits or runs; nothing where there is none."""
-    said = run_program(
-        ("squeue", "-h", "-u", getpass.getuser(), "-o", "%i|%Z"), environment_of_query()
-    )
+    """The id of the job of a run's folder; nothing where there is none, or it ended long ago."""
+    words = ("squeue", "-h", "-t", "all", "-u", getpass.getuser(), "-o", "%i|%Z")
+    said = run_program(words, environment_of_query())
     rows = [line.strip().split("|", 1) for line in said.stdout.splitlines() if "|" in line]
     return next((row[0] for row in rows if row[1] == str(folder)), "")

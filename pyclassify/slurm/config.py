@@ -5,28 +5,17 @@ from collections.abc import Mapping
 from difflib import get_close_matches
 from typing import Any
 
+from pyclassify.slurm.arguments import check_sbatch
+from pyclassify.slurm.credentials import check_kept
 from pyclassify.slurm.keys import KEYS, Config
 from pyclassify.slurm.values import Kind
+from pyclassify.tracking.masking import holds_credentials
 
 # What MLflow adds to what the user gave (mlflow.projects.utils, 3.17).
 MLFLOW_KEYS = (
     *("ENV_MANAGER", "SYNCHRONOUS", "DOCKER_ARGS", "STORAGE_DIR"),
     *("build_image", "docker_auth"),
 )
-
-# Options of sbatch that are not for the user to set, and why.
-_REFUSED = {
-    "array": "a run is one job",
-    "chdir": "the job runs in its snapshot",
-    "export": "the job gets the environment that it is submitted from",
-    "gpus-per-node": "it follows from -P devices",
-    "gpus-per-task": "it hides the other tasks' GPUs, so that two processes can't work together",
-    "ntasks": "it follows from -P devices and -P num_nodes",
-    "parsable": "the backend sets it",
-    "test-only": "`pyclassify slurm check` asks that",
-    "wait": 'give the key "wait"',
-    "wrap": "the script is written by the backend",
-}
 
 
 def read(given: Mapping[str, Any]) -> Config:
@@ -50,7 +39,10 @@ def read(given: Mapping[str, Any]) -> Config:
             )
         found[name] = _read_value(name, value)
     config = Config(**found)
-    _check_arguments(config.sbatch_args)
+    check_sbatch(config.sbatch_args)
+    lists = ("modules", "setup", "sbatch_args", "srun_args")
+    check_kept({name: getattr(config, name) for name in lists})
+    _check_texts(found)
     if config.container and config.environment not in (None, "none"):
         raise ValueError(
             f"container is {config.container!r} and environment {config.environment!r} in the "
@@ -76,17 +68,11 @@ def _read_value(name: str, value: Any) -> Any:
         raise ValueError(f"{shown} in the backend config{why}; it takes {kind.takes}") from None
 
 
-def _check_arguments(arguments: tuple[str, ...]) -> None:
-    options = {each.metadata["option"]: name for name, each in KEYS.items()}
-    for each in arguments:
-        option = each.partition("=")[0]
-        if not option.startswith("-") or " " in option:
+def _check_texts(found: Mapping[str, Any]) -> None:
+    for name, value in found.items():
+        if holds_credentials("backend_config.json", str(value).encode()):
             raise ValueError(
-                f"sbatch_args has {each!r} in the backend config; it takes options of sbatch, one "
-                'an entry, such as "--licenses=matlab:1"'
+                f"{name} has a credential in it in the backend config, and both the config and the "
+                "script are kept with the run; have the job read it from a variable, which "
+                '"exports" takes with null'
             )
-        name = option.lstrip("-")
-        key = options.get(option, name.replace("-", "_"))
-        if key in KEYS or name in _REFUSED:
-            why = _REFUSED.get(name) or f'give the key "{key}"'
-            raise ValueError(f"sbatch_args has {option} in the backend config; {why}")

@@ -4,7 +4,7 @@ import ipaddress
 import socket
 from dataclasses import dataclass
 from pathlib import Path
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit, urlunsplit
 
 from pyclassify.tracking.masking import mask
 
@@ -23,11 +23,13 @@ class Destination:
         uri: The tracking URI for the job.
         secret: Whether it has a password in it.
         warning: What may go wrong; empty where nothing does.
+        folder: Where the files are that it is made of; empty where it is a server.
     """
 
     uri: str
     secret: bool = False
     warning: str = ""
+    folder: str = ""
 
 
 def resolve(uri: str) -> Destination:
@@ -43,16 +45,25 @@ def resolve(uri: str) -> Destination:
     if parts.scheme.startswith("sqlite"):
         return _sqlite(uri, parts.scheme)
     if not uri.startswith("databricks") and parts.scheme in ("", "file"):
-        return Destination(f"file://{Path(parts.path or '.').absolute()}")
+        path = Path(parts.path or ".").absolute()
+        return Destination(f"file://{path}", folder=str(path))
     if parts.hostname and _is_here(parts.hostname):
-        port = f":{parts.port}" if parts.port else ""
-        here = socket.gethostname()
         raise ValueError(
             f"the tracking URI {mask(uri)} is this host's own, and compute nodes can't reach it; "
-            f"start the server with --host 0.0.0.0 and give "
-            f"MLFLOW_TRACKING_URI={parts.scheme}://{here}{port}"
+            f"{_advise(parts)}"
         )
     return Destination(uri, secret=mask(uri) != uri)
+
+
+def _advise(parts: SplitResult) -> str:
+    if parts.scheme not in ("http", "https"):
+        return (
+            "give the address of a database that they reach, in MLFLOW_TRACKING_URI, or that of an "
+            "`mlflow server` that keeps its runs in this one"
+        )
+    port = f":{parts.port}" if parts.port else ""
+    there = urlunsplit(parts._replace(netloc=f"{socket.gethostname()}{port}"))
+    return f"start the server with --host 0.0.0.0 and give MLFLOW_TRACKING_URI={mask(there)}"
 
 
 def _sqlite(uri: str, scheme: str) -> Destination:
@@ -71,7 +82,8 @@ def _sqlite(uri: str, scheme: str) -> Destination:
             "once may break it; `mlflow server` on a host that the nodes reach is safe"
         )
     absolute = f"{scheme}:///{path}"
-    return Destination(f"{absolute}?{query}" if query else absolute, warning=warning)
+    given = f"{absolute}?{query}" if query else absolute
+    return Destination(given, warning=warning, folder=str(path.parent))
 
 
 def _is_here(host: str) -> bool:

@@ -49,6 +49,26 @@ def choose(config: Config, project: Any, folder: Path, manager: str | None) -> E
     return _virtualenv(project, folder, manager)
 
 
+def find_image(name: str) -> str:
+    """Give the image of a container as the job finds it, in its own folder.
+
+    Args:
+        name: A path, or a URI such as `docker://ubuntu`.
+
+    Raises:
+        ValueError: There is no such file.
+    """
+    if "://" in name:
+        return name
+    path = Path(os.path.expandvars(name)).expanduser().absolute()
+    if not path.exists():
+        raise ValueError(
+            f"container is {name!r} in the backend config, and there is no {path}; it takes an "
+            "Apptainer image that compute nodes see, or a URI such as docker://ubuntu"
+        )
+    return str(path)
+
+
 def _find(name: str) -> tuple[str, ...]:
     path = Path(os.path.expandvars(name)).expanduser()
     if found := _of_prefix(path.absolute()):

@@ -21,7 +21,7 @@ def _key(kind: Kind, meaning: str, unit: str = "", option: str = "", default: An
 class Config:
     """A valid configuration; None where a key is not given."""
 
-    job_name: str | None = _key(values.TEXT, "the job's name; the project's else", "", "--job-name")
+    job_name: str | None = _key(values.NAME, "the job's name; the project's else", "", "--job-name")
     partition: str | None = _key(values.TEXT, "the partition (queue)", "", "--partition")
     account: str | None = _key(values.TEXT, "who pays", "", "--account")
     qos: str | None = _key(values.TEXT, "the quality of service", "", "--qos")

@@ -46,6 +46,17 @@ def place(
     return placed
 
 
+def find_files(placed: Mapping[str, Any], entry_point: Any) -> list[str]:
+    """The files and folders here that parameters name by an absolute path."""
+    declared = entry_point.parameters
+    named = [
+        Path(str(value))
+        for name, value in placed.items()
+        if name in _PATHS or (name in declared and declared[name].type == "path")
+    ]
+    return [str(path) for path in named if path.is_absolute() and path.exists()]
+
+
 def _is_relative(value: str) -> bool:
     # A checkpoint may be a run's id, which is a relative path too.
     return bool(value) and not urlsplit(value).scheme and not value.startswith(("/", "~", "$"))

@@ -1,19 +1,23 @@
 """What is to be submitted, decided before anything is made: shared by run, render and check."""
 
 import os
+import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from pyclassify.slurm import config, destination, environment, listing, script, topology
+from pyclassify.slurm.credentials import check_parameters
 from pyclassify.slurm.destination import Destination
 from pyclassify.slurm.environment import Environment
 from pyclassify.slurm.keys import Config
-from pyclassify.slurm.parameters import place
+from pyclassify.slurm.parameters import find_files, place
 from pyclassify.slurm.topology import Topology
+
+_UNFIT = re.compile(r"[/\x00-\x1f\x7f]")
 
 
 @dataclass(frozen=True)
@@ -46,8 +50,8 @@ class Plan:
 
     @property
     def job_name(self) -> str:
-        """The job's name."""
-        return str(self.config.job_name or self.project.name or "mlflow")
+        """The job's name; as logs are called by it, a project's has no slash and is one line."""
+        return self.config.job_name or _UNFIT.sub("-", self.project.name or "mlflow")
 
     @cached_property
     def files(self) -> tuple[list[str], dict[str, str]]:
@@ -84,6 +88,7 @@ class Plan:
             command=entry_point.compute_command(placed, downloads),
             activation=self.environment.activation,
             version=version("pyclassify"),
+            binds=tuple(filter(None, [self.destination.folder, *find_files(placed, entry_point)])),
         )
         return script.render(self.config, facts)
 
@@ -112,7 +117,10 @@ def make(
     from mlflow.projects.utils import fetch_and_validate_project, load_project
 
     checked = config.read(backend_config)
+    if checked.container is not None:
+        checked = replace(checked, container=environment.find_image(checked.container))
     given = dict(given or {})
+    check_parameters(given)
     folder = Path(fetch_and_validate_project(uri, revision, entry_point, given))
     project = load_project(str(folder))
     if project.docker_env:

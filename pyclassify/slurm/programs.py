@@ -18,6 +18,9 @@ _BUSY = re.compile(
     re.IGNORECASE,
 )
 
+# What was never heard can't have been done.
+_NEVER_HEARD = re.compile(r"Unable to contact slurm controller", re.IGNORECASE)
+
 # Variables that change what the programs print or ask, and those of a job that this may run in.
 _FORMATS = ("SACCT_", "SQUEUE_", "SCANCEL_", "SLURM_TIME_FORMAT", "SLURM_JSON", "SLURM_YAML")
 _OF_A_JOB = ("SLURM_", "SLURMD_", "SRUN_", "SBATCH_", "PMI_", "PMIX_", "CUDA_VISIBLE_DEVICES")
@@ -51,16 +54,24 @@ def run_patiently(
         environment: Its environment.
         look: Finds out what the lost answer was; nothing where there was none.
     """
-    for pause in PAUSES:
+    silence, lost = SlurmSilent(), False
+    for pause in (0.0, *PAUSES):
+        time.sleep(pause)
+        with suppress(SlurmError):  # as long as that is not known, nothing is tried again
+            if lost and look and (answer := look()):
+                return subprocess.CompletedProcess(words, 0, answer, "")
+            lost = False
+        if lost and look:
+            continue
         try:
             return run_program(words, environment or environment_of_query())
-        except SlurmSilent as silence:
-            time.sleep(pause)
-            if look and "timed out" in str(silence):
-                with suppress(SlurmError):
-                    if answer := look():
-                        return subprocess.CompletedProcess(words, 0, answer, "")
-    return run_program(words, environment or environment_of_query())
+        except SlurmSilent as error:
+            silence, lost = error, not _NEVER_HEARD.search(str(error))
+    if lost and look:
+        with suppress(SlurmError):
+            if answer := look():
+                return subprocess.CompletedProcess(words, 0, answer, "")
+    raise silence
 
 
 def run_program(

@@ -32,6 +32,7 @@ class Facts:
         command: The entry point's command, for bash.
         activation: Lines of bash that activate the environment.
         version: This package's.
+        binds: Files and folders that a container needs beside the run's folder.
     """
 
     run_id: str
@@ -43,6 +44,7 @@ class Facts:
     command: str
     activation: tuple[str, ...]
     version: str
+    binds: tuple[str, ...] = ()
 
 
 def render(config: Config, facts: Facts) -> str:
@@ -156,4 +158,5 @@ def _container(config: Config, facts: Facts) -> tuple[str, ...]:
     """The words that run a command in the image."""
     if config.container is None:
         return ()
-    return ("apptainer", "exec", "--nv", "--bind", facts.folder, config.container)
+    binds = ",".join(dict.fromkeys((facts.folder, *facts.binds)))
+    return ("apptainer", "exec", "--nv", "--bind", binds, config.container)

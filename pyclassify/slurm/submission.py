@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from pyclassify.slurm import client, description, reconcile, snapshot
+from pyclassify.slurm.keys import Config
 from pyclassify.slurm.logs import absolute, fill
 from pyclassify.slurm.plan import Plan
 from pyclassify.slurm.submitted import SlurmRun
@@ -77,6 +78,7 @@ def _prepare(made: Plan, mlflow_client: Any, run: Any, folder: Path) -> Path:
             f"{made.work_dir} can't be written ({error.strerror}); give a folder that compute "
             'nodes see as "work_dir" in the backend config'
         ) from error
+    make_folders_of_logs(folder, made.config)
     names, left_out = made.files
     snapshot.take(made.folder, folder, names, left_out)
     for name, why in left_out.items():
@@ -91,6 +93,27 @@ def _prepare(made: Plan, mlflow_client: Any, run: Any, folder: Path) -> Path:
         mlflow_client.log_artifact(run_id, str(folder / name), reconcile.FOLDER)
     reconcile.tag(mlflow_client, run_id, _tags(made, folder))
     return script
+
+
+def make_folders_of_logs(folder: Path, config: Config) -> None:
+    """Make the folders that SLURM does not: without them it ends the job without a word.
+
+    Args:
+        folder: The run's folder.
+        config: The configuration.
+
+    Raises:
+        OSError: One can't be made.
+    """
+    for key in ("output", "error"):
+        parent = (folder / getattr(config, key)).parent
+        try:
+            parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise OSError(
+                f"the folder {parent} can't be made ({error.strerror}); give another file as "
+                f'"{key}" in the backend config'
+            ) from error
 
 
 def _tags(made: Plan, folder: Path) -> Mapping[str, str]:

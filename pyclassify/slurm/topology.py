@@ -98,7 +98,7 @@ def _settle(key: str, checked: int | None, said: _Said | None) -> int:
         number = float(said.value)
     except (TypeError, ValueError):
         number = 0.0
-    if number < 1 or number != int(number):
+    if not number.is_integer() or number < 1:  # inf and nan are none
         raise ValueError(
             f"{said}; SLURM must be told how many: it takes a whole number from 1, such as "
             f"-P {said.name}=2"

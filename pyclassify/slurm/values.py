@@ -1,11 +1,13 @@
 """The kinds of values that the backend's configuration takes."""
 
+import os
 import re
 import signal
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from pyclassify.slurm.credentials import has_credentials
 from pyclassify.tracking.masking import mask
 
 # Of sbatch(1), --time.
@@ -52,6 +54,14 @@ def _text(value: Any) -> str:
 def _file(value: Any) -> str:
     # SLURM takes a backslash to mean that the rest is no pattern.
     _require("\\" not in _text(value))
+    folder = os.path.dirname(value)
+    _require("%" not in folder, f"the folder {folder} is made before the job has numbers")
+    return str(value)
+
+
+def _job_name(value: Any) -> str:
+    # It is part of the logs' names, by %x.
+    _require("/" not in _text(value), "logs are called by it")
     return str(value)
 
 
@@ -102,13 +112,18 @@ def _exports(value: Any) -> tuple[tuple[str, str | None], ...]:
         _require(name not in _OURS, f"{name} is set by the backend")
         _require(text is None or type(text) in (str, int, float), f"{name} is {text!r}")
         read[name] = text if text is None else str(text)
-        harmless = mask(read[name], name) == read[name]
+        harmless = mask(read[name], name) == read[name] and not has_credentials(read[name] or "")
         _require(harmless, f"{name} looks like a credential, and the script is kept with the run")
     return tuple(read.items())
 
 
 TEXT = Kind("one line of text", _text)
-FILE = Kind("a file name without backslashes, which may have SLURM's %j, %x and others", _file)
+NAME = Kind("one line of text without slashes", _job_name)
+FILE = Kind(
+    "a file name without backslashes, which may have SLURM's %j, %x and others, but not in a "
+    "folder's name",
+    _file,
+)
 FROM_ONE = Kind("a whole number from 1, such as 2", _whole(1))
 FROM_NONE = Kind("a whole number from 0, such as 2", _whole(0))
 TIME = Kind(

@@ -1,0 +1,46 @@
+"""The image that a job runs in: found here, with the folders bound that the job needs."""
+
+import shlex
+
+import pytest
+from slurm_runs import write_project
+
+from pyclassify.slurm import environment, plan
+
+
+def test_image_is_the_same_in_any_folder(tmp_path, monkeypatch):
+    (tmp_path / "a.sif").touch()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("SCRATCH", str(tmp_path))
+    monkeypatch.setenv("HOME", str(tmp_path))
+    names = ("a.sif", "$SCRATCH/a.sif", "~/a.sif")
+    assert {environment.find_image(name) for name in names} == {f"{tmp_path}/a.sif"}
+
+
+def test_image_of_a_registry_is_left_as_it_is():
+    assert environment.find_image("docker://ubuntu:24.04") == "docker://ubuntu:24.04"
+
+
+def test_image_that_is_missing_is_refused(tmp_path):
+    with pytest.raises(
+        ValueError, match=r"^container is .*a.sif.* there is no .*a.sif; it takes an"
+    ):
+        environment.find_image(str(tmp_path / "a.sif"))
+
+
+def test_database_and_data_are_seen_in_the_image(tmp_path, monkeypatch):
+    project = write_project(tmp_path / "project", "", "data_path: string")
+    for name in ("store", "images"):
+        (tmp_path / name).mkdir()
+    monkeypatch.setattr("mlflow.get_tracking_uri", lambda: f"sqlite:///{tmp_path}/store/mlflow.db")
+    given = {"data_path": f"{tmp_path}/images"}
+    chosen = {"container": "docker://ubuntu", "work_dir": str(tmp_path / "runs")}
+
+    words = shlex.split(
+        plan.make(str(project), "main", given, None, chosen).write_script("RUN_ID", "1"),
+        comments=True,
+    )
+
+    bound = {words[n + 1] for n, word in enumerate(words) if word == "--bind"}
+    folders = ("runs/RUN_ID", "store", "images")
+    assert bound == {",".join(f"{tmp_path}/{name}" for name in folders)}

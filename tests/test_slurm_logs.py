@@ -1,0 +1,31 @@
+"""Where a job's logs go: SLURM makes no folder, and ends a job whose log it can't open."""
+
+import pytest
+from slurm_runs import write_project
+
+from pyclassify.slurm import config, plan, submission
+
+
+def test_folders_of_the_logs_are_made(tmp_path):
+    read = config.read({"output": "logs/out/%j.out", "error": str(tmp_path / "else/%j.err")})
+    submission.make_folders_of_logs(tmp_path / "run", read)
+    assert (tmp_path / "run/logs/out").is_dir()
+    assert (tmp_path / "else").is_dir()
+
+
+def test_folder_that_cannot_be_made_is_named(tmp_path):
+    (tmp_path / "job.sh").touch()
+    read = config.read({"output": "job.sh/%j.out"})
+    with pytest.raises(OSError, match=r'job.sh can.t be made .*; give another file as "output"'):
+        submission.make_folders_of_logs(tmp_path, read)
+
+
+def test_name_of_a_project_makes_a_file_name(tmp_path):
+    project = write_project(tmp_path, "")
+    text = (project / "MLproject").read_text()
+    (project / "MLproject").write_text(text.replace("foreign", '"mine/and\\nyours"'))
+
+    made = plan.make(str(project), "main", {}, None, {"environment": "none"})
+
+    assert made.job_name == "mine-and-yours"
+    assert "#SBATCH --job-name=mine-and-yours\n" in made.write_script("RUN_ID", "1")
