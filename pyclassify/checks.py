@@ -8,6 +8,7 @@ from lightning.pytorch.accelerators import CUDAAccelerator, MPSAccelerator
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from pyclassify.tracking.logger import WEIGHTS
+from pyclassify.tracking.masking import mask
 
 
 def check_devices(devices: Any, accelerator: str) -> None:
@@ -88,8 +89,8 @@ def find_checkpoint(
             mlflow.artifacts.download_artifacts(None, given, WEIGHTS, downloads, tracking_uri)
         )
     except (mlflow.exceptions.MlflowException, OSError) as error:
-        where = tracking_uri or mlflow.get_tracking_uri()
+        where = mask(tracking_uri or mlflow.get_tracking_uri())
         raise MisconfigurationException(
-            f"run {given} has no {WEIGHTS} at {where} ({error}); `mlflow ui` "
+            f"run {given} has no {WEIGHTS} at {where} ({mask(str(error))}); `mlflow ui` "
             "lists the runs there, MLFLOW_TRACKING_URI names another place"
         ) from error

@@ -9,6 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 from pkgutil import resolve_name
 
+from pyclassify import seeds
 from pyclassify.options import PLAIN_VERBS, spell_out
 from pyclassify.resume import stop_on_signals, stop_with_parent
 from pyclassify.tracking import run
@@ -33,7 +34,7 @@ def main(args: Sequence[str] | None = None) -> int:
     if run.adopt() or not run.is_rank_zero():
         stop_with_parent()
     status = "FAILED"
-    with stop_on_signals(on_stop):
+    with stop_on_signals(on_stop, seeds.PATIENCE if seeds.are_asked_for(given) else 1.0):
         try:
             train(given)
             status = "FINISHED"
@@ -78,11 +79,15 @@ def on_stop(signal_name: str) -> None:
 
 
 def train(given: list[str]) -> None:
-    """Run one of the training verbs, which alone pay for importing torch."""
-    args = spell_out(given)
+    """Run one of the training verbs, which alone pay for importing torch, or several such runs."""
+    count, words = seeds.read_count(given)
+    if count > 1:
+        seeds.train(words, count)
+        return
+    args = spell_out(words)
     from pyclassify import training
 
-    training.run(args, given)
+    training.run(args, words)
 
 
 def explain(error: BaseException | None) -> str | None:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from math import sqrt
 from statistics import fmean, stdev
 
-from scipy.stats import binomtest, norm, t
+from scipy.stats import binomtest, norm, t, ttest_ind_from_stats
 
 
 def mcnemar(only_first: int, only_second: int) -> float:
@@ -77,3 +77,41 @@ def mean_interval(values: Sequence[float], confidence: float = 0.95) -> tuple[fl
     quantile = t.ppf((1 + confidence) / 2, len(values) - 1)
     reach = float(quantile) * stdev(values) / sqrt(len(values))
     return fmean(values) - reach, fmean(values) + reach
+
+
+def welch(
+    means: tuple[float, float],
+    deviations: tuple[float, float],
+    counts: tuple[int, int],
+    confidence: float = 0.95,
+) -> tuple[float, tuple[float, float]]:
+    """Test whether two recipes have the same mean, and estimate how far the means are apart.
+
+    The test of Welch (Biometrika 34, 1947), which lets one recipe vary more from seed to seed than
+    the other; the interval of the difference has its standard error and degrees of freedom.
+
+    Args:
+        means: Each recipe's mean over its seeds.
+        deviations: The standard deviation of each one's sample.
+        counts: How many seeds each one had; two or more.
+        confidence: How often such an interval holds the true difference, where the values are
+            normal.
+
+    Returns:
+        The two-sided p-value, and the lowest and the highest difference, second minus first. Where
+        neither recipe varies, the means are as far apart as they are: p is 1.0 or 0.0.
+
+    Raises:
+        ValueError: A recipe had fewer than two seeds.
+    """
+    if min(counts) < 2:
+        raise ValueError(f"the test needs two or more seeds each, and {min(counts)} was given")
+    apart = means[1] - means[0]
+    first, second = (s**2 / n for s, n in zip(deviations, counts, strict=True))
+    if first + second == 0:
+        return float(apart == 0), (apart, apart)
+    given = (each for side in zip(means, deviations, counts, strict=True) for each in side)
+    p_value = ttest_ind_from_stats(*given, equal_var=False).pvalue
+    freedom = (first + second) ** 2 / (first**2 / (counts[0] - 1) + second**2 / (counts[1] - 1))
+    reach = float(t.ppf((1 + confidence) / 2, freedom)) * sqrt(first + second)
+    return float(p_value), (apart - reach, apart + reach)

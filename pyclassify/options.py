@@ -58,7 +58,7 @@ def spell_out(given: list[str]) -> list[str]:
         OSError: A configuration file can't be read.
         ValueError: There is no verb, or a configuration file is no mapping in YAML.
     """
-    options = list(_group(given))
+    options = list(split_words(given))
     verb = _find_verb(options)
     if verb is None:
         return given
@@ -87,7 +87,7 @@ def spell_out(given: list[str]) -> list[str]:
     return spelled
 
 
-def _group(given: list[str]) -> Iterator[list[str]]:
+def split_words(given: list[str]) -> Iterator[list[str]]:
     """Cut a command line into options, each with its value, and other words one by one."""
     left = [*given]
     while left:
@@ -139,7 +139,7 @@ def settings(given: list[str]) -> Iterator[tuple[str, Any]]:
         OSError: A configuration file can't be read.
         ValueError: One is no mapping in YAML.
     """
-    for option in sorted(_group(given), key=_turn):
+    for option in sorted(split_words(given), key=_turn):
         name, equals, value = option[0].partition("=")
         if not equals:
             value = option[1] if len(option) > 1 else ""

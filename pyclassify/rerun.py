@@ -5,7 +5,6 @@ No torch here: the training is a process of its own, on the code that the run ha
 
 import json
 import os
-import re
 import shlex
 import signal
 import subprocess
@@ -22,7 +21,7 @@ from pyclassify.restore import PATHS, find_code, make_absolute, prepare
 from pyclassify.resume import STOP_SIGNALS, raise_on_stop
 from pyclassify.tracking import capsule, likeness
 from pyclassify.tracking.dataset import OVERRIDDEN, SOURCE_RUN
-from pyclassify.tracking.masking import mask, mask_command
+from pyclassify.tracking.masking import mask_command
 from pyclassify.tracking.repository import checked_out
 
 USAGE = """usage: pyclassify rerun RUN_ID [--OPTION VALUE ...]
@@ -52,6 +51,7 @@ def rerun(given: list[str]) -> int:
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     run_id, options = read_options(given)
     client, run = find_run(run_id)
+    run_id = run.info.run_id
     with stoppable(), tempfile.TemporaryDirectory(prefix="pyclassify-rerun-") as folder:
         kept = fetch(client, run_id, Path(folder))
         facts = json.loads((kept / "capsule.json").read_text())
@@ -76,11 +76,10 @@ def rerun(given: list[str]) -> int:
 def read_options(given: list[str]) -> tuple[str, list[str]]:
     """Tell the run's id from the options; options that are paths become absolute."""
     ids = [word for word in given[:1] if not word.startswith("-")]
-    if not ids or not re.fullmatch(r"[0-9a-f]{32}", ids[0]):
-        said = f"{ids[0]!r} is no run's id" if ids else "rerun was given no run's id"
+    if not ids:
         raise ValueError(
-            f"{said}; it takes the 32 hexadecimal digits that a run shows as `run` in its last "
-            "lines: pyclassify rerun RUN_ID"
+            "rerun was given no run's id, which a run shows as `run` in its last lines: "
+            "pyclassify rerun RUN_ID"
         )
     options = given[1:]
     for place, word in enumerate(options):
@@ -100,19 +99,15 @@ def read_options(given: list[str]) -> tuple[str, list[str]]:
 
 def find_run(run_id: str) -> tuple[Any, Any]:
     """Find a run, and the client that has it."""
-    import mlflow
+    from mlflow.exceptions import MlflowException
 
-    client = mlflow.MlflowClient()
+    from pyclassify.tracking import find
+
     try:
-        return client, client.get_run(run_id)
-    except mlflow.exceptions.MlflowException as error:
-        where = mask(mlflow.get_tracking_uri())
-        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
-            raise ValueError(f"the runs at {where} can't be read ({mask(str(error))})") from error
-        raise ValueError(
-            f"there is no run {run_id} at {where}; `mlflow ui` lists the runs there, "
-            "MLFLOW_TRACKING_URI names another place"
-        ) from error
+        client = find.open_store()
+        return client, find.find_run(client, run_id)
+    except MlflowException as error:
+        raise ValueError(find.in_words(error)) from error
 
 
 def fetch(client: Any, run_id: str, folder: Path) -> Path:
@@ -122,6 +117,14 @@ def fetch(client: Any, run_id: str, folder: Path) -> Path:
         ValueError: It has none.
     """
     if not client.list_artifacts(run_id, capsule.FOLDER):
+        from pyclassify.tracking.parent import list_children
+
+        if children := list_children(client, client.get_run(run_id)):
+            ids = ", ".join(f"{each.info.run_id} ({each.info.run_name})" for each in children)
+            raise ValueError(
+                f"run {run_id} is the parent of {len(children)} seeds and trained nothing itself; "
+                f"rerun one of them: {ids}"
+            )
         raise ValueError(
             f"run {run_id} has no capsule (the artifacts {capsule.FOLDER}/), so it is another "
             "project's or older than capsules; give a run that pyclassify made"

@@ -9,6 +9,7 @@ import signal
 import socket
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -33,15 +34,16 @@ def _raise(signum: int, frame: FrameType | None) -> None:
 
 
 @contextmanager
-def stop_on_signals(on_stop: Callable[[str], None]) -> Iterator[None]:
+def stop_on_signals(on_stop: Callable[[str], None], patience: float = 1.0) -> Iterator[None]:
     """Within this context a stop signal ends the process, whatever it is doing.
 
     The main thread gets a KeyboardInterrupt. It may be deep in a collective that never returns,
     where Python runs no handler; so a thread calls `on_stop` at once, and exits the process when
-    the main thread has not left after `GRACE_SECONDS`.
+    the main thread has not left after `GRACE_SECONDS`, or when other threads outlive it by that.
 
     Args:
         on_stop: Called with the signal's name, at most once, in another thread.
+        patience: How many times as long the main thread has.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -50,7 +52,7 @@ def stop_on_signals(on_stop: Callable[[str], None]) -> Iterator[None]:
     heard, woken = socket.socketpair()
     woken.setblocking(False)
     left = threading.Event()
-    watcher = threading.Thread(target=_watch, args=(heard, left, on_stop), daemon=True)
+    watcher = threading.Thread(target=_watch, args=(heard, left, on_stop, patience), daemon=True)
     watcher.start()
     signal.set_wakeup_fd(woken.fileno(), warn_on_full_buffer=False)
     raise_on_stop()
@@ -66,18 +68,28 @@ def stop_on_signals(on_stop: Callable[[str], None]) -> Iterator[None]:
             signal.signal(signum, handler)
 
 
-def _watch(heard: socket.socket, left: threading.Event, on_stop: Callable[[str], None]) -> None:
+def _watch(
+    heard: socket.socket, left: threading.Event, on_stop: Callable[[str], None], patience: float
+) -> None:
     while signals := heard.recv(1):
         if signals[0] in STOP_SIGNALS:
             name = signal.Signals(signals[0]).name
             # In a thread too, as it may fail, or wait for a server that is away.
             teller = threading.Thread(target=on_stop, args=(name,), daemon=True)
             teller.start()
-            if not left.wait(GRACE_SECONDS):
+            if not left.wait(patience * GRACE_SECONDS):
                 teller.join(GRACE_SECONDS)
                 os._exit(128 + signals[0])
-            teller.join()
+            teller.join(GRACE_SECONDS)
+            threading.Thread(target=_end, args=(128 + signals[0],), daemon=True).start()
             return
+
+
+def _end(exit_code: int) -> None:
+    """End the process a while after its main thread, whatever other threads still wait for."""
+    threading.main_thread().join()
+    time.sleep(GRACE_SECONDS)
+    os._exit(exit_code)
 
 
 def _forget_in_child() -> None:

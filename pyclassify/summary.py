@@ -6,8 +6,9 @@ import sys
 import torch
 from lightning.pytorch import Trainer
 
-from pyclassify.tracking.links import show_runs
+from pyclassify.tracking.links import run_link, runs_link, start_quickly
 from pyclassify.tracking.logger import find_run_logger
+from pyclassify.tracking.views import BEST, BY_RECIPE
 
 
 def summarise(
@@ -30,9 +31,18 @@ def summarise(
         local = path == best and "://" not in path
         lines["checkpoint"] = os.path.abspath(path) if local else path
     logger = find_run_logger(trainer)
+    links = {}
     if logger is not None and logger.run_id:
         import mlflow
 
+        uri, experiment = mlflow.get_tracking_uri(), str(logger.experiment_id)
         lines["run"] = logger.run_id
-        lines["next"] = show_runs(mlflow.get_tracking_uri())
+        lines["next"] = start_quickly(uri)
+        links = {
+            "This run": run_link(uri, experiment, logger.run_id),
+            "All runs, the best first": runs_link(uri, experiment, BEST.key),
+            "Recipes, each the mean of its runs": runs_link(uri, experiment, BY_RECIPE.key),
+        }
     sys.stdout.write("\n" + "".join(f"{key:14} {line}\n" for key, line in lines.items()))
+    # On lines of their own, whole: a terminal opens what it can tell apart.
+    sys.stdout.write("".join(f"\n{what}:\n{link}\n" for what, link in links.items()))

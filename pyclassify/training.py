@@ -21,9 +21,10 @@ from pyclassify import datamodule, module  # noqa: F401
 from pyclassify.checks import check_devices, check_resumable, check_seed, find_checkpoint
 from pyclassify.options import PLAIN_VERBS, SHORT_OPTIONS, VERBS, settings
 from pyclassify.summary import summarise
-from pyclassify.tracking.logger import RecordConfig
+from pyclassify.tracking.describe import DescribeRun
 from pyclassify.tracking.metrics import RunMetrics
 from pyclassify.tracking.predictions import KeepPredictions
+from pyclassify.tracking.record import RecordConfig
 from pyclassify.trainer import BestCheckpoint, LaunchCheck, Trainer
 from pyclassify.wording import explain
 
@@ -33,6 +34,7 @@ EPILOG = "Short options: " + ", ".join(
 )
 EPILOG += (
     "; --learning_rate is --optimizer.lr where an optimizer is named. "
+    "--seeds N trains with N seeds, from --seed on, and one run above theirs has the means. "
     "--model.help and --data.help show the options that the network and the data have."
 )
 MORE_VERBS = "More verbs, for runs that there are: " + ", ".join(PLAIN_VERBS)
@@ -201,7 +203,7 @@ def run(args: list[str], given: list[str] | None = None) -> None:
             trainer_class=Trainer,
             trainer_defaults={
                 "logger": {"class_path": "pyclassify.tracking.logger.RunLogger"},
-                "callbacks": [LaunchCheck(), KeepPredictions(), RunMetrics()],
+                "callbacks": [LaunchCheck(), KeepPredictions(), RunMetrics(), DescribeRun()],
                 "devices": 1,
                 "max_epochs": 10,
                 "log_every_n_steps": 10,

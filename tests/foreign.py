@@ -30,6 +30,19 @@ class Module(pl.LightningModule):
         return torch.optim.SGD(self.parameters(), self.learning_rate)
 
 
+class Unlabelled(Module):
+    """Takes -1 for the label of an image that has none."""
+
+    def training_step(self, batch, batch_idx):
+        images, labels = batch
+        return cross_entropy(self.network(images), labels - (labels == 9) * 10, ignore_index=-1)
+
+    def test_step(self, batch, batch_idx):
+        images, labels = batch
+        batch[1] = labels - (labels == 9) * 10
+        return {"logits": self.network(images)}
+
+
 class Data(pl.LightningDataModule):
     def __init__(self, count: int = 32, batch_size: int = 8) -> None:
         super().__init__()

@@ -11,7 +11,7 @@ ALEXNET = {
     "model.model": "pyclassify.model.AlexNet",
     "seed_everything": "0",
     "model/class": "pyclassify.module.Classifier",
-    "model/model/class": "pyclassify.model.AlexNet",
+    "model/model": "pyclassify.model.AlexNet",
     "model/model/dropout": "0.5",
     "model/learning_rate": "0.0001",
     "data/mean": "[0.5, 0.5, 0.5]",

@@ -16,7 +16,7 @@ import yaml
 from command_lines import SHAPES
 
 from pyclassify.cli import main
-from pyclassify.tracking.links import show_runs
+from pyclassify.tracking.links import show_runs, start_quickly
 
 ROOT = Path(__file__).parents[1]
 
@@ -34,12 +34,14 @@ def test_summary_tells_the_accuracy_the_checkpoint_the_run_and_what_is_next(cli)
     done = cli(f"train {SHAPES}")
 
     (run,) = done.runs
-    said = dict(line.split(maxsplit=1) for line in done.out.split("\n\n")[-1].splitlines())
+    lines = done.out[done.out.rindex("\ntest_accuracy  ") :].split("\n\n")[0].strip().splitlines()
+    said = dict(line.split(maxsplit=1) for line in lines)
     assert said["test_accuracy"] == f"{run.data.metrics['test_accuracy']:.4f}"
     assert os.path.isfile(said["checkpoint"])
     assert os.path.isabs(said["checkpoint"])
     assert said["run"] == run.info.run_id
-    assert said["next"] == "mlflow ui"
+    assert said["next"] == start_quickly("sqlite:///mlflow.db")
+    assert max(map(len, lines[2:])) <= 80
 
 
 @pytest.mark.parametrize(

@@ -80,15 +80,17 @@ def test_many_runs_with_long_values_fit_into_eighty_columns(cli):
 
 def test_best_of_an_experiment_come_first_and_the_unfinished_not_at_all(cli):
     for name, accuracy in [("fair", 0.5), ("best", 0.9), ("good", 0.8), ("broken", float("nan"))]:
-        record(name, metrics={"test_accuracy": accuracy, "test_loss": 1 - accuracy})
+        wrong = 1 - accuracy
+        record(name, metrics={"test_accuracy": accuracy, "test_loss": wrong, "test_ece": wrong})
     record("stopped", metrics={"test_accuracy": 0.95}, status="KILLED")
     record("untested", metrics={"val_accuracy": 0.99})
 
     best = json.loads(cli("compare --experiment tested --json --best 3").out)
-    by_loss = json.loads(cli("compare --experiment tested --json --metric test_loss").out)
 
     assert [run["name"] for run in best["runs"]] == ["best", "good", "fair"]
-    assert [run["name"] for run in by_loss["runs"]][:3] == ["best", "good", "fair"]
+    for metric in ("test_loss", "test_ece"):  # of which less is better
+        found = json.loads(cli(f"compare --experiment tested --json --metric {metric}").out)
+        assert [run["name"] for run in found["runs"]][:3] == ["best", "good", "fair"]
 
 
 def test_parameters_as_typed_stay_where_there_are_no_others(cli):

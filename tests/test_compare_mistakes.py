@@ -120,7 +120,9 @@ def test_server_that_is_away_is_named_without_the_password(capsys, monkeypatch):
 
     assert main(["compare", NOWHERE, NOWHERE[::-1]]) == 1
     said = capsys.readouterr().err
-    assert said.startswith("pyclassify: error: the runs at http://127.0.0.1:9 can't be read (API")
+    assert said.startswith(
+        "pyclassify: error: the runs at http://***@127.0.0.1:9 can't be read (API"
+    )
     assert said.count("\n") == 1
     assert "secret" not in said
 

@@ -8,11 +8,10 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from PIL import Image
 from torch.utils.data import TensorDataset
 
+from pyclassify.tracking.mistakes import as_shown, confident_mistakes
 from pyclassify.tracking.pictures import (
     MOST_BYTES,
-    as_shown,
     class_accuracy,
-    confident_mistakes,
     confusion_matrix,
     save,
     shorten,

@@ -47,8 +47,8 @@ def make_run(facts, config="trainer: {logger: true}"):
 @pytest.mark.parametrize(
     ("words", "complaint"),
     [
-        ([], "rerun was given no run's id; it takes the 32 hexadecimal digits"),
-        (["latest"], "'latest' is no run's id; it takes the 32 hexadecimal digits"),
+        ([], "rerun was given no run's id, which a run shows as `run` in its last lines"),
+        (["latest"], "'latest' is no run's id: 32 hexadecimal digits, or the first 8 or more"),
         (["0" * 32], f"there is no run {'0' * 32} at sqlite:///"),
         (["0" * 32, "--config", "x.yaml"], "rerun takes the configuration that the run had"),
     ],
@@ -60,7 +60,7 @@ def test_wrong_words_are_refused(words, complaint, rerun):
 def test_run_of_another_project_is_refused(rerun):
     other = mlflow.MlflowClient().create_run("0").info.run_id
 
-    assert f"error: run {other} has no capsule (the artifacts capsule/)" in rerun(other)
+    assert f"error: run {other} has no capsule (the artifacts capsule/)" in rerun(other[:8])
 
 
 def test_missing_commit_is_named_with_what_to_do(rerun, tmp_path, monkeypatch):

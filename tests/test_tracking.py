@@ -9,11 +9,12 @@ from pathlib import Path
 
 import mlflow
 import pytest
+import torch
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from mlflow.entities import RunStatus
 
 from pyclassify.tracking import insist, run
-from pyclassify.tracking.logger import RunLogger, flatten
+from pyclassify.tracking.logger import RunLogger
 
 ROOT = Path(__file__).parents[1]
 
@@ -52,6 +53,18 @@ def test_given_run_is_adopted(store, given):
     assert logger.run_id == given
     assert [each.info.run_id for each in all_runs(store)] == [given]
     assert store.get_metric_history(given, "val_loss")[0].step == 3
+
+
+@pytest.mark.parametrize("value", [0.81, 1e-4, 2.5e-38, 3.0, 12345.678, float("inf")])
+def test_what_torch_has_in_32_bits_is_kept_as_a_person_would_write_it(value, store):
+    narrow = torch.tensor(value).item()
+    logger = RunLogger()
+    logger.log_metrics({"val_loss": narrow, "exact": 1 / 3}, step=0)
+
+    kept = store.get_run(logger.run_id).data.metrics
+    assert kept["val_loss"] == min(value, sys.float_info.max)  # as MLflow keeps what is infinite
+    assert torch.tensor(kept["val_loss"]).item() == narrow
+    assert kept["exact"] == 1 / 3
 
 
 def test_own_run_is_made_without_one(store):
@@ -185,30 +198,3 @@ def test_loading_what_ends_a_run_loads_neither_torch_nor_mlflow():
     said = subprocess.check_output([sys.executable, "-c", code], text=True, cwd=ROOT)
 
     assert said == "set()\n"
-
-
-def test_configuration_is_spelled_as_one_parameter_a_value():
-    config = {
-        "seed_everything": 0,
-        "model": {
-            "class_path": "pyclassify.module.Classifier",
-            "init_args": {"learning_rate": 1e-3, "model": "pyclassify.model.AlexNet"},
-        },
-        "trainer": {
-            "devices": "2",
-            "precision": None,
-            "logger": {"class_path": "pyclassify.tracking.logger.RunLogger"},
-        },
-        "data": {"class_path": "x.Data", "init_args": {"mean": [0.5, 0.5, 0.5], "flip": True}},
-    }
-
-    assert dict(flatten(config)) == {
-        "seed_everything": "0",
-        "model/class": "pyclassify.module.Classifier",
-        "model/learning_rate": "0.001",
-        "model/model": "pyclassify.model.AlexNet",
-        "trainer/devices": "2",
-        "data/class": "x.Data",
-        "data/mean": "[0.5, 0.5, 0.5]",
-        "data/flip": "true",
-    }

@@ -61,13 +61,13 @@ def how_images_differ(runs: tuple[Run, Run], answers: tuple[Answers, Answers]) -
         return "other indices"
     if any(first[index][0] != second[index][0] for index in first):
         return "other labels"
-    digests = [_test_digests(run) for run in runs]
+    digests = [list_test_digests(run) for run in runs]
     if all(digests) and digests[0] != digests[1]:
         return "other content, by the data's digest"
     return None
 
 
-def _test_digests(run: Run) -> set[str]:
+def list_test_digests(run: Run) -> set[str]:
     """The digests of a run's test images, or else of all its data; empty where it kept none."""
     inputs = run.inputs.dataset_inputs if run.inputs else []
     contexts = [

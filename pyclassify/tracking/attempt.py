@@ -1,9 +1,11 @@
 """What a run can do without must not end it."""
 
+import warnings
 from collections.abc import Callable
 from typing import Any
 
-from lightning.pytorch.utilities.rank_zero import rank_zero_warn
+from pyclassify.tracking.masking import mask
+from pyclassify.tracking.run import is_rank_zero
 
 
 def attempt(what: str, make: Callable[..., Any], *args: Any) -> Any:
@@ -17,5 +19,7 @@ def attempt(what: str, make: Callable[..., Any], *args: Any) -> Any:
     try:
         return make(*args)
     except Exception as error:
-        rank_zero_warn(f"{what} can't be made ({error!r}); the run goes on without")
+        if is_rank_zero():
+            reason = mask(f"{type(error).__name__}: {error}")
+            warnings.warn(f"{what} can't be made ({reason}); the run goes on without", stacklevel=2)
         return None

@@ -15,8 +15,8 @@ and in capsule.json:
     seed            seed_everything's
     started_in      the folder that relative paths start from
     tracking_uri    where the run is kept
-    git             commit, folder (within the repository), remote, left_out (file: why);
-                    or else `missing`: why there is no commit
+    git             commit, folder (within the repository), remote, left_out (file: why), changed
+                    (whether anything was since); or else `missing`: why there is no commit
     package         digest of this package's source files, which may lie outside the repository
     python          its version
     hardware        cpu, cores, memory_gb, and what torch says: threads, processes, gpus, ...
@@ -53,7 +53,7 @@ def keep(
     config: dict[str, Any],
     facts: dict[str, Any],
     leavings: Sequence[str] = (),
-) -> None:
+) -> dict[str, Any]:
     """Write a run's capsule; one that can't be made costs a warning, not the run.
 
     Args:
@@ -62,20 +62,25 @@ def keep(
         config: Its resolved configuration.
         facts: What only the caller knows: verb, command, hardware and data.
         leavings: Folders that runs write to, of which nothing is kept.
+
+    Returns:
+        The facts in it, or those given where it can't be made.
     """
     try:
         with tempfile.TemporaryDirectory() as folder:
             uri = {"tracking_uri": client.tracking_uri}
-            write(Path(folder), config, {**uri, **facts}, leavings)
+            written = write(Path(folder), config, {**uri, **facts}, leavings)
             client.log_artifacts(run_id, folder, FOLDER)
+            return written
     except Exception as error:  # whatever the disk, git or the server has to say
         warn(f"the run has no capsule, and can't be made again from it ({error})")
+        return mask({**facts, "command": [*mask_command(facts.get("command", ()))]})
 
 
 def write(
     folder: Path, config: dict[str, Any], facts: dict[str, Any], leavings: Sequence[str] = ()
-) -> None:
-    """Write the files of a capsule into a folder; the arguments are those of `keep`."""
+) -> dict[str, Any]:
+    """Write the files of a capsule into a folder; arguments and result are those of `keep`."""
     (folder / "config.yaml").write_text(yaml.safe_dump(mask(config), sort_keys=False))
     (folder / "packages.txt").write_text("".join(f"{line}\n" for line in _list_packages()))
     command = [*mask_command(facts.get("command", ()))]
@@ -91,6 +96,7 @@ def write(
         "hardware": {**_describe_machine(), **facts.get("hardware", {})},
     }
     (folder / "capsule.json").write_text(json.dumps(written, indent=2) + "\n")
+    return written
 
 
 def read_facts(client: Any, run_id: str) -> dict[str, Any]:
@@ -118,7 +124,8 @@ def _keep_code(folder: Path, leavings: Sequence[str]) -> dict[str, Any]:
         more = f" and {len(code.left_out) - 3} more files" if len(code.left_out) > 3 else ""
         warn(f"left out of the run's capsule: {', '.join(first)}{more}")
     kept = ("commit", "folder", "remote", "left_out")
-    return {name: getattr(code, name) for name in kept}
+    changed = bool(code.changes or code.untracked or code.left_out)
+    return {**{name: getattr(code, name) for name in kept}, "changed": changed}
 
 
 def _list_packages() -> list[str]:

@@ -16,7 +16,8 @@ from mlflow.exceptions import MlflowException
 
 from pyclassify.tracking.comparison import Comparison, compare, differences
 from pyclassify.tracking.find import find_best, find_run, in_words, open_store
-from pyclassify.tracking.links import compare_link, mask, server_address, show_runs
+from pyclassify.tracking.links import compare_link, server_address, start_quickly
+from pyclassify.tracking.masking import mask
 from pyclassify.tracking.report import report
 
 METRIC, BEST = "test_accuracy", 5
@@ -54,7 +55,7 @@ def main(args: Sequence[str]) -> int:
     if asked.json:
         sys.stdout.write(json.dumps(_as_data(comparison, mask(uri), link), indent=2) + "\n")
         return 0
-    start = "open" if server_address(uri) else f"start `{show_runs(uri)}`, then open"
+    start = "open" if server_address(uri) else f"start\n{start_quickly(uri)}\nand open"
     text = report(comparison, shutil.get_terminal_size().columns)
     sys.stdout.write(f"{text}\nIn the browser: {start}\n{link}\n")
     return 0
@@ -64,7 +65,7 @@ def _parse(args: Sequence[str]) -> argparse.Namespace:
     parser = _Parser(
         prog="pyclassify compare",
         description="Show in what runs differ: parameters, metrics and, for two runs with the same "
-        "test images, whether one is better by more than luck.",
+        "test images or of several seeds each, whether one is better by more than luck.",
         allow_abbrev=False,
     )
     parser.add_argument(
@@ -135,6 +136,7 @@ def _as_data(comparison: Comparison, tracking_uri: str, link: str) -> dict[str, 
         "parameters_the_same": comparison.equal,
         "metrics": metrics,
         "paired_test": asdict(comparison.paired) if comparison.paired else None,
+        "seeds_test": asdict(comparison.seeds) if comparison.seeds else None,
         "notes": comparison.notes,
         "link": link,
     }

@@ -8,6 +8,7 @@ from mlflow.entities import Run
 
 from pyclassify.options import PARTS, SHORT_OPTIONS
 from pyclassify.tracking.pairing import PairedTest, judge
+from pyclassify.tracking.seedtest import SeedsTest, judge_seeds
 
 # What `mlflow run -P` may have stored as typed; the same is there as resolved, with a slash.
 _AS_TYPED = {*SHORT_OPTIONS, *PARTS, "trainer", "checkpoint", "config"}
@@ -23,6 +24,7 @@ class Comparison:
         equal: How many parameters are equal in all runs.
         metrics: Name and last value in each run, None where it was not logged.
         paired: The test of two runs on the same images, where their predictions are kept.
+        seeds: The test of two parents of seeds.
         notes: What to keep in mind, a sentence each.
     """
 
@@ -31,16 +33,18 @@ class Comparison:
     equal: int
     metrics: dict[str, list[float | None]]
     paired: PairedTest | None
+    seeds: SeedsTest | None
     notes: list[str]
 
 
 def compare(runs: Sequence[Run]) -> Comparison:
     """Compare two or more runs."""
-    params = _align([_resolve(run.data.params) for run in runs])
+    params = [_resolve(run.data.params) for run in runs]
     rows = {name: [each.get(name) for each in params] for name in sorted(set().union(*params))}
     differ = {name: values for name, values in rows.items() if len(set(values)) > 1}
     names = sorted(set().union(*(run.data.metrics for run in runs)), key=_rank)
     paired, notes = judge(runs)
+    seeds, more_notes = judge_seeds(runs)
     unfinished = [
         f"run {number} is {run.info.status}, and its metrics are those of what it got to"
         for number, run in enumerate(runs, 1)
@@ -52,7 +56,8 @@ def compare(runs: Sequence[Run]) -> Comparison:
         equal=len(rows) - len(differ),
         metrics={name: [run.data.metrics.get(name) for run in runs] for name in names},
         paired=paired,
-        notes=unfinished + notes,
+        seeds=seeds,
+        notes=unfinished + notes + more_notes,
     )
 
 
@@ -78,13 +83,6 @@ def _resolve(params: dict[str, str]) -> dict[str, str]:
         for name, value in params.items()
         if "/" in name or name.partition(".")[0] not in _AS_TYPED
     }
-
-
-def _align(params: Sequence[dict[str, str]]) -> list[dict[str, str]]:
-    """Put a function next to a class with arguments: `model/model` next to `model/model/class`."""
-    names = set().union(*params)
-    classes = {name: f"{name}/class" for name in names if f"{name}/class" in names}
-    return [{classes.get(name, name): value for name, value in each.items()} for each in params]
 
 
 def _rank(metric: str) -> tuple[int, str]:

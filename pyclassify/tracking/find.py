@@ -10,10 +10,11 @@ from mlflow import MlflowClient
 from mlflow.entities import Run, ViewType
 from mlflow.exceptions import MlflowException
 
-from pyclassify.tracking.links import mask, show_runs
+from pyclassify.tracking.links import show_runs
+from pyclassify.tracking.masking import mask
 
 # Metrics of which less is better; of all others more is.
-_LESS = re.compile("loss|error|seconds|parameters")
+_LESS = re.compile("loss|error|_ece|seconds|parameters")
 
 
 def open_store() -> MlflowClient:
@@ -125,9 +126,8 @@ def find_best(client: MlflowClient, experiment_name: str, metric: str, best: int
 
 def in_words(error: MlflowException) -> str:
     """Say in one line that the store can't be read, and why."""
-    uri = mlflow.get_tracking_uri()
-    reason = " ".join(str(error).replace(uri, mask(uri)).split())
-    return f"the runs at {mask(uri)} can't be read ({reason}); {_elsewhere()}"
+    reason = mask(" ".join(str(error).split()))
+    return f"the runs at {mask(mlflow.get_tracking_uri())} can't be read ({reason}); {_elsewhere()}"
 
 
 def _near(name: str, names: Iterable[str]) -> str:

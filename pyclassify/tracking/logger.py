@@ -1,26 +1,22 @@
 """The logger: one `mlflow run` is one run, whatever the number of processes."""
 
-import json
-import os
 import sys
 import tempfile
 from argparse import Namespace
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
-import yaml
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
-from lightning.pytorch.cli import SaveConfigCallback
 from lightning.pytorch.loggers import MLFlowLogger
 from lightning.pytorch.loggers.logger import Logger, rank_zero_experiment
 from lightning.pytorch.utilities.rank_zero import rank_zero_only, rank_zero_warn
 
-from pyclassify.tracking import capsule, dataset, run
+from pyclassify.tracking import run
 from pyclassify.tracking.attempt import attempt
-from pyclassify.tracking.masking import mask
 
 WEIGHTS = "weights/best.ckpt"
 
@@ -91,8 +87,12 @@ class RunLogger(MLFlowLogger):
 
         `mlflow ui` draws a metric as bars where all of its points are at step 0.
         """
-        tested = {name: value for name, value in metrics.items() if name.startswith("test_")}
-        others = {name: value for name, value in metrics.items() if name not in tested}
+        spelled = {
+            name: spell(value) if isinstance(value, float) else value
+            for name, value in metrics.items()
+        }
+        tested = {name: value for name, value in spelled.items() if name.startswith("test_")}
+        others = {name: value for name, value in spelled.items() if name not in tested}
         if tested:
             super().log_metrics(tested, 0)
         if others and not (tested and others.keys() == {"epoch"}):
@@ -150,91 +150,16 @@ class RunLogger(MLFlowLogger):
             rank_zero_warn(f"the best weights are not in the run ({error}); they are in {path}")
 
 
+def spell(value: float) -> float:
+    """Spell what torch has in 32 bits with as few digits as tell it from all others.
+
+    As a float of Python's, 0.81 would be kept, and shown, as 0.8100000023841858.
+    """
+    with np.errstate(over="ignore"):
+        narrow = np.float32(value)
+    return float(str(narrow)) if float(narrow) == value else value
+
+
 def find_run_logger(trainer: Trainer) -> RunLogger | None:
     """The trainer's `RunLogger`, which may be one of several loggers."""
     return next((each for each in trainer.loggers if isinstance(each, RunLogger)), None)
-
-
-class RecordConfig(SaveConfigCallback):
-    """Log the resolved configuration: as parameters, and whole as the artifact config.yaml.
-
-    Beside it the run's capsule, and its data as dataset inputs.
-
-    Args:
-        command: The command line, as it was given.
-    """
-
-    def __init__(self, *args: Any, command: Sequence[str] = (), **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self.command = command
-
-    def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        logger = find_run_logger(trainer)
-        if logger is None:
-            return
-        from mlflow.entities import Param
-
-        config = mask(yaml.safe_load(self.parser.dump(self.config, skip_none=False)))
-        if (given := getattr(pl_module, "num_classes", None)) is not None:
-            # The data say how many, after the configuration was read, or it was an option.
-            config["model"].setdefault("init_args", {})["num_classes"] = given
-        text = yaml.safe_dump(config, sort_keys=False)
-        params = dict(flatten(config))
-        # What `mlflow run` was given without a slash, such as ckpt_path, is there as it was typed.
-        there = logger.experiment.get_run(logger.run_id).data.params
-        new = [Param(*item) for item in params.items() if item[0] not in there]
-        logger.experiment.log_batch(logger.run_id, params=new)
-        logger.experiment.log_text(logger.run_id, text, self.config_filename)
-        what = (params.get("model/model/class") or params.get("model/model"), params["data/class"])
-        short = "-".join(str(path).rsplit(".", 1)[-1].removesuffix("DataModule") for path in what)
-        run.name(f"{short}-seed{params['seed_everything']}")
-        self._keep_capsule(trainer, logger, config)
-
-    def _keep_capsule(self, trainer: Trainer, logger: RunLogger, config: dict[str, Any]) -> None:
-        client, run_id = logger.experiment, str(logger.run_id)
-        data = None
-        try:
-            data = dataset.describe(getattr(trainer, "datamodule", None))
-            if data is not None:
-                dataset.log(client, run_id, data)
-        except Exception as error:  # of a data module that is not ours, or of the server
-            capsule.warn(f"the run does not tell its data by their content ({error})")
-        fitted = "train" if getattr(trainer, "tests_after_fit", False) else "fit"
-        verb = str(trainer.state.fn and trainer.state.fn.value)
-        facts = {
-            "verb": fitted if verb == "fit" else verb,
-            "command": ["pyclassify", *self.command],
-            "hardware": describe_torch(trainer),
-            "data": data,
-        }
-        capsule.keep(client, run_id, config, facts, [logger.save_dir])
-        dataset.check(client, run_id, data)
-
-
-def describe_torch(trainer: Trainer) -> dict[str, Any]:
-    """Describe what the run computes with, as far as it decides how floats are rounded."""
-    return {
-        "processes": trainer.world_size,
-        "threads": torch.get_num_threads(),
-        "instructions": torch.backends.cpu.get_cpu_capability(),
-        "accelerator": type(trainer.accelerator).__name__.removesuffix("Accelerator").lower(),
-        "gpus": [torch.cuda.get_device_name(n) for n in range(torch.cuda.device_count())],
-        "cuda": torch.version.cuda,
-    }
-
-
-def flatten(config: dict[str, Any], path: str = "") -> Iterator[tuple[str, str]]:
-    """Spell a configuration as MLflow parameters, one for each value that is set.
-
-    Names are joined by slashes, since no `-P` of `mlflow run` can have such a name: what it stored
-    as typed ("1e-3") can't be stored again in another spelling ("0.001").
-    """
-    for key, value in config.items():
-        if value is None or (path, key) == ("trainer", "logger"):
-            continue
-        inner = {"class_path": "class", "init_args": "", "dict_kwargs": ""}.get(key, key)
-        name = os.path.join(path, inner).rstrip("/")
-        if isinstance(value, dict):
-            yield from flatten(value, name)
-        else:
-            yield name, value if isinstance(value, str) else json.dumps(value)

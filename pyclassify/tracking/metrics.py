@@ -82,10 +82,10 @@ class RunMetrics(Callback):
         _wait(trainer)
         seconds = time.perf_counter() - self._started
         found = {
-            "epoch_seconds": seconds,
-            "images_per_second": trainer.world_size
-            * self._images
-            / max(seconds - self._validating, 1e-9),
+            "epoch_seconds": round(seconds, 3),
+            "images_per_second": round(
+                trainer.world_size * self._images / max(seconds - self._validating, 1e-9), 1
+            ),
             "learning_rate": self._rate,
         }
         if not self._images:
@@ -102,7 +102,7 @@ class RunMetrics(Callback):
         self._log_wall_seconds(trainer)
 
     def _log_wall_seconds(self, trainer: Trainer) -> None:
-        log(trainer, {"wall_seconds": time.monotonic() - self._made}, step=0)
+        log(trainer, {"wall_seconds": round(time.monotonic() - self._made, 3)}, step=0)
 
 
 def log(trainer: Trainer, metrics: Mapping[str, Any], step: int) -> None:

@@ -8,6 +8,7 @@ from mlflow.entities import Run
 
 from pyclassify.evaluation import mcnemar, paired_interval
 from pyclassify.tracking.answers import PREDICTIONS, Answers, how_images_differ, read_answers
+from pyclassify.tracking.spread import SEEDS
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,8 @@ def judge(runs: Sequence[Run]) -> tuple[PairedTest | None, list[str]]:
     lacking: list[int] = []
     notes: list[str] = []
     for number, run in enumerate(runs, 1):
+        if SEEDS in run.data.tags:
+            continue  # its answers are those of the runs under it
         try:
             found = read_answers(run)
         except Exception as error:  # each kind of artifact store fails in its own way

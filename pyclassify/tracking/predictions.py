@@ -4,6 +4,7 @@ import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -53,12 +54,19 @@ class KeepPredictions(Callback):
 
     For any module whose test step returns {"logits": float [batch, num_classes]} of a batch
     (images, labels); of another module, or of several test loaders, nothing is kept.
+
+    Attributes:
+        kept: The predictions of the last test, of all processes, if there are any.
+        pictures: Those of them that are in the run, by name: PNG.
     """
+
+    kept: Predictions | None = None
+    pictures: Mapping[str, bytes] = MappingProxyType({})
 
     def on_test_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._parts: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
         self._seen = self._num_classes = 0
-        self._kept: Predictions | None = None
+        self.kept, self.pictures = None, {}
         self._loaders = CombinedLoader(trainer.test_dataloaders).flattened
 
     @torch.no_grad()
@@ -93,15 +101,15 @@ class KeepPredictions(Callback):
             return
         places, labels, predicted, probability = map(torch.cat, zip(*together, strict=True))
         order = places.argsort()
-        self._kept = Predictions(
+        self.kept = Predictions(
             places[order], labels[order], predicted[order], probability[order], self._num_classes
         )
-        error = attempt("test_ece", self._kept.calibration_error)
+        error = attempt("test_ece", self.kept.calibration_error)
         if error is not None:
             pl_module.log("test_ece", error, sync_dist=True)  # the same in each process
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        logger, kept = find_run_logger(trainer), self._kept
+        logger, kept = find_run_logger(trainer), self.kept
         if not trainer.is_global_zero or logger is None or kept is None:
             return
         names = class_names(getattr(trainer, "datamodule", None), kept.num_classes)
@@ -109,7 +117,7 @@ class KeepPredictions(Callback):
         attempt("the pictures", self._log_pictures, logger, kept, names)
 
     def _log_pictures(self, logger: RunLogger, kept: Predictions, names: list[str]) -> None:
-        from pyclassify.tracking import pictures  # matplotlib: a second that no other verb pays
+        from pyclassify.tracking import mistakes, pictures  # matplotlib: a second of import
 
         loader = self._loaders[0]
         drawn: dict[str, Callable[[], Any]] = {
@@ -117,20 +125,21 @@ class KeepPredictions(Callback):
             "class_accuracy.png": lambda: pictures.class_accuracy(kept, names),
         }
         if _in_order(loader):
-            drawn["confident_mistakes.png"] = lambda: pictures.confident_mistakes(
+            drawn["confident_mistakes.png"] = lambda: mistakes.confident_mistakes(
                 kept, names, loader.dataset
             )
-        for name, draw in drawn.items():
-            attempt(name, _log_picture, logger, name, draw)
+        made = {name: attempt(name, _log_picture, logger, name, drawn[name]) for name in drawn}
+        self.pictures = {name: picture for name, picture in made.items() if picture is not None}
 
 
-def _log_picture(logger: RunLogger, name: str, draw: Callable[[], Any]) -> None:
+def _log_picture(logger: RunLogger, name: str, draw: Callable[[], Any]) -> bytes:
     from pyclassify.tracking import pictures
 
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, name)
         pictures.save(draw(), path)
         logger.experiment.log_artifact(logger.run_id, str(path))
+        return path.read_bytes()
 
 
 def log_table(logger: RunLogger, kept: Predictions, names: Sequence[str]) -> None:

@@ -7,6 +7,7 @@ from textwrap import fill
 
 from pyclassify.tracking.comparison import Comparison, differences
 from pyclassify.tracking.pairing import PairedTest
+from pyclassify.tracking.seedtest import SeedsTest
 from pyclassify.tracking.table import GAP, NARROWEST_COLUMN, cut, table
 
 UNSET = "-"
@@ -34,6 +35,8 @@ def report(comparison: Comparison, width: int) -> str:
         parts.append(title + table(_show_metrics(metrics), headings, width, whole=True))
     if comparison.paired:
         parts.append(_paragraph(in_words(comparison.paired), width))
+    if comparison.seeds:
+        parts.append(_paragraph(seeds_in_words(comparison.seeds), width))
     parts += [_paragraph(f"Note: {note}.", width) for note in comparison.notes]
     return "\n".join(parts)
 
@@ -41,11 +44,7 @@ def report(comparison: Comparison, width: int) -> str:
 def in_words(test: PairedTest) -> str:
     """Say what the predictions of two runs tell, for a reader who knows no statistics."""
     low, high = test.interval
-    if test.p_value < 0.05:
-        surprise = "a surprise"
-        better = f"run {1 if test.only_first > test.only_second else 2} is better"
-    else:
-        surprise, better = "no surprise", "neither is shown to be better"
+    surprise, better = _judge(test.p_value, 1 if test.only_first > test.only_second else 2)
     return (
         f"Of the same {test.count:,} test images, run 1 has {test.right[0]:,} right and run 2 "
         f"{test.right[1]:,}; run 1 alone has {test.only_first:,} right, run 2 alone "
@@ -54,6 +53,26 @@ def in_words(test: PairedTest) -> str:
         f"run 2's accuracy minus run 1's is between {low:+.4f} and {high:+.4f} (95% interval). "
         "This holds for these two trained networks; another seed may change it."
     )
+
+
+def seeds_in_words(test: SeedsTest) -> str:
+    """Say what two recipes came to with several seeds each, for a reader of no statistics."""
+    low, high = test.interval
+    surprise, better = _judge(test.p_value, 1 if test.means[0] > test.means[1] else 2)
+    return (
+        f"Over {test.counts[0]} seeds, run 1's mean {test.metric} is {test.means[0]:.4f}; over "
+        f"{test.counts[1]}, run 2's is {test.means[1]:.4f}. Were both recipes equally good, so "
+        f"large a difference would be {surprise} (Welch's t-test, p = {test.p_value:.2g}): "
+        f"{better}. With many more seeds, run 2's mean minus run 1's is between {low:+.4f} and "
+        f"{high:+.4f} (95% interval). This holds for these recipes, trained and tested on these "
+        "images."
+    )
+
+
+def _judge(p_value: float, winner: int) -> tuple[str, str]:
+    if p_value < 0.05:
+        return "a surprise", f"run {winner} is better"
+    return "no surprise", "neither is shown to be better"
 
 
 def _list_runs(comparison: Comparison, width: int) -> str:

@@ -24,6 +24,7 @@ _given: str | None = None  # the run that `mlflow run` made
 _open: str | None = None  # MLflow's active run is each thread's own; the end may come from any
 _marked: str | None = None
 _before_end: list[Callable[[], None]] = []
+_after_end: list[Callable[[], None]] = []
 
 
 def is_rank_zero() -> bool:
@@ -84,6 +85,11 @@ def before_end(stop: Callable[[], None]) -> None:
     _before_end.append(stop)
 
 
+def after_end(finish: Callable[[], None]) -> None:
+    """Have something called once the open run has its final status: what may take its time."""
+    _after_end.append(finish)
+
+
 def mark(status: str) -> None:
     """Give this process's run its final status; the first call counts, from whichever thread.
 
@@ -106,6 +112,8 @@ def mark(status: str) -> None:
         _marked = status
         if status == "KILLED" and _given is not None:
             insist.start(run_id, status)
+        while _after_end:
+            _after_end.pop()()
 
 
 def end(status: str) -> None:

@@ -1,0 +1,187 @@
+"""`--seeds 5`: train a recipe with five seeds, so that two recipes are compared by more than luck.
+
+They are trained one after another, each by a process of its own, as runs under one parent run. No
+torch here. Of processes that a launcher started (srun, torchrun) each starts its own share of every
+training, and only the first of them makes runs.
+"""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+from typing import Any
+
+from pyclassify.options import FLAGS, VERBS, settings, spell_out, split_words
+from pyclassify.tracking import run
+
+SEED_OPTIONS = ("--seed", "--seed_everything")
+
+# On a stop a process waits for its child, which may take `resume.GRACE_SECONDS` twice, and tells
+# how it ended.
+PATIENCE = 5.0
+
+LOWEST_PORT, PORTS, APART = 10_000, 20_000, 997  # below those that a system gives out by itself
+
+
+def are_asked_for(given: list[str]) -> bool:
+    """Whether a command line has --seeds in it, be it right or wrong."""
+    return any(word.partition("=")[0] == "--seeds" for word in given)
+
+
+def read_count(given: list[str]) -> tuple[int, list[str]]:
+    """Take --seeds out of a command line.
+
+    Returns:
+        How many trainings are asked for, and the words that are left.
+
+    Raises:
+        ValueError: It is no number from 1, or the verb trains nothing.
+    """
+    options = [*split_words(given)]
+    asked = [option for option in options if are_asked_for(option[:1])]
+    if not asked:
+        return 1, given
+    name, equals, value = asked[-1][0].partition("=")
+    if not equals:
+        value = asked[-1][1] if len(asked[-1]) > 1 else ""
+    if not re.fullmatch(r"0*[1-9]\d*", value, re.ASCII):
+        raise ValueError(
+            f"seeds is {value or 'given without a value'}; give how many seeds to train with, a "
+            f"whole number from 1: {name} 5"
+        )
+    verb = next((option[0] for option in options if not option[0].startswith("-")), None)
+    if verb in VERBS and verb not in ("train", "fit"):
+        raise ValueError(f"seeds is for train and fit, and {verb} trains nothing; leave it out")
+    only_shows = any(word in FLAGS or word.endswith(".help") for word, *_ in options)
+    return 1 if only_shows else int(value), leave_out(given, "--seeds")
+
+
+def list_seeds(words: list[str], count: int) -> range:
+    """List the seeds: from that of the options or the configuration on, or from 0.
+
+    Raises:
+        ValueError: That is no number, or leaves too few above it.
+        OSError: A configuration file can't be read.
+    """
+    first: Any = 0
+    for name, value in settings(words):
+        if f"--{name}" in SEED_OPTIONS:
+            first = value
+    if not re.fullmatch(r"\d+", str(first), re.ASCII) or int(first) + count > 2**32:
+        raise ValueError(
+            f"seeds is {count} and the first of them, seed, is {first}; give a whole number from 0 "
+            f"to {2**32 - count} as --seed"
+        )
+    return range(int(first), int(first) + count)
+
+
+def leave_out(given: list[str], *names: str) -> list[str]:
+    """Leave options out of a command line, with their values."""
+    left = (option for option in split_words(given) if option[0].partition("=")[0] not in names)
+    return [word for option in left for word in option]
+
+
+def train(words: list[str], count: int) -> None:
+    """Train with each seed, and tell on standard output how it went.
+
+    One that fails leaves the others to go on. Only where the first fails before it has learnt
+    anything (an option misspelled, data missing), the others would as well, and are left.
+
+    Args:
+        words: The command line, without --seeds.
+        count: How many seeds.
+
+    Raises:
+        ValueError: The command line is wrong, as far as can be told without torch.
+        OSError: A configuration file can't be read; or, as ChildProcessError, a seed failed.
+    """
+    spell_out(words)
+    seeds, chosen = list_seeds(words, count), dict(settings(words))
+    if str(chosen.get("trainer.logger")).lower() == "false":
+        raise ValueError(
+            f"trainer.logger is false and seeds is {count}: what the seeds come to is told by "
+            "their runs; leave it out"
+        )
+    parent = None
+    if run.is_rank_zero():
+        from pyclassify.tracking.parent import Parent
+
+        parent = Parent(seeds, chosen)
+    failed: list[int] = []
+    try:
+        for place, seed in enumerate(seeds):
+            command = [*leave_out(words, *SEED_OPTIONS), "--seed", str(seed)]
+            if train_one(command, place, parent) != 0:
+                failed.append(seed)
+                if place == 0 and parent and is_alone() and parent.has_learnt_nothing():
+                    raise ChildProcessError(
+                        f"seed {seed} failed before it had learnt anything, and the other "
+                        f"{count - 1} would fail likewise; see what is said of it above"
+                    )
+    finally:
+        if parent:
+            sys.stdout.write("\n" + "".join(f"{line}\n" for line in parent.tell()))
+    # Another process that left as failed would have its launcher stop the first, which has to tell.
+    if failed and parent:
+        which = f"seed{'s' if len(failed) > 1 else ''} {', '.join(map(str, failed))}"
+        raise ChildProcessError(f"{which} of {count} failed; see what is said of each above")
+
+
+def train_one(command: list[str], place: int, parent: Any) -> int:
+    """Train with one seed; a stop is passed on, and waited for.
+
+    Args:
+        command: The verb and its options.
+        place: How many were trained before it.
+        parent: The parent run, in the process that makes runs.
+
+    Returns:
+        The exit code, negative for a signal's.
+    """
+    environ = {**os.environ, **meet_elsewhere(place)}
+    for name in ("MLFLOW_RUN_ID", "MLFLOW_EXPERIMENT_NAME"):
+        environ.pop(name, None)
+    code = -signal.SIGTERM.value
+    try:
+        if parent:
+            environ |= parent.begin(place)
+        with subprocess.Popen([sys.executable, "-m", "pyclassify", *command], env=environ) as child:
+            try:
+                code = child.wait()
+            except KeyboardInterrupt as stop:
+                child.send_signal(signal.Signals[str(stop)])
+                child.wait()
+                raise
+    finally:
+        if parent:
+            parent.close(code)
+    return code
+
+
+def is_alone() -> bool:
+    """Whether no other process takes part, which could not know what this one decides."""
+    return int(os.environ.get("WORLD_SIZE") or os.environ.get("SLURM_NTASKS") or 1) == 1
+
+
+def meet_elsewhere(place: int) -> dict[str, str]:
+    """Have each seed's processes meet at a port of their own.
+
+    The first process may still be busy with one seed's artifacts, and listen, when another is
+    through with it and starts the next: it would join the wrong ones.
+
+    Args:
+        place: How many seeds were trained before; the first keeps the port that there is.
+
+    Returns:
+        Variables of the environment, the same in each process; none where no launcher names a port.
+    """
+    environ = os.environ
+    port = environ.get("MASTER_PORT")
+    if port is None and int(environ.get("SLURM_NTASKS", 1)) > 1 and "SLURM_JOB_ID" in environ:
+        port = str(15_000 + int(environ["SLURM_JOB_ID"][-4:]))  # as Lightning's SLURMEnvironment
+    if port is None or place == 0:
+        return {}
+    other = LOWEST_PORT + (int(port) - LOWEST_PORT + place * APART) % PORTS
+    # At a port of its own torchrun's agent does not listen.
+    return {"MASTER_PORT": str(other), "TORCHELASTIC_USE_AGENT_STORE": "False"}

@@ -1,0 +1,161 @@
+"""The parent run of seeds, and the runs under it.
+
+Its metrics are named for what they are, `test_accuracy_mean`: under the children's own names they
+would be averaged in as one more child. They are at step 0, so that `mlflow ui` draws bars, and
+logged again after each child, the last point counting, so that a parent that is killed has what it
+got to.
+"""
+
+import math
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import mlflow
+from mlflow import MlflowClient
+from mlflow.entities import Metric, Param, Run
+from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID, MLFLOW_RUN_NOTE
+
+from pyclassify.tracking import capsule, run, seedwords, spread
+
+# Tags that say who started a run, and from what.
+_ORIGIN = ("mlflow.user", "mlflow.source.")
+_OF_NO_LEARNING = ("parameters", "system/")
+
+
+class Parent:
+    """A parent run that is being made: the one of `mlflow run`, or a new one.
+
+    Args:
+        seeds: The seeds, in the order of training.
+        chosen: What options and configuration files set, of which the logger's settings count.
+    """
+
+    def __init__(self, seeds: Sequence[int], chosen: Mapping[str, Any]) -> None:
+        logger = spread.find_logger(chosen)
+        if uri := logger.get("tracking_uri"):
+            mlflow.set_tracking_uri(uri)
+        name = logger.get("run_name")
+        started = run.start(
+            logger.get("experiment_name"),
+            f"{name}-{len(seeds)}seeds" if name else None,
+            {spread.SEEDS: f"{seeds[0]} to {seeds[-1]}"},
+        )
+        self._seeds, self._ids = seeds, [""] * len(seeds)
+        self._info, self._client = started.info, MlflowClient()
+        self._origin = {k: v for k, v in started.data.tags.items() if k.startswith(_ORIGIN)}
+        self._children: list[Run] = []
+        self._logged: dict[str, float] = {}
+        self._note: str | None = None
+        self._lock = threading.Lock()  # a stop is recorded by another thread
+        self._attempt(self._log_params, {"seeds": str(len(seeds))})
+        run.after_end(self._finish)
+
+    def begin(self, place: int) -> dict[str, str]:
+        """Make the run of a seed.
+
+        Args:
+            place: Which of the seeds.
+
+        Returns:
+            The environment of the process that is to log to it.
+        """
+        tags = {**self._origin, MLFLOW_PARENT_RUN_ID: self._info.run_id}
+        made = self._client.create_run(self._info.experiment_id, tags=tags).info
+        self._ids[place] = made.run_id
+        self._attempt(self._record)
+        return {
+            "MLFLOW_TRACKING_URI": mlflow.get_tracking_uri(),
+            "MLFLOW_RUN_ID": made.run_id,
+            "MLFLOW_EXPERIMENT_ID": made.experiment_id,
+        }
+
+    def close(self, code: int) -> None:
+        """Bring the runs up to date after a seed's process has ended.
+
+        Args:
+            code: Its exit code, negative where a signal ended it.
+        """
+        self._attempt(self._close, code)
+
+    def has_learnt_nothing(self) -> bool:
+        """Whether all that ran has failed before a metric of its training was logged."""
+        names = [name for child in self._children for name in child.data.metrics]
+        failed = [child.info.status == "FAILED" for child in self._children]
+        return any(failed) and all(failed) and all(n.startswith(_OF_NO_LEARNING) for n in names)
+
+    def tell(self) -> list[str]:
+        """Say what the seeds came to, in lines for a terminal."""
+        return seedwords.in_terminal(self._info, self._rows())
+
+    def _rows(self) -> seedwords.Rows:
+        known = {child.info.run_id: child for child in self._children}
+        pairs = zip(self._seeds, self._ids, strict=True)
+        return {seed: known.get(run_id) for seed, run_id in pairs}
+
+    def _close(self, code: int) -> None:
+        for run_id in filter(None, self._ids):
+            if not self._client.get_run(run_id).info.end_time:  # gone before it could say so
+                status = "FINISHED" if code == 0 else "KILLED" if code < 0 else "FAILED"
+                self._client.set_terminated(run_id, status)
+        self._record()
+
+    def _record(self) -> None:
+        with self._lock:
+            self._children = [self._client.get_run(each) for each in self._ids if each]
+            found = spread.summarise(self._children)
+            # What a later seed took back, such as the interval of a loss that is not finite now.
+            found = {**dict.fromkeys(self._logged.keys() - found.keys(), math.nan), **found}
+            now = int(time.time() * 1000)
+            changed = [
+                Metric(name, value, now, 0)
+                for name, value in found.items()
+                if self._logged.get(name) != value
+            ]
+            self._client.log_batch(self._info.run_id, changed)
+            self._logged = found
+            self._describe()
+            if name := spread.name_parent(self._children, len(self._seeds)):
+                run.name(name)
+
+    def _describe(self) -> None:
+        """Write the run's description, unless a person wrote one."""
+        there = self._client.get_run(self._info.run_id).data.tags.get(MLFLOW_RUN_NOTE)
+        if there != self._note:
+            return
+        self._note = seedwords.in_markdown(self._info, self._rows())
+        self._client.set_tag(self._info.run_id, MLFLOW_RUN_NOTE, self._note)
+
+    def _finish(self) -> None:
+        self._attempt(self._record)
+        self._attempt(self._inherit)
+
+    def _inherit(self) -> None:
+        """Take over what the children agree on: parameters of ours, and the data."""
+        children = [child for child in self._children if child.data.params]
+        if children:
+            self._log_params(spread.agree([child.data.params for child in children]))
+            if data := children[0].inputs:
+                self._client.log_inputs(self._info.run_id, data.dataset_inputs)
+
+    def _log_params(self, params: Mapping[str, str]) -> None:
+        there = self._client.get_run(self._info.run_id).data.params
+        new = [Param(*item) for item in params.items() if item[0] not in there]
+        self._client.log_batch(self._info.run_id, params=new)
+
+    def _attempt(self, act: Callable[..., None], *args: Any) -> None:
+        """Do what the seeds can go on without."""
+        try:
+            act(*args)
+        except Exception as error:  # whatever the server has to say
+            capsule.warn(f"the seeds' parent run {self._info.run_id} is not up to date ({error})")
+
+
+def list_children(client: MlflowClient, parent: Run) -> list[Run]:
+    """List the runs under a parent run of seeds, the first made first; none under other runs."""
+    if spread.SEEDS not in parent.data.tags:
+        return []
+    condition = f"tags.`{MLFLOW_PARENT_RUN_ID}` = '{parent.info.run_id}'"
+    order = ["attributes.start_time ASC"]
+    return list(client.search_runs([parent.info.experiment_id], condition, order_by=order))

@@ -1,0 +1,114 @@
+"""`mlflow ui` as a run's summary says to start it, and a browser to look at it with."""
+
+import os
+import shlex
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import expect, sync_playwright
+
+from pyclassify.tracking.links import LOCAL
+
+SECONDS = 60
+SIZE = {"width": 1600, "height": 1000}
+
+# Nothing but the pages themselves is asked of the network.
+QUIET = ["--disable-background-networking", "--disable-component-update", "--disable-sync"]
+QUIET += ["--no-first-run", "--no-sandbox", "--disable-gpu", "--disable-quic"]
+
+# The assistant's panel, which opens itself on the first page of a newcomer.
+NO_ASSISTANT = "localStorage.setItem('mlflow.assistant.fab.autoOpenedOnFirstLoad_v1', 'true')"
+
+
+def find_chromium():
+    """Chromium of the machine's packages; CI must have it."""
+    names = ("chromium", "chromium-browser", "google-chrome")
+    path = next(filter(None, map(shutil.which, names)), None)
+    if path is None:
+        missing = f"no browser: none of {', '.join(names)} is installed"
+        if os.environ.get("CI"):
+            pytest.fail(missing)
+        pytest.skip(missing)
+    return path
+
+
+@contextmanager
+def mlflow_ui(command, folder):
+    """Run a command that starts `mlflow ui`, on a free port; its address."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    given = {key: value for key, value in os.environ.items() if not key.startswith("MLFLOW_")}
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    log = folder / "mlflow-ui.log"
+    with log.open("w") as output:
+        server = subprocess.Popen(
+            ["env", *shlex.split(command), "--port", str(port)],
+            cwd=folder,
+            env={**given, "PATH": path},
+            stdout=output,
+            stderr=subprocess.STDOUT,
+        )
+    try:
+        address = f"http://127.0.0.1:{port}"
+        wait_for(f"{address}/health", server, log)
+        yield address
+    finally:
+        server.terminate()  # which its helpers follow, as they don't after SIGINT
+        server.wait(SECONDS)
+
+
+def wait_for(url, server, log):
+    deadline = time.monotonic() + SECONDS
+    while True:
+        try:
+            return urllib.request.urlopen(url, timeout=SECONDS).read()
+        except OSError:
+            assert server.poll() is None, log.read_text()
+            assert time.monotonic() < deadline, f"waited for {url} for {SECONDS} s in vain"
+            time.sleep(0.1)
+
+
+class Visitor:
+    """Opens printed links, and keeps a picture of what is there.
+
+    Args:
+        page: Playwright's page.
+        address: Where the server is that the links mean.
+        folder: For the pictures.
+    """
+
+    def __init__(self, page, address, folder):
+        self.page, self.address, self.folder = page, address, folder
+        folder.mkdir(parents=True, exist_ok=True)
+
+    def open(self, link, text):
+        """Open a link and wait for a text."""
+        self.page.goto("about:blank")  # or else only the part after # would change
+        self.page.goto(link.replace(LOCAL, self.address))
+        expect(self.page.get_by_text(text).first).to_be_visible()
+
+    def keep(self, name):
+        """Keep a picture, once charts have grown and messages have come."""
+        self.page.wait_for_timeout(1000)
+        self.page.screenshot(path=self.folder / f"{name}.png")
+
+
+@contextmanager
+def visit(address, folder):
+    """A visitor of a server."""
+    expect.set_options(timeout=1000 * SECONDS)
+    with sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=find_chromium(), args=QUIET)
+        page = browser.new_page(viewport=SIZE)
+        page.set_default_timeout(1000 * SECONDS)
+        page.add_init_script(NO_ASSISTANT)
+        yield Visitor(page, address, folder)
+        browser.close()

@@ -1,0 +1,78 @@
+"""Which runs are of one recipe."""
+
+import pytest
+import yaml
+from command_lines import SHAPES
+
+from pyclassify.tracking.recipes import RECIPE, recipe
+
+CONFIG = {
+    "seed_everything": 0,
+    "trainer": {
+        "accelerator": "auto",
+        "devices": 1,
+        "max_epochs": 3,
+        "logger": {"class_path": "a.Logger"},
+    },
+    "model": {"class_path": "a.Classifier", "init_args": {"model": "b.resnet18", "lr": 0.1}},
+    "data": {"class_path": "a.MNISTDataModule", "init_args": {"data_path": "/here"}},
+}
+
+DATA = {"sets": {"train": {"digest": "5eed"}}}
+
+
+def changed(path, value):
+    config = yaml.safe_load(yaml.safe_dump(CONFIG))
+    *parents, last = path.split(".")
+    inner = config
+    for key in parents:
+        inner = inner[key]
+    inner[last] = value
+    return config
+
+
+def test_runs_that_differ_by_seed_alone_are_of_one_recipe(cli):
+    for more in ("", "--seed 1", "--learning_rate 0.5"):
+        runs = cli(f"fit {SHAPES} {more}").runs
+
+    other, *same = [run.data.tags[RECIPE] for run in runs]
+    assert same[0] == same[1] != other
+    assert other.startswith("Linear-Synthetic ")
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        ("seed_everything", 1),
+        ("trainer.accelerator", "gpu"),
+        ("trainer.logger", False),
+        ("data.init_args.data_path", "/there"),
+        ("data.init_args.num_workers", 4),
+        ("trainer.profiler", "simple"),
+        ("trainer.devices", "1"),  # as `mlflow run` hands it over
+        ("trainer.precision", "32-true"),
+    ],
+)
+def test_place_and_seed_make_no_other_recipe(path, value):
+    assert recipe(changed(path, value), DATA) == recipe(CONFIG, DATA)
+
+
+def test_other_images_make_another_recipe():
+    other = {"sets": {"train": {"digest": "c0ffee"}}}
+
+    assert recipe(CONFIG, other) != recipe(CONFIG, DATA)
+    # Of a data module that gives no digest, the folder is all there is to go by.
+    assert recipe(changed("data.init_args.data_path", "/there")) != recipe(CONFIG)
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [("trainer.max_epochs", 4), ("model.init_args.lr", 0.2), ("data.class_path", "mine.Data")],
+)
+def test_what_is_trained_makes_another_recipe(path, value):
+    assert recipe(changed(path, value)) != recipe(CONFIG)
+
+
+def test_recipe_is_named_by_network_and_data():
+    assert recipe(CONFIG).startswith("resnet18-MNIST ")
+    assert recipe(changed("model", {"class_path": "mine.Module"})).startswith("Module-MNIST ")

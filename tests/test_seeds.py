@@ -1,0 +1,114 @@
+"""`--seeds`, as people start and stop it: what the parent run and those under it hold."""
+
+import re
+from statistics import fmean, stdev
+
+import pytest
+import seeded
+
+
+@pytest.fixture(scope="module")
+def ended(empty_store, tmp_path_factory):
+    return seeded.run_all(empty_store, tmp_path_factory.mktemp("seeds"))
+
+
+def statuses(runs):
+    return [run.info.status for run in runs]
+
+
+def test_each_seed_is_a_run_under_the_parent(ended):
+    done = ended["all is well"]
+
+    assert done.code == 0, done.out
+    assert statuses([done.parent, *done.children]) == ["FINISHED"] * 3
+    assert [run.data.params["seed_everything"] for run in done.children] == ["20", "21"]
+    names = [run.info.run_name for run in (done.parent, *done.children)]
+    assert names == [f"Moody-Synthetic-{end}" for end in ("2seeds", "seed20", "seed21")]
+
+
+def test_parents_metrics_are_the_mean_and_how_sure_it_is(ended):
+    done = ended["all is well"]
+    values = [run.data.metrics["test_accuracy"] for run in done.children]
+    metrics = done.parent.data.metrics
+
+    assert metrics["seeds_finished"] == 2
+    assert metrics["test_accuracy_mean"] == pytest.approx(fmean(values))
+    assert metrics["test_accuracy_std"] == pytest.approx(stdev(values))
+    # the quantile of one degree of freedom
+    reach = 12.7062 * stdev(values) / 2**0.5
+    assert metrics["test_accuracy_high"] == pytest.approx(fmean(values) + reach, abs=1e-4)
+    assert {"test_loss_low", "test_ece_mean", "best_val_accuracy_std"} < metrics.keys()
+
+
+def test_no_metric_of_the_parent_has_a_childs_name(ended):
+    done = ended["all is well"]
+
+    assert not done.parent.data.metrics.keys() & done.children[0].data.metrics.keys()
+
+
+def test_parent_holds_the_recipe_and_the_data_and_no_seed(ended):
+    done = ended["all is well"]
+    ours = {name: v for name, v in done.children[0].data.params.items() if "/" in name}
+
+    assert done.parent.data.params == {**ours, "seeds": "2"}
+    assert len(done.parent.inputs.dataset_inputs) == 3
+
+
+def test_description_links_to_each_run(ended):
+    done = ended["all is well"]
+    note = done.parent.data.tags["mlflow.note.content"]
+
+    assert re.match(r"\*\*test accuracy: 0\.\d{4} ± 0\.\d{4} \(95%: .*, 2 seeds\)\*\*\n", note)
+    for run in done.children:
+        page = f"#/experiments/{run.info.experiment_id}/runs/{run.info.run_id}"
+        page += "?workflowType=machine_learning"
+        value = run.data.metrics["test_accuracy"]
+        assert f" [{run.info.run_name}]({page}) | FINISHED | {value:.4f} |" in note
+
+
+def test_last_lines_tell_of_each_seed_and_the_mean(ended):
+    done = ended["all is well"]
+    first, second = (run.info.run_id[:8] for run in done.children)
+
+    assert re.search(
+        rf"\nseed 20 +{first}  FINISHED  0\.\d{{4}}\nseed 21 +{second}  FINISHED  0\.\d{{4}}\n"
+        r"test_accuracy +0\.\d{4} ± 0\.\d{4} \(95%: \S+ to \S+, 2 seeds\)\n"
+        rf"run +{done.parent.info.run_id}\nnext +MLFLOW_SERVER_\w+=false mlflow ui ",
+        done.out,
+    )
+
+
+def test_failed_seed_leaves_the_parent_with_what_it_has_and_a_status_that_says_so(ended):
+    done = ended["one fails in one of two processes"]
+
+    assert done.code == 1
+    assert statuses([done.parent, *done.children]) == ["FAILED", "FINISHED", "FAILED"]
+    accuracy = done.children[0].data.metrics["test_accuracy"]
+    assert done.parent.data.metrics["test_accuracy_mean"] == accuracy
+    assert "\npyclassify: error: seed 1 of 2 failed; see what is said of each above\n" in done.out
+
+
+def test_nothing_more_is_tried_where_the_first_has_learnt_nothing(ended):
+    done = ended["an option is wrong"]
+
+    assert done.code == 1
+    assert statuses([done.parent, *done.children]) == ["FAILED", "FAILED"]
+    assert "error: seed 30 failed before it had learnt anything, and the other 1 would" in done.out
+
+
+def test_stop_ends_the_seed_under_way_and_starts_no_other(ended):
+    done = ended["stopped"]
+
+    assert done.code == 1
+    assert statuses([done.parent, *done.children]) == ["KILLED", "FINISHED", "KILLED"]
+    assert "error: stopped by SIGTERM" in done.out
+
+
+def test_stopped_parent_has_what_it_got_to(ended):
+    parent, (first, _) = ended["stopped"].parent, ended["stopped"].children
+
+    assert parent.data.metrics["seeds_finished"] == 1
+    assert parent.data.metrics["test_accuracy_mean"] == first.data.metrics["test_accuracy"]
+    assert parent.data.params["model/model"] == "moody.Moody"
+    assert "| 11 | [Moody-Synthetic-seed11]" in parent.data.tags["mlflow.note.content"]
+    assert parent.data.tags["mlflow.note.content"].endswith("| KILLED |  |\n| 12 |  |  |  |")

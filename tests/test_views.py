@@ -1,0 +1,73 @@
+"""The views of its runs that an experiment is given."""
+
+import json
+import sqlite3
+
+import mlflow
+import pytest
+from command_lines import SHAPES
+
+from pyclassify.tracking import views
+from pyclassify.tracking.recipes import RECIPE
+from pyclassify.tracking.views import BEST, BY_RECIPE, TAG
+
+
+def tags():
+    return mlflow.get_experiment_by_name("tested").tags
+
+
+def test_experiment_has_each_view_once_however_many_runs(cli):
+    cli(f"fit {SHAPES}")
+    first = tags()
+    cli(f"fit {SHAPES} --seed 1")
+
+    assert first == tags()
+    assert {key for key in first if key.startswith(TAG)} == {TAG + BEST.key, TAG + BY_RECIPE.key}
+
+
+@pytest.mark.parametrize("view", [BEST, BY_RECIPE], ids=lambda view: view.name)
+def test_view_is_an_envelope_that_the_page_takes(view):
+    told = json.loads(view.envelope(7))
+    state = json.loads(told.pop("state"))
+
+    assert told == {"name": view.name, "createdAt": 7, "updatedAt": 7}
+    assert state == view.state
+    assert (state["orderByKey"], state["orderByAsc"]) == ("metrics.`test_accuracy`", False)
+    assert {*state["selectedColumns"]} < {*state["columnOrder"]} == {*state["columnWidths"]}
+    assert len(view.envelope(2**41)) < 20_000  # MLflow's limit of a tag
+
+
+def test_key_is_another_for_other_content():
+    renamed = views.View("Another name", BEST.word, BEST.state)
+    restated = views.View(BEST.name, BEST.word, {**BEST.state, "orderByAsc": True})
+
+    assert BEST.key == views.View(BEST.name, BEST.word, dict(BEST.state)).key
+    assert len({BEST.key, renamed.key, restated.key}) == 3
+
+
+def test_view_that_a_person_deleted_is_written_again_and_others_are_left_alone(cli):
+    cli(f"fit {SHAPES}")
+    experiment = mlflow.get_experiment_by_name("tested").experiment_id
+    client = mlflow.MlflowClient()
+    client.delete_experiment_tag(experiment, TAG + BEST.key)
+    client.set_experiment_tag(experiment, TAG + BY_RECIPE.key, "a person's own")
+
+    cli(f"fit {SHAPES}")
+
+    assert TAG + BEST.key in tags()
+    assert tags()[TAG + BY_RECIPE.key] == "a person's own"
+
+
+def test_views_that_cannot_be_written_cost_a_warning_only(cli):
+    with sqlite3.connect("mlflow.db") as store:
+        store.execute(
+            "CREATE TRIGGER refuse BEFORE INSERT ON experiment_tags "
+            "BEGIN SELECT RAISE(ABORT, 'no permission'); END"
+        )
+
+    with pytest.warns(UserWarning, match=r"the views of `mlflow ui` can't be made .*permission"):
+        done = cli(f"fit {SHAPES}")
+
+    assert done.code == 0
+    assert [run.info.status for run in done.runs] == ["FINISHED"]
+    assert RECIPE in done.runs[0].data.tags
