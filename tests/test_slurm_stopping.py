@@ -6,6 +6,7 @@ import sys
 import time
 
 import mlflow
+import pytest
 from slurm_runs import log, newest, note, read, submit, wait_for_status, write_project
 from test_slurm_backend import TELLS
 
@@ -59,15 +60,16 @@ def test_warning_for_the_script_alone_reaches_the_training(slurm, tmp_path):
     assert "warned" in log(submitted)
 
 
-def test_stop_of_a_training_in_a_job_leaves_the_status_to_slurm(slurm, monkeypatch):
+@pytest.mark.parametrize(("of_the_job", "status"), [(True, "RUNNING"), (False, "KILLED")])
+def test_stop_leaves_the_status_of_the_jobs_run_to_slurm(of_the_job, status, slurm, monkeypatch):
     experiment = mlflow.get_experiment_by_name("tested").experiment_id
     run_id = mlflow.MlflowClient().create_run(experiment).info.run_id
     monkeypatch.setenv("MLFLOW_RUN_ID", run_id)
-    monkeypatch.setenv(script.STATUS_BY_SLURM, "1")
+    monkeypatch.setenv(script.STATUS_BY_SLURM, run_id if of_the_job else "another")
 
     run.start(None, None, None)
     run.mark("KILLED")  # as on SIGTERM, which a time limit sends too
     run.end("KILLED")
 
     assert mlflow.active_run() is None  # which MLflow would call FINISHED when Python exits
-    assert read(run_id).info.status == "RUNNING"
+    assert read(run_id).info.status == status  # a job's run may have runs under it

@@ -167,7 +167,7 @@ def test_status_marked_in_another_thread_is_the_one_that_counts(store):
 def test_stop_in_a_slurm_job_leaves_the_status_to_the_script_of_the_job(
     status, store, given, monkeypatch
 ):
-    monkeypatch.setenv("PYCLASSIFY_STATUS_BY_SLURM", "1")
+    monkeypatch.setenv("PYCLASSIFY_STATUS_BY_SLURM", given)
     run.start(None, None, None)
     store.update_run(given, status=status)  # as the script may do at any time
     run.end("KILLED")

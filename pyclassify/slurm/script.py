@@ -10,7 +10,7 @@ from pyclassify.slurm import template
 from pyclassify.slurm.keys import KEYS, Config
 from pyclassify.slurm.topology import Topology
 
-# What the training looks for: a signal says nothing of itself here, SLURM's state does.
+# What the training looks for: a signal says nothing of this run's end, SLURM's state does.
 STATUS_BY_SLURM = "PYCLASSIFY_STATUS_BY_SLURM"
 
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
@@ -105,7 +105,7 @@ def _exports(config: Config, facts: Facts) -> Iterator[str]:
         yield "# MLFLOW_TRACKING_URI has a password in it: it comes with the job's environment."
     else:
         yield f"export MLFLOW_TRACKING_URI={shlex.quote(facts.tracking_uri)}"
-    yield f"export {STATUS_BY_SLURM}=1"
+    yield f"export {STATUS_BY_SLURM}={shlex.quote(facts.run_id)}"
     yield "export PYTHONUNBUFFERED=1"
     for name, value in config.exports:
         if value is not None:

@@ -14,8 +14,8 @@ from pyclassify.tracking import insist
 # What MLflow calls a run that nobody named: "adjective-noun-number".
 _RANDOM_NAME = re.compile(r"[a-z]+-[a-z]+-\d+")
 
-# Set in a job of the SLURM backend (pyclassify.slurm.script): a stop may be its time limit or its
-# cancelling, which SLURM knows, and the job's script gives the run its status by that.
+# Set to the run of a job of the SLURM backend (pyclassify.slurm.script): a stop may be its time
+# limit or its cancelling, which SLURM knows, and the job's script gives the run its status by that.
 _BY_SLURM = "PYCLASSIFY_STATUS_BY_SLURM"
 _LEFT = "left as it is"
 
@@ -105,7 +105,7 @@ def mark(status: str) -> None:
             _before_end.pop()()
         import mlflow
 
-        if status == "KILLED" and _given is not None and _BY_SLURM in os.environ:
+        if status == "KILLED" and os.environ.get(_BY_SLURM) == run_id:
             _marked = _LEFT
         else:
             mlflow.MlflowClient().set_terminated(run_id, status)

@@ -22,7 +22,7 @@ run_folder=/scratch/me/pyclassify-slurm/RUN_ID
 export MLFLOW_RUN_ID=RUN_ID
 export MLFLOW_EXPERIMENT_ID=1
 export MLFLOW_TRACKING_URI=sqlite:////home/me/pyclassify/mlflow.db
-export PYCLASSIFY_STATUS_BY_SLURM=1
+export PYCLASSIFY_STATUS_BY_SLURM=RUN_ID
 export PYTHONUNBUFFERED=1
 export SLURM_CPU_BIND=cores
 
