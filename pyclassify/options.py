@@ -3,9 +3,10 @@
 `mlflow run -P batch_size=128` arrives here as `--batch_size 128`.
 """
 
+import argparse
 from collections.abc import Iterable, Iterator
 from difflib import get_close_matches
-from typing import Any
+from typing import Any, NoReturn
 
 import yaml
 
@@ -43,6 +44,13 @@ UNSET = (None, "null", "None")
 
 # The options that may stand without a value.
 FLAGS = ("-h", "--help", "--print_config")
+
+
+class VerbParser(argparse.ArgumentParser):
+    """The parser of a plain verb, whose mistakes are told as those of all others are."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ValueError(f"{message}; `{self.prog} --help` shows what there is")
 
 
 def spell_out(given: list[str]) -> list[str]:

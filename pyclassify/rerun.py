@@ -18,11 +18,12 @@ from typing import Any
 import yaml
 
 from pyclassify.restore import PATHS, find_code, make_absolute, prepare
-from pyclassify.resume import STOP_SIGNALS, raise_on_stop
+from pyclassify.resume import STOP_SIGNALS, raise_on_stop, wait_for
 from pyclassify.tracking import capsule, likeness
 from pyclassify.tracking.dataset import OVERRIDDEN, SOURCE_RUN
 from pyclassify.tracking.masking import mask_command
 from pyclassify.tracking.repository import checked_out
+from pyclassify.tracking.run import hand_over
 
 USAGE = """usage: pyclassify rerun RUN_ID [--OPTION VALUE ...]
 
@@ -135,13 +136,7 @@ def fetch(client: Any, run_id: str, folder: Path) -> Path:
 
 def environment(made: Any, facts: dict[str, Any], root: Path, folder: str) -> dict[str, str]:
     """The environment of the training: the new run, the old code and number of threads."""
-    import mlflow
-
-    changed = {
-        "MLFLOW_TRACKING_URI": mlflow.get_tracking_uri(),
-        "MLFLOW_RUN_ID": made.run_id,
-        "MLFLOW_EXPERIMENT_ID": made.experiment_id,
-    }
+    changed = hand_over(made)
     if paths := os.environ.get("PYTHONPATH"):
         there = [
             os.path.join(folder, "tree", os.path.relpath(path, root))
@@ -159,11 +154,9 @@ def train(command: list[str], started_in: Path, environ: dict[str, str]) -> int:
     """Train in a process of its own, and pass the stop signals on to it."""
     words = [sys.executable, "-m", "pyclassify", *command]
     with subprocess.Popen(words, cwd=started_in, env=environ) as child:
-        try:
-            return child.wait()
-        except KeyboardInterrupt as stop:
-            child.send_signal(signal.Signals[str(stop)])
-            return child.wait()
+        with suppress(KeyboardInterrupt):
+            wait_for(child)
+        return child.wait()
 
 
 @contextmanager

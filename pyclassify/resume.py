@@ -7,6 +7,7 @@ import ctypes
 import os
 import signal
 import socket
+import subprocess
 import sys
 import threading
 import time
@@ -31,6 +32,20 @@ def _raise(signum: int, frame: FrameType | None) -> None:
     for each in STOP_SIGNALS:
         signal.signal(each, signal.SIG_IGN)
     raise KeyboardInterrupt(signal.Signals(signum).name)
+
+
+def wait_for(child: subprocess.Popen[bytes]) -> int:
+    """Wait for a process; a stop is passed on to it, and raised again when it has ended.
+
+    Returns:
+        Its exit code, negative for a signal's.
+    """
+    try:
+        return child.wait()
+    except KeyboardInterrupt as stop:
+        child.send_signal(signal.Signals[str(stop)])
+        child.wait()
+        raise
 
 
 @contextmanager

@@ -13,6 +13,7 @@ import sys
 from typing import Any
 
 from pyclassify.options import FLAGS, VERBS, settings, spell_out, split_words
+from pyclassify.resume import wait_for
 from pyclassify.tracking import run
 
 SEED_OPTIONS = ("--seed", "--seed_everything")
@@ -147,12 +148,7 @@ def train_one(command: list[str], place: int, parent: Any) -> int:
         if parent:
             environ |= parent.begin(place)
         with subprocess.Popen([sys.executable, "-m", "pyclassify", *command], env=environ) as child:
-            try:
-                code = child.wait()
-            except KeyboardInterrupt as stop:
-                child.send_signal(signal.Signals[str(stop)])
-                child.wait()
-                raise
+            code = wait_for(child)
     finally:
         if parent:
             parent.close(code)

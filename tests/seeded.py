@@ -6,12 +6,12 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from types import SimpleNamespace
 
 import mlflow
 from command_lines import QUIET, TINY
+from waiting import wait_until
 
 ROOT = Path(__file__).parents[1]
 PARENT = "mlflow.parentRunId"
@@ -75,13 +75,6 @@ def start(way, folder, client):
         stderr=subprocess.STDOUT,
         text=True,
     )
-
-
-def wait_until(is_so, seconds=300):
-    deadline = time.monotonic() + seconds
-    while not is_so():
-        assert time.monotonic() < deadline, f"waited for {seconds} s in vain"
-        time.sleep(0.5)
 
 
 def list_runs(client):

@@ -3,7 +3,6 @@
 import hashlib
 import os
 import re
-import shutil
 import subprocess
 import sys
 import sysconfig
@@ -16,6 +15,7 @@ import pins
 import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
+from required import program
 
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
@@ -98,7 +98,7 @@ def full_python(bare_python):
 def tool(name):
     """Find a tool beside this Python or on the path."""
     beside = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
-    return shutil.which(name, path=beside) or pytest.skip(f"{name} is not installed")
+    return program(name, path=beside)
 
 
 def output(command, folder):

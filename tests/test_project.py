@@ -6,7 +6,6 @@ import re
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -15,6 +14,7 @@ import pytest
 import torch
 import yaml
 from folders import grow
+from waiting import wait_until
 
 ROOT = Path(__file__).parents[1]
 FINISHED, FAILED, KILLED = "FINISHED", "FAILED", "KILLED"
@@ -101,13 +101,6 @@ def start(folder, name, given, store):
             start_new_session=True,
         )
     return SimpleNamespace(process=process, log=log, name=name)
-
-
-def wait_until(is_so, seconds=300):
-    deadline = time.monotonic() + seconds
-    while not is_so():
-        assert time.monotonic() < deadline, f"waited for {seconds} s in vain"
-        time.sleep(0.1)
 
 
 def stop_those_under_way(started, to_stop):

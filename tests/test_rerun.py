@@ -6,7 +6,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -16,6 +15,7 @@ import repositories
 from command_lines import QUIET
 from folders import grow
 from repositories import git
+from waiting import wait_until
 
 from pyclassify.tracking import capsule
 
@@ -116,13 +116,6 @@ def losses(store, run_id):
 
 def has_losses(store, run):
     return run is not None and losses(store, run.info.run_id) != []
-
-
-def wait_until(is_so, seconds=300):
-    deadline = time.monotonic() + seconds
-    while not is_so():
-        assert time.monotonic() < deadline, f"waited for {seconds} s in vain"
-        time.sleep(0.2)
 
 
 def test_losses_are_identical_at_every_step_and_it_says_so(reruns, source, store):

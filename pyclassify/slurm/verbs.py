@@ -8,8 +8,8 @@ import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
 
+from pyclassify.options import VerbParser
 from pyclassify.slurm import clearing, client, config, plan
 from pyclassify.slurm.commandline import LIKE_MLFLOW, plan_like_mlflow
 from pyclassify.slurm.logs import Tail, kept_logs, tail_of
@@ -19,11 +19,6 @@ from pyclassify.slurm.reconcile import of_job
 
 _POLL = 1.0  # seconds between looks at a log
 _LOOKS = 4  # at a log for each question to SLURM
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise ValueError(f"{message}; `{self.prog} --help` shows what there is")
 
 
 def main(args: Sequence[str]) -> int:
@@ -55,8 +50,10 @@ def main(args: Sequence[str]) -> int:
 
 
 def _parse(args: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
-    parser = _Parser(prog="pyclassify slurm", description=__doc__, allow_abbrev=False)
-    verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB", parser_class=_Parser)
+    parser = VerbParser(prog="pyclassify slurm", description=__doc__, allow_abbrev=False)
+    verbs = parser.add_subparsers(
+        dest="verb", required=True, metavar="VERB", parser_class=VerbParser
+    )
     for name, what in (
         ("render", "show the script that `mlflow run --backend slurm` would submit"),
         ("check", "ask SLURM whether it would take that script, and when it would start"),

@@ -8,12 +8,13 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from math import isfinite
-from typing import Any, NoReturn
+from typing import Any
 
 import mlflow
 from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
 
+from pyclassify.options import VerbParser
 from pyclassify.tracking.comparison import Comparison, compare, differences
 from pyclassify.tracking.find import find_best, find_run, in_words, open_store
 from pyclassify.tracking.links import compare_link, server_address, start_quickly
@@ -21,11 +22,6 @@ from pyclassify.tracking.masking import mask
 from pyclassify.tracking.report import report
 
 METRIC, BEST = "test_accuracy", 5
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise ValueError(f"{message}; `{self.prog} --help` shows what there is")
 
 
 def main(args: Sequence[str]) -> int:
@@ -62,7 +58,7 @@ def main(args: Sequence[str]) -> int:
 
 
 def _parse(args: Sequence[str]) -> argparse.Namespace:
-    parser = _Parser(
+    parser = VerbParser(
         prog="pyclassify compare",
         description="Show in what runs differ: parameters, metrics and, for two runs with the same "
         "test images or of several seeds each, whether one is better by more than luck.",

@@ -29,9 +29,9 @@ def show_runs(tracking_uri: str) -> str:
 
 def server_address(tracking_uri: str) -> str | None:
     """A tracking server's address, without user and password; none where runs are in a file."""
-    if urlsplit(tracking_uri).scheme not in ("http", "https"):
-        return None
     address = urlsplit(tracking_uri)
+    if address.scheme not in ("http", "https"):
+        return None
     # A browser asks for them; what masks them for reading gives no address to open.
     return address._replace(netloc=address.netloc.rpartition("@")[2]).geturl()
 

@@ -39,6 +39,18 @@ def flatten(config: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str,
     }
 
 
+def log(client: Any, run_id: str, params: Mapping[str, str]) -> None:
+    """Log the parameters that a run does not have yet.
+
+    What `mlflow run` was given without a slash, such as ckpt_path, is there as it was typed.
+    """
+    from mlflow.entities import Param
+
+    there = client.get_run(run_id).data.params
+    new = [Param(*item) for item in params.items() if item[0] not in there]
+    client.log_batch(run_id, params=new)
+
+
 def _spell_all(config: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     for key, value in config.items():
         if key == "trainer":

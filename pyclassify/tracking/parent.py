@@ -14,10 +14,10 @@ from typing import Any
 
 import mlflow
 from mlflow import MlflowClient
-from mlflow.entities import Metric, Param, Run
+from mlflow.entities import Metric, Run
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID, MLFLOW_RUN_NOTE
 
-from pyclassify.tracking import capsule, run, seedwords, spread
+from pyclassify.tracking import capsule, parameters, run, seedwords, spread
 
 # Tags that say who started a run, and from what.
 _ORIGIN = ("mlflow.user", "mlflow.source.")
@@ -49,7 +49,7 @@ class Parent:
         self._logged: dict[str, float] = {}
         self._note: str | None = None
         self._lock = threading.Lock()  # a stop is recorded by another thread
-        self._attempt(self._log_params, {"seeds": str(len(seeds))})
+        self._attempt(parameters.log, self._client, self._info.run_id, {"seeds": str(len(seeds))})
         run.after_end(self._finish)
 
     def begin(self, place: int) -> dict[str, str]:
@@ -65,11 +65,7 @@ class Parent:
         made = self._client.create_run(self._info.experiment_id, tags=tags).info
         self._ids[place] = made.run_id
         self._attempt(self._record)
-        return {
-            "MLFLOW_TRACKING_URI": mlflow.get_tracking_uri(),
-            "MLFLOW_RUN_ID": made.run_id,
-            "MLFLOW_EXPERIMENT_ID": made.experiment_id,
-        }
+        return run.hand_over(made)
 
     def close(self, code: int) -> None:
         """Bring the runs up to date after a seed's process has ended.
@@ -135,14 +131,10 @@ class Parent:
         """Take over what the children agree on: parameters of ours, and the data."""
         children = [child for child in self._children if child.data.params]
         if children:
-            self._log_params(spread.agree([child.data.params for child in children]))
+            agreed = spread.agree([child.data.params for child in children])
+            parameters.log(self._client, self._info.run_id, agreed)
             if data := children[0].inputs:
                 self._client.log_inputs(self._info.run_id, data.dataset_inputs)
-
-    def _log_params(self, params: Mapping[str, str]) -> None:
-        there = self._client.get_run(self._info.run_id).data.params
-        new = [Param(*item) for item in params.items() if item[0] not in there]
-        self._client.log_batch(self._info.run_id, params=new)
 
     def _attempt(self, act: Callable[..., None], *args: Any) -> None:
         """Do what the seeds can go on without."""

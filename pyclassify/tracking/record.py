@@ -1,6 +1,6 @@
 """What a run is, recorded when it starts: parameters, configuration, data, capsule, description."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -37,7 +37,7 @@ class RecordConfig(SaveConfigCallback):
             config["model"].setdefault("init_args", {})["num_classes"] = given
         client, run_id = logger.experiment, str(logger.run_id)
         params = self._flatten(config)
-        attempt("the parameters", log_params, client, run_id, params)
+        attempt("the parameters", parameters.log, client, run_id, params)
         name = f"{recipes.name_parts(params)}-seed{params['seed_everything']}"
         attempt("the run's name", run.name, name)
         text = yaml.safe_dump(config, sort_keys=False)
@@ -70,18 +70,6 @@ class RecordConfig(SaveConfigCallback):
         attempt("the description", description.begin, client, run_id, config, facts)
         attempt("the views of `mlflow ui`", views.keep, logger, config, data)
         dataset.check(client, run_id, data)
-
-
-def log_params(client: Any, run_id: str, params: Mapping[str, str]) -> None:
-    """Log the parameters that a run does not have yet.
-
-    What `mlflow run` was given without a slash, such as ckpt_path, is there as it was typed.
-    """
-    from mlflow.entities import Param
-
-    there = client.get_run(run_id).data.params
-    new = [Param(*item) for item in params.items() if item[0] not in there]
-    client.log_batch(run_id, params=new)
 
 
 def describe_torch(trainer: Trainer) -> dict[str, Any]:

@@ -47,6 +47,21 @@ def adopt() -> bool:
     return _given is not None
 
 
+def hand_over(info: Any) -> dict[str, str]:
+    """The environment by which another process adopts a run, as `mlflow run` would set it.
+
+    Args:
+        info: The run's `RunInfo`.
+    """
+    import mlflow
+
+    return {
+        "MLFLOW_TRACKING_URI": mlflow.get_tracking_uri(),
+        "MLFLOW_RUN_ID": info.run_id,
+        "MLFLOW_EXPERIMENT_ID": info.experiment_id,
+    }
+
+
 def start(experiment_name: str | None, run_name: str | None, tags: dict[str, Any] | None) -> Any:
     """Go on with the adopted run, or make one.
 
