@@ -119,6 +119,16 @@ def test_run_of_another_backend_is_told(slurm, capsys):
     assert "Run with id=0123 not found" in say(capsys, "status", "0123")[2]
 
 
+def test_server_that_is_away_is_told_without_the_password(capsys, monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://me:secret@127.0.0.1:9")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+
+    code, _, err = say(capsys, "status", "0" * 32)
+    assert (code, err.count("\n")) == (1, 1)
+    assert "://***@127.0.0.1:9" in err
+    assert "secret" not in err
+
+
 def test_run_that_slurm_did_not_take_has_no_job(slurm, tmp_path, capsys):
     project = write_project(tmp_path / "submitted", "")
     with pytest.raises(mlflow.exceptions.ExecutionException):

@@ -16,6 +16,7 @@ from pyclassify.slurm.logs import Tail, kept_logs, tail_of
 from pyclassify.slurm.plan import Plan
 from pyclassify.slurm.proofread import check_script
 from pyclassify.slurm.reconcile import of_job
+from pyclassify.tracking.masking import mask
 
 _POLL = 1.0  # seconds between looks at a log
 _LOOKS = 4  # at a log for each question to SLURM
@@ -46,7 +47,7 @@ def main(args: Sequence[str]) -> int:
             return clear(asked)
         return {"status": status, "logs": logs, "cancel": cancel}[asked.verb](asked)
     except MlflowException as error:
-        raise ValueError(" ".join(str(error).split())) from error
+        raise ValueError(mask(" ".join(str(error).split()))) from error
 
 
 def _parse(args: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
