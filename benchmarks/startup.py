@@ -1,15 +1,14 @@
 """The time from `mlflow run` to the end of the first optimizer step, over what can't be less.
 
-    python -m benchmarks.startup
+    python -m benchmarks.startup [--devices 2] [--repeats 3] [--json FILE]
 
 What can't be less: `mlflow run` of a project that does nothing, and one bare import of torch,
-lightning and mlflow for each process that is started after another.
+lightning and mlflow for each process that is started after another. Beside it two verbs that a
+person waits for.
 """
 
 import argparse
-import json
 import os
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -17,6 +16,8 @@ import time
 from pathlib import Path
 
 import mlflow
+
+from benchmarks import report
 
 ROOT = Path(__file__).parents[1]
 NOTHING = "name: nothing\nentry_points:\n  main:\n    command: 'true'\n"
@@ -60,27 +61,38 @@ def first_step(folder, devices):
     return client.get_metric_history(run.info.run_id, "train_loss")[0].timestamp / 1000 - started
 
 
-def main():
+def measure(folder, nothing, devices):
+    return {
+        "nothing": mlflow_run(nothing, folder),
+        "import": seconds([sys.executable, "-c", "import torch, lightning, mlflow"]),
+        "first step": first_step(folder, devices),
+        "--help": seconds([sys.executable, "-m", "pyclassify", "--help"], cwd=ROOT),
+        "slurm status --help": seconds(
+            [sys.executable, "-m", "pyclassify", "slurm", "status", "--help"], cwd=ROOT
+        ),
+    }
+
+
+def main(args=None):
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--devices", type=int, default=2)
     parser.add_argument("--repeats", type=int, default=3)
-    given = parser.parse_args()
-    rows = []
+    parser.add_argument("--json", help="a file for all figures")
+    given = parser.parse_args(args)
     with tempfile.TemporaryDirectory() as folder:
         nothing = Path(folder, "nothing")
         nothing.mkdir()
         (nothing / "MLproject").write_text(NOTHING)
         mlflow_run(nothing, folder)  # makes the database
-        for _ in range(given.repeats):
-            row = {
-                "nothing": mlflow_run(nothing, folder),
-                "import": seconds([sys.executable, "-c", "import torch, lightning, mlflow"]),
-                "first step": first_step(folder, given.devices),
-            }
-            least = row["nothing"] + given.devices * row["import"]
-            rows.append({**row, "ratio": row["first step"] / least})
-    result = {"rows": rows, "ratio": statistics.median(row["ratio"] for row in rows)}
-    sys.stdout.write(json.dumps(result, indent=2) + "\n")
+        rows = [measure(folder, nothing, given.devices) for _ in range(given.repeats)]
+    line = {
+        "processes": given.devices,
+        **{f"{name}, s": [row[name] for row in rows] for name in rows[0]},
+        "ratio": [
+            row["first step"] / (row["nothing"] + given.devices * row["import"]) for row in rows
+        ],
+    }
+    report.tell([line], {"rows": rows, "ratios": line["ratio"]}, given.json)
 
 
 if __name__ == "__main__":

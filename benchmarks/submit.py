@@ -8,7 +8,6 @@ slurm-wlm, munge, slurmdbd and mariadb-server). The jobs are held, so that none 
 
 import argparse
 import contextlib
-import json
 import os
 import statistics
 import subprocess
@@ -19,6 +18,8 @@ from pathlib import Path
 
 import mlflow
 from cluster import Cluster
+
+from benchmarks import report
 
 ROOT = Path(__file__).parents[1]
 NOTHING = "name: nothing\nentry_points:\n  main:\n    command: 'true'\n"
@@ -68,30 +69,31 @@ def measure(folder, count):
     rows = [
         {"mlflow": seconds(submit, project), "sbatch": seconds(bare, script)} for _ in range(count)
     ]
-    medians = {name: statistics.median(row[name] for row in rows) for name in rows[0]}
-    return {
-        "count": count,
-        "first": first,
-        **medians,
-        "ratio": medians["mlflow"] / medians["sbatch"],
-        "slowest": max(row["mlflow"] for row in rows),
-        "import": statistics.median(import_seconds() for _ in range(5)),
-    }
+    return {"first": first, "rows": rows, "import": [import_seconds() for _ in range(5)]}
 
 
-def main():
+def main(args=None):
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--count", type=int, default=50)
-    given = parser.parse_args()
+    parser.add_argument("--json", help="a file for all figures")
+    given = parser.parse_args(args)
     cluster = Cluster()
     with contextlib.ExitStack() as stack:
         stack.callback(cluster.stop)
         cluster.start()
         os.environ.update(cluster.env)
         folder = stack.enter_context(tempfile.TemporaryDirectory())
-        result = measure(Path(folder), given.count)
-        os.chdir(ROOT)
-    sys.stdout.write(json.dumps(result, indent=2) + "\n")
+        stack.enter_context(contextlib.chdir(ROOT))
+        figures = measure(Path(folder), given.count)
+    took = {name: [row[name] for row in figures["rows"]] for name in ("mlflow", "sbatch")}
+    line = {
+        "submissions": given.count,
+        **{f"{name}, s": values for name, values in took.items()},
+        "ratio of medians": statistics.median(took["mlflow"]) / statistics.median(took["sbatch"]),
+        "the first, s": figures["first"],
+        "the backend's import, s": figures["import"],
+    }
+    report.tell([line], figures, given.json)
 
 
 if __name__ == "__main__":

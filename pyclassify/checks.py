@@ -1,4 +1,4 @@
-"""Whether what a command line asks for is there: devices and checkpoints."""
+"""Whether what a command line asks for can be had: devices, checkpoints, a file to write."""
 
 import re
 from pathlib import Path
@@ -7,8 +7,11 @@ from typing import Any
 from lightning.pytorch.accelerators import CUDAAccelerator, MPSAccelerator
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
+from pyclassify.networks import MODELS
 from pyclassify.tracking.logger import WEIGHTS
 from pyclassify.tracking.masking import mask
+
+TABLES = (".parquet", ".csv")
 
 
 def check_devices(devices: Any, accelerator: str) -> None:
@@ -32,6 +35,28 @@ def check_devices(devices: Any, accelerator: str) -> None:
             f"devices is {devices} and this machine has {gpus} GPUs; give at most as many, or "
             "--accelerator cpu"
         )
+
+
+def check_output(given: str | Path) -> Path:
+    """Refuse a table's name before anything is computed for it.
+
+    Raises:
+        MisconfigurationException: It is of no known format, its folder is missing, or it exists.
+    """
+    path = Path(given).expanduser()
+    if path.suffix not in TABLES:
+        raise MisconfigurationException(
+            f"output is {given}; give a file that ends in {' or '.join(TABLES)}"
+        )
+    if not path.parent.is_dir():
+        raise MisconfigurationException(
+            f"output is {given}, and {path.parent} is no folder; make it"
+        )
+    if path.exists():
+        raise MisconfigurationException(
+            f"output is {given}, which exists; name another file by --output, or remove it"
+        )
+    return path
 
 
 def check_resumable(given: str | Path | None, verb: str) -> None:
@@ -72,15 +97,23 @@ def find_checkpoint(
     Raises:
         MisconfigurationException: None was given, or there is none.
     """
+    predicts = verb == "predict"
     if given is None:
         raise MisconfigurationException(
             f"{verb} scores a trained network; give --ckpt_path, a checkpoint file or a run's id"
+            + (f", or a registered model ({MODELS})" if predicts else "")
         )
     if Path(given).is_file():
         return given
+    if given.startswith("models:") and not predicts:
+        raise MisconfigurationException(
+            f"ckpt_path {given} is a registered model, which only predict takes; give {verb} a "
+            "checkpoint file or a run's id"
+        )
     if not re.fullmatch(r"[0-9a-f]{32}", given):
         raise MisconfigurationException(
             f"ckpt_path {given} is neither a file nor a run's id (32 hexadecimal digits)"
+            + (f" nor a registered model ({MODELS})" if predicts else "")
         )
     import mlflow
 

@@ -1,17 +1,19 @@
 """The command line: where the parts are put together."""
 
 import os
+import re
 import sys
 import time
 import traceback
 from collections.abc import Sequence
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from pkgutil import resolve_name
 
 from pyclassify import seeds
 from pyclassify.options import PLAIN_VERBS, spell_out
-from pyclassify.resume import stop_on_signals, stop_with_parent
+from pyclassify.signals import stop_on_signals, stop_with_parent
 from pyclassify.tracking import run
 
 TURN_SECONDS = 3.0  # that another process may take to run into the same error
@@ -34,18 +36,22 @@ def main(args: Sequence[str] | None = None) -> int:
     if run.adopt() or not run.is_rank_zero():
         stop_with_parent()
     status = "FAILED"
-    with stop_on_signals(on_stop, seeds.PATIENCE if seeds.are_asked_for(given) else 1.0):
+    with stop_on_signals(
+        partial(on_stop, given), seeds.PATIENCE if seeds.are_asked_for(given) else 1.0
+    ):
         try:
             train(given)
             status = "FINISHED"
             return 0
-        except KeyboardInterrupt:
+        except KeyboardInterrupt as stop:
             status = "KILLED"
-            return 1
+            return exit_code(stop)
         except SystemExit as leaving:
-            if isinstance(leaving.__context__, KeyboardInterrupt):  # Lightning's exit on a stop
+            cause = leaving.__context__
+            if isinstance(cause, KeyboardInterrupt):  # Lightning's exit on a stop
                 status = "KILLED"
-            elif leaving.code in (0, None):
+                return exit_code(cause)
+            if leaving.code in (0, None):
                 status = "FINISHED"
             raise
         except Exception as error:
@@ -55,6 +61,11 @@ def main(args: Sequence[str] | None = None) -> int:
             return complain(words, turn=int(not run.is_rank_zero()) + 2 * int(words == LOST))
         finally:
             run.end(status)
+
+
+def exit_code(stop: KeyboardInterrupt) -> int:
+    """75 tells a job's script to have it started again; any other stop is a failure's."""
+    return os.EX_TEMPFAIL if str(stop) == "SIGUSR1" else 1
 
 
 def run_plain(verb: str, given: list[str]) -> int:
@@ -71,10 +82,13 @@ def run_plain(verb: str, given: list[str]) -> int:
         return complain(words)
 
 
-def on_stop(signal_name: str) -> None:
-    """Tell who watches and who looks later that this is no failure."""
+def on_stop(given: list[str], signal_name: str) -> None:
+    """Tell who watches and who looks later that this is no failure, and how to go on."""
     if run.is_rank_zero():
-        complain(f"stopped by {signal_name}")
+        run_id = run.current()
+        goes_on = run_id is not None and not {"fit", "train"}.isdisjoint(given)
+        how = f"; `pyclassify resume {run_id}` goes on with it" if goes_on else ""
+        complain(f"stopped by {signal_name}{how}")
         run.mark("KILLED")
 
 
@@ -85,6 +99,9 @@ def train(given: list[str]) -> None:
         seeds.train(words, count)
         return
     args = spell_out(words)
+    # Pages of 2 MB where the kernel gives them to who asks: AlexNet's gradients are 228 MB, taken
+    # anew each step. torch reads it when it first allocates, which some imports do.
+    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     from pyclassify import training
 
     training.run(args, words)
@@ -103,7 +120,10 @@ def explain(error: BaseException | None) -> str | None:
         ):
             # A data worker's error arrives with its stack trace before it.
             return " ".join(str(error).rsplit("MisconfigurationException: ", 1)[-1].split())
-        if "closed by peer" in str(error) or kind in ("DistBackendError", "DistNetworkError"):
+        if re.search("(closed|reset) by peer", str(error)) or kind in (
+            "DistBackendError",
+            "DistNetworkError",
+        ):
             return LOST
         if str(error).startswith("Error(s) in loading state_dict"):
             detail = str(error).partition("\n")[2].split("\n")[0]

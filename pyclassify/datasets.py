@@ -1,18 +1,20 @@
 """Data sets that hand out bytes: images in memory, and folders of image files."""
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
 import torch
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
-from torchvision.datasets.folder import IMG_EXTENSIONS, has_file_allowed_extension
 
-from pyclassify.transforms import resize
+from pyclassify.decoding import read_image, read_scaled
+from pyclassify.listing import Paths
+from pyclassify.transforms import center_crop, resize
+
+UNREADABLE = -1
 
 
 class ImageTensors(Dataset[tuple[Tensor, Tensor, Tensor]]):
@@ -49,12 +51,20 @@ class ImageFiles(Dataset[tuple[Tensor, int, int]]):
         labels: Their labels, as many.
         size: The side of the squares that are handed out, in pixels.
         index: Which of the files belong to this set; all of them by default.
+        exact: Whether pixels are to the last bit those of the served model.
     """
 
     def __init__(
-        self, files: list[str], labels: list[int], size: int, index: Tensor | None = None
+        self,
+        files: Sequence[str],
+        labels: Sequence[int] | Tensor,
+        size: int,
+        index: Tensor | None = None,
+        exact: bool = True,
     ) -> None:
-        self.files, self.labels, self.size = files, labels, size
+        self.files = files if isinstance(files, Paths) else Paths(files)
+        self.labels = torch.as_tensor(labels)
+        self.size, self.exact = size, exact
         self.index = torch.arange(len(files)) if index is None else index
 
     def __len__(self) -> int:
@@ -62,95 +72,56 @@ class ImageFiles(Dataset[tuple[Tensor, int, int]]):
 
     def __getitem__(self, item: int) -> tuple[Tensor, int, int]:
         index = int(self.index[item])
-        image = read_image(self.files[index])
-        return resize(image[None], self.size)[0], self.labels[index], index
+        file, label = self.files[index], int(self.labels[index])
+        if self.exact:
+            return resize(read_image(file)[None], self.size)[0], label, index
+        return read_scaled(file, self.size), label, index
 
 
-def read_image(path: str) -> Tensor:
-    """Decode an image file, turned as its EXIF orientation says.
+class ScoredFiles(Dataset[tuple[Tensor, int, int]]):
+    """Image files of any size and mode, and no labels.
 
-    Returns:
-        uint8 [3, height, width].
+    An item is the image, whether it is one (0, or `UNREADABLE`), and its place.
 
-    Raises:
-        MisconfigurationException: The file can't be read or is not a whole image.
+    Args:
+        folder: What the files' names are told from.
+        files: The images' paths.
+        size: The side of the squares that are handed out, in pixels; without it, the bytes of the
+            largest square in the middle of each image.
+        skip: Whether a file that does not decode is handed out as a black image.
     """
-    try:
-        with Image.open(path) as image:
-            ImageOps.exif_transpose(image, in_place=True)
-            pixels = np.array(_eight_bits(image).convert("RGB"))
-    except Exception as error:  # a decoder raises whatever a broken file makes it stumble over
-        reason = str(error) or repr(error)
-        raise MisconfigurationException(
-            f"{path} does not decode as an image ({reason}); repair it or remove it"
-        ) from error
-    return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
 
+    def __init__(self, folder: Path, files: list[str], size: int | None, skip: bool = True) -> None:
+        self.folder, self.files, self.size, self.skip = folder, files, size, skip
 
-def _eight_bits(image: Image.Image) -> Image.Image:
-    if image.mode == "F":
-        raise ValueError("pixels are floats of unknown range; save it with 8 or 16 bits")
-    if image.mode.startswith("I"):  # 16 bits a pixel; Pillow would clip them
-        return Image.fromarray((np.asarray(image) / 257).round().clip(0, 255).astype(np.uint8))
-    # Pillow warns of a palette with transparency unless it is looked up first.
-    return image.convert("RGBA") if image.mode == "P" else image
+    def __len__(self) -> int:
+        return len(self.files)
 
+    def __getitem__(self, item: int) -> tuple[Tensor, int, int]:
+        state = 0
+        try:
+            image = read_image(self.files[item])
+        except MisconfigurationException:
+            if not self.skip:
+                raise
+            side = self.size or 8
+            image, state = torch.zeros(3, side, side, dtype=torch.uint8), UNREADABLE
+        if self.size is None:
+            return center_crop(image, min(image.shape[1:])).contiguous(), state, item
+        return resize(image[None], self.size)[0], state, item
 
-def list_classes(folder: Path) -> list[str]:
-    """Name the classes of a folder: its subfolders, sorted, without hidden ones.
+    def names(self) -> list[str]:
+        """The files' names in the folder, in order; what is not UTF-8 in them is escaped."""
+        relative = (os.path.relpath(file, self.folder) for file in self.files)
+        return [os.fsencode(name).decode(errors="backslashreplace") for name in relative]
 
-    Raises:
-        MisconfigurationException: The folder is missing or has no subfolders.
-    """
-    if not folder.is_dir():
-        raise MisconfigurationException(
-            f"{folder} is not a folder; data_path takes a folder with train/<class>/<image> "
-            "(and test/, and val/ or none) in it"
-        )
-    classes = [entry.name for entry in _visible(folder) if entry.is_dir()]
-    if not classes:
-        raise MisconfigurationException(
-            f"{folder} has no folders in it; put the images of each class in a folder of its own, "
-            f"{folder}/<class>/<image>"
-        )
-    return classes
-
-
-def list_images(folder: Path, classes: Sequence[str]) -> tuple[list[str], list[int]]:
-    """List a folder's images by class, in an order that every machine agrees on.
-
-    Raises:
-        MisconfigurationException: There is no image, or a class that is not among `classes`.
-    """
-    unknown = sorted(set(list_classes(folder)) - set(classes))
-    if unknown:
-        raise MisconfigurationException(
-            f"{folder} has the class {unknown[0]!r}, which train/ has not; train/ has "
-            f"{', '.join(classes)}"
-        )
-    files: list[str] = []
-    labels: list[int] = []
-    for label, name in enumerate(classes):
-        if (folder / name).is_dir():
-            files += _walk(folder / name)
-            labels += [label] * (len(files) - len(labels))
-    if not files:
-        raise MisconfigurationException(
-            f"{folder} has no images in its folders; files that end in "
-            f"{', '.join(IMG_EXTENSIONS)} count"
-        )
-    return files, labels
-
-
-def _walk(folder: Path | str) -> Iterator[str]:
-    for entry in _visible(folder):
-        if entry.is_dir():
-            yield from _walk(entry.path)
-        elif has_file_allowed_extension(entry.name, IMG_EXTENSIONS):
-            yield entry.path
-
-
-def _visible(folder: Path | str) -> list[os.DirEntry[str]]:
-    # Hidden: .ipynb_checkpoints with copies of images, macOS's ._name beside each.
-    entries = (entry for entry in os.scandir(folder) if not entry.name.startswith("."))
-    return sorted(entries, key=lambda entry: entry.name)
+    def mean_pixels(self, most: int = 100) -> float:
+        """How many pixels an image has, by the headers of some of the files."""
+        pixels = []
+        for file in self.files[:: -(-len(self.files) // most)]:
+            try:
+                with Image.open(file) as image:
+                    pixels.append(image.width * image.height)
+            except Exception:  # as in `read_image`
+                continue
+        return sum(pixels) / max(len(pixels), 1)

@@ -2,16 +2,23 @@
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from hashlib import sha256
 from pathlib import Path
+from typing import TypeVar
 
 from torch import Tensor
 
+from pyclassify import atomic
+
+_T = TypeVar("_T")
+
 _DIGITS = 32  # MLflow keeps 36
 _AT_ONCE = 1024  # images
+_THREADS = 16
+_FILES_AT_ONCE = 256
 _REMEMBERED = 1000  # digests
 
 
@@ -43,9 +50,8 @@ def digest_files(files: Sequence[str], folder: Path, memory: Path) -> str:
         memory: The file that earlier digests are in; it need not exist.
     """
     looks = sha256()
-    for file in files:
-        stat = os.stat(file)
-        looks.update(f"{os.path.abspath(file)}\0{stat.st_size}\0{stat.st_mtime_ns}\n".encode())
+    for look in _map(_look, files):
+        looks.update(look)
     key = looks.hexdigest()
     known = _recall(memory)
     if key not in known:
@@ -56,14 +62,29 @@ def digest_files(files: Sequence[str], folder: Path, memory: Path) -> str:
 
 def _digest_contents(files: Sequence[str], folder: Path) -> str:
     content = sha256()
-    with ThreadPoolExecutor(min(16, 2 * (os.cpu_count() or 1))) as pool:
-        for file, digest in zip(files, pool.map(_digest_file, files), strict=True):
-            content.update(f"{Path(file).relative_to(folder).as_posix()}\0{digest}\n".encode())
+    for file, digest in zip(files, _map(_digest_file, files), strict=True):
+        content.update(f"{os.path.relpath(file, folder)}\0{digest}\n".encode())
     return content.hexdigest()[:_DIGITS]
 
 
+def _map(look: Callable[[str], _T], files: Sequence[str]) -> Iterator[_T]:
+    # Many at once, as each may wait for a file system that is elsewhere, and some hundreds by each
+    # thread at a time, since to hand over a single file takes as long as to read it.
+    def look_at_all(start: int) -> list[_T]:
+        return [look(file) for file in files[start : start + _FILES_AT_ONCE]]
+
+    with ThreadPoolExecutor(_THREADS) as pool:
+        for looks in pool.map(look_at_all, range(0, len(files), _FILES_AT_ONCE)):
+            yield from looks
+
+
+def _look(file: str) -> bytes:
+    stat = os.stat(file)
+    return f"{os.path.abspath(file)}\0{stat.st_size}\0{stat.st_mtime_ns}\n".encode()
+
+
 def _digest_file(file: str) -> str:
-    with open(file, "rb") as stream:
+    with open(file, "rb", buffering=0) as stream:
         return sha256(stream.read()).hexdigest()
 
 
@@ -79,6 +100,4 @@ def _remember(memory: Path, known: dict[str, str]) -> None:
     # A memory that can't be written costs time, nothing else.
     with suppress(OSError):
         memory.parent.mkdir(parents=True, exist_ok=True)
-        written = memory.with_name(f"{memory.name}.{os.getpid()}")
-        written.write_text(json.dumps(dict([*known.items()][-_REMEMBERED:]), indent=0))
-        written.replace(memory)
+        atomic.write(memory, json.dumps(dict([*known.items()][-_REMEMBERED:]), indent=0))

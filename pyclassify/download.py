@@ -1,6 +1,7 @@
 """torchvision's data sets, fetched whole or not at all."""
 
 import io
+import os
 import socket
 import sys
 import tarfile
@@ -15,7 +16,7 @@ from contextlib import (
 )
 from http.client import HTTPException
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torchvision.datasets
 from filelock import FileLock
@@ -37,6 +38,11 @@ _TROUBLE = (
     tarfile.TarError,
     zlib.error,
 )
+
+
+def user_folder() -> Path:
+    """The cache folder of this project (XDG Base Directory Specification)."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "pyclassify"
 
 
 def fetch(name: str, root: Path, train: bool) -> Any:
@@ -65,6 +71,37 @@ def fetch(name: str, root: Path, train: bool) -> Any:
         _remove_broken(name, root, train)
         rank_zero_info(f"Fetching {name} into {root}")
         return _download(name, root, train)
+
+
+def checksums(name: str, train: bool) -> list[str]:
+    """The MD5 sums by which torchvision knows what a half of a set is read from."""
+    return _files(name, train).sums
+
+
+class _Files(NamedTuple):
+    """The files of a half of a set, by their paths in its folder.
+
+    downloads: with their MD5 sums; sums: of what is read, packed or not; unchecked: what
+    torchvision unpacks and takes as it is.
+    """
+
+    downloads: dict[str, str]
+    sums: list[str]
+    unchecked: list[str]
+
+
+def _files(name: str, train: bool) -> _Files:
+    kind = getattr(torchvision.datasets, name)
+    if name == "SVHN":
+        _, file, md5 = kind.split_list["train" if train else "test"]
+        return _Files({file: md5}, [md5], [])
+    if name.startswith("CIFAR"):
+        files = kind.train_list if train else kind.test_list
+        sums = [*(md5 for _, md5 in files), kind.meta["md5"]]
+        return _Files({kind.filename: kind.tgz_md5}, sums, [])
+    downloads = {f"{name}/raw/{file}": md5 for file, md5 in kind.resources}
+    unpacked = [file.removesuffix(".gz") for file in downloads]
+    return _Files(downloads, [*downloads.values()], unpacked)
 
 
 def _build(name: str, root: Path, train: bool, download: bool = False) -> Any:
@@ -110,16 +147,10 @@ def _remove_broken(name: str, root: Path, train: bool) -> list[str]:
     Returns:
         The names of the downloads removed.
     """
-    kind = getattr(torchvision.datasets, name)
-    if name == "SVHN":
-        _, file, md5 = kind.split_list["train" if train else "test"]
-        downloads = [(root / file, md5)]
-    elif name.startswith("CIFAR"):
-        downloads = [(root / kind.filename, kind.tgz_md5)]
-    else:
-        downloads = [(root / name / "raw" / file, md5) for file, md5 in kind.resources]
-        for path, _ in downloads:
-            path.with_suffix("").unlink(missing_ok=True)
+    files = _files(name, train)
+    for file in files.unchecked:
+        (root / file).unlink(missing_ok=True)
+    downloads = [(root / file, md5) for file, md5 in files.downloads.items()]
     broken = [path for path, md5 in downloads if path.exists() and not check_integrity(path, md5)]
     for path in broken:
         path.unlink()

@@ -1,25 +1,47 @@
 """From a set of images to prepared batches on the device."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
 from typing import Any
 
 import torch
+from lightning.fabric.utilities.seed import pl_worker_init_function
 from lightning.pytorch import LightningDataModule
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torch.utils.data.distributed import DistributedSampler
 
-from pyclassify.datasets import ImageTensors
+from pyclassify.datasets import ImageFiles, ImageTensors
 from pyclassify.digest import digest_tensors
-from pyclassify.transforms import Preprocess, draw
+from pyclassify.signals import outlive_stop
+from pyclassify.transforms import Preprocess
 
 
 class Batch(tuple[Tensor, Tensor]):
     """(images, labels), as any LightningModule unpacks it, and each image's place in its set."""
 
     places: Tensor
+
+
+class Share(DistributedSampler[Any]):
+    """A process's share of a set, which can be gone on with in the middle of an epoch."""
+
+    _first = 0
+
+    @property
+    def can_skip(self) -> bool:
+        """Whether what an image gets is the same though others were not read before it."""
+        return isinstance(self.dataset, ImageTensors | ImageFiles)
+
+    def skip(self, count: int) -> None:
+        """Leave out the first images, once."""
+        self._first = count
+
+    def __iter__(self) -> Iterator[Any]:
+        first, self._first = self._first, 0
+        return islice(super().__iter__(), first, None)
 
 
 class ImageDataModule(LightningDataModule):
@@ -34,6 +56,12 @@ class ImageDataModule(LightningDataModule):
         flip: Whether training mirrors half of the images.
         mean: Each channel's mean, in 0..1, that normalisation takes off.
         std: Each channel's standard deviation that it divides by.
+        pad: How far a crop in training may reach beyond the image, in pixels, into its mirrored
+            edge: the usual 4 where images of 32 pixels are not enlarged.
+        erase: The side of a square that training erases in each image, in pixels: about a quarter
+            of the crop where many epochs would learn the images by heart.
+        color: By how much training changes brightness, contrast and saturation, at most: 0.2 is
+            mild.
     """
 
     train: Dataset[Any]
@@ -49,17 +77,25 @@ class ImageDataModule(LightningDataModule):
         flip: bool = True,
         mean: tuple[float, float, float] = (0.5, 0.5, 0.5),
         std: tuple[float, float, float] = (0.5, 0.5, 0.5),
+        pad: int = 0,
+        erase: int = 0,
+        color: float = 0.0,
     ) -> None:
         super().__init__()
         if batch_size < 1:
             raise MisconfigurationException(f"batch_size is {batch_size}; give 1 or more")
         self.batch_size = batch_size
         self.num_workers = 0  # nothing to gain where images are in memory
-        self.preprocess = Preprocess(resize, crop, flip, mean, std)
+        self.preprocess = Preprocess(resize, crop, flip, mean, std, pad, erase, color)
+        self._shown = {"resize": resize, "crop": crop, "mean": list(mean), "std": list(std)}
 
     @property
     def num_classes(self) -> int:
         return len(self.classes)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint keeps of the data: what other images need to be classified alike."""
+        return {"classes": [str(name) for name in getattr(self, "classes", ())], **self._shown}
 
     def digest(self) -> dict[str, str]:
         """Tell the data by their content: a digest of each set that is in memory."""
@@ -82,10 +118,15 @@ class ImageDataModule(LightningDataModule):
     def predict_dataloader(self) -> DataLoader[Any]:
         return self._loader(self.test)  # Lightning's own sampler repeats no image
 
-    def _share(self, dataset: Dataset[Any], shuffle: bool = False) -> DistributedSampler[Any]:
+    def _hands_out_bytes(self) -> bool:
+        """Whether the network that is at work prepares bytes by itself."""
+        network = self.trainer and self.trainer.lightning_module
+        return getattr(network, "takes_bytes", False)
+
+    def _share(self, dataset: Dataset[Any], shuffle: bool = False) -> Share:
         # One sampler for any number of processes, so that n processes share out the very
         # permutation that one process walks through. Lightning sets its epoch.
-        return DistributedSampler(
+        return Share(
             dataset,
             num_replicas=self.trainer.world_size if self.trainer else 1,
             rank=self.trainer.global_rank if self.trainer else 0,
@@ -94,35 +135,74 @@ class ImageDataModule(LightningDataModule):
         )
 
     def _loader(
-        self, dataset: Dataset[Any], sampler: DistributedSampler[Any] | None = None
+        self,
+        dataset: Dataset[Any],
+        sampler: DistributedSampler[Any] | None = None,
+        batch_size: int | None = None,
+        collate: Callable[[list[Any]], Any] | None = None,
     ) -> DataLoader[Any]:
         return DataLoader(
             dataset,
-            batch_size=self.batch_size,  # by name: Lightning makes the loader anew to predict
+            batch_size=batch_size
+            or self.batch_size,  # by name: Lightning makes the loader anew to predict
             sampler=sampler,
             num_workers=self.num_workers,
             persistent_workers=self.num_workers > 0,
             pin_memory=torch.cuda.is_available(),
-            collate_fn=_as_fetched if isinstance(dataset, ImageTensors) else None,
+            worker_init_fn=_start_worker,
+            collate_fn=_as_fetched if isinstance(dataset, ImageTensors) else collate,
         )
 
     def on_after_batch_transfer(self, batch: Sequence[Tensor], dataloader_idx: int) -> Batch:
         """Prepare (images, labels, index) on the device, with draws of their own in training."""
         images, labels, index = batch
+        if self._hands_out_bytes():
+            mixed = not isinstance(images, Tensor)
+            return _batch(_take_apart(*images) if mixed else images, labels, index)
         draws = None
         if self.trainer is not None and self.trainer.training:
-            draws = draw(run_seed(), self.trainer.current_epoch, index, count=3)
+            draws = self.preprocess.draw(run_seed(), self.trainer.current_epoch, index)
         images = self.preprocess.to(images.device)(images, draws)
         if self.trainer is not None:
             images = self.trainer.precision_plugin.convert_input(images)
-        prepared = Batch((images, labels))
-        prepared.places = index
-        return prepared
+        return _batch(images, labels, index)
+
+
+def _batch(images: Any, labels: Tensor, places: Tensor) -> Batch:
+    batch = Batch((images, labels))
+    batch.places = places
+    return batch
 
 
 def run_seed() -> int:
     """The seed that `seed_everything` was given, 0 without it."""
     return int(os.environ.get("PL_GLOBAL_SEED", "0"))
+
+
+def _start_worker(worker_id: int) -> None:
+    outlive_stop()
+    if os.environ.get("PL_SEED_WORKERS", "0") != "0":  # what Lightning does where nothing is given
+        pl_worker_init_function(worker_id)
+
+
+def keep_sizes(items: list[tuple[Tensor, int, int]]) -> list[Any]:
+    """Make a batch of square images [3, side, side] of different sizes.
+
+    Their pixels become one tensor, as each that a worker hands over takes an open file.
+
+    Returns:
+        (pixels [n], sides), labels and places.
+    """
+    images, labels, places = zip(*items, strict=True)
+    pixels = torch.cat([image.flatten() for image in images])
+    sides = [image.shape[-1] for image in images]
+    return [(pixels, sides), torch.tensor(labels), torch.tensor(places)]
+
+
+def _take_apart(pixels: Tensor, sides: list[int]) -> list[Tensor]:
+    """The images of `keep_sizes`."""
+    each = torch.split(pixels, [3 * side * side for side in sides])
+    return [image.view(3, side, side) for image, side in zip(each, sides, strict=True)]
 
 
 def _as_fetched(batch: Any) -> Any:

@@ -20,8 +20,7 @@ class AlexNet(nn.Module):
 
     def __init__(self, num_classes: int = 10, dropout: float = 0.5) -> None:
         super().__init__()
-        if num_classes < 1:
-            raise ValueError(f"num_classes is {num_classes}; give the number of classes, 1 or more")
+        check_num_classes(num_classes)
         self.num_classes = num_classes
         self.features = nn.Sequential(
             nn.Conv2d(3, 64, kernel_size=11, stride=4, padding=2),
@@ -61,11 +60,29 @@ class AlexNet(nn.Module):
         Raises:
             ValueError: An image is too small to leave a pixel after the poolings.
         """
-        height, width = images.shape[-2:]
-        if height < self.MIN_SIZE or width < self.MIN_SIZE:
-            raise ValueError(
-                f"AlexNet was given images of {height}x{width} pixels and takes "
-                f"{self.MIN_SIZE}x{self.MIN_SIZE} or more; enlarge them (the data modules do it "
-                "by resize and crop)"
-            )
+        check_size(self, images, self.MIN_SIZE)
         return self.classifier(torch.flatten(self.avgpool(self.features(images)), 1))
+
+
+def check_num_classes(num_classes: int) -> None:
+    """Refuse a network without classes.
+
+    Raises:
+        ValueError: There are fewer than 1.
+    """
+    if num_classes < 1:
+        raise ValueError(f"num_classes is {num_classes}; give the number of classes, 1 or more")
+
+
+def check_size(network: nn.Module, images: torch.Tensor, least: int) -> None:
+    """Refuse images [..., height, width] that leave no pixel after a network's poolings.
+
+    Raises:
+        ValueError: They are smaller than `least` pixels.
+    """
+    height, width = images.shape[-2:]
+    if height < least or width < least:
+        raise ValueError(
+            f"{type(network).__name__} was given images of {height}x{width} pixels and takes "
+            f"{least}x{least} or more; enlarge them (the data modules do it by resize and crop)"
+        )

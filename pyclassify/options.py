@@ -16,8 +16,12 @@ VERBS = ("train", "fit", "validate", "test", "predict", "prepare")
 # imported only when asked for.
 PLAIN_VERBS = {
     "compare": "pyclassify.tracking.compare:main",
+    "promote": "pyclassify.registry.promotion:promote",
     "rerun": "pyclassify.rerun:rerun",
+    "resume": "pyclassify.resumption:resume",
+    "rollback": "pyclassify.registry.promotion:rollback",
     "slurm": "pyclassify.slurm.verbs:main",
+    "sync": "pyclassify.tracking.spool.sync:main",
 }
 
 SHORT_OPTIONS = {
@@ -25,11 +29,14 @@ SHORT_OPTIONS = {
     "batch_size": "data.batch_size",
     "data_path": "data.data_path",
     "devices": "trainer.devices",
+    "freeze": "model.freeze",
     "learning_rate": "model.learning_rate",
     "max_epochs": "trainer.max_epochs",
     "num_nodes": "trainer.num_nodes",
     "precision": "trainer.precision",
+    "register": "register.name",
     "seed": "seed_everything",
+    "weights": "model.weights",
 }
 
 DEFAULT_PARTS = {

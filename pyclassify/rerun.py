@@ -17,8 +17,8 @@ from typing import Any
 
 import yaml
 
-from pyclassify.restore import PATHS, find_code, make_absolute, prepare
-from pyclassify.resume import STOP_SIGNALS, raise_on_stop, wait_for
+from pyclassify.restore import PATHS, find_code, locate, prepare
+from pyclassify.signals import STOP_SIGNALS, raise_on_stop, wait_for
 from pyclassify.tracking import capsule, likeness
 from pyclassify.tracking.dataset import OVERRIDDEN, SOURCE_RUN
 from pyclassify.tracking.masking import mask_command
@@ -56,7 +56,9 @@ def rerun(given: list[str]) -> int:
     with stoppable(), tempfile.TemporaryDirectory(prefix="pyclassify-rerun-") as folder:
         kept = fetch(client, run_id, Path(folder))
         facts = json.loads((kept / "capsule.json").read_text())
-        config = prepare(kept, facts, options)
+        config = prepare(kept, facts, options, saves_in=Path.cwd())
+        if "register" in config:  # a repetition is no other network, to be judged anew
+            config["register"]["name"] = None
         (Path(folder) / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
         root, code = find_code(kept, facts["git"], run_id)
         command = [facts["verb"], "--config", f"{folder}/config.yaml", *options]
@@ -90,11 +92,12 @@ def read_options(given: list[str]) -> tuple[str, list[str]]:
                 "rerun takes the configuration that the run had; give what shall differ as "
                 "options, --max_epochs 3"
             )
-        if name.split(".")[-1].removeprefix("--") in PATHS:
+        last = name.split(".")[-1].removeprefix("--")
+        if last in PATHS:
             if equals:
-                options[place] = f"{name}={make_absolute(value, Path.cwd())}"
+                options[place] = f"{name}={locate(last, value, Path.cwd())}"
             elif place + 1 < len(options):
-                options[place + 1] = make_absolute(options[place + 1], Path.cwd())
+                options[place + 1] = locate(last, options[place + 1], Path.cwd())
     return ids[0], options
 
 

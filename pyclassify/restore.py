@@ -2,6 +2,7 @@
 
 import os
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,32 +15,36 @@ from pyclassify.tracking.masking import MASK
 from pyclassify.tracking.repository import Code
 
 # Settings that are paths, and count from where a person typed them.
-PATHS = ("data_path", "ckpt_path")
+PATHS = ("data_path", "ckpt_path", "weights")
 
 
-def prepare(kept: Path, facts: dict[str, Any], options: list[str]) -> dict[str, Any]:
+def prepare(
+    kept: Path, facts: dict[str, Any], options: list[str], saves_in: Path
+) -> dict[str, Any]:
     """Make the configuration one that another folder can use.
+
+    Args:
+        kept: The folder of the capsule.
+        facts: Those of its capsule.json.
+        options: What is given on the command line beside it.
+        saves_in: The folder that a relative `save_dir` counts from.
 
     Raises:
         ValueError: A setting was masked, and no option gives it.
     """
     config = yaml.safe_load((kept / "config.yaml").read_text())
-    loggers = config["trainer"]["logger"]
-    for logger in loggers if isinstance(loggers, list) else [loggers]:
-        if isinstance(logger, dict) and "save_dir" in logger.get("init_args", {}):
-            arguments = logger["init_args"]
-            arguments["save_dir"] = make_absolute(arguments["save_dir"], Path.cwd())
-            # The run is made already, where the runs are.
-            taken = arguments.keys() & {"tracking_uri", "experiment_name", "run_name"}
-            arguments.update(dict.fromkeys(taken))
+    for arguments in saving_loggers(config):
+        arguments["save_dir"] = make_absolute(arguments["save_dir"], saves_in)
+        # The run is made already, where the runs are.
+        taken = arguments.keys() & {"tracking_uri", "experiment_name", "run_name"}
+        arguments.update(dict.fromkeys(taken))
     if (given := _given_checkpoint(facts["command"])) is not None:
         config["ckpt_path"] = given  # a run's id, of which the configuration has a copy's path
-    for part in (config, (config.get("data") or {}).get("init_args") or {}):
-        for name in PATHS:
-            if part.get(name):
-                part[name] = make_absolute(part[name], Path(facts["started_in"]))
-    chosen = {option.partition("=")[0].removeprefix("--") for option in options}
-    chosen = {SHORT_OPTIONS.get(name, name).replace(".init_args", "") for name in chosen}
+    data, model = ((config.get(part) or {}).get("init_args") or {} for part in ("data", "model"))
+    for name, part in zip(PATHS, (data, config, model), strict=True):
+        if isinstance(part.get(name), str):
+            part[name] = locate(name, part[name], Path(facts["started_in"]))
+    chosen = {spell_name(option) for option in options}
     for name, value in likeness.settings(config):
         if MASK in value and name not in chosen:
             raise ValueError(
@@ -49,23 +54,46 @@ def prepare(kept: Path, facts: dict[str, Any], options: list[str]) -> dict[str, 
     return config
 
 
-def find_code(kept: Path, known: dict[str, Any], run_id: str) -> tuple[Path, Code]:
+def saving_loggers(config: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """The arguments of those loggers in a configuration that have a folder to save in."""
+    loggers = config["trainer"]["logger"]
+    for logger in loggers if isinstance(loggers, list) else [loggers]:
+        arguments = isinstance(logger, dict) and logger.get("init_args")
+        if arguments and "save_dir" in arguments:
+            yield arguments
+
+
+def spell_name(option: str) -> str:
+    """The dotted name of the setting that a word of the command line sets."""
+    name = option.partition("=")[0].removeprefix("--")
+    return SHORT_OPTIONS.get(name, name).replace(".init_args", "")
+
+
+def find_code(
+    kept: Path, known: dict[str, Any], run_id: str, folder: Path | None = None
+) -> tuple[Path, Code]:
     """Find the repository that has a run's commit.
 
+    Args:
+        kept: The folder of the run's capsule.
+        known: What its capsule.json has of git.
+        run_id: The run.
+        folder: Where to look; this process's own folder without it.
+
     Raises:
-        ValueError: The run had none, or this folder is in no repository that has it.
+        ValueError: The run had none, or the folder is in no repository that has it.
     """
+    folder = folder or Path.cwd()
     if "missing" in known:
         raise ValueError(
             f"run {run_id} can't be made again, as its code was in no commit ({known['missing']}); "
             "its artifact config.yaml, given by --config, makes it again with the code of today"
         )
-    root = find_root(Path.cwd())
+    root = find_root(folder)
     commit = known["commit"]
     if root is None:
         raise ValueError(
-            f"{Path.cwd()} is in no git repository; go into the one that has the run's commit "
-            f"{commit}"
+            f"{folder} is in no git repository; go into the one that has the run's commit {commit}"
         )
     try:
         git(root, "cat-file", "-e", f"{commit}^{{commit}}")
@@ -87,8 +115,20 @@ def _given_checkpoint(command: list[str]) -> str | None:
     return None
 
 
+def locate(name: str, value: str, start: Path) -> str:
+    """Make the path that a setting has absolute; a model of another's may take `weights` by a word.
+
+    Args:
+        name: One of PATHS.
+        value: The path.
+        start: What it counts from.
+    """
+    path = make_absolute(value, start)
+    return value if name == "weights" and not os.path.exists(path) else path
+
+
 def make_absolute(path: str, start: Path) -> str:
     """Make a path absolute, unless it is an address, a run's id or one of Lightning's words."""
-    if "://" in path or re.fullmatch(r"[0-9a-f]{32}|best|last|hpc|registry.*", path):
+    if re.match(r"\w+:/", path) or re.fullmatch(r"[0-9a-f]{32}|best|last|hpc|registry.*", path):
         return path
     return os.path.abspath(start / Path(path).expanduser())

@@ -3,6 +3,9 @@
 They are trained one after another, each by a process of its own, as runs under one parent run. No
 torch here. Of processes that a launcher started (srun, torchrun) each starts its own share of every
 training, and only the first of them makes runs.
+
+Started again under the same parent run, they go on where they were: a seed that finished is left,
+one that was stopped goes on, and one that is missing is trained.
 """
 
 import os
@@ -10,17 +13,19 @@ import re
 import signal
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
+from pyclassify import announcement
 from pyclassify.options import FLAGS, VERBS, settings, spell_out, split_words
-from pyclassify.resume import wait_for
+from pyclassify.signals import wait_for
 from pyclassify.tracking import run
 
 SEED_OPTIONS = ("--seed", "--seed_everything")
 
-# On a stop a process waits for its child, which may take `resume.GRACE_SECONDS` twice, and tells
-# how it ended.
-PATIENCE = 5.0
+# On a stop a process waits for its child, which may have a checkpoint to write before it leaves,
+# and ends by itself where it hangs.
+PATIENCE = 60.0
 
 LOWEST_PORT, PORTS, APART = 10_000, 20_000, 997  # below those that a system gives out by itself
 
@@ -104,16 +109,25 @@ def train(words: list[str], count: int) -> None:
             f"trainer.logger is false and seeds is {count}: what the seeds come to is told by "
             "their runs; leave it out"
         )
-    parent = None
+    if os.environ.get("MLFLOW_TRACKING_URI", "").startswith("spool:"):
+        raise ValueError(
+            f"seeds is {count} and this process can't reach the tracking server, which makes their "
+            "runs; train one seed a job, or have the nodes reach the server"
+        )
+    parent, given = None, os.environ.get("MLFLOW_RUN_ID")  # which MLflow takes out of it
     if run.is_rank_zero():
         from pyclassify.tracking.parent import Parent
 
         parent = Parent(seeds, chosen)
     failed: list[int] = []
     try:
-        for place, seed in enumerate(seeds):
+        for place in choose_places(parent, given, chosen, count):
+            seed = seeds[place]
             command = [*leave_out(words, *SEED_OPTIONS), "--seed", str(seed)]
-            if train_one(command, place, parent) != 0:
+            code = train_one(command, place, parent)
+            if code == os.EX_TEMPFAIL:  # it has saved and left, to go on later
+                raise KeyboardInterrupt("SIGUSR1")
+            if code != 0:
                 failed.append(seed)
                 if place == 0 and parent and is_alone() and parent.has_learnt_nothing():
                     raise ChildProcessError(
@@ -127,6 +141,28 @@ def train(words: list[str], count: int) -> None:
     if failed and parent:
         which = f"seed{'s' if len(failed) > 1 else ''} {', '.join(map(str, failed))}"
         raise ChildProcessError(f"{which} of {count} failed; see what is said of each above")
+
+
+def choose_places(parent: Any, run_id: str | None, chosen: dict[str, Any], count: int) -> list[int]:
+    """List which of the seeds are to be trained: all, but for those that have finished before.
+
+    Args:
+        parent: The parent run, in the process that makes runs; the others hear of it.
+        run_id: Its id, where it was there before.
+        chosen: What options and configuration files set.
+        count: How many seeds there are.
+    """
+    if run_id is None:  # a new run, under which there is none
+        return [*range(count)]
+    if is_alone():
+        return parent.unfinished() if parent else [*range(count)]
+    from pyclassify.tracking.spread import find_logger
+
+    folder = Path(find_logger(chosen).get("save_dir") or "runs", "seeds", run_id)
+    if parent:
+        announcement.tell(folder, parent.unfinished())
+    places: list[int] = announcement.hear(folder)
+    return places
 
 
 def train_one(command: list[str], place: int, parent: Any) -> int:

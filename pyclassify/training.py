@@ -18,9 +18,24 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only, rank_zero_warn
 
 # Imported so that their bare names can be given to --model and --data.
 from pyclassify import datamodule, module  # noqa: F401
-from pyclassify.checks import check_devices, check_resumable, check_seed, find_checkpoint
-from pyclassify.options import PLAIN_VERBS, SHORT_OPTIONS, VERBS, settings
-from pyclassify.summary import summarise
+from pyclassify.alike import show_alike
+from pyclassify.checkpoints import read_data_state
+from pyclassify.checks import (
+    check_devices,
+    check_output,
+    check_resumable,
+    check_seed,
+    find_checkpoint,
+)
+from pyclassify.finetuning import learning
+from pyclassify.helptext import TITLES, parser_options
+from pyclassify.networks import find_network, find_program, is_registered
+from pyclassify.optimization import WarmupCosine, count_steps, spare_biases
+from pyclassify.options import UNSET, settings
+from pyclassify.registry.registration import RegisterModel
+from pyclassify.resume import Resume
+from pyclassify.scoring import WriteTable
+from pyclassify.summary import summarise, summarise_table
 from pyclassify.tracking.describe import DescribeRun
 from pyclassify.tracking.metrics import RunMetrics
 from pyclassify.tracking.predictions import KeepPredictions
@@ -28,26 +43,15 @@ from pyclassify.tracking.record import RecordConfig
 from pyclassify.trainer import BestCheckpoint, LaunchCheck, Trainer
 from pyclassify.wording import explain
 
-DESCRIPTION = "Train any network on any images as one MLflow run."
-EPILOG = "Short options: " + ", ".join(
-    f"--{short} for --{full}" for short, full in SHORT_OPTIONS.items()
-)
-EPILOG += (
-    "; --learning_rate is --optimizer.lr where an optimizer is named. "
-    "--seeds N trains with N seeds, from --seed on, and one run above theirs has the means. "
-    "--model.help and --data.help show the options that the network and the data have."
-)
-MORE_VERBS = "More verbs, for runs that there are: " + ", ".join(PLAIN_VERBS)
-
-# The headings of the help, where the docstrings of Lightning and torch are for other readers.
-TITLES = {
-    "trainer": "How to train",
-    "model": "What to train",
-    "data": "What to train it on",
-    "checkpoint": "Which weights to keep",
-    "optimizer": "The optimizer, in place of the model's own",
-    "lr_scheduler": "Its learning rate's schedule",
+EXAMPLES = {
+    "trainer": "max_epochs",
+    "checkpoint": "monitor",
+    "resume": "every_minutes",
+    "register": "name",
 }
+
+RUN_LOGGER = "pyclassify.tracking.logger.RunLogger"
+EXPORTED = "pyclassify.exported.ExportedClassifier"
 
 # What `prepare` runs with: a login node has none of the devices that the data is for.
 ANYWHERE = {
@@ -77,10 +81,13 @@ class Cli(LightningCLI):
             "train": {"model", "datamodule"},
             "prepare": {"model", "datamodule"},
             **LightningCLI.subcommands(),
+            "predict": {"model", "dataloaders", "datamodule", "return_predictions"},
         }
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_lightning_class_args(BestCheckpoint, "checkpoint")
+        parser.add_lightning_class_args(Resume, "resume")
+        parser.add_lightning_class_args(RegisterModel, "register")
         parser.add_optimizer_args()
         parser.add_lr_scheduler_args()
         parser.link_arguments(
@@ -92,34 +99,59 @@ class Cli(LightningCLI):
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         self.given = dict(settings(args))
         self.scored: str | None = None
+        self.found: str | None = None
         try:
             self.config = parser.parse_args(args)
         except ArgumentError as error:
-            verb = self._subcommand_parsers.get(args[0], parser)
-            raise MisconfigurationException(
-                explain(str(error), list(verb.get_defaults().keys()))
-            ) from None
+            raise self._reword(error, parser, args[0]) from None
         chosen = self.config[self.config.subcommand]
-        for key in ("trainer", "checkpoint"):
+        for key in EXAMPLES:
             if not isinstance(chosen[key], Namespace):
                 raise MisconfigurationException(
                     f"{key} is {chosen[key]!r}; it takes settings of its own, such as "
-                    f"{key}.{'max_epochs' if key == 'trainer' else 'monitor'}"
+                    f"{key}.{EXAMPLES[key]}"
                 )
         if chosen.trainer.enable_checkpointing is False:
-            self._subcommand_parsers[self.config.subcommand].callback_keys.remove("checkpoint")
+            self._subcommand_parsers[self.config.subcommand].callback_keys[:] = ["register"]
         if self.config.subcommand == "prepare":
             for key, value in ANYWHERE.items():
                 chosen.trainer[key] = value
         check_devices(chosen.trainer.devices, chosen.trainer.accelerator)
         check_seed(chosen.seed_everything)
         if self.config.subcommand in ("validate", "test", "predict"):
-            self.scored = chosen.ckpt_path
-            self.found = chosen.ckpt_path = find_checkpoint(
-                chosen.ckpt_path, self.config.subcommand, self.downloads, _tracking_uri(chosen)
-            )
+            self._find_scored(parser, self.config.subcommand, chosen)
         elif self.config.subcommand != "prepare":
             check_resumable(chosen.ckpt_path, self.config.subcommand)
+
+    def _reword(
+        self, error: ArgumentError, parser: LightningArgumentParser, verb: str
+    ) -> MisconfigurationException:
+        keys = self._subcommand_parsers.get(verb, parser).get_defaults().keys()
+        return MisconfigurationException(explain(str(error), list(keys)))
+
+    def _find_scored(self, parser: LightningArgumentParser, verb: str, chosen: Namespace) -> None:
+        """Find the checkpoint or the model that is to be scored, and which network it is of."""
+        if verb == "predict" and chosen.output is not None:
+            check_output(chosen.output)
+        self.scored, uri = chosen.ckpt_path, _tracking_uri(chosen)
+        network: dict[str, Any] = {}
+        if is_registered(self.scored, verb):
+            program = find_program(str(self.scored), self.downloads, uri)
+            network = {"class_path": EXPORTED, "init_args": {"program": program}}
+        else:
+            self.found = find_checkpoint(self.scored, verb, self.downloads, uri)
+            if verb == "predict" and self.found != self.scored and not self._names_network():
+                network = find_network(str(self.scored), self.downloads, uri)
+        chosen.ckpt_path = self.found
+        if network:
+            try:
+                self.config = parser.parse_object({verb: {"model": network}}, self.config)
+            except ArgumentError as error:
+                raise self._reword(error, parser, verb) from None
+
+    def _names_network(self) -> bool:
+        command = dict(settings(self.save_config_kwargs["command"]))
+        return any(name.partition(".")[0] == "model" for name in command)
 
     def _parse_ckpt_path(self) -> None:
         path = self.config[self.config.subcommand].get("ckpt_path")
@@ -129,6 +161,12 @@ class Cli(LightningCLI):
             raise MisconfigurationException(
                 f"ckpt_path {path} is no checkpoint; give a file that a run saved, or a run's id"
             ) from error
+        if self.config.subcommand == "predict":
+            chosen = self.config.predict
+            if path is not None:
+                show_alike(chosen, read_data_state(path), self.given)
+            if "MLFLOW_RUN_ID" not in os.environ and _is_run_logger(chosen.trainer.logger):
+                chosen.trainer.logger = False  # to score images makes no run
 
     def before_instantiate_classes(self) -> None:
         if self.scored is not None:
@@ -139,6 +177,19 @@ class Cli(LightningCLI):
         kwargs = super()._prepare_subcommand_kwargs(subcommand)
         return kwargs if self.scored is None else {**kwargs, "ckpt_path": self.found}
 
+    @staticmethod
+    def configure_optimizers(
+        lightning_module: pl.LightningModule, optimizer: Any, lr_scheduler: Any = None
+    ) -> Any:
+        """Leave out of a named optimizer, which LightningCLI makes of all, what does not learn."""
+        for group in optimizer.param_groups:
+            group["params"][:] = learning(group["params"])
+        if not getattr(lightning_module, "decay_biases", True):
+            spare_biases(optimizer, lr_scheduler)
+        if isinstance(lr_scheduler, WarmupCosine):
+            return lr_scheduler.configure(count_steps(lightning_module.trainer))
+        return LightningCLI.configure_optimizers(lightning_module, optimizer, lr_scheduler)
+
     def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
         try:
             return super().instantiate_trainer(**kwargs)
@@ -146,6 +197,8 @@ class Cli(LightningCLI):
             raise MisconfigurationException(f"the trainer can't be made: {error}") from error
 
     def after_instantiate_classes(self) -> None:
+        if self.given.get("model.freeze") not in UNSET:  # of parts that are meant to be so
+            warnings.filterwarnings("ignore", message=r"Found \d+ module\(s\) in eval mode")
         given = self.given.get("model.num_classes")
         number = getattr(self.datamodule, "num_classes", given)
         if given is not None and str(given) != str(number):
@@ -172,6 +225,12 @@ class Cli(LightningCLI):
     after_train = after_test
 
     @rank_zero_only
+    def after_predict(self) -> None:
+        for each in self.trainer.callbacks:  # type: ignore[attr-defined]
+            if isinstance(each, WriteTable) and each.count:
+                summarise_table(each)
+
+    @rank_zero_only
     def after_prepare(self) -> None:
         sys.stdout.write("The data is in place; next: pyclassify train\n")
 
@@ -184,6 +243,10 @@ def _tracking_uri(chosen: Namespace) -> str | None:
     return logger.get("init_args.tracking_uri") if isinstance(logger, Namespace) else None
 
 
+def _is_run_logger(logger: Any) -> bool:
+    return isinstance(logger, Namespace) and logger.class_path == RUN_LOGGER
+
+
 def run(args: list[str], given: list[str] | None = None) -> None:
     """Run a training verb.
 
@@ -192,7 +255,6 @@ def run(args: list[str], given: list[str] | None = None) -> None:
         given: The same as they were given, for the record.
     """
     quieten()
-    strict = {"exit_on_error": False, "allow_abbrev": False}
     with tempfile.TemporaryDirectory() as downloads:
         Cli(
             downloads,
@@ -202,7 +264,7 @@ def run(args: list[str], given: list[str] | None = None) -> None:
             save_config_kwargs={"save_to_log_dir": False, "command": given or args},
             trainer_class=Trainer,
             trainer_defaults={
-                "logger": {"class_path": "pyclassify.tracking.logger.RunLogger"},
+                "logger": {"class_path": RUN_LOGGER},
                 "callbacks": [LaunchCheck(), KeepPredictions(), RunMetrics(), DescribeRun()],
                 "devices": 1,
                 "max_epochs": 10,
@@ -211,20 +273,7 @@ def run(args: list[str], given: list[str] | None = None) -> None:
             seed_everything_default=0,
             subclass_mode_model=True,
             subclass_mode_data=True,
-            parser_kwargs={
-                "prog": "pyclassify",
-                "description": DESCRIPTION,
-                "epilog": f"{MORE_VERBS}; each has a --help of its own.",
-                **strict,
-                **{
-                    verb: {
-                        "usage": f"pyclassify {verb} [--config FILE] [--OPTION VALUE ...]",
-                        "epilog": EPILOG,
-                        **strict,
-                    }
-                    for verb in VERBS
-                },
-            },
+            parser_kwargs=parser_options(),
             args=args,
         )
 
@@ -233,7 +282,10 @@ def quieten() -> None:
     """Drop what says nothing to a user: advertisements, and notes to Lightning's developers."""
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(_is_no_advertisement)
+    logging.getLogger("mlflow.pyfunc").setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", module=r"lightning\.pytorch\.utilities\._pytree")
+    # Such as each run has that goes on where it was stopped.
+    warnings.filterwarnings("ignore", message=r"Checkpoint directory .* exists and is not empty")
     warnings.filterwarnings("ignore", message=r".*configure_optimizers` will be overridden by")
 
 

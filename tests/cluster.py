@@ -113,12 +113,18 @@ class Cluster:
         return self.run("sacct", "-XPn", f"--jobs={job}", f"--format={','.join(fields)}")
 
     def wait_for(self, job, *states, seconds=30):
+        """Wait for one of the states; where it is an end, until accounting knows of it too."""
         end = time.monotonic() + seconds
-        while (state := self.state(job)) not in states:
+        while (state := self.state(job)) not in states or self._is_told_later(job, state):
             if time.monotonic() > end:
                 raise RuntimeError(f"job {job} is {state} after {seconds} s, not {states}")
             time.sleep(0.1)
         return state
+
+    def _is_told_later(self, job, state):
+        # The controller tells accounting in batches, so that sacct may be behind for a second.
+        going = ("COMPLETING", "CONFIGURING", "PENDING", "RUNNING", "SUSPENDED")
+        return state not in going and self.accounting(job, "state").startswith(going)
 
     @contextlib.contextmanager
     def controller_down(self):

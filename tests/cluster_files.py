@@ -61,6 +61,10 @@ NodeName=DEFAULT CPUs=32 RealMemory=128000 Gres=gpu:{gpus}
 NodeName=n1 NodeHostname={host} NodeAddr=127.0.0.1 Port={n1}
 NodeName=n2 NodeHostname={host} NodeAddr=127.0.0.1 Port={n2}
 PartitionName=main Nodes=ALL Default=YES MaxTime=60 DefMemPerCPU=1000
+# Whose jobs make room for those of main, a second after they are told.
+PreemptType=preempt/partition_prio
+PreemptMode=REQUEUE
+PartitionName=low Nodes=ALL MaxTime=60 DefMemPerCPU=1000 PriorityTier=0 GraceTime=1
 """
 
 SLURMDBD = """\

@@ -5,11 +5,22 @@ import os
 import shutil
 from types import SimpleNamespace
 
+# Before torch is imported, and for all that tests start: many processes at once, whose threads
+# would wait for each other's cores.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import mlflow
 import pytest
+import requests
 import required
+import service_parts
+import service_proxy
 import slurm_runs
+import spooled
 from cluster import Cluster, missing
+from service_parts import ADMIN
+from sqlalchemy import event
+from sqlalchemy.engine import Engine
 
 # Imported before a test is captured: Lightning logs for good to the stderr that it is born with.
 from pyclassify import training  # noqa: F401
@@ -55,6 +66,41 @@ def cli(empty_store, tmp_path, monkeypatch, capsys):
     mlflow.set_tracking_uri(None)
 
 
+@pytest.fixture(scope="module")
+def registry_store(empty_store, tmp_path_factory):
+    """A store that the tests of a file share: to open it takes longer than most of them."""
+    folder = tmp_path_factory.mktemp("registry")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{shutil.copy(empty_store, folder)}")
+        patch.setenv("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+        patch.delenv("MLFLOW_RUN_ID", raising=False)
+        event.listen(Engine, "connect", _hurry)
+        yield
+        event.remove(Engine, "connect", _hurry)
+    mlflow.set_tracking_uri(None)
+
+
+def _hurry(connection, _):
+    """Let SQLite wait for no disk: a judgement is fifty transactions."""
+    connection.execute("PRAGMA synchronous = OFF")
+
+
+@pytest.fixture
+def registry(registry_store):
+    """A client of a store without registered models."""
+    client = mlflow.MlflowClient()
+    yield client
+    for model in client.search_registered_models():
+        client.delete_registered_model(model.name)
+
+
+@pytest.fixture
+def spool(empty_store, tmp_path):
+    """A run in a store of its own, and its spool: see `spooled.a_run`."""
+    with spooled.a_run(empty_store, tmp_path) as made:
+        yield made
+
+
 @pytest.fixture
 def write_capsule(tmp_path, monkeypatch):
     """Write the capsule of a run that starts in a folder; its folder and capsule.json."""
@@ -88,3 +134,39 @@ def slurm(cluster, empty_store, tmp_path, monkeypatch):
     slurm_runs.enter(monkeypatch, cluster, empty_store, tmp_path)
     yield cluster
     mlflow.set_tracking_uri(None)
+    cluster.run("scancel", "--user=root")  # what still waits or runs would be in others' way
+
+
+@pytest.fixture(scope="session")
+def service():
+    """The group's service of docs/service.md, started for the first test that asks for it."""
+    if reason := service_parts.missing():
+        required.lack(reason)
+    service = service_parts.Service()
+    try:
+        service.start()
+        yield service
+    finally:
+        service.stop()
+
+
+@pytest.fixture(scope="session")
+def proxy(service):
+    """nginx before the service: what users reach."""
+    required.program("nginx", path=service_parts.PATH)
+    proxy = service_proxy.Proxy(service)
+    proxy.start()
+    return proxy
+
+
+@pytest.fixture(scope="session")
+def people(service):
+    """The names and the passwords of Ada, whom the page's command made, and Bob."""
+    accounts = {name: (name, f"the password of {name}") for name in ("ada", "bob")}
+    user, password = accounts["ada"]
+    service.as_admin("account", WHO=user, SECRET=password)
+    user, password = accounts["bob"]
+    asked = {"username": user, "password": password}
+    made = requests.post(f"{service.uri}/api/2.0/mlflow/users/create", json=asked, auth=ADMIN)
+    made.raise_for_status()
+    return accounts

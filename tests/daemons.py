@@ -39,6 +39,14 @@ class Daemons:
                 stderr=subprocess.STDOUT,
             )
 
+    def run(self, *command, input="", **more):
+        """Run a program to its end, with more in its environment; returns its output."""
+        env = {**self.env, **more}
+        ended = subprocess.run(command, env=env, input=input, capture_output=True, text=True)
+        if ended.returncode:
+            raise RuntimeError(f"{' '.join(command)}: {ended.stdout}{ended.stderr}")
+        return ended.stdout.strip()
+
     def output(self, name):
         return self.folder / f"{name}.out"
 

@@ -62,14 +62,21 @@ def start(way, folder, client):
     python = [sys.executable]
     if "--devices" in WAYS[way]:
         python += [*TORCHRUN, sys.executable]
+    words = [*TRAIN.split(), *WAYS[way].split()]
+    return spawn([*python, "-m", "pyclassify", *words], folder, client)
+
+
+def spawn(command, folder, client, **variables):
+    """Start a command in a folder, whose runs are in a client's store."""
     return subprocess.Popen(
-        [*python, "-m", "pyclassify", *TRAIN.split(), *WAYS[way].split()],
+        command,
         cwd=folder,
         env={
             **os.environ,
             "MLFLOW_TRACKING_URI": client.tracking_uri,
             "MLFLOW_EXPERIMENT_NAME": "tested",
             "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}",
+            **variables,
         },
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,

@@ -7,9 +7,11 @@ from pathlib import Path
 import mnist
 import numpy as np
 import pytest
+import tuned
 import yaml
 from command_lines import QUIET
 from PIL import Image
+from torchvision.models import alexnet
 
 ROOT = Path(__file__).parents[1]
 RECIPES = sorted((ROOT / "configs").glob("*.yaml"), key=lambda recipe: recipe.name)
@@ -47,7 +49,11 @@ def test_recipe_is_a_short_commented_list_of_overrides(recipe):
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda recipe: recipe.name)
 def test_recipe_takes_a_step_and_is_tested(recipe, cli, tmp_path, monkeypatch):
+    # Of 244 MB, one number for each tensor.
+    tuned.write(tmp_path / "w.pth", tuned.spread(alexnet))
     sizes = {
+        "finetune-alexnet.yaml": f"--data_path {tmp_path}/data --data.val_size=10 --weights=w.pth "
+        "--data.resize=64 --data.crop=64",
         "synthetic.yaml": "--data.train_size=32 --data.val_size=20 --data.test_size=20",
         "image-folder.yaml": f"--data_path {tmp_path}/data",
     }

@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader
 
 from pyclassify.datamodule import SyntheticDataModule
 from pyclassify.module import Classifier
-from pyclassify.resume import stop_with_parent
+from pyclassify.signals import stop_with_parent
 
 ROOT = Path(__file__).parents[1]
 BATCH = 64  # in all processes

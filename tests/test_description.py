@@ -43,6 +43,14 @@ def test_run_without_a_test_says_what_it_has(metrics, first):
     assert tell_results(metrics, None, 0).split("\n\n")[0] == first
 
 
+def test_accuracy_with_mirror_images_is_told_apart():
+    told = tell_results({"test_flip_accuracy": 0.93, "test_accuracy": 0.92}, None, epochs=0)
+
+    first, rest = told.split("\n\n")
+    assert first == "**Test accuracy 0.9200**"
+    assert rest == "Test accuracy averaged with mirror images 0.9300."
+
+
 def test_best_and_worst_of_many_classes_are_named():
     scores = Scores(list("abcdefgh"), total=[10] * 7 + [0], right=[3, 9, 5, 1, 7, 2, 4, 0])
 

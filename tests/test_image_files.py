@@ -6,7 +6,8 @@ import torch
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from PIL import Image
 
-from pyclassify.datasets import read_image
+from pyclassify.decoding import read_image, read_scaled
+from pyclassify.transforms import resize
 
 ORIENTATION = 0x0112  # the EXIF tag
 NOISE = np.random.default_rng(0).integers(0, 256, (24, 32, 3), dtype=np.uint8)
@@ -53,6 +54,67 @@ def test_any_mode_is_read_as_rgb(image, file, colour, tmp_path):
     assert pixels.shape == (3, 4, 6)
     expected = torch.tensor(colour).view(3, 1, 1)
     assert (pixels - expected).abs().max() <= (4 if file.endswith(("jpg", "webp")) else 0)
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("options", [{"progressive": True, "subsampling": 0}, {}])
+def test_jpeg_that_is_read_quickly_is_a_level_off_at_most(mode, orientation, options, tmp_path):
+    path = str(tmp_path / "turned.jpg")
+    exif = Image.Exif()
+    exif[ORIENTATION] = orientation
+    blocks = Image.fromarray(NOISE).resize((96, 70), Image.Resampling.NEAREST)
+    blocks.convert(mode).save(path, exif=exif, **options)
+
+    quick, exact = read_scaled(path, 40), resize(read_image(path)[None], 40)[0]
+
+    assert quick.shape == exact.shape == (3, 40, 40)
+    assert quick.dtype == exact.dtype
+    assert (quick - exact).abs().max() < 1
+
+
+def test_jpeg_whose_orientation_is_told_in_xmp_alone_is_turned_too(tmp_path):
+    path = str(tmp_path / "turned.jpg")
+    xmp = b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:Description tiff:Orientation="6"/></x:xmpmeta>'
+    Image.fromarray(NOISE).resize((96, 70), Image.Resampling.NEAREST).save(path, xmp=xmp)
+
+    quick, exact = read_scaled(path, 40), resize(read_image(path)[None], 40)[0]
+
+    assert read_image(path).shape == (3, 96, 70)
+    assert (quick - exact).abs().max() < 1
+
+
+def test_jpeg_of_too_many_pixels_is_named(tmp_path, monkeypatch):
+    path = tmp_path / "bomb.jpg"
+    Image.fromarray(NOISE).save(path)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+
+    with pytest.raises(
+        MisconfigurationException, match=f"^{path} does not decode .*decompression bomb"
+    ):
+        read_scaled(str(path), 40)
+
+
+@pytest.mark.parametrize("file", ["photo.png", "photo.webp"])
+def test_image_of_another_format_that_is_scaled_quickly_is_a_level_off_at_most(file, tmp_path):
+    Image.fromarray(NOISE).save(tmp_path / file)
+    path = str(tmp_path / file)
+
+    assert (read_scaled(path, 40) - resize(read_image(path)[None], 40)[0]).abs().max() < 1
+
+
+@pytest.mark.parametrize("kept", [0, 3, 200, -2])
+def test_broken_jpeg_is_refused_in_the_same_words_however_it_is_read(kept, tmp_path):
+    path = tmp_path / "cut.jpg"
+    Image.fromarray(NOISE).save(path)
+    path.write_bytes(path.read_bytes()[:kept])
+    words = []
+    for read in (read_image, lambda path: read_scaled(path, 40)):
+        with pytest.raises(MisconfigurationException, match="does not decode as an im") as caught:
+            read(str(path))
+        words.append(str(caught.value))
+
+    assert words[0] == words[1]
 
 
 def test_16_bits_are_scaled_over_their_whole_range(tmp_path):

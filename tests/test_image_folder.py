@@ -9,6 +9,7 @@ import torch
 from folders import grow
 from lightning.pytorch import seed_everything
 
+from pyclassify import folders
 from pyclassify.datamodule import ImageFolderDataModule
 
 REAL = Path(__file__).parents[2] / "shared/data/cifar10-test-half.tar.xz"
@@ -67,6 +68,27 @@ def test_folder_is_walked_once(tmp_path):
     assert len(data.train) + len(data.val) == 8
 
 
+def test_training_images_are_read_quickly_unless_asked_otherwise(tmp_path):
+    grow(tmp_path, "train/cat", "test/cat")
+    sets = []
+    for options in ({}, {"exact": True}):
+        data = module(tmp_path, **options)
+        for stage in ("fit", "test"):
+            data.setup(stage)
+        sets.append((data.train.exact, data.val.exact, data.test.exact))
+
+    assert sets == [(False, True, True), (True, True, True)]
+
+
+@pytest.mark.parametrize(("given", "expected"), [(None, 3), (0, 0), (5, 5)])
+def test_workers_follow_the_processors_unless_given(given, expected, tmp_path, monkeypatch):
+    monkeypatch.setattr(folders, "count_workers", lambda processes: 2 + processes)
+    data = ImageFolderDataModule(str(grow(tmp_path, "train/cat")), num_workers=given)
+    data.setup("fit")
+
+    assert data.train_dataloader().num_workers == expected
+
+
 def test_home_folder_may_be_a_tilde(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(grow(tmp_path, "train/cat")))
 
@@ -91,7 +113,9 @@ def test_real_photographs_come_out_normalised(tmp_path):
     with tarfile.open(REAL, "r|xz") as archive:
         for member in archive:
             if member.name.endswith(("/0000.jpg", "/0001.jpg")):
-                archive.extract(member, tmp_path, filter="data")
+                path = tmp_path / member.name
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_bytes(archive.extractfile(member).read())
     shutil.copytree(tmp_path / "test", tmp_path / "train")
     data = module(tmp_path, batch_size=20, resize=70, crop=64)
     data.setup("test")

@@ -108,6 +108,13 @@ def write_capsule(folder, facts=(), config=(), packages="torch==2.11.0\n"):
         ),
         ({"config": {"trainer": {"logger": {"init_args": {"save_dir": "/x"}}}}}, []),
         ({"config": {"data": {"init_args": {"data_path": "/x"}}}}, []),
+        (
+            {
+                "facts": {"weights": {"sha256": "7be5"}},
+                "config": {"model": {"init_args": {"learning_rate": 0.1, "weights": "/x"}}},
+            },
+            ["weights: sha256 none then, 7be5 now"],
+        ),
     ],
 )
 def test_capsules_are_compared_by_what_decides_a_loss(changed, said, tmp_path):

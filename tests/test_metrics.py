@@ -80,13 +80,16 @@ def test_best_accuracy_is_that_of_the_best_epoch(cli):
     assert made.data.metrics["best_val_accuracy"] == max(point.value for point in history)
 
 
-def test_best_accuracy_outlives_a_stop():
+def test_what_is_counted_outlives_a_stop():
     before, after = RunMetrics(), RunMetrics()
-    before.load_state_dict({"best_val_accuracy": 0.75})
+    for each in (before, after):
+        each.restores = True
+    before.load_state_dict({"best_val_accuracy": 0.75, "wall_seconds": 1000.0})
 
     after.load_state_dict(before.state_dict())
 
-    assert after.state_dict() == {"best_val_accuracy": 0.75}
+    assert after.state_dict()["best_val_accuracy"] == 0.75
+    assert after.state_dict()["wall_seconds"] > 1000
 
 
 def test_test_alone_has_no_best_accuracy_of_an_epoch(cli):
@@ -134,6 +137,7 @@ def test_images_are_counted_in_any_batch(batch, count):
 def test_metrics_beside_those_of_the_test_keep_their_step(logger):
     logger.log_metrics({"test_loss": 0.5, "epoch": 3, "other": 1.0}, step=7)
     logger.log_metrics({"test_accuracy": 0.5, "epoch": 4}, step=8)
+    assert logger.written.delivery.ask(20)
 
     assert steps(logger.run_id) == {
         "test_loss": [0],

@@ -1,14 +1,19 @@
 """The classifier: what a step gives, and what is logged of it."""
 
 import csv
+import sysconfig
+from pathlib import Path
 
 import pytest
+import required
 import small
 import torch
 import torch.nn.functional as F
+import torchvision
 from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import nn
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, TensorDataset
 
 from pyclassify.module import Classifier
 from pyclassify.transforms import Preprocess
@@ -42,6 +47,42 @@ def test_step_gives_logits_and_labels_and_the_loss(classifier):
     torch.testing.assert_close(loss, F.cross_entropy(logits, labels))
 
 
+def test_labels_are_smoothed_in_training_alone():
+    classifier = Classifier(small.network, 4, label_smoothing=0.2)
+    batch = torch.randn(5, 3, 64, 64), torch.tensor([0, 1, 2, 3, 0])
+
+    logits, labels, trained = classifier.train()._classifier_step(batch)
+    evaluated = classifier.eval()._classifier_step(batch)[2]
+
+    spread = 0.8 * F.one_hot(labels, 4) + 0.2 / 4
+    torch.testing.assert_close(trained, -(spread * logits.log_softmax(1)).sum(1).mean())
+    assert torch.equal(evaluated, F.cross_entropy(logits, labels))
+
+
+@pytest.mark.parametrize("smoothing", [-0.1, 1.0])
+def test_labels_can_not_be_smoothed_away(smoothing):
+    with pytest.raises(MisconfigurationException, match=f"label_smoothing is {smoothing}; give 0"):
+        Classifier(small.network, 4, label_smoothing=smoothing)
+
+
+def test_mirrored_test_averages_two_passes_and_is_told_apart():
+    torch.manual_seed(0)
+    classifier = Classifier(small.network, 4, flip_test=True)
+    images, labels = torch.randn(60, 3, 64, 64), torch.randint(4, (60,))
+    loader = DataLoader(TensorDataset(images, labels), 25)
+
+    scores = small.trainer().test(classifier, loader, verbose=False)[0]
+    plain = small.trainer().test(Classifier(small.network, 4), loader, verbose=False)[0]
+
+    with torch.inference_mode():
+        one, other = classifier(images), classifier(images.flip(-1))
+    both = ((one + other) / 2).argmax(1)
+    assert scores["test_accuracy"] == pytest.approx(float((one.argmax(1) == labels).float().mean()))
+    assert scores["test_flip_accuracy"] == pytest.approx(float((both == labels).float().mean()))
+    assert scores["test_flip_accuracy"] != scores["test_accuracy"]
+    assert plain.keys() == {"test_accuracy", "test_loss"}
+
+
 def test_bytes_are_augmented_anew_in_training_and_prepared_alike_elsewhere():
     classifier = Classifier(model=lambda num_classes: nn.Flatten(), num_classes=3 * 64 * 64)
     images, _ = small.byte_images(8)[:]
@@ -56,7 +97,7 @@ def test_bytes_are_augmented_anew_in_training_and_prepared_alike_elsewhere():
 def test_prepared_floats_are_taken_as_they_are(classifier):
     images = torch.randn(2, 3, 64, 64)
 
-    assert classifier._prepare(images) is images
+    assert torch.equal(classifier._prepare(images), images)
 
 
 def test_adam_at_1e_4_is_the_default(classifier):
@@ -102,3 +143,95 @@ def test_bytes_become_probabilities_in_any_precision(classifier, precision):
     torch.testing.assert_close(
         probabilities.double().sum(dim=1), torch.ones(5).double(), atol=1e-2, rtol=0
     )
+
+
+@pytest.mark.parametrize("channels_last", [True, False])
+def test_convolutions_have_the_layout_that_is_asked_for(channels_last):
+    classifier = Classifier(channels_last=channels_last).eval()  # drops nothing
+    images = torch.rand(2, 3, 64, 64)
+    kernels = classifier.model.features[3].weight
+
+    assert kernels.is_contiguous(memory_format=torch.channels_last) == channels_last
+    prepared = classifier._prepare(images)
+    assert prepared.is_contiguous(memory_format=torch.channels_last) == channels_last
+    torch.testing.assert_close(classifier(prepared), classifier(images))
+
+
+def test_steps_are_those_of_a_bare_loop():
+    images, labels = torch.rand(3, 4, 3, 64, 64), torch.randint(10, (3, 4))
+    torch.manual_seed(0)
+    classifier = Classifier(learning_rate=1e-3)
+    plain = torchvision.models.alexnet(num_classes=10)
+    plain.load_state_dict(classifier.model.state_dict())
+    fast = torch.optim.Adam(classifier.parameters(), lr=1e-3, fused=True)
+    slow = torch.optim.Adam(plain.parameters(), lr=1e-3)
+    losses = {}
+    for network, optimizer in ((classifier, fast), (plain, slow)):
+        torch.manual_seed(1)  # of the dropout
+        losses[optimizer] = []
+        for batch in zip(images, labels, strict=True):
+            prepared = classifier._prepare(batch[0]) if optimizer is fast else batch[0]
+            loss = F.cross_entropy(network(prepared), batch[1])
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            losses[optimizer].append(loss.item())
+
+    assert losses[fast] == pytest.approx(losses[slow], rel=1e-3)
+    assert len({*losses[fast]}) == 3
+
+
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+def test_gradients_are_clipped_in_any_precision(precision):
+    trainer = small.trainer(max_steps=1, precision=precision, gradient_clip_val=1.0)
+
+    trainer.fit(Classifier(small.network, 4), DataLoader(small.byte_images(4), 4))
+
+    assert trainer.global_step == 1
+
+
+@pytest.mark.parametrize("asked_for", [True, False])
+def test_checkpoint_of_the_other_layout_goes_on_with_the_same_steps(asked_for, tmp_path):
+    def network(num_classes):
+        # Of several channels in and out, without which both layouts are the same.
+        return nn.Sequential(
+            nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 4)
+        )
+
+    def train(steps, channels_last, path=None):
+        torch.manual_seed(0)
+        trainer = small.trainer(max_steps=steps)
+        classifier = Classifier(network, 4, learning_rate=0.01, channels_last=channels_last)
+        images = torch.rand(4, 3, 32, 32)  # of floats, which are not augmented
+        loader = DataLoader(TensorDataset(images, torch.arange(4)), 4)
+        trainer.fit(classifier, loader, ckpt_path=path)
+        return trainer, classifier.state_dict()
+
+    trainer, _ = train(3, not asked_for)
+    trainer.save_checkpoint(tmp_path / "other.ckpt")
+
+    _, weights = train(5, asked_for, tmp_path / "other.ckpt")
+
+    expected = train(5, asked_for)[1]
+    for name, each in weights.items():
+        torch.testing.assert_close(each, expected[name])
+
+
+def test_network_is_compiled_for_training_and_kept_as_it_was(tmp_path):
+    required.program("g++")  # by which torch.compile makes its programs on a CPU
+    if not Path(sysconfig.get_path("include"), "Python.h").is_file():
+        required.lack("this Python came without its headers, which torch.compile needs")
+    classifier, loader = (
+        Classifier(small.network, 4, compile=True),
+        DataLoader(small.byte_images(4), 4),
+    )
+    trainer = small.trainer(max_steps=2)
+
+    trainer.fit(classifier, loader)
+
+    assert classifier.model._compiled_call_impl is not None
+    trainer.save_checkpoint(tmp_path / "kept.ckpt")
+    plain = Classifier(small.network, 4)
+    plain.load_state_dict(torch.load(tmp_path / "kept.ckpt", weights_only=True)["state_dict"])
+    images = torch.rand(4, 3, 32, 32)
+    torch.testing.assert_close(plain.eval()(images), classifier.eval()(images))

@@ -92,6 +92,27 @@ def test_stopped_seed_is_no_failure(client, monkeypatch):
     assert not parent.has_learnt_nothing()
 
 
+def test_parent_that_goes_on_leaves_finished_seeds_and_goes_on_with_the_others(client, monkeypatch):
+    parent, run_id = start(client, monkeypatch)
+    end_child(client, parent, 0, test_accuracy=0.5)
+    stopped = end_child(client, parent, 1, "KILLED", 1).run_id
+    run.end("KILLED")
+    monkeypatch.setenv("MLFLOW_RUN_ID", run_id)
+    run.adopt()
+
+    parent = Parent(range(3), {})
+
+    assert parent.unfinished() == [1, 2]
+    assert parent.begin(1)["MLFLOW_RUN_ID"] == stopped
+    client.set_terminated(stopped, "FINISHED")
+    parent.close(0)
+    end_child(client, parent, 2, test_accuracy=0.25)
+    found = client.get_run(run_id)
+    assert len(list_children(client, found)) == found.data.metrics["seeds_finished"] == 3
+    assert found.data.metrics["test_accuracy_mean"] == 0.375
+    assert "KILLED" not in found.data.tags["mlflow.note.content"]
+
+
 def test_what_a_person_wrote_stays(client, monkeypatch):
     tags = {"mlflow.note.content": "my idea"}
     parent, run_id = start(client, monkeypatch, {"seeds": "03"}, run_name="mine", tags=tags)
@@ -106,6 +127,7 @@ def test_what_a_person_wrote_stays(client, monkeypatch):
 def test_parent_is_named_after_its_first_child(client, monkeypatch):
     parent, run_id = start(client, monkeypatch)
     end_child(client, parent, 0, name="AlexNet-CIFAR10-seed0")
+    run.end("FINISHED")
 
     assert client.get_run(run_id).info.run_name == "AlexNet-CIFAR10-3seeds"
 

@@ -53,6 +53,7 @@ def score(cli):
         logger = RunLogger()
         trainer = small.trainer(logger=logger, callbacks=[KeepPredictions()])
         trainer.test(module, loaders, verbose=False)
+        assert logger.written.delivery.ask(20)
         return logger
 
     yield test

@@ -37,7 +37,7 @@ ALEXNET = {**SHAPES, "max_epochs": 1, "learning_rate": "1e-3", "trainer.limit_tr
 
 # What is given by -P, who gets which signal once training is under way, and how the run ends.
 RUNS = {
-    "alexnet": ({**ALEXNET, "devices": 2}, None, FINISHED),
+    "alexnet": ({**ALEXNET, "devices": 2, "register": "alexnet"}, None, FINISHED),
     "two devices": ({**SMALL, "devices": 2}, None, FINISHED),
     "SIGTERM to all": ({**ENDLESS, "devices": 2}, ("group", signal.SIGTERM), KILLED),
     "Ctrl-C": ({**ENDLESS, "devices": 2}, ("group", signal.SIGINT), KILLED),
@@ -178,6 +178,15 @@ def test_run_holds_what_was_asked_and_what_it_came_to(ended, store):
     assert params["trainer/devices"] == params["devices"] == "2"
 
 
+def test_two_processes_register_one_version(ended, store):
+    (version,) = store.search_model_versions("name = 'alexnet'")
+
+    assert version.run_id == run_of("alexnet", store).info.run_id
+    assert re.search(
+        "^model +alexnet version 1 is champion", ended["alexnet"].log.read_text(), re.M
+    )
+
+
 def test_metrics_are_of_every_step_and_epoch(ended, store):
     run_id = run_of("two devices", store).info.run_id
     steps = {
@@ -197,7 +206,7 @@ def test_best_weights_are_kept_once_and_alone(ended, store, tmp_path):
     kept = torch.load(store.download_artifacts(run_id, weights.path, tmp_path), weights_only=True)
 
     assert "optimizer_states" not in kept
-    full = list(ended["two devices"].log.parent.glob("two devices/**/*.ckpt"))
+    full = list(ended["two devices"].log.parent.glob("two devices/*/*/checkpoints/*.ckpt"))
     assert [path.name for path in full] == ["best.ckpt"]
     assert "optimizer_states" in torch.load(full[0], weights_only=True)
 

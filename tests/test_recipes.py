@@ -51,10 +51,30 @@ def test_runs_that_differ_by_seed_alone_are_of_one_recipe(cli):
         ("trainer.profiler", "simple"),
         ("trainer.devices", "1"),  # as `mlflow run` hands it over
         ("trainer.precision", "32-true"),
+        ("model.init_args.flip_test", True),
+        ("model.init_args.channels_last", True),
     ],
 )
 def test_place_and_seed_make_no_other_recipe(path, value):
     assert recipe(changed(path, value), DATA) == recipe(CONFIG, DATA)
+
+
+def test_settings_that_a_run_from_before_them_had_not_make_no_other_recipe_unless_changed():
+    now = yaml.safe_load(yaml.safe_dump(CONFIG))
+    now["model"]["init_args"] |= {"label_smoothing": 0.0, "decay_biases": True, "compile": False}
+    now["data"]["init_args"] |= {"pad": 0, "erase": 0, "color": 0.0, "exact": True}
+
+    assert recipe(now, DATA) == recipe(CONFIG, DATA)
+    for part, name, other in [
+        ("model", "label_smoothing", 0.1),
+        ("model", "decay_biases", False),
+        ("model", "compile", True),
+        ("data", "pad", 4),
+        ("data", "erase", 8),
+        ("data", "color", 0.2),
+        ("data", "exact", False),
+    ]:
+        assert recipe(changed(f"{part}.init_args.{name}", other), DATA) != recipe(CONFIG, DATA)
 
 
 def test_other_images_make_another_recipe():
@@ -71,6 +91,15 @@ def test_other_images_make_another_recipe():
 )
 def test_what_is_trained_makes_another_recipe(path, value):
     assert recipe(changed(path, value)) != recipe(CONFIG)
+
+
+def test_weights_to_start_from_are_told_by_their_content():
+    here, there = (changed("model.init_args.weights", f"/{name}/w.pth") for name in ("a", "b"))
+    content, other = {"sha256": "7be5"}, {"sha256": "c0ffee"}
+
+    assert recipe(here, DATA, content) == recipe(there, DATA, content)
+    assert recipe(here, DATA, content) != recipe(here, DATA, other)
+    assert recipe(here, DATA) != recipe(there, DATA)
 
 
 def test_recipe_is_named_by_network_and_data():

@@ -1,5 +1,6 @@
 """The code in a run's capsule: the commit, what was changed, and what was new."""
 
+import io
 import os
 import tarfile
 
@@ -31,6 +32,46 @@ def test_commit_and_changes_put_the_files_back_bit_by_bit(write_capsule, tmp_pat
             assert (tree / name).read_bytes() == (repo / name).read_bytes()
     assert not tree.exists()
     assert len(git(repo, "worktree", "list").splitlines()) == 1
+
+
+def pack(name, kind=tarfile.REGTYPE, mode=0o644):
+    packed = io.BytesIO()
+    with tarfile.open(fileobj=packed, mode="w") as tar:
+        entry = tarfile.TarInfo(name)
+        entry.type, entry.mode, entry.linkname = kind, mode, "/etc/passwd"
+        entry.size = 3 if kind == tarfile.REGTYPE else 0
+        tar.addfile(entry, io.BytesIO(b"new"))
+    return packed.getvalue()
+
+
+def test_untracked_file_is_unpacked_with_its_mode_but_no_special_bits(tmp_path):
+    repository.unpack(pack("sub/run.sh", mode=0o4750), tmp_path)
+
+    assert (tmp_path / "sub/run.sh").read_bytes() == b"new"
+    assert (tmp_path / "sub/run.sh").stat().st_mode & 0o7777 == 0o750
+
+
+@pytest.mark.parametrize(
+    ("packed", "words"),
+    [
+        (pack("../x"), r"the untracked file \.\./x would lie outside .*tree"),
+        (pack("/x/y"), "the untracked file /x/y would lie outside .*tree"),
+        (pack("out/x"), "the untracked file out/x would lie outside .*tree"),
+        (pack("x", tarfile.SYMTYPE), "the untracked x is no regular file"),
+        (pack("x", tarfile.LNKTYPE), "the untracked x is no regular file"),
+        (pack("x", tarfile.FIFOTYPE), "the untracked x is no regular file"),
+    ],
+)
+def test_tar_that_reaches_beyond_its_folder_is_refused(packed, words, tmp_path):
+    tree = tmp_path / "tree"
+    tree.mkdir()
+    (tree / "out").symlink_to(tmp_path)  # as a commit may have it
+
+    with pytest.raises(OSError, match=words):
+        repository.unpack(packed, tree)
+
+    assert [each.name for each in tmp_path.iterdir()] == ["tree"]
+    assert [each.name for each in tree.iterdir()] == ["out"]
 
 
 def test_users_settings_of_diffs_do_not_spoil_them(write_capsule, tmp_path):

@@ -1,179 +1,146 @@
-"""Stopping on a signal, in processes of their own."""
+"""A training that is stopped and goes on is the training that was never stopped."""
 
-import os
-import signal
-import subprocess
-import sys
-import time
-from pathlib import Path
+import random
+from functools import partial
+from signal import SIGINT, SIGTERM, SIGUSR1
 
+import lightning.pytorch as pl
 import pytest
+import stopping
+import torch
+from stopping import Foreign, Means, Net, Schedules, compare, ours
 
-STOP = """
-import os, signal, sys, time
-from pyclassify import resume
+from pyclassify.datamodule import ImageFolderDataModule, SyntheticDataModule
+from pyclassify.module import Classifier
+from pyclassify.optimization import WarmupCosine
 
-def say(*words):
-    os.write(1, (" ".join(map(str, words)) + "\\n").encode())
-"""
-SLEEP = """
-with resume.stop_on_signals(lambda name: say("marked", name)):
-    try:
-        say("ready")
-        time.sleep(60)
-    except KeyboardInterrupt as stop:
-        say("stopped by", stop)
-        time.sleep(0.2)
-        say("cleaned up")
-"""
+CLASSIFIER = partial(Classifier, Net)
+STOPS = [(3, SIGUSR1), (4, SIGTERM), (7, SIGUSR1), (0, SIGINT), (3, SIGUSR1)]
+CRASHES = [(3, 0), (12, 0), (2, 0), (5, 0)]
 
 
-@pytest.fixture
-def script():
-    """Start Python code in a session of its own; it says "ready" when it can be stopped."""
-    started = []
-
-    def start(code):
-        process = subprocess.Popen(
-            [sys.executable, "-c", STOP + code],
-            cwd=Path(__file__).parents[1],
-            stdout=subprocess.PIPE,
-            text=True,
-            start_new_session=True,
-        )
-        started.append(process)
-        assert process.stdout.readline() == "ready\n"
-        return process
-
-    yield start
-    for process in started:
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
-        process.communicate()
-
-
-def rest(process):
-    """Wait for the end, and give the lines said after "ready"."""
-    process.wait(10)
-    return process.stdout.read().splitlines()
-
-
-@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
-def test_stop_signal_interrupts_and_says_which_it_was(signum, script):
-    process = script(SLEEP)
-    process.send_signal(signum)
-
-    assert sorted(rest(process)) == [
-        "cleaned up",
-        f"marked {signum.name}",
-        f"stopped by {signum.name}",
-    ]
-    assert process.returncode == 0
-
-
-def test_second_signal_does_not_interrupt_the_clean_up(script):
-    process = script(SLEEP)
-    process.send_signal(signal.SIGINT)
-    while process.stdout.readline() != "stopped by SIGINT\n":
-        pass
-    process.send_signal(signal.SIGTERM)
-
-    assert rest(process)[-1] == "cleaned up"
-
-
-def test_process_ends_though_its_main_thread_never_comes_back(script):
-    stuck = "hashlib.pbkdf2_hmac('sha256', b'word', b'salt', 2**31 - 1)"  # for many minutes
-    process = script(
-        "import hashlib\nresume.GRACE_SECONDS = 0.5\n" + SLEEP.replace("time.sleep(60)", stuck)
-    )
-    time.sleep(0.5)  # which is well inside
-    process.send_signal(signal.SIGTERM)
-
-    assert rest(process) == ["marked SIGTERM"]
-    assert process.returncode == 128 + signal.SIGTERM
-
-
-def test_process_ends_though_telling_so_fails_or_hangs(script):
-    for trouble in ("1 / 0", "time.sleep(60)"):
-        process = script(
-            f"""
-resume.GRACE_SECONDS = 0.3
-def tell(name):
-    {trouble}
-with resume.stop_on_signals(tell):
-    try:
-        say("ready")
-        time.sleep(60)
-    except KeyboardInterrupt:
-        time.sleep(60)
-"""
-        )
-        process.send_signal(signal.SIGTERM)
-
-        assert process.wait(10) == 128 + signal.SIGTERM
-
-
-def test_process_ends_though_a_thread_is_left_that_never_does(script):
-    # A stop in a thread pool's `submit` leaves a worker that waits for ever, and Python for it.
-    left = "import threading\nresume.GRACE_SECONDS = 0.5\n"
-    left += "threading.Thread(target=threading.Event().wait).start()\n"
-    process = script(left + SLEEP)
-    process.send_signal(signal.SIGTERM)
-
-    assert rest(process)[-1] == "cleaned up"
-    assert process.returncode == 128 + signal.SIGTERM
-
-
-def test_worker_process_dies_of_the_signal_alone(script):
-    process = script(
-        """
-with resume.stop_on_signals(lambda name: say("marked", name)):
-    worker = os.fork()
-    if worker == 0:
-        say("ready")
-        time.sleep(60)
-    time.sleep(0.5)
-    os.kill(worker, signal.SIGTERM)
-    say("worker died of", os.WTERMSIG(os.waitpid(worker, 0)[1]))
-"""
+@pytest.mark.parametrize("disturbances", [STOPS, CRASHES], ids=["stops", "crashes"])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"accumulate_grad_batches": 3},
+        {"val_check_interval": 2},
+        {"val_check_interval": 3, "check_val_every_n_epoch": None},
+        {"check_val_every_n_epoch": 2},
+        {"limit_train_batches": 5},
+        {"max_epochs": -1, "max_steps": 30},
+    ],
+    ids=str,
+)
+def test_stopped_training_ends_as_one_that_was_not(tmp_path, options, disturbances):
+    compare(
+        tmp_path,
+        CLASSIFIER,
+        ours,
+        disturbances=disturbances,
+        resume={"every_steps": 2},
+        **options,
     )
 
-    assert rest(process) == [f"worker died of {signal.SIGTERM.value}"]
+
+@pytest.mark.parametrize("kind", ["step", "epoch", "plateau", "warm-up"])
+def test_schedule_of_the_learning_rate_goes_on(tmp_path, kind):
+    often = {"val_check_interval": 3}
+    compare(tmp_path, partial(Schedules, kind), ours, disturbances=STOPS, **often)
 
 
-def test_handlers_are_as_before_afterwards(script):
-    process = script(
-        """
-before = [signal.getsignal(each) for each in resume.STOP_SIGNALS]
-with resume.stop_on_signals(lambda name: say("marked", name)):
-    inside = [signal.getsignal(each) for each in resume.STOP_SIGNALS]
-say("ready")
-say([signal.getsignal(each) for each in resume.STOP_SIGNALS] == before, inside == before)
-"""
-    )
+class Stateful:
+    """A loader that keeps where it is, as torchdata's StatefulDataLoader does."""
 
-    assert rest(process) == ["True False"]
+    done = 0
 
+    def __len__(self):
+        return 8
 
-def test_process_is_stopped_when_its_parent_is_killed(script):
-    parent = script(
-        """
-if os.fork() == 0:
-    with resume.stop_on_signals(lambda name: say("marked", name)):
-        resume.stop_with_parent()
-        say("ready")
-        time.sleep(60)
-else:
-    time.sleep(60)
-"""
-    )
-    parent.kill()
+    def __iter__(self):
+        return self._go_on(self.done % len(self))
 
-    # The pipe closes when the child has ended too.
-    assert rest(parent) == ["marked SIGTERM"]
+    def _go_on(self, start):
+        for batch in range(start, len(self)):
+            self.done = batch + 1
+            draw = torch.Generator().manual_seed(batch)
+            yield torch.rand(5, 3, 8, 8, generator=draw), torch.arange(5) + batch % 3
+
+    def state_dict(self):
+        return {"done": self.done}
+
+    def load_state_dict(self, state):
+        self.done = state["done"]
 
 
-def test_torch_is_not_loaded_for_it(script):
-    process = script("say('ready')\nsay('torch' in sys.modules)\n")
+class StatefulData(pl.LightningDataModule):
+    def train_dataloader(self):
+        return Stateful()
 
-    assert rest(process) == ["False"]
+
+class LongMeans(Means):
+    """Asks for the number of steps, for which Lightning sets up the data early."""
+
+    def configure_optimizers(self):
+        optimizer = super().configure_optimizers()
+        return WarmupCosine(optimizer).configure(self.trainer.estimated_stepping_batches)
+
+
+@pytest.mark.parametrize("module", [Means, LongMeans])
+def test_loader_that_keeps_its_state_goes_on(tmp_path, module):
+    compare(tmp_path, module, StatefulData, disturbances=STOPS)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_data_and_module_of_another_go_on_as_they_were(tmp_path, workers):
+    compare(tmp_path, Means, partial(Foreign, workers), disturbances=STOPS)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_any_steps_do_to_be_stopped_at(tmp_path, seed):
+    draw = random.Random(seed)
+    kinds = [0, SIGUSR1, SIGTERM]
+    disturbances = [(draw.randrange(6), draw.choice(kinds)) for _ in range(6)]
+    resume = {"every_steps": draw.randrange(1, 5)}
+    compare(tmp_path, CLASSIFIER, ours, disturbances=disturbances, resume=resume)
+
+
+@pytest.mark.parametrize("workers", [0, 1, 2])
+def test_workers_of_a_folder_go_on(tmp_path, workers):
+    stopping.draw_folder(tmp_path / "images")
+    sizes = {"batch_size": 6, "resize": 12, "crop": 8, "num_workers": workers}
+    data = partial(ImageFolderDataModule, str(tmp_path / "images"), **sizes)
+    compare(tmp_path, CLASSIFIER, data, disturbances=STOPS[:3])
+
+
+def test_more_epochs_than_first_asked_for_are_as_if_asked_for_at_once(tmp_path):
+    at_once, ended = stopping.train(tmp_path / "at once", CLASSIFIER, ours, max_epochs=4)
+    folder = tmp_path / "one by one"
+    for epochs in (1, 3, 3, 4):
+        rows, last = stopping.train(folder, CLASSIFIER, ours, max_epochs=epochs)
+
+    # The last attempt's own: all of the last epoch, and nothing of those before.
+    assert {key: at_once[key] for key in rows} == rows
+    assert {step for name, step in rows if name == "train_loss"} == {25, 27, 29, 31}
+    assert stopping.same(last, ended)
+
+
+def test_explicit_checkpoint_serves_the_first_attempt_alone(tmp_path):
+    stopping.train(tmp_path / "first", CLASSIFIER, ours, max_epochs=2)
+    best = str(next(tmp_path.rglob("best.ckpt")))
+
+    compare(tmp_path, CLASSIFIER, ours, disturbances=STOPS[:3], ckpt_path=best)
+
+
+def test_batches_of_another_size_go_on_where_as_many_images_were_seen(tmp_path):
+    def half():
+        return SyntheticDataModule(60, 20, 20, batch_size=4, resize=12, crop=8)
+
+    sizes = iter([ours, half])
+    inexact = {"inexact": True}
+
+    _, ended = stopping.train(tmp_path, CLASSIFIER, lambda: next(sizes)(), [(11, SIGUSR1)], inexact)
+
+    # 12 steps of 8 images are one epoch of 8 steps and half of the second; 15 of 4 are an epoch.
+    assert ended["at"] == 12 + 8 + 3 * 15

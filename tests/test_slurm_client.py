@@ -29,7 +29,13 @@ def put(monkeypatch, tmp_path):
     [
         ("2.6.5", "1", "COMPLETED", "FINISHED", ""),
         ("2.6.5", "2", "CANCELLED", "KILLED", "the job was cancelled by "),
-        ("2.6.5", "3", "NODE_FAIL", "FAILED", "a node of the job failed; submit it again"),
+        (
+            "2.6.5",
+            "3",
+            "NODE_FAIL",
+            "FAILED",
+            "a node of the job failed; `pyclassify slurm resume` goes on",
+        ),
         ("2.6.5", "4", "TIMEOUT", "FAILED", 'the job came to its time limit; give more by "time"'),
         ("2.6.5", "5", "FAILED", "FAILED", "the job ended with an error, exit code 1"),
         ("2.6.5", "6", "RUNNING", "RUNNING", ""),

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from pyclassify.slurm import config, keys
+from pyclassify.slurm import config, keys, values
 from pyclassify.slurm.states import STATES
 
 SHIPPED = sorted(Path("slurm").glob("*.json"))
@@ -49,6 +49,9 @@ def test_unknown_key_lists_the_nearest_and_the_valid_ones():
         ("modules", "cuda", "takes a list of texts of one line each"),
         ("setup", ["one\ntwo"], "takes a list of texts of one line each"),
         ("wait", "no", "takes true or false"),
+        ("requeue_seconds", 0, "takes a whole number from 1 to 65535, such as 300"),
+        ("requeue_attempts", 0, "takes a whole number from 1"),
+        ("tracking", "offline", 'takes "direct" or "spool"'),
     ],
 )
 def test_wrong_value_says_what_is_allowed(key, value, allowed):
@@ -71,6 +74,7 @@ def test_each_of_slurms_forms_of_a_time_is_taken(time):
         ({"OPTIONS": "--token=abcdef"}, "OPTIONS looks like a credential"),
         ({"a b": "1"}, "'a b' is no variable's name"),
         ({"MLFLOW_RUN_ID": "1"}, "MLFLOW_RUN_ID is set by the backend"),
+        ({"PYCLASSIFY_SPOOL": "/tmp"}, "PYCLASSIFY_SPOOL is set by the backend"),
     ],
 )
 def test_exports_take_no_credential_and_nothing_of_the_backends(exports, why):
@@ -114,6 +118,35 @@ def test_sbatch_arguments_are_those_that_have_no_key(argument, why):
 def test_other_options_of_sbatch_are_passed_on():
     given = ["--licenses=matlab:1", "--gres=tmpfs:1g", "--spread-job", "--mem-per-cpu=1G"]
     assert config.read({"sbatch_args": given}).sbatch_args == tuple(given)
+
+
+@pytest.mark.parametrize(
+    ("given", "error"),
+    [
+        (
+            {"signal": "TERM@60"},
+            r"^signal is 'TERM@60' and requeue is true .*leave signal out",
+        ),
+        ({"time": 2}, r"^time is '2' .*told to leave 120 seconds before that; give more"),
+        ({"time": "1:00:00", "requeue_seconds": 3600}, "3600 seconds before that; give"),
+        ({"requeue": False, "requeue_seconds": 60}, '^requeue_seconds is 60 .*"requeue": true too'),
+        ({"requeue": False, "requeue_attempts": 3}, '^requeue_attempts is 3 .*"requeue": true too'),
+    ],
+)
+def test_job_that_starts_again_needs_time_and_the_one_signal(given, error):
+    with pytest.raises(ValueError, match=error):
+        config.read({"requeue": True, **given})
+
+
+@pytest.mark.parametrize(
+    ("time", "seconds"),
+    [
+        *(("30", 1800), ("30:15", 1815), ("02:00:00", 7200), ("1-12", 129_600)),
+        *(("1-12:30", 131_400), ("1-12:30:05", 131_405), ("0", 0)),
+    ],
+)
+def test_each_of_slurms_forms_of_a_time_is_so_many_seconds(time, seconds):
+    assert values.seconds_of(time) == seconds
 
 
 def test_container_and_environment_are_one_too_many():

@@ -6,12 +6,14 @@ import mlflow
 import pytest
 from slurm_runs import note
 
-from pyclassify.slurm import reconcile, report
+from pyclassify.slurm import delivery, reconcile, report
 from pyclassify.slurm.answers import Job
 from pyclassify.slurm.reconcile import Ending
+from pyclassify.tracking.spool import target
+from pyclassify.tracking.spool.courier import Courier
 
-FELL = "a node of the job failed; submit it again"
-MADE_ROOM = "the job had to make room for another; submit it again"
+FELL = "a node of the job failed; `pyclassify slurm resume` goes on"
+MADE_ROOM = "the job had to make room for another; `pyclassify slurm resume` goes on"
 LATE = "the job's deadline came before its end"
 
 
@@ -79,17 +81,17 @@ def test_second_ending_of_a_job_takes_the_place_of_the_first(client, run_id, tmp
     (tmp_path / "err").unlink()
     monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
 
-    assert report.start(run_id, "7") == 0
+    assert report.start(run_id, "7", tmp_path) == 0
     assert note(client.get_run(run_id)) == "Mine.\n\nMine too."
     reconcile.settle(client, run_id, Ending("FAILED", "second"), "7", [])
 
     assert note(client.get_run(run_id)) == "Mine.\n\nMine too.\n\nSLURM job 7: second."
 
 
-def test_status_of_the_training_after_a_requeue_is_no_guess(client, run_id, monkeypatch):
+def test_status_of_the_training_after_a_requeue_is_no_guess(client, run_id, tmp_path, monkeypatch):
     reconcile.settle(client, run_id, reconcile.of_script(143, "COMPLETING None\n"), "7", [])
     monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
-    report.start(run_id, "7")
+    report.start(run_id, "7", tmp_path)
     client.set_terminated(run_id, "FAILED")
 
     ended = reconcile.of_job(Job("7", "CANCELLED"))
@@ -103,3 +105,21 @@ def test_run_that_finished_says_nothing_of_an_earlier_ending(client, run_id):
     reconcile.settle(client, run_id, Ending("FINISHED"), "7", [])
 
     assert note(client.get_run(run_id)) == ""
+
+
+def test_what_an_earlier_start_left_in_the_spool_does_not_undo_a_later_one(
+    client, run_id, tmp_path, monkeypatch
+):
+    target.prepare(tmp_path / "spool", client, run_id)
+    (tmp_path / "attempts").write_text("6 0 -\n")
+    spool = delivery.open_spool(tmp_path / "spool")
+    spool.update_run(run_id, status="SCHEDULED")  # the server was away
+    spool.set_tag(run_id, "slurm_job_ids", "6")
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+
+    report.start(run_id, "7", tmp_path)
+    Courier(tmp_path / "spool" / run_id, client).deliver()
+
+    run = client.get_run(run_id)
+    assert run.info.status == "RUNNING"
+    assert (run.data.tags["slurm_job_ids"], run.data.tags["slurm_restarts"]) == ("6,7", "1")

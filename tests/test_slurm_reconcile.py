@@ -31,9 +31,15 @@ MEMORY = 'the job took more memory than it has; give more by "mem"'
             "the job was cancelled by root",
         ),
         (143, "COMPLETING None\n", "KILLED", "the job was cancelled"),
-        (143, "COMPLETING None\nNODE_FAIL", "FAILED", "a node of the job failed; submit it again"),
+        (
+            143,
+            "COMPLETING None\nNODE_FAIL",
+            "FAILED",
+            "a node of the job failed; `pyclassify slurm resume` goes on",
+        ),
         (143, "COMPLETING BeginTime\nREQUEUED", "SCHEDULED", ""),
         (143, "PENDING BeginTime\nPENDING", "SCHEDULED", ""),
+        (143, "REQUEUED\nPREEMPTED", "SCHEDULED", ""),  # it made room for another
     ],
 )
 def test_end_of_the_script_is_what_slurm_says(code, said, status, words):

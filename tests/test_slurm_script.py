@@ -56,12 +56,22 @@ ODD = {
 EVERY = {
     **{"account": "a", "qos": "q", "reservation": "r", "constraint": "a&b", "nodelist": "n[1-2]"},
     **{"exclude": "n3", "cpus_per_task": 2, "mem": 8000, "time": 5, "exclusive": True},
-    **{"dependency": "afterok:1", "signal": "B:USR1@90", "requeue": True, "mail_type": ["END"]},
+    **{"dependency": "afterok:1", "signal": "B:USR1@90", "mail_type": ["END"]},
     **{"mail_user": "me@here", "setup": ["ulimit -n 4096"], "container": "an image.sif"},
 }
+AGAIN = {"requeue": True, "requeue_seconds": 300, "tracking": "spool", "time": "1-12"}
 
 
-@pytest.mark.parametrize("given", [{}, ODD, EVERY, {"gpus": 0}], ids=["none", "odd", "all", "cpu"])
+def test_script_of_a_job_that_starts_again_is_the_one_that_was_reviewed():
+    spool = "spool:///scratch/me/pyclassify-slurm/RUN_ID/spool"
+    text = render(AGAIN, {"devices": 2}, tracking_uri=spool)
+    assert text == (GOLDEN / "requeue.sh").read_text()
+
+
+GIVEN = {"none": {}, "odd": ODD, "all": EVERY, "cpu": {"gpus": 0}, "again": AGAIN}
+
+
+@pytest.mark.parametrize("given", GIVEN.values(), ids=GIVEN)
 @pytest.mark.parametrize("nodes", [1, 2])
 def test_scripts_are_good_bash(given, nodes):
     text = render(given, {"devices": 2, "num_nodes": nodes})

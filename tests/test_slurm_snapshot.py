@@ -9,10 +9,12 @@ from pathlib import Path
 import mlflow
 import pytest
 import repositories
+import spooled
 from mlflow.projects._project_spec import EntryPoint
 
 from pyclassify.slurm import clearing, listing, snapshot
 from pyclassify.slurm.parameters import place
+from pyclassify.tracking.spool.courier import Courier
 
 
 def take(project, tmp_path):
@@ -114,6 +116,8 @@ def test_folder_of_snapshots_in_the_project_is_not_copied(tmp_path):
         ({"data_path": "/abs"}, {"data_path": "/abs"}),
         ({"data.data_path": "data"}, {"data.data_path": "/here/data"}),
         ({"ckpt_path": "0123456789abcdef"}, {"ckpt_path": "0123456789abcdef"}),
+        ({"weights": "DEFAULT"}, {"weights": "DEFAULT"}),
+        ({"model.weights": "inside"}, {"model.weights": "inside"}),
         ({"table": "t.csv"}, {"table": "/here/t.csv"}),
         ({"table": "inside"}, {"table": "/run/project/inside"}),
         ({"table": "s3://bucket/t.csv"}, {"table": "s3://bucket/t.csv"}),
@@ -144,3 +148,19 @@ def test_folders_of_ended_runs_are_cleared_and_no_others(tmp_path, empty_store, 
     assert would == [old]
     left = {path.name for path in (tmp_path / "work").iterdir()}
     assert left == {recent, going, "someone elses", "no run's"}
+
+
+def test_folder_stays_that_holds_what_no_server_has(tmp_path, empty_store, monkeypatch):
+    with spooled.a_run(empty_store, tmp_path) as made:
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", made.there.tracking_uri)
+        folder = tmp_path / "work" / made.run_id
+        repositories.write(folder, {"snapshot.json": "{}"})
+        made.client.log_metric(made.run_id, "loss", 0.5, step=1)
+        (tmp_path / "spool").rename(folder / "spool")
+        made.there.set_terminated(made.run_id, "FAILED", int((time.time() - 8 * 86_400) * 1000))
+
+        assert [*clearing.clear(tmp_path / "work", 7)] == []
+        Courier(folder / "spool" / made.run_id, made.there).deliver()
+        [(cleared, _)] = clearing.clear(tmp_path / "work", 7)
+
+    assert cleared == folder

@@ -1,5 +1,7 @@
 """Stopping a run on a real cluster, and warning it."""
 
+import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -7,6 +9,7 @@ import time
 
 import mlflow
 import pytest
+from slurm_programs import first_on_path, put
 from slurm_runs import log, newest, note, read, submit, wait_for_status, write_project
 from test_slurm_backend import TELLS
 
@@ -18,15 +21,16 @@ def test_ctrl_c_while_waiting_cancels_the_job_and_marks_the_run_killed(slurm, tm
     write_project(tmp_path / "submitted", "import time\nprint('here', flush=True)\ntime.sleep(300)")
     words = [sys.executable, "-m", "mlflow", "run", ".", "--env-manager", "local"]
     words += ["--backend", "slurm", "--backend-config", '{"wait": true}']
-    waiting = subprocess.Popen(words, stdout=subprocess.PIPE, text=True)
+    waiting = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     for line in waiting.stdout:
         if line == "here\n":  # the log's tail is shown
             break
 
     waiting.send_signal(signal.SIGINT)
-    waiting.communicate(timeout=60)
+    _, err = waiting.communicate(timeout=60)
 
     assert waiting.returncode != 0
+    assert re.search(r"=== Job \d+: cancelled; run \w+: KILLED ===", err)
     assert newest().info.status == "KILLED"
     assert slurm.wait_for(newest().data.tags["slurm_job_id"], "CANCELLED") == "CANCELLED"
 
@@ -40,6 +44,27 @@ def test_submitted_run_is_cancelled_and_says_so(slurm, tmp_path):
     assert submitted.wait() is False
     assert submitted.get_status() == "KILLED"
     assert f"SLURM job {submitted.job_id}: the job was cancelled by root" in note(read(submitted))
+
+
+def test_job_that_ends_before_its_cancel_arrives_keeps_its_own_end(slurm, tmp_path, monkeypatch):
+    code = "import pathlib, time\nwhile not pathlib.Path('go').exists(): time.sleep(0.1)"
+    submitted = submit(write_project(tmp_path / "submitted", code))
+    wait_for_status(submitted, "RUNNING")
+    folder = read(submitted).data.tags["slurm_folder"]
+    (tmp_path / "bin").mkdir()
+    late = f"""
+import pathlib, subprocess, sys, time
+pathlib.Path({folder!r}, "project", "go").touch()
+asked = ["squeue", "-h", "-t", "all", "-o", "%T", "-j", sys.argv[-1]]
+while subprocess.check_output(asked) != b"COMPLETED\\n":
+    time.sleep(0.2)
+subprocess.run([{shutil.which("scancel")!r}, *sys.argv[1:]], check=True)
+"""
+    put(tmp_path / "bin", "scancel", late)
+    first_on_path(monkeypatch, tmp_path / "bin")
+
+    assert submitted.cancel() == "had ended: COMPLETED"
+    assert read(submitted).info.status == "FINISHED"
 
 
 def test_warning_for_the_script_alone_reaches_the_training(slurm, tmp_path):

@@ -101,7 +101,7 @@ def test_job_that_waits_says_why_and_is_cancelled(slurm, tmp_path, capsys):
     project = write_project(tmp_path / "submitted", "")
     submitted = submit(project, {"sbatch_args": ["--begin=now+1hour"]})
 
-    waits = say(capsys, "status", submitted.run_id)
+    waits = say(capsys, "status", submitted.run_id[:8])
     cancelled = say(capsys, "cancel", submitted.run_id)
 
     assert f"{submitted.run_id}: SCHEDULED\njob {submitted.job_id}: PENDING, BeginTime" in waits[1]
@@ -116,7 +116,22 @@ def test_run_of_another_backend_is_told(slurm, capsys):
     assert code == 1
     assert f"the run {run.info.run_id} is none of the backend slurm" in err
 
-    assert "Run with id=0123 not found" in say(capsys, "status", "0123")[2]
+
+@pytest.mark.parametrize("verb", ["status", "logs", "cancel"])
+def test_id_of_no_run_is_told(capsys, verb, empty_store, monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{empty_store}")
+    code, _, err = say(capsys, verb, "0123")
+    assert (code, err.count("\n")) == (1, 1)
+    assert "'0123' is no run's id: 32 hexadecimal digits, or the first 8 or more of them" in err
+
+    assert f"there is no run {'0' * 32} at" in say(capsys, verb, "0" * 32)[2]
+
+
+def test_store_that_is_not_there_is_told_and_not_made(capsys, monkeypatch, tmp_path):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/nowhere.db")
+
+    assert "there are no runs at sqlite:///" in say(capsys, "status", "0" * 32)[2]
+    assert not (tmp_path / "nowhere.db").exists()
 
 
 def test_server_that_is_away_is_told_without_the_password(capsys, monkeypatch):

@@ -38,7 +38,9 @@ def test_run_has_the_cpu_time_and_memory_of_its_own_processes(cli, monkeypatch):
     metrics = found(cli)
 
     assert metrics.keys() == NAMES
-    resident = psutil.Process().memory_info().rss / 1e6
+    # With what other tests' servers and their workers take, which are processes below this one.
+    mine = [psutil.Process(), *psutil.Process().children(recursive=True)]
+    resident = sum(each.memory_info().rss for each in mine) / 1e6
     assert metrics["system/memory_usage_megabytes"] == pytest.approx(resident, rel=0.3)
 
 

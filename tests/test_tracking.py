@@ -33,6 +33,11 @@ def store(empty_store, tmp_path, monkeypatch):
     mlflow.set_tracking_uri(None)
 
 
+def deliver(written):
+    """Wait until the server has what was written of a run."""
+    assert written.delivery.ask(20)
+
+
 def all_runs(store):
     return store.search_runs([each.experiment_id for each in store.search_experiments()])
 
@@ -49,6 +54,7 @@ def given(store, monkeypatch):
 def test_given_run_is_adopted(store, given):
     logger = RunLogger(experiment_name="another")
     logger.log_metrics({"val_loss": 0.5}, step=3)
+    deliver(logger.written)
 
     assert logger.run_id == given
     assert [each.info.run_id for each in all_runs(store)] == [given]
@@ -60,6 +66,7 @@ def test_what_torch_has_in_32_bits_is_kept_as_a_person_would_write_it(value, sto
     narrow = torch.tensor(value).item()
     logger = RunLogger()
     logger.log_metrics({"val_loss": narrow, "exact": 1 / 3}, step=0)
+    deliver(logger.written)
 
     kept = store.get_run(logger.run_id).data.metrics
     assert kept["val_loss"] == min(value, sys.float_info.max)  # as MLflow keeps what is infinite
@@ -126,6 +133,7 @@ def test_what_a_callback_logs_by_mlflow_itself_goes_to_the_same_run(store):
     logger = RunLogger()
     logger.log_metrics({"val_loss": 0.5}, step=0)
     mlflow.log_metric("mine", 1)
+    deliver(logger.written)
 
     assert store.get_run(logger.run_id).data.metrics == {"val_loss": 0.5, "mine": 1}
 
@@ -133,15 +141,17 @@ def test_what_a_callback_logs_by_mlflow_itself_goes_to_the_same_run(store):
 def test_random_name_gives_way_to_one_that_says_something(store):
     made = run.start(None, None, None)
     run.name("AlexNet-CIFAR10-seed0")
+    deliver(made)
 
-    assert store.get_run(made.info.run_id).info.run_name == "AlexNet-CIFAR10-seed0"
+    assert store.get_run(made.run_id).info.run_name == "AlexNet-CIFAR10-seed0"
 
 
 def test_name_that_a_person_gave_stays(store):
     made = run.start(None, "my best", None)
     run.name("AlexNet-CIFAR10-seed0")
+    deliver(made)
 
-    assert store.get_run(made.info.run_id).info.run_name == "my best"
+    assert store.get_run(made.run_id).info.run_name == "my best"
 
 
 @pytest.mark.parametrize("status", ["FINISHED", "FAILED", "KILLED"])
@@ -159,7 +169,7 @@ def test_status_marked_in_another_thread_is_the_one_that_counts(store):
     marker.join()
     run.end("FINISHED")
 
-    assert store.get_run(made.info.run_id).info.status == "KILLED"
+    assert store.get_run(made.run_id).info.status == "KILLED"
     assert mlflow.active_run() is None
 
 
@@ -168,7 +178,7 @@ def test_stop_in_a_slurm_job_leaves_the_status_to_the_script_of_the_job(
     status, store, given, monkeypatch
 ):
     monkeypatch.setenv("PYCLASSIFY_STATUS_BY_SLURM", given)
-    run.start(None, None, None)
+    deliver(run.start(None, None, None))
     store.update_run(given, status=status)  # as the script may do at any time
     run.end("KILLED")
 
@@ -182,7 +192,7 @@ def test_next_run_in_the_same_process_has_a_status_of_its_own(store):
         made = run.start(None, None, None)
         run.end(status)
 
-        assert store.get_run(made.info.run_id).info.status == status
+        assert store.get_run(made.run_id).info.status == status
 
 
 def test_stopped_run_is_killed_again_after_mlflow_run_called_it_failed(store, given):

@@ -3,12 +3,19 @@
 import os
 import re
 import warnings
+from pathlib import Path
 
+import lightning.pytorch as pl
 import pytest
+import small
 from command_lines import SHAPES
 from folders import grow
+from lightning.fabric.plugins.environments import SLURMEnvironment
+from lightning.pytorch.strategies import DDPStrategy
 
-from pyclassify.trainer import BestCheckpoint
+from pyclassify.datamodule import SyntheticDataModule
+from pyclassify.module import Classifier
+from pyclassify.trainer import BestCheckpoint, LaunchCheck, Trainer
 
 
 def test_last_checkpoint_is_kept_where_the_metric_is_not_logged(cli):
@@ -16,7 +23,7 @@ def test_last_checkpoint_is_kept_where_the_metric_is_not_logged(cli):
         done = cli(f"train {SHAPES} --checkpoint.monitor f1")
 
     assert done.code == 0
-    assert [file for _, _, files in os.walk("runs") for file in files] == ["best.ckpt"]
+    assert [file.name for file in Path("runs").glob("*/*/checkpoints/*.ckpt")] == ["best.ckpt"]
 
 
 def test_best_checkpoint_is_the_one_with_the_highest_validation_accuracy():
@@ -30,7 +37,7 @@ def test_run_without_checkpoints_is_tested_with_the_weights_at_hand(cli):
 
     assert done.code == 0
     assert "test_accuracy" in done.runs[0].data.metrics
-    assert not os.path.exists("runs")
+    assert os.listdir("runs") == ["spool"]
 
 
 def test_best_checkpoint_waits_for_a_validation_that_comes_later(cli):
@@ -63,3 +70,29 @@ def test_launch_of_another_size_than_asked_for_is_refused(cli, monkeypatch):
     assert done.code == 1
     assert "pyclassify: error: 1 of 2 x 1 processes (devices x num_nodes) were launched" in done.err
     assert "FINISHED" not in [run.info.status for run in done.runs]
+
+
+@pytest.mark.parametrize("plugins", [None, SLURMEnvironment(auto_requeue=True)])
+def test_requeue_is_left_to_the_jobs_script_unless_someone_wants_lightnings(plugins, monkeypatch):
+    job = {"JOB_ID": 1, "JOB_NAME": "train", "NTASKS": 1, "NODEID": 0, "PROCID": 0, "LOCALID": 0}
+    for name, value in {**job, "NODELIST": "localhost"}.items():
+        monkeypatch.setenv(f"SLURM_{name}", str(value))
+    quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+
+    trainer = Trainer(fast_dev_run=True, accelerator="cpu", devices=1, plugins=plugins, **quiet)
+    trainer.callbacks.append(LaunchCheck())
+    trainer.fit(Classifier(small.network), SyntheticDataModule(8, 8, 8, batch_size=8))
+
+    found = trainer._accelerator_connector.cluster_environment
+    assert isinstance(found, SLURMEnvironment)
+    assert found.auto_requeue == (plugins is not None)
+
+
+@pytest.mark.parametrize("given", [{}, {"gradient_as_bucket_view": False}])
+def test_gradients_are_sent_from_where_they_are_unless_asked_otherwise(given, monkeypatch):
+    monkeypatch.setattr(pl.Trainer, "fit", lambda self: None)  # which would start processes
+    trainer = Trainer(strategy=DDPStrategy(**given), devices=2, accelerator="cpu", logger=False)
+
+    trainer.fit()
+
+    assert trainer.strategy._ddp_kwargs == (given or {"gradient_as_bucket_view": True})

@@ -5,7 +5,15 @@ import torch
 from torch.export import Dim, export
 from torchvision.transforms.v2 import functional as reference
 
-from pyclassify.transforms import Preprocess, center_crop, crop, draw, random_draws, resize
+from pyclassify.transforms import (
+    Preprocess,
+    center_crop,
+    crop,
+    draw,
+    random_draws,
+    resize,
+    resize_quickly,
+)
 
 # One that is smaller than the output, a square one, a wide one, a tall one.
 SIZES = [(20, 24), (32, 32), (50, 200), (131, 77)]
@@ -129,8 +137,9 @@ def test_grey_images_become_three_channels(draws):
 @pytest.mark.parametrize("draws", [None, torch.tensor([[1, 2, 3], [4, 5, 6]])])
 def test_images_that_are_resized_already_are_not_resized_again(draws):
     images, preprocess = images_of(50, 41), Preprocess(30, 24)
+    scaled = resize(images, 30) if draws is None else resize_quickly(images, 30)
 
-    assert torch.equal(preprocess(resize(images, 30), draws), preprocess(images, draws))
+    assert torch.equal(preprocess(scaled, draws), preprocess(images, draws))
 
 
 def test_ordinary_draws_differ_between_images_and_calls():
@@ -148,3 +157,14 @@ def test_cut_must_fit_into_the_resized_image(size, cut):
 
     with pytest.raises(ValueError, match=told):
         Preprocess(size, cut)
+
+
+@pytest.mark.parametrize("shape", [(3, 32, 32), (1, 28, 28), (3, 70, 90), (3, 64, 64)])
+def test_training_resizes_quickly_to_nearly_the_same_pixels(shape):
+    images = torch.randint(256, (2, *shape), dtype=torch.uint8)
+
+    quick = resize_quickly(images, 64)
+
+    assert quick.dtype == torch.float32
+    assert torch.equal(quick, quick.round())
+    torch.testing.assert_close(quick, resize(images, 64), atol=1.1, rtol=0)

@@ -65,7 +65,7 @@ def test_views_that_cannot_be_written_cost_a_warning_only(cli):
             "BEGIN SELECT RAISE(ABORT, 'no permission'); END"
         )
 
-    with pytest.warns(UserWarning, match=r"the views of `mlflow ui` can't be made .*permission"):
+    with pytest.warns(UserWarning, match=r"not delivered: .*no permission"):
         done = cli(f"fit {SHAPES}")
 
     assert done.code == 0

@@ -5,13 +5,16 @@ import re
 import mlflow
 from command_lines import QUIET, SHAPES
 
+from pyclassify.cli import main
 
-def test_run_whose_artifacts_can_not_be_written_is_trained_and_tested_all_the_same(
+
+def test_run_whose_files_can_not_be_stored_is_trained_and_tested_and_keeps_them_for_later(
     cli, tmp_path, monkeypatch, recwarn
 ):
-    # No folder can be made below a file, not even by root.
+    blocked = tmp_path / "blocked"
+    blocked.touch()  # no folder can be made below a file, not even by root
     client = mlflow.MlflowClient()
-    experiment = client.create_experiment("full disk", f"{tmp_path}/mlflow.db/artifacts")
+    experiment = client.create_experiment("full disk", f"{blocked}/artifacts")
     monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "full disk")
 
     done = cli(f"train {SHAPES}")
@@ -21,11 +24,15 @@ def test_run_whose_artifacts_can_not_be_written_is_trained_and_tested_all_the_sa
     assert run.info.status == "FINISHED"
     assert {"train_loss", "val_accuracy", "test_accuracy"} < run.data.metrics.keys()
     assert run.data.params["model/learning_rate"] == "0.0001"
-    said = " ".join(str(warning.message) for warning in recwarn)
-    missing = set(re.findall(r"([\w.]+) can't be made", said))
-    assert {"config.yaml", "predictions.json", "confusion_matrix.png"} < missing
-    assert "the run has no capsule" in said
-    assert "the best weights are not in the run" in said
+    (said,) = {str(each.message) for each in recwarn if "takes no file" in str(each.message)}
+    assert "Not a directory" in said
+    last = done.err.splitlines()[-1]
+    assert re.search(r"pyclassify: config.yaml, .+ and \d+ more of what run .+ have not", last)
+
+    blocked.unlink()
+    assert main(last.split("pyclassify ")[-1].split()) == 0
+    kept = {each.path for each in client.list_artifacts(run.info.run_id)}
+    assert {"config.yaml", "predictions.json", "confusion_matrix.png", "capsule"} < kept
 
 
 def test_test_images_without_a_label_cost_a_picture_and_not_the_run(cli, recwarn):

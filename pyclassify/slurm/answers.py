@@ -49,7 +49,12 @@ def make_job(
 
 
 def rows_of(text: str, job_id: str, columns: int) -> list[list[str]]:
-    """The rows of a job, among what a site's own wrappers may say before and after."""
-    rows = [line.strip().split("|") for line in text.splitlines()]
+    """The rows of a job in an answer."""
     number = job_id.partition(";")[0]
-    return [row[:columns] for row in rows if row[0] == number and len(row) >= columns]
+    return [row for row in rows_among(text, columns) if row[0] == number]
+
+
+def rows_among(text: str, columns: int) -> list[list[str]]:
+    """The rows of an answer, among what a site's own wrappers may say before and after."""
+    rows = [line.strip().split("|") for line in text.splitlines()]
+    return [row[:columns] for row in rows if len(row) >= columns]

@@ -66,9 +66,9 @@ def _wait(submitted: SlurmRun) -> None:
     try:
         succeeded = submitted.wait()
     except KeyboardInterrupt:
-        submitted.cancel()
+        became, status = submitted.cancel(), submitted.get_status()
         _logger.warning(
-            "=== Job %s is cancelled, run %s KILLED ===", submitted.job_id, submitted.run_id
+            "=== Job %s: %s; run %s: %s ===", submitted.job_id, became, submitted.run_id, status
         )
         raise
     if not succeeded:

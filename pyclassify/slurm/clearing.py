@@ -5,13 +5,16 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from pyclassify.slurm.reconcile import FINAL
+from pyclassify.tracking.spool import records
+from pyclassify.tracking.spool.records import FINAL
 
 _DAY = 86_400.0
 
 
 def clear(work_dir: Path, days: float, dry_run: bool = False) -> Iterator[tuple[Path, int]]:
     """Remove the folders of runs that ended some time ago; others stay.
+
+    So do those that hold what no server has yet, for `pyclassify sync`.
 
     Args:
         work_dir: The folder of the folders.
@@ -37,8 +40,14 @@ def clear(work_dir: Path, days: float, dry_run: bool = False) -> Iterator[tuple[
         except MlflowException:  # a run of another store, or one that was deleted for good
             continue
         ended = (info.end_time or 0) / 1000
-        if info.status in FINAL and ended < time.time() - days * _DAY:
+        long_ago = ended < time.time() - days * _DAY
+        if info.status in FINAL and long_ago and _is_delivered(folder):
             size = sum(each.lstat().st_size for each in folder.rglob("*"))
             if not dry_run:
                 shutil.rmtree(folder)
             yield folder, size
+
+
+def _is_delivered(folder: Path) -> bool:
+    spools = folder.glob(f"spool/*/{records.SPOOL}")
+    return all(records.is_delivered(each.parent) for each in spools)

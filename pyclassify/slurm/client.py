@@ -2,10 +2,10 @@
 
 import getpass
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from pathlib import Path
 
-from pyclassify.slurm.answers import Job, make_job, rows_of
+from pyclassify.slurm.answers import Job, make_job, rows_among, rows_of
 from pyclassify.slurm.programs import (
     SlurmError,
     SlurmSilent,
@@ -16,6 +16,8 @@ from pyclassify.slurm.programs import (
     run_program,
 )
 
+_AT_ONCE = 1000  # jobs of a command line
+_QUEUE = "%i|%T|%r|%N|%M"
 _GONE = re.compile(r"Invalid job id", re.IGNORECASE)
 
 
@@ -23,7 +25,13 @@ class JobUnknown(SlurmError):
     """A job that neither squeue nor sacct knows."""
 
 
-def submit(script: Path, variables: Mapping[str, str], given: Sequence[str]) -> str:
+def submit(
+    script: Path,
+    variables: Mapping[str, str],
+    given: Sequence[str],
+    options: Sequence[str] = (),
+    known: Container[str] = (),
+) -> str:
     """Submit a script.
 
     Args:
@@ -31,6 +39,8 @@ def submit(script: Path, variables: Mapping[str, str], given: Sequence[str]) -> 
             answer was lost.
         variables: Variables of the job beside those of this process.
         given: The keys of the configuration that have a value.
+        options: Options of sbatch that win over those in the script.
+        known: The numbers of the folder's earlier jobs.
 
     Returns:
         The job's id, with the cluster's name after a semicolon where there are several.
@@ -39,9 +49,9 @@ def submit(script: Path, variables: Mapping[str, str], given: Sequence[str]) -> 
         SlurmError: SLURM refuses it, or does not answer; its own words.
     """
     said = run_patiently(
-        ("sbatch", "--parsable", str(script)),
+        ("sbatch", "--parsable", *options, str(script)),
         environment={**environment_of_job(given), **variables},
-        look=lambda: find_by_folder(script.parent),
+        look=lambda: find_by_folder(script.parent, known),
     )
     for line in reversed(said.stdout.splitlines()):  # a site may say more before it
         if re.fullmatch(r"\d+(;\S+)?", line.strip()):
@@ -99,7 +109,7 @@ def _ask_accounting_or(error: SlurmError, job_id: str) -> Job:
 
 def ask_queue(job_id: str) -> Job:
     """What the controller says of a job: while it waits and runs, and some minutes after."""
-    words = ("squeue", "-h", "-t", "all", *_target(job_id), "-o", "%i|%T|%r|%N|%M")
+    words = ("squeue", "-h", "-t", "all", *_target(job_id), "-o", _QUEUE)
     try:
         said = run_patiently(words)
     except SlurmError as error:
@@ -126,6 +136,40 @@ def ask_accounting(job_id: str) -> Job:
     raise JobUnknown(f"sacct has no job {job_id}")
 
 
+def account(numbers: Sequence[str], cluster: str, columns: str) -> list[list[str]]:
+    """What accounting says of many jobs, their attempts and steps; times in seconds.
+
+    Args:
+        numbers: The jobs' numbers.
+        cluster: The cluster's name; the one here without it.
+        columns: Those of sacct's.
+
+    Raises:
+        SlurmError: It does not answer, or this site keeps no accounts.
+    """
+    environment = {**environment_of_query(), "SLURM_TIME_FORMAT": "%s"}
+    found = []
+    for target in _targets(numbers, cluster):
+        words = ("sacct", "--duplicates", "-n", "-P", *target, "-o", columns)
+        said = run_patiently(words, environment)
+        found += rows_among(said.stdout, 1 + columns.count(","))
+    return found
+
+
+def queue(numbers: Sequence[str], cluster: str) -> list[list[str]]:
+    """What the controller says of many jobs: number, state, reason, nodes and elapsed time."""
+    found = []
+    for target in _targets(numbers, cluster):
+        try:
+            said = run_patiently(("squeue", "-h", "-t", "all", *target, "-o", _QUEUE))
+        except SlurmError as error:
+            if not _GONE.search(str(error)):  # which it says of a single job
+                raise
+        else:
+            found += rows_among(said.stdout, 5)
+    return found
+
+
 def cancel(job_id: str) -> None:
     """Cancel a job; one that has ended stays as it is.
 
@@ -149,9 +193,20 @@ def _target(job_id: str) -> list[str]:
     return ["-j", number, *(["-M", cluster] if cluster else [])]
 
 
-def find_by_folder(folder: Path) -> str:
-    """The id of the job of a run's folder; nothing where there is none, or it ended long ago."""
+def _targets(numbers: Sequence[str], cluster: str) -> Iterator[list[str]]:
+    for first in range(0, len(numbers), _AT_ONCE):
+        yield _target(f"{','.join(numbers[first : first + _AT_ONCE])};{cluster}".rstrip(";"))
+
+
+def find_by_folder(folder: Path, known: Container[str] = ()) -> str:
+    """The id of the newest job of a run's folder; nothing where SLURM knows none.
+
+    Args:
+        folder: The run's folder.
+        known: The numbers of jobs that it is not.
+    """
     words = ("squeue", "-h", "-t", "all", "-u", getpass.getuser(), "-o", "%i|%Z")
     said = run_program(words, environment_of_query())
     rows = [line.strip().split("|", 1) for line in said.stdout.splitlines() if "|" in line]
-    return next((row[0] for row in rows if row[1] == str(folder)), "")
+    found = [row[0] for row in rows if row[1] == str(folder) and row[0] not in known]
+    return max(found, key=int, default="")

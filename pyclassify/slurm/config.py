@@ -8,7 +8,7 @@ from typing import Any
 from pyclassify.slurm.arguments import check_sbatch
 from pyclassify.slurm.credentials import check_kept
 from pyclassify.slurm.keys import KEYS, Config
-from pyclassify.slurm.values import Kind
+from pyclassify.slurm.values import Kind, seconds_of
 from pyclassify.tracking.masking import holds_credentials
 
 # What MLflow adds to what the user gave (mlflow.projects.utils, 3.17).
@@ -48,6 +48,7 @@ def read(given: Mapping[str, Any]) -> Config:
             f"container is {config.container!r} and environment {config.environment!r} in the "
             "backend config; give one of the two: what an image runs is in the image"
         )
+    _check_requeue(config, given)
     missing = [name for name, text in config.exports if text is None]
     if absent := [name for name in missing if name not in os.environ]:
         raise ValueError(
@@ -66,6 +67,28 @@ def _read_value(name: str, value: Any) -> Any:
         # What looks like a credential is not repeated.
         shown = name if name == "exports" else f"{name} is {value!r}"
         raise ValueError(f"{shown} in the backend config{why}; it takes {kind.takes}") from None
+
+
+def _check_requeue(config: Config, given: Mapping[str, Any]) -> None:
+    if not config.requeue:
+        for name in ("requeue_seconds", "requeue_attempts"):
+            if getattr(config, name) is not None:
+                raise ValueError(
+                    f"{name} is {given[name]} in the backend config, which is for a job that "
+                    f'starts again; give "requeue": true too, or leave {name} out'
+                )
+        return
+    if config.signal is not None:
+        raise ValueError(
+            f"signal is {config.signal!r} and requeue is true in the backend config, and SLURM "
+            "sends a job one signal before its time limit, which is USR1 to the script here; leave "
+            'signal out, and say by "requeue_seconds" how long before'
+        )
+    if config.time is not None and 0 < seconds_of(config.time) <= config.warning:
+        raise ValueError(
+            f"time is {config.time!r} in the backend config, and the job is told to leave "
+            f'{config.warning} seconds before that; give more "time", or less "requeue_seconds"'
+        )
 
 
 def _check_texts(found: Mapping[str, Any]) -> None:

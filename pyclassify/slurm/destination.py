@@ -32,11 +32,12 @@ class Destination:
     folder: str = ""
 
 
-def resolve(uri: str) -> Destination:
+def resolve(uri: str, from_nodes: bool = True) -> Destination:
     """Make a tracking URI one for any folder and any node.
 
     Args:
         uri: The URI of this process.
+        from_nodes: Whether compute nodes have to reach it.
 
     Raises:
         ValueError: No other node can reach it.
@@ -47,7 +48,7 @@ def resolve(uri: str) -> Destination:
     if not uri.startswith("databricks") and parts.scheme in ("", "file"):
         path = Path(parts.path or ".").absolute()
         return Destination(f"file://{path}", folder=str(path))
-    if parts.hostname and _is_here(parts.hostname):
+    if from_nodes and parts.hostname and _is_here(parts.hostname):
         raise ValueError(
             f"the tracking URI {mask(uri)} is this host's own, and compute nodes can't reach it; "
             f"{_advise(parts)}"

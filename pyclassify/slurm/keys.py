@@ -58,7 +58,22 @@ class Config:
         values.SIGNAL, "a warning before the time limit", "seconds before", "--signal"
     )
     requeue: bool | None = _key(
-        values.FLAG, "whether the job may start again after its node was lost", "", "--requeue"
+        values.FLAG,
+        "whether the job starts again to go on: where the training, told before the time limit, "
+        "leaves with exit code 75, and by SLURM itself after a preemption or the loss of a node",
+        "",
+        "--requeue",
+    )
+    requeue_seconds: int | None = _key(
+        values.WARNING,
+        "how long before the time limit a job with requeue is told to save and leave (default: "
+        "120); SLURM may be a minute early",
+        "seconds",
+    )
+    requeue_attempts: int | None = _key(
+        values.FROM_ONE,
+        "how many times a job with requeue may start in all (default: 100)",
+        "starts",
     )
     mail_type: str | None = _key(values.MAIL, "when to write a mail", "", "--mail-type")
     mail_user: str | None = _key(values.TEXT, "to whom", "", "--mail-user")
@@ -86,7 +101,25 @@ class Config:
         "a folder that compute nodes see, for a folder of each run; beside the folder of the "
         "submission else",
     )
+    tracking: str = _key(
+        values.TRACKING,
+        "how the job tells MLflow what it logs: to the server, or into the folder of the run, for "
+        "`pyclassify sync` where nodes have no network",
+        default="direct",
+    )
     wait: bool = _key(values.FLAG, "whether to wait for the job's end", default=False)
+
+    @property
+    def warning(self) -> int:
+        """How many seconds before its time limit a job with requeue is told."""
+        return 120 if self.requeue_seconds is None else self.requeue_seconds
+
+    @property
+    def attempts(self) -> int:
+        """How many times a job may start in all."""
+        if not self.requeue:
+            return 1
+        return 100 if self.requeue_attempts is None else self.requeue_attempts
 
 
 KEYS = {each.name: each for each in fields(Config)}

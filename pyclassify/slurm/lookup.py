@@ -10,13 +10,17 @@ from pyclassify.slurm.submitted import SlurmRun
 def of_run(run_id: str) -> SlurmRun:
     """The job of a run that was submitted, perhaps by another process.
 
-    Raises:
-        ValueError: It is no run of this backend.
-    """
-    from mlflow import MlflowClient
+    Args:
+        run_id: The run's id, or the first eight or more digits of it.
 
-    run = MlflowClient().get_run(run_id)
-    tags = run.data.tags
+    Raises:
+        ValueError: There is no such run, or it is none of this backend.
+        OSError: There are no runs here, or it has no job.
+    """
+    from pyclassify.tracking import find
+
+    run = find.find_run(find.open_store(), run_id)
+    run_id, tags = run.info.run_id, run.data.tags
     if "slurm_folder" not in tags:
         raise ValueError(
             f"the run {run_id} is none of the backend slurm; `mlflow run --backend slurm` makes one"

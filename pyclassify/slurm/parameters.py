@@ -6,7 +6,9 @@ from typing import Any
 from urllib.parse import urlsplit
 
 # Parameters of this project that name files, which its MLproject does not declare as such.
-_PATHS = ("data_path", "data.data_path", "ckpt_path")
+_PATHS = ("data_path", "data.data_path", "ckpt_path", "weights", "model.weights")
+# Those that may be other than a path: a run's id, or a word of another project's.
+_PERHAPS = ("ckpt_path", "weights", "model.weights")
 
 
 def place(
@@ -41,7 +43,7 @@ def place(
         if is_snapshotted(str(value)):
             if typed:  # MLflow would take it from the folder of the submission
                 placed[name] = str(snapshot / value)
-        elif typed or name != "ckpt_path" or (submitted_in / value).exists():
+        elif typed or name not in _PERHAPS or (submitted_in / value).exists():
             placed[name] = str(submitted_in / value)
     return placed
 

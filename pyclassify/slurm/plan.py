@@ -16,6 +16,7 @@ from pyclassify.slurm.environment import Environment
 from pyclassify.slurm.keys import Config
 from pyclassify.slurm.parameters import find_files, place
 from pyclassify.slurm.topology import Topology
+from pyclassify.tracking.spool import records
 
 _UNFIT = re.compile(r"[/\x00-\x1f\x7f]")
 
@@ -53,6 +54,11 @@ class Plan:
         """The job's name; as logs are called by it, a project's has no slash and is one line."""
         return self.config.job_name or _UNFIT.sub("-", self.project.name or "mlflow")
 
+    @property
+    def spools(self) -> bool:
+        """Whether the job tells MLflow nothing itself."""
+        return self.config.tracking == "spool"
+
     @cached_property
     def files(self) -> tuple[list[str], dict[str, str]]:
         """The files of the snapshot, and those left out of it with the reason."""
@@ -78,17 +84,23 @@ class Plan:
             folder / "project",
             Path.cwd(),
         )
+        tracking_uri: str | None = self.destination.uri
+        if self.spools:
+            tracking_uri = records.uri_of(folder / "spool")
+        elif self.destination.secret:
+            tracking_uri = None
+        store = "" if self.spools else self.destination.folder
         facts = script.Facts(
             run_id=run_id,
             experiment_id=experiment_id,
-            tracking_uri=None if self.destination.secret else self.destination.uri,
+            tracking_uri=tracking_uri,
             name=self.job_name,
             folder=str(folder),
             topology=self.topology,
             command=entry_point.compute_command(placed, downloads),
             activation=self.environment.activation,
             version=version("pyclassify"),
-            binds=tuple(filter(None, [self.destination.folder, *find_files(placed, entry_point)])),
+            binds=tuple(filter(None, [store, *find_files(placed, entry_point)])),
         )
         return script.render(self.config, facts)
 
@@ -142,7 +154,9 @@ def make(
         entry_point=entry_point,
         given=given,
         topology=topology.decide(checked, given, defaults),
-        destination=destination.resolve(mlflow.get_tracking_uri()),
+        destination=destination.resolve(
+            mlflow.get_tracking_uri(), from_nodes=checked.tracking == "direct"
+        ),
         environment=environment.choose(checked, project, folder, backend_config.get("ENV_MANAGER")),
         work_dir=choose_work_dir(checked),
     )

@@ -1,6 +1,7 @@
 """A run's final status, from what SLURM says of its job."""
 
 import pwd
+import signal
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -9,10 +10,21 @@ from typing import Any
 from pyclassify.slurm import description
 from pyclassify.slurm.answers import Job
 from pyclassify.slurm.states import STATES, state_by
+from pyclassify.tracking.spool.records import FINAL
 
-FINAL = ("FINISHED", "FAILED", "KILLED")
 FOLDER = "slurm"  # of artifacts
 BY = "slurm_status_by"  # the tag that says who gave the run its status, where it may change
+STATE = "slurm_state"  # the tag that says how the job ended; there is nothing to ask after it
+
+
+# EX_TEMPFAIL of sysexits.h: the training was told to stop, has saved, and left to go on later.
+LEFT = 75
+RESUME = "go on by `pyclassify slurm resume RUN_ID`"
+
+_SIGNALS = {
+    int(signal.SIGUSR1): ", SIGUSR1: it warns of the time limit, and the training has "
+    f"to catch it, save and leave with exit code {LEFT}"
+}
 
 
 @dataclass(frozen=True)
@@ -28,6 +40,9 @@ class Ending:
     status: str
     words: str = ""
     certain: bool = True
+
+
+STOPPED = Ending("KILLED", f"the training was told to stop, has saved and left; {RESUME}")
 
 
 def of_job(job: Job) -> Ending:
@@ -57,16 +72,20 @@ def of_script(exit_code: int, said: str) -> Ending:
         return of_job(Job("", "OUT_OF_MEMORY"))
     if not queued.startswith("RUNNING"):  # the script was told to end
         state = states[0] if states else ""
-        if state in STATES and STATES[state].ended:
-            return of_job(Job("", state, booked[0].partition(" ")[2]))
+        # The queue first: accounting has a job that makes room as PREEMPTED, and then once more.
         if state == "REQUEUED" or queued.startswith(("PENDING", "REQUEUE", "SPECIAL_EXIT")):
             return Ending("SCHEDULED")
+        if state in STATES and STATES[state].ended:
+            return of_job(Job("", state, booked[0].partition(" ")[2]))
         if state := state_by(*queued.partition(" ")[::2]):
             return of_job(Job("", state))
         if queued.startswith("COMPLETING"):
             return replace(of_job(Job("", "CANCELLED")), certain=False)
+    if exit_code == LEFT:
+        return STOPPED
     if exit_code > 128:
-        return Ending("FAILED", f"the job was ended by signal {exit_code - 128}", certain=False)
+        words = f"the job was ended by signal {exit_code - 128}"
+        return Ending("FAILED", words + _SIGNALS.get(exit_code - 128, ""), certain=False)
     return Ending("FAILED", f"the job ended with exit code {exit_code}", certain=False)
 
 
@@ -87,12 +106,8 @@ def settle(client: Any, run_id: str, ending: Ending, job_id: str, logs: list[Pat
         The status that the run has now.
     """
     run = client.get_run(run_id)
-    status = run.info.status
-    guessed = run.data.tags.get(BY) == "script"
-    # MLflow itself says FINISHED when Python exits, whatever the exit code.
-    changes = status not in FINAL or (status == "FINISHED" and ending.status != status)
-    if changes or (guessed and (ending.certain or ending.status != status)):
-        changes, status = True, ending.status
+    status, guessed = becomes(run, ending), run.data.tags.get(BY) == "script"
+    changes = status != run.info.status or (guessed and ending.certain)
     words = ending.words if ending.status == status else "the training said so"
     subject = description.of_job(job_id)
     try:
@@ -105,11 +120,20 @@ def settle(client: Any, run_id: str, ending: Ending, job_id: str, logs: list[Pat
     finally:  # whoever sees the status finds the reason, but a status there must be
         if status != run.info.status:
             client.set_terminated(run_id, status)
-    kept = {each.path for each in client.list_artifacts(run_id, FOLDER)}
-    for log in dict.fromkeys(logs):
-        if log.is_file() and f"{FOLDER}/{log.name}" not in kept:
+    kept = {(each.path, each.file_size) for each in client.list_artifacts(run_id, FOLDER)}
+    for log in dict.fromkeys(logs):  # that of a job that started again has grown
+        if log.is_file() and (f"{FOLDER}/{log.name}", log.stat().st_size) not in kept:
             client.log_artifact(run_id, str(log), FOLDER)
     return str(status)
+
+
+def becomes(run: Any, ending: Ending) -> str:
+    """The status that a run gets from its job's ending; most often the one that it has."""
+    status = str(run.info.status)
+    # MLflow itself says FINISHED when Python exits, whatever the exit code.
+    open_yet = status not in FINAL or status == "FINISHED"
+    guessed = run.data.tags.get(BY) == "script"
+    return ending.status if open_yet or guessed else status
 
 
 def tag(client: Any, run_id: str, tags: Mapping[str, str]) -> None:

@@ -54,7 +54,7 @@ def render(config: Config, facts: Facts) -> str:
         "\n".join(["#!/bin/bash", *_directives(config, facts), ""]),
         template.INTRODUCTION.format(run_id=facts.run_id, version=facts.version),
         "".join(f"{line}\n" for line in _exports(config, facts)),
-        template.FUNCTIONS.replace("@PYTHON@", shlex.join([*inside, "python"])),
+        _functions(config, inside),
         template.DETAILS,
         "".join(f"{line}\n" for line in _prepare(config, facts)),
         _fill(template.ALLOCATION, facts.topology),
@@ -78,6 +78,9 @@ def _directives(config: Config, facts: Facts) -> Iterator[str]:
                 yield _directive("--gpus-per-node", gpus)
         elif name == "requeue":
             yield _directive("--requeue" if value else "--no-requeue", True)
+            if value:  # a log goes on where it was
+                yield _directive("--open-mode", "append")
+                yield _directive("--signal", f"B:USR1@{config.warning}")
         elif option and value not in (None, False):
             yield _directive(option, value)
     yield _directive("--chdir", facts.folder)
@@ -97,6 +100,28 @@ def _directive(option: str, value: Any) -> str:
     return f"#SBATCH {option}={text}"
 
 
+def _functions(config: Config, inside: tuple[str, ...]) -> str:
+    text = template.FUNCTIONS.replace("@PYTHON@", shlex.join([*inside, "python"]))
+    text = text.replace("@SIGNALS@", _signals(config))
+    if not config.requeue:
+        return text.replace("@REQUEUE@", "")
+    text = text.replace("@REQUEUE@", f" {config.attempts} || [ $? -ne 75 ] || requeue")
+    return f"{text}\n{template.REQUEUE}"
+
+
+def _signals(config: Config) -> str:
+    """What is for the training alone, and ends none of the shells around it."""
+    return " ".join(dict.fromkeys(each for each in ("TERM", "USR1", _warning(config)[1]) if each))
+
+
+def _warning(config: Config) -> tuple[str, str]:
+    """To whom SLURM sends a signal before the time limit (R, B), and which; or nothing."""
+    if config.requeue:
+        return "B", "USR1"
+    whom, _, signal = (config.signal or "").partition("@")[0].rpartition(":")
+    return whom, signal
+
+
 def _exports(config: Config, facts: Facts) -> Iterator[str]:
     yield f"run_folder={shlex.quote(facts.folder)}"
     yield f"export MLFLOW_RUN_ID={shlex.quote(facts.run_id)}"
@@ -106,6 +131,8 @@ def _exports(config: Config, facts: Facts) -> Iterator[str]:
     else:
         yield f"export MLFLOW_TRACKING_URI={shlex.quote(facts.tracking_uri)}"
     yield f"export {STATUS_BY_SLURM}={shlex.quote(facts.run_id)}"
+    yield 'export PYCLASSIFY_SPOOL="$run_folder/spool"'
+    yield 'export PYCLASSIFY_PROGRESS="$run_folder/progress"'
     yield "export PYTHONUNBUFFERED=1"
     for name, value in config.exports:
         if value is not None:
@@ -120,7 +147,7 @@ def _prepare(config: Config, facts: Facts) -> Iterator[str]:
     yield from config.setup
     yield from facts.activation
     yield 'cd "$run_folder/project" || exit'
-    yield 'report start || fail "MLflow can\'t be told that the run starts"'
+    yield template.START.rstrip("\n")
 
 
 def _fill(text: str, topology: Topology) -> str:
@@ -139,17 +166,21 @@ def _srun(config: Config, facts: Facts, inside: tuple[str, ...]) -> str:
     if config.cpus_per_task is not None:
         options.append(f"--cpus-per-task={config.cpus_per_task}")
     options += ["--export=ALL", "--kill-on-bad-exit=1", *config.srun_args]
-    whom, _, signal = (config.signal or "").partition("@")[0].rpartition(":")
-    task = template.TASK.replace("@SIGNALS@", f"TERM {signal}".strip())
-    task = _fill(task + (template.TASK_GPUS if topology.gpus else ""), topology)
-    task += f"{facts.command}\n"
+    whom, signal = _warning(config)
+    task = _fill(template.TASK + (template.TASK_GPUS if topology.gpus else ""), topology)
+    task = (task + template.COMMAND).replace("@SIGNALS@", _signals(config))
+    task = task.replace("@LEFT@", shlex.quote(f"{facts.folder}/left"))
+    task = task.replace("@COMMAND@", facts.command)
+    tells_training = "B" in whom and not config.requeue
     lines = [
+        'rm -f "$run_folder/left"',
         "# For a SLURM that does not set it, as Ulysses's.",
         f"export SLURM_NTASKS_PER_NODE={topology.tasks}",
         "",
         f"srun {shlex.join(options)} \\",
         f"  {shlex.join([*inside, 'bash', '-c'])} {shlex.quote(task)} &",
-        template.FORWARD.replace("@SIGNAL@", signal) if "B" in whom else "wait $!\n",
+        *([template.FORWARD.replace("@SIGNAL@", signal)] if tells_training else []),
+        template.WAIT,
     ]
     return "\n".join(lines)
 

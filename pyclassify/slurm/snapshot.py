@@ -6,6 +6,9 @@ Each run has a folder in the work folder, as compute nodes see it:
     changes.diff    `git diff --binary HEAD`; absent where nothing was changed
     snapshot.json   where it was taken, the commit, and what was left out
     reporter/       what tells MLflow how the job goes
+    attempts        each start of a job: its number, SLURM_RESTART_COUNT, the step it began at
+    progress        the step of the newest checkpoint to go on from (PYCLASSIFY_PROGRESS)
+    spool/          what the job logs, until it is delivered (PYCLASSIFY_SPOOL)
     job.sh          the script
     NAME-JOB.out    what the job writes, by "output" and "error"
 """
@@ -24,9 +27,11 @@ from pyclassify.tracking.git import git
 
 PACKAGE = Path(__file__).parents[1]
 _REPORTER = (
-    *("__init__.py", "tracking/__init__.py", "tracking/masking.py", "slurm/__init__.py"),
+    *("__init__.py", "atomic.py", "tracking/__init__.py", "tracking/masking.py"),
+    *("slurm/__init__.py",),
     *("slurm/report.py", "slurm/reconcile.py", "slurm/states.py"),
-    *("slurm/answers.py", "slurm/description.py", "slurm/programs.py"),
+    *("slurm/answers.py", "slurm/attempts.py", "slurm/description.py", "slurm/programs.py"),
+    *("slurm/delivery.py", "tracking/files.py", "tracking/spool/*.py"),
 )
 
 
@@ -82,10 +87,10 @@ def _check_out(project: Path, target: Path, commit: str) -> None:
 
 def _copy_reporter(target: Path) -> None:
     """Copy what the job needs of this package, as its environment may not have it."""
-    for name in _REPORTER:
-        copy = target / "pyclassify" / name
+    for file in (each for name in _REPORTER for each in PACKAGE.glob(name)):
+        copy = target / "pyclassify" / file.relative_to(PACKAGE)
         copy.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(PACKAGE / name, copy)
+        shutil.copyfile(file, copy)
 
 
 def _copy(source: Path, target: Path, project: Path) -> None:

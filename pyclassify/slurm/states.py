@@ -21,6 +21,7 @@ class State:
     words: str = ""
 
 
+_ON = "; `pyclassify slurm resume` goes on"
 _WAITING, _RUNNING = State("SCHEDULED"), State("RUNNING")
 
 
@@ -29,7 +30,7 @@ def _failed(words: str) -> State:
 
 
 STATES = {
-    "BOOT_FAIL": _failed("its node did not start; submit it again"),
+    "BOOT_FAIL": _failed("its node did not start" + _ON),
     "CANCELLED": State("KILLED", True, "the job was cancelled"),
     "COMPLETED": State("FINISHED", True),
     "COMPLETING": _RUNNING,
@@ -37,13 +38,13 @@ STATES = {
     "DEADLINE": _failed("the job's deadline came before its end"),
     "EXPEDITING": _WAITING,
     "FAILED": _failed("the job ended with an error"),
-    "LAUNCH_FAILED": _failed("the job could not be launched on its node; submit it again"),
-    "NODE_FAIL": _failed("a node of the job failed; submit it again"),
+    "LAUNCH_FAILED": _failed("the job could not be launched on its node" + _ON),
+    "NODE_FAIL": _failed("a node of the job failed" + _ON),
     "OUT_OF_MEMORY": _failed('the job took more memory than it has; give more by "mem"'),
     "PENDING": _WAITING,
     "POWER_UP_NODE": _WAITING,
-    "PREEMPTED": State("KILLED", True, "the job had to make room for another; submit it again"),
-    "RECONFIG_FAIL": _failed("its node could not be configured; submit it again"),
+    "PREEMPTED": State("KILLED", True, "the job had to make room for another" + _ON),
+    "RECONFIG_FAIL": _failed("its node could not be configured" + _ON),
     "REQUEUED": _WAITING,
     "REQUEUE_FED": _WAITING,
     "REQUEUE_HOLD": _WAITING,

@@ -45,8 +45,7 @@ def submit(
     with _failing(mlflow_client, run_id):
         mlflow_client.update_run(run_id, status="SCHEDULED")
         script = _prepare(made, mlflow_client, run, folder)
-        variables = {"MLFLOW_TRACKING_URI": made.destination.uri}
-        job_id = client.submit(script, variables, [*made.config_given])
+        job_id = client.submit(script, _variables(made), [*made.config_given])
     mlflow_client.set_tag(run_id, "slurm_job_id", job_id)
     log = fill(absolute(folder, made.config.output), job_id.partition(";")[0], made.job_name, "*")
     _logger.info("=== Run (ID '%s') is submitted as SLURM job %s ===", run_id, job_id)
@@ -70,6 +69,10 @@ def _failing(mlflow_client: Any, run_id: str) -> Iterator[None]:
 
 def _prepare(made: Plan, mlflow_client: Any, run: Any, folder: Path) -> Path:
     """Make the run's folder, and say in the run what is submitted; returns the script's path."""
+    from mlflow import MlflowClient
+
+    from pyclassify.tracking.spool.target import prepare
+
     run_id = run.info.run_id
     try:
         folder.mkdir(parents=True, mode=0o700)
@@ -92,7 +95,13 @@ def _prepare(made: Plan, mlflow_client: Any, run: Any, folder: Path) -> Path:
     for name in ("job.sh", "backend_config.json"):
         mlflow_client.log_artifact(run_id, str(folder / name), reconcile.FOLDER)
     reconcile.tag(mlflow_client, run_id, _tags(made, folder))
+    prepare(folder / "spool", MlflowClient(made.destination.uri), run_id)
     return script
+
+
+def _variables(made: Plan) -> dict[str, str]:
+    """What the job's environment has and the script does not: a URI that may have a password."""
+    return {} if made.spools else {"MLFLOW_TRACKING_URI": made.destination.uri}
 
 
 def make_folders_of_logs(folder: Path, config: Config) -> None:

@@ -12,6 +12,7 @@ from pyclassify.slurm import client, description, reconcile
 from pyclassify.slurm.answers import Job
 from pyclassify.slurm.logs import tail_of
 from pyclassify.slurm.programs import SlurmSilent
+from pyclassify.tracking.spool.records import FINAL
 
 _POLL = 2.0  # seconds; each is a call of squeue
 _POLL_MOST = 15.0
@@ -65,7 +66,7 @@ class SlurmRun(SubmittedRun):
     def get_status(self) -> str:
         """The run's status: what the training or the job said, or else what SLURM says."""
         status = str(self._run().info.status)
-        return status if status in reconcile.FINAL else self.reconcile(self.find())
+        return status if status in FINAL else self.reconcile(self.find())
 
     def cancel(self) -> str:
         """Cancel the job and mark the run KILLED; waits for neither.
@@ -75,20 +76,16 @@ class SlurmRun(SubmittedRun):
         Returns:
             What became of the job, in words.
         """
-        job, what = None, "cancelled"
-        try:
-            job = self.find()
-            what = what if job else FORGOTTEN
-        except client.JobUnknown:
-            what = FORGOTTEN
-        except SlurmSilent as silence:
-            _logger.warning("SLURM does not say how job %s goes (%s)", self.job_id, silence)
+        job, what = self._look()
+        if not (job and job.meaning.ended):
+            client.cancel(self.job_id)
+            job, _ = self._look()  # it may have ended by itself meanwhile
+            job = job if job and job.state != "CANCELLED" else None
         if job and job.meaning.ended:
             self.reconcile(job)
             return f"had ended: {job.state}"
-        client.cancel(self.job_id)
         run = self._run()
-        if run.info.status in reconcile.FINAL:
+        if run.info.status in FINAL:
             return what
         self._client.set_terminated(self._run_id, "KILLED")
         words = f"the job was cancelled by {getpass.getuser()}."
@@ -96,6 +93,17 @@ class SlurmRun(SubmittedRun):
             words = f"{what}; the run was marked KILLED by {getpass.getuser()}."
         description.describe(self._client, run, description.of_job(self.job_id), words)
         return what
+
+    def _look(self) -> tuple[Job | None, str]:
+        """The job if SLURM says how it goes, and what becomes of it by a cancel."""
+        try:
+            job = self.find()
+            return job, "cancelled" if job else FORGOTTEN
+        except client.JobUnknown:
+            return None, FORGOTTEN
+        except SlurmSilent as silence:
+            _logger.warning("SLURM does not say how job %s goes (%s)", self.job_id, silence)
+            return None, "cancelled"
 
     def find(self) -> Job | None:
         """What SLURM says of the job; nothing where it has forgotten one whose run has ended.
@@ -108,7 +116,7 @@ class SlurmRun(SubmittedRun):
             return client.find(self.job_id)
         except client.JobUnknown as unknown:
             run = self._run()
-            if run.info.status in reconcile.FINAL:
+            if run.info.status in FINAL:
                 return None
             raise client.JobUnknown(
                 f"{unknown}; the run stays {run.info.status}: see the log in "
@@ -125,7 +133,7 @@ class SlurmRun(SubmittedRun):
 
     def is_over(self, job: Job | None) -> bool:
         """Whether nothing more is to come, by what SLURM says, or else by the run's status."""
-        return job.meaning.ended if job else self._run().info.status in reconcile.FINAL
+        return job.meaning.ended if job else self._run().info.status in FINAL
 
     def reconcile(self, job: Job | None) -> str:
         """Make the run's status true.
@@ -150,7 +158,7 @@ class SlurmRun(SubmittedRun):
             if again is None or again.meaning.status != said:
                 return status
         now = str(self._run().info.status)  # it may have ended meanwhile
-        if now != status or now in (*reconcile.FINAL, said):
+        if now != status or now in (*FINAL, said):
             return now
         self._client.update_run(self._run_id, status=said)
         return said

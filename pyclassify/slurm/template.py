@@ -18,7 +18,12 @@ report() {
 
 # SLURM's own word on this job; accounting may have it a moment later than the queue.
 slurm_says() {
-  local queued booked step
+  local queued booked step restarts
+  restarts=$(scontrol show job "$SLURM_JOB_ID" 2>&1 | sed -n 's/.* Restarts=\\([0-9]*\\).*/\\1/p')
+  if [ "${restarts:-0}" -gt "${SLURM_RESTART_COUNT:-0}" ]; then
+    echo REQUEUED
+    return
+  fi
   for _ in {1..10}; do
     queued=$(squeue -h -j "$SLURM_JOB_ID" -o '%T %r' 2>/dev/null)
     step=ended
@@ -35,17 +40,74 @@ slurm_says() {
   printf '%s\\n' "$queued" "$booked"
 }
 
+# What was told to stop may still be saving: of the half minute until SLURM kills (KillWait) it has
+# one half, before the report of its end, and all the rest, as SLURM ends it with this script.
+wait_for_training() {
+  local seconds
+  for ((seconds = 0; seconds < $1; seconds++)); do
+    if [ -z "${!-}" ] || ! kill -0 "$!" 2>/dev/null; then break; fi
+    sleep 1
+  done
+}
+
 # Whatever happens, the run has a final status: the training's own, or else one by the exit code
-# and by what SLURM says.
+# and by what SLURM says. The report's exit code is 75 where the job is to start again.
 finish() {
   code=$?
-  trap '' TERM
+  trap '' @SIGNALS@
+  wait_for_training 15
   said=
   [ "$code" -eq 0 ] || said=$(slurm_says)
-  report end "$code" "$said" "$(readlink "/proc/$$/fd/1")" "$(readlink "/proc/$$/fd/2")"
+  logs=("$(readlink "/proc/$$/fd/1")" "$(readlink "/proc/$$/fd/2")")
+  report end "$code" "$said" "${logs[@]}"@REQUEUE@
+  wait_for_training 30
 }
 trap finish EXIT
 trap 'exit 143' TERM
+
+# A job of this run's that is older and has not ended; one that is about to is waited for.
+find_older() {
+  local id state folder found
+  for _ in {1..60}; do
+    found=$(squeue -h -u "$(id -un)" -o '%i|%T|%Z' 2>/dev/null |
+      while IFS='|' read -r id state folder; do
+        [ "$folder" = "$run_folder" ] || continue
+        [ "$id" -ge "$SLURM_JOB_ID" ] || echo "$id $state"
+      done | head -n 1)
+    [[ $found == *COMPLETING ]] || break
+    sleep 1
+  done
+  echo "$found"
+}
+"""
+
+REQUEUE = """\
+# SLURM ends this script when it puts the job into the queue again, and may be too busy at first.
+requeue() {
+  local words
+  for _ in {1..8}; do
+    words=$(scontrol requeue "$SLURM_JOB_ID" 2>&1) && return
+    sleep 2
+  done
+  report refused "$words" "${logs[@]}"
+}
+
+# The warning before the time limit is for the training: SLURM sends it to this script alone.
+warn() {
+  [ -n "${!-}" ] || exit 75 # nothing has begun
+  scancel --signal=USR1 "$SLURM_JOB_ID" || kill -USR1 "$!"
+}
+trap warn USR1
+"""
+
+START = """\
+report start "$(find_older)" || case $? in
+  3) trap - EXIT && exit 1 ;; # the run is another job's, or has ended: it stays as it is
+  *) fail "MLflow can't be told that the run starts" ;;
+esac
+# By this SLURM signals all that a task runs, or the first process of it alone.
+PROCTRACK=$(scontrol show config | sed -n 's/^ProctrackType *= *//p')
+export PROCTRACK
 """
 
 DETAILS = """\
@@ -81,7 +143,6 @@ MASTER_PORT=$((15000 + SLURM_JOB_ID % 15000))
 export MASTER_ADDR MASTER_PORT
 """
 
-# A signal is for what the shell runs, whose exit code is then the shell's.
 TASK = """
 trap : @SIGNALS@
 if [ "$SLURM_NTASKS" != @TASKS@ ]; then
@@ -89,11 +150,42 @@ if [ "$SLURM_NTASKS" != @TASKS@ ]; then
   exit 1
 fi
 """
+# A signal is for what the shell runs, whose exit code is then the shell's; but exit code 75 is no
+# failure, for which srun would kill the other processes while they save.
+COMMAND = """
+(
+  trap : @SIGNALS@
+  @COMMAND@
+) <&0 &
+command=$!
+pass() { # shellcheck disable=SC2046,SC2317 # called by a trap, for several children
+  [[ $PROCTRACK == proctrack/[lp]* ]] ||
+    kill -s "$1" $(cat "/proc/$command/task/$command/children" || pgrep -P "$command")
+}
+for signal in @SIGNALS@; do
+  # shellcheck disable=SC2064 # filled in now
+  trap "pass $signal" "$signal"
+done
+until wait "$command"; ! kill -0 "$command" 2>/dev/null; do :; done
+wait "$command"
+code=$?
+[ "$code" -ne 75 ] || { : >@LEFT@ && exit 0; }
+exit "$code"
+"""
 FORWARD = """\
 # The warning before the time limit is for the training.
-training=$!
-trap 'kill -@SIGNAL@ "$training"' @SIGNAL@
-until wait "$training"; code=$?; ! kill -0 "$training" 2>/dev/null; do :; done
+trap 'kill -@SIGNAL@ "$!"' @SIGNAL@
+"""
+WAIT = """\
+until wait "$!"; ! kill -0 "$!" 2>/dev/null; do :; done
+wait "$!"
+code=$?
+[ "$code" -ne 0 ] || [ ! -e "$run_folder/left" ] || code=75
+# A job that has to make room is given a time of grace, of which SLURM tells the training alone; it
+# goes into the queue again at its end, unless it ends before.
+if [ "$code" -ne 0 ] && [ "$code" -ne 75 ]; then
+  while scontrol show job "$SLURM_JOB_ID" 2>&1 | grep -q 'PreemptTime=[0-9]'; do sleep 1; done
+fi
 (exit "$code")
 """
 TASK_GPUS = """\

@@ -1,5 +1,6 @@
 """The kinds of values that the backend's configuration takes."""
 
+import math
 import os
 import re
 import signal
@@ -24,7 +25,10 @@ _MAIL = (
 )
 
 # What the script sets itself.
-_OURS = ("MLFLOW_EXPERIMENT_ID", "MLFLOW_RUN_ID", "MLFLOW_TRACKING_URI")
+_OURS = (
+    *("MLFLOW_EXPERIMENT_ID", "MLFLOW_RUN_ID", "MLFLOW_TRACKING_URI"),
+    *("PYCLASSIFY_PROGRESS", "PYCLASSIFY_SPOOL", "PYCLASSIFY_STATUS_BY_SLURM"),
+)
 
 
 @dataclass(frozen=True)
@@ -65,9 +69,9 @@ def _job_name(value: Any) -> str:
     return str(value)
 
 
-def _whole(least: int) -> Callable[[Any], int]:
+def _whole(least: int, most: float = math.inf) -> Callable[[Any], int]:
     def read(value: Any) -> int:
-        _require(type(value) is int and value >= least)
+        _require(type(value) is int and least <= value <= most)
         return int(value)
 
     return read
@@ -90,6 +94,11 @@ def _flag(value: Any) -> bool:
 def _exclusive(value: Any) -> bool | str:
     _require(isinstance(value, bool) or value in ("user", "mcs"))
     return bool(value) if isinstance(value, bool) else str(value)
+
+
+def _tracking(value: Any) -> str:
+    _require(value in ("direct", "spool"))
+    return str(value)
 
 
 def _mail(value: Any) -> str:
@@ -117,6 +126,23 @@ def _exports(value: Any) -> tuple[tuple[str, str | None], ...]:
     return tuple(read.items())
 
 
+def seconds_of(time: str) -> int:
+    """The seconds of a time as sbatch takes it.
+
+    Args:
+        time: Minutes, or a clock's, as `TIME` takes it.
+    """
+    days, dash, clock = time.rpartition("-")
+    parts = [int(part) for part in clock.split(":")]
+    if dash:  # days-hours:minutes:seconds
+        hours, minutes, seconds = (*parts, 0, 0)[:3]
+    elif len(parts) == 3:
+        hours, minutes, seconds = parts
+    else:  # minutes:seconds
+        hours, (minutes, seconds) = 0, (*parts, 0)[:2]
+    return ((int(days or 0) * 24 + hours) * 60 + minutes) * 60 + seconds
+
+
 TEXT = Kind("one line of text", _text)
 NAME = Kind("one line of text without slashes", _job_name)
 FILE = Kind(
@@ -125,6 +151,8 @@ FILE = Kind(
     _file,
 )
 FROM_ONE = Kind("a whole number from 1, such as 2", _whole(1))
+# SLURM keeps the seconds of --signal in 16 bits.
+WARNING = Kind("a whole number from 1 to 65535, such as 300", _whole(1, 65535))
 FROM_NONE = Kind("a whole number from 0, such as 2", _whole(0))
 TIME = Kind(
     "minutes, minutes:seconds, hours:minutes:seconds, days-hours, days-hours:minutes or "
@@ -138,6 +166,7 @@ SIGNAL = Kind(
     _matching(_SIGNAL),
 )
 FLAG = Kind("true or false", _flag)
+TRACKING = Kind('"direct" or "spool"', _tracking)
 EXCLUSIVE = Kind('true, false, "user" or "mcs"', _exclusive)
 MAIL = Kind(f"one or more of {', '.join(_MAIL)}", _mail)
 LINES = Kind('a list of texts of one line each, such as ["cuda/12.1"]', _lines)

@@ -16,6 +16,7 @@ from pyclassify.slurm.logs import Tail, kept_logs, tail_of
 from pyclassify.slurm.plan import Plan
 from pyclassify.slurm.proofread import check_script
 from pyclassify.slurm.reconcile import of_job
+from pyclassify.slurm.resubmission import resume
 from pyclassify.tracking.masking import mask
 
 _POLL = 1.0  # seconds between looks at a log
@@ -40,14 +41,21 @@ def main(args: Sequence[str]) -> int:
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
     asked, rest = _parse(args)
+    if asked.verb == "clear":
+        return clear(asked)
     try:
         if asked.verb in ("render", "check"):
             return {"render": render, "check": check}[asked.verb](plan_like_mlflow(rest))
-        if asked.verb == "clear":
-            return clear(asked)
-        return {"status": status, "logs": logs, "cancel": cancel}[asked.verb](asked)
+        verbs = {"status": status, "logs": logs, "cancel": cancel, "reconcile": reconcile}
+        verbs |= {"resume": resume}
+        return verbs[asked.verb](asked)
     except MlflowException as error:
-        raise ValueError(mask(" ".join(str(error).split()))) from error
+        words = mask(" ".join(str(error).split()))
+        if rest:
+            raise ValueError(words) from error
+        from pyclassify.tracking import find
+
+        raise ValueError(find.in_words(error)) from error
 
 
 def _parse(args: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
@@ -64,11 +72,17 @@ def _parse(args: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
         ("status", "show how a run goes, and make its status true"),
         ("logs", "show what a run's job has written"),
         ("cancel", "cancel a run's job"),
+        ("resume", "submit a run's job again, to go on where it stopped"),
     ):
         verb = verbs.add_parser(name, help=what, description=what)
-        verb.add_argument("run", metavar="RUN_ID", help="the run's id")
+        verb.add_argument("run", metavar="RUN_ID", help="the run's id, or its first 8 digits")
         if name == "logs":
             verb.add_argument("-f", "--follow", action="store_true", help="go on until its end")
+        if name == "resume":
+            verb.add_argument("--time", help="a time limit in place of the script's")
+    what = "make the status of all runs true, and tell what their jobs took"
+    verb = verbs.add_parser("reconcile", help=what, description=what)
+    verb.add_argument("-n", "--dry-run", action="store_true", help="only say what would change")
     what = "remove the folders of ended runs"
     verb = verbs.add_parser("clear", help=what, description=what)
     verb.add_argument(
@@ -112,7 +126,7 @@ def status(asked: argparse.Namespace) -> int:
     if job is not None:
         why = of_job(job).words or job.reason
         facts = [job.state, why, job.elapsed, job.nodes and f"on {job.nodes}"]
-    sys.stdout.write(f"run {asked.run}: {now}\n")
+    sys.stdout.write(f"run {run.run_id}: {now}\n")
     sys.stdout.write(f"job {run.job_id}: {', '.join(each for each in facts if each)}\n")
     tail = tail_of(run.tags)
     for path in tail.files():
@@ -129,10 +143,10 @@ def logs(asked: argparse.Namespace) -> int:
     run = of_run(asked.run)
     tail = tail_of(run.tags)
     if not asked.follow and not tail.files():
-        kept = [*kept_logs(asked.run)]
+        kept = [*kept_logs(run.run_id)]
         if not kept:
             why = _no_log(tail) if run.is_over(run.ask()) else "no log yet: its job has not started"
-            raise OSError(f"the run {asked.run} has {why}")
+            raise OSError(f"the run {run.run_id} has {why}")
         sys.stdout.write("".join(kept))
         return 0
     for turn in itertools.count():
@@ -158,8 +172,15 @@ def cancel(asked: argparse.Namespace) -> int:
 
     run = of_run(asked.run)
     became = run.cancel()
-    sys.stdout.write(f"run {asked.run}: {run.get_status()}\njob {run.job_id}: {became}\n")
+    sys.stdout.write(f"run {run.run_id}: {run.get_status()}\njob {run.job_id}: {became}\n")
     return 0
+
+
+def reconcile(asked: argparse.Namespace) -> int:
+    """Make the status of all runs true."""
+    from pyclassify.slurm import reconciliation
+
+    return reconciliation.main(asked)
 
 
 def clear(asked: argparse.Namespace) -> int:

@@ -34,7 +34,7 @@ def tell_what_was_run(
     fits = facts["verb"] in ("fit", "train")
     rows = {
         "Network": _tell_network(params),
-        "Weights": code(params.get("ckpt_path", ""), most=200),
+        "Weights": _tell_weights(params, facts.get("weights")),
         "Data": _tell_data(facts["data"], params),
         "Recipe": ", ".join(_tell_recipe(params)) if fits else "",
         "Seed": plain(params.get("seed_everything", "")),
@@ -53,6 +53,12 @@ def _tell_network(params: Mapping[str, str]) -> str:
     arguments = {k.removeprefix(start): v for k, v in params.items() if k.startswith(start)}
     parts = [code(path), *(f"{plain(k)} {plain(v, 40)}" for k, v in list(arguments.items())[:5])]
     return ", ".join(parts)
+
+
+def _tell_weights(params: Mapping[str, str], start: Mapping[str, str] | None) -> str:
+    if "ckpt_path" in params or not start:
+        return code(params.get("ckpt_path", ""), most=200)
+    return f"from {code(start['file'], most=200)} ({code(start['sha256'][:8])})"
 
 
 def _tell_data(data: Mapping[str, Any] | None, params: Mapping[str, str]) -> str:

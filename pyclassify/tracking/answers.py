@@ -6,8 +6,10 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-import mlflow
+from mlflow import MlflowClient
 from mlflow.entities import Run
+
+from pyclassify.tracking.files import open_files
 
 PREDICTIONS = "predictions.json"
 
@@ -15,8 +17,12 @@ Answers = dict[Any, tuple[str, bool]]
 """A test image's index: its label, and whether the run has it right."""
 
 
-def read_answers(run: Run) -> Answers | None:
+def read_answers(run: Run, client: MlflowClient | None = None) -> Answers | None:
     """Read a run's table of predictions, with a row for each test image.
+
+    Args:
+        run: The run.
+        client: Its store; the one of the environment without it.
 
     Returns:
         None where the run has no such table.
@@ -24,13 +30,11 @@ def read_answers(run: Run) -> Answers | None:
     Raises:
         ValueError: It is no such table, or holds an image twice.
     """
-    root = mlflow.artifacts.list_artifacts(run_id=run.info.run_id)
-    if PREDICTIONS not in [each.path for each in root]:
+    files = open_files(client or MlflowClient(), run.info.artifact_uri)
+    if PREDICTIONS not in [each.path for each in files.list_artifacts()]:
         return None
     with tempfile.TemporaryDirectory() as folder:
-        path = mlflow.artifacts.download_artifacts(
-            run_id=run.info.run_id, artifact_path=PREDICTIONS, dst_path=folder
-        )
+        path = files.download_artifacts(PREDICTIONS, folder)
         text = Path(path).read_text(encoding="utf-8")
     try:
         table = json.loads(text)
@@ -48,8 +52,14 @@ def read_answers(run: Run) -> Answers | None:
     return answers
 
 
-def how_images_differ(runs: tuple[Run, Run], answers: tuple[Answers, Answers]) -> str | None:
+def how_images_differ(
+    runs: tuple[Run | None, Run | None], answers: tuple[Answers, Answers]
+) -> str | None:
     """Say in what two runs' test images differ: number, indices, labels or content.
+
+    Args:
+        runs: The runs; None for answers that are no run's, of which the content can't be told.
+        answers: What each one answered.
 
     Returns:
         None where they don't, as far as the runs tell.
@@ -61,7 +71,7 @@ def how_images_differ(runs: tuple[Run, Run], answers: tuple[Answers, Answers]) -
         return "other indices"
     if any(first[index][0] != second[index][0] for index in first):
         return "other labels"
-    digests = [list_test_digests(run) for run in runs]
+    digests = [list_test_digests(run) if run else set() for run in runs]
     if all(digests) and digests[0] != digests[1]:
         return "other content, by the data's digest"
     return None

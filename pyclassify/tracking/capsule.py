@@ -14,12 +14,14 @@ and in capsule.json:
     verb, command   what was run, and the command line as it was given, word by word
     seed            seed_everything's
     started_in      the folder that relative paths start from
+    host            the machine that it is on
     tracking_uri    where the run is kept
     git             commit, folder (within the repository), remote, left_out (file: why), changed
                     (whether anything was since); or else `missing`: why there is no commit
     package         digest of this package's source files, which may lie outside the repository
     python          its version
     hardware        cpu, cores, memory_gb, and what torch says: threads, processes, gpus, ...
+    weights         file and sha256 of the weights that the training started from, if there were any
     data            name, classes, and for each set its number of images and content digest
 
 There is no environment in it, URIs have no credentials, and files that may have some are left out.
@@ -60,16 +62,17 @@ def keep(
         client: An `MlflowClient`.
         run_id: The run.
         config: Its resolved configuration.
-        facts: What only the caller knows: verb, command, hardware and data.
+        facts: What only the caller knows: verb, command, hardware, data and weights.
         leavings: Folders that runs write to, of which nothing is kept.
 
     Returns:
         The facts in it, or those given where it can't be made.
     """
     try:
+        if client.list_artifacts(run_id, FOLDER):  # it goes on, and has the capsule of its start
+            return read_facts(client, run_id)
         with tempfile.TemporaryDirectory() as folder:
-            uri = {"tracking_uri": client.tracking_uri}
-            written = write(Path(folder), config, {**uri, **facts}, leavings)
+            written = write(Path(folder), config, facts, leavings)
             client.log_artifacts(run_id, folder, FOLDER)
             return written
     except Exception as error:  # whatever the disk, git or the server has to say
@@ -90,8 +93,9 @@ def write(
         "command": command,
         "seed": config.get("seed_everything"),
         "started_in": str(Path.cwd()),
+        "host": platform.node(),
         "git": _keep_code(folder, leavings),
-        "package": _digest_package(),
+        "package": digest_package(),
         "python": platform.python_version(),
         "hardware": {**_describe_machine(), **facts.get("hardware", {})},
     }
@@ -133,7 +137,8 @@ def _list_packages() -> list[str]:
     return sorted((f"{name}=={version}" for name, version in found if name), key=str.lower)
 
 
-def _digest_package() -> str:
+def digest_package() -> str:
+    """Digest the source files of this package."""
     content = sha256()
     for path in sorted(PACKAGE.rglob("*.py")):
         content.update(

@@ -2,7 +2,6 @@
 
 import argparse
 import json
-import os
 import shutil
 import sys
 from collections.abc import Sequence
@@ -16,7 +15,7 @@ from mlflow.exceptions import MlflowException
 
 from pyclassify.options import VerbParser
 from pyclassify.tracking.comparison import Comparison, compare, differences
-from pyclassify.tracking.find import find_best, find_run, in_words, open_store
+from pyclassify.tracking.find import be_brief, find_best, find_run, in_words, open_store
 from pyclassify.tracking.links import compare_link, server_address, start_quickly
 from pyclassify.tracking.masking import mask
 from pyclassify.tracking.report import report
@@ -38,9 +37,7 @@ def main(args: Sequence[str]) -> int:
         OSError: There is no store.
     """
     asked = _parse(args)
-    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
-    # MLflow's own seven tries keep a person waiting for minutes.
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
+    be_brief()
     try:
         comparison = compare(_find(asked))
     except MlflowException as error:

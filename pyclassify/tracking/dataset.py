@@ -10,7 +10,10 @@ SOURCE_RUN = "pyclassify.source_run"
 OVERRIDDEN = "pyclassify.overridden"
 
 # Options of the data that change how images are fed, or where they lie, but not which they are.
-_SAME_IMAGES = ("batch_size", "data_path", "num_workers", "resize", "crop", "flip", "mean", "std")
+_SAME_IMAGES = (
+    *("batch_size", "data_path", "num_workers", "exact"),
+    *("resize", "crop", "pad", "flip", "erase", "color", "mean", "std"),
+)
 
 
 def describe(datamodule: Any) -> dict[str, Any] | None:

@@ -56,8 +56,8 @@ class DescribeRun(Callback):
     ) -> None:
         # A run that was stopped has no time left, and no error.
         if self._logger is not None and isinstance(exception, Exception):
-            run.mark("FAILED")  # first, since a launcher may end this process any time
-            self._write(description.fail, exception)
+            self._write(description.fail, exception)  # first, as its status ends the delivery
+            run.mark("FAILED")
 
     def _finish(self, trainer: Trainer) -> None:
         if self._logger is None:

@@ -1,5 +1,6 @@
 """Find the runs that a person names, and say what is wrong with a name."""
 
+import os
 import re
 from collections.abc import Iterable
 from difflib import get_close_matches
@@ -15,6 +16,13 @@ from pyclassify.tracking.masking import mask
 
 # Metrics of which less is better; of all others more is.
 _LESS = re.compile("loss|error|_ece|seconds|parameters")
+
+
+def be_brief() -> None:
+    """Have MLflow neither keep a person waiting for minutes nor show a bar for each file."""
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    # MLflow's own seven tries take minutes.
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
 
 
 def open_store() -> MlflowClient:
@@ -95,7 +103,7 @@ def find_best(client: MlflowClient, experiment_name: str, metric: str, best: int
         names = [each.name for each in client.search_experiments()]
         raise ValueError(
             f"there is no experiment {experiment_name!r} at {mask(mlflow.get_tracking_uri())}; "
-            f"{_near(experiment_name, names)}"
+            f"{tell_near(experiment_name, names)}"
         )
     if experiment.lifecycle_stage == "deleted":
         raise ValueError(
@@ -119,7 +127,7 @@ def find_best(client: MlflowClient, experiment_name: str, metric: str, best: int
         logged = {name for run in finished for name in run.data.metrics}
         raise ValueError(
             f"no finished run of experiment {experiment_name!r} has the metric {metric!r}; "
-            f"{_near(metric, logged) if logged else 'they have none at all'}"
+            f"{tell_near(metric, logged) if logged else 'they have none at all'}"
         )
     return judged
 
@@ -130,7 +138,8 @@ def in_words(error: MlflowException) -> str:
     return f"the runs at {mask(mlflow.get_tracking_uri())} can't be read ({reason}); {_elsewhere()}"
 
 
-def _near(name: str, names: Iterable[str]) -> str:
+def tell_near(name: str, names: Iterable[str]) -> str:
+    """Say which names are like one that there is not, or else which there are."""
     known = sorted(names)
     if near := get_close_matches(name, known):
         return f"nearest: {', '.join(near)}"

@@ -33,7 +33,7 @@ def start(run_id: str, status: str) -> None:
 
 
 def insist(run_id: str, status: str, parent: int) -> None:
-    """Wait for another status and undo it; give up `SECONDS` after the parent process ended.
+    """Wait for another end and undo it; give up `SECONDS` after the parent process ended.
 
     Args:
         run_id: The run.
@@ -47,8 +47,10 @@ def insist(run_id: str, status: str, parent: int) -> None:
     while deadline is None or time.monotonic() < deadline:
         if deadline is None and os.getppid() != parent:
             deadline = time.monotonic() + SECONDS
-        if client.get_run(run_id).info.status != status:
+        found = client.get_run(run_id).info.status
+        if found in ("FAILED", "FINISHED"):
             client.set_terminated(run_id, status)
+        if found != status:  # it may also run again, which is as it should be
             return
         time.sleep(0.2)
 

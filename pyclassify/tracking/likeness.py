@@ -100,7 +100,8 @@ def compare_capsules(kept: Path, other_kept: Path) -> Iterator[str]:
         ("python", {"version": then["python"]}, {"version": now["python"]}),
         ("data", *(_digests(each) for each in (then, now))),
         ("code", *({"digest": each["package"]} for each in (then, now))),
-        ("settings", *(dict(_read_settings(folder)) for folder in (kept, other_kept))),
+        ("weights", *({"sha256": _weights(each).get("sha256")} for each in (then, now))),
+        ("settings", *(dict(_read_settings(*each)) for each in ((kept, then), (other_kept, now)))),
     ):
         if changed := [*_differ(*pair)]:
             yield f"{title}: {', '.join(changed)}"
@@ -120,11 +121,16 @@ def settings(config: dict[str, Any], path: str = "") -> Iterator[tuple[str, str]
             yield name, value if isinstance(value, str) else json.dumps(value)
 
 
-def _read_settings(folder: Path) -> Iterator[tuple[str, str]]:
-    # Paths are made absolute to make a run again, and the data are compared by their content.
+def _read_settings(folder: Path, facts: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    # Paths are made absolute to make a run again, and what they name is compared by its content.
+    left_out = ("ckpt_path", "data_path", *(["model.weights"] if _weights(facts) else []))
     for name, value in settings(yaml.safe_load((folder / "config.yaml").read_text())):
-        if not name.endswith(("ckpt_path", "data_path")):
+        if not name.endswith(left_out) and not name.startswith("register."):
             yield name, value
+
+
+def _weights(facts: dict[str, Any]) -> dict[str, str]:
+    return facts.get("weights") or {}
 
 
 def _read_versions(file: Path) -> dict[str, str]:

@@ -15,6 +15,7 @@ from lightning.pytorch.loggers import MLFlowLogger
 from lightning.pytorch.loggers.logger import Logger, rank_zero_experiment
 from lightning.pytorch.utilities.rank_zero import rank_zero_only, rank_zero_warn
 
+from pyclassify import checkpoints
 from pyclassify.tracking import run
 from pyclassify.tracking.attempt import attempt
 
@@ -52,6 +53,9 @@ class RunLogger(MLFlowLogger):
             return
         import mlflow
 
+        from pyclassify.tracking.spool.registry import register
+
+        register()  # MLFLOW_TRACKING_URI may name a spool
         super().__init__(
             experiment_name or "",
             run_name,
@@ -62,14 +66,15 @@ class RunLogger(MLFlowLogger):
     @property
     @rank_zero_experiment
     def experiment(self) -> Any:
-        """The `MlflowClient`, with the run started."""
+        """An `MlflowClient` that writes to the run's spool, with the run started."""
         if not self._initialized:
-            import mlflow
-
-            mlflow.set_tracking_uri(self._tracking_uri)
-            started = run.start(self._experiment_name, self._run_name, self.tags)
-            self._run_id = started.info.run_id
-            self._experiment_id = started.info.experiment_id
+            self.written = run.start(
+                self._experiment_name, self._run_name, self.tags, self._tracking_uri, self._folder
+            )
+            checkpoints.keep_first(self.written.keep)
+            self._mlflow_client = self.written.client
+            self._run_id = self.written.run_id
+            self._experiment_id = self.written.experiment_id
             self._initialized = True
         return self._mlflow_client
 
@@ -112,7 +117,7 @@ class RunLogger(MLFlowLogger):
     def _watch(self, gpus: Sequence[int]) -> None:
         from pyclassify.tracking.system import JobMonitor
 
-        monitor = JobMonitor(str(self.run_id), str(self._tracking_uri), gpus)
+        monitor = JobMonitor(str(self.run_id), self.written.spool_uri, gpus)
         run.before_end(monitor.stop)
         monitor.start()
 
@@ -144,7 +149,8 @@ class RunLogger(MLFlowLogger):
             checkpoint = torch.load(path, map_location="cpu", weights_only=False, mmap=True)
             with tempfile.TemporaryDirectory() as folder:
                 weights = Path(folder, Path(WEIGHTS).name)
-                torch.save({key: checkpoint[key] for key in kept}, weights)
+                data = checkpoints.find_data_state(checkpoint)
+                torch.save({**{key: checkpoint[key] for key in kept}, **data}, weights)
                 self.experiment.log_artifact(self.run_id, str(weights), str(Path(WEIGHTS).parent))
         except Exception as error:  # a trained network is worth more than its copy
             rank_zero_warn(f"the best weights are not in the run ({error}); they are in {path}")

@@ -26,21 +26,43 @@ class RunMetrics(Callback):
 
     And at step 0, so that `mlflow ui` draws them as bars: `parameters`, how many there are;
     `best_val_accuracy`; and `wall_seconds`, since this callback was made.
+
+    Of a training that was stopped and goes on, the seconds are those of all attempts, as far as
+    they were kept.
     """
 
     def __init__(self) -> None:
-        self._made = time.monotonic()
+        self._made, self._before, self.restores = time.monotonic(), 0.0, False
         self._best: float | None = None
         self._counted = False
         self._images, self._validating = 0, 0.0
+        self._rate: float | None = None
+        self._started = time.perf_counter()
 
     def state_dict(self) -> dict[str, Any]:
-        return {"best_val_accuracy": self._best}
+        return {
+            "best_val_accuracy": self._best,
+            "wall_seconds": self._seconds(),
+            "epoch": {
+                "seconds": time.perf_counter() - self._started,
+                "images": self._images,
+                "validating": self._validating,
+                "learning_rate": self._rate,
+            },
+        }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        if not self.restores:  # a test loads the best checkpoint, which is older
+            return
         self._best = state_dict["best_val_accuracy"]
+        self._before = state_dict.get("wall_seconds", 0.0)
+        if epoch := state_dict.get("epoch"):
+            self._started = time.perf_counter() - epoch["seconds"]
+            self._images, self._validating = epoch["images"], epoch["validating"]
+            self._rate = epoch["learning_rate"]
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        self.restores = stage == "fit"
         if not self._counted:  # before a strategy shares them out
             count = attempt("the number of parameters", count_parameters, pl_module)
             log(trainer, {"parameters": count}, step=0)
@@ -102,7 +124,10 @@ class RunMetrics(Callback):
         self._log_wall_seconds(trainer)
 
     def _log_wall_seconds(self, trainer: Trainer) -> None:
-        log(trainer, {"wall_seconds": round(time.monotonic() - self._made, 3)}, step=0)
+        log(trainer, {"wall_seconds": round(self._seconds(), 3)}, step=0)
+
+    def _seconds(self) -> float:
+        return self._before + time.monotonic() - self._made
 
 
 def log(trainer: Trainer, metrics: Mapping[str, Any], step: int) -> None:

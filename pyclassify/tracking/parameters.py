@@ -39,6 +39,11 @@ def flatten(config: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str,
     }
 
 
+def of_weights(weights: Mapping[str, str] | None) -> dict[str, str]:
+    """The parameter that tells the first weights, which a file's name does not."""
+    return {"model/weights_sha256": weights["sha256"]} if weights else {}
+
+
 def log(client: Any, run_id: str, params: Mapping[str, str]) -> None:
     """Log the parameters that a run does not have yet.
 

@@ -4,6 +4,8 @@ Its metrics are named for what they are, `test_accuracy_mean`: under the childre
 would be averaged in as one more child. They are at step 0, so that `mlflow ui` draws bars, and
 logged again after each child, the last point counting, so that a parent that is killed has what it
 got to.
+
+A parent run that is there already goes on with the runs that are under it.
 """
 
 import math
@@ -14,14 +16,16 @@ from typing import Any
 
 import mlflow
 from mlflow import MlflowClient
-from mlflow.entities import Metric, Run
+from mlflow.entities import Metric, Run, RunInfo
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID, MLFLOW_RUN_NOTE
 
-from pyclassify.tracking import capsule, parameters, run, seedwords, spread
+from pyclassify.tracking import capsule, description, parameters, run, seedwords, spread
 
 # Tags that say who started a run, and from what.
 _ORIGIN = ("mlflow.user", "mlflow.source.")
 _OF_NO_LEARNING = ("parameters", "system/")
+# A tag of a run under a parent: its seed, which the run has as a parameter once it has begun.
+_SEED = "pyclassify.seed"
 
 
 class Parent:
@@ -41,19 +45,32 @@ class Parent:
             logger.get("experiment_name"),
             f"{name}-{len(seeds)}seeds" if name else None,
             {spread.SEEDS: f"{seeds[0]} to {seeds[-1]}"},
-        )
+            save_dir=logger.get("save_dir") or "runs",
+        ).read()
         self._seeds, self._ids = seeds, [""] * len(seeds)
         self._info, self._client = started.info, MlflowClient()
         self._origin = {k: v for k, v in started.data.tags.items() if k.startswith(_ORIGIN)}
         self._children: list[Run] = []
         self._logged: dict[str, float] = {}
-        self._note: str | None = None
         self._lock = threading.Lock()  # a stop is recorded by another thread
+        self._attempt(self._recall)
         self._attempt(parameters.log, self._client, self._info.run_id, {"seeds": str(len(seeds))})
         run.after_end(self._finish)
 
+    def _recall(self) -> None:
+        """Find what an earlier attempt came to, and its runs."""
+        self._logged = dict(self._client.get_run(self._info.run_id).data.metrics)
+        found = {_seed_of(child): child for child in _search(self._client, self._info)}
+        self._ids = [found[seed].info.run_id if seed in found else "" for seed in self._seeds]
+        self._children = [found[seed] for seed in self._seeds if seed in found]
+
+    def unfinished(self) -> list[int]:
+        """List the places of the seeds that have no finished run yet."""
+        done = {child.info.run_id for child in self._children if child.info.status == "FINISHED"}
+        return [place for place, run_id in enumerate(self._ids) if run_id not in done]
+
     def begin(self, place: int) -> dict[str, str]:
-        """Make the run of a seed.
+        """Make the run of a seed, unless there is one that was stopped.
 
         Args:
             place: Which of the seeds.
@@ -61,9 +78,13 @@ class Parent:
         Returns:
             The environment of the process that is to log to it.
         """
-        tags = {**self._origin, MLFLOW_PARENT_RUN_ID: self._info.run_id}
-        made = self._client.create_run(self._info.experiment_id, tags=tags).info
-        self._ids[place] = made.run_id
+        if self._ids[place]:
+            made = self._client.get_run(self._ids[place]).info
+        else:
+            tags = {**self._origin, MLFLOW_PARENT_RUN_ID: self._info.run_id}
+            tags[_SEED] = str(self._seeds[place])
+            made = self._client.create_run(self._info.experiment_id, tags=tags).info
+            self._ids[place] = made.run_id
         self._attempt(self._record)
         return run.hand_over(made)
 
@@ -117,11 +138,11 @@ class Parent:
 
     def _describe(self) -> None:
         """Write the run's description, unless a person wrote one."""
-        there = self._client.get_run(self._info.run_id).data.tags.get(MLFLOW_RUN_NOTE)
-        if there != self._note:
-            return
-        self._note = seedwords.in_markdown(self._info, self._rows())
-        self._client.set_tag(self._info.run_id, MLFLOW_RUN_NOTE, self._note)
+        there = self._client.get_run(self._info.run_id).data.tags.get(MLFLOW_RUN_NOTE, "")
+        ours, theirs = description.unseal(there)
+        if ours or not there:
+            note = description.seal(seedwords.in_markdown(self._info, self._rows()))
+            self._client.set_tag(self._info.run_id, MLFLOW_RUN_NOTE, note + theirs)
 
     def _finish(self) -> None:
         self._attempt(self._record)
@@ -146,8 +167,15 @@ class Parent:
 
 def list_children(client: MlflowClient, parent: Run) -> list[Run]:
     """List the runs under a parent run of seeds, the first made first; none under other runs."""
-    if spread.SEEDS not in parent.data.tags:
-        return []
-    condition = f"tags.`{MLFLOW_PARENT_RUN_ID}` = '{parent.info.run_id}'"
+    return _search(client, parent.info) if spread.SEEDS in parent.data.tags else []
+
+
+def _search(client: MlflowClient, parent: RunInfo) -> list[Run]:
+    condition = f"tags.`{MLFLOW_PARENT_RUN_ID}` = '{parent.run_id}'"
     order = ["attributes.start_time ASC"]
-    return list(client.search_runs([parent.info.experiment_id], condition, order_by=order))
+    return list(client.search_runs([parent.experiment_id], condition, order_by=order))
+
+
+def _seed_of(child: Run) -> int | None:
+    seed = child.data.tags.get(_SEED) or child.data.params.get("seed_everything", "")
+    return int(seed) if seed.isdigit() else None

@@ -16,6 +16,7 @@ from torch.utils.data import SequentialSampler
 from torch.utils.data.distributed import DistributedSampler
 from torchmetrics.functional.classification import multiclass_calibration_error
 
+from pyclassify.agreement import gather
 from pyclassify.module import count_real
 from pyclassify.tracking.attempt import attempt
 from pyclassify.tracking.logger import RunLogger, find_run_logger
@@ -96,7 +97,7 @@ class KeepPredictions(Callback):
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         mine = [torch.cat(column).cpu() for column in zip(*self._parts, strict=True)]
         self._parts = []
-        together = _gather(mine) if trainer.world_size > 1 else [mine]
+        together = gather(mine) if trainer.world_size > 1 else [mine]
         if not any(together):
             return
         places, labels, predicted, probability = map(torch.cat, zip(*together, strict=True))
@@ -170,13 +171,6 @@ def _is_classified(logits: Any, batch: Any) -> bool:
         return False
     labels = batch[1]
     return logits.ndim == 2 and isinstance(labels, Tensor) and labels.ndim == 1
-
-
-def _gather(mine: list[Tensor]) -> list[list[Tensor]]:
-    """Each process's tensors, which may differ in length."""
-    everyone: list[Any] = [None] * torch.distributed.get_world_size()
-    torch.distributed.all_gather_object(everyone, mine)
-    return [theirs for theirs in everyone if theirs]  # what a process without a batch has
 
 
 def _in_order(loader: Any) -> bool:

@@ -7,8 +7,18 @@ import torch
 import yaml
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.cli import SaveConfigCallback
+from lightning.pytorch.trainer.states import TrainerFn
 
-from pyclassify.tracking import capsule, dataset, description, parameters, recipes, run, views
+from pyclassify.tracking import (
+    capsule,
+    dataset,
+    description,
+    parameters,
+    recipes,
+    run,
+    views,
+    weights,
+)
 from pyclassify.tracking.attempt import attempt
 from pyclassify.tracking.logger import RunLogger, find_run_logger
 from pyclassify.tracking.masking import mask
@@ -36,20 +46,30 @@ class RecordConfig(SaveConfigCallback):
             # The data say how many, after the configuration was read, or it was an option.
             config["model"].setdefault("init_args", {})["num_classes"] = given
         client, run_id = logger.experiment, str(logger.run_id)
-        params = self._flatten(config)
+        if logger.written.attempts > 1:  # what the run is was recorded when it was started first
+            return
+        fits = trainer.state.fn == TrainerFn.FITTING
+        start = attempt("the digest of the weights", weights.describe, config) if fits else None
+        params = {**self._flatten(config), **parameters.of_weights(start)}
         attempt("the parameters", parameters.log, client, run_id, params)
         name = f"{recipes.name_parts(params)}-seed{params['seed_everything']}"
         attempt("the run's name", run.name, name)
         text = yaml.safe_dump(config, sort_keys=False)
         attempt(self.config_filename, client.log_text, run_id, text, self.config_filename)
-        self._keep_capsule(trainer, logger, config)
+        self._keep_capsule(trainer, logger, config, start)
 
     def _flatten(self, config: dict[str, Any]) -> dict[str, str]:
         usual = self.parser.get_defaults()  # without what must be given, so not valid
         usual = self.parser.dump(usual, skip_none=False, skip_validation=True)
         return parameters.flatten(config, yaml.safe_load(usual))
 
-    def _keep_capsule(self, trainer: Trainer, logger: RunLogger, config: dict[str, Any]) -> None:
+    def _keep_capsule(
+        self,
+        trainer: Trainer,
+        logger: RunLogger,
+        config: dict[str, Any],
+        start: dict[str, str] | None,
+    ) -> None:
         client, run_id = logger.experiment, str(logger.run_id)
         data = None
         try:
@@ -61,15 +81,17 @@ class RecordConfig(SaveConfigCallback):
         fitted = "train" if getattr(trainer, "tests_after_fit", False) else "fit"
         verb = str(trainer.state.fn and trainer.state.fn.value)
         facts = {
+            "tracking_uri": logger.written.tracking_uri or logger.written.spool_uri,
             "verb": fitted if verb == "fit" else verb,
             "command": ["pyclassify", *self.command],
             "hardware": describe_torch(trainer),
             "data": data,
+            "weights": start,
         }
         facts = capsule.keep(client, run_id, config, facts, [logger.save_dir])
         attempt("the description", description.begin, client, run_id, config, facts)
-        attempt("the views of `mlflow ui`", views.keep, logger, config, data)
-        dataset.check(client, run_id, data)
+        attempt("the views of `mlflow ui`", views.keep, logger, config, data, start)
+        dataset.check(logger.written.server(), run_id, data)
 
 
 def describe_torch(trainer: Trainer) -> dict[str, Any]:

@@ -79,21 +79,45 @@ def checked_out(root: Path, code: Code, folder: Path) -> Iterator[Path]:
         The folder in it that stands for the one that the run was started in.
 
     Raises:
-        OSError: git fails.
+        OSError: git fails, or `unpack` refuses the untracked files.
     """
     try:
         git(root, "worktree", "add", "--detach", str(folder), code.commit)
         if code.changes:
             git(folder, "apply", "--index", "--whitespace=nowarn", "-", given=code.changes)
         if code.untracked:
-            with tarfile.open(fileobj=BytesIO(code.untracked)) as tar:
-                tar.extractall(folder, filter="data")
+            unpack(code.untracked, folder)
         started_in = folder / code.folder
         started_in.mkdir(parents=True, exist_ok=True)
         yield started_in
     finally:
         with suppress(OSError):
             git(root, "worktree", "remove", "--force", str(folder))
+
+
+def unpack(packed: bytes, folder: Path) -> None:
+    """Write the files of a tar, with their modes, as safely as the filter "data" of tarfile.
+
+    Python 3.11 has that filter from 3.11.4 on alone, and Debian 12 has 3.11.2.
+
+    Args:
+        packed: The tar.
+        folder: Where to.
+
+    Raises:
+        OSError: A member is no regular file or lies outside the folder, or can't be written.
+    """
+    with tarfile.open(fileobj=BytesIO(packed)) as tar:
+        for member in tar:
+            path = (folder / member.name).resolve()  # through the links that the commit has
+            if not path.is_relative_to(folder.resolve()):
+                raise OSError(f"the untracked file {member.name} would lie outside {folder}")
+            content = tar.extractfile(member) if member.isreg() else None
+            if content is None:
+                raise OSError(f"the untracked {member.name} is no regular file")
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(content.read())
+            path.chmod(member.mode & 0o777)
 
 
 def _is_tracked(file: Path) -> bool:

@@ -14,6 +14,7 @@ _NAMES = {
     "test_loss": "test loss",
     "val_loss": "validation loss",
     "test_ece": "calibration error",
+    "test_flip_accuracy": "test accuracy averaged with mirror images",
 }
 
 

@@ -7,9 +7,12 @@ import os
 import re
 import threading
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
-from pyclassify.tracking import insist
+from pyclassify.tracking import insist, opening
+from pyclassify.tracking.opening import Written
+from pyclassify.tracking.spool.lock import RunIsHeldError
 
 # What MLflow calls a run that nobody named: "adjective-noun-number".
 _RANDOM_NAME = re.compile(r"[a-z]+-[a-z]+-\d+")
@@ -19,9 +22,12 @@ _RANDOM_NAME = re.compile(r"[a-z]+-[a-z]+-\d+")
 _BY_SLURM = "PYCLASSIFY_STATUS_BY_SLURM"
 _LEFT = "left as it is"
 
+_SPOOL = "PYCLASSIFY_SPOOL"
+
 _lock = threading.Lock()
 _given: str | None = None  # the run that `mlflow run` made
-_open: str | None = None  # MLflow's active run is each thread's own; the end may come from any
+_open: Written | None = None
+_latest: str | None = None  # the id of either, also after its end
 _marked: str | None = None
 _before_end: list[Callable[[], None]] = []
 _after_end: list[Callable[[], None]] = []
@@ -42,8 +48,9 @@ def adopt() -> bool:
     Returns:
         Whether there is.
     """
-    global _given, _marked
+    global _given, _latest, _marked
     _given, _marked = os.environ.get("MLFLOW_RUN_ID"), None
+    _latest = _given
     return _given is not None
 
 
@@ -62,37 +69,56 @@ def hand_over(info: Any) -> dict[str, str]:
     }
 
 
-def start(experiment_name: str | None, run_name: str | None, tags: dict[str, Any] | None) -> Any:
-    """Go on with the adopted run, or make one.
+def start(
+    experiment_name: str | None,
+    run_name: str | None,
+    tags: dict[str, Any] | None,
+    tracking_uri: str | None = None,
+    save_dir: str = "runs",
+) -> Written:
+    """Go on with the adopted run, or make one; and deliver from now on what is written of it.
 
     Args:
         experiment_name: The experiment of a run made here; MLFLOW_EXPERIMENT_NAME's, or MLflow's
             default, without it. A run that exists stays in its own.
         run_name: The run's name, kept from being MLflow's random one.
         tags: Tags to set.
+        tracking_uri: The server, which may be away; or a spool that another process delivers.
+            MLflow's own choice without it.
+        save_dir: What is logged is written first into `spool` in this folder, or into the folder
+            that PYCLASSIFY_SPOOL names.
 
     Returns:
-        The active `mlflow.ActiveRun`.
-    """
-    import mlflow
+        The run, open.
 
-    global _open
+    Raises:
+        RunIsHeldError: Another process writes to it; it stays as it is.
+    """
+    global _latest, _marked, _open
     if _open is None:
+        import mlflow
+
         adopt()
-    if experiment_name and _given is None:
-        mlflow.set_experiment(experiment_name)
-    run = mlflow.active_run() or mlflow.start_run(run_name=run_name, tags=tags)
-    _open = run.info.run_id
-    return run
+        uri = tracking_uri or mlflow.get_tracking_uri()
+        root = spool_root(save_dir).absolute()
+        try:
+            _open = opening.open_run(_given, experiment_name, run_name, tags, uri, root)
+        except RunIsHeldError:
+            _marked = _LEFT  # its status is that of who holds it
+            raise
+        _latest = _open.run_id
+    return _open
+
+
+def spool_root(save_dir: str | Path) -> Path:
+    """The folder of the spools of runs that are saved in a folder, or PYCLASSIFY_SPOOL's."""
+    return Path(os.environ.get(_SPOOL) or Path(save_dir, "spool"))
 
 
 def name(run_name: str) -> None:
     """Name the open run, unless a person did."""
-    import mlflow
-
-    client = mlflow.MlflowClient()
-    if _open and _RANDOM_NAME.fullmatch(client.get_run(_open).info.run_name or ""):
-        client.update_run(_open, name=run_name)
+    if _open and _RANDOM_NAME.fullmatch(_open.read().info.run_name or ""):
+        _open.client.update_run(_open.run_id, name=run_name)
 
 
 def before_end(stop: Callable[[], None]) -> None:
@@ -105,6 +131,11 @@ def after_end(finish: Callable[[], None]) -> None:
     _after_end.append(finish)
 
 
+def current() -> str | None:
+    """The run that someone may go on with by hand; a job's own script sees to that of a job."""
+    return None if os.environ.get(_BY_SLURM) == _latest else _latest
+
+
 def mark(status: str) -> None:
     """Give this process's run its final status; the first call counts, from whichever thread.
 
@@ -113,20 +144,22 @@ def mark(status: str) -> None:
     """
     global _marked
     with _lock:
-        run_id = _open or _given
+        run_id = _open.run_id if _open else _given
         if run_id is None or _marked is not None or not is_rank_zero():
             return
         while _before_end:
             _before_end.pop()()
-        import mlflow
+        left = status == "KILLED" and os.environ.get(_BY_SLURM) == run_id
+        _marked = _LEFT if left else status
+        if _open is not None:
+            delivered = _open.close("" if left else status)
+        elif not left:
+            import mlflow
 
-        if status == "KILLED" and os.environ.get(_BY_SLURM) == run_id:
-            _marked = _LEFT
-        else:
             mlflow.MlflowClient().set_terminated(run_id, status)
-            _marked = status
-            if status == "KILLED" and _given is not None:
-                insist.start(run_id, status)
+            delivered = True
+        if status == "KILLED" and not left and _given is not None and delivered:
+            insist.start(run_id, status)
         while _after_end:
             _after_end.pop()()
 
@@ -143,12 +176,6 @@ def end(status: str) -> None:
     global _given, _open
     mark(status)
     if _open is not None:
-        import mlflow
-
-        if _marked == _LEFT:
-            # Any status written now, as `end_run` does, may overwrite the one of the job's script.
-            mlflow.tracking.fluent._active_run_stack.get().clear()
-        else:
-            mlflow.end_run(_marked or status)
+        _open.let_go()
     _given = _open = None
     os.environ.pop("MLFLOW_RUN_ID", None)

@@ -64,7 +64,7 @@ class JobMonitor(SystemMetricsMonitor):
     """
 
     def __init__(self, run_id: str, tracking_uri: str, gpus: Sequence[int] = ()) -> None:
-        super().__init__(run_id, tracking_uri=tracking_uri)
+        super().__init__(run_id, resume_logging=True, tracking_uri=tracking_uri)
         of_gpus = [each for each in self.monitors if attempt("GPU metrics", restrict, each, gpus)]
         self.monitors = [ProcessMonitor(), *of_gpus]
 

@@ -141,16 +141,22 @@ BY_RECIPE = View(
 )
 
 
-def keep(logger: Any, config: Mapping[str, Any], data: Mapping[str, Any] | None) -> None:
+def keep(
+    logger: Any,
+    config: Mapping[str, Any],
+    data: Mapping[str, Any] | None,
+    weights: Mapping[str, str] | None = None,
+) -> None:
     """Write the views that a run's experiment lacks, and the run's recipe.
 
     Args:
         logger: The run's `RunLogger`.
         config: The run's configuration, as it was resolved.
         data: What `dataset.describe` says of its data.
+        weights: What `weights.describe` says of the weights that it starts from.
     """
     client, experiment_id = logger.experiment, logger.experiment_id
-    client.set_tag(logger.run_id, RECIPE, recipe(config, data))
+    client.set_tag(logger.run_id, RECIPE, recipe(config, data, weights))
     experiment = client.get_experiment(experiment_id)
     # The same time makes the same tag whoever writes it. The menu has the latest first.
     for later, view in enumerate((BY_RECIPE, BEST)):

@@ -1,0 +1,192 @@
+"""Checkpoint files that survive a kill, a full disk and a flipped bit."""
+
+import hashlib
+import os
+import re
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import IO, Any
+
+import torch
+from lightning.fabric.plugins.io import TorchCheckpointIO
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
+
+from pyclassify import atomic
+
+_STEP = re.compile(r"step=(\d+)\.ckpt")
+_CHUNK = 1 << 20
+
+_first: list[Callable[[], None]] = []
+
+
+def keep_first(keep: Callable[[], None]) -> None:
+    """Have a log kept by the disk before each checkpoint to go on from, which must not be ahead.
+
+    Args:
+        keep: Called by the process that writes; an OSError of its own means that none is written.
+    """
+    _first[:] = [keep]
+
+
+def find_data_state(checkpoint: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Find what a checkpoint keeps of its data module: what has the names of classes.
+
+    Lightning keeps what the data module's `state_dict` gives, under its class's name.
+
+    Returns:
+        That one item of the checkpoint, or none.
+    """
+    return {
+        key: state
+        for key, state in checkpoint.items()
+        if isinstance(state, dict) and isinstance(state.get("classes"), list)
+    }
+
+
+def read_data_state(path: str | Path) -> dict[str, Any]:
+    """What a checkpoint file keeps of its data module; nothing where that is not one of ours."""
+    checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    return next(iter(find_data_state(checkpoint).values()), {})
+
+
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Lightning's way to write checkpoints, made whole or not at all under their final name.
+
+    Lightning itself writes elsewhere and moves, which on another file system is a copy.
+    """
+
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None
+    ) -> None:
+        """Write a checkpoint.
+
+        Raises:
+            OSError: It can't be written; what was there before is still there.
+        """
+        if "://" in str(path):
+            super().save_checkpoint(checkpoint, path, storage_options)
+        else:
+            hashed = _STEP.fullmatch(Path(path).name) is not None
+            for keep in _first if hashed else ():
+                keep()
+            write(checkpoint, Path(path), hashed)
+
+
+class _Hashing:
+    """A file that hashes what is written to it."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self.file, self.digest = file, hashlib.sha256()
+
+    def write(self, data: bytes) -> int:
+        self.digest.update(data)
+        return self.file.write(data)
+
+    def flush(self) -> None:
+        self.file.flush()
+
+
+def write(checkpoint: dict[str, Any], path: Path, hashed: bool) -> None:
+    """Write a checkpoint under another name, have the disk keep it, and only then name it.
+
+    Args:
+        checkpoint: What `torch.save` can write.
+        path: The checkpoint's name.
+        hashed: Whether to write its SHA-256 too, to PATH.sha256 as `sha256sum -c` reads it.
+
+    Raises:
+        OSError: It can't be written; what was there before is still there.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.name}.part")
+    try:
+        with part.open("wb") as file:
+            hashing = _Hashing(file)
+            try:
+                torch.save(checkpoint, hashing)  # type: ignore[arg-type]
+            except RuntimeError as error:  # how torch reports that a write has failed
+                if isinstance(error.__context__, OSError):
+                    raise error.__context__ from None
+                raise
+            file.flush()
+            os.fsync(file.fileno())
+        if hashed:
+            line = f"{hashing.digest.hexdigest()}  {path.name}\n"
+            atomic.write(_digest_of(path), line)
+        part.replace(path)
+        _keep_folder(path.parent)
+    except BaseException:
+        part.unlink(missing_ok=True)
+        raise
+
+
+def _keep_folder(folder: Path) -> None:
+    opened = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(opened)
+    finally:
+        os.close(opened)
+
+
+def name(folder: Path, step: int) -> Path:
+    """The checkpoint of a step, by which they are in order: step=00000300.ckpt."""
+    return folder / f"step={step:08}.ckpt"
+
+
+def step_of(path: Path | str) -> int:
+    """The step that a resumable checkpoint was written at."""
+    return int(_STEP.fullmatch(Path(path).name)[1])  # type: ignore[index]
+
+
+def newest(folder: Path) -> Path | None:
+    """Find the newest checkpoint that is whole; those that are not are set aside.
+
+    Args:
+        folder: That of resumable checkpoints; it need not be there.
+    """
+    for path in _newest_first(folder):
+        why = _damage(path)
+        if not why:
+            return path
+        rank_zero_warn(
+            f"the checkpoint {path} is damaged ({why}) and now called {path.name}.damaged; "
+            "going on from the one before"
+        )
+        set_aside(path)
+    return None
+
+
+def set_aside(path: Path) -> None:
+    """Rename a checkpoint that is not whole, and its hash."""
+    for each in (path, _digest_of(path)):
+        if each.exists():
+            each.replace(f"{each}.damaged")
+
+
+def prune(folder: Path, keep: int) -> None:
+    """Remove all but the newest checkpoints, and what a kill has left half written."""
+    for path in list(_newest_first(folder))[keep:]:
+        path.unlink(missing_ok=True)
+        _digest_of(path).unlink(missing_ok=True)
+    for path in folder.glob(".step=*.part"):
+        path.unlink(missing_ok=True)
+
+
+def _newest_first(folder: Path) -> Iterator[Path]:
+    found = folder.iterdir() if folder.is_dir() else ()
+    yield from sorted((p for p in found if _STEP.fullmatch(p.name)), key=step_of, reverse=True)
+
+
+def _digest_of(path: Path) -> Path:
+    return path.with_name(path.name + ".sha256")
+
+
+def _damage(path: Path) -> str:
+    """What is wrong with a checkpoint, nothing if it is whole."""
+    try:
+        expected = _digest_of(path).read_text().split(" ")[0]
+    except (OSError, UnicodeDecodeError):
+        return "its .sha256 is missing"
+    with path.open("rb") as file:
+        found = hashlib.file_digest(file, "sha256").hexdigest()
+    return "" if found == expected else "its content is not what was written"

@@ -1,0 +1,112 @@
+"""The images and classes of a folder, and what keeps many paths in little memory."""
+
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from torchvision.datasets.folder import IMG_EXTENSIONS, has_file_allowed_extension
+
+
+class Paths(Sequence[str]):
+    """Paths in one array of bytes.
+
+    Of a list, each process that reads an item gets a copy of the page that it is on, as Python
+    counts references in the item itself: soon of the whole list, in each worker.
+    """
+
+    def __init__(self, paths: Iterable[str]) -> None:
+        encoded = [os.fsencode(path) for path in paths]
+        self._bytes = np.frombuffer(b"".join(encoded), np.uint8)
+        self._ends = np.cumsum([0, *map(len, encoded)])
+
+    def __len__(self) -> int:
+        return len(self._ends) - 1
+
+    def __getitem__(self, place: Any) -> Any:
+        if isinstance(place, slice):
+            return [self[each] for each in range(*place.indices(len(self)))]
+        place = range(len(self))[place]
+        return os.fsdecode(self._bytes[self._ends[place] : self._ends[place + 1]].tobytes())
+
+
+def list_classes(folder: Path) -> list[str]:
+    """Name the classes of a folder: its subfolders, sorted, without hidden ones.
+
+    Raises:
+        MisconfigurationException: The folder is missing or has no subfolders.
+    """
+    if not folder.is_dir():
+        raise MisconfigurationException(
+            f"{folder} is not a folder; data_path takes a folder with train/<class>/<image> "
+            "(and test/, and val/ or none) in it"
+        )
+    classes = [entry.name for entry in _visible(folder) if entry.is_dir()]
+    if not classes:
+        raise MisconfigurationException(
+            f"{folder} has no folders in it; put the images of each class in a folder of its own, "
+            f"{folder}/<class>/<image>"
+        )
+    return classes
+
+
+def list_images(folder: Path, classes: Sequence[str]) -> tuple[list[str], list[int]]:
+    """List a folder's images by class, in an order that every machine agrees on.
+
+    Raises:
+        MisconfigurationException: There is no image, or a class that is not among `classes`.
+    """
+    unknown = sorted(set(list_classes(folder)) - set(classes))
+    if unknown:
+        raise MisconfigurationException(
+            f"{folder} has the class {unknown[0]!r}, which train/ has not; train/ has "
+            f"{', '.join(classes)}"
+        )
+    files: list[str] = []
+    labels: list[int] = []
+    for label, name in enumerate(classes):
+        if (folder / name).is_dir():
+            files += _walk(folder / name)
+            labels += [label] * (len(files) - len(labels))
+    if not files:
+        raise MisconfigurationException(
+            f"{folder} has no images in its folders; files that end in "
+            f"{', '.join(IMG_EXTENSIONS)} count"
+        )
+    return files, labels
+
+
+def list_all_images(folder: Path) -> list[str]:
+    """List the images of a folder and of all folders in it, in an order as of `list_images`.
+
+    Raises:
+        MisconfigurationException: The folder is missing, or there is no image.
+    """
+    if not folder.is_dir():
+        raise MisconfigurationException(
+            f"{folder} is not a folder; to predict, data_path takes one with images in it, at any "
+            "depth"
+        )
+    files = list(_walk(folder))
+    if not files:
+        raise MisconfigurationException(
+            f"{folder} has no images, nor have the folders in it; files that end in "
+            f"{', '.join(IMG_EXTENSIONS)} count"
+        )
+    return files
+
+
+def _walk(folder: Path | str) -> Iterator[str]:
+    for entry in _visible(folder):
+        if entry.is_dir():
+            yield from _walk(entry.path)
+        elif has_file_allowed_extension(entry.name, IMG_EXTENSIONS):
+            yield entry.path
+
+
+def _visible(folder: Path | str) -> list[os.DirEntry[str]]:
+    # Hidden: .ipynb_checkpoints with copies of images, macOS's ._name beside each.
+    entries = (entry for entry in os.scandir(folder) if not entry.name.startswith("."))
+    return sorted(entries, key=lambda entry: entry.name)

@@ -1,0 +1,148 @@
+"""What tells whether a version is better than another: their answers to the same images."""
+
+from collections.abc import Callable
+from contextlib import suppress
+from math import isfinite
+from typing import TYPE_CHECKING, Any
+
+from pyclassify.registry.aliases import Version
+from pyclassify.tracking.masking import mask
+
+if TYPE_CHECKING:
+    from pyclassify.tracking.answers import Answers
+    from pyclassify.tracking.pairing import PairedTest
+
+
+class NoEvidence(Exception):
+    """Why a version can't be judged, in words that go on after "as"."""
+
+
+class Evidence:
+    """What there is about a version that wants to be champion.
+
+    Args:
+        client: An `MlflowClient`.
+        challenger: The version.
+        evaluate: Given a version, gives its answers on the images that this one was tested on.
+        afresh: Whether to evaluate both, whatever their runs kept: on other images than the test's.
+
+    Attributes:
+        notes: What to keep in mind of a version, by its number.
+    """
+
+    def __init__(
+        self,
+        client: Any,
+        challenger: Version,
+        evaluate: "Callable[[str], Answers] | None" = None,
+        afresh: bool = False,
+    ) -> None:
+        self.client, self.challenger = client, challenger
+        self._evaluate, self._afresh = evaluate, afresh
+        self.notes: dict[str, str] = {}
+        self._found: dict[str, tuple[Any, Answers]] = {}
+
+    def measure_accuracy(self) -> float:
+        """The version's accuracy on its test images, by its answers or else its tag, in [0, 1].
+
+        Raises:
+            NoEvidence: Nothing tells it; why.
+        """
+        try:
+            _, answers = self._find(self.challenger)
+        except NoEvidence as error:
+            told = self.challenger.tags.get("test_accuracy", "")
+            with suppress(ValueError):
+                if isfinite(accuracy := float(told)):
+                    return accuracy
+            raise NoEvidence(f"{error}, and no tag test_accuracy tells its accuracy") from error
+        return sum(right for _, right in answers.values()) / len(answers)
+
+    def weigh(self, champion: Version) -> "PairedTest":
+        """Compare the version, as the second, to another.
+
+        The other is evaluated afresh where its run has no answers, or answers to other images.
+
+        Raises:
+            NoEvidence: It can't be done; why.
+        """
+        own = self._find(self.challenger)
+        try:
+            return self._pair(champion, self._find(champion), own)
+        except NoEvidence:
+            if self._evaluate is None:
+                raise
+        return self._pair(champion, self._answer_afresh(champion), own)
+
+    def _pair(
+        self, champion: Version, first: "tuple[Any, Answers]", second: "tuple[Any, Answers]"
+    ) -> "PairedTest":
+        from pyclassify.tracking.answers import how_images_differ
+        from pyclassify.tracking.pairing import pair
+
+        runs, answers = zip(first, second, strict=True)
+        how = how_images_differ(runs, answers)
+        data = [each.tags.get("test_data", "") for each in (champion, self.challenger)]
+        digests = {each.rpartition(" ")[2] for each in data if each}
+        if how is None and runs[0] and len(digests) > 1:
+            how = "other content, by the tag test_data"
+        if how:
+            this, other = self.challenger.number, champion.number
+            raise NoEvidence(
+                f"the test images of version {this} are not those of version {other} ({how})"
+            )
+        return pair(*answers)
+
+    def _find(self, version: Version) -> "tuple[Any, Answers]":
+        """A version's answers as its run keeps them, and the run; the challenger's afresh if not.
+
+        Raises:
+            NoEvidence: There are none; why.
+        """
+        if version.number not in self._found:
+            if self._afresh:
+                return self._answer_afresh(version)
+            try:
+                self._found[version.number] = self._read(version)
+            except NoEvidence:
+                if self._evaluate is None or version is not self.challenger:
+                    raise
+                return self._answer_afresh(version)
+        return self._found[version.number]
+
+    def _read(self, version: Version) -> "tuple[Any, Answers]":
+        from pyclassify.tracking.answers import PREDICTIONS, read_answers
+
+        who = f"version {version.number}"
+        if not version.run_id:
+            raise NoEvidence(f"{who} comes from no run, which would keep its answers")
+        try:
+            run = self.client.get_run(version.run_id)
+        except Exception as error:  # whatever the store has to say
+            raise NoEvidence(f"the run of {who} can't be read ({_shorten(error)})") from error
+        if run.info.lifecycle_stage == "deleted":
+            self.notes[version.number] = f"the run of {who} is deleted"
+        try:
+            answers = read_answers(run, self.client)
+        except Exception as error:  # each kind of artifact store fails in its own way
+            reason = f"{PREDICTIONS} of {who} can't be read ({_shorten(error)})"
+            raise NoEvidence(reason) from error
+        if answers is None:
+            raise NoEvidence(f"the run of {who} has no {PREDICTIONS}")
+        return run, answers
+
+    def _answer_afresh(self, version: Version) -> "tuple[Any, Answers]":
+        if self._evaluate is None:
+            raise NoEvidence(f"nothing evaluates version {version.number}")
+        try:
+            answers = self._evaluate(version.number)
+        except Exception as error:  # of a model that may be anyone's
+            reason = f"version {version.number} could not be evaluated ({_shorten(error)})"
+            raise NoEvidence(reason) from error
+        self._found[version.number] = (None, answers)
+        return None, answers
+
+
+def _shorten(error: Exception) -> str:
+    words = " ".join(str(error).split()) or type(error).__name__
+    return str(mask(words if len(words) <= 200 else f"{words[:199]}…"))

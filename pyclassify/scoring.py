@@ -1,0 +1,150 @@
+"""Predictions as a table: the file, the name of its class and the probability of each image."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import BasePredictionWriter
+from lightning.pytorch.utilities.combined_loader import CombinedLoader
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
+from torch import Tensor
+
+from pyclassify.agreement import gather
+from pyclassify.checks import check_output
+from pyclassify.datasets import UNREADABLE, ScoredFiles
+
+NAMED = 10  # of the files that do not decode, in the warning
+
+
+class WriteTable(BasePredictionWriter):
+    """Write what is predicted as a table, a row an image in the order of their set.
+
+    The columns are `file` (in the folder that was scored; of images in memory their `index`),
+    `label` (the class's name) and `probability`. An image that does not decode has neither.
+
+    Of a module whose predict step gives probabilities [batch, num_classes], by one loader.
+
+    Args:
+        path: The file, which ends in .parquet or .csv.
+
+    Raises:
+        MisconfigurationException: As `check_output`.
+
+    Attributes:
+        count: How many images the table has, once it is written.
+        unreadable: How many of them did not decode.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        super().__init__("batch")
+        self.path = check_output(path)
+        self.count = self.unreadable = self._seen = 0
+        self._num_classes = 0
+        self._parts: list[tuple[Tensor, Tensor, Tensor]] = []
+
+    def write_on_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        prediction: Any,
+        batch_indices: Sequence[int] | None,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int,
+    ) -> None:
+        """Keep a batch's answers, a label and a probability an image, on the device."""
+        if not (isinstance(prediction, Tensor) and prediction.ndim == 2 and dataloader_idx == 0):
+            raise MisconfigurationException(
+                f"{type(pl_module).__name__}.predict_step gives no probabilities [batch, "
+                "num_classes] of one loader, which a table takes; give --output=null, and a "
+                "BasePredictionWriter of yours among trainer.callbacks"
+            )
+        if not batch_indices:  # of a set without indices
+            turn = range(self._seen, self._seen + len(prediction))
+            batch_indices = [n * trainer.world_size + trainer.global_rank for n in turn]
+        probability, label = prediction.float().max(dim=1)
+        if isinstance(_dataset(trainer), ScoredFiles):
+            label = torch.where(batch[1] == UNREADABLE, UNREADABLE, label)
+        self._parts.append((torch.tensor(batch_indices), label, probability))
+        self._seen, self._num_classes = self._seen + len(prediction), prediction.shape[1]
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Put together what all processes have, and write it; not called after an error."""
+        mine = [torch.cat(column).cpu() for column in zip(*self._parts, strict=True)]
+        self._parts = []
+        together = gather(mine) if trainer.world_size > 1 else [mine]
+        if not trainer.is_global_zero or not any(together):
+            return
+        places, labels, probability = map(torch.cat, zip(*together, strict=True))
+        order = places.argsort()
+        rows = places[order], labels[order], probability[order]
+        self._write(_dataset(trainer), _names(trainer, pl_module, self._num_classes), *rows)
+
+    def _write(
+        self,
+        dataset: Any,
+        names: list[str],
+        places: Tensor,
+        labels: Tensor,
+        probability: Tensor,
+    ) -> None:
+        import pyarrow as pa
+
+        missing = (labels == UNREADABLE).numpy()
+        label = pa.DictionaryArray.from_arrays(pa.array(labels.numpy(), mask=missing), names)
+        column, keys = "index", pa.array(places.numpy())
+        if isinstance(dataset, ScoredFiles):
+            column, keys = "file", pa.array(dataset.names()).take(keys)
+            _warn_of([dataset.files[n] for n in places[labels == UNREADABLE]], len(places))
+        table = pa.table(
+            {
+                column: keys,
+                "label": label.cast(pa.string()),
+                "probability": pa.array(probability.numpy(), mask=missing),
+            }
+        )
+        write(table, self.path)
+        self.count, self.unreadable = len(places), int(missing.sum())
+
+
+def write(table: Any, path: Path) -> None:
+    """Write an Arrow table as Parquet or CSV, whole or not at all.
+
+    Raises:
+        OSError: It can't be written.
+    """
+    from pyarrow import csv, parquet
+
+    part = path.with_name(f".{path.name}.part")
+    try:
+        (csv.write_csv if path.suffix == ".csv" else parquet.write_table)(table, part)
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def _dataset(trainer: Trainer) -> Any:
+    loaders = CombinedLoader(trainer.predict_dataloaders).flattened
+    return getattr(loaders[0], "dataset", None)
+
+
+def _names(trainer: Trainer, network: LightningModule, num_classes: int) -> list[str]:
+    """The classes' names as the network has them, or as its data module, which has the model's."""
+    for source in (network, getattr(trainer, "datamodule", None)):
+        found = getattr(source, "classes", None)
+        if isinstance(found, Sequence) and len(found) == num_classes:
+            return [str(name) for name in found]
+    rank_zero_warn("the model does not tell the names of its classes: the labels are numbers")
+    return [str(number) for number in range(num_classes)]
+
+
+def _warn_of(files: list[str], total: int) -> None:
+    if files:
+        rest = f" and {len(files) - NAMED} more" if len(files) > NAMED else ""
+        rank_zero_warn(
+            f"{len(files)} of {total} files do not decode as images, and have no label in the "
+            f"table: {', '.join(files[:NAMED])}{rest}"
+        )

@@ -1,0 +1,77 @@
+"""From a trained network to one file that classifies bytes, with no Python class behind it."""
+
+import copy
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.export import Dim
+
+PROGRAM = "artifacts/program.pt2"  # where a model of MLflow's has it
+NAMES = "classes.json"  # among the program's extra files
+EXAMPLE = (2, 3, 40, 50)  # two images, as torch.export takes a batch of one for the only size
+
+
+class Probabilities(nn.Module):
+    """A network with its preprocessing: bytes in, probabilities out.
+
+    Args:
+        network: Takes float [batch, 3, height, width], gives logits [batch, classes].
+        preprocess: Takes uint8 [batch, 3, height, width] of any size to what the network takes.
+    """
+
+    def __init__(self, network: nn.Module, preprocess: nn.Module) -> None:
+        super().__init__()
+        self.network, self.preprocess = network, preprocess
+        kinds = (each.dtype for each in network.parameters() if each.is_floating_point())
+        self.dtype = next(kinds, torch.float32)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Classify images, uint8 [batch, 3, height, width]: float32 [batch, classes]."""
+        prepared = self.preprocess(images).to(self.dtype)
+        return self.network(prepared).float().softmax(dim=1)
+
+
+def export(
+    network: nn.Module, preprocess: nn.Module, classes: Sequence[str], path: str | Path
+) -> list[str]:
+    """Write a network with its preprocessing as a program of torch.export.
+
+    The file (PyTorch's PT2 archive) holds no pickle, and the names of the classes in
+    `extra/classes.json`. Whatever the network was trained on, it runs on the CPU.
+
+    Args:
+        network: As `Probabilities` takes it; it stays as it is.
+        preprocess: Likewise.
+        classes: The classes' names, by label; if there are none, their numbers.
+        path: The file, which ends in .pt2.
+
+    Returns:
+        The names.
+
+    Raises:
+        ValueError: There are not as many names as the network has classes.
+    """
+    whole = copy.deepcopy(Probabilities(network, preprocess)).cpu().eval()
+    images = torch.zeros(EXAMPLE, dtype=torch.uint8)
+    sizes = {0: Dim.DYNAMIC, 2: Dim.DYNAMIC, 3: Dim.DYNAMIC}
+    with torch.no_grad():
+        outputs = whole(images).shape[1]
+        names = list(classes) or [str(label) for label in range(outputs)]
+        if outputs != len(names):
+            raise ValueError(
+                f"the network has {outputs} classes and {len(names)} names were given; name each"
+            )
+        program = torch.export.export(whole, (images,), dynamic_shapes={"images": sizes})
+    program.example_inputs = None  # the one thing in the file that would be pickled
+    torch.export.save(program, path, extra_files={NAMES: json.dumps(names)})
+    return names
+
+
+def load(path: str | Path) -> tuple[torch.export.ExportedProgram, list[str]]:
+    """Read what `export` wrote: the program, and the classes' names by label."""
+    kept = {NAMES: ""}
+    program = torch.export.load(path, extra_files=kept)
+    return program, json.loads(kept[NAMES])

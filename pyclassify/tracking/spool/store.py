@@ -1,0 +1,231 @@
+"""MLflow's tracking store over a spool, so that all that logs to MLflow can log to it.
+
+`spool:///ROOT` is the URI: MLFLOW_TRACKING_URI for a whole process, or of one `MlflowClient`.
+"""
+
+import time
+import uuid
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+from mlflow.entities import (
+    Dataset,
+    DatasetInput,
+    Experiment,
+    ExperimentTag,
+    InputTag,
+    LifecycleStage,
+    Metric,
+    Param,
+    Run,
+    RunData,
+    RunInfo,
+    RunInputs,
+    RunStatus,
+    RunTag,
+)
+from mlflow.exceptions import MlflowException
+from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE, RESOURCE_DOES_NOT_EXIST
+from mlflow.store.entities.paged_list import PagedList
+from mlflow.store.tracking.abstract_store import AbstractStore
+
+from pyclassify.tracking.spool import records
+from pyclassify.tracking.spool.mirror import Mirror
+from pyclassify.tracking.spool.opened import OpenRun, open_run, opened_under
+from pyclassify.tracking.spool.target import make
+
+
+def root_of(uri: str) -> Path:
+    """The folder of a spool's URI.
+
+    Raises:
+        MlflowException: It names none, or a relative one.
+    """
+    parts = urlsplit(uri)
+    if parts.netloc or not parts.path.startswith("/"):
+        raise MlflowException(
+            f"{uri} names no folder by its absolute path; give spool:///FOLDER",
+            INVALID_PARAMETER_VALUE,
+        )
+    return Path(unquote(parts.path))
+
+
+class SpoolStore(AbstractStore):
+    """The runs under a folder, written to and delivered later.
+
+    Args:
+        store_uri: `spool:///ROOT`.
+        artifact_uri: Not used.
+    """
+
+    def __init__(self, store_uri: str, artifact_uri: str | None = None) -> None:
+        super().__init__()
+        self.root = root_of(store_uri)
+
+    def _open(self, run_id: str) -> OpenRun:
+        folder = self.root / run_id
+        if not records.is_spool(folder):
+            raise MlflowException(
+                f"there is no run {run_id} in the spool {self.root}; where there is a network, "
+                "`mlflow run` or MLFLOW_TRACKING_URI of the server makes one",
+                RESOURCE_DOES_NOT_EXIST,
+            )
+        return open_run(folder)
+
+    def get_run(self, run_id: str) -> Run:
+        opened = self._open(run_id)
+        opened.refresh()
+        return to_run(opened.mirror)
+
+    def create_run(
+        self, experiment_id: str, user_id: str, start_time: int, tags: Any, run_name: str | None
+    ) -> Run:
+        run_id = uuid.uuid4().hex
+        given = {each.key: each.value for each in tags}
+        name = run_name or given.get("mlflow.runName") or f"spooled-{run_id[:8]}"
+        make(self.root / run_id, str(experiment_id), name, given, start_time)
+        return self.get_run(run_id)
+
+    def log_batch(self, run_id: str, metrics: Any, params: Any, tags: Any) -> None:
+        opened = self._open(run_id)
+        if metrics:
+            opened.append_points([[m.key, m.value, m.timestamp, m.step or 0] for m in metrics])
+        if params:
+            known = opened.mirror.params
+            for each in params:
+                if known.get(each.key, each.value) != each.value:
+                    raise MlflowException(
+                        f"parameter {each.key!r} is {known[each.key]!r} and can't become "
+                        f"{each.value!r}: a run's parameters don't change",
+                        INVALID_PARAMETER_VALUE,
+                    )
+            new = {each.key: str(each.value) for each in params if each.key not in known}
+            if new:
+                opened.append({"kind": "params", "values": new})
+        if tags:
+            values = {each.key: str(each.value) for each in tags}
+            opened.append({"kind": "tags", "values": values})
+
+    def log_metric(self, run_id: str, metric: Metric) -> None:
+        self.log_batch(run_id, [metric], [], [])
+
+    def log_param(self, run_id: str, param: Param) -> None:
+        self.log_batch(run_id, [], [param], [])
+
+    def set_tag(self, run_id: str, tag: RunTag) -> None:
+        self.log_batch(run_id, [], [], [tag])
+
+    def delete_tag(self, run_id: str, key: str) -> None:
+        self._open(run_id).append({"kind": "tags", "values": {key: None}})
+
+    def log_inputs(self, run_id: str, datasets: Any = None, models: Any = None) -> None:
+        if models:
+            _refuse("log a model as an input")
+        if datasets:
+            given = [each.to_dictionary() for each in datasets]
+            self._open(run_id).append({"kind": "inputs", "datasets": given})
+
+    def update_run_info(
+        self, run_id: str, run_status: Any, end_time: int | None, run_name: str | None
+    ) -> RunInfo:
+        opened = self._open(run_id)
+        if run_name:
+            opened.append({"kind": "name", "name": run_name})
+        if run_status is not None:
+            status = RunStatus.to_string(run_status)
+            said = {"kind": "status", "status": status, "end_time": end_time}
+            opened.append({**said, "time": int(time.time() * 1000)})
+        return to_run(opened.mirror).info
+
+    def record_logged_model(self, run_id: str, mlflow_model: Any) -> None:
+        """Nothing: the model's files tell, in the run's artifacts."""
+
+    def search_logged_models(self, *args: Any, **kwargs: Any) -> PagedList[Any]:
+        """None: MLflow asks for them too where a run's files are listed."""
+        return PagedList([], None)
+
+    def get_metric_history(
+        self, run_id: str, metric_key: str, max_results: Any = None, page_token: Any = None
+    ) -> Any:
+        opened = self._open(run_id)
+        found = []
+        for path in records.segments(opened.folder).values():
+            for _, record in records.read(path):
+                if isinstance(record, dict) and record["kind"] == "metrics":
+                    found += [Metric(*each) for each in record["points"] if each[0] == metric_key]
+        return PagedList([*{(each.step, each.timestamp): each for each in found}.values()], None)
+
+    def get_experiment(self, experiment_id: str) -> Experiment:
+        for mirror in opened_under(self.root):
+            if mirror.info["experiment_id"] == str(experiment_id):
+                return _experiment(str(experiment_id), **mirror.experiment)
+        return _experiment(str(experiment_id), str(experiment_id))
+
+    def set_experiment_tag(self, experiment_id: str, tag: Any) -> None:
+        for mirror in opened_under(self.root):
+            if mirror.info["experiment_id"] == str(experiment_id):
+                told = {"kind": "experiment_tag", "name": tag.key, "value": tag.value}
+                open_run(mirror.folder).append(told)
+                return
+        _refuse("tag an experiment that it has no run of")
+
+    def get_experiment_by_name(self, experiment_name: str) -> Experiment:
+        return _experiment(f"name:{experiment_name}", experiment_name)
+
+    def create_experiment(self, name: str, artifact_location: Any = None, tags: Any = None) -> str:
+        return f"name:{name}"
+
+    def search_experiments(self, *args: Any, **kwargs: Any) -> Any:
+        _refuse("list experiments")
+
+    def search_runs(self, *args: Any, **kwargs: Any) -> Any:
+        _refuse("search runs")
+
+    def shut_down_async_logging(self) -> None:
+        """Nothing: whatever is logged is in the spool at once."""
+
+
+def _refuse(what: str) -> None:
+    raise MlflowException(
+        f"a spool can't {what}, as it knows what this job logged and no more; ask the server that "
+        "`pyclassify sync` delivers to",
+        INVALID_PARAMETER_VALUE,
+    )
+
+
+def _experiment(
+    experiment_id: str, name: str, creation_time: int = 0, tags: dict[str, str] | None = None
+) -> Experiment:
+    told = [ExperimentTag(*each) for each in (tags or {}).items()]
+    return Experiment(experiment_id, name, "", LifecycleStage.ACTIVE, told, creation_time)
+
+
+def to_run(mirror: Mirror) -> Run:
+    """A run as MLflow's own entity."""
+    info = mirror.info
+    return Run(
+        RunInfo(
+            run_id=info["run_id"],
+            experiment_id=info["experiment_id"],
+            user_id=info.get("user_id") or "unknown",
+            status=info["status"],
+            start_time=info["start_time"],
+            end_time=info["end_time"],
+            lifecycle_stage=LifecycleStage.ACTIVE,
+            artifact_uri=records.uri_of(mirror.folder / "artifacts"),
+            run_name=info["run_name"],
+        ),
+        RunData(
+            [Metric(*each) for each in mirror.metrics.values()],
+            [Param(*each) for each in mirror.params.items()],
+            [RunTag(*each) for each in mirror.tags.items()],
+        ),
+        RunInputs([to_input(each) for each in mirror.inputs], []),
+    )
+
+
+def to_input(given: dict[str, Any]) -> DatasetInput:
+    """A data set of a run's as MLflow's own entity."""
+    tags = [InputTag(*each) for each in given["tags"].items()]
+    return DatasetInput(Dataset(**given["dataset"]), tags)

@@ -1,0 +1,19 @@
+"""What two processes do to judge versions at the same moments."""
+
+import mlflow
+
+from pyclassify.registry.champion import judge
+
+
+def judge_together(uri, barrier, cases):
+    """Judge each case's version when the other process is as far.
+
+    Args:
+        uri: The store.
+        barrier: Of all such processes.
+        cases: Registered models and versions.
+    """
+    client = mlflow.MlflowClient(uri)
+    for name, version in cases:
+        barrier.wait(120)
+        judge(client, name, version)

@@ -1,0 +1,59 @@
+"""A trained, tested and registered network, and its test images as a folder of files."""
+
+import json
+import os
+import shutil
+from contextlib import contextmanager
+from pathlib import Path
+from types import SimpleNamespace
+
+import mlflow
+import pytest
+from command_lines import SHAPES
+from PIL import Image
+
+from pyclassify import shapes
+from pyclassify.cli import main
+
+
+@contextmanager
+def trained(empty_store, folder):
+    """Train in a folder, which stays the current one, with a store of its own.
+
+    It has the run's id, its predictions by file, and the model `shapes@champion`, version 1.
+    """
+    shutil.copy(empty_store, folder)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{folder}/mlflow.db")
+        patch.setenv("MLFLOW_EXPERIMENT_NAME", "tested")
+        for name in ("MLFLOW_RUN_ID", "PL_GLOBAL_SEED", "PL_SEED_WORKERS"):
+            patch.setenv(name, "")  # which restores it afterwards
+            os.environ.pop(name)
+        assert main(f"train {SHAPES} --register=shapes".split()) == 0
+        run_id = mlflow.MlflowClient().get_model_version("shapes", "1").run_id
+        yield SimpleNamespace(run_id=run_id, expected=_read_answers(run_id))
+    mlflow.set_tracking_uri(None)
+
+
+def _read_answers(run_id):
+    path = mlflow.artifacts.download_artifacts(None, run_id, "predictions.json", ".")
+    table = json.loads(Path(path).read_text())
+    rows = [dict(zip(table["columns"], row, strict=True)) for row in table["data"]]
+    return {name_file(row["index"]): (row["predicted"], row["probability"]) for row in rows}
+
+
+def name_file(index):
+    """A place for each image: some in folders that no class is called by."""
+    return ("train/zebra/{:02}.png", "b/deep/er/{:02}.PNG", "{:02}.png")[index % 3].format(index)
+
+
+def write_images(folder):
+    """Write the test images of SHAPES as files, and a file that is none."""
+    images, _ = shapes.draw(20, seed=2)
+    for index, image in enumerate(images.permute(0, 2, 3, 1).numpy()):
+        path = folder / name_file(index)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image).save(path)
+    (folder / "notes.txt").write_text("no image")
+    return folder

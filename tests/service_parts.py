@@ -1,0 +1,186 @@
+"""The service of docs/service.md, of real parts and by the page's own commands.
+
+PostgreSQL, a bucket (moto's S3 server), and `mlflow server` with accounts. Each can be stopped and
+started again on its own; nginx in front is `service_proxy`'s.
+"""
+
+import contextlib
+import getpass
+import os
+import re
+import shutil
+import signal
+import socket
+import sys
+import urllib.request
+from pathlib import Path
+
+import boto3
+from daemons import Daemons
+
+ROOT = Path(__file__).parents[1]
+PAGE = ROOT / "docs" / "service.md"
+DEBIANS = sorted(Path("/usr/lib/postgresql").glob("*/bin"))
+PATH = os.pathsep.join(
+    [str(Path(sys.executable).parent), *map(str, DEBIANS), os.environ["PATH"], "/usr/sbin"]
+)
+PROGRAMS = {"postgres": "postgresql", "initdb": "postgresql", "setpriv": "util-linux"}
+BUCKET = "pyclassify"
+ADMIN = ("admin", "of the tests alone")
+
+
+def missing():
+    """Say what keeps the service from starting here, or nothing."""
+    for program, package in PROGRAMS.items():
+        if not shutil.which(program, path=PATH):
+            return f"the service needs {program}: Debian has it in {package}"
+    return None if os.geteuid() == 0 else "only root starts PostgreSQL as another user"
+
+
+def commands(name):
+    """The page's block of bash under a marker."""
+    marked = rf"^<!-- service:{re.escape(name)} -->\n```bash\n(.*?)^```$"
+    text = "\n".join(page.read_text() for page in sorted(PAGE.parent.glob("service*.md")))
+    (block,) = re.findall(marked, text, re.MULTILINE | re.DOTALL)
+    return block
+
+
+def sign_in(patch, service, account=ADMIN):
+    """Make this process, and what it starts, a client of the service."""
+    user, password = account
+    patch.setenv("MLFLOW_TRACKING_URI", service.uri)
+    patch.setenv("MLFLOW_TRACKING_USERNAME", user)
+    patch.setenv("MLFLOW_TRACKING_PASSWORD", password)
+
+
+def free_port():
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
+
+
+class Service:
+    """Its parts, and what happens to them.
+
+    `env` is what the server and the page's commands are given, `uri` the tracking URI, and
+    `bucket` the client of the bucket's service.
+    """
+
+    def __init__(self, workers=2):
+        outer = {key: value for key, value in os.environ.items() if not key.startswith("MLFLOW_")}
+        self.daemons = Daemons({**outer, "PATH": PATH})
+        self.folder, self.env = self.daemons.folder, self.daemons.env
+        self.ports = {name: free_port() for name in ("postgres", "s3", "mlflow", "nginx")}
+        self.uri = f"http://127.0.0.1:{self.ports['mlflow']}"
+        self.proxied_uri = f"https://{socket.gethostname()}:{self.ports['nginx']}"
+        self.s3_uri = f"http://127.0.0.1:{self.ports['s3']}"
+        self.env.update(
+            _given(ROOT / "deploy" / "service.env"),
+            PGHOST=str(self.folder),
+            PGPORT=str(self.ports["postgres"]),
+            AWS_ENDPOINT_URL_S3=self.s3_uri,
+            AWS_ACCESS_KEY_ID="key-of-the-tests",
+            AWS_SECRET_ACCESS_KEY="secret-of-the-bucket",
+            MLFLOW_PORT=str(self.ports["mlflow"]),
+            MLFLOW_WORKERS=str(workers),
+            MLFLOW_SERVER_ALLOWED_HOSTS=f"127.0.0.1:{self.ports['mlflow']},{socket.gethostname()}",
+            MLFLOW_SERVER_CORS_ALLOWED_ORIGINS=self.proxied_uri,
+            MLFLOW_AUTH_CONFIG_PATH=str(ROOT / "deploy" / "auth.ini"),
+            MLFLOW_AUTH_ADMIN_PASSWORD=ADMIN[1],
+            MLFLOW_FLASK_SERVER_SECRET_KEY="key-of-the-forms",
+        )
+
+    def start(self):
+        self.make_database()
+        self.start_postgres()
+        self.start_s3()
+        self.run("database")
+        self.run("bucket")
+        self.start_server()
+
+    def stop(self):
+        self.daemons.stop()
+
+    def run(self, *names, **more):
+        """Run the page's commands of some names, in one shell; returns what they wrote."""
+        command = ["bash", "-euo", "pipefail", "-c", "\n".join(map(commands, names))]
+        return self.daemons.run(*command, **more)
+
+    def as_admin(self, name, **more):
+        """Run the page's commands of a name as the admin."""
+        user, password = ADMIN
+        signed_in = {"MLFLOW_TRACKING_USERNAME": user, "MLFLOW_TRACKING_PASSWORD": password}
+        return self.run(name, MLFLOW_TRACKING_URI=self.uri, **signed_in, **more)
+
+    def make_database(self):
+        """A folder of PostgreSQL's, whose socket lets users in by their names, as Debian's does."""
+        data = self.folder / "postgres"
+        data.mkdir(mode=0o700)
+        shutil.chown(data, "postgres", "postgres")
+        shutil.chown(self.folder, group="postgres")  # for the socket
+        self.folder.chmod(0o771)
+        self.daemons.run(*_as_postgres("initdb", "--no-sync", f"--pgdata={data}"))
+        (data / "pg_hba.conf").write_text("local all all peer map=tests\n")
+        users = {"postgres": "postgres", getpass.getuser(): "mlflow"}
+        (data / "pg_ident.conf").write_text(
+            "".join(f"tests {user} {role}\n" for user, role in users.items())
+        )
+
+    def start_postgres(self):
+        options = [f"-D{self.folder}/postgres", f"-k{self.folder}", f"-p{self.ports['postgres']}"]
+        # It is thrown away: what only a loss of power would miss need not wait for the disk.
+        options += ["-clisten_addresses=", "-cfsync=off"]
+        self.daemons.start("postgres", *_as_postgres("postgres", *options))
+        self.daemons.wait("postgres", self._postgres_is_ready)
+
+    def _postgres_is_ready(self):
+        return "ready to accept connections" in self.daemons.output("postgres").read_text()
+
+    def stop_postgres(self):
+        """Stop it as `systemctl restart` does, without waiting for who is connected."""
+        self._end("postgres", signal.SIGINT)
+
+    def start_s3(self):
+        self.daemons.start("s3", "moto_server", f"-p{self.ports['s3']}")
+        self.daemons.wait("s3", lambda: _answers(f"{self.s3_uri}/moto-api/"))
+
+    @property
+    def bucket(self):
+        keys = {name.lower(): self.env[name] for name in self.env if name.startswith("AWS_")}
+        options = {key: keys[key] for key in ("aws_access_key_id", "aws_secret_access_key")}
+        return boto3.client("s3", endpoint_url=self.s3_uri, region_name="us-east-1", **options)
+
+    def start_server(self):
+        self.daemons.start("mlflow", "bash", "-c", f"exec {commands('server')}")
+        self.daemons.wait("mlflow", lambda: _answers(f"{self.uri}/health"), seconds=120)
+
+    def kill_server(self):
+        """Kill it and its workers at once, as a machine that goes down does."""
+        process = self.daemons.processes["mlflow"]
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+    def sql(self, query):
+        """The rows that the database answers with, a line each, columns separated by `|`."""
+        return self.daemons.run("psql", "--no-psqlrc", "-At", "-c", query).splitlines()
+
+    def _end(self, name, signal_number):
+        process = self.daemons.processes[name]
+        process.send_signal(signal_number)
+        process.wait(timeout=30)
+
+
+def _given(path):
+    """The variables of a file as systemd reads it."""
+    lines = [line for line in path.read_text().splitlines() if line and not line.startswith("#")]
+    return dict(line.split("=", 1) for line in lines)
+
+
+def _as_postgres(*command):
+    return ["setpriv", "--reuid=postgres", "--regid=postgres", "--clear-groups", *command]
+
+
+def _answers(url):
+    with contextlib.suppress(OSError), urllib.request.urlopen(url, timeout=5) as answer:
+        return answer.status == 200
+    return False

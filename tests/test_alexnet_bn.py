@@ -1,0 +1,58 @@
+"""AlexNet with batch normalisation: for small images, and much smaller."""
+
+import pytest
+import torch
+from torch import nn
+
+from pyclassify.alexnet_bn import AlexNetBN
+from pyclassify.model import AlexNet
+
+
+def convolutions(network):
+    return [each for each in network.modules() if isinstance(each, nn.Conv2d)]
+
+
+def test_is_as_deep_as_alexnet_and_each_convolution_normalised():
+    network = AlexNetBN(10)
+
+    assert len(convolutions(network)) == 5
+    assert all(each.kernel_size == (3, 3) and each.bias is None for each in convolutions(network))
+    norms = [each.num_features for each in network.modules() if isinstance(each, nn.BatchNorm2d)]
+    assert norms == [each.out_channels for each in convolutions(network)]
+
+
+def test_convolutions_are_as_wide_as_alexnets():
+    with torch.device("meta"):
+        widths = [
+            [each.out_channels for each in convolutions(kind())] for kind in (AlexNet, AlexNetBN)
+        ]
+
+    assert widths[0] == widths[1]
+
+
+@pytest.mark.parametrize("size", [(8, 8), (32, 32), (33, 70)])
+def test_gives_logits_for_images_of_any_size_from_8(size):
+    network = AlexNetBN(7).eval()
+
+    assert network(torch.randn(2, 3, *size)).shape == (2, 7)
+
+
+@pytest.mark.parametrize("size", [(7, 8), (8, 7)])
+def test_names_the_smallest_size_when_an_image_is_smaller(size):
+    given = f"images of {size[0]}x{size[1]} pixels and takes 8x8 or more; enlarge them"
+
+    with pytest.raises(ValueError, match=given):
+        AlexNetBN()(torch.empty(1, 3, *size))
+
+
+def test_image_is_scored_the_same_whatever_is_beside_it():
+    torch.manual_seed(0)
+    network, images = AlexNetBN().eval(), torch.randn(4, 3, 32, 32)
+
+    torch.testing.assert_close(network(images)[:1], network(images[:1]), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("num_classes", [0, -1])
+def test_needs_a_class(num_classes):
+    with pytest.raises(ValueError, match=rf"num_classes is {num_classes}; give .* 1 or more"):
+        AlexNetBN(num_classes=num_classes)

@@ -1,0 +1,142 @@
+"""What training does to images beside crop and flip, and what decides it."""
+
+import pytest
+import small
+import torch
+from torchvision.transforms.v2 import functional as reference
+
+from pyclassify import augmentation
+from pyclassify.datasets import ImageTensors
+from pyclassify.loading import ImageDataModule
+from pyclassify.module import Classifier
+from pyclassify.transforms import Preprocess, draw
+
+FAR = {"pad": 4, "erase": 8, "color": 0.3}
+
+
+def bytes_of(count, channels=3, side=32):
+    generator = torch.Generator().manual_seed(count)
+    shape = (count, channels, side, side)
+    return torch.randint(1, 255, shape, dtype=torch.uint8, generator=generator)
+
+
+def prepare(images, index, seed=0, epoch=0, **options):
+    preprocess = Preprocess(32, 32, **{**FAR, **options})
+    return preprocess(images, preprocess.draw(seed, epoch, index))
+
+
+def test_neither_order_nor_batches_change_what_an_image_gets():
+    images, order = bytes_of(40), torch.randperm(40, generator=torch.Generator().manual_seed(1))
+    together = prepare(images, torch.arange(40))
+
+    apart = torch.cat([prepare(images[part], part) for part in order.split(7)])
+
+    assert torch.equal(apart, together[order])
+
+
+@pytest.mark.parametrize("other", [{"seed": 1}, {"epoch": 1}])
+@pytest.mark.parametrize("kind", FAR)
+def test_each_depends_on_seed_and_epoch(kind, other):
+    images, index = bytes_of(40), torch.arange(40)
+    alone = {"pad": 0, "erase": 0, "color": 0.0, "flip": False, kind: FAR[kind]}
+
+    changed = prepare(images, index, **alone) != prepare(images, index, **alone, **other)
+
+    assert changed.flatten(1).any(dim=1).sum() > 35
+
+
+def test_crops_and_flips_are_drawn_as_they_are_without_the_others():
+    index = torch.arange(50)
+
+    assert torch.equal(Preprocess().draw(3, 2, index), draw(3, 2, index, count=3))
+    assert torch.equal(Preprocess(**FAR).draw(3, 2, index)[:, :3], draw(3, 2, index, count=3))
+
+
+def test_streams_of_numbers_are_unrelated():
+    one, other = (draw(0, 0, torch.arange(10_000), count=1, stream=each) for each in (0, 1))
+
+    correlation = ((one.double() - 2**30) * (other.double() - 2**30)).mean() / 2**60 * 3
+    assert correlation.abs() < 5 / 10_000**0.5
+
+
+def test_evaluation_is_left_alone():
+    images = bytes_of(5)
+
+    assert torch.equal(Preprocess(32, 32, **FAR)(images), Preprocess(32, 32)(images))
+
+
+def test_erased_squares_are_whole_of_the_size_asked_and_reach_each_edge():
+    erased = prepare(bytes_of(2000), torch.arange(2000), pad=0, color=0.0) == 0
+
+    assert erased.all(dim=1).sum(dim=(1, 2)).eq(8 * 8).all()
+    assert erased.any(dim=3).sum(dim=2).eq(8).all()
+    corner = erased[:, 0].flatten(1).int().argmax(dim=1)
+    assert (corner // 32).unique().tolist() == (corner % 32).unique().tolist() == list(range(25))
+
+
+def test_crop_reaches_over_the_edge_into_the_mirrored_image():
+    images = bytes_of(300)
+    preprocess = Preprocess(32, 32, pad=4, flip=False)
+    padded = torch.nn.functional.pad(images.float(), (4, 4, 4, 4), mode="reflect")
+    every = padded.unfold(2, 32, 1).unfold(3, 32, 1)  # [batch, channels, top, left, 32, 32]
+    cuts = preprocess(images, preprocess.draw(0, 0, torch.arange(300)))
+    cuts = (cuts * preprocess.std + preprocess.mean).round()
+
+    found = (every == cuts[:, :, None, None]).flatten(4).all(dim=4).all(dim=1)
+
+    assert found.any(dim=2).any(dim=1).all()
+    assert found.any(dim=0).sum() > 70  # of 9 x 9 places
+
+
+@pytest.mark.parametrize(("place", "name"), [(0, "brightness"), (1, "contrast"), (2, "saturation")])
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("factor", [0.7, 1.0, 1.3])
+def test_colours_are_those_of_torchvision(place, name, channels, factor):
+    images = bytes_of(4, channels).float()
+    factors = torch.ones(4, 3)
+    factors[:, place] = factor
+
+    changed = augmentation.change_colors(images, factors)
+
+    change = getattr(reference, f"adjust_{name}")
+    expected = torch.stack([change(image / 255, factor) * 255 for image in images])
+    # Its weights of grey are of three decimals and a fourth.
+    torch.testing.assert_close(changed, expected, atol=0.2, rtol=0)
+
+
+def test_grey_images_stay_grey():
+    prepared = prepare(bytes_of(20, channels=1), torch.arange(20))
+
+    assert prepared.shape == (20, 3, 32, 32)
+    assert torch.equal(prepared[:, 0], prepared[:, 1])
+    assert torch.equal(prepared[:, 0], prepared[:, 2])
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"pad": -1}, {"pad": 32}, {"erase": 29}, {"erase": -1}, {"color": 1.1}], ids=str
+)
+def test_what_does_not_fit_is_refused(wrong):
+    with pytest.raises(ValueError, match=r"pad is .* of erase at most crop \(28\), and 0 to 1"):
+        Preprocess(32, 28, **wrong)
+
+
+class InMemory(ImageDataModule):
+    classes = ("a", "b", "c", "d")
+
+    def setup(self, stage):
+        images, labels = small.byte_images(12)[:]
+        self.train = self.val = ImageTensors(images, labels)
+
+
+def test_data_module_augments_in_training_alone(monkeypatch):
+    monkeypatch.setenv("PL_GLOBAL_SEED", "7")
+    recorder = small.Recorder()
+    trainer = small.trainer(max_epochs=2, callbacks=[recorder])
+    trainer.fit(Classifier(small.network, 4), InMemory(12, 32, 32, **FAR))
+
+    images, _ = small.byte_images(12)[:]
+    for epoch, batch in enumerate(recorder.training):
+        expected = prepare(images[batch.places], batch.places, 7, epoch, mean=(0.5,) * 3)
+        assert torch.equal(batch[0], expected)
+    for batch in recorder.validation:
+        assert torch.equal(batch[0], Preprocess(32, 32)(images))

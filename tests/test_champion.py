@@ -1,0 +1,208 @@
+"""A version becomes champion by evidence, and whatever is decided is kept with its numbers."""
+
+from pathlib import Path
+
+import pytest
+from recorded import log_predictions, record
+from registered import NAME, challenger, champion, decided, register, tags
+
+from pyclassify.evaluation import mcnemar
+from pyclassify.registry.champion import judge
+
+FAIR, GOOD, EQUAL = "y" * 20 + "n" * 20, "y" * 30 + "n" * 10, "y" * 19 + "ny" + "n" * 19
+
+
+def test_first_version_becomes_champion_when_it_is_accurate_enough(registry):
+    version = register(FAIR)
+
+    decision = judge(registry, NAME, version, min_accuracy=0.5)
+
+    assert (champion(), challenger()) == (version, None)
+    assert decision.text == (
+        "alexnet version 1 is champion: the first, and its accuracy 0.5000 reaches min_accuracy 0.5"
+    )
+    assert tags(version)["decision"] == decided(version)["outcome"] == "first"
+
+
+def test_first_version_below_min_accuracy_stays_challenger(registry):
+    version = register(FAIR)
+
+    decision = judge(registry, NAME, version, min_accuracy=0.51)
+
+    assert (champion(), challenger()) == (None, version)
+    told = "alexnet version 1 is not champion: its accuracy 0.5000 is below min_accuracy 0.51"
+    assert decision.text == decided(version)["text"] == told
+    assert tags(version)["min_accuracy"] == "0.51"
+
+
+def test_accuracy_of_a_first_version_without_answers_is_its_tag(registry):
+    version = register(tags={"test_accuracy": "0.7"})
+
+    assert judge(registry, NAME, version, min_accuracy=0.71).outcome == "below min_accuracy"
+    assert judge(registry, NAME, version, min_accuracy=0.7, again=True).outcome == "first"
+
+
+def test_first_version_of_unknown_accuracy_is_not_judged(registry):
+    decision = judge(registry, NAME, register())
+
+    assert champion() is None
+    assert decision.text == (
+        "alexnet version 1 is not champion: version 1 was not judged, as the run of version 1 has "
+        "no predictions.json, and no tag test_accuracy tells its accuracy; `pyclassify promote "
+        "alexnet 1 --force --why TEXT` makes it champion all the same"
+    )
+
+
+def test_better_version_becomes_champion_and_tells_by_how_much(registry):
+    first, second = register(FAIR), register(GOOD)
+    judge(registry, NAME, first)
+
+    decision = judge(registry, NAME, second)
+
+    p_value = mcnemar(0, 10)
+    assert (champion(), challenger()) == (second, None)
+    assert decision.text == (
+        "alexnet version 2 is champion: better than version 1 on 40 images, by +0.2500 (95%: "
+        "+0.0934 to +0.3828), p = 0.002, alpha 0.05"
+    )
+    assert decided(second)["paired"]["p_value"] == p_value == pytest.approx(2 / 2**10)
+    shown = {key: tags(second)[key] for key in ("decision", "against", "p_value", "alpha")}
+    assert shown == {
+        "decision": "promoted",
+        "against": "version 1",
+        "p_value": "0.002",
+        "alpha": "0.05",
+    }
+    assert tags(second)["difference"] == "+0.2500 (95%: +0.0934 to +0.3828)"
+
+
+@pytest.mark.parametrize(
+    ("answers", "alpha", "words"),
+    [
+        (EQUAL, 0.05, "is not shown to be better than version 1 on 40 images, by +0.0000 ("),
+        (GOOD, 0.001, "is not shown to be better than version 1 on 40 images, by +0.2500 ("),
+        ("n" * 40, 0.05, "is worse than version 1 on 40 images, by -0.5000 ("),
+    ],
+    ids=["equal", "better by luck", "worse"],
+)
+def test_champion_stays_where_the_challenger_is_not_better_by_more_than_luck(
+    answers, alpha, words, registry
+):
+    first, second = register(FAIR), register(answers)
+    judge(registry, NAME, first)
+
+    decision = judge(registry, NAME, second, alpha=alpha)
+
+    assert (champion(), challenger()) == (first, second)
+    assert decision.text.startswith(f"alexnet version 1 stays champion: version 2 {words}")
+    assert tags(second)["decision"] == decided(second)["outcome"] == "kept"
+
+
+@pytest.mark.parametrize("answers", [GOOD, EQUAL], ids=["promoted", "kept"])
+def test_version_that_was_judged_is_not_judged_again(answers, registry):
+    first, second = register(FAIR), register(answers)
+    judge(registry, NAME, first)
+    decision = judge(registry, NAME, second)
+    before = registry.get_registered_model(NAME), tags(second), decided(second)
+
+    assert judge(registry, NAME, second) == decision
+    assert judge(registry, NAME, second, alpha=0.5, min_accuracy=1.0) == decision
+
+    after = registry.get_registered_model(NAME), tags(second), decided(second)
+    assert [*map(str, after)] == [*map(str, before)]
+
+
+def test_late_second_call_leaves_the_newer_champion_and_challenger(registry):
+    versions = [register(each) for each in (FAIR, GOOD, "y" * 40, "n" * 40)]
+    decisions = [judge(registry, NAME, each) for each in versions]
+
+    again = [judge(registry, NAME, each) for each in versions]
+
+    assert again == decisions
+    assert (champion(), challenger()) == ("3", "4")
+
+
+def test_what_could_not_be_judged_is_judged_once_it_can_be(registry):
+    first, second = register(FAIR), register()
+    judge(registry, NAME, first)
+    assert judge(registry, NAME, second).outcome == "not judged"
+
+    log_predictions(registry.get_model_version(NAME, second).run_id, range(40), [1] * 40, [1] * 40)
+    labels = [index % 3 for index in range(40)]
+    third = register(run_id=record())
+    log_predictions(registry.get_model_version(NAME, third).run_id, range(40), labels, labels)
+
+    assert judge(registry, NAME, second).outcome == "not judged"
+    assert judge(registry, NAME, third).outcome == "promoted"
+
+
+def test_decisions_before_the_last_stay_in_the_file(registry):
+    first, second = register(FAIR), register(GOOD)
+    judge(registry, NAME, first)
+    judge(registry, NAME, second, alpha=0.001)
+
+    judge(registry, NAME, second, alpha=0.05, again=True)
+
+    kept = decided(second)
+    assert (kept["outcome"], kept["alpha"]) == ("promoted", 0.05)
+    assert [(each["outcome"], each["alpha"]) for each in kept["earlier"]] == [("kept", 0.001)]
+
+
+def test_decision_whose_file_is_lost_is_told_by_its_tags(registry):
+    first, second = register(FAIR), register(GOOD)
+    judge(registry, NAME, first)
+    judge(registry, NAME, second)
+    run = registry.get_run(registry.get_model_version(NAME, second).run_id)
+    Path(run.info.artifact_uri, f"registry/{NAME}-{second}/decision.json").unlink()
+
+    again = judge(registry, NAME, second)
+
+    assert (again.outcome, again.against, tags(second)["decision"]) == ("promoted", "1", "promoted")
+    told = "alexnet version 2 is champion: promoted; its numbers are in the tags of the version alo"
+    assert again.text.startswith(told)
+
+
+@pytest.mark.parametrize("step", ["set_registered_model_alias", "set_registered_model_tag"])
+def test_judgement_that_was_cut_off_is_finished_by_the_next(step, registry, monkeypatch):
+    first, second = register(FAIR), register(GOOD)
+    judge(registry, NAME, first)
+    go_on = getattr(registry, step)
+
+    def cut_off(name, key, value):
+        if key.startswith("champion"):
+            raise OSError("cut off")
+        go_on(name, key, value)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(registry, step, cut_off)
+        with pytest.raises(OSError, match="cut off"):
+            judge(registry, NAME, second)
+
+    assert judge(registry, NAME, second).outcome == "promoted"
+    assert champion() == second
+    assert registry.get_registered_model(NAME).tags["champions"] == "2 1"
+    assert decided(second)["earlier"] == []
+
+
+def test_champion_that_was_set_by_hand_is_what_the_next_is_judged_against(registry):
+    first, second, third = register(FAIR), register(GOOD), register("y" * 40)
+    registry.set_registered_model_alias(NAME, "champion", second)
+
+    assert judge(registry, NAME, third).against == second
+    assert registry.get_registered_model(NAME).tags["champions"] == "3 2"
+    registry.set_registered_model_alias(NAME, "champion", first)
+    told = "alexnet version 1 is champion: made so by hand, after version 3"
+    assert judge(registry, NAME, first).text == told
+
+
+@pytest.mark.parametrize("alpha", [0, 1, -0.05, float("nan")])
+def test_alpha_that_is_no_probability_is_refused(alpha, registry):
+    with pytest.raises(ValueError, match=f"alpha is {alpha:g}; it takes a number between 0 and 1"):
+        judge(registry, NAME, "1", alpha=alpha)
+
+
+@pytest.mark.parametrize("accuracy", [-0.1, 50, float("nan")])
+def test_min_accuracy_that_is_no_share_is_refused(accuracy, registry):
+    told = f"min_accuracy is {accuracy:g}; it takes a number from 0 to 1"
+    with pytest.raises(ValueError, match=told):
+        judge(registry, NAME, "1", min_accuracy=accuracy)

@@ -1,0 +1,179 @@
+"""What a version is judged by: answers to the same images, kept by runs or asked for afresh."""
+
+from pathlib import Path
+
+import mlflow
+import pytest
+from recorded import log_predictions, record
+from registered import NAME, challenger, champion, decided, register
+
+from pyclassify.registry.champion import judge
+from pyclassify.tracking.answers import read_answers
+
+FAIR, GOOD = "y" * 20 + "n" * 20, "y" * 30 + "n" * 10
+OTHER_LABELS = {"labels": [1] * 40, "indices": range(40)}
+OTHER_INDICES = {"labels": [index % 3 for index in range(40)], "indices": range(1, 41)}
+
+
+@pytest.fixture
+def judged(registry):
+    """Judge a first version and a second one: the second decision."""
+
+    def judged(first, second, **options):
+        judge(registry, NAME, first)
+        return judge(registry, NAME, second, **options)
+
+    return judged
+
+
+def relabelled(indices, labels):
+    run_id = record()
+    log_predictions(run_id, indices, labels, labels)
+    return register(run_id=run_id)
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "how"),
+    [
+        ({}, {"answers": "yyy"}, "3 images, not 40"),
+        ({"digest": "a"}, {"answers": GOOD, "digest": "b"}, "other content, by the data's digest"),
+        (
+            {"tags": {"test_data": "images a"}},
+            {"answers": GOOD, "tags": {"test_data": "images b"}},
+            "other content, by the tag test_data",
+        ),
+    ],
+)
+def test_versions_with_other_images_are_not_compared(first, second, how, judged):
+    decision = judged(register(**{"answers": FAIR, **first}), register(**second))
+
+    assert (champion(), challenger()) == ("1", "2")
+    assert decision.text == decided("2")["text"]
+    assert decision.text == (
+        "alexnet version 1 stays champion: version 2 was not judged, as the test images of version "
+        f"2 are not those of version 1 ({how}); `pyclassify promote alexnet 2 --force --why TEXT` "
+        "makes it champion all the same"
+    )
+
+
+@pytest.mark.parametrize("others", [OTHER_LABELS, OTHER_INDICES], ids=["labels", "indices"])
+def test_as_many_other_images_are_noticed(others, judged):
+    assert "(other " in judged(register(FAIR), relabelled(**others)).reason
+
+
+def test_data_of_the_same_name_and_digest_are_the_same(judged):
+    data = {"digest": "a", "tags": {"test_data": "images a"}}
+
+    assert judged(register(FAIR, **data), register(GOOD, **data)).outcome == "promoted"
+
+
+def test_champion_is_asked_for_its_answers_to_other_images(registry, judged):
+    first, second = register("y" * 50, digest="old"), register(GOOD, digest="new")
+    answers = read_answers(mlflow.get_run(record(answers=FAIR)))
+    asked = []
+
+    def evaluate(version):
+        asked.append(version)
+        return answers
+
+    decision = judged(first, second, evaluate=evaluate)
+
+    assert (asked, champion()) == ([first], second)
+    assert (decision.paired.right, decision.paired.count) == ((20, 30), 40)
+
+
+def test_challenger_is_asked_where_its_run_kept_no_answers(judged):
+    answers = read_answers(mlflow.get_run(record(answers=GOOD)))
+
+    decision = judged(register(FAIR), register(), evaluate={"2": answers}.get)
+
+    assert (decision.outcome, decision.accuracy) == ("promoted", 0.75)
+
+
+def test_answers_to_the_wrong_images_are_no_evidence(judged):
+    wrong = read_answers(mlflow.get_run(record(answers="yn")))
+
+    decision = judged(
+        register(FAIR, digest="a"), register(GOOD, digest="b"), evaluate=lambda _: wrong
+    )
+
+    assert decision.outcome == "not judged"
+    assert "not those of version 1 (40 images, not 2)" in decision.reason
+
+
+def test_evaluation_that_fails_is_told_in_one_line(judged):
+    def evaluate(version):
+        raise RuntimeError(f"no program.pt2\nin {version}")
+
+    decision = judged(register(FAIR, digest="a"), register(GOOD, digest="b"), evaluate=evaluate)
+
+    assert decision.reason.startswith("version 1 could not be evaluated (no program.pt2 in 1); `py")
+    assert champion() == "1"
+
+
+def test_broken_answers_are_told(registry, judged):
+    run_id = record()
+    registry.log_text(run_id, "[]", "predictions.json")
+
+    reason = judged(register(FAIR), register(run_id=run_id)).reason
+
+    assert reason.startswith("predictions.json of version 2 can't be read (it is no table of index")
+
+
+def test_champion_whose_run_is_deleted_is_still_judged_by_what_it_kept(registry, judged):
+    first, second = register(FAIR), register(GOOD)
+    registry.delete_run(registry.get_model_version(NAME, first).run_id)
+
+    decision = judged(first, second)
+
+    assert champion() == second
+    assert decision.text.endswith("alpha 0.05; the run of version 1 is deleted")
+
+
+def test_champion_whose_answers_are_lost_stays(registry):
+    first, second = register(FAIR), register(GOOD)
+    judge(registry, NAME, first)
+    run = registry.get_run(registry.get_model_version(NAME, first).run_id)
+    Path(run.info.artifact_uri, "predictions.json").unlink()
+
+    reason = judge(registry, NAME, second).reason
+
+    assert reason.startswith("the run of version 1 has no predictions.json; `pyclassify promote")
+    assert champion() == first
+
+
+def test_after_a_deleted_champion_the_one_before_is_judged_against(registry):
+    versions = [register(each) for each in (FAIR, GOOD, "y" * 28 + "n" * 12, "y" * 40)]
+    for each in versions[:2]:
+        judge(registry, NAME, each)
+    registry.delete_model_version(NAME, "2")
+
+    kept = judge(registry, NAME, "3", alpha=0.001)
+    assert champion() is None
+    assert kept.text.startswith(
+        "alexnet version 3 is not champion: version 3 is not shown to be better than version 1 on "
+    )
+    assert kept.text.endswith(
+        "; version 2, the last champion, is deleted; `pyclassify rollback alexnet` makes version 1 "
+        "champion"
+    )
+    assert judge(registry, NAME, "4").against == "1"
+    assert champion() == "4"
+
+
+def test_after_none_but_deleted_champions_a_version_is_the_first(registry):
+    first, second = register(GOOD), register(FAIR)
+    judge(registry, NAME, first)
+    registry.delete_model_version(NAME, first)
+
+    decision = judge(registry, NAME, second)
+
+    assert (decision.outcome, champion()) == ("first", second)
+    assert decision.text.endswith("; version 1, the last champion, is deleted")
+
+
+def test_version_of_no_run_is_not_judged(registry):
+    register(FAIR)
+    registry.create_model_version(NAME, "/models/alexnet")
+
+    assert judge(registry, NAME, "2").reason.startswith("version 2 comes from no run, which would")

@@ -1,0 +1,151 @@
+"""A network starts from weights that there are, and parts of it do not learn."""
+
+import pytest
+import torch
+import tuned
+from lightning.pytorch.callbacks import LearningRateFinder
+from torchvision.models import alexnet
+
+from pyclassify import finetuning
+from pyclassify.model import AlexNet
+
+HEAD = ("head.weight", "head.bias")
+
+
+def copied(network):
+    return {name: each.clone() for name, each in network.state_dict().items()}
+
+
+def changed(before, after):
+    return {name for name in before if not torch.equal(before[name], after[name])}
+
+
+def test_layer_of_other_classes_keeps_its_first_values_and_is_named(tmp_path):
+    torch.manual_seed(0)
+    network = tuned.Net(4)
+    first, theirs = copied(network), tuned.state()
+
+    told = finetuning.load(network, 4, tuned.write(tmp_path / "w.pth"))
+
+    assert changed(theirs, network.state_dict()) == {*HEAD}
+    assert not {*HEAD} & changed(first, network.state_dict())
+    assert told == (
+        f"weights {tmp_path}/w.pth: 9 of 11 tensors are taken; left at their first values: "
+        "head.weight 7x8 in the file, 4x8 in the network, head.bias 7 in the file, 4 in the network"
+    )
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda state: state,
+        lambda state: {"state_dict": {f"model.{name}": each for name, each in state.items()}},
+        lambda state: {"model": {f"module.{name}": each for name, each in state.items()}},
+        lambda state: {name: each.half() for name, each in state.items()},
+    ],
+    ids=["torchvision", "lightning", "ddp", "half"],
+)
+def test_weights_are_found_as_others_save_them(wrap, tmp_path):
+    network = tuned.Net(7)
+
+    told = finetuning.load(network, 7, tuned.write(tmp_path / "w.pth", wrap(tuned.state())))
+
+    assert told.endswith("w.pth: 11 of 11 tensors are taken")
+    assert {each.dtype for each in network.parameters()} == {torch.float32}
+    torch.testing.assert_close(network.state_dict(), tuned.state(), atol=1e-3, rtol=0)
+
+
+def test_what_has_no_place_is_named_and_what_is_new_to_the_file_too(tmp_path):
+    others = {name: each for name, each in tuned.state().items() if name not in HEAD}
+    others.pop("features.2.num_batches_tracked")  # as torch before 0.4.1 had it
+    file = tuned.write(tmp_path / "w.pth", {**others, "aux.weight": torch.ones(2)})
+
+    told = finetuning.load(tuned.Net(4), 4, file)
+
+    assert "head.bias is not in the file, 4 in the network; not used: aux.weight" in told
+
+
+def test_torchvisions_alexnet_fits_but_for_its_last_layer(tmp_path):
+    file = tuned.write(tmp_path / "w.pth", tuned.spread(alexnet))
+
+    told = finetuning.load(AlexNet(10), 10, file)
+
+    assert (
+        "14 of 16 tensors are taken; left at their first values: classifier.6.weight 1000x" in told
+    )
+
+
+@pytest.mark.parametrize("kept_out", [["features", "body"], ["features.1", "features.2", "body"]])
+def test_frozen_parts_are_the_same_to_the_last_bit_and_the_rest_learns(kept_out, tmp_path):
+    module = tuned.classifier(weights=tuned.write(tmp_path / "w.pth"), freeze=kept_out)
+
+    trainer = tuned.fit(module)
+
+    after = module.model.state_dict()
+    assert changed(tuned.state(), after) == {*HEAD}
+    assert changed(tuned.classifier().model.state_dict(), after) >= {*HEAD}
+    assert trainer.optimizers[0].param_groups[0]["params"] == [*module.model.head.parameters()]
+
+
+def test_statistics_of_what_learns_follow_the_images(tmp_path):
+    module = tuned.classifier(weights=tuned.write(tmp_path / "w.pth"), freeze="body")
+
+    tuned.fit(module)
+
+    apart = changed(tuned.state(4), module.model.state_dict())
+    assert {"features.2.running_mean", "features.2.num_batches_tracked"} <= apart
+    assert not {"body.weight", "body.bias"} & apart
+
+
+def test_frozen_parts_are_as_in_evaluation_while_the_rest_trains():
+    module = tuned.classifier(freeze="features")
+
+    for each in (module, module.eval().train()):
+        assert each.training
+        assert each.model.head.training
+        assert not any(part.training for part in each.model.features.modules())
+
+
+def test_weights_are_read_once_and_not_where_a_checkpoint_is_gone_on_with(tmp_path):
+    file = tmp_path / "w.pth"
+    module = tuned.classifier(weights=tuned.write(file))
+    tuned.fit(module).save_checkpoint(tmp_path / "of the first.ckpt")
+    file.unlink()
+
+    again = tuned.classifier(weights=str(file))
+    trainer = tuned.trainer(max_steps=2)
+    trainer.fit(again, tuned.images(), ckpt_path=tmp_path / "of the first.ckpt")
+    tuned.fit(module)
+
+    assert trainer.global_step == 2
+    assert not changed(torch.load(tmp_path / "of the first.ckpt")["state_dict"], again.state_dict())
+
+
+def test_fine_tuned_network_is_fine_tuned_again_from_its_checkpoint(tmp_path):
+    first = tuned.classifier(weights=tuned.write(tmp_path / "w.pth"), freeze="features")
+    tuned.fit(first).save_checkpoint(tmp_path / "first.ckpt")
+
+    again = tuned.classifier(weights=tmp_path / "first.ckpt", freeze=["features", "body"])
+    tuned.fit(again)
+
+    assert changed(first.model.state_dict(), again.model.state_dict()) == {*HEAD}
+
+
+def test_weights_are_read_where_there_is_no_last_checkpoint_to_go_on_with(tmp_path):
+    module = tuned.classifier(weights=tuned.write(tmp_path / "w.pth"), freeze="features")
+
+    tuned.trainer(max_steps=1).fit(module, tuned.images(), ckpt_path="last")
+
+    assert "head.bias" in changed(tuned.state(), module.model.state_dict())
+    assert "features.1.bias" not in changed(tuned.state(), module.model.state_dict())
+
+
+def test_search_for_a_learning_rate_starts_from_the_weights(tmp_path):
+    module = tuned.classifier(weights=tuned.write(tmp_path / "w.pth"), freeze="features")
+    search = LearningRateFinder(num_training_steps=4)
+
+    tuned.fit(module, callbacks=[search])
+
+    theirs = tuned.state()
+    assert torch.equal(module.model.features[1].weight, theirs["features.1.weight"])
+    torch.testing.assert_close(module.model.body.weight, theirs["body.weight"], atol=0.01, rtol=0)

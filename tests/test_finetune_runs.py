@@ -1,0 +1,133 @@
+"""Fine-tuning by the command line: what its run tells, and its ends, stops and repetitions."""
+
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import mlflow
+import pytest
+import torch
+import tuned
+from command_lines import SHAPES
+from stopping import same
+
+from pyclassify.rerun import read_options
+from pyclassify.restore import prepare
+from pyclassify.slurm.parameters import place
+
+ROOT = Path(__file__).parents[1]
+TUNE = f"{SHAPES.replace('foreign.Linear', 'tuned.Net')} --trainer.logger.system_metrics=false"
+FROM = f"{TUNE} --weights=w.pth --freeze=features"
+FEATURES = {name for name in tuned.state() if name.startswith("features.")}
+
+
+@pytest.fixture
+def file(tmp_path, cli):
+    """A file of weights in the folder of `cli`."""
+    return Path(tuned.write(tmp_path / "w.pth"))
+
+
+def weights_of(run):
+    path = mlflow.artifacts.download_artifacts(None, run.info.run_id, "weights/best.ckpt")
+    state = torch.load(path)["state_dict"]
+    return {name.removeprefix("model."): each for name, each in state.items()}
+
+
+def kept_by(after):
+    before = tuned.state()
+    return {name for name in before if torch.equal(before[name], after[name])}
+
+
+def test_run_tells_the_file_by_its_content(cli, file):
+    digest = hashlib.sha256(file.read_bytes()).hexdigest()
+    cli(f"fit {FROM}")
+    tuned.write(file, {**tuned.state(), "body.bias": torch.zeros(8)})
+    other, first = cli(f"fit {FROM}").runs
+
+    assert first.data.params["model/weights_sha256"] == digest
+    assert f"from `w.pth` (`{digest[:8]}`)" in first.data.tags["mlflow.note.content"]
+    assert first.data.tags["pyclassify.recipe"] != other.data.tags["pyclassify.recipe"]
+    compared = cli(f"compare {first.info.run_id} {other.info.run_id} --json").out
+    assert [*json.loads(compared)["parameters_that_differ"]] == ["model/weights_sha256"]
+
+
+def test_named_optimizer_gets_what_learns_alone(cli, file):
+    optimizer = "--optimizer=SGD --optimizer.lr=1 --optimizer.weight_decay=0.5"
+    run = cli(f"fit {FROM} {optimizer}").runs[0]
+
+    assert kept_by(weights_of(run)) == FEATURES
+    (checkpoint,) = Path("runs").rglob("best.ckpt")
+    groups = torch.load(checkpoint)["optimizer_states"][0]["param_groups"]
+    assert [len(group["params"]) for group in groups] == [4]
+
+
+def test_checkpoint_is_tested_where_the_file_is_gone(cli, file):
+    trained = cli(f"train {FROM}").runs[0]
+    file.unlink()
+
+    tested = cli(f"test {FROM} --ckpt_path={trained.info.run_id}")
+
+    assert tested.code == 0, tested.err
+    accuracies = [run.data.metrics["test_accuracy"] for run in (tested.runs[0], trained)]
+    assert accuracies[0] == accuracies[1]
+
+
+def test_stopped_run_goes_on_without_the_file_to_the_same_weights(cli, file, monkeypatch):
+    longer = f"{FROM} --max_epochs=2"
+    alone = cli(f"fit {longer}").runs[0]
+    experiment = mlflow.get_experiment_by_name("tested").experiment_id
+    run_id = mlflow.MlflowClient().create_run(experiment).info.run_id
+    stop = "--trainer.callbacks+=stopping.Disturb --trainer.callbacks.batch=7"
+    monkeypatch.setenv("MLFLOW_RUN_ID", run_id)
+    assert cli(f"fit {longer} {stop} --trainer.callbacks.signum={int(signal.SIGUSR1)}").code == 75
+    file.unlink()
+
+    monkeypatch.setenv("MLFLOW_RUN_ID", run_id)
+    assert cli(f"fit {longer}").code == 0
+
+    went_on = mlflow.get_run(run_id)
+    assert same(weights_of(went_on), weights_of(alone))
+    assert went_on.data.params["model/weights_sha256"]
+
+
+def test_file_is_found_from_another_folder(write_capsule, tmp_path):
+    (tmp_path / "here").mkdir()
+    tuned.write(tmp_path / "here/w.pth")
+    model = {"class_path": "pyclassify.module.Classifier", "init_args": {"weights": "w.pth"}}
+    config = {"trainer": {"logger": True}, "model": model}
+    kept, facts = write_capsule(tmp_path / "here", config)
+
+    assert prepare(kept, facts, [], tmp_path)["model"]["init_args"]["weights"] == str(
+        tmp_path / "here/w.pth"
+    )
+    given = ["0" * 32, "--weights=w.pth", "--model.weights", "DEFAULT"]
+    assert read_options(given)[1] == [f"--weights={tmp_path}/here/w.pth", *given[2:]]
+
+
+@pytest.mark.parametrize("name", ["weights", "model.weights"])
+def test_file_is_found_by_a_job_of_slurm(name, tmp_path):
+    from mlflow.projects._project_spec import EntryPoint
+
+    tuned.write(tmp_path / "w.pth")
+    where = (Path("/run/project"), tmp_path)
+    for given, placed in (("w.pth", str(tmp_path / "w.pth")), ("DEFAULT", "DEFAULT")):
+        found = place({name: given}, EntryPoint("main", {}, "true"), lambda path: False, *where)
+        assert found == {name: placed}
+
+
+def test_two_processes_keep_frozen_parts_and_train_the_rest(tmp_path):
+    command = [
+        sys.executable,
+        tuned.__file__,
+        tuned.write(tmp_path / "w.pth"),
+        tmp_path / "out.pth",
+    ]
+    paths = {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, env={**os.environ, **paths}, capture_output=True, text=True)
+
+    assert done.returncode == 0, done.stderr
+    assert kept_by(torch.load(tmp_path / "out.pth")) == FEATURES

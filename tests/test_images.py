@@ -1,0 +1,149 @@
+"""Images as requests hold them: base64 of files, data URIs, and raw pixels."""
+
+import io
+import struct
+import zlib
+from contextlib import suppress
+
+import numpy as np
+import pytest
+from PIL import Image
+from requests_of import encode, file_of, raw
+
+from pyclassify.decoding import read_image
+from pyclassify.images import read
+
+NOISE = np.random.default_rng(0).integers(0, 256, (24, 32, 3), dtype=np.uint8)
+PNG, JPEG = file_of(NOISE), file_of(NOISE, "JPEG", quality=90)
+MANY = 10**6  # pixels
+
+ROTATED = Image.Exif()
+ROTATED[0x0112] = 6  # the orientation
+
+FILES = {
+    "rgb.png": PNG,
+    "rgb.jpg": JPEG,
+    "rgb.webp": file_of(NOISE, "WEBP"),
+    "rotated.jpg": file_of(NOISE, "JPEG", exif=ROTATED),
+    "rotated.png": file_of(NOISE, exif=ROTATED),
+    **{
+        f"{mode}.png": file_of(Image.fromarray(NOISE).convert(mode))
+        for mode in ("1", "L", "LA", "P", "RGBA")
+    },
+    "cmyk.jpg": file_of(Image.fromarray(NOISE).convert("CMYK"), "JPEG"),
+    "grey.jpg": file_of(Image.fromarray(NOISE).convert("L"), "JPEG"),
+    "hole.png": file_of(Image.fromarray(NOISE).convert("P"), transparency=3),
+    "16-bits.png": file_of(NOISE[:, :, 0].astype(np.uint16) * 257 + 100),
+}
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("name", FILES)
+def test_file_is_read_as_training_reads_it(name, tmp_path):
+    (tmp_path / name).write_bytes(FILES[name])
+
+    pixels = read(encode(FILES[name]), MANY)
+
+    assert pixels.dtype == np.uint8
+    assert np.array_equal(pixels, read_image(str(tmp_path / name)).permute(1, 2, 0))
+
+
+def test_photo_is_turned_as_the_camera_was():
+    assert np.array_equal(read(encode(FILES["rotated.png"]), MANY), np.rot90(NOISE, -1))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        f"data:image/png;base64,{encode(PNG)}",
+        f"data:;base64,{encode(PNG)}",
+        "\n".join(encode(PNG)[start : start + 76] for start in range(0, 5000, 76)),
+        f" {encode(PNG)}\r\n",
+    ],
+    ids=["data URI", "no type", "lines", "blanks"],
+)
+def test_base64_is_taken_in_the_ways_that_programs_write_it(text):
+    assert np.array_equal(read(text, MANY), NOISE)
+
+
+@pytest.mark.parametrize("shape", [(24, 32), (24, 32, 1), (24, 32, 3)])
+def test_raw_pixels_are_taken_by_their_shape(shape):
+    pixels = NOISE[..., 0].reshape(shape) if shape[-1] != 3 else NOISE
+
+    expected = np.broadcast_to(pixels.reshape(24, 32, -1), (24, 32, 3))
+    assert np.array_equal(read(raw(pixels), MANY), expected)
+
+
+def claim(width, height):
+    """A PNG file that says how large it is and has no pixels."""
+    size = struct.pack(">II5B", width, height, 8, 2, 0, 0, 0)
+    chunks = [b"IHDR" + size, b"IDAT" + zlib.compress(b""), b"IEND"]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(each) - 4) + each + struct.pack(">I", zlib.crc32(each))
+        for each in chunks
+    )
+
+
+def drawn(kind):
+    content = io.BytesIO()
+    Image.fromarray(NOISE).save(content, kind)
+    return encode(content.getvalue())
+
+
+NO_FILE = "is no JPEG, PNG or WebP file; send one, in base64"
+NO_BASE64 = r"is not base64 \(letters, digits, \+ and /, padded by =\); encode the file's bytes"
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        (None, "is null; it takes a text, the base64 of a JPEG, PNG or WebP file"),
+        (float("nan"), "is null; it takes a text"),
+        (7, "is of type int; it takes a text"),
+        ({"b64": ""}, "is of type dict; it takes a text"),
+        ("", "is empty; send the base64 of"),
+        ("data:image/png;base64,", "is empty; send the base64 of"),
+        ("cat.png", NO_BASE64),
+        (encode(PNG)[:-1], NO_BASE64),
+        ("é" * 8, NO_BASE64),
+        ("\ud800" * 4, NO_BASE64),
+        (encode(PNG) + "====", NO_BASE64),
+        ("data:image/png," + encode(PNG), "is a data URI without base64; write it as data:image"),
+        ("data:base64", "is a data URI without base64"),
+        (encode(b"no image at all"), NO_FILE),
+        (drawn("GIF"), NO_FILE),
+        (drawn("TIFF"), NO_FILE),
+        (encode(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n"), NO_FILE),
+        (encode(PNG[: len(PNG) // 2]), r"does not decode \(.+\); send the whole file"),
+        (encode(JPEG[: len(JPEG) // 2]), r"does not decode \(.+\); send the whole file"),
+        (encode(PNG[:20]), "is no JPEG, PNG or WebP file|does not decode"),
+        (encode(claim(1001, 1000)), "has 1001 x 1000 pixels, and at most 1000000 are decoded; mak"),
+        (encode(claim(40_000, 40_000)), "has (40000 x 40000|more) pixels"),
+        (encode(claim(2**31 - 1, 2**31 - 1)), "has .*pixels|does not decode|is no JPEG"),
+        (raw(NOISE, "24x32x4"), "has the shape '24x32x4'; raw pixels take HEIGHTxWIDTHx3, or"),
+        (raw(NOISE, "0x32x3"), "has the shape '0x32x3'; raw pixels"),
+        (raw(NOISE, "-1x32"), "has the shape '-1x32'; raw pixels"),
+        (raw(NOISE, "9" * 5000), "has the shape '9{40}'; raw pixels"),
+        (raw(NOISE, "24x31x3"), "has 2304 bytes, and the shape 24x31x3 takes 2232; send uint8"),
+        (raw(NOISE.astype(float)), "has 18432 bytes, and the shape 24x32x3 takes 2304; send uint8"),
+        (raw(NOISE, "999999999x999999999x3"), "has 999999999 x 999999999 pixels, and at most"),
+    ],
+    ids=lambda value: repr(value)[:24],
+)
+def test_what_is_no_image_is_told_in_a_short_line(text, told):
+    with pytest.raises(ValueError, match=f"^{told}") as refused:
+        read(text, MANY)
+
+    assert "\n" not in str(refused.value)
+    assert len(str(refused.value)) < 200
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP"])
+def test_bytes_cut_off_or_changed_anywhere_never_raise_anything_else(kind):
+    whole = file_of(NOISE, kind)
+    draw = np.random.default_rng(1)
+    for _ in range(300):
+        changed = bytearray(whole[: draw.integers(1, len(whole))])
+        changed[draw.integers(len(changed))] = draw.integers(256)
+        with suppress(ValueError):
+            assert read(encode(changed), MANY).shape[2] == 3

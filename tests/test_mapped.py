@@ -1,0 +1,200 @@
+"""A set of images in one file that processes map."""
+
+import logging
+import os
+import resource
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from pyclassify import atomic, mapped
+from pyclassify.mapped import Images
+
+IMAGES = torch.randint(256, (40, 3, 8, 8), dtype=torch.uint8, generator=torch.manual_seed(0))
+CONTENT = Images(IMAGES, torch.arange(40) % 4, ["a", "b", "é", "d"])
+
+
+class Reader:
+    """Reads the set, and counts how often it is asked to."""
+
+    def __init__(self, content=CONTENT):
+        self.content, self.times = content, 0
+
+    def __call__(self):
+        self.times += 1
+        return self.content
+
+
+@pytest.fixture
+def path(tmp_path):
+    return tmp_path / "set.mapped"
+
+
+def assert_same(some, others):
+    assert some.images.equal(others.images)
+    assert some.labels.equal(others.labels)
+    assert some.classes == others.classes
+
+
+def test_set_is_read_once_and_mapped_from_then_on(path):
+    read = Reader()
+
+    for _ in range(3):
+        assert_same(mapped.share(path, "sums", read), CONTENT)
+
+    assert read.times == 1
+    assert sorted(os.listdir(path.parent)) == [".lock", "set.mapped"]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux shows what is mapped")
+def test_set_lies_in_the_file_and_not_in_memory_of_the_process(path):
+    content = mapped.share(path, "sums", Reader())
+
+    with open("/proc/self/maps") as lines:
+        ranges = [line.split()[0].split("-") for line in lines if line.rstrip().endswith(str(path))]
+    assert any(int(a, 16) <= content.images.data_ptr() < int(b, 16) for a, b in ranges)
+
+
+def test_process_that_writes_to_its_images_changes_nobody_elses(path):
+    first, second = (mapped.share(path, "sums", Reader()) for _ in range(2))
+
+    first.images.zero_()
+
+    assert_same(second, CONTENT)
+    assert_same(mapped.share(path, "sums", Reader()), CONTENT)
+
+
+def cut(path):
+    os.truncate(path, path.stat().st_size - 900)
+
+
+def empty(path):
+    path.write_bytes(b"")
+
+
+def replace(path):
+    torch.save([1, 2], path)
+
+
+def flip(path):
+    content = bytearray(path.read_bytes())
+    place = content.index(IMAGES.numpy().tobytes())
+    content[place + 1000] ^= 1
+    path.write_bytes(content)
+
+
+def turn_label(path):
+    kept = torch.load(path, weights_only=True)
+    kept["labels"][3] = 0
+    torch.save(kept, path)
+
+
+def drop_class(path):
+    kept = torch.load(path, weights_only=True)
+    torch.save({**kept, "classes": ["a", "b"]}, path)
+
+
+@pytest.mark.parametrize("harm", [cut, empty, replace, flip, turn_label, drop_class])
+def test_file_that_is_not_what_was_written_is_made_again(harm, path):
+    mapped.share(path, "sums", Reader())
+    harm(path)
+    read = Reader()
+
+    for _ in range(2):
+        assert_same(mapped.share(path, "sums", read), CONTENT)
+
+    assert read.times == 1
+
+
+def test_set_from_another_download_is_made_again(path):
+    mapped.share(path, "sums", Reader())
+    other = Images(IMAGES[:10], CONTENT.labels[:10], CONTENT.classes)
+
+    assert_same(mapped.share(path, "other sums", Reader(other)), other)
+
+
+def test_write_that_was_killed_leaves_nothing_that_is_taken(path):
+    killed = (
+        "import os, pathlib, sys\nfrom pyclassify import atomic\n"
+        "with atomic.writing(pathlib.Path(sys.argv[1])) as file:\n"
+        "    file.write(b'half')\n    file.flush()\n    os.kill(os.getpid(), 9)\n"
+    )
+    subprocess.run([sys.executable, "-c", killed, path], check=False)
+    assert not path.exists()
+
+    assert_same(mapped.share(path, "sums", Reader()), CONTENT)
+    assert sorted(os.listdir(path.parent)) == [".lock", "set.mapped"]
+
+
+def test_set_stays_in_memory_where_the_disk_is_full(path, caplog):
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (5000, before[1]))
+    try:
+        with caplog.at_level(logging.INFO):
+            content = mapped.share(path, "sums", Reader())
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+    assert_same(content, CONTENT)
+    assert f"{path} can't be written (" in caplog.text
+    assert os.listdir(path.parent) == [".lock"]
+
+
+def test_set_stays_in_memory_where_the_folder_takes_no_files(tmp_path, caplog):
+    (tmp_path / "file").touch()
+
+    with caplog.at_level(logging.INFO):
+        content = mapped.share(tmp_path / "file" / "set.mapped", "sums", Reader())
+
+    assert_same(content, CONTENT)
+    assert "can't be written (File exists): each process has the images in its" in caplog.text
+
+
+def test_file_that_can_not_be_read_is_left_alone(path, caplog):
+    path.mkdir()
+    (path / "of others").touch()
+
+    with caplog.at_level(logging.INFO):
+        content = mapped.share(path, "sums", Reader())
+
+    assert_same(content, CONTENT)
+    assert f"{path} can't be read (Is a directory): each process has the images in" in caplog.text
+    assert os.listdir(path.parent) == ["set.mapped"]
+    assert os.listdir(path) == ["of others"]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux limits what is mapped")
+def test_file_that_can_not_be_mapped_is_left_alone(path):
+    mapped.share(path, "sums", Reader())
+    os.truncate(path, 2**37)  # more than the limit; sparse
+    before = path.stat()
+    share = (
+        "import pathlib, resource, sys, torch\nfrom pyclassify import mapped\n"
+        "resource.setrlimit(resource.RLIMIT_AS, (2**36, 2**36))\n"
+        "content = mapped.Images(torch.zeros(1, 3, 8, 8).byte(), torch.zeros(1).long(), ['a'])\n"
+        "assert mapped.share(pathlib.Path(sys.argv[1]), 'sums', lambda: content) is content\n"
+    )
+
+    done = subprocess.run(
+        [sys.executable, "-c", share, path], capture_output=True, text=True, check=True
+    )
+
+    assert f"{path} can't be read (Cannot allocate memory): each process" in done.stderr
+    assert (path.stat().st_ino, path.stat().st_size) == (before.st_ino, before.st_size)
+
+
+def test_writing_that_fails_leaves_what_was_there(path):
+    atomic.write(path, "before")
+
+    def write_half():
+        with atomic.writing(path) as file:
+            file.write(b"half")
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        write_half()
+
+    assert [each.name for each in path.parent.iterdir()] == [path.name]
+    assert path.read_text() == "before"

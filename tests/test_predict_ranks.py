@@ -1,0 +1,72 @@
+"""Two processes write one table: of all images, each once, in the order of the files."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import small
+import torch
+from folders import grow
+
+from pyclassify.datamodule import ImageFolderDataModule
+from pyclassify.exported import ExportedClassifier
+from pyclassify.module import Classifier
+from pyclassify.scoring import WriteTable
+from pyclassify.serving.export import export
+from pyclassify.signals import stop_with_parent
+
+ROOT = Path(__file__).parents[1]
+CLASSES = ["ant", "bee", "cow", "dog"]
+
+
+def score(folder, devices):
+    """Write tables of the images in a folder, by a program and by the network that it is of."""
+    torch.manual_seed(0)
+    network = Classifier(small.network, num_classes=4)
+    for name in ("program", "network"):
+        data = ImageFolderDataModule(
+            str(folder / "data"), classes=CLASSES, batch_size=2, num_workers=0
+        )
+        if name == "program":
+            path = folder / f"{devices}-{os.environ.get('LOCAL_RANK', 0)}.pt2"
+            export(network, data.preprocess, CLASSES, path)
+        scored = ExportedClassifier(str(path)) if name == "program" else network
+        table = WriteTable(folder / f"{name}-{devices}.parquet")
+        strategy = "ddp" if devices > 1 else "auto"
+        trainer = small.trainer(devices=devices, strategy=strategy, callbacks=[table])
+        trainer.predict(scored, datamodule=data, return_predictions=False)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """One process's tables, and two's, of this file as a script that Lightning starts again."""
+    folder = tmp_path_factory.mktemp("ranks")
+    grow(folder / "data", "a/b", "c")  # images of different sizes
+    (folder / "data/broken.jpg").write_bytes(b"no image")
+    done = subprocess.run(
+        [sys.executable, __file__, str(folder)],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    score(folder, devices=1)
+    return folder
+
+
+@pytest.mark.parametrize("name", ["program", "network"])
+def test_two_processes_write_the_table_of_one(name, folder):
+    alone, together = (pd.read_parquet(folder / f"{name}-{devices}.parquet") for devices in (1, 2))
+
+    parts = [f"{part}/{number}.png" for part in ("a/b", "c") for number in range(4)]
+    assert list(together["file"]) == [*parts[:4], "broken.jpg", *parts[4:]]
+    pd.testing.assert_frame_equal(together, alone, atol=1e-6)
+
+
+if __name__ == "__main__":
+    stop_with_parent()
+    score(Path(sys.argv[1]), devices=2)

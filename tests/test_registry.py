@@ -1,0 +1,170 @@
+"""A network that was trained becomes a version of a registered model, and never gets lost."""
+
+import math
+import re
+
+import foreign
+import mlflow
+import pandas as pd
+import pytest
+import torch
+from command_lines import QUIET, SHAPES
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from requests_of import encode, file_of
+from spooled import a_run
+
+from pyclassify import shapes
+from pyclassify.cli import main
+from pyclassify.module import Classifier
+from pyclassify.registry.registration import RegisterModel
+from pyclassify.registry.versions import register
+from pyclassify.transforms import Preprocess
+
+REGISTER = "--register"
+TESTED, _ = shapes.draw(20, seed=2)  # the test images of SHAPES
+PICTURE = encode(file_of(TESTED[0].permute(1, 2, 0).numpy()))
+
+
+def artifacts(run, folder=None):
+    return {each.path for each in mlflow.MlflowClient().list_artifacts(run.info.run_id, folder)}
+
+
+@pytest.fixture
+def train(cli):
+    """Train and register: what was said, and the run."""
+
+    def train(name="shapes", options=""):
+        said = cli(f"train {SHAPES} {REGISTER}={name} {options}")
+        assert said.code == 0, said.err
+        return said, said.runs[0]
+
+    return train
+
+
+def test_version_tells_where_it_is_from_and_how_good_it_is(train):
+    _, run = train()
+
+    version = mlflow.MlflowClient().get_model_version("shapes", "1")
+    assert version.run_id == run.info.run_id
+    assert (version.tags["classes"], version.tags["input_size"]) == ("10", "64")
+    assert math.isclose(float(version.tags["test_accuracy"]), run.data.metrics["test_accuracy"])
+    digest = next(
+        each.dataset.digest for each in run.inputs.dataset_inputs if each.tags[0].value == "test"
+    )
+    assert version.tags["test_data"].endswith(digest)
+
+
+def test_version_answers_with_the_weights_that_were_tested(train):
+    _, run = train()
+    weights = mlflow.artifacts.download_artifacts(None, run.info.run_id, "weights/best.ckpt")
+    classifier = Classifier(foreign.Linear).eval()
+    classifier.load_state_dict(torch.load(weights)["state_dict"])
+
+    pictures = [encode(file_of(each.permute(1, 2, 0).numpy())) for each in TESTED]
+    model = mlflow.pyfunc.load_model("models:/shapes/1")
+    answers = model.predict(pd.DataFrame({"image": pictures}))
+
+    best = classifier(Preprocess()(TESTED)).softmax(dim=1).max(dim=1)
+    assert [each["classes"][0] for each in answers] == [shapes.CLASSES[n] for n in best.indices]
+    probabilities = [each["probabilities"][0] for each in answers]
+    assert probabilities == pytest.approx(best.values.tolist(), abs=1e-5)
+
+
+def test_version_s_page_says_what_it_is(train):
+    _, run = train()
+
+    version = mlflow.MlflowClient().get_model_version("shapes", "1")
+    accuracy = version.tags["test_accuracy"]
+    page = f"#/experiments/{run.info.experiment_id}/runs/{run.info.run_id}"
+    assert version.description.startswith(
+        "**Linear**, 10 classes, sees images at 64 x 64 pixels. "
+        f"Test accuracy {accuracy} on Synthetic."
+    )
+    assert f"From the run [{run.info.run_name}]({page})" in version.description
+
+
+def test_model_of_a_run_is_registered_once(train):
+    said, run = train()
+    client = mlflow.MlflowClient()
+
+    assert re.search(r"^model +shapes version 1 is champion: the first", said.out, re.M)
+    assert register(client, run.info.run_id, "shapes") == "1"
+    assert register(client, run.info.run_id, "other") == "1"
+    assert len(client.search_model_versions("name = 'shapes'")) == 1
+
+
+def test_run_that_is_trained_for_longer_has_a_version_of_both(train, monkeypatch):
+    _, run = train()
+    monkeypatch.setenv("MLFLOW_RUN_ID", run.info.run_id)
+    train(options="--max_epochs=2")
+
+    versions = mlflow.MlflowClient().search_model_versions("name = 'shapes'")
+    sources = {str(each.version): each.source.rpartition("/")[2] for each in versions}
+    steps = mlflow.get_run(run.info.run_id).data.tags["pyclassify.models"].split(",")
+    assert sources == {"1": "model", "2": f"model-{steps[1]}"}
+
+
+def test_job_without_a_network_is_registered_when_it_is_delivered(
+    empty_store, tmp_path, cli, monkeypatch, capsys
+):
+    (tmp_path / "there").mkdir()
+    with a_run(empty_store, tmp_path / "there") as spool:
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", f"spool://{spool.root}")
+        monkeypatch.setenv("MLFLOW_RUN_ID", spool.run_id)
+        with pytest.warns(
+            UserWarning, match="not yet registered as 'shapes' .+ by `pyclassify sync"
+        ):
+            assert main([*f"train {SHAPES} {REGISTER}=shapes".split()]) == 0
+        assert spool.there.search_model_versions("name = 'shapes'") == []
+
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", spool.there.tracking_uri)
+        capsys.readouterr()
+        assert main(["sync", str(spool.root)]) == 0
+
+        (version,) = spool.there.search_model_versions("name = 'shapes'")
+        assert version.run_id == spool.run_id
+        assert "shapes version 1 is champion: the first" in capsys.readouterr().out
+        model = mlflow.pyfunc.load_model(version.source)
+        (answer,) = model.predict(pd.DataFrame({"image": [PICTURE]}))
+        assert len(answer["classes"]) == 5
+
+
+def test_model_that_can_not_be_registered_stays_in_the_run(train, monkeypatch):
+    monkeypatch.setenv("MLFLOW_REGISTRY_URI", "http://127.0.0.1:9")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    told = r"in the run, and not yet registered as 'shapes' \(nothing listens there\); .+ sync "
+
+    with pytest.warns(UserWarning, match=told):
+        _, run = train()
+
+    assert run.info.status == "FINISHED"
+    assert "model/MLmodel" in artifacts(run, "model")
+
+    monkeypatch.delenv("MLFLOW_REGISTRY_URI")
+    assert main(["sync", "runs/spool"]) == 0
+    assert mlflow.MlflowClient().get_model_version("shapes", "1").run_id == run.info.run_id
+
+
+@pytest.mark.parametrize("name", ["", "no/name", "a:b"])
+def test_name_that_no_model_can_have_is_refused_at_the_start(name):
+    told = f"the registered model's name is {name!r}; it takes a text without / and :"
+
+    with pytest.raises(MisconfigurationException, match=told):
+        RegisterModel(name)
+
+
+def test_network_without_preprocessing_costs_a_warning(cli):
+    foreign = f"--model=foreign.Module --data=foreign.Data --max_epochs=1 {QUIET}"
+
+    with pytest.warns(UserWarning, match="model can't be made .+ has a `preprocess`, which makes"):
+        said = cli(f"train {foreign} {REGISTER}=shapes")
+
+    assert said.code == 0, said.err
+    assert "model" not in artifacts(said.runs[0])
+
+
+def test_nothing_is_registered_without_a_test_of_what_was_trained(cli):
+    said = cli(f"fit {SHAPES} {REGISTER}=shapes")
+
+    assert said.code == 0, said.err
+    assert "model" not in artifacts(said.runs[0])

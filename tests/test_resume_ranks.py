@@ -1,0 +1,100 @@
+"""Two processes that are stopped and go on do what two that were never stopped do."""
+
+import os
+import socket
+import subprocess
+import sys
+from functools import partial
+from pathlib import Path
+from signal import SIGTERM, SIGUSR1
+
+import pytest
+import stopping
+import torch
+
+from pyclassify import agreement
+from pyclassify.averaging import AverageWeights
+from pyclassify.datamodule import ImageFolderDataModule
+from pyclassify.module import Classifier
+
+ROOT = Path(__file__).parents[1]
+
+
+def averaging():
+    return [AverageWeights(decay=0.5)]
+
+
+# Whichever process hears of it, and at whatever batch: both stop at the same.
+STOPS = [(3, SIGUSR1, 1), (0, SIGTERM, 0), (2, SIGUSR1, None), (3, 0, None), (1, SIGUSR1, 0)]
+CASES = {
+    "plain": {},
+    "accumulating": {"accumulate_grad_batches": 2, "val_check_interval": 2},
+    "with workers": {},
+    "averaging": {"more": averaging},
+}
+
+
+def launch(folder):
+    """Start this file as torchrun and srun start a script: one process a rank, by environment."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    shared = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}", "OMP_NUM_THREADS": "1"}
+    shared |= {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    shared |= {"TORCHELASTIC_RUN_ID": "tested", "LOCAL_WORLD_SIZE": "2", "GROUP_RANK": "0"}
+    return [
+        subprocess.Popen(
+            [sys.executable, __file__, str(folder)],
+            env={**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for rank in (0, 1)
+    ]
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory):
+    """What both processes found: by case, undisturbed and disturbed."""
+    folder = tmp_path_factory.mktemp("ranks")
+    stopping.draw_folder(folder / "images")
+    processes = launch(folder)
+    said = [each.communicate(timeout=200)[0] for each in processes]
+    assert [each.returncode for each in processes] == [0, 0], said[0] + said[1]
+    return [torch.load(folder / f"{rank}.pt") for rank in (0, 1)]
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_both_processes_end_as_if_nothing_had_been(found, case):
+    for rank in found:
+        alone, disturbed = rank[case]
+        assert alone["ended"]["at"] > 0
+        assert disturbed["rows"] == alone["rows"]
+        assert stopping.same(disturbed["ended"], alone["ended"])
+
+
+if __name__ == "__main__":
+    place, rank = Path(sys.argv[1]), int(os.environ["RANK"])
+    agreement.SECONDS = 0.0  # at each step, as in training whose steps take long
+    results = {}
+    for case, options in CASES.items():
+        data = stopping.ours
+        if case == "with workers":
+            folder = str(place / "images")
+            sizes = {"batch_size": 4, "resize": 12, "crop": 8}
+            data = partial(ImageFolderDataModule, folder, num_workers=2, **sizes)
+        results[case] = []
+        for name, disturbances in (("alone", []), ("disturbed", STOPS)):
+            rows, ended = stopping.train(
+                place / case / name,
+                partial(Classifier, stopping.Net),
+                data,
+                disturbances,
+                resume={"every_steps": 2},
+                devices=2,
+                strategy="ddp",
+                **options,
+            )
+            results[case].append({"rows": rows, "ended": ended})
+    torch.save(results, place / f"{rank}.pt")

@@ -1,0 +1,119 @@
+"""A stop that waits until the main thread has come to a good moment."""
+
+import signal
+from contextlib import ExitStack
+
+import pytest
+from scripts import rest, running
+
+STOPPABLE = """
+signals.GRACE_SECONDS = 0.4
+with signals.stop_on_signals(lambda name: say("marked", name)):
+    signals.defer()
+    try:
+        say("ready")
+        work()
+    except KeyboardInterrupt as stop:
+        time.sleep(0.2)
+        say("cleaned up after", stop)
+"""
+STEPS = """
+def work():
+    for step in range(200):
+        time.sleep(0.05)
+        signals.beat()
+        if step % 10 == 9 and signals.asked():
+            say("saved")
+            signals.stop(signals.asked())
+"""
+STUCK = "import hashlib\ndef work():\n    hashlib.pbkdf2_hmac('sha256', b'w', b's', 2**31 - 1)\n"
+
+
+@pytest.fixture
+def script():
+    with ExitStack() as started:
+        yield lambda code: started.enter_context(running(code))
+
+
+@pytest.mark.parametrize("signum", [signal.SIGUSR1, signal.SIGTERM, signal.SIGINT])
+def test_stop_waits_for_a_good_moment_and_is_told_then(signum, script):
+    process = script(STEPS + STOPPABLE)
+    process.send_signal(signum)
+
+    assert rest(process) == ["saved", f"marked {signum.name}", f"cleaned up after {signum.name}"]
+
+
+def test_second_stop_neither_hastens_the_first_nor_takes_its_name(script):
+    process = script(STEPS + STOPPABLE)
+    process.send_signal(signal.SIGUSR1)
+    process.send_signal(signal.SIGTERM)
+
+    said = rest(process)
+    assert said[0] == "saved"
+    assert said[-1] in ("cleaned up after SIGUSR1", "cleaned up after SIGTERM")
+
+
+def test_process_that_gives_no_sign_of_life_is_ended(script):
+    process = script(STUCK + STOPPABLE)
+    process.send_signal(signal.SIGTERM)
+
+    assert rest(process) == ["marked SIGTERM"]
+    assert process.returncode == 128 + signal.SIGTERM
+
+
+def test_process_that_writes_a_checkpoint_is_let_alone(script):
+    write = """
+def work():
+    with signals.busy(30):
+        time.sleep(2)
+    say("written")
+    signals.act_again()
+"""
+    process = script(write + STOPPABLE)
+    process.send_signal(signal.SIGUSR1)
+
+    assert rest(process) == ["written", "marked SIGUSR1", "cleaned up after SIGUSR1"]
+
+
+def test_long_steps_are_given_twice_their_time(script):
+    slow = """
+def work():
+    time.sleep(1)
+    signals.beat()
+    say("goes on")
+    time.sleep(1.5)
+    signals.stop(signals.asked())
+"""
+    process = script(slow + STOPPABLE)
+    while process.stdout.readline() != "goes on\n":
+        pass
+    process.send_signal(signal.SIGTERM)
+
+    assert rest(process)[-1] == "cleaned up after SIGTERM"
+
+
+def test_process_that_another_tells_to_stop_does_so_as_if_it_had_heard(script):
+    process = script("def work():\n    signals.stop(signal.SIGUSR1)\n" + STOPPABLE)
+
+    assert rest(process) == ["marked SIGUSR1", "cleaned up after SIGUSR1"]
+
+
+def test_worker_outlives_a_stop_of_the_whole_job(script):
+    process = script(
+        """
+with signals.stop_on_signals(lambda name: None):
+    worker = os.fork()
+    if worker == 0:
+        signals.outlive_stop()
+        signals.WORKER_SECONDS = 1
+        time.sleep(0.2)
+        for signum in signals.STOP_SIGNALS:
+            os.kill(os.getpid(), signum)
+        say("works on")
+        time.sleep(60)
+    say("ready")
+    say("ended with", os.waitpid(worker, 0)[1])
+"""
+    )
+
+    assert rest(process) == ["works on", "ended with 0"]

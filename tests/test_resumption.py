@@ -1,0 +1,163 @@
+"""`pyclassify resume`: a run that was killed goes on as the same run, from a tree that changed."""
+
+import os
+import shutil
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import mlflow
+import pytest
+import repositories
+from command_lines import QUIET
+from repositories import git
+from test_rerun import FRESH, LOSS, PACKAGE, losses
+from waiting import wait_until
+
+TRAIN = f"train --data=SyntheticDataModule --max_epochs=3 {QUIET} --trainer.log_every_n_steps=1"
+TRAIN += " --data.train_size=160 --data.val_size=16 --data.test_size=16 --batch_size=8"
+TRAIN += " --data.resize=8 --data.crop=8 --model.model=fresh.network --learning_rate=0.01"
+TRAIN += " --accelerator=cpu --trainer.logger.system_metrics=false --resume.every_steps=4"
+# Only the run that is to be killed waits for it, in its thirtieth step.
+SLOW = """
+import os, time
+
+class Wait(nn.Identity):
+    seen = 0
+
+    def forward(self, images):
+        self.seen += self.training
+        while self.seen == 30 and os.environ.get("WAITS"):
+            time.sleep(0.1)
+        return images
+"""
+
+
+@pytest.fixture(scope="module")
+def store(empty_store, tmp_path_factory):
+    path = shutil.copy(empty_store, tmp_path_factory.mktemp("store"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{path}")
+        patch.setenv("MLFLOW_EXPERIMENT_NAME", "tested")
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        patch.setenv("OMP_NUM_THREADS", "1")
+        mlflow.set_tracking_uri(None)
+        yield mlflow.MlflowClient()
+
+
+@pytest.fixture(scope="module")
+def repo(tmp_path_factory):
+    """A repository with a copy of this package, an edited file and an untracked one."""
+    folder = tmp_path_factory.mktemp("repo")
+    shutil.copytree(PACKAGE, folder / "pyclassify", ignore=shutil.ignore_patterns("__pycache__"))
+    repositories.start(folder, {".gitignore": "__pycache__/\n"})
+    network = FRESH.replace("nn.Flatten()", "Wait(), nn.Flatten()")
+    (folder / "fresh.py").write_text(f"from torch import nn\n{SLOW}{network}")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def runs(store, repo):
+    """A run that was left alone, and one that was killed in its second epoch and went on.
+
+    Between the two the code changed.
+    """
+    module = repo / "pyclassify" / "module.py"
+    before = module.read_text()
+    module.write_text(before.replace(LOSS, LOSS + ', reduction="sum"'))
+    started = [start(repo, TRAIN, WAITS=waits) for waits in ("", "1")]
+    try:
+        assert started[0].wait(300) == 0, started[0].stderr.read()
+        wait_until(lambda: len(list(repo.glob("runs/*/*/checkpoints/resume/step=*8.ckpt"))) == 1)
+    finally:
+        started[1].kill()
+        started[1].communicate()
+    module.write_text(before)
+    (repo / "fresh.py").unlink()
+    killed, alone = sorted(list_runs(store), key=lambda run: run.info.status == "FINISHED")
+    killed, alone = killed.info, alone.info
+    assert (killed.status, alone.status) == ("RUNNING", "FINISHED")
+    done = say(repo, f"resume {killed.run_id[:8]}")
+    return SimpleNamespace(id=killed.run_id, alone=alone.run_id, done=done)
+
+
+def start(repo, words, **variables):
+    return subprocess.Popen(
+        [sys.executable, "-m", "pyclassify", *words.split()],
+        cwd=repo,
+        env=os.environ | variables,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def say(repo, words, **variables):
+    process = start(repo, words, **variables)
+    out, err = process.communicate(timeout=300)
+    return SimpleNamespace(code=process.returncode, out=out, err=err)
+
+
+def list_runs(store):
+    return store.search_runs([store.get_experiment_by_name("tested").experiment_id])
+
+
+def test_killed_run_ends_as_the_one_that_was_left_alone(runs, store):
+    assert runs.done.code == 0, runs.done.err
+    found = store.get_run(runs.id)
+    assert found.info.status == "FINISHED"
+    assert len(losses(store, runs.alone)) == 60
+    assert sorted(losses(store, runs.id)) == sorted(losses(store, runs.alone))
+    for name in ("test_loss", "best_val_accuracy"):
+        assert found.data.metrics[name] == store.get_run(runs.alone).data.metrics[name]
+
+
+def test_there_is_no_second_run(runs, store):
+    assert {run.info.run_id for run in list_runs(store)} == {runs.id, runs.alone}
+
+
+def test_it_went_on_where_the_first_attempt_had_saved(runs, repo):
+    assert f"run {runs.id} goes on from {repo}/runs/" in runs.done.err
+    assert "/checkpoints/resume/step=00000028.ckpt\n" in runs.done.err
+    assert "dirpath has changed" not in runs.done.err  # the best so far is still the best
+    assert git(repo, "worktree", "list").count("\n") == 0
+
+
+def test_capsule_is_that_of_the_start(runs, store, repo, tmp_path):
+    facts = mlflow.artifacts.load_dict(f"runs:/{runs.id}/capsule/capsule.json")
+
+    assert facts["started_in"] == str(repo)
+    assert facts["command"][1:] == TRAIN.split()
+
+
+@pytest.fixture(scope="module")
+def longer(runs, repo):
+    """The same run resumed when it had finished: as it was, and then for one epoch more."""
+    words = (f"resume {runs.id}", f"resume {runs.id} --max_epochs 4")
+    refused, done = (say(repo, each) for each in words)
+    return SimpleNamespace(refused=refused, done=done)
+
+
+def test_finished_run_goes_on_only_for_more_epochs(longer, runs, store, repo):
+    assert longer.refused.code == 1
+    words = f"run {runs.id} is FINISHED, after 3 epochs; give more to go on with it, --max_epochs 6"
+    assert words in longer.refused.err
+
+    assert longer.done.code == 0, longer.done.err
+    assert sorted(step for step, _ in losses(store, runs.id)) == [*range(80)]
+    found = store.get_run(runs.id)
+    assert found.info.status == "FINISHED"
+    assert found.data.params["trainer/max_epochs"] == "3"
+    assert found.data.tags["pyclassify.resumed_with"] == "--max_epochs=4"
+    assert "is FINISHED, after 4 epochs" in say(repo, f"resume {runs.id} --max_epochs 4").err
+
+
+def test_other_number_of_processes_needs_a_flag(longer, runs, store, repo):
+    assert longer.done.code == 0, longer.done.err
+    refused = say(repo, f"resume {runs.id} --max_epochs 5 --devices 2")
+    assert f"run {runs.id} was trained by 1 processes, and with --trainer.devices 2" in refused.err
+
+    done = say(repo, f"resume {runs.id} --max_epochs 5 --devices 2 --inexact")
+
+    assert done.code == 0, done.err
+    assert sorted(step for step, _ in losses(store, runs.id)) == [*range(90)]

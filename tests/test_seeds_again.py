@@ -1,0 +1,136 @@
+"""Seeds that were stopped go on: the finished ones are left, and their means are right."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from statistics import fmean
+from types import SimpleNamespace
+
+import mlflow
+import pytest
+from command_lines import QUIET
+from seeded import PARENT, ROOT, list_runs, spawn
+from waiting import wait_until
+
+from pyclassify import announcement, seeds
+from pyclassify.cli import main
+
+TRAIN = f"train --data=SyntheticDataModule --model.model=paced.Paced {QUIET} --accelerator=cpu"
+TRAIN += " --data.train_size=40 --data.val_size=20 --data.test_size=20 --max_epochs=3"
+TRAIN += " --batch_size=8 --data.resize=8 --data.crop=8 --trainer.log_every_n_steps=1"
+TRAIN += " --trainer.logger.system_metrics=false --seeds 3 --seed 7"
+
+
+@pytest.fixture(scope="module")
+def ended(empty_store, tmp_path_factory):
+    """A training with three seeds, told to leave in the second, and gone on with.
+
+    What is known of it by then and in the end: the exit code, what was said, and the runs.
+    """
+    folder = tmp_path_factory.mktemp("seeds")
+    client = mlflow.MlflowClient(f"sqlite:///{shutil.copy(empty_store, folder)}")
+    first = start(folder, client, TRAIN, PACE="0.2")
+    try:
+        wait_until(lambda: is_training(client, count=3))
+        first.send_signal(signal.SIGUSR1)
+        left = look(client, first)
+    finally:
+        first.kill()
+    second = start(folder, client, f"resume {left.parent.info.run_id}")
+    return left, look(client, second)
+
+
+def start(folder, client, words, **variables):
+    return spawn([sys.executable, "-m", "pyclassify", *words.split()], folder, client, **variables)
+
+
+def is_training(client, count):
+    runs = list_runs(client)
+    return len(runs) == count and "train_loss" in runs[0].data.metrics
+
+
+def look(client, process):
+    out = process.communicate(timeout=300)[0]
+    runs = list_runs(client)
+    children = [run for run in reversed(runs) if PARENT in run.data.tags]
+    (parent,) = (run for run in runs if PARENT not in run.data.tags)
+    return SimpleNamespace(code=process.returncode, out=out, parent=parent, children=children)
+
+
+def steps(client, run):
+    return {each.step for each in client.get_metric_history(run.info.run_id, "train_loss")}
+
+
+def test_seeds_that_are_told_to_leave_can_go_on(ended):
+    left, _ = ended
+
+    assert left.code == os.EX_TEMPFAIL, left.out
+    assert [run.info.status for run in left.children] == ["FINISHED", "KILLED"]
+
+
+def test_finished_seed_is_left_and_the_unfinished_and_the_missing_are_trained(ended):
+    left, done = ended
+
+    assert done.code == 0, done.out
+    assert [run.info.status for run in (done.parent, *done.children)] == ["FINISHED"] * 4
+    ids = [run.info.run_id for run in done.children]
+    assert ids[:2] == [run.info.run_id for run in left.children]
+    assert done.children[0].info.end_time == left.children[0].info.end_time
+    assert [run.data.params["seed_everything"] for run in done.children] == ["7", "8", "9"]
+
+
+def test_unfinished_seed_goes_on_at_its_own_step(ended):
+    _, done = ended
+
+    assert f"/{done.children[1].info.run_id}/checkpoints/resume/step=" in done.out
+
+
+def test_means_are_those_of_all_seeds(ended):
+    _, done = ended
+    values = [run.data.metrics["test_accuracy"] for run in done.children]
+
+    assert done.parent.data.metrics["seeds_finished"] == 3
+    assert done.parent.data.metrics["test_accuracy_mean"] == pytest.approx(fmean(values))
+    note = done.parent.data.tags["mlflow.note.content"]
+    assert note.count("| FINISHED |") == 3
+    assert "KILLED" not in note
+
+
+HEAR = "import json; from pyclassify import seeds; "
+HEAR += "print(json.dumps(seeds.choose_places(None, 'a', {}, 3)))"
+
+
+def test_other_processes_of_a_job_hear_which_seeds_are_left(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    job = {"SLURM_JOB_ID": "5", "SLURM_NTASKS": "2", "MLFLOW_RUN_ID": "a"}
+    for name, value in job.items():
+        monkeypatch.setenv(name, value)
+    announcement.tell(Path("runs", "seeds", "a"), [0, 1, 2])  # at its first start
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+    other = subprocess.Popen(
+        [sys.executable, "-c", HEAR],
+        env={**os.environ, "PYTHONPATH": str(ROOT), "SLURM_PROCID": "1"},
+        stdout=subprocess.PIPE,
+    )
+
+    first = seeds.choose_places(SimpleNamespace(unfinished=lambda: [1, 2]), "a", {}, 3)
+
+    assert first == json.loads(other.communicate(timeout=60)[0]) == [1, 2]
+
+
+def test_first_process_that_says_nothing_is_not_waited_for_for_ever(tmp_path, monkeypatch):
+    monkeypatch.setattr(announcement, "PATIENCE", 0.2)
+
+    with pytest.raises(TimeoutError, match=r"the first process has not said in 0 s what to do"):
+        announcement.hear(tmp_path)
+
+
+def test_seeds_of_a_job_without_a_server_are_refused(monkeypatch, capsys):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "spool:///somewhere")
+
+    assert main(["train", "--seeds", "3"]) == 1
+    assert "error: seeds is 3 and this process can't reach the tracking" in capsys.readouterr().err

@@ -1,0 +1,69 @@
+"""A group's server takes over what one person had in sqlite, by the page's commands."""
+
+import contextlib
+from types import SimpleNamespace
+
+import mlflow
+import pytest
+import service_content
+from service_parts import ADMIN, sign_in
+from service_stores import database, need, rows, started
+
+
+@pytest.fixture(scope="module")
+def moved(tmp_path_factory):
+    """The service after the move: all `before` and `after`, and what the page's check `said`."""
+    need("pgloader", "rclone", "sqlite3")
+    folder = tmp_path_factory.mktemp("one person")
+    with contextlib.chdir(folder):  # where MLflow makes `mlruns`, for the files
+        mine = mlflow.MlflowClient(f"sqlite:///{folder}/mlflow.db")
+        service_content.fill(mine, folder / "made")
+    before = service_content.tell(mine, folder)
+    with started() as service, pytest.MonkeyPatch.context() as patch:
+        service.run("move-records", SOURCE=str(folder))
+        service.run("rclone", "move-files", SOURCE=str(folder))
+        said = service.run("rclone", "move-check", SOURCE=str(folder))
+        service.start_server()
+        sign_in(patch, service, ADMIN)
+        there = mlflow.MlflowClient(service.uri)
+        after = service_content.tell(there, folder)
+        yield SimpleNamespace(
+            service=service, there=there, folder=folder, before=before, after=after, said=said
+        )
+
+
+@pytest.mark.parametrize(
+    "kind", ["experiments", "runs", "files", "models", "versions", "served", "logged models"]
+)
+def test_all_that_there_was_is_on_the_server(moved, kind):
+    assert moved.after[kind] == moved.before[kind]
+
+
+def test_check_counts_what_was_moved(moved):
+    assert moved.said.splitlines() == [
+        "experiments|3",
+        "runs|3",
+        f"metrics|{3 * (service_content.EPOCHS + len(service_content.VALUES))}",
+        "params|9",
+        "tags|8",
+        "datasets|3",
+        "inputs|3",
+        "registered_models|1",
+        "model_versions|2",
+        "registered_model_aliases|1",
+        "logged_models|1",
+    ]
+
+
+def test_new_run_goes_into_the_experiment_that_was_moved(moved):
+    experiment = moved.there.get_experiment_by_name("net").experiment_id
+    run_id = service_content.make_run(moved.there, experiment, moved.folder)
+    assert moved.there.get_run(run_id).info.artifact_uri.startswith("mlflow-artifacts:/")
+    assert len(moved.there.get_metric_history(run_id, "train_loss")) == service_content.EPOCHS
+
+
+def test_server_that_has_runs_is_not_replaced(moved):
+    before = rows(database(moved.service))
+    with pytest.raises(RuntimeError, match="mlflow has runs, which the move would replace"):
+        moved.service.run("move-records", SOURCE=str(moved.folder))
+    assert rows(database(moved.service)) == before

@@ -1,0 +1,107 @@
+"""Runs whose files go to a bucket directly: in parts, again after an error, and a word on refusal.
+
+`mlflow server` says where (`--artifact-location s3://...`); the training has the bucket's keys.
+"""
+
+import os
+from types import SimpleNamespace
+
+import mlflow
+import pytest
+from bucket_proxy import BucketProxy
+from mlflow.store.artifact import s3_artifact_repo
+from service_parts import BUCKET, sign_in
+from spooled import begin_again, deliver
+
+from pyclassify.cli import main
+from pyclassify.tracking.spool import registry, target
+
+WEIGHTS = 228_000_000  # bytes: AlexNet's
+PART = 8 << 20  # what boto3 sends in one request
+
+
+@pytest.fixture(scope="module")
+def proxy(service):
+    proxy = BucketProxy(service.s3_uri)
+    yield proxy
+    proxy.stop()
+
+
+@pytest.fixture
+def direct(service, proxy, tmp_path, monkeypatch):
+    """A function that makes a run with its files in a bucket, and its spool."""
+    sign_in(monkeypatch, service)
+    monkeypatch.setenv("MLFLOW_S3_ENDPOINT_URL", proxy.address)
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "3")
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, service.env[name])
+    s3_artifact_repo._cached_get_s3_client.cache_clear()  # which knows another address
+    registry.register()
+    there, made = mlflow.MlflowClient(service.uri), []
+
+    def make(bucket=BUCKET):
+        experiment = there.create_experiment(f"direct {os.urandom(4).hex()}", f"s3://{bucket}/runs")
+        run_id = there.create_run(experiment).info.run_id
+        made.append(target.prepare(tmp_path / "spool", there, run_id))
+        client = mlflow.MlflowClient(f"spool://{tmp_path}/spool")
+        return SimpleNamespace(there=there, run_id=run_id, folder=made[-1], client=client)
+
+    yield make
+    for folder in made:
+        begin_again(folder)
+
+
+def key_of(run, name):
+    return f"runs/{run.run_id}/artifacts/{name}"
+
+
+def test_weights_arrive_in_parts_though_the_bucket_is_busy_at_first(
+    direct, proxy, service, tmp_path
+):
+    weights = tmp_path / "best.ckpt"
+    weights.write_bytes(os.urandom(1 << 20) * (WEIGHTS >> 20) + b"end")
+    run = direct()
+    run.client.log_artifact(run.run_id, str(weights), "weights")
+    proxy.asked.clear()
+    with proxy.answering(503, most=2):
+        deliver(run)
+
+    parts = [line for line in proxy.asked if line.startswith("PUT") and "partNumber=" in line]
+    assert len({line.split("?")[1] for line in parts}) == -(-weights.stat().st_size // PART)
+    assert proxy.refused == 2
+    stored = service.bucket.get_object(Bucket=BUCKET, Key=key_of(run, "weights/best.ckpt"))
+    assert stored["Body"].read() == weights.read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("bucket", "error", "words"),
+    [
+        (
+            "unmade",
+            0,
+            "there is no bucket unmade; make it, or give the experiment another artifact location",
+        ),
+        (
+            BUCKET,
+            403,
+            f"the bucket {BUCKET} refuses permission to write; its policy must allow s3:PutObject",
+        ),
+        (BUCKET, 503, f"the bucket {BUCKET} answers with 503"),
+    ],
+    ids=["missing", "forbidden", "busy"],
+)
+def test_bucket_that_takes_nothing_is_told_in_a_line_and_gets_it_later(
+    bucket, error, words, direct, proxy, service, capsys
+):
+    run = direct(bucket)
+    run.client.log_text(run.run_id, "said", "a.txt")
+    run.client.log_metric(run.run_id, "loss", 0.5, step=1)
+    with proxy.answering(error):
+        assert main(["sync", str(run.folder)]) == 1
+    assert capsys.readouterr().err == f"pyclassify: {run.run_id}: no file delivered: {words}\n"
+    assert run.there.get_run(run.run_id).data.metrics == {"loss": 0.5}
+
+    service.bucket.create_bucket(Bucket=bucket)  # which is there already, but for the first
+    assert main(["sync", str(run.folder)]) == 0
+    stored = service.bucket.get_object(Bucket=bucket, Key=key_of(run, "a.txt"))
+    assert stored["Body"].read() == b"said"

@@ -1,0 +1,165 @@
+"""The served model as a folder: what is in it, what it needs, and how else it is asked."""
+
+import json
+import re
+import subprocess
+import sys
+import tracemalloc
+from pathlib import Path
+
+import mlflow
+import numpy as np
+import pandas as pd
+import pins
+import pytest
+import torch
+import yaml
+from mlflow.pyfunc.scoring_server import invocations
+from requests_of import encode, file_of
+from torchvision.models import resnet18
+
+from benchmarks.odd_requests import CLASSES, save_tiny_model
+from pyclassify.module import Classifier
+from pyclassify.serving.artifact import save_model
+from pyclassify.transforms import Preprocess
+
+PIXELS = np.random.default_rng(0).integers(0, 256, (30, 40, 3), dtype=np.uint8)
+PICTURE = encode(file_of(PIXELS))
+TABLE = pd.DataFrame({"image": [PICTURE, PICTURE]})
+
+WITHOUT = """
+import json, pickle, sys
+for missing in ("pyclassify", "lightning", "torchvision", "torchmetrics"):
+    sys.modules[missing] = None
+import mlflow, pandas, torch
+def refuse(*args, **options):
+    raise AssertionError("something is unpickled")
+torch.load = pickle.load = pickle.loads = refuse
+model = mlflow.pyfunc.load_model(sys.argv[1])
+json.dump(model.predict(pandas.DataFrame({"image": [sys.argv[2]]})), sys.stdout)
+"""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("artifact") / "model"
+    save_tiny_model(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def model(folder):
+    return mlflow.pyfunc.load_model(str(folder))
+
+
+def test_model_needs_neither_pyclassify_nor_pickle(folder, model, tmp_path):
+    command = [sys.executable, "-c", WITHOUT, str(folder), PICTURE]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout) == model.predict(TABLE[:1])
+
+
+def test_requirements_are_the_pins_for_any_machine(folder):
+    needed = (folder / "requirements.txt").read_text().split()
+    pinned = pins.versions("requirements.txt")
+
+    assert needed == [
+        f"{name}=={pinned[name]}" for name in ("mlflow", "numpy", "pandas", "pillow", "torch")
+    ]
+
+
+def test_every_file_is_of_a_kind_that_can_be_read(folder):
+    files = sorted(str(each.relative_to(folder)) for each in folder.rglob("*") if each.is_file())
+
+    assert {Path(each).suffix for each in files} <= {"", ".json", ".py", ".pt2", ".txt", ".yaml"}
+    assert "artifacts/program.pt2" in files
+
+
+def test_signature_tells_what_is_taken_and_given(folder):
+    signature = yaml.safe_load((folder / "MLmodel").read_text())["signature"]
+
+    assert [each["name"] for each in json.loads(signature["inputs"])] == ["image"]
+    assert [each["name"] for each in json.loads(signature["outputs"])] == [
+        "classes",
+        "probabilities",
+    ]
+    assert json.loads(signature["params"])[0]["name"] == "top_k"
+
+
+def test_one_image_gets_the_same_answer_alone_and_among_others(model):
+    small = encode(file_of(np.zeros((5, 5, 3), np.uint8)))
+    among = pd.DataFrame({"image": [small, PICTURE, small, PICTURE]})
+
+    answers = model.predict(among, {"top_k": len(CLASSES)})
+
+    alone = model.predict(TABLE[:1], {"top_k": len(CLASSES)})[0]
+    for answer in (answers[1], answers[3]):
+        assert answer["classes"] == alone["classes"]
+        assert answer["probabilities"] == pytest.approx(alone["probabilities"], abs=1e-5)
+    assert answers[0] != answers[1]
+
+
+def test_any_network_with_any_number_of_classes_is_served(tmp_path):
+    torch.manual_seed(0)
+    classifier, preprocess = Classifier(resnet18, num_classes=100).eval(), Preprocess(32, 32)
+    save_model(tmp_path / "model", classifier, preprocess)
+    model = mlflow.pyfunc.load_model(str(tmp_path / "model"))
+
+    answer = model.predict(TABLE[:1], {"top_k": 100})[0]
+
+    pixels = torch.from_numpy(PIXELS).permute(2, 0, 1)[None]
+    values, labels = classifier(preprocess(pixels)).softmax(dim=1)[0].sort(descending=True)
+    assert answer["classes"] == [str(int(label)) for label in labels]
+    assert answer["probabilities"] == pytest.approx(values.tolist(), abs=1e-5)
+
+
+def test_more_images_than_are_answered_at_once_are_all_answered(folder):
+    roomy = mlflow.pyfunc.load_model(str(folder), model_config={"max_images": 300})
+
+    answers = roomy.predict(pd.DataFrame({"image": [PICTURE] * 257}))
+
+    assert [answer["classes"] for answer in answers] == [answers[0]["classes"]] * 257
+
+
+def test_large_image_among_small_ones_takes_no_more_memory_than_itself(model):
+    body = json.dumps({"inputs": [PICTURE] * 19 + ["A" * 4_000_000]}).encode()
+    schema = model.metadata.get_input_schema()
+    tracemalloc.start()
+
+    with pytest.raises(mlflow.MlflowException, match=r"^image 19 is no JPEG"):
+        invocations(body, "application/json", model, schema)
+
+    assert tracemalloc.get_traced_memory()[1] < 50e6
+    tracemalloc.stop()
+
+
+def test_limits_can_be_set_where_it_is_loaded(folder):
+    strict = mlflow.pyfunc.load_model(str(folder), model_config={"max_images": 1})
+
+    with pytest.raises(mlflow.MlflowException, match=r"^the request has 2 images; it takes 1 to 1"):
+        strict.predict(TABLE)
+
+
+def test_terminal_classifies_the_images_of_a_json_file(folder, model, tmp_path):
+    (tmp_path / "in.json").write_text(json.dumps({"inputs": [PICTURE], "params": {"top_k": 3}}))
+    command = [sys.executable, "-m", "mlflow", "models", "predict", "--env-manager", "local"]
+    files = ["--input-path", "in.json", "--output-path", "out.json", "--content-type", "json"]
+    done = subprocess.run(
+        [*command, "--model-uri", str(folder), *files],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
+
+    assert done.returncode == 0, done.stderr
+    answered = json.loads((tmp_path / "out.json").read_text())
+    assert answered == {"predictions": model.predict(TABLE[:1], {"top_k": 3})}
+
+
+def test_version_of_torch_is_no_wheel_of_another_index(monkeypatch):
+    from pyclassify.serving import artifact
+
+    monkeypatch.setattr(artifact, "version", lambda name: "2.15.0+cu130")
+
+    assert all(re.fullmatch(r"\w+==2\.15\.0", each) for each in artifact.list_requirements())

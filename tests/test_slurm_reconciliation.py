@@ -1,0 +1,205 @@
+"""All runs' statuses at once, from what accounting says of their jobs."""
+
+import shutil
+import sys
+import time
+
+import mlflow
+import pytest
+import slurm_programs
+from slurm_programs import say, say_in_turn
+
+from pyclassify.cli import main
+from pyclassify.slurm import programs
+
+
+@pytest.fixture
+def store(empty_store, tmp_path, monkeypatch):
+    """An `MlflowClient`; nothing waits between tries at SLURM."""
+    shutil.copy(empty_store, tmp_path)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
+    monkeypatch.setattr(programs, "PAUSES", (0.0,))
+    (tmp_path / "bin").mkdir()
+    slurm_programs.first_on_path(monkeypatch, tmp_path / "bin")
+    return mlflow.MlflowClient()
+
+
+@pytest.fixture
+def answer(tmp_path):
+    """Have sacct give rows, and squeue know no job; counts how often sacct is asked."""
+
+    def put(*rows):
+        text = "".join(f"{row}\n" for row in rows)
+        slurm_programs.put(tmp_path / "bin", "sacct", say_in_turn(tmp_path / "asked", (text,)))
+        gone = say(stderr="slurm_load_jobs error: Invalid job id specified\n", code=1)
+        slurm_programs.put(tmp_path / "bin", "squeue", gone)
+        return lambda: int((tmp_path / "asked").read_text())
+
+    return put
+
+
+def make(store, folder, job_id, status="RUNNING", **tags):
+    """Make a run whose job was submitted an hour ago."""
+    experiment = store.get_experiment_by_name("tested").experiment_id
+    hour_ago = int((time.time() - 3600) * 1000)
+    tags = {"slurm_folder": str(folder), "slurm_job_id": str(job_id), **tags}
+    run_id = store.create_run(experiment, start_time=hour_ago, tags=tags).info.run_id
+    store.update_run(run_id, status=status)
+    return run_id
+
+
+def row(job_id, state, start=0, seconds=60, gpus=0, step="", memory=""):
+    """A row of sacct's: submitted half an hour ago, started so many seconds later."""
+    submit = int(time.time() - 1800)
+    allocated = f"cpu=1,gres/gpu={gpus},node=1" if gpus else "cpu=1,node=1"
+    began = submit + start if seconds else "None"
+    name = f"{job_id}.{step}" if step else job_id
+    return f"{name}|{state}|0:0|n1|{seconds}|{submit}|{began}|{allocated}|{memory}"
+
+
+@pytest.mark.parametrize(
+    ("state", "status", "words"),
+    [
+        ("COMPLETED", "FINISHED", ""),
+        ("TIMEOUT", "FAILED", "the job came to its time limit"),
+        ("OUT_OF_MEMORY", "FAILED", "the job took more memory than it has"),
+        ("NODE_FAIL", "FAILED", "a node of the job failed"),
+        ("PREEMPTED", "KILLED", "the job had to make room for another"),
+        ("CANCELLED by 0", "KILLED", "the job was cancelled by root"),
+        ("BOOT_FAIL", "FAILED", "its node did not start"),
+        ("DEADLINE", "FAILED", "the job's deadline came before its end"),
+    ],
+)
+@pytest.mark.parametrize("said", ["SCHEDULED", "RUNNING", "FINISHED"])
+def test_run_gets_the_status_of_its_job(
+    store, answer, tmp_path, capsys, state, status, words, said
+):
+    run_id = make(store, tmp_path, 7, said)
+    answer(row(7, state))
+
+    assert main(["slurm", "reconcile"]) == 0
+
+    run = store.get_run(run_id)
+    assert (run.info.status, run.data.tags["slurm_state"]) == (status, state.split()[0])
+    assert words in run.data.tags.get("mlflow.note.content", "")
+    changed = f": {said} -> {status}" if status != said else "1 runs looked at, 0 changed"
+    assert changed in capsys.readouterr().out
+
+
+def test_what_a_job_took_is_told_once_for_all_its_attempts(store, answer, tmp_path):
+    run_id = make(store, tmp_path, 7)
+    answer(
+        row(7, "REQUEUED", start=10, seconds=1000, gpus=2),
+        row(7, "CANCELLED", step="0", memory="2048K"),
+        row(7, "COMPLETED", start=30, seconds=800, gpus=2),
+        row(7, "COMPLETED", step="0", memory="1.5G"),
+    )
+
+    main(["slurm", "reconcile"])
+    main(["slurm", "reconcile"])
+
+    assert store.get_run(run_id).data.metrics == {
+        "attempts": 2,
+        "elapsed_seconds": 1800,
+        "gpu_hours": 1.0,
+        "max_rss_mb": 1610.6,
+        "queue_seconds": 40,
+    }
+    assert len(store.get_metric_history(run_id, "gpu_hours")) == 1
+
+
+def test_dry_run_changes_nothing(store, answer, tmp_path, capsys):
+    run_id = make(store, tmp_path, 7)
+    answer(row(7, "TIMEOUT"))
+    before = store.get_run(run_id).to_dictionary()
+
+    main(["slurm", "reconcile", "--dry-run"])
+
+    assert store.get_run(run_id).to_dictionary() == before
+    out = capsys.readouterr().out
+    assert f"run {run_id} ({before['info']['run_name']}): RUNNING -> FAILED, the job came" in out
+    assert "1 runs looked at, 1 would change" in out
+
+
+@pytest.mark.parametrize(("here", "status"), [(True, "FAILED"), (False, "RUNNING")])
+def test_job_that_slurm_has_forgotten_failed_if_it_was_this_clusters(
+    store, answer, tmp_path, here, status
+):
+    run_id = make(store, tmp_path if here else "/of/another/cluster", 7)
+    answer()
+
+    main(["slurm", "reconcile"])
+
+    assert store.get_run(run_id).info.status == status
+
+
+def test_number_that_a_job_had_before_the_run_was_made_is_another_jobs(store, answer, tmp_path):
+    run_id = make(store, "/of/another/cluster", 7)
+    years_ago = row(7, "TIMEOUT").replace(str(int(time.time() - 1800)), "1400000000")
+    answer(years_ago)
+
+    main(["slurm", "reconcile"])
+
+    assert store.get_run(run_id).info.status == "RUNNING"
+
+
+def test_runs_under_a_run_end_with_its_job(store, answer, tmp_path):
+    run_id = make(store, tmp_path, 7)
+    experiment = store.get_run(run_id).info.experiment_id
+    child = store.create_run(experiment, tags={"mlflow.parentRunId": run_id}).info.run_id
+    answer(row(7, "TIMEOUT"))
+
+    main(["slurm", "reconcile"])
+
+    assert store.get_run(child).info.status == "FAILED"
+
+
+def test_nothing_changes_where_slurm_does_not_answer(store, tmp_path, capsys):
+    run_id = make(store, tmp_path, 7)
+    down = "sacct: error: slurm_persist_conn_open: Unable to connect to SlurmDBD\n"
+    slurm_programs.put(tmp_path / "bin", "sacct", say(stderr=down, code=1))
+
+    assert main(["slurm", "reconcile"]) == 1
+
+    assert "SlurmDBD" in capsys.readouterr().err
+    assert store.get_run(run_id).info.status == "RUNNING"
+
+
+def test_accounting_is_asked_once_for_many_runs(store, answer, tmp_path):
+    runs = [make(store, tmp_path, 1000 + n, "FINISHED") for n in range(100)]
+    asked = answer(*(row(1000 + n, "COMPLETED") for n in range(100)))
+
+    main(["slurm", "reconcile"])
+
+    assert asked() == 1
+    assert {store.get_run(each).data.tags["slurm_state"] for each in runs} == {"COMPLETED"}
+
+
+def test_cluster_itself_is_asked(slurm, tmp_path):
+    store = mlflow.MlflowClient()
+    eats = f"{sys.executable} -c 'import time; x = [0] * 25_000_000; time.sleep(2)'"
+    requeued = slurm.submit(eats, "--requeue", "--gpus-per-node=2")
+    waits, fails = slurm.submit("sleep 60", "--hold"), slurm.submit("exit 3")
+    slurm.wait_for(requeued, "RUNNING")
+    slurm.run("scontrol", "requeue", requeued)
+    slurm.wait_for(requeued, "PENDING")
+    time.sleep(2)  # started in the second of its requeue, slurmd takes it for killed already
+    slurm.run("scontrol", "update", f"JobId={requeued}", "StartTime=now")
+    runs = {job: make(store, tmp_path, job) for job in (requeued, waits, fails)}
+    slurm.wait_for(requeued, "COMPLETED")
+    slurm.run("scancel", waits)
+    slurm.wait_for(waits, "CANCELLED")
+
+    main(["slurm", "reconcile"])
+
+    read = {job: store.get_run(runs[job]) for job in runs}
+    assert {job: run.info.status for job, run in read.items()} == {
+        requeued: "FINISHED",
+        waits: "KILLED",
+        fails: "FAILED",
+    }
+    took = read[requeued].data.metrics
+    assert took["attempts"] == 2
+    assert took["gpu_hours"] == pytest.approx(2 * took["elapsed_seconds"] / 3600, abs=1e-3)
+    assert 150 < took["max_rss_mb"] < 300
+    assert read[waits].data.metrics["attempts"] == 0

@@ -1,0 +1,129 @@
+"""A job that starts again: one run, whatever ends its attempts; a real cluster."""
+
+import re
+import shutil
+from functools import partial
+from pathlib import Path
+
+import mlflow
+import pytest
+import restarting_project
+from submissions import Submissions
+
+LIMIT, PERSON, NODE = "its time limit", "scontrol requeue", "node down"
+CANCELLED, NO_GAIN, ATTEMPTS = "scancel while it goes on", "no step gained", "limit on starts"
+ROOM, PLAIN = "preemption after a time of grace", "no requeue"
+# What happens, the run's status, its words, and the step that each of its attempts began at.
+OUTCOMES = [
+    (LIMIT, "FINISHED", r"\A\Z", ["0", "1"]),
+    (PERSON, "FINISHED", r"\A\Z", ["0", "0"]),
+    (NODE, "FINISHED", r"\A\Z", ["0", "0"]),
+    (ROOM, "FINISHED", r"\A\Z", ["0", "0"]),
+    (CANCELLED, "KILLED", r"the job was cancelled by root\.", ["0", "1"]),
+    (NO_GAIN, "FAILED", r"no step was gained .*\(step 0\); go on by `.*` --time TIME", ["0", "0"]),
+    (ATTEMPTS, "FAILED", r'started 2 times, and "requeue_attempts" is 2; go on by', ["0", "1"]),
+    (PLAIN, "KILLED", r"was told to stop, has saved and left; go on by `pyclassify slurm", ["0"]),
+]
+
+
+class Restarting(Submissions):
+    """Jobs of the project that goes on where it stopped."""
+
+    def begin(self, name, gain=1, **config):
+        gate = self.file(name)
+        self.submit(name, "main", {"gate": gate, "gain": gain}, requeue=True, **config)
+
+    def wait_until_begun(self, *names, starts=1):
+        for name in names:
+            begun = partial(self.has_begun, name, starts)
+            self.wait(begun, f"{name} has begun {starts} times")
+
+    def has_begun(self, name, starts):
+        return len(self.steps(name)) == starts
+
+    def steps(self, name):
+        """The step that each of its attempts began at."""
+        logs = Path(mlflow.get_run(self.runs[name].run_id).data.tags["slurm_folder"]).glob("*.out")
+        text = "".join(log.read_text() for log in logs)
+        return re.findall(r"begins at (\d+)", text)
+
+    def warn(self, *names):
+        """As SLURM does before the time limit."""
+        for name in names:
+            self.cluster.run("scancel", "--signal=USR1", "--batch", self.job(name))
+
+    def limit(self, name, minutes):
+        self.cluster.run("scontrol", "update", f"jobid={self.job(name)}", f"timelimit={minutes}")
+
+    def start_again(self, *names):
+        """Wait until they are in the queue again, and have SLURM wait no longer than it must.
+
+        In the same second a node takes the job for the one that it was told to end.
+        """
+        for name in names:
+            self.cluster.wait_for(self.job(name), "PENDING", seconds=60)
+            self.cluster.run("scontrol", "update", f"jobid={self.job(name)}", "starttime=now+2")
+
+
+@pytest.fixture(scope="module")
+def jobs(cluster, empty_store, tmp_path_factory):
+    """All at once as far as they can be, for their jobs wait for the same clocks."""
+    folder = tmp_path_factory.mktemp("requeue")
+    shutil.copy(empty_store, folder)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setenv("SLURM_CONF", cluster.env["SLURM_CONF"])
+        patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{folder}/mlflow.db")
+        jobs = Restarting(cluster, restarting_project.write(folder / "project"))
+        try:
+            run(jobs, cluster)
+            yield jobs
+        finally:
+            cluster.run("scancel", "--user=root")
+    mlflow.set_tracking_uri(None)
+
+
+def run(jobs, cluster):
+    jobs.begin(LIMIT, time=60, requeue_seconds=3300)
+    jobs.begin(ROOM, partition="low", gpus=4)
+    jobs.begin(NODE, nodelist="n2")
+    jobs.begin(PERSON)
+    jobs.begin(CANCELLED)
+    jobs.begin(NO_GAIN, gain=0)
+    jobs.begin(ATTEMPTS, requeue_attempts=2)
+    jobs.submit(PLAIN, "main", {"gate": jobs.file(PLAIN), "gain": 1})
+
+    jobs.wait_until_begun(LIMIT, ROOM, NODE)
+    jobs.limit(LIMIT, minutes=54)  # at which SLURM looks each half minute, and then warns at once
+    cluster.submit("true", "--nodelist=n1", "--gpus-per-node=4", "--mem=100M")
+    with cluster.crashed("n2"):
+        jobs.wait_until_begun(PERSON, CANCELLED, NO_GAIN, ATTEMPTS, PLAIN)
+        jobs.warn(CANCELLED, NO_GAIN, ATTEMPTS)
+        cluster.run("scancel", "--signal=USR1", jobs.job(PLAIN))
+        cluster.run("scontrol", "requeue", jobs.job(PERSON))
+        jobs.release(NODE, PERSON)
+        jobs.start_again(PERSON, CANCELLED, NO_GAIN, ATTEMPTS)
+    jobs.start_again(NODE, LIMIT, ROOM)
+    jobs.limit(LIMIT, minutes=60)
+    jobs.release(LIMIT, ROOM)
+    jobs.wait_until_begun(CANCELLED, NO_GAIN, ATTEMPTS, starts=2)
+    cluster.run("scancel", jobs.job(CANCELLED))
+    jobs.warn(NO_GAIN, ATTEMPTS)
+    jobs.wait_until_ended(*jobs.runs)
+
+
+@pytest.mark.parametrize(("what", "status", "words", "steps"), OUTCOMES)
+def test_run_is_one_whatever_ends_its_attempts(what, status, words, steps, jobs):
+    outcome = jobs.outcome(what)
+
+    assert (outcome.at_once, outcome.status) == (status, status), outcome.words
+    assert re.search(words, outcome.words)
+    assert jobs.steps(what) == steps
+
+
+@pytest.mark.parametrize("what", [LIMIT, NODE, ROOM, PLAIN])
+def test_tags_tell_the_jobs_and_how_often_they_started_again(what, jobs):
+    tags = mlflow.get_run(jobs.runs[what].run_id).data.tags
+
+    assert tags["slurm_job_ids"] == tags["slurm_job_id"] == jobs.job(what)
+    assert int(tags["slurm_restarts"]) == len(jobs.steps(what)) - 1

@@ -1,0 +1,68 @@
+"""A signal on its way to the training, through the shell that SLURM may signal alone."""
+
+import shlex
+import signal
+import subprocess
+import sys
+
+import pytest
+import required
+from test_slurm_script import check, render
+from waiting import wait_until
+
+READY = """
+import signal, sys, time
+from pathlib import Path
+signal.signal(signal.SIGUSR1, lambda *_: sys.exit(75))
+signal.signal(signal.SIGTERM, lambda *_: sys.exit(3))
+Path("ready").touch()
+time.sleep(60)
+"""
+
+
+def write_task(accelerator, **facts):
+    """The text of the shell that srun starts."""
+    text = render({}, {"devices": 1, "accelerator": accelerator}, **facts)
+    return shlex.split(text.partition("  bash -c ")[2])[0]
+
+
+@pytest.mark.parametrize("accelerator", ["cpu", "gpu"])
+def test_shell_that_srun_starts_is_good_bash(accelerator):
+    required.program("shellcheck")
+    assert check(write_task(accelerator), "shellcheck", "--shell=bash").stdout == ""
+
+
+def start(folder, proctrack, command):
+    """Start what srun would, in a folder; gives the shell's process once the command is ready."""
+    task = write_task(accelerator="cpu", command=command, folder=str(folder))
+    shell = subprocess.Popen(
+        ["bash", "-c", task],
+        cwd=folder,
+        env={"PATH": "/usr/bin:/bin", "PROCTRACK": proctrack, "SLURM_NTASKS": "1"},
+    )
+    wait_until((folder / "ready").exists, seconds=30)
+    return shell
+
+
+@pytest.mark.parametrize("before", ["", "true && "])
+@pytest.mark.parametrize(
+    ("signum", "code", "left"), [(signal.SIGUSR1, 0, True), (signal.SIGTERM, 3, False)]
+)
+def test_shell_that_is_signalled_alone_passes_it_on(before, signum, code, left, tmp_path):
+    (tmp_path / "train.py").write_text(READY)
+    shell = start(tmp_path, "proctrack/cgroup", f"{before}{sys.executable} train.py")
+
+    shell.send_signal(signum)
+
+    assert shell.wait(30) == code
+    assert (tmp_path / "left").exists() == left
+
+
+def test_shell_of_a_training_that_is_signalled_too_passes_nothing_on(tmp_path):
+    (tmp_path / "train.py").write_text(READY.replace("time.sleep(60)", "time.sleep(1)"))
+    shell = start(tmp_path, "proctrack/linuxproc", f"{sys.executable} train.py")
+
+    shell.send_signal(signal.SIGUSR1)
+
+    assert shell.wait(30) == 0
+    assert not (tmp_path / "left").exists()

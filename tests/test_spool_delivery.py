@@ -1,0 +1,249 @@
+"""Delivery of a spool: nothing lost and nothing doubled, whatever the server says and does."""
+
+import os
+import time
+from pathlib import Path
+
+import mlflow
+import pytest
+from mlflow.entities import Metric
+from recorded import MetaDataset
+from spooled import answering, deliver, points
+
+from pyclassify.tracking.spool import records
+from pyclassify.tracking.spool.courier import SPOOL_TAG, Courier, alone
+from pyclassify.tracking.spool.delivery import Delivery
+from pyclassify.tracking.spool.opened import open_run
+from pyclassify.tracking.spool.records import Segment, encode
+from pyclassify.tracking.spool.uploads import WaitingError
+
+
+def log_losses(spool, count, first=0):
+    steps = range(first, first + count)
+    for start in range(0, count, 1000):
+        batch = [Metric("loss", step / 8, step, step) for step in steps[start : start + 1000]]
+        spool.client.log_batch(spool.run_id, batch)
+
+
+def test_server_has_all_that_was_logged(spool, tmp_path):
+    client, run_id = spool.client, spool.run_id
+    log_losses(spool, 2500)
+    client.log_param(run_id, "depth", 3)
+    client.set_tag(run_id, "gone", "soon")
+    deliver(spool)
+    client.delete_tag(run_id, "gone")
+    client.log_text(run_id, "words", "notes/a.txt")
+    client.set_terminated(run_id, "FINISHED", end_time=2_000_000_000_000)
+    deliver(spool)
+
+    run = spool.there.get_run(run_id)
+    assert points(spool.there, run_id, "loss") == [(step, step / 8) for step in range(2500)]
+    assert run.data.params == {"depth": "3"}
+    assert "gone" not in run.data.tags
+    assert (run.info.status, run.info.end_time) == ("FINISHED", 2_000_000_000_000)
+    path = spool.there.download_artifacts(run_id, "notes/a.txt", str(tmp_path))
+    assert Path(path).read_text() == "words"
+
+
+def test_what_is_delivered_again_is_there_once(spool):
+    log_losses(spool, 1500)
+    spool.client.log_metric(spool.run_id, "nan", float("nan"), step=1)
+    source = mlflow.data.http_dataset_source.HTTPDatasetSource("http://localhost/images")
+    dataset = MetaDataset(source, name="images", digest="abc")._to_mlflow_entity()
+    spool.client.log_inputs(spool.run_id, [mlflow.entities.DatasetInput(dataset, [])])
+    deliver(spool)
+    (spool.folder / "delivered.json").unlink()
+    assert deliver(spool) == 4
+
+    assert points(spool.there, spool.run_id, "loss") == [(n, n / 8) for n in range(1500)]
+    assert len(spool.there.get_metric_history(spool.run_id, "nan")) == 1
+    assert len(spool.there.get_run(spool.run_id).inputs.dataset_inputs) == 1
+
+
+def test_process_that_ends_may_write_while_the_next_one_does(spool):
+    first, second = Segment(spool.folder), Segment(spool.folder)
+    line = encode({"kind": "tags", "values": {"a": "b"}})
+    second.append(line)
+    assert deliver(spool) == 1
+
+    first.append(line)
+    assert deliver(spool) == 1
+
+
+LONG = "x" * 300  # a name that MLflow does not take
+
+
+@pytest.mark.parametrize(
+    "log",
+    [
+        lambda client, run_id: client.log_metric(run_id, LONG, 1.0),
+        lambda client, run_id: client.set_tag(run_id, LONG, "1"),
+        lambda client, run_id: client.log_param(run_id, LONG, "1"),
+        lambda client, run_id: client.log_inputs(
+            run_id,
+            [
+                mlflow.entities.DatasetInput(
+                    mlflow.entities.Dataset(LONG * 2, "1", "http", "{}"), []
+                )
+            ],
+        ),
+    ],
+    ids=["metric", "tag", "parameter", "data set"],
+)
+def test_what_the_server_refuses_is_set_aside_and_the_rest_goes_on(log, spool):
+    log_losses(spool, 700)
+    log(spool.client, spool.run_id)
+    log_losses(spool, 700, first=700)
+    with pytest.warns(UserWarning, match=f"{spool.run_id}: not delivered: "):
+        deliver(spool)
+
+    assert points(spool.there, spool.run_id, "loss") == [(n, n / 8) for n in range(1400)]
+    (refused,) = (spool.folder / "refused.records").read_text().splitlines()
+    assert LONG in refused
+    assert deliver(spool) == 0
+
+
+def test_run_that_is_deleted_meanwhile_loses_nothing(spool):
+    log_losses(spool, 10)
+    spool.there.delete_run(spool.run_id)
+    with pytest.raises(
+        mlflow.MlflowException, match=f"mlflow runs restore --run-id {spool.run_id}"
+    ):
+        deliver(spool)
+
+    spool.there.restore_run(spool.run_id)
+    assert deliver(spool) == 1
+    assert len(points(spool.there, spool.run_id, "loss")) == 10
+
+
+def test_files_that_can_not_be_stored_hold_nothing_else_up(spool, tmp_path):
+    stored = Path(spool.there.get_run(spool.run_id).info.artifact_uri).parent
+    stored.parent.mkdir(exist_ok=True)
+    stored.touch()  # no folder can be made below a file, not even by root
+    spool.client.log_text(spool.run_id, "first", "a.txt")
+    log_losses(spool, 10)
+    spool.client.log_text(spool.run_id, "second", "b.txt")
+    spool.client.set_terminated(spool.run_id, "FINISHED")
+    for _ in range(2):
+        with pytest.raises(WaitingError, match=r"a\.txt: .*Not a directory"):
+            deliver(spool)
+    assert spool.there.get_run(spool.run_id).info.status == "FINISHED"
+    assert len(points(spool.there, spool.run_id, "loss")) == 10
+    assert not records.is_delivered(spool.folder)
+
+    stored.unlink()
+    deliver(spool)
+    kept = [each.path for each in spool.there.list_artifacts(spool.run_id)]
+    assert kept == ["a.txt", "b.txt"]
+    assert records.is_delivered(spool.folder)
+
+
+def version_of(path):
+    return {"kind": "version", "name": "shapes", "path": path, "tags": {}}
+
+
+def test_version_waits_for_who_can_make_it_and_is_made_of_each_model(spool):
+    made = []
+    for path in ("model", "model-200"):
+        spool.client.log_text(spool.run_id, "weights", f"{path}/MLmodel")
+        open_run(spool.folder).append(version_of(path))
+    deliver(spool)
+    assert not records.is_delivered(spool.folder)
+
+    courier = Courier(spool.folder, spool.there, lambda *asked: made.append(asked) or "made")
+    courier.deliver()
+    assert [(run_id, record["path"]) for _, run_id, record in made] == [
+        (spool.run_id, "model"),
+        (spool.run_id, "model-200"),
+    ]
+    assert records.is_delivered(spool.folder)
+    assert courier.told == ["made", "made"]
+
+
+def test_no_version_is_made_of_a_model_that_lost_a_file(spool):
+    spool.client.log_text(spool.run_id, "weights", "model/program.pt2")
+    (spool.folder / "artifacts" / "model" / "program.pt2").unlink()
+    open_run(spool.folder).append(version_of("model"))
+
+    with pytest.warns(UserWarning, match="the model lacks model/program.pt2, which was not stored"):
+        Courier(spool.folder, spool.there, pytest.fail).deliver()
+
+
+def test_status_is_not_set_over_a_later_end(spool):
+    spool.client.update_run(spool.run_id, status="RUNNING")
+    spool.there.set_terminated(spool.run_id, "KILLED", end_time=int(time.time() * 1000) + 1000)
+    deliver(spool)
+    assert spool.there.get_run(spool.run_id).info.status == "KILLED"
+
+    time.sleep(1.1)
+    spool.client.update_run(spool.run_id, status="RUNNING")
+    deliver(spool)
+    assert spool.there.get_run(spool.run_id).info.status == "RUNNING"
+
+
+def test_run_begun_without_a_server_is_made_once(spool):
+    run_id = spool.client.create_run("name:anew", run_name="mine").info.run_id
+    spool.client.log_metric(run_id, "loss", 0.5, step=1)
+    folder = spool.root / run_id
+    Courier(folder, spool.there)._make_run()
+    (folder / "delivered.json").unlink()  # as if it had died before it could note it
+    Courier(folder, spool.there).deliver()
+
+    experiment = spool.there.get_experiment_by_name("anew")
+    (made,) = spool.there.search_runs([experiment.experiment_id])
+    assert (made.info.run_name, made.data.metrics) == ("mine", {"loss": 0.5})
+    assert made.data.tags[SPOOL_TAG] == run_id
+
+
+def test_damaged_record_is_told_and_the_others_are_delivered(spool):
+    log_losses(spool, 3000)
+    path = spool.folder / "000001.records"
+    content = bytearray(path.read_bytes())
+    content[content.index(b"\n") + 30] ^= 1
+    path.write_bytes(content)
+    with pytest.warns(UserWarning, match="000001.records at byte"):
+        assert deliver(spool) == 3
+
+    kept = [step for step, _ in points(spool.there, spool.run_id, "loss")]
+    assert kept == [*range(1000), *range(2000, 3000)]
+
+
+def test_worker_that_is_forked_during_a_delivery_does_not_hold_its_lock(spool):
+    with alone(spool.folder):
+        child = os.fork()
+        if child == 0:
+            time.sleep(5)
+            os._exit(0)
+    try:
+        with alone(spool.folder):
+            pass
+    finally:
+        os.kill(child, 9)
+        os.waitpid(child, 0)
+
+
+def log_and_finish(spool, delivery):
+    delivery.start()
+    for step in range(20):
+        log_losses(spool, 1, first=step)
+        time.sleep(0.02)
+    assert not delivery.finish(1.5)
+    delivery.join(10)
+
+
+@pytest.mark.parametrize(
+    ("code", "words"), [(500, "500"), (403, "it refuses permission"), (404, "404")]
+)
+def test_server_that_refuses_is_told_once_and_logging_goes_on(code, words, spool, monkeypatch):
+    monkeypatch.setattr("pyclassify.tracking.spool.delivery.PERIOD", 0.05)
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    with answering(code) as address:
+        delivery = Delivery(spool.folder, address)
+        with pytest.warns(UserWarning, match="takes nothing") as said:
+            log_and_finish(spool, delivery)
+
+    (warning,) = (str(each.message) for each in said)
+    assert words in warning
+    assert delivery.unsent() == ((spool.folder / "000001.records").stat().st_size, [])
+    deliver(spool)
+    assert len(points(spool.there, spool.run_id, "loss")) == 20

@@ -1,0 +1,128 @@
+"""The files that a run's records are in: what is torn, damaged, or finds no room."""
+
+import math
+
+import pytest
+from spooled import files_of_at_most
+
+from pyclassify.tracking.spool import records, target
+from pyclassify.tracking.spool.opened import OpenRun
+from pyclassify.tracking.spool.records import DamagedRecord, Segment
+
+RECORDS = [
+    {"kind": "metrics", "points": [["loss", 0.5, 1_700_000_000_000, 3]]},
+    {"kind": "tags", "values": {"ä note": "a\nline", "gone": None}},
+    {"kind": "name", "name": "last"},
+]
+
+
+def write(folder, given=RECORDS):
+    segment = Segment(folder)
+    for record in given:
+        segment.append(records.encode(record))
+    segment.close()
+    return segment.path
+
+
+def read(path, offset=0):
+    return [record for _, record in records.read(path, offset)]
+
+
+def test_records_are_read_as_they_were_written(tmp_path):
+    assert read(write(tmp_path)) == RECORDS
+
+
+@pytest.mark.parametrize("value", [math.inf, -math.inf, math.nan, 5e-324, 0.1])
+def test_every_float_is_kept_bit_by_bit(value, tmp_path):
+    (record,) = read(write(tmp_path, [{"points": [value]}]))
+
+    assert record["points"][0].hex() == value.hex()
+
+
+def test_record_torn_anywhere_is_dropped_and_all_before_it_are_kept(tmp_path):
+    path = write(tmp_path)
+    whole = path.read_bytes()
+    last = len(records.encode(RECORDS[-1]))
+
+    for torn in range(1, last + 1):
+        path.write_bytes(whole[:-torn])
+        assert read(path) == RECORDS[:2]
+
+
+def test_damaged_record_is_told_with_its_place_and_the_others_are_kept(tmp_path):
+    path = write(tmp_path)
+    content = bytearray(path.read_bytes())
+    place = len(records.encode(RECORDS[0]))
+    content[place + 20] ^= 1
+    path.write_bytes(content)
+
+    first, damaged, last = read(path)
+    assert [first, last] == [RECORDS[0], RECORDS[2]]
+    assert isinstance(damaged, DamagedRecord)
+    assert str(damaged).startswith(f"{path} at byte {place}: ")
+
+
+def test_reading_goes_on_from_an_offset(tmp_path):
+    path = write(tmp_path)
+    (offset, _), *_ = records.read(path)
+
+    assert read(path, offset) == RECORDS[1:]
+
+
+def test_each_writer_has_a_file_of_its_own(tmp_path):
+    first, second = Segment(tmp_path), Segment(tmp_path)
+    for segment in (first, second, first):
+        segment.append(records.encode({"number": segment.number}))
+
+    assert {number: read(path) for number, path in records.segments(tmp_path).items()} == {
+        1: [{"number": 1}, {"number": 1}],
+        2: [{"number": 2}],
+    }
+
+
+def test_record_that_finds_no_room_leaves_none_of_its_bytes(tmp_path):
+    segment = Segment(tmp_path)
+    line = records.encode(RECORDS[0])
+    segment.append(line)
+    with files_of_at_most(len(line) + 10), pytest.raises(OSError, match="File too large"):
+        segment.append(line)
+
+    segment.append(records.encode(RECORDS[1]))
+    assert read(segment.path) == RECORDS[:2]
+
+
+@pytest.fixture
+def opened(tmp_path):
+    return OpenRun(target.make(tmp_path / "run", "0", "name", {}, 0))
+
+
+def log_without_room(opened, size, steps):
+    with files_of_at_most(size):
+        for step in range(steps):
+            opened.append_points([["loss", step / 2, 0, step]])
+
+
+def test_what_finds_no_room_is_kept_in_memory_and_written_when_there_is_some(opened):
+    with pytest.warns(UserWarning, match="run can't be written .* kept in memory until it can"):
+        log_without_room(opened, size=100, steps=1000)
+    with pytest.warns(UserWarning, match="run can be written again"):
+        opened.append({"kind": "name", "name": "last"})
+
+    (path,) = records.segments(opened.folder).values()
+    *metrics, last = read(path)
+    assert [each["points"][0][3] for each in metrics] == [*range(1000)]
+    assert last["name"] == "last"
+
+
+def test_log_that_outgrows_the_memory_is_dropped_with_a_warning_and_training_goes_on(
+    opened, monkeypatch
+):
+    monkeypatch.setattr("pyclassify.tracking.spool.opened.MOST_BYTES", 1000)
+    with pytest.warns(UserWarning, match="lost until there is room") as said:
+        log_without_room(opened, size=0, steps=100)
+
+    assert len(said) == 2
+    with pytest.warns(UserWarning, match="can be written again"):
+        assert opened.flush()
+    (path,) = records.segments(opened.folder).values()
+    assert 0 < len(read(path)) < 20

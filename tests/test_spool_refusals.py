@@ -1,0 +1,107 @@
+"""What a server answers, told apart: what it will never take, and what it may take later."""
+
+import mlflow
+import pytest
+from mlflow.protos.databricks_pb2 import BAD_REQUEST, INVALID_PARAMETER_VALUE
+from spooled import deliver
+from sqlalchemy import exc
+
+from pyclassify.tracking.spool.courier import is_final
+from pyclassify.tracking.spool.delivery import in_words
+
+
+def of_database(kind, words):
+    """What MLflow makes of an error of its database's."""
+    statement = ("INSERT INTO metrics (key) VALUES (?)", {"key": "loss"})
+    return mlflow.MlflowException(kind(*statement, Exception(words)), BAD_REQUEST)
+
+
+def full_pool():
+    """Of more requests at once than a server has connections to its database."""
+    words = "QueuePool limit of size 5 overflow 10 reached, connection timed out, timeout 30.00"
+    return mlflow.MlflowException(exc.TimeoutError(words, code="3o7r"), BAD_REQUEST)
+
+
+@pytest.mark.parametrize(
+    ("error", "final"),
+    [
+        (of_database(exc.InternalError, "cannot execute INSERT in a read-only transaction"), False),
+        (of_database(exc.InterfaceError, "connection already closed"), False),
+        (full_pool(), False),
+        (of_database(exc.DataError, "bigint out of range"), True),
+        (mlflow.MlflowException("no such name", INVALID_PARAMETER_VALUE), True),
+    ],
+    ids=["read-only", "closed", "full pool", "data", "name"],
+)
+def test_what_a_database_can_not_do_now_is_not_refused_for_good(error, final):
+    assert is_final(error) is final
+
+
+@pytest.mark.parametrize(
+    ("said", "words"),
+    [
+        ("a.txt: 401 Client Error: Unauthorized for url", "it asks for a user and a password, or"),
+        ("a.txt: 403 Client Error: Forbidden for url", "it refuses permission"),
+    ],
+)
+def test_server_that_takes_no_file_of_this_user_is_told_in_a_line(said, words):
+    assert in_words(OSError(said)).startswith(words)
+
+
+def test_what_a_database_says_is_told_without_its_statement():
+    error = of_database(exc.InternalError, "cannot execute INSERT in a read-only transaction")
+
+    assert in_words(error) == (
+        "its database says: cannot execute INSERT in a read-only transaction"
+    )
+
+
+UPLOAD = "a.txt: Failed to upload /spool/a.txt to kept/1/abc/artifacts/a.txt: An error occurred "
+
+
+@pytest.mark.parametrize(
+    ("said", "words"),
+    [
+        (
+            f"{UPLOAD}(NoSuchBucket) when calling the PutObject operation: The specified bucket",
+            "there is no bucket kept; make it, or give the experiment another artifact location",
+        ),
+        (
+            f"{UPLOAD}(AccessDenied) when calling the CreateMultipartUpload operation: Access",
+            "the bucket kept refuses permission to write; its policy must allow s3:PutObject",
+        ),
+        (
+            f"{UPLOAD}(InvalidAccessKeyId) when calling the PutObject operation: The AWS Access",
+            "the bucket kept does not take these keys; see AWS_ACCESS_KEY_ID",
+        ),
+        (
+            f"{UPLOAD}(SlowDown) when calling the PutObject operation (reached max retries: 4): ",
+            "the bucket kept answers with SlowDown",
+        ),
+        (
+            'a.txt: Could not connect to the endpoint URL: "http://127.0.0.1:1/kept/1/a.txt"',
+            "no bucket answers at http://127.0.0.1:1; see MLFLOW_S3_ENDPOINT_URL",
+        ),
+        (
+            "a.txt: Unable to locate credentials",
+            "there are no keys for the bucket; give AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY",
+        ),
+    ],
+    ids=["missing", "refused", "keys", "busy", "address", "no keys"],
+)
+def test_what_is_wrong_with_a_bucket_is_told_in_a_line(said, words):
+    assert in_words(OSError(said)) == words
+
+
+@pytest.mark.parametrize("character", ["\0", "\udcff"], ids=["NUL", "half a pair"])
+def test_character_that_no_database_takes_holds_nothing_up(character, spool):
+    client, run_id = spool.client, spool.run_id
+    client.set_tag(run_id, "said", f"a{character}b")
+    client.log_param(run_id, "root", f"c{character}")
+    client.log_metric(run_id, "loss", 0.5, step=1)
+    deliver(spool)
+
+    data = spool.there.get_run(run_id).data
+    assert data.tags["said"] == "a\N{REPLACEMENT CHARACTER}b"
+    assert data.params == {"root": "c\N{REPLACEMENT CHARACTER}"}
+    assert data.metrics == {"loss": 0.5}

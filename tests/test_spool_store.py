@@ -1,0 +1,136 @@
+"""A spool as MLflow's tracking store: what is logged to it is read from it."""
+
+from pathlib import Path
+from urllib.parse import quote
+
+import mlflow
+import pytest
+from mlflow.entities import DatasetInput, InputTag, Metric, Param, RunTag
+from mlflow.exceptions import MlflowException
+from recorded import MetaDataset
+from spooled import begin_again, points
+
+from pyclassify.tracking.spool.registry import register
+from pyclassify.tracking.spool.target import prepare
+
+
+def test_all_that_a_callback_logs_is_read_from_the_spool(spool):
+    client, run_id = spool.client, spool.run_id
+    client.log_metric(run_id, "loss", 0.5, step=1)
+    client.log_batch(run_id, [Metric("loss", 0.25, 7, 2)], [Param("lr", "1")], [RunTag("a", "b")])
+    client.log_param(run_id, "depth", 3)
+    client.set_tag(run_id, "gone", "soon")
+    client.delete_tag(run_id, "gone")
+    client.update_run(run_id, name="called")
+    client.set_terminated(run_id, "FINISHED", end_time=9)
+
+    run = client.get_run(run_id)
+    assert run.data.metrics == {"loss": 0.25}
+    assert run.data.params == {"lr": "1", "depth": "3"}
+    assert run.data.tags["a"] == "b"
+    assert "gone" not in run.data.tags
+    assert (run.info.run_name, run.info.status, run.info.end_time) == ("called", "FINISHED", 9)
+    assert points(client, run_id, "loss") == [(1, 0.5), (2, 0.25)]
+
+
+def test_files_are_listed_and_fetched(spool, tmp_path):
+    client, run_id = spool.client, spool.run_id
+    client.log_text(run_id, "some words", "notes/first.txt")
+    client.log_dict(run_id, {"a": 1}, ".hidden.json")
+    client.log_table(run_id, {"label": ["a", "b"]}, "table.json")
+
+    assert [each.path for each in client.list_artifacts(run_id)] == [
+        ".hidden.json",
+        "notes",
+        "table.json",
+    ]
+    path = client.download_artifacts(run_id, "notes/first.txt", str(tmp_path))
+    assert Path(path).read_text() == "some words"
+
+
+def test_data_set_is_an_input_of_the_run(spool):
+    source = mlflow.data.http_dataset_source.HTTPDatasetSource("http://localhost/images")
+    dataset = MetaDataset(source, name="images", digest="abc")._to_mlflow_entity()
+    spool.client.log_inputs(
+        spool.run_id, [DatasetInput(dataset, [InputTag("mlflow.data.context", "test")])]
+    )
+    begin_again(spool.folder)
+
+    (kept,) = spool.client.get_run(spool.run_id).inputs.dataset_inputs
+    assert (kept.dataset.name, kept.dataset.digest) == ("images", "abc")
+    assert [(tag.key, tag.value) for tag in kept.tags] == [("mlflow.data.context", "test")]
+
+
+def test_first_value_of_a_step_counts_in_each_attempt_and_keeps_its_time(spool):
+    client, run_id = spool.client, spool.run_id
+    for attempt in (1, 2):
+        for step in (0, 10, 5 * attempt):
+            client.log_metric(run_id, "loss", attempt + step, timestamp=attempt, step=step)
+        begin_again(spool.folder)
+
+    kept = {each.step: each for each in client.get_metric_history(run_id, "loss")}
+    assert len(client.get_metric_history(run_id, "loss")) == 3
+    assert {step: each.value for step, each in kept.items()} == {0: 1, 5: 6, 10: 11}
+    assert {each.timestamp for each in kept.values()} == {1}
+
+
+def test_finished_run_that_goes_on_has_its_last_results(spool):
+    client, run_id = spool.client, spool.run_id
+    for attempt, accuracy in enumerate((0.5, 0.75)):
+        for name, value in {"test_accuracy": accuracy, "parameters": 1000}.items():
+            client.log_metric(run_id, name, value, timestamp=attempt, step=0)
+            client.log_metric(run_id, name, -1, timestamp=attempt, step=0)  # not of a new attempt
+        client.log_metric(run_id, "train_loss", accuracy, timestamp=attempt, step=7)
+        client.set_terminated(run_id, "FINISHED")
+        begin_again(spool.folder)
+
+    run = client.get_run(run_id)
+    assert run.data.metrics == {"test_accuracy": 0.75, "parameters": 1000, "train_loss": 0.5}
+    assert points(client, run_id, "test_accuracy") == [(0, 0.5), (0, 0.75)]
+    assert points(client, run_id, "parameters") == [(0, 1000)]
+
+
+def test_steps_that_the_server_has_are_not_logged_again_from_a_new_spool(spool):
+    spool.there.log_metric(spool.run_id, "loss", 0.5, timestamp=1, step=3)
+    elsewhere = spool.root.parent / "elsewhere"
+    prepare(elsewhere, spool.there, spool.run_id)
+    client = mlflow.MlflowClient(f"spool://{elsewhere}")
+    for step in (3, 4):
+        client.log_metric(spool.run_id, "loss", 0.25, step=step)
+
+    assert points(client, spool.run_id, "loss") == [(4, 0.25)]
+
+
+def test_parameter_does_not_change(spool):
+    spool.client.log_param(spool.run_id, "depth", 3)
+    with pytest.raises(MlflowException, match="'depth' is '3' and can't become '4'"):
+        spool.client.log_param(spool.run_id, "depth", 4)
+
+
+@pytest.mark.parametrize(
+    "ask",
+    [
+        lambda client: client.search_runs(["0"]),
+        lambda client: client.search_experiments(),
+        lambda client: client.set_experiment_tag("12", "a", "b"),
+    ],
+)
+def test_what_a_spool_cannot_do_is_said_with_who_can(ask, spool):
+    with pytest.raises(MlflowException, match=r"^a spool can't .* `pyclassify sync` delivers to$"):
+        ask(spool.client)
+
+
+def test_run_that_is_not_there_is_told_with_the_folder(spool):
+    with pytest.raises(MlflowException, match=f"there is no run 123 in the spool {spool.root}"):
+        spool.client.get_run("123")
+
+
+@pytest.mark.parametrize("name", ["with blanks", "50%", "a#b?c", "ä"])
+def test_folder_may_be_called_anything(name, tmp_path):
+    register()
+    client = mlflow.MlflowClient(f"spool://{quote(str(tmp_path / name))}")
+    run_id = client.create_run("0").info.run_id
+    client.log_text(run_id, "words", "a.txt")
+
+    assert (tmp_path / name / run_id / "artifacts" / "a.txt").read_text() == "words"
+    assert client.download_artifacts(run_id, "a.txt", str(tmp_path))

@@ -1,0 +1,144 @@
+"""`pyclassify sync`: what jobs have logged where they could not reach the server."""
+
+import json
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import mlflow
+import pytest
+from spooled import answering, begin_again, points
+
+from pyclassify.cli import main
+from pyclassify.tracking.spool import records, target
+from pyclassify.tracking.spool.sync import Sync, find
+
+
+@pytest.fixture
+def work_dir(spool, tmp_path, monkeypatch):
+    """The folder of SLURM runs, where the job of one of them has logged and ended."""
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", spool.there.tracking_uri)
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    root = tmp_path / "work" / spool.run_id / "spool"
+    spool.folder = target.prepare(root, spool.there, spool.run_id)
+    spool.client = mlflow.MlflowClient(f"spool://{root}")
+    spool.client.log_metric(spool.run_id, "loss", 0.5, step=1)
+    spool.client.log_text(spool.run_id, "words", "a.txt")
+    spool.client.set_terminated(spool.run_id, "FINISHED")
+    yield tmp_path / "work"
+    begin_again(spool.folder)
+
+
+def test_runs_of_a_work_dir_are_delivered_and_told(work_dir, spool, capsys):
+    assert main(["sync", str(work_dir)]) == 0
+
+    run = spool.there.get_run(spool.run_id)
+    assert (run.info.status, run.data.metrics) == ("FINISHED", {"loss": 0.5})
+    assert [each.path for each in spool.there.list_artifacts(spool.run_id)] == ["a.txt"]
+    assert capsys.readouterr().out == f"{spool.run_id}: 3 records delivered, 3 in all\n"
+
+
+def test_run_that_is_over_and_delivered_is_passed_over_and_its_files_are_cleared(
+    work_dir, spool, capsys
+):
+    main(["sync", str(work_dir)])
+    capsys.readouterr()
+
+    assert [*find(work_dir)] == []
+    assert main(["sync", str(work_dir)]) == 0
+    assert capsys.readouterr().out == ""
+    assert [*(spool.folder / "artifacts").iterdir()] == []
+
+
+def test_what_is_written_after_a_run_was_over_is_delivered(work_dir, spool):
+    main(["sync", str(work_dir)])
+    spool.client.set_tag(spool.run_id, "slurm_state", "COMPLETED")
+    main(["sync", str(work_dir)])
+
+    assert spool.there.get_run(spool.run_id).data.tags["slurm_state"] == "COMPLETED"
+
+
+@pytest.mark.parametrize(
+    ("code", "words"), [(500, "it answers with error 500"), (403, "it refuses permission")]
+)
+def test_server_that_refuses_is_told_in_words_and_all_stays(
+    code, words, work_dir, spool, monkeypatch, capsys
+):
+    with answering(code) as address:
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
+        assert main(["sync", str(work_dir)]) == 1
+    assert capsys.readouterr().err == f"pyclassify: {spool.run_id}: nothing delivered: {words}\n"
+
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", spool.there.tracking_uri)
+    assert main(["sync", str(work_dir)]) == 0
+    assert points(spool.there, spool.run_id, "loss") == [(1, 0.5)]
+
+
+def test_spool_that_can_not_be_read_is_told_and_the_others_are_delivered(work_dir, spool, capsys):
+    broken = work_dir / "0" / "spool" / "0"
+    broken.mkdir(parents=True)
+    (broken / records.SPOOL).write_text("{")
+
+    assert main(["sync", str(work_dir)]) == 1
+    assert capsys.readouterr().err.startswith("pyclassify: 0: nothing delivered: ")
+    assert spool.there.get_run(spool.run_id).info.status == "FINISHED"
+
+
+def test_two_at_once_do_no_harm(work_dir, spool):
+    for step in range(2, 3000):
+        spool.client.log_metric(spool.run_id, "loss", step, step=step)
+    both = [threading.Thread(target=Sync(work_dir).turn) for _ in range(2)]
+    for each in both:
+        each.start()
+    for each in both:
+        each.join()
+
+    assert len(points(spool.there, spool.run_id, "loss")) == 2999
+
+
+def test_following_delivers_what_is_logged_meanwhile_until_it_is_stopped(work_dir, spool):
+    follower = subprocess.Popen(
+        [sys.executable, "-m", "pyclassify", "sync", "--follow", str(work_dir)],
+        cwd=Path(__file__).parents[1],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert follower.stdout.readline().startswith(f"{spool.run_id}: 3 records delivered")
+    spool.client.log_metric(spool.run_id, "loss", 0.25, step=2)
+    assert follower.stdout.readline() == f"{spool.run_id}: 1 records delivered, 4 in all\n"
+
+    follower.send_signal(2)
+    assert follower.communicate(timeout=30)[1].endswith("stopped by SIGINT\n")
+    assert points(spool.there, spool.run_id, "loss") == [(1, 0.5), (2, 0.25)]
+
+
+def test_runs_that_are_over_are_passed_over_without_a_look_at_their_records(tmp_path, monkeypatch):
+    for number in range(3):
+        folder = tmp_path / str(number) / "spool" / str(number)
+        folder.mkdir(parents=True)
+        (folder / records.SPOOL).write_text("{}")
+        segment = records.Segment(folder)
+        segment.append(records.encode({"kind": "name", "name": "a"}))
+        segment.close()
+        (folder / records.DONE).write_text(str(records.measure(folder)))
+
+    for look in ("read", "decode", "load"):
+        monkeypatch.delattr(records, look)
+    assert [*find(tmp_path)] == []
+
+
+def test_folder_that_is_not_there_is_told_with_those_that_may_be(tmp_path, capsys):
+    assert main(["sync", str(tmp_path / "none")]) == 1
+    assert "there is no folder" in (said := capsys.readouterr().err)
+    assert "runs/spool" in said
+    assert '"work_dir" of the SLURM backend' in said
+
+
+def test_database_named_from_a_folder_is_found_from_any(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    target.make(tmp_path / "run", "0", "name", {}, 0, tracking_uri="sqlite:///mlflow.db")
+
+    known = json.loads((tmp_path / "run" / records.SPOOL).read_text())
+    assert known["tracking_uri"] == f"sqlite:///{tmp_path}/mlflow.db"

@@ -1,0 +1,120 @@
+"""One process writes to a run at a time, whatever becomes of it and of those that it started."""
+
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from pyclassify.tracking.spool import lock
+
+ROOT = Path(__file__).parents[1]
+TAKE = "from pathlib import Path; from pyclassify.tracking.spool import lock; "
+TAKE += "lock.take(Path({folder!r})); "
+# One child by fork, as a data worker is, and one by exec; their numbers are written.
+BREED = """
+import os, subprocess, sys, time
+forked = os.fork()
+if not forked:
+    time.sleep(60)
+other = subprocess.Popen(["sleep", "60"], close_fds=False)
+print(forked, other.pid, flush=True)
+time.sleep(60)
+"""
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return tmp_path / "spool" / "0123abcd"
+
+
+@pytest.fixture
+def start(folder):
+    """Start a process that takes the run, runs some code and is killed in the end."""
+    started = []
+
+    def run(code="import time; print(flush=True); time.sleep(60)", **variables):
+        process = subprocess.Popen(
+            [sys.executable, "-c", TAKE.format(folder=str(folder)) + f"exec({code!r})"],
+            cwd=ROOT,
+            env=os.environ | variables,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        started.append(process)
+        return process, process.stdout.readline()
+
+    yield run
+    for process in started:
+        process.kill()
+        process.wait()
+
+
+def test_second_writer_is_told_who_the_first_is_and_what_to_do(folder, start):
+    process, _ = start(SLURM_JOB_ID="77")
+
+    who = rf"process {process.pid} on {re.escape(socket.gethostname())} \(SLURM job 77\), since 2"
+    with pytest.raises(lock.RunIsHeldError, match=rf"0123abcd is being written by {who}") as error:
+        lock.take(folder)
+    assert str(error.value).endswith("then `pyclassify resume 0123abcd`")
+    assert re.match(who, lock.find_holder(folder))
+
+
+def test_run_is_free_once_its_writer_is_killed(folder, start):
+    process, _ = start()
+    process.kill()
+    process.wait()
+
+    assert lock.find_holder(folder) == ""
+    lock.take(folder)
+    assert json.loads((folder / lock.NAME).read_text())["pid"] == os.getpid()
+    lock.let_go(folder)
+
+
+def test_children_that_outlive_their_parent_do_not_keep_the_run(folder, start):
+    process, line = start(BREED)
+    children = [int(word) for word in line.split()]
+    try:
+        assert lock.find_holder(folder)
+        process.kill()
+        process.wait()
+
+        assert all(Path(f"/proc/{child}").exists() for child in children)
+        assert lock.find_holder(folder) == ""
+    finally:
+        for child in children:
+            os.kill(child, signal.SIGKILL)
+
+
+def test_child_that_ends_leaves_the_run_to_its_parent(folder, start):
+    start("import os, time; os.fork() or os._exit(0); os.wait(); print(flush=True); time.sleep(60)")
+
+    assert lock.find_holder(folder)
+
+
+def test_taking_it_twice_is_taking_it_once(folder):
+    lock.take(folder)
+    lock.take(folder)
+    lock.let_go(folder)
+
+    assert lock.find_holder(folder) == ""
+
+
+def test_file_system_without_locks_costs_a_warning(folder, monkeypatch):
+    def refuse(*_):
+        raise OSError(38, "Function not implemented")
+
+    monkeypatch.setattr(lock.fcntl, "flock", refuse)
+    with pytest.warns(UserWarning, match=r"can't be locked \(Function not implemented\); see to"):
+        lock.take(folder)
+    lock.let_go(folder)
+
+
+def test_run_that_nobody_ever_wrote_to_has_no_holder(folder):
+    assert lock.find_holder(folder) == ""
+    assert not folder.exists()
