@@ -1,6 +1,8 @@
 """How the processes of a run agree to write or to stop between two steps, and what they gather."""
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -22,6 +24,12 @@ class Agreement:
         self._last, self._wait, self._passed = time.monotonic(), 0, 0
         if self._group is None and world_size > 1 and dist.is_initialized():
             self._group = dist.new_group(backend="gloo")  # the main one may be the devices' own
+
+    def close(self) -> None:
+        """Give back what `open` took; all processes call it."""
+        if self._group is not None:
+            dist.destroy_process_group(self._group)
+            self._group = None
 
     def is_next(self) -> bool:
         """Count a step, and tell whether to agree now, which is the same in all processes."""
@@ -64,3 +72,23 @@ def gather(mine: list[Tensor]) -> list[list[Tensor]]:
     everyone: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(everyone, mine)
     return [theirs for theirs in everyone if theirs]  # what a process without a batch has
+
+
+@contextmanager
+def parting() -> Iterator[None]:
+    """Leave the other processes for good, once what is done here is done or was stopped.
+
+    gloo's threads let go of the tensors of the last exchange when they come to it. Where that is
+    after Python has begun to close, the process aborts, whatever its exit code was to be
+    (pytorch/pytorch#190489). After an error they are left alone: what they still wait for, another
+    process may never send.
+    """
+    failed = False
+    try:
+        yield
+    except Exception:
+        failed = True
+        raise
+    finally:
+        if not failed and dist.is_available() and dist.is_initialized():
+            dist.destroy_process_group()

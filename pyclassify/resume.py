@@ -227,10 +227,13 @@ class Resume(BetweenSteps):
         self._save(trainer, epoch_done=True)
         if signum := self._agreement.reach(signals.asked(), due=False)[0]:
             signals.stop(signum)
+        self._agreement.close()
         signals.act_again()
 
     def on_exception(self, trainer: pl.Trainer, pl_module: Any, exception: BaseException) -> None:
         signals.act_again()  # what is wrong may be the stop's doing, such as workers that are gone
+        if isinstance(exception, KeyboardInterrupt):  # all stop, between the same two steps
+            self._agreement.close()
 
 
 def goes_on(trainer: pl.Trainer) -> bool:

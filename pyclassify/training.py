@@ -18,6 +18,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only, rank_zero_warn
 
 # Imported so that their bare names can be given to --model and --data.
 from pyclassify import datamodule, module  # noqa: F401
+from pyclassify.agreement import parting
 from pyclassify.alike import show_alike
 from pyclassify.checkpoints import read_data_state
 from pyclassify.checks import (
@@ -255,7 +256,7 @@ def run(args: list[str], given: list[str] | None = None) -> None:
         given: The same as they were given, for the record.
     """
     quieten()
-    with tempfile.TemporaryDirectory() as downloads:
+    with parting(), tempfile.TemporaryDirectory() as downloads:
         Cli(
             downloads,
             pl.LightningModule,

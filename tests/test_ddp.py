@@ -10,6 +10,7 @@ import small
 import torch
 from torch.utils.data import DataLoader
 
+from pyclassify.agreement import parting
 from pyclassify.datamodule import SyntheticDataModule
 from pyclassify.module import Classifier
 from pyclassify.signals import stop_with_parent
@@ -116,5 +117,6 @@ def test_each_image_is_predicted_once(alone, ranks):
 
 if __name__ == "__main__":
     stop_with_parent()
-    found = train_and_evaluate(devices=2)
+    with parting():
+        found = train_and_evaluate(devices=2)
     torch.save(found, Path(sys.argv[1]) / f"{found['rank']}.pt")

@@ -11,6 +11,7 @@ import small
 import torch
 from folders import grow
 
+from pyclassify.agreement import parting
 from pyclassify.datamodule import ImageFolderDataModule
 from pyclassify.exported import ExportedClassifier
 from pyclassify.module import Classifier
@@ -69,4 +70,5 @@ def test_two_processes_write_the_table_of_one(name, folder):
 
 if __name__ == "__main__":
     stop_with_parent()
-    score(Path(sys.argv[1]), devices=2)
+    with parting():
+        score(Path(sys.argv[1]), devices=2)

@@ -1,0 +1,36 @@
+"""A process that is done leaves the others before Python closes; one that failed does not wait."""
+
+import pytest
+import torch.distributed as dist
+
+from pyclassify.agreement import parting
+from pyclassify.cli import main
+
+
+@pytest.fixture(autouse=True)
+def group(tmp_path):
+    store = dist.FileStore(str(tmp_path / "store"), 1)
+    dist.init_process_group("gloo", store=store, rank=0, world_size=1)
+    yield
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def test_verb_leaves_no_process_group_behind():
+    assert main(["prepare", "--data", "SyntheticDataModule"]) == 0
+
+    assert not dist.is_initialized()
+
+
+def test_stop_leaves_none_either():
+    with pytest.raises(KeyboardInterrupt), parting():
+        raise KeyboardInterrupt("SIGUSR1")
+
+    assert not dist.is_initialized()
+
+
+def test_after_an_error_nothing_is_waited_for():
+    with pytest.raises(OSError, match="disk"), parting():
+        raise OSError("disk full")
+
+    assert dist.is_initialized()
