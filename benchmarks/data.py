@@ -7,16 +7,18 @@ with a step that does nothing. PIL in one process: each image a PIL image, made 
 torchvision's Resize, RandomCrop, RandomHorizontalFlip, ToTensor and Normalize in a DataLoader
 without workers. Both give batches of 64 and take turns; the images are the same. CIFAR-10's are
 drawn, as nothing is downloaded; JPEGs of 32 and 256 pixels are made on the spot, or those of
-FOLDER/train/<class> are taken.
+FOLDER/train/<class> are taken: read in each epoch, and kept by `cache` (after the first reading).
 """
 
 import argparse
 import itertools
 import logging
+import os
 import tempfile
 import time
 import warnings
 from pathlib import Path
+from unittest.mock import patch
 
 import lightning.pytorch as pl
 import psutil
@@ -141,12 +143,14 @@ def sets(given, own):
         jpegs.make(own / str(side), 100 if given.short else 4000, side)
     for name, folder in folders.items():
         pairs[f"ImageFolderDataModule, {name}"] = in_folder(folder)
+        pairs[f"ImageFolderDataModule, {name}, cache"] = in_folder(folder, cache=True)
     return pairs
 
 
 def measure(given):
     """Images a second by set and way, their ratios, and the machine."""
-    with tempfile.TemporaryDirectory() as own:
+    # What `cache` keeps goes with the JPEGs.
+    with tempfile.TemporaryDirectory() as own, patch.dict(os.environ, XDG_CACHE_HOME=own):
         pairs = sets(given, Path(own))
         figures = {name: {way: [] for way in WAYS} for name in pairs}
         for _ in range(given.repeats):
@@ -158,7 +162,7 @@ def measure(given):
         for per in ("", PROCESSOR):
             pairs_of = zip(rates[f"ours{per}"], rates[f"plain{per}"], strict=True)
             rates[f"ratio{per}"] = [a / b for a, b in pairs_of]
-    workers = {name: data.num_workers for name, (data, _) in pairs.items()}
+    workers = {name: data.train_dataloader().num_workers for name, (data, _) in pairs.items()}
     return {"sets": figures, "num_workers": workers}
 
 

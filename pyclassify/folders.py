@@ -1,5 +1,6 @@
 """The data module of a folder of image files."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -9,12 +10,13 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from pyclassify.cores import count_workers
-from pyclassify.datasets import ImageFiles, ScoredFiles
+from pyclassify.datasets import ImageFiles, ImageTensors, ScoredFiles
 from pyclassify.digest import digest_files
 from pyclassify.download import user_folder
 from pyclassify.listing import Paths, list_all_images, list_classes, list_images
 from pyclassify.loading import ImageDataModule, keep_sizes
 from pyclassify.parts import PARTS, split
+from pyclassify.scaled import keep
 
 # Of a batch of images in their own sizes: 100 MB, of which a loader holds several.
 BATCH_PIXELS = 2**25
@@ -41,6 +43,10 @@ class ImageFolderDataModule(ImageDataModule):
             256 levels off at most: far less than what the crop changes.
         num_workers: Processes that decode images, beside each training process; by default one
             for each processor that it has but the one that it needs itself, 1 to 8.
+        cache: Whether to decode and scale the training images once, and keep them as one file in
+            the user's cache folder (XDG_CACHE_HOME), 3 * resize^2 bytes an image. Later epochs and
+            runs read that, and give the network the same pixels. For a folder of many small files,
+            and more so on a network's file system.
     """
 
     def __init__(
@@ -54,6 +60,7 @@ class ImageFolderDataModule(ImageDataModule):
         std: tuple[float, float, float] = (0.229, 0.224, 0.225),
         exact: bool = False,
         num_workers: int | None = None,
+        cache: bool = False,
         **kwargs: Any,
     ) -> None:
         super().__init__(mean=mean, std=std, **kwargs)
@@ -64,16 +71,27 @@ class ImageFolderDataModule(ImageDataModule):
             )
         if num_workers is not None and num_workers < 0:
             raise MisconfigurationException(f"num_workers is {num_workers}; give 0 or more")
+        if cache and exact:
+            raise MisconfigurationException(
+                "data.cache keeps pixels as whole numbers, which data.exact does not round to; "
+                "give one of the two"
+            )
         self.data_path = Path(data_path).expanduser()
         self.val_size, self.split_seed = val_size, split_seed
         self.unreadable, self.exact = unreadable, exact
-        self._workers = num_workers
+        self.cache, self._workers = cache, num_workers
         self.num_workers = num_workers or 0
         if classes is not None:
             self.classes = list(classes)
         elif (self.data_path / "train").is_dir():
             self.classes = list_classes(self.data_path / "train")
         self._listed: dict[str, tuple[Paths, Tensor]] = {}
+        self._sources: dict[str, ImageFiles] = {}
+
+    def prepare_data(self) -> None:
+        """Make the file of `cache`, if that is asked for; by one process a machine."""
+        if self.cache and (self.trainer is None or self.trainer.state.fn == "fit"):
+            self.setup("fit")
 
     def setup(self, stage: str) -> None:
         if self._workers is None:
@@ -91,7 +109,16 @@ class ImageFolderDataModule(ImageDataModule):
                 held_out = max(1, round(len(files) * self.val_size))
                 index = split(len(files), held_out, self.split_seed)[part]
             exact = self.exact or part != "train"
-            setattr(self, part, ImageFiles(files, labels, self.preprocess.resize, index, exact))
+            images = ImageFiles(files, labels, self.preprocess.resize, index, exact)
+            self._sources[part] = images
+            setattr(self, part, self._keep(images) if self.cache and part == "train" else images)
+
+    def _keep(self, images: ImageFiles) -> ImageTensors:
+        kept = vars(self).get("train")
+        if not isinstance(kept, ImageTensors):  # since all of the file is read to check it
+            digest = self._digest(images.files)
+            kept = keep(images, self.classes, self.data_path, digest, self.num_workers)
+        return kept
 
     def predict_dataloader(self) -> DataLoader[Any]:
         files = self.scored
@@ -109,16 +136,13 @@ class ImageFolderDataModule(ImageDataModule):
 
     def digest(self) -> dict[str, str]:
         """Tell the data by their content: a digest of each set whose files are listed."""
-        filled = {part: vars(self).get(part) for part in ("train", "val", "test")}
         return {
-            part: digest_files(
-                [each.files[place] for place in each.index.tolist()],
-                self.data_path,
-                user_folder() / "digests.json",
-            )
-            for part, each in filled.items()
-            if isinstance(each, ImageFiles)
+            part: self._digest([each.files[place] for place in each.index.tolist()])
+            for part, each in self._sources.items()
         }
+
+    def _digest(self, files: Sequence[str]) -> str:
+        return digest_files(files, self.data_path, user_folder() / "digests.json")
 
     def _list(self, folder: str) -> tuple[Paths, Tensor]:
         # Kept, since a large folder takes minutes to walk on a cluster's file system.

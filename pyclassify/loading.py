@@ -85,7 +85,7 @@ class ImageDataModule(LightningDataModule):
         if batch_size < 1:
             raise MisconfigurationException(f"batch_size is {batch_size}; give 1 or more")
         self.batch_size = batch_size
-        self.num_workers = 0  # nothing to gain where images are in memory
+        self.num_workers = 0  # for images that are not in memory
         self.preprocess = Preprocess(resize, crop, flip, mean, std, pad, erase, color)
         self._shown = {"resize": resize, "crop": crop, "mean": list(mean), "std": list(std)}
 
@@ -141,16 +141,18 @@ class ImageDataModule(LightningDataModule):
         batch_size: int | None = None,
         collate: Callable[[list[Any]], Any] | None = None,
     ) -> DataLoader[Any]:
+        in_memory = isinstance(dataset, ImageTensors)
+        workers = 0 if in_memory else self.num_workers
         return DataLoader(
             dataset,
             batch_size=batch_size
             or self.batch_size,  # by name: Lightning makes the loader anew to predict
             sampler=sampler,
-            num_workers=self.num_workers,
-            persistent_workers=self.num_workers > 0,
+            num_workers=workers,
+            persistent_workers=workers > 0,
             pin_memory=torch.cuda.is_available(),
             worker_init_fn=_start_worker,
-            collate_fn=_as_fetched if isinstance(dataset, ImageTensors) else collate,
+            collate_fn=_as_fetched if in_memory else collate,
         )
 
     def on_after_batch_transfer(self, batch: Sequence[Tensor], dataloader_idx: int) -> Batch:

@@ -15,12 +15,14 @@ def test_data_modules_and_pil_are_measured_on_the_same_images(tmp_path, capsys):
         "CIFAR10DataModule",
         "SyntheticDataModule",
         "ImageFolderDataModule, JPEGs of 32 pixels",
+        "ImageFolderDataModule, JPEGs of 32 pixels, cache",
         "ImageFolderDataModule, JPEGs of 256 pixels",
+        "ImageFolderDataModule, JPEGs of 256 pixels, cache",
     ]
     for rates in result["sets"].values():
         assert rates["ratio"] == [pytest.approx(rates["ours"][0] / rates["plain"][0])]
     lines = capsys.readouterr().out.splitlines()
-    assert sum(line.startswith(("| CIFAR", "| Synth", "| Image")) for line in lines) == 4
+    assert sum(line.startswith(("| CIFAR", "| Synth", "| Image")) for line in lines) == 6
 
 
 def test_made_jpegs_lie_in_classes_and_come_out_the_same_every_time(tmp_path):

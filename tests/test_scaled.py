@@ -1,0 +1,107 @@
+"""A folder's training images that are decoded once are the very images, and stay so."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import small
+import torch
+from folders import grow
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from PIL import Image
+
+from pyclassify import scaled
+from pyclassify.datamodule import ImageFolderDataModule
+from pyclassify.datasets import ImageTensors
+from pyclassify.module import Classifier
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return tmp_path / "cache/pyclassify/scaled"
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """PNGs and JPEGs of several sizes."""
+    grow(tmp_path / "photos", "train/cat", "train/dog", "test/cat", count=6)
+    pixels = np.random.default_rng(0).integers(0, 256, (40, 50, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "photos/train/dog/large.jpg")
+    return tmp_path / "photos"
+
+
+def module(folder, **options):
+    sizes = {"batch_size": 4, "resize": 10, "crop": 8, "pad": 1, "color": 0.2}
+    return ImageFolderDataModule(str(folder), num_workers=1, **{**sizes, **options})
+
+
+def steps(data):
+    """The batches of two epochs of training, and what the data say of themselves."""
+    torch.manual_seed(0)
+    recorder = small.Recorder()
+    small.trainer(max_epochs=2, callbacks=[recorder]).fit(Classifier(small.network, 2), data)
+    return recorder.training, data.digest()
+
+
+def refuse(*args):
+    pytest.fail("an image file was decoded")
+
+
+def test_network_gets_the_same_batches_and_the_data_have_the_same_digest(folder):
+    (read, digest), (kept, of_kept) = (steps(module(folder, cache=on)) for on in (False, True))
+
+    assert len(read) == len(kept) == 6
+    for one, other in zip(read, kept, strict=True):
+        assert one[0].equal(other[0])
+        assert one[1].equal(other[1])
+        assert one.places.equal(other.places)
+    assert of_kept == digest
+
+
+def test_later_runs_decode_no_training_image_and_start_no_worker_for_them(folder, monkeypatch):
+    module(folder, cache=True).prepare_data()
+    monkeypatch.setattr("pyclassify.datasets.read_scaled", refuse)
+    later = module(folder, cache=True)
+
+    later.prepare_data()
+    later.setup("fit")
+
+    assert isinstance(later.train, ImageTensors)
+    assert [later.train_dataloader().num_workers, later.val_dataloader().num_workers] == [0, 1]
+
+
+def test_changed_image_is_read_again(folder):
+    first, again = module(folder, cache=True), module(folder, cache=True)
+    first.setup("fit")
+    Image.new("RGB", (9, 9), "white").save(folder / "train/cat/0.png")
+    again.setup("fit")
+
+    changed = (first.train.images != again.train.images).flatten(1).any(1)
+    assert changed.nonzero().flatten().tolist() == [0]
+    assert again.train.images[0].eq(255).all()
+
+
+def test_each_size_has_a_file_and_only_training_makes_one(folder, cache):
+    scoring = module(folder, cache=True)
+    small.trainer().test(Classifier(small.network, 2), scoring, verbose=False)
+    assert not cache.exists()
+
+    for size in (10, 12):
+        module(folder, cache=True, resize=size).setup("fit")
+
+    made = sorted(path.name.split("-")[::2] for path in cache.glob("*.mapped"))
+    assert made == [["photos", "10.mapped"], ["photos", "12.mapped"]]
+
+
+def test_images_beyond_the_memory_are_refused(folder, monkeypatch):
+    little = SimpleNamespace(available=1000)
+    monkeypatch.setattr(scaled.psutil, "virtual_memory", lambda: little)
+
+    with pytest.raises(MisconfigurationException, match=r"13 images of 10 pixels .* data\.resize"):
+        module(folder, cache=True).setup("fit")
+
+
+def test_exact_pixels_are_not_kept(folder):
+    with pytest.raises(MisconfigurationException, match=r"data\.exact .* one of the two"):
+        module(folder, cache=True, exact=True)
