@@ -25,13 +25,14 @@ class PILImages(Dataset):
         return self.prepare(Image.fromarray(self.images[item])), self.labels[item]
 
 
-def prepare_as(preprocess):
-    """The transforms that do what a `Preprocess` of ours does in training."""
+def prepare_as(preprocess, training=True):
+    """The transforms that do what a `Preprocess` of ours does in training, or where it tests."""
+    crop = transforms.RandomCrop if training else transforms.CenterCrop
     return transforms.Compose(
         [
             transforms.Resize(preprocess.resize),
-            transforms.RandomCrop(preprocess.crop),
-            transforms.RandomHorizontalFlip(),
+            crop(preprocess.crop),
+            *([transforms.RandomHorizontalFlip()] if training else []),
             transforms.ToTensor(),
             transforms.Normalize(preprocess.mean.flatten() / 255, preprocess.std.flatten() / 255),
         ]

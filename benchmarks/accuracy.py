@@ -1,0 +1,122 @@
+"""Accuracy after a few epochs, beside the course's way: being faster must not cost any.
+
+    python -m benchmarks.accuracy FOLDER [--images 10000] [--epochs 3] [--seeds 3] [--json FILE]
+
+FOLDER holds train/<class>/<image> and test/ likewise. Both ways train AlexNet from scratch on the
+same images, the first of each class, and are tested on all of test/: `fit`, which is `pyclassify
+train` as it comes, and `reference`, the loop of benchmarks.loops. Each seed is a turn of both.
+"""
+
+import argparse
+import itertools
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from mlflow import MlflowClient
+from torch.utils.data import DataLoader
+from torchvision.datasets import ImageFolder
+from torchvision.models import alexnet
+
+from benchmarks import report
+from benchmarks.reference import prepare_as
+from pyclassify.datamodule import ImageFolderDataModule
+
+ROOT = Path(__file__).parents[1]
+BATCH = 64
+VALIDATED = 0.02  # of each class, beside what is trained on: `fit` alone looks at them
+
+
+def reference(folder, seed, epochs):
+    """The course's way; its accuracy on test/."""
+    torch.manual_seed(seed)
+    preprocess = ImageFolderDataModule(str(folder)).preprocess
+    images = ImageFolder(folder / "train", prepare_as(preprocess))
+    network = alexnet(num_classes=len(images.classes))
+    optimizer = torch.optim.Adam(network.parameters(), lr=1e-4)
+    loader = DataLoader(images, BATCH, shuffle=True)
+    for batch, labels in itertools.chain.from_iterable(itertools.repeat(loader, epochs)):
+        loss = F.cross_entropy(network(batch), labels)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    tested = ImageFolder(folder / "test", prepare_as(preprocess, training=False))
+    network.eval()
+    with torch.inference_mode():
+        right = [
+            network(batch).argmax(1).eq(labels).sum() for batch, labels in DataLoader(tested, 256)
+        ]
+    return float(sum(right)) / len(tested)
+
+
+def fit(folder, seed, epochs):
+    """`pyclassify train` with AlexNet's recipe; its `test_accuracy`."""
+    with tempfile.TemporaryDirectory() as own:
+        uri = f"sqlite:///{own}/mlflow.db"
+        subprocess.run(
+            [
+                *(sys.executable, "-m", "pyclassify", "train"),
+                f"--config={ROOT / 'configs/alexnet-cifar10.yaml'}",
+                *("--data=ImageFolderDataModule", f"--data_path={folder}"),
+                *(f"--batch_size={BATCH}", f"--max_epochs={epochs}", f"--seed={seed}"),
+                "--trainer.enable_progress_bar=false",
+            ],
+            cwd=own,
+            env={
+                **os.environ,
+                "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]),
+                "MLFLOW_TRACKING_URI": uri,
+            },
+            check=True,
+            stdout=subprocess.DEVNULL,
+        )
+        client = MlflowClient(uri)
+        experiments = [each.experiment_id for each in client.search_experiments()]
+        return client.search_runs(experiments)[0].data.metrics["test_accuracy"]
+
+
+WAYS = {"fit": fit, "reference": reference}
+
+
+def choose(folder, own, count):
+    """Lay the first images of each class in `own`, as links: train/, a little val/, and test/."""
+    classes = sorted((folder / "train").iterdir())
+    each, beside = count // len(classes), max(round(VALIDATED * count / len(classes)), 1)
+    for source in classes:
+        images = sorted(source.iterdir())
+        for part, chosen in (("train", images[:each]), ("val", images[each : each + beside])):
+            (own / part / source.name).mkdir(parents=True)
+            for image in chosen:
+                (own / part / source.name / image.name).symlink_to(image.absolute())
+    (own / "test").symlink_to((folder / "test").absolute())
+
+
+def main(args=None):
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--images", type=int, default=10_000, help="to train on")
+    parser.add_argument("--epochs", type=int, default=3)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--json", help="a file for all figures")
+    given = parser.parse_args(args)
+    found = {way: [] for way in WAYS}
+    with tempfile.TemporaryDirectory() as own:
+        choose(given.folder, Path(own), given.images)
+        for seed in range(given.seeds):
+            for way, accuracies in found.items():
+                accuracies.append(WAYS[way](Path(own), seed, given.epochs))
+                sys.stderr.write(json.dumps(found) + "\n")
+    means = {way: statistics.fmean(accuracies) for way, accuracies in found.items()}
+    line = {f"{way}, test accuracy": accuracies for way, accuracies in found.items()}
+    line["difference of the means"] = means["fit"] - means["reference"]
+    report.tell([{"images": given.images, "epochs": given.epochs, **line}], found, given.json)
+
+
+if __name__ == "__main__":
+    main()

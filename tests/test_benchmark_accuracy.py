@@ -1,0 +1,20 @@
+"""The benchmark of the accuracy works, on few images."""
+
+import json
+
+from folders import grow
+
+from benchmarks import accuracy
+
+
+def test_both_ways_are_trained_and_tested_on_the_same_images(tmp_path, capsys):
+    grow(tmp_path / "photos", "train/cat", "train/dog", count=5)
+    grow(tmp_path / "photos", "test/cat", "test/dog", count=2)
+    few = ["--images=8", "--epochs=1", "--seeds=1"]
+
+    accuracy.main([str(tmp_path / "photos"), *few, f"--json={tmp_path / 'all.json'}"])
+
+    result = json.loads((tmp_path / "all.json").read_text())
+    assert [len(result[way]) for way in ("fit", "reference")] == [1, 1]
+    assert all(result[way][0] in (0, 0.25, 0.5, 0.75, 1) for way in accuracy.WAYS)
+    assert capsys.readouterr().out.splitlines()[-1].startswith("| 8 | 1 | ")
