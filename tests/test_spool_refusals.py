@@ -6,8 +6,8 @@ from mlflow.protos.databricks_pb2 import BAD_REQUEST, INVALID_PARAMETER_VALUE
 from spooled import deliver
 from sqlalchemy import exc
 
-from pyclassify.tracking.spool.courier import is_final
 from pyclassify.tracking.spool.delivery import in_words
+from pyclassify.tracking.spool.refusals import is_final
 
 
 def of_database(kind, words):

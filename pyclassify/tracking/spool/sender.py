@@ -1,0 +1,133 @@
+"""A run's records as calls to the tracking server, but for those that go to other stores."""
+
+from collections.abc import Callable
+from functools import cached_property
+from typing import Any
+
+from pyclassify.tracking.spool.batches import POINTS, Batch
+from pyclassify.tracking.spool.records import FINAL, Record
+from pyclassify.tracking.spool.refusals import INVALID, Refusals, is_final
+
+_TAGS = 100  # MLflow's limit for a batch of tags or parameters
+
+
+class Sender:
+    """Sends what the server takes; what it never will is set aside, and the rest goes on.
+
+    Args:
+        client: An `MlflowClient` of the server.
+        run_id: The run's id there; empty until it is known.
+        refusals: Where what is refused is set aside.
+    """
+
+    def __init__(self, client: Any, run_id: str, refusals: Refusals) -> None:
+        self.client, self.run_id, self.refusals = client, run_id, refusals
+
+    @cached_property
+    def home(self) -> Any:
+        """The run's info as it was first asked for: its experiment and its files' place stay."""
+        return self.client.get_run(self.run_id).info
+
+    def send(self, batch: Batch) -> None:
+        """Send a batch, all but its files, its versions and its status.
+
+        Raises:
+            mlflow.exceptions.MlflowException: The server does not answer, or the run is deleted.
+        """
+        self._log(batch)
+        if batch.name:
+            self.offer({"kind": "name", "name": batch.name}, self._rename, batch.name)
+        if batch.inputs:
+            self.offer({"kind": "inputs", "datasets": batch.inputs}, self._input, batch.inputs)
+        for name, value in batch.experiment_tags.items():
+            self.offer({"kind": "experiment_tag", "name": name}, self._tag_experiment, name, value)
+
+    def offer(self, record: Record, send: Callable[..., None], *args: Any) -> None:
+        """Send a record by a function, or set it aside where that will never be taken."""
+        try:
+            send(*args)
+        except Exception as error:
+            self._raise_unless_final(error)
+            self.refusals.add(record, str(error))
+
+    def set_status(self, record: Record) -> None:
+        """Say that the run has ended, and how, or that it goes on."""
+        info = self.client.get_run(self.run_id).info
+        if info.status in FINAL and (info.end_time or 0) > record["time"]:
+            return  # somebody who knows more has said so since
+        if record["status"] in FINAL:
+            self.client.set_terminated(self.run_id, record["status"], record["end_time"])
+        elif info.status != record["status"]:
+            self.client.update_run(self.run_id, status=record["status"])
+
+    def _log(self, batch: Batch) -> None:
+        from mlflow.entities import Metric, Param, RunTag
+
+        params = [Param(*each) for each in batch.params.items()]
+        tags = [RunTag(name, value) for name, value in batch.tags.items() if value is not None]
+        for kind, entities in (("params", params), ("tags", tags)):
+            for first in range(0, len(entities), _TAGS):
+                self._log_some(kind, entities[first : first + _TAGS])
+        for first in range(0, len(batch.points), POINTS):
+            some = batch.points[first : first + POINTS]
+            self._log_some("metrics", [Metric(*each) for each in some])
+        for name in (name for name, value in batch.tags.items() if value is None):
+            self._delete_tag(name)
+
+    def _log_some(self, kind: str, entities: list[Any]) -> None:
+        """Log a batch; of one that the server refuses, both halves, down to what is wrong."""
+        try:
+            self.client.log_batch(self.run_id, **{kind: entities}, synchronous=True)
+        except Exception as error:
+            self._raise_unless_final(error)
+            if len(entities) == 1:
+                self.refusals.add({"kind": kind, **dict(entities[0])}, str(error))
+                return
+            half = len(entities) // 2
+            self._log_some(kind, entities[:half])
+            self._log_some(kind, entities[half:])
+
+    def _raise_unless_final(self, error: Exception) -> None:
+        """Raise an error that may pass: also that of a run that can be brought back."""
+        from mlflow.exceptions import MlflowException
+
+        if not is_final(error):
+            raise error
+        if self.client.get_run(self.run_id).info.lifecycle_stage == "deleted":
+            raise MlflowException(
+                f"the run {self.run_id} is deleted there; `mlflow runs restore --run-id "
+                f"{self.run_id}` brings it back"
+            ) from error
+
+    def _delete_tag(self, name: str) -> None:
+        from mlflow.exceptions import MlflowException
+
+        try:
+            self.client.delete_tag(self.run_id, name)
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                raise
+            self.client.get_run(self.run_id)  # if it was not the run that does not exist
+
+    def _rename(self, name: str) -> None:
+        self.client.update_run(self.run_id, name=name)
+
+    def _input(self, datasets: list[Any]) -> None:
+        from pyclassify.tracking.spool.store import to_input
+
+        self.client.log_inputs(self.run_id, [to_input(each) for each in datasets])
+
+    def _tag_experiment(self, name: str, value: str) -> None:
+        from mlflow.exceptions import MlflowException
+
+        experiment_id = self.home.experiment_id
+        if name in self.client.get_experiment(experiment_id).tags:
+            return
+        try:
+            self.client.set_experiment_tag(experiment_id, name, value)
+        except MlflowException as error:
+            if error.error_code not in ("PERMISSION_DENIED", *INVALID):
+                raise
+            # Who may write runs need not be one who may change what all of them share; and the next
+            # run writes what a failing database did not take.
+            self.refusals.add({"kind": "experiment_tag", "name": name}, str(error))
