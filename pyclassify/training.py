@@ -20,6 +20,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only, rank_zero_warn
 from pyclassify import datamodule, module  # noqa: F401
 from pyclassify.agreement import parting
 from pyclassify.alike import show_alike
+from pyclassify.best import BestCheckpoint
 from pyclassify.checkpoints import read_data_state
 from pyclassify.checks import (
     check_devices,
@@ -30,6 +31,7 @@ from pyclassify.checks import (
 )
 from pyclassify.finetuning import learning
 from pyclassify.helptext import TITLES, parser_options
+from pyclassify.launch import LaunchCheck
 from pyclassify.networks import find_network, find_program, is_registered
 from pyclassify.optimization import WarmupCosine, count_steps, spare_biases
 from pyclassify.options import UNSET, settings
@@ -41,7 +43,7 @@ from pyclassify.tracking.describe import DescribeRun
 from pyclassify.tracking.metrics import RunMetrics
 from pyclassify.tracking.predictions import KeepPredictions
 from pyclassify.tracking.record import RecordConfig
-from pyclassify.trainer import BestCheckpoint, LaunchCheck, Trainer
+from pyclassify.trainer import Trainer
 from pyclassify.wording import explain
 
 EXAMPLES = {

@@ -14,12 +14,14 @@ from torch.utils.data import DataLoader, Dataset
 from torchmetrics import MeanMetric
 
 from pyclassify import shapes, signals
+from pyclassify.best import BestCheckpoint
 from pyclassify.datamodule import SyntheticDataModule
+from pyclassify.launch import LaunchCheck
 from pyclassify.module import Classifier
 from pyclassify.optimization import WarmupCosine
 from pyclassify.resume import Resume
 from pyclassify.tracking.metrics import RunMetrics
-from pyclassify.trainer import BestCheckpoint, LaunchCheck, Trainer
+from pyclassify.trainer import Trainer
 
 CLOCK = ("epoch_seconds", "images_per_second", "wall_seconds")
 QUIET = {"enable_progress_bar": False, "enable_model_summary": False, "accelerator": "cpu"}

@@ -7,9 +7,10 @@ from torchvision.transforms.v2 import functional as reference
 
 from pyclassify import augmentation
 from pyclassify.datasets import ImageTensors
+from pyclassify.draws import draw
 from pyclassify.loading import ImageDataModule
 from pyclassify.module import Classifier
-from pyclassify.transforms import Preprocess, draw
+from pyclassify.transforms import Preprocess
 
 FAR = {"pad": 4, "erase": 8, "color": 0.3}
 

@@ -12,8 +12,9 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from pyclassify.averaging import AverageWeights
+from pyclassify.best import BestCheckpoint
 from pyclassify.module import Classifier
-from pyclassify.trainer import BestCheckpoint, Trainer
+from pyclassify.trainer import Trainer
 
 CLASSIFIER = partial(Classifier, stopping.Net, learning_rate=0.01)
 STOPS = [(3, SIGUSR1), (4, SIGTERM), (12, 0), (3, SIGUSR1)]

@@ -13,9 +13,11 @@ from folders import grow
 from lightning.fabric.plugins.environments import SLURMEnvironment
 from lightning.pytorch.strategies import DDPStrategy
 
+from pyclassify.best import BestCheckpoint
 from pyclassify.datamodule import SyntheticDataModule
+from pyclassify.launch import LaunchCheck
 from pyclassify.module import Classifier
-from pyclassify.trainer import BestCheckpoint, LaunchCheck, Trainer
+from pyclassify.trainer import Trainer
 
 
 def test_last_checkpoint_is_kept_where_the_metric_is_not_logged(cli):
