@@ -4,7 +4,9 @@
 
 FOLDER holds train/<class>/<image> and test/ likewise. Both ways train AlexNet from scratch on the
 same images, the first of each class, and are tested on all of test/: `fit`, which is `pyclassify
-train` as it comes, and `reference`, the loop of benchmarks.loops. Each seed is a turn of both.
+train` as it comes, with the best of its epochs by a few more images; and `reference`, on the CPU:
+PIL and torchvision's transforms an image, a DataLoader without workers and Adam as it comes, with
+its last weights. Each seed is a turn of both.
 """
 
 import argparse
@@ -86,10 +88,15 @@ WAYS = {"fit": fit, "reference": reference}
 
 def choose(folder, own, count):
     """Lay the first images of each class in `own`, as links: train/, a little val/, and test/."""
-    classes = sorted((folder / "train").iterdir())
+    classes = sorted(each for each in (folder / "train").iterdir() if each.is_dir())
     each, beside = count // len(classes), max(round(VALIDATED * count / len(classes)), 1)
     for source in classes:
         images = sorted(source.iterdir())
+        if not 0 < each <= len(images) - beside:
+            raise SystemExit(
+                f"--images {count} is {each} of each of {len(classes)} classes, and {source} has "
+                f"{len(images)}; give at least one of each, and leave {beside} for validation"
+            )
         for part, chosen in (("train", images[:each]), ("val", images[each : each + beside])):
             (own / part / source.name).mkdir(parents=True)
             for image in chosen:

@@ -81,7 +81,9 @@ def parting() -> Iterator[None]:
     gloo's threads let go of the tensors of the last exchange when they come to it. Where that is
     after Python has begun to close, the process aborts, whatever its exit code was to be
     (pytorch/pytorch#190489). After an error they are left alone: what they still wait for, another
-    process may never send.
+    process may never send. After a stop that may be so too, and `signals` ends who waits too long.
+
+    A group's threads end only where nothing holds it any more: an `Agreement` is closed before.
     """
     failed = False
     try:

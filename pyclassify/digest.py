@@ -42,7 +42,8 @@ def digest_tensors(images: Tensor, labels: Tensor, index: Tensor) -> str:
 def digest_files(files: Sequence[str], folder: Path, memory: Path) -> str:
     """Digest image files: their paths, of which the class is a part, and all that is in them.
 
-    Files whose paths, sizes and times of change are those of an earlier call are not read again.
+    Files whose paths, sizes and times of change, which a copy may keep, and of their inodes, which
+    it can't, are those of an earlier call are not read again.
 
     Args:
         files: Their paths.
@@ -80,7 +81,8 @@ def _map(look: Callable[[str], _T], files: Sequence[str]) -> Iterator[_T]:
 
 def _look(file: str) -> bytes:
     stat = os.stat(file)
-    return f"{os.path.abspath(file)}\0{stat.st_size}\0{stat.st_mtime_ns}\n".encode()
+    facts = (os.path.abspath(file), stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
+    return ("\0".join(map(str, facts)) + "\n").encode()
 
 
 def _digest_file(file: str) -> str:

@@ -1,4 +1,4 @@
-"""Random numbers for augmentation, by the seed, the epoch and the image alone."""
+"""Random numbers for augmentation, by seed, epoch and image alone where it has an index."""
 
 import torch
 from torch import Tensor

@@ -43,10 +43,10 @@ class ImageFolderDataModule(ImageDataModule):
             256 levels off at most: far less than what the crop changes.
         num_workers: Processes that decode images, beside each training process; by default one
             for each processor that it has but the one that it needs itself, 1 to 8.
-        cache: Whether to decode and scale the training images once, and keep them as one file in
-            the user's cache folder (XDG_CACHE_HOME), 3 * resize^2 bytes an image. Later epochs and
-            runs read that, and give the network the same pixels. For a folder of many small files,
-            and more so on a network's file system.
+        cache: Whether to decode and scale all images of train/ once, and keep them as one file in
+            pyclassify/scaled in the user's cache folder (XDG_CACHE_HOME), 3 * resize^2 bytes an
+            image. Later epochs and runs read that, and give the network the same pixels. For
+            many small files, the more so on a network's file system.
     """
 
     def __init__(
@@ -87,6 +87,7 @@ class ImageFolderDataModule(ImageDataModule):
             self.classes = list_classes(self.data_path / "train")
         self._listed: dict[str, tuple[Paths, Tensor]] = {}
         self._sources: dict[str, ImageFiles] = {}
+        self._kept: ImageTensors | None = None
 
     def prepare_data(self) -> None:
         """Make the file of `cache`, if that is asked for; by one process a machine."""
@@ -114,11 +115,10 @@ class ImageFolderDataModule(ImageDataModule):
             setattr(self, part, self._keep(images) if self.cache and part == "train" else images)
 
     def _keep(self, images: ImageFiles) -> ImageTensors:
-        kept = vars(self).get("train")
-        if not isinstance(kept, ImageTensors):  # since all of the file is read to check it
+        if self._kept is None:  # all of the file is read to check it
             digest = self._digest(images.files)
-            kept = keep(images, self.classes, self.data_path, digest, self.num_workers)
-        return kept
+            self._kept = keep(images, self.classes, self.data_path, digest, self.num_workers)
+        return self._kept
 
     def predict_dataloader(self) -> DataLoader[Any]:
         files = self.scored
@@ -139,6 +139,7 @@ class ImageFolderDataModule(ImageDataModule):
         return {
             part: self._digest([each.files[place] for place in each.index.tolist()])
             for part, each in self._sources.items()
+            if vars(self).get(part) in (each, self._kept)
         }
 
     def _digest(self, files: Sequence[str]) -> str:

@@ -1,10 +1,12 @@
 """A set of images in one file, which the processes of a machine map into one piece of memory.
 
-Nothing is taken from such a file that is not, by its digest, what was written from the checked
-download; an interrupted write, a cut file and a flipped bit are found, and the file made again.
+Nothing is taken from such a file that is not, by its digest, what was written from its source, such
+as a checked download; an interrupted write, a cut file and a flipped bit are found, and the file
+made again.
 """
 
 import errno
+import glob
 import mmap
 import pickle
 from collections.abc import Callable
@@ -86,7 +88,7 @@ def _map(path: Path, source: str) -> Images:
     try:
         kept = torch.load(path, mmap=True, weights_only=True)
         content = Images(kept["images"], kept["labels"], kept["classes"])
-        whole = (kept["source"], kept["digest"]) == (source, _digest(content))
+        whole = kept["source"] == source and kept["digest"] == _digest(content)
     except (OSError, *_TROUBLE) as error:
         if isinstance(error, OSError) and error.errno != errno.EINVAL:  # a seek beyond a cut file
             raise
@@ -107,7 +109,7 @@ def _try_to_map(path: Path) -> None:
 
 def _write(path: Path, source: str, content: Images) -> None:
     kept = {**content._asdict(), "source": source, "digest": _digest(content)}
-    for part in path.parent.glob(f".{path.name}.*.part"):  # whose writers were killed
+    for part in path.parent.glob(f".{glob.escape(path.name)}.*.part"):  # whose writers were killed
         part.unlink(missing_ok=True)
     with atomic.writing(path) as file:
         torch.save(kept, file)

@@ -73,8 +73,8 @@ class Resume(BetweenSteps):
             return
         found = trainer.strategy.broadcast(str(_folder(trainer) or ""))
         self.folder = Path(found) if found else None
-        self._agreement.open(trainer.world_size)
         if self.folder is not None:
+            self._agreement.open(trainer.world_size)
             # Rank zero alone looks, so that all go on from the same.
             newest = trainer.is_global_zero and checkpoints.newest(self.folder)
             self.newest = trainer.strategy.broadcast(str(newest or ""))
@@ -232,7 +232,7 @@ class Resume(BetweenSteps):
 
     def on_exception(self, trainer: pl.Trainer, pl_module: Any, exception: BaseException) -> None:
         signals.act_again()  # what is wrong may be the stop's doing, such as workers that are gone
-        if isinstance(exception, KeyboardInterrupt):  # all stop, between the same two steps
+        if isinstance(exception, KeyboardInterrupt):
             self._agreement.close()
 
 

@@ -1,6 +1,5 @@
 """A folder's training images, decoded and scaled once, in one file for later epochs and runs."""
 
-import os
 from collections.abc import Sequence
 from hashlib import sha256
 from importlib.metadata import version
@@ -16,8 +15,12 @@ from pyclassify import mapped
 from pyclassify.datasets import ImageFiles, ImageTensors
 from pyclassify.download import user_folder
 from pyclassify.mapped import Images
+from pyclassify.signals import outlive_stop
 
 _AT_ONCE = 64  # images that a worker hands over
+
+# To be raised with any change of the pixels that `decoding.read_scaled` gives.
+_FORMAT = 1
 
 
 def keep(
@@ -28,19 +31,20 @@ def keep(
     Args:
         files: The images, read quickly: their pixels are whole numbers, and fit in bytes.
         classes: The classes' names.
-        folder: What the images are of; with their size it names the file.
-        digest: Tells the files' content: of other content the file is made again.
+        folder: What the images are of.
+        digest: Tells the files' content; of other content there is another file, as somebody may
+            still train on this one.
         workers: Processes that decode.
 
     Raises:
         MisconfigurationException: They would not fit in memory, or one does not decode.
     """
-    name = sha256(os.fsencode(folder.absolute())).hexdigest()[:12]
-    path = user_folder() / "scaled" / f"{folder.name}-{name}-{files.size}.mapped"
     made_by = [f"{library} {version(library)}" for library in ("pillow", "torch", "torchvision")]
+    source = f"{digest} {files.size} {', '.join(made_by)}, format {_FORMAT}"
+    name = f"{folder.absolute().name}-{files.size}-{sha256(source.encode()).hexdigest()[:12]}"
     content = mapped.share(
-        path,
-        f"{digest} {files.size} {', '.join(made_by)}",
+        user_folder() / "scaled" / f"{name}.mapped",
+        source,
         lambda: _read(files, classes, folder, workers),
     )
     return ImageTensors(content.images, content.labels, files.index)
@@ -56,6 +60,17 @@ def _read(files: ImageFiles, classes: Sequence[str], folder: Path, workers: int)
         )
     rank_zero_info(f"{folder}: scaling {len(every)} images, once ({needed / 1e9:.1f} GB)")
     images = torch.empty(len(every), 3, files.size, files.size, dtype=torch.uint8)
-    for pixels, _, places in DataLoader(every, _AT_ONCE, num_workers=workers):
+    loader = DataLoader(
+        every,
+        _AT_ONCE,
+        num_workers=workers,
+        worker_init_fn=_start_worker,
+        generator=torch.Generator(),  # the run's own numbers are as where the file is there
+    )
+    for pixels, _, places in loader:
         images[places] = pixels.byte()
     return Images(images, every.labels, list(classes))
+
+
+def _start_worker(worker_id: int) -> None:
+    outlive_stop()

@@ -2,6 +2,7 @@
 
 import json
 
+import pytest
 from folders import grow
 
 from benchmarks import accuracy
@@ -18,3 +19,10 @@ def test_both_ways_are_trained_and_tested_on_the_same_images(tmp_path, capsys):
     assert [len(result[way]) for way in ("fit", "reference")] == [1, 1]
     assert all(result[way][0] in (0, 0.25, 0.5, 0.75, 1) for way in accuracy.WAYS)
     assert capsys.readouterr().out.splitlines()[-1].startswith("| 8 | 1 | ")
+
+
+def test_more_images_than_there_are_is_refused(tmp_path):
+    grow(tmp_path, "train/cat", "train/dog", count=5)
+
+    with pytest.raises(SystemExit, match=r"--images 10 is 5 of each of 2 classes, and .*cat has 5"):
+        accuracy.choose(tmp_path, tmp_path / "own", 10)

@@ -34,6 +34,7 @@ def test_data_that_can_not_tell_their_content_are_described_by_name():
         ("--max_epochs 1 --batch_size 8 --data_path /a", False),
         ("--data.batch_size=8 --data.init_args.data_path /a", False),
         ("--data.pad 4 --data.erase=8 --data.init_args.color 0.2 --data.exact true", False),
+        ("--data.cache=true", False),
         ("--data.val_size=8", True),
         ("--data.init_args.split_seed 1", True),
         ("--data MNISTDataModule", True),

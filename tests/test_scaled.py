@@ -71,7 +71,15 @@ def test_later_runs_decode_no_training_image_and_start_no_worker_for_them(folder
     assert [later.train_dataloader().num_workers, later.val_dataloader().num_workers] == [0, 1]
 
 
-def test_changed_image_is_read_again(folder):
+def test_run_that_makes_the_file_draws_what_a_later_one_draws(folder):
+    before = torch.get_rng_state()
+
+    module(folder, cache=True).prepare_data()
+
+    assert torch.get_rng_state().equal(before)
+
+
+def test_images_of_a_changed_set_are_read_again(folder):
     first, again = module(folder, cache=True), module(folder, cache=True)
     first.setup("fit")
     Image.new("RGB", (9, 9), "white").save(folder / "train/cat/0.png")
@@ -90,8 +98,8 @@ def test_each_size_has_a_file_and_only_training_makes_one(folder, cache):
     for size in (10, 12):
         module(folder, cache=True, resize=size).setup("fit")
 
-    made = sorted(path.name.split("-")[::2] for path in cache.glob("*.mapped"))
-    assert made == [["photos", "10.mapped"], ["photos", "12.mapped"]]
+    made = sorted(path.name.split("-")[:2] for path in cache.glob("*.mapped"))
+    assert made == [["photos", "10"], ["photos", "12"]]
 
 
 def test_images_beyond_the_memory_are_refused(folder, monkeypatch):

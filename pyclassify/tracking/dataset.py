@@ -11,7 +11,7 @@ OVERRIDDEN = "pyclassify.overridden"
 
 # Options of the data that change how images are fed, or where they lie, but not which they are.
 _SAME_IMAGES = (
-    *("batch_size", "data_path", "num_workers", "exact"),
+    *("batch_size", "data_path", "num_workers", "exact", "cache"),
     *("resize", "crop", "pad", "flip", "erase", "color", "mean", "std"),
 )
 
