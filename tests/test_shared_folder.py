@@ -7,6 +7,7 @@ import threading
 import archives
 import pytest
 import torchvision.datasets
+from tqdm import tqdm
 
 from pyclassify.download import fetch
 
@@ -105,8 +106,12 @@ def test_download_that_was_killed_is_begun_again(server, monkeypatch, tmp_path):
 
 def start_fetch(folder):
     # Forked, to keep what torchvision has been told of the server.
-    process = multiprocessing.get_context("fork").Process(
-        target=fetch, args=("CIFAR10", folder, True)
-    )
+    process = multiprocessing.get_context("fork").Process(target=fetch_forked, args=(folder,))
     process.start()
     return process
+
+
+def fetch_forked(folder):
+    # Else the progress bar's lock is the parent's too, and SIGKILL may leave it locked for good.
+    tqdm.set_lock(threading.RLock())
+    fetch("CIFAR10", folder, True)
