@@ -151,7 +151,7 @@ class ImageDataModule(LightningDataModule):
             num_workers=workers,
             persistent_workers=workers > 0,
             pin_memory=torch.cuda.is_available(),
-            worker_init_fn=_start_worker,
+            worker_init_fn=start_worker,
             collate_fn=_as_fetched if in_memory else collate,
         )
 
@@ -181,7 +181,8 @@ def run_seed() -> int:
     return int(os.environ.get("PL_GLOBAL_SEED", "0"))
 
 
-def _start_worker(worker_id: int) -> None:
+def start_worker(worker_id: int) -> None:
+    """Have a process that reads images outlive a stop, and its numbers be its own if asked for."""
     outlive_stop()
     if os.environ.get("PL_SEED_WORKERS", "0") != "0":  # what Lightning does where nothing is given
         pl_worker_init_function(worker_id)

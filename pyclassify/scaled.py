@@ -14,8 +14,8 @@ from torch.utils.data import DataLoader
 from pyclassify import mapped
 from pyclassify.datasets import ImageFiles, ImageTensors
 from pyclassify.download import user_folder
+from pyclassify.loading import start_worker
 from pyclassify.mapped import Images
-from pyclassify.signals import outlive_stop
 
 _AT_ONCE = 64  # images that a worker hands over
 
@@ -64,13 +64,9 @@ def _read(files: ImageFiles, classes: Sequence[str], folder: Path, workers: int)
         every,
         _AT_ONCE,
         num_workers=workers,
-        worker_init_fn=_start_worker,
+        worker_init_fn=start_worker,
         generator=torch.Generator(),  # the run's own numbers are as where the file is there
     )
     for pixels, _, places in loader:
         images[places] = pixels.byte()
     return Images(images, every.labels, list(classes))
-
-
-def _start_worker(worker_id: int) -> None:
-    outlive_stop()

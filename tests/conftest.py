@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+from contextlib import ExitStack
 from types import SimpleNamespace
 
 # Before torch is imported, and for all that tests start: many processes at once, whose threads
@@ -18,6 +19,7 @@ import service_proxy
 import slurm_runs
 import spooled
 from cluster import Cluster, missing
+from scripts import running
 from service_parts import ADMIN
 from sqlalchemy import event
 from sqlalchemy.engine import Engine
@@ -64,6 +66,13 @@ def cli(empty_store, tmp_path, monkeypatch, capsys):
 
     yield run
     mlflow.set_tracking_uri(None)
+
+
+@pytest.fixture
+def script():
+    """A function that starts code in a process of its own, which ends with the test."""
+    with ExitStack() as started:
+        yield lambda code: started.enter_context(running(code))
 
 
 @pytest.fixture(scope="module")

@@ -1,10 +1,9 @@
 """A stop that waits until the main thread has come to a good moment."""
 
 import signal
-from contextlib import ExitStack
 
 import pytest
-from scripts import rest, running
+from scripts import rest
 
 STOPPABLE = """
 signals.GRACE_SECONDS = 0.4
@@ -27,12 +26,6 @@ def work():
             signals.stop(signals.asked())
 """
 STUCK = "import hashlib\ndef work():\n    hashlib.pbkdf2_hmac('sha256', b'w', b's', 2**31 - 1)\n"
-
-
-@pytest.fixture
-def script():
-    with ExitStack() as started:
-        yield lambda code: started.enter_context(running(code))
 
 
 @pytest.mark.parametrize("signum", [signal.SIGUSR1, signal.SIGTERM, signal.SIGINT])

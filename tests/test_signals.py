@@ -2,10 +2,9 @@
 
 import signal
 import time
-from contextlib import ExitStack
 
 import pytest
-from scripts import rest, running
+from scripts import rest
 
 SLEEP = """
 with signals.stop_on_signals(lambda name: say("marked", name)):
@@ -17,12 +16,6 @@ with signals.stop_on_signals(lambda name: say("marked", name)):
         time.sleep(0.2)
         say("cleaned up")
 """
-
-
-@pytest.fixture
-def script():
-    with ExitStack() as started:
-        yield lambda code: started.enter_context(running(code))
 
 
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
