@@ -12,13 +12,15 @@ def convolutions(network):
     return [each for each in network.modules() if isinstance(each, nn.Conv2d)]
 
 
-def test_is_as_deep_as_alexnet_and_each_convolution_normalised():
+def test_is_as_deep_as_alexnet_after_its_stem_and_each_convolution_normalised():
     network = AlexNetBN(10)
+    stem, *others = convolutions(network)
 
-    assert len(convolutions(network)) == 5
-    assert all(each.kernel_size == (3, 3) and each.bias is None for each in convolutions(network))
+    assert stem is network.stem
+    assert len(others) == 5
+    assert all(each.kernel_size == (3, 3) and each.bias is None for each in others)
     norms = [each.num_features for each in network.modules() if isinstance(each, nn.BatchNorm2d)]
-    assert norms == [each.out_channels for each in convolutions(network)]
+    assert norms == [each.out_channels for each in others]
 
 
 def test_convolutions_are_as_wide_as_alexnets():
@@ -27,19 +29,39 @@ def test_convolutions_are_as_wide_as_alexnets():
             [each.out_channels for each in convolutions(kind())] for kind in (AlexNet, AlexNetBN)
         ]
 
-    assert widths[0] == widths[1]
+    assert widths[0] == widths[1][1:]
 
 
-@pytest.mark.parametrize("size", [(8, 8), (32, 32), (33, 70)])
-def test_gives_logits_for_images_of_any_size_from_8(size):
+def test_convolutions_begin_by_handing_their_channels_on():
+    _, first, *_ = convolutions(AlexNetBN())
+    images = torch.rand(2, 24, 7, 7)
+
+    torch.testing.assert_close(first(images)[:, :24], images)
+
+
+def test_scales_of_the_norms_do_not_learn():
+    network = AlexNetBN()
+    network(torch.rand(2, 3, 32, 32)).sum().backward()
+
+    still = {name for name, each in network.named_parameters() if each.grad is None}
+    norms = {
+        f"{name}.weight"
+        for name, each in network.named_modules()
+        if isinstance(each, nn.BatchNorm2d)
+    }
+    assert still == norms
+
+
+@pytest.mark.parametrize("size", [(9, 9), (32, 32), (33, 70)])
+def test_gives_logits_for_images_of_any_size_from_9(size):
     network = AlexNetBN(7).eval()
 
     assert network(torch.randn(2, 3, *size)).shape == (2, 7)
 
 
-@pytest.mark.parametrize("size", [(7, 8), (8, 7)])
+@pytest.mark.parametrize("size", [(8, 9), (9, 8)])
 def test_names_the_smallest_size_when_an_image_is_smaller(size):
-    given = f"images of {size[0]}x{size[1]} pixels and takes 8x8 or more; enlarge them"
+    given = f"images of {size[0]}x{size[1]} pixels and takes 9x9 or more; enlarge them"
 
     with pytest.raises(ValueError, match=given):
         AlexNetBN()(torch.empty(1, 3, *size))

@@ -1,0 +1,122 @@
+"""A first layer that whitens: what its filters do to patches, and a training that has it."""
+
+import pytest
+import stopping
+import torch
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from torch import nn
+
+from pyclassify.alexnet_bn import AlexNetBN
+from pyclassify.model import AlexNet
+from pyclassify.module import Classifier
+from pyclassify.trainer import Trainer
+from pyclassify.whitening import WhitenStem, whiten
+
+
+def correlated(count):
+    """Images whose neighbouring pixels and channels are much alike, as those of photographs."""
+    torch.manual_seed(0)
+    coarse = torch.rand(count, 1, 4, 4)
+    smooth = nn.functional.interpolate(coarse, size=(16, 16), mode="bilinear")
+    return smooth + 0.1 * torch.rand(count, 3, 16, 16)
+
+
+@pytest.mark.parametrize(("kernel", "filters"), [(2, 24), (3, 54)])
+def test_patches_vary_as_much_along_each_filter_and_along_no_two_together(kernel, filters):
+    images, layer = correlated(64), nn.Conv2d(3, filters, kernel, bias=False)
+    layer.weight.data = whiten(images, layer, epsilon=1e-9)
+
+    values = layer(images).transpose(0, 1).flatten(1)
+
+    covariance = torch.cov(values[::2])
+    torch.testing.assert_close(covariance, torch.eye(filters // 2), atol=1e-3, rtol=0)
+    torch.testing.assert_close(values[1::2], -values[::2])
+
+
+def test_strongest_component_comes_first_and_epsilon_keeps_the_faintest_small():
+    images, layer = correlated(64), nn.Conv2d(3, 6, 2, bias=False)
+    every = nn.Conv2d(3, 24, 2, bias=False)
+
+    few = whiten(images, layer, epsilon=0.01)
+    norms = whiten(images, every, epsilon=0.01)[::2].flatten(1).norm(dim=1)
+
+    torch.testing.assert_close(few, whiten(images, every, epsilon=0.01)[:6])
+    assert norms.diff().min() > 0
+    assert norms[-1] < whiten(images, every, epsilon=1e-9)[-1].norm() / 2
+
+
+def train(*callbacks, as_bytes=False):
+    """A training of AlexNetBN with a frozen stem on 16 images; the module, and the images."""
+    torch.manual_seed(1)
+    images = torch.randint(256, (16, 3, 12, 12), dtype=torch.uint8)
+    if not as_bytes:
+        images = images / 127.5 - 1
+    data = torch.utils.data.TensorDataset(images, torch.arange(16) % 10)
+    module = Classifier(AlexNetBN, freeze="stem")
+    if as_bytes:
+        module.preprocess.resize = module.preprocess.crop = 12
+    trainer = Trainer(
+        max_epochs=1, devices=1, logger=False, callbacks=list(callbacks), **stopping.QUIET
+    )
+    trainer.fit(module, torch.utils.data.DataLoader(data, batch_size=8))
+    return module, images
+
+
+@pytest.mark.parametrize("as_bytes", [False, True])
+def test_training_whitens_by_its_first_batch_and_leaves_the_layer_so(as_bytes):
+    module, images = train(WhitenStem(), as_bytes=as_bytes)
+    first = images[:8] / 127.5 - 1 if as_bytes else images[:8]
+
+    expected = whiten(first, module.model.stem, 0.0005)
+    torch.testing.assert_close(module.model.stem.weight.detach(), expected)
+
+
+def test_training_that_goes_on_keeps_its_filters(tmp_path):
+    class Stop(WhitenStem):
+        def on_train_batch_end(self, trainer, *args):
+            trainer.save_checkpoint(tmp_path / "stopped.ckpt")
+
+    module, _ = train(Stop())
+    kept = module.model.stem.weight.detach().clone()
+    torch.manual_seed(2)
+    others = torch.utils.data.TensorDataset(torch.rand(16, 3, 12, 12), torch.arange(16) % 10)
+    again = Classifier(AlexNetBN, freeze="stem")
+    trainer = Trainer(
+        max_epochs=3, devices=1, logger=False, callbacks=[WhitenStem()], **stopping.QUIET
+    )
+    trainer.fit(
+        again,
+        torch.utils.data.DataLoader(others, batch_size=8),
+        ckpt_path=tmp_path / "stopped.ckpt",
+    )
+
+    assert torch.equal(again.model.stem.weight, kept)
+
+
+@pytest.mark.parametrize(
+    ("network", "layer"),
+    [(AlexNetBN, "nothing"), (AlexNetBN, "classifier"), (AlexNetBN, "features.1")],
+)
+def test_names_a_layer_that_is_no_first_convolution(network, layer):
+    whitening = WhitenStem(layer)
+    module = Classifier(network)
+    if layer == "features.1":
+        module.model.features[1] = nn.Conv2d(24, 24, 3, groups=24)
+    trainer = Trainer(max_epochs=1, logger=False, callbacks=[whitening], **stopping.QUIET)
+
+    with pytest.raises(MisconfigurationException, match=f"'{layer}', and AlexNetBN has no plain"):
+        trainer.fit(module, torch.utils.data.DataLoader([(torch.rand(3, 12, 12), 0)]))
+
+
+def test_alexnets_own_first_layer_may_be_whitened():
+    network = AlexNet()
+
+    filters = whiten(correlated(64), nn.Conv2d(3, 64, 11, stride=4, padding=2), 0.01)
+
+    assert filters.shape == network.features[0].weight.shape
+
+
+@pytest.mark.parametrize("epsilon", [0, -1.0, float("nan")])
+def test_needs_an_epsilon_above_0(epsilon):
+    with pytest.raises(MisconfigurationException, match=f"epsilon is {epsilon}; give .* above 0"):
+        WhitenStem(epsilon=epsilon)
