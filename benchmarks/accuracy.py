@@ -60,15 +60,30 @@ def reference(folder, seed, epochs):
 
 def fit(folder, seed, epochs):
     """`pyclassify train` with AlexNet's recipe; its `test_accuracy`."""
+    options = (f"--batch_size={BATCH}", f"--max_epochs={epochs}", f"--seed={seed}")
+    last = "--checkpoint.monitor=null"
+    return run("train", "alexnet-cifar10.yaml", folder, *options, last)["test_accuracy"]
+
+
+def run(verb, recipe, folder, *options):
+    """Run a verb with a recipe on a folder of images, tracked in a place of its own; its metrics.
+
+    Raises:
+        subprocess.CalledProcessError: It failed; it has said why.
+    """
     with tempfile.TemporaryDirectory() as own:
         uri = f"sqlite:///{own}/mlflow.db"
         subprocess.run(
             [
-                *(sys.executable, "-m", "pyclassify", "train"),
-                f"--config={ROOT / 'configs/alexnet-cifar10.yaml'}",
+                *(
+                    sys.executable,
+                    "-m",
+                    "pyclassify",
+                    verb,
+                    f"--config={ROOT / 'configs' / recipe}",
+                ),
                 *("--data=ImageFolderDataModule", f"--data_path={folder}"),
-                *(f"--batch_size={BATCH}", f"--max_epochs={epochs}", f"--seed={seed}"),
-                *("--checkpoint.monitor=null", "--trainer.enable_progress_bar=false"),
+                *("--trainer.enable_progress_bar=false", *options),
             ],
             cwd=own,
             env={
@@ -81,16 +96,16 @@ def fit(folder, seed, epochs):
         )
         client = MlflowClient(uri)
         experiments = [each.experiment_id for each in client.search_experiments()]
-        return client.search_runs(experiments)[0].data.metrics["test_accuracy"]
+        return client.search_runs(experiments)[0].data.metrics
 
 
 WAYS = {"fit": fit, "reference": reference}
 
 
-def choose(folder, own, count):
-    """Lay the first images of each class in `own`, as links: train/, a little val/, and test/."""
+def choose(folder, own, count, validated=VALIDATED):
+    """Lay the first images of each class in `own`, as links: train/, some in val/, and test/."""
     classes = sorted(each for each in (folder / "train").iterdir() if each.is_dir())
-    each, beside = count // len(classes), max(round(VALIDATED * count / len(classes)), 1)
+    each, beside = count // len(classes), max(round(validated * count / len(classes)), 1)
     for source in classes:
         images = sorted(source.iterdir())
         if not 0 < each <= len(images) - beside:

@@ -12,6 +12,8 @@ from pyclassify.module import Classifier
 from pyclassify.trainer import Trainer
 from pyclassify.whitening import WhitenStem, whiten
 
+UNKEPT = {"enable_checkpointing": False, **stopping.QUIET}
+
 
 def correlated(count):
     """Images whose neighbouring pixels and channels are much alike, as those of photographs."""
@@ -42,7 +44,7 @@ def test_strongest_component_comes_first_and_epsilon_keeps_the_faintest_small():
 
     torch.testing.assert_close(few, whiten(images, every, epsilon=0.01)[:6])
     assert norms.diff().min() > 0
-    assert norms[-1] < whiten(images, every, epsilon=1e-9)[-1].norm() / 2
+    assert norms[-1] < whiten(images, every, epsilon=1e-9)[-1].norm() * 0.9
 
 
 def train(*callbacks, as_bytes=False):
@@ -55,9 +57,7 @@ def train(*callbacks, as_bytes=False):
     module = Classifier(AlexNetBN, freeze="stem")
     if as_bytes:
         module.preprocess.resize = module.preprocess.crop = 12
-    trainer = Trainer(
-        max_epochs=1, devices=1, logger=False, callbacks=list(callbacks), **stopping.QUIET
-    )
+    trainer = Trainer(max_epochs=1, devices=1, logger=False, callbacks=list(callbacks), **UNKEPT)
     trainer.fit(module, torch.utils.data.DataLoader(data, batch_size=8))
     return module, images
 
@@ -81,9 +81,7 @@ def test_training_that_goes_on_keeps_its_filters(tmp_path):
     torch.manual_seed(2)
     others = torch.utils.data.TensorDataset(torch.rand(16, 3, 12, 12), torch.arange(16) % 10)
     again = Classifier(AlexNetBN, freeze="stem")
-    trainer = Trainer(
-        max_epochs=3, devices=1, logger=False, callbacks=[WhitenStem()], **stopping.QUIET
-    )
+    trainer = Trainer(max_epochs=3, devices=1, logger=False, callbacks=[WhitenStem()], **UNKEPT)
     trainer.fit(
         again,
         torch.utils.data.DataLoader(others, batch_size=8),
@@ -102,7 +100,7 @@ def test_names_a_layer_that_is_no_first_convolution(network, layer):
     module = Classifier(network)
     if layer == "features.1":
         module.model.features[1] = nn.Conv2d(24, 24, 3, groups=24)
-    trainer = Trainer(max_epochs=1, logger=False, callbacks=[whitening], **stopping.QUIET)
+    trainer = Trainer(max_epochs=1, logger=False, callbacks=[whitening], **UNKEPT)
 
     with pytest.raises(MisconfigurationException, match=f"'{layer}', and AlexNetBN has no plain"):
         trainer.fit(module, torch.utils.data.DataLoader([(torch.rand(3, 12, 12), 0)]))
