@@ -1,5 +1,10 @@
 """A first layer that whitens: what its filters do to patches, and a training that has it."""
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import stopping
 import torch
@@ -12,6 +17,7 @@ from pyclassify.module import Classifier
 from pyclassify.trainer import Trainer
 from pyclassify.whitening import WhitenStem, whiten
 
+ROOT = Path(__file__).parents[1]
 UNKEPT = {"enable_checkpointing": False, **stopping.QUIET}
 
 
@@ -91,6 +97,34 @@ def test_training_that_goes_on_keeps_its_filters(tmp_path):
     assert torch.equal(again.model.stem.weight, kept)
 
 
+class Keep(WhitenStem):
+    """Keeps what each process has seen first, and its filters after the last step."""
+
+    def __init__(self, folder):
+        super().__init__()
+        self.folder = folder
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, *args):
+        filters = pl_module.model.stem.weight.detach()
+        torch.save((batch[0], filters), f"{self.folder}/{trainer.global_rank}.pt")
+
+
+def test_two_processes_have_the_filters_of_the_first(tmp_path):
+    done = subprocess.run(
+        [sys.executable, __file__, str(tmp_path)],
+        env={**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    (images, first), (others, second) = (torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1))
+
+    assert not torch.equal(images, others)
+    assert torch.equal(first, second)
+    torch.testing.assert_close(first, whiten(images, AlexNetBN().stem, 0.0005))
+
+
 @pytest.mark.parametrize(
     ("network", "layer"),
     [(AlexNetBN, "nothing"), (AlexNetBN, "classifier"), (AlexNetBN, "features.1")],
@@ -118,3 +152,11 @@ def test_alexnets_own_first_layer_may_be_whitened():
 def test_needs_an_epsilon_above_0(epsilon):
     with pytest.raises(MisconfigurationException, match=f"epsilon is {epsilon}; give .* above 0"):
         WhitenStem(epsilon=epsilon)
+
+
+if __name__ == "__main__":
+    torch.manual_seed(1)
+    pairs = [(torch.rand(3, 12, 12), number % 10) for number in range(16)]
+    callback, two = Keep(sys.argv[1]), {"devices": 2, "strategy": "ddp_fork"}
+    made = Trainer(max_epochs=1, logger=False, callbacks=[callback], **two, **UNKEPT)
+    made.fit(Classifier(AlexNetBN, freeze="stem"), torch.utils.data.DataLoader(pairs, batch_size=8))
