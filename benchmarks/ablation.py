@@ -16,19 +16,12 @@ import sys
 import tempfile
 from pathlib import Path
 
+import yaml
+
 from benchmarks import report
-from benchmarks.accuracy import choose, run
+from benchmarks.accuracy import ROOT, choose, run
 
-WHITEN = {"class_path": "pyclassify.whitening.WhitenStem"}
-AVERAGE = {
-    "class_path": "pyclassify.averaging.AverageWeights",
-    "init_args": {"decay": 0.9, "every_steps": 5},
-}
-
-
-def callbacks(*them):
-    return f"--trainer.callbacks={json.dumps(them)}"
-
+RECIPES = ("alexnet-bn-cifar10.yaml", "alexnet-cifar10-best.yaml")
 
 COMMON = {
     "the recipe": [],
@@ -38,25 +31,29 @@ COMMON = {
     "no weight decay": ["--optimizer.weight_decay=0"],
     "a constant rate": ["--lr_scheduler=ConstantLR", "--lr_scheduler.factor=1"],
 }
-WITHOUT = {
-    "alexnet-bn-cifar10.yaml": COMMON
-    | {
-        "a stem that learns": [callbacks(AVERAGE), "--model.freeze=null"],
-        "weights not averaged": [callbacks(WHITEN)],
-    },
-    "alexnet-cifar10-best.yaml": COMMON
-    | {
-        "63 pixels": ["--data.resize=63", "--data.crop=63", "--data.pad=8"],
-        "weights not averaged": [callbacks()],
-    },
-}
+
+
+def leave_out(recipe, callback):
+    """The option that has a recipe's callbacks but for one."""
+    there = yaml.safe_load((ROOT / "configs" / recipe).read_text())["trainer"]["callbacks"]
+    left = [each for each in there if not each["class_path"].endswith(f".{callback}")]
+    return f"--trainer.callbacks={json.dumps(left)}"
+
+
+def without(recipe):
+    """For each line of a recipe's table the options that leave one thing out."""
+    lines = COMMON | {"weights not averaged": [leave_out(recipe, "AverageWeights")]}
+    if recipe == "alexnet-bn-cifar10.yaml":
+        learnt = [leave_out(recipe, "WhitenStem"), "--model.freeze=null"]
+        return lines | {"a stem that learns": learnt}
+    return lines | {"63 pixels": ["--data.resize=63", "--data.crop=63", "--data.pad=8"]}
 
 
 def main(args=None):
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("recipe", choices=WITHOUT)
+    parser.add_argument("recipe", choices=RECIPES)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--images", type=int, default=5_000, help="to train on")
     parser.add_argument("--validated", type=float, default=0.4, help="images, in parts of those")
@@ -66,18 +63,17 @@ def main(args=None):
     parser.add_argument("--json", help="a file for all figures")
     given, options = parser.parse_known_args(args)
     options = [each for each in options if each != "--"]
-    lines = {
-        name: own
-        for name, own in WITHOUT[given.recipe].items()
-        if given.only is None or name in given.only
-    }
+    lines = without(given.recipe)
+    if unknown := set(given.only or ()) - set(lines):
+        parser.error(f"--only has {sorted(unknown)}; its lines are {', '.join(map(repr, lines))}")
+    lines = {name: own for name, own in lines.items() if name in (given.only or lines)}
     found = {name: [] for name in lines}
     with tempfile.TemporaryDirectory() as own:
         choose(given.folder, Path(own), given.images, given.validated)
         always = [f"--max_epochs={given.epochs}", *options]
         for seed in range(given.seeds):
-            for name, without in lines.items():
-                told = run("fit", given.recipe, own, *always, *without, f"--seed={seed}")
+            for name, changed in lines.items():
+                told = run("fit", given.recipe, own, *always, *changed, f"--seed={seed}")
                 found[name].append(told["val_accuracy"])
                 sys.stderr.write(json.dumps(found) + "\n")
     rows = [{"recipe": name, "val_accuracy": values} for name, values in found.items()]

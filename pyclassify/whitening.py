@@ -16,7 +16,8 @@ class WhitenStem(pl.Callback):
     that it varies as much as the others, and their opposites, which GELU or ReLU would lose. What
     comes after then learns in fewer epochs; freeze the layer by --model.freeze. It is the stem of
     Page's "How to train your ResNet" and of Jordan's "94% on CIFAR-10 in 3.29 seconds"
-    (arXiv:2404.00498), section 3.1.
+    (arXiv:2404.00498), section 3.2. A network that starts from --weights keeps the filters of
+    those, and one that was trained before its own.
 
     Args:
         layer: The convolution's name in the network.
@@ -32,32 +33,37 @@ class WhitenStem(pl.Callback):
         self.layer, self.epsilon = layer, epsilon
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Refuse a network without such a layer, before anything is read.
+        """Look whether there is such a layer, and filters to keep, before anything is read.
 
         Raises:
-            MisconfigurationException: It has no convolution of that name, or one that is grouped,
+            MisconfigurationException: There is no convolution of that name, or it is grouped,
                 dilated or of more filters than there are components and their opposites.
         """
         if stage == "fit":
-            self._find(pl_module)
+            layer = self._find(pl_module)
+            if getattr(pl_module, "weights", None) is not None:  # read after this
+                layer.whitened = True  # type: ignore[assignment]
 
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """Make the filters before the first step; a training that goes on has them."""
-        if trainer.global_step > 0 or batch_idx > 0:
-            return
-        images = batch[0]
-        if images.dtype == torch.uint8:
-            images = pl_module.preprocess(images)  # type: ignore[operator]
+        """Make the filters before the first step; a training that goes on has them.
+
+        Raises:
+            MisconfigurationException: The images are bytes that nothing here can normalise, or
+                all of one colour.
+        """
         layer = self._find(pl_module)
-        filters = whiten(images, layer, self.epsilon)
+        if trainer.global_step > 0 or getattr(layer, "whitened", False):
+            return
         with torch.no_grad():
-            # Each process sees another batch.
-            layer.weight.copy_(trainer.strategy.broadcast(filters))
+            layer.weight.copy_(whiten(self._prepare(pl_module, batch[0]), layer, self.epsilon))
+            if torch.distributed.is_initialized():  # each process has seen another batch
+                torch.distributed.broadcast(layer.weight.data, src=0)
+        layer.whitened = True  # type: ignore[assignment]
 
     def _find(self, pl_module: pl.LightningModule) -> nn.Conv2d:
-        network: nn.Module = pl_module.model  # type: ignore[assignment]
+        network = getattr(pl_module, "model", pl_module)
         layer = dict(network.named_modules()).get(self.layer)
         fits = isinstance(layer, nn.Conv2d) and layer.groups == 1 and layer.dilation == (1, 1)
         if not (fits and layer.out_channels <= 2 * layer.weight[0].numel()):
@@ -68,6 +74,18 @@ class WhitenStem(pl.Callback):
                 "its first one, or leave WhitenStem out"
             )
         return layer
+
+    def _prepare(self, pl_module: pl.LightningModule, images: Tensor) -> Tensor:
+        if images.dtype == torch.uint8:
+            if not hasattr(pl_module, "preprocess"):
+                kind = type(pl_module).__name__
+                raise MisconfigurationException(
+                    f"WhitenStem was given images as bytes, which {kind} has no `preprocess` "
+                    "for; have the data module hand out normalised floats, or leave "
+                    "WhitenStem out"
+                )
+            return pl_module.preprocess(images)
+        return images
 
 
 def whiten(images: Tensor, layer: nn.Conv2d, epsilon: float) -> Tensor:
@@ -81,11 +99,21 @@ def whiten(images: Tensor, layer: nn.Conv2d, epsilon: float) -> Tensor:
     Returns:
         Filters of unit variance, the strongest component first, each followed by its opposite,
         shaped as the layer's weight.
+
+    Raises:
+        MisconfigurationException: The patches don't vary.
     """
     kernel: Any = layer.kernel_size
     patches = F.unfold(images.float(), kernel, stride=layer.stride)  # type: ignore[arg-type]
-    variances, components = torch.linalg.eigh(torch.cov(patches.transpose(0, 1).flatten(1)))
-    scaled = components / (variances + epsilon * variances.mean()).sqrt()
+    covariance = torch.cov(patches.transpose(0, 1).flatten(1))
+    mean = covariance.diagonal().mean()  # of the components' variances
+    if not 0 < mean < torch.inf:
+        raise MisconfigurationException(
+            "the images of the first batch are all of one colour, or not finite, which "
+            "WhitenStem can't make filters of; look at the images, or leave it out"
+        )
+    variances, components = torch.linalg.eigh(covariance)
+    scaled = components / (variances.clamp(min=0) + epsilon * mean).sqrt()
     strongest = scaled.flip(1).T
     both = torch.stack([strongest, -strongest], dim=1).flatten(0, 1)
     return both[: layer.out_channels].reshape(layer.weight.shape).to(layer.weight)

@@ -4,30 +4,55 @@ import json
 
 import mlflow
 import pytest
+import yaml
 from folders import grow
 from mlflow.entities import Metric
 
 from benchmarks import ablation, accuracy, curves
 
+CHANGED = {
+    "the recipe": set(),
+    "labels not smoothed": {"model.init_args.label_smoothing"},
+    "no shifts": {"data.init_args.pad"},
+    "no mirror images": {"data.init_args.flip"},
+    "no weight decay": {"optimizer.init_args.weight_decay"},
+    "a constant rate": {"lr_scheduler"},
+    "weights not averaged": {"trainer.callbacks"},
+    "a stem that learns": {"trainer.callbacks", "model.init_args.freeze"},
+    "63 pixels": {f"data.init_args.{name}" for name in ("resize", "crop", "pad")},
+}
 
-@pytest.mark.parametrize("recipe", ablation.WITHOUT)
+
+def flatten(config, name=""):
+    """A configuration's values by their dotted names; a schedule is one value."""
+    if not isinstance(config, dict) or name == "lr_scheduler":
+        return {name: config}
+    return {
+        key: value
+        for part, each in config.items()
+        for key, value in flatten(each, f"{name}.{part}".lstrip(".")).items()
+    }
+
+
+@pytest.mark.parametrize("recipe", ablation.RECIPES)
 def test_each_line_leaves_one_thing_of_the_recipe_out(recipe, cli):
     config = f"--config={accuracy.ROOT / 'configs' / recipe}"
-    written = [
-        cli("fit --print_config", config, *options).out
-        for options in ablation.WITHOUT[recipe].values()
-    ]
+    found = {
+        name: flatten(yaml.safe_load(cli("fit --print_config", config, *options).out))
+        for name, options in ablation.without(recipe).items()
+    }
 
-    assert len(set(written)) == len(written)
+    whole = found["the recipe"]
+    for name, written in found.items():
+        changed = {key for key in {*whole, *written} if whole.get(key) != written.get(key)}
+        assert changed == CHANGED[name], name
 
 
 def test_recipe_is_trained_without_one_thing(tmp_path):
     grow(tmp_path / "photos", "train/cat", "train/dog", count=8)
-    (tmp_path / "photos/test").symlink_to(tmp_path / "photos/train")
     few = ["--images=8", "--epochs=1", "--only", "no shifts", f"--json={tmp_path / 'all.json'}"]
-    options = ["--precision=32-true", "--batch_size=4"]
 
-    ablation.main(["alexnet-bn-cifar10.yaml", str(tmp_path / "photos"), *few, "--", *options])
+    ablation.main(["alexnet-bn-cifar10.yaml", f"{tmp_path}/photos", *few, "--", "--batch_size=4"])
 
     found = json.loads((tmp_path / "all.json").read_text())["found"]
     assert [*found] == ["no shifts"]
@@ -35,17 +60,23 @@ def test_recipe_is_trained_without_one_thing(tmp_path):
     assert 0 <= found["no shifts"][0] <= 1
 
 
+def test_line_that_no_table_has_is_refused(capsys):
+    with pytest.raises(SystemExit):
+        ablation.main(["alexnet-bn-cifar10.yaml", "photos", "--only", "luck"])
+    assert "--only has ['luck']; its lines are 'the recipe', " in capsys.readouterr().err
+
+
 @pytest.fixture
 def learnt(tmp_path, monkeypatch):
     """A run of 3 epochs of a minute each: 0.6, 0.8 and 0.79."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
-    mlflow.set_tracking_uri(f"sqlite:///{tmp_path}/mlflow.db")
     client = mlflow.MlflowClient()
     run = client.create_run("0", start_time=1_000_000, run_name="quick").info.run_id
     values = [
-        Metric("val_accuracy", value, 1_000_000 + 60_000 * epoch, 10 * epoch)
-        for epoch, value in enumerate((0.6, 0.8, 0.79), 1)
+        Metric(name, value, 1_000_000 + 60_000 * epoch, 10 * epoch)
+        for epoch, accuracy in enumerate((0.6, 0.8, 0.79), 1)
+        for name, value in (("val_accuracy", accuracy), ("epoch", epoch - 1))
     ]
     client.log_batch(run, metrics=values)
     return run
@@ -54,22 +85,28 @@ def learnt(tmp_path, monkeypatch):
 def test_time_to_accuracy_is_that_of_the_first_epoch_that_reaches_it(learnt, tmp_path, capsys):
     picture = tmp_path / "curves.png"
 
-    curves.main([learnt, "--accuracy", "0.75", "0.9", f"--picture={picture}"])
+    curves.main([learnt, "--accuracy", "0.75", "0.925", f"--picture={picture}"])
 
-    assert capsys.readouterr().out.splitlines()[-1] == (
-        "| quick | 3 | 0.8000 | 120 s (epoch 2) | not reached |"
-    )
+    assert capsys.readouterr().out.splitlines()[-3:] == [
+        "| run | epochs | best | 75% | 92.5% |",
+        "| --- | --- | --- | --- | --- |",
+        "| quick | 3 | 0.8000 | 120 s (epoch 2) | not reached |",
+    ]
     assert picture.read_bytes().startswith(b"\x89PNG")
 
 
-def test_run_without_validation_is_refused(learnt):
+def test_run_without_validation_is_refused(learnt, capsys):
     other = mlflow.MlflowClient().create_run("0").info.run_id
 
-    with pytest.raises(SystemExit, match=f"run {other} has no val_accuracy; give runs of a"):
-        curves.main([other])
-
-
-def test_each_run_needs_a_name_where_names_are_given(learnt, capsys):
     with pytest.raises(SystemExit):
-        curves.main([learnt, "--names", "a", "b"])
-    assert "--names has 2 for 1 runs; give one for each" in capsys.readouterr().err
+        curves.main([other])
+    assert f"run {other} has no val_accuracy; give runs of a" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("names", [["a", "b"], []])
+def test_each_run_needs_a_name_of_its_own(learnt, names, capsys):
+    runs = [learnt] if names else [learnt, learnt]
+
+    with pytest.raises(SystemExit):
+        curves.main([*runs, *(["--names", *names] if names else [])])
+    assert "; give --names, another for each" in capsys.readouterr().err

@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import lightning.pytorch as pl
 import pytest
 import stopping
 import torch
@@ -12,6 +13,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import nn
 
 from pyclassify.alexnet_bn import AlexNetBN
+from pyclassify.averaging import AverageWeights
 from pyclassify.model import AlexNet
 from pyclassify.module import Classifier
 from pyclassify.trainer import Trainer
@@ -53,17 +55,18 @@ def test_strongest_component_comes_first_and_epsilon_keeps_the_faintest_small():
     assert norms[-1] < whiten(images, every, epsilon=1e-9)[-1].norm() * 0.9
 
 
-def train(*callbacks, as_bytes=False):
+def train(*callbacks, as_bytes=False, module=None, **options):
     """A training of AlexNetBN with a frozen stem on 16 images; the module, and the images."""
     torch.manual_seed(1)
     images = torch.randint(256, (16, 3, 12, 12), dtype=torch.uint8)
     if not as_bytes:
         images = images / 127.5 - 1
     data = torch.utils.data.TensorDataset(images, torch.arange(16) % 10)
-    module = Classifier(AlexNetBN, freeze="stem")
-    if as_bytes:
+    module = module or Classifier(AlexNetBN, freeze="stem", channels_last=True)
+    if as_bytes and hasattr(module, "preprocess"):
         module.preprocess.resize = module.preprocess.crop = 12
-    trainer = Trainer(max_epochs=1, devices=1, logger=False, callbacks=list(callbacks), **UNKEPT)
+    options = {"max_epochs": 1, "devices": 1, "logger": False, **UNKEPT, **options}
+    trainer = Trainer(callbacks=list(callbacks), **options)
     trainer.fit(module, torch.utils.data.DataLoader(data, batch_size=8))
     return module, images
 
@@ -95,6 +98,35 @@ def test_training_that_goes_on_keeps_its_filters(tmp_path):
     )
 
     assert torch.equal(again.model.stem.weight, kept)
+
+
+def test_average_of_the_weights_that_is_kept_has_the_filters():
+    options = {"precision": "bf16-mixed", "accumulate_grad_batches": 2, "max_epochs": 2}
+    module, images = train(WhitenStem(), AverageWeights(decay=0.5), **options)
+
+    expected = whiten(images[:8], module.model.stem, 0.0005)
+    torch.testing.assert_close(module.model.stem.weight.detach(), expected)
+
+
+def test_network_that_starts_from_weights_keeps_their_filters(tmp_path):
+    torch.save(AlexNetBN().state_dict(), tmp_path / "w.pth")
+    given = torch.load(tmp_path / "w.pth")["stem.weight"]
+
+    module = Classifier(AlexNetBN, freeze="stem", weights=f"{tmp_path}/w.pth")
+    train(WhitenStem(), module=module)
+
+    assert torch.equal(module.model.stem.weight, given)
+
+
+def test_second_training_of_a_network_keeps_its_filters():
+    module, _ = train(WhitenStem())
+    kept = module.model.stem.weight.detach().clone()
+    with torch.no_grad():
+        module.model.stem.weight.mul_(2)
+
+    train(WhitenStem(), module=module)
+
+    assert torch.equal(module.model.stem.weight, 2 * kept)
 
 
 class Keep(WhitenStem):
@@ -138,6 +170,38 @@ def test_names_a_layer_that_is_no_first_convolution(network, layer):
 
     with pytest.raises(MisconfigurationException, match=f"'{layer}', and AlexNetBN has no plain"):
         trainer.fit(module, torch.utils.data.DataLoader([(torch.rand(3, 12, 12), 0)]))
+
+
+class Foreign(pl.LightningModule):
+    """Somebody's network, which is the module itself."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(3, 6, 3)
+
+    def training_step(self, batch, batch_idx):
+        return self.first(batch[0]).mean()
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), 0.0)
+
+
+def test_other_modules_first_layer_is_whitened_too():
+    module, images = train(WhitenStem("first"), module=Foreign())
+
+    expected = whiten(images[:8], module.first, 0.0005)
+    torch.testing.assert_close(module.first.weight.detach(), expected)
+
+
+def test_bytes_that_nothing_normalises_are_refused():
+    with pytest.raises(MisconfigurationException, match="as bytes, which Foreign has no `prep"):
+        train(WhitenStem("first"), module=Foreign(), as_bytes=True)
+
+
+@pytest.mark.parametrize("value", [0.5, float("nan")])
+def test_images_that_do_not_vary_are_refused(value):
+    with pytest.raises(MisconfigurationException, match="all of one colour, or not finite"):
+        whiten(torch.full((4, 3, 8, 8), value), nn.Conv2d(3, 6, 2), 0.0005)
 
 
 def test_alexnets_own_first_layer_may_be_whitened():
