@@ -56,35 +56,38 @@ class WhitenStem(pl.Callback):
         layer = self._find(pl_module)
         if trainer.global_step > 0 or getattr(layer, "whitened", False):
             return
+        filters = whiten(self._prepare(pl_module, batch[0]), layer, self.epsilon)
+        if torch.distributed.is_initialized():  # each process has seen another batch
+            torch.distributed.broadcast(filters, src=0)
         with torch.no_grad():
-            layer.weight.copy_(whiten(self._prepare(pl_module, batch[0]), layer, self.epsilon))
-            if torch.distributed.is_initialized():  # each process has seen another batch
-                torch.distributed.broadcast(layer.weight.data, src=0)
+            layer.weight.copy_(filters)
         layer.whitened = True  # type: ignore[assignment]
 
     def _find(self, pl_module: pl.LightningModule) -> nn.Conv2d:
-        network = getattr(pl_module, "model", pl_module)
+        network: nn.Module = getattr(pl_module, "model", pl_module)
         layer = dict(network.named_modules()).get(self.layer)
-        fits = isinstance(layer, nn.Conv2d) and layer.groups == 1 and layer.dilation == (1, 1)
-        if not (fits and layer.out_channels <= 2 * layer.weight[0].numel()):
-            kind = type(network).__name__
-            raise MisconfigurationException(
-                f"WhitenStem's layer is {self.layer!r}, and {kind} has no plain 2d convolution of "
-                "that name with at most twice as many filters as its patches have values; name "
-                "its first one, or leave WhitenStem out"
-            )
-        return layer
+        if (
+            isinstance(layer, nn.Conv2d)
+            and (layer.groups, layer.dilation) == (1, (1, 1))
+            and layer.out_channels <= 2 * layer.weight[0].numel()
+        ):
+            return layer
+        kind = type(network).__name__
+        raise MisconfigurationException(
+            f"WhitenStem's layer is {self.layer!r}, and {kind} has no plain 2d convolution of that "
+            "name with at most twice as many filters as its patches have values; name its first "
+            "one, or leave WhitenStem out"
+        )
 
     def _prepare(self, pl_module: pl.LightningModule, images: Tensor) -> Tensor:
         if images.dtype == torch.uint8:
             if not hasattr(pl_module, "preprocess"):
                 kind = type(pl_module).__name__
                 raise MisconfigurationException(
-                    f"WhitenStem was given images as bytes, which {kind} has no `preprocess` "
-                    "for; have the data module hand out normalised floats, or leave "
-                    "WhitenStem out"
+                    f"WhitenStem was given images as bytes, which {kind} has no `preprocess` for; "
+                    "have the data module hand out normalised floats, or leave WhitenStem out"
                 )
-            return pl_module.preprocess(images)
+            return pl_module.preprocess(images)  # type: ignore[operator]
         return images
 
 
@@ -104,7 +107,8 @@ def whiten(images: Tensor, layer: nn.Conv2d, epsilon: float) -> Tensor:
         MisconfigurationException: The patches don't vary.
     """
     kernel: Any = layer.kernel_size
-    patches = F.unfold(images.float(), kernel, stride=layer.stride)  # type: ignore[arg-type]
+    stride: Any = layer.stride
+    patches = F.unfold(images.float(), kernel, stride=stride)
     covariance = torch.cov(patches.transpose(0, 1).flatten(1))
     mean = covariance.diagonal().mean()  # of the components' variances
     if not 0 < mean < torch.inf:
@@ -116,4 +120,4 @@ def whiten(images: Tensor, layer: nn.Conv2d, epsilon: float) -> Tensor:
     scaled = components / (variances.clamp(min=0) + epsilon * mean).sqrt()
     strongest = scaled.flip(1).T
     both = torch.stack([strongest, -strongest], dim=1).flatten(0, 1)
-    return both[: layer.out_channels].reshape(layer.weight.shape).to(layer.weight)
+    return both[: layer.out_channels].reshape(layer.weight.shape).to(layer.weight).contiguous()

@@ -223,4 +223,5 @@ if __name__ == "__main__":
     pairs = [(torch.rand(3, 12, 12), number % 10) for number in range(16)]
     callback, two = Keep(sys.argv[1]), {"devices": 2, "strategy": "ddp_fork"}
     made = Trainer(max_epochs=1, logger=False, callbacks=[callback], **two, **UNKEPT)
-    made.fit(Classifier(AlexNetBN, freeze="stem"), torch.utils.data.DataLoader(pairs, batch_size=8))
+    module = Classifier(AlexNetBN, freeze="stem", channels_last=True)
+    made.fit(module, torch.utils.data.DataLoader(pairs, batch_size=8))
