@@ -75,15 +75,12 @@ def run(verb, recipe, folder, *options):
         uri = f"sqlite:///{own}/mlflow.db"
         subprocess.run(
             [
-                *(
-                    sys.executable,
-                    "-m",
-                    "pyclassify",
-                    verb,
-                    f"--config={ROOT / 'configs' / recipe}",
-                ),
-                *("--data=ImageFolderDataModule", f"--data_path={folder}"),
-                *("--trainer.enable_progress_bar=false", *options),
+                *(sys.executable, "-m", "pyclassify", verb),
+                f"--config={ROOT / 'configs' / recipe}",
+                "--data=ImageFolderDataModule",
+                f"--data_path={folder}",
+                "--trainer.enable_progress_bar=false",
+                *options,
             ],
             cwd=own,
             env={

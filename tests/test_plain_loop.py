@@ -5,10 +5,10 @@ import copy
 import small
 import torch
 import torch.nn.functional as F
+import tuned
 
 from pyclassify.datamodule import SyntheticDataModule
 from pyclassify.module import Classifier
-from pyclassify.trainer import Trainer
 
 
 def test_weights_are_those_of_plain_adam_on_the_same_batches():
@@ -16,18 +16,8 @@ def test_weights_are_those_of_plain_adam_on_the_same_batches():
     data = SyntheticDataModule(64, 16, 16, batch_size=16, resize=36, crop=32)
     classifier, recorder = Classifier(small.network, 10, learning_rate=1e-3), small.Recorder()
     network = copy.deepcopy(classifier.model)
-    trainer = Trainer(
-        max_epochs=3,
-        accelerator="cpu",
-        devices=1,
-        callbacks=[recorder],
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-    )
 
-    trainer.fit(classifier, data)
+    tuned.trainer(max_epochs=3, devices=1, callbacks=[recorder]).fit(classifier, data)
 
     optimizer = torch.optim.Adam(network.parameters(), lr=1e-3, fused=False)
     for images, labels in recorder.training:

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import lightning.pytorch as pl
 import pytest
-import stopping
 import torch
+import tuned
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import nn
 
@@ -16,11 +16,9 @@ from pyclassify.alexnet_bn import AlexNetBN
 from pyclassify.averaging import AverageWeights
 from pyclassify.model import AlexNet
 from pyclassify.module import Classifier
-from pyclassify.trainer import Trainer
 from pyclassify.whitening import WhitenStem, whiten
 
 ROOT = Path(__file__).parents[1]
-UNKEPT = {"enable_checkpointing": False, **stopping.QUIET}
 
 
 def correlated(count):
@@ -65,8 +63,8 @@ def train(*callbacks, as_bytes=False, module=None, **options):
     module = module or Classifier(AlexNetBN, freeze="stem", channels_last=True)
     if as_bytes and hasattr(module, "preprocess"):
         module.preprocess.resize = module.preprocess.crop = 12
-    options = {"max_epochs": 1, "devices": 1, "logger": False, **UNKEPT, **options}
-    trainer = Trainer(callbacks=list(callbacks), **options)
+    options = {"max_epochs": 1, "devices": 1, **options}
+    trainer = tuned.trainer(callbacks=list(callbacks), **options)
     trainer.fit(module, torch.utils.data.DataLoader(data, batch_size=8))
     return module, images
 
@@ -90,7 +88,7 @@ def test_training_that_goes_on_keeps_its_filters(tmp_path):
     torch.manual_seed(2)
     others = torch.utils.data.TensorDataset(torch.rand(16, 3, 12, 12), torch.arange(16) % 10)
     again = Classifier(AlexNetBN, freeze="stem")
-    trainer = Trainer(max_epochs=3, devices=1, logger=False, callbacks=[WhitenStem()], **UNKEPT)
+    trainer = tuned.trainer(max_epochs=3, devices=1, callbacks=[WhitenStem()])
     trainer.fit(
         again,
         torch.utils.data.DataLoader(others, batch_size=8),
@@ -157,16 +155,12 @@ def test_two_processes_have_the_filters_of_the_first(tmp_path):
     torch.testing.assert_close(first, whiten(images, AlexNetBN().stem, 0.0005))
 
 
-@pytest.mark.parametrize(
-    ("network", "layer"),
-    [(AlexNetBN, "nothing"), (AlexNetBN, "classifier"), (AlexNetBN, "features.1")],
-)
-def test_names_a_layer_that_is_no_first_convolution(network, layer):
-    whitening = WhitenStem(layer)
-    module = Classifier(network)
+@pytest.mark.parametrize("layer", ["nothing", "classifier", "features.1"])
+def test_names_a_layer_that_is_no_first_convolution(layer):
+    module = Classifier(AlexNetBN)
     if layer == "features.1":
         module.model.features[1] = nn.Conv2d(24, 24, 3, groups=24)
-    trainer = Trainer(max_epochs=1, logger=False, callbacks=[whitening], **UNKEPT)
+    trainer = tuned.trainer(max_epochs=1, callbacks=[WhitenStem(layer)])
 
     with pytest.raises(MisconfigurationException, match=f"'{layer}', and AlexNetBN has no plain"):
         trainer.fit(module, torch.utils.data.DataLoader([(torch.rand(3, 12, 12), 0)]))
@@ -222,6 +216,6 @@ if __name__ == "__main__":
     torch.manual_seed(1)
     pairs = [(torch.rand(3, 12, 12), number % 10) for number in range(16)]
     callback, two = Keep(sys.argv[1]), {"devices": 2, "strategy": "ddp_fork"}
-    made = Trainer(max_epochs=1, logger=False, callbacks=[callback], **two, **UNKEPT)
+    made = tuned.trainer(max_epochs=1, callbacks=[callback], **two)
     module = Classifier(AlexNetBN, freeze="stem", channels_last=True)
     made.fit(module, torch.utils.data.DataLoader(pairs, batch_size=8))
