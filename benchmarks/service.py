@@ -1,7 +1,7 @@
 """Fifty runs at once against the group's server of docs/service.md, counted in its database.
 
-    PYTHONPATH=tests python -m benchmarks.service --database postgresql --by spool
-    PYTHONPATH=tests python -m benchmarks.service --database sqlite --by client
+    python -m benchmarks.service --database postgresql --by spool
+    python -m benchmarks.service --database sqlite --by client
 
 A few processes log 1,000 values a second together for 2 minutes: as trainings do, through a spool
 that a thread of each run delivers; or by MLflow's own client, a batch a second. Needs what the
@@ -21,10 +21,10 @@ from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
-from service_parts import ADMIN, Service, _answers, commands
 
 from benchmarks.service_runs import log
 from benchmarks.watch import Watch
+from tests.support.service_parts import ADMIN, Service, _answers, commands
 
 POSTGRES = "postgresql+psycopg2:///mlflow"
 

@@ -1,6 +1,6 @@
 """Runs that log while the group's server fails them in all ways, counted in its database.
 
-    PYTHONPATH=tests python -m benchmarks.service_trouble --trouble 20
+    python -m benchmarks.service_trouble --trouble 20
 
 The server is killed, its database restarted and made read-only, its disk filled and its bucket
 made to answer 503, each for `--trouble` seconds with as long a rest after it; `pyclassify sync`
@@ -14,13 +14,12 @@ import time
 from contextlib import contextmanager, suppress
 from pwd import getpwnam
 
-import service_faults
-from bucket_proxy import BucketProxy
-from service_parts import BUCKET, Service
-from waiting import wait_until
-
 from benchmarks import service as load
 from pyclassify.cli import main as pyclassify
+from tests.support import service_faults
+from tests.support.bucket_proxy import BucketProxy
+from tests.support.service_parts import BUCKET, Service
+from tests.support.waiting import wait_until
 
 DISK_MB = 600
 FILES_EVERY = 20  # steps

@@ -1,6 +1,6 @@
 """A million values through the spool to a real server, and what a training pays for it.
 
-    PYTHONPATH=tests python -m benchmarks.spool --points 1000000 --minutes 1
+    python -m benchmarks.spool --points 1000000 --minutes 1
 
 Prints the seconds of delivering the values over those of sending the same batches to the same
 server by `MlflowClient.log_batch` alone, and the memory and the disk that it takes; and for a loop

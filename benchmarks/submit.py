@@ -1,6 +1,6 @@
 """The time of a submission through MLflow, over that of a bare `sbatch --parsable`.
 
-    PYTHONPATH=tests python -m benchmarks.submit
+    python -m benchmarks.submit
 
 Both submit the same nothing, in turns, to the tests' private cluster (as root, with Debian's
 slurm-wlm, munge, slurmdbd and mariadb-server). The jobs are held, so that none runs meanwhile.
@@ -17,9 +17,9 @@ import time
 from pathlib import Path
 
 import mlflow
-from cluster import Cluster
 
 from benchmarks import report
+from tests.support.cluster import Cluster
 
 ROOT = Path(__file__).parents[1]
 NOTHING = "name: nothing\nentry_points:\n  main:\n    command: 'true'\n"

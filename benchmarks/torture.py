@@ -1,6 +1,6 @@
 """One training on a cluster, killed in all ways, against its twin that nobody touched.
 
-    PYTHONPATH=tests python -m benchmarks.torture --kills 20 --seed 0
+    python -m benchmarks.torture --kills 20 --seed 0
 
 A SLURM cluster of the tests' own (as root, with Debian's slurm-wlm, munge, slurmdbd and
 mariadb-server), an `mlflow server` on SQLite, and a small network trained by two processes, whose
@@ -19,11 +19,11 @@ import time
 from pathlib import Path
 
 import mlflow
-from cluster import Cluster
 
 from benchmarks import tally
 from benchmarks.kills import KILLS, LASTS, draw_kills
 from benchmarks.tortured import Server, Training, wait_for
+from tests.support.cluster import Cluster
 
 ROOT = Path(__file__).parents[1]
 DISK_MB = 300
@@ -44,7 +44,7 @@ class Torture:
             "data": "SyntheticDataModule",
             **{f"data.{part}_size": size for part, size in PARTS.items()},
             **{"data.resize": 12, "data.crop": 8, "data.batch_size": 8, "devices": 2},
-            "model.model": "paced.Paced",
+            "model.model": "tests.support.paced.Paced",
             "max_epochs": epochs,
             "accelerator": "cpu",
             "trainer.log_every_n_steps": 1,
@@ -170,7 +170,7 @@ def main():
     parser.add_argument("--only", action="append", choices=[*KILLS], help="these kinds alone")
     asked = parser.parse_args()
     os.environ["OMP_NUM_THREADS"] = "1"
-    os.environ["PYTHONPATH"] = f"{ROOT / 'tests'}"
+    os.environ["PYTHONPATH"] = str(ROOT)
     os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     cluster = Cluster()
     started = time.monotonic()

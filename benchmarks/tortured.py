@@ -12,9 +12,9 @@ import urllib.request
 from pathlib import Path
 
 import psutil
-from cluster_files import free_ports
 
 from pyclassify import cli
+from tests.support.cluster_files import free_ports
 
 ENDED = ("COMPLETED", "FAILED", "CANCELLED", "NODE_FAIL", "TIMEOUT", "OUT_OF_MEMORY", "PREEMPTED")
 

@@ -13,14 +13,6 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import mlflow
 import pytest
 import requests
-import required
-import service_parts
-import service_proxy
-import slurm_runs
-import spooled
-from cluster import Cluster, missing
-from scripts import running
-from service_parts import ADMIN
 from sqlalchemy import event
 from sqlalchemy.engine import Engine
 
@@ -28,6 +20,10 @@ from sqlalchemy.engine import Engine
 from pyclassify import training  # noqa: F401
 from pyclassify.cli import main
 from pyclassify.tracking import capsule
+from tests.support import required, service_parts, service_proxy, slurm_runs, spooled
+from tests.support.cluster import Cluster, missing
+from tests.support.scripts import running
+from tests.support.service_parts import ADMIN
 
 
 @pytest.fixture(scope="session")

@@ -1,21 +1,21 @@
 """What can be trained can be registered and served, whatever the network and the module."""
 
 import mlflow
-import networks
 import numpy as np
 import pandas as pd
 import pytest
 import torch
-from command_lines import QUIET, SHAPES
-from folders import grow
 from PIL import Image
-from requests_of import encode, file_of
 from torchvision.models import resnet18
 
 from pyclassify import shapes
 from pyclassify.module import Classifier
 from pyclassify.serving.artifact import save_model
 from pyclassify.transforms import Preprocess
+from tests.support import networks
+from tests.support.command_lines import QUIET, SHAPES
+from tests.support.folders import grow
+from tests.support.requests_of import encode, file_of
 
 REGISTER = "--register=any"
 FEW = "--trainer.logger.system_metrics=false --resume.keep=0"
@@ -67,7 +67,7 @@ def test_resnet18_of_100_classes_is_trained_registered_and_answers_by_their_name
 def test_module_of_someone_else_is_served_with_its_own_preprocessing_or_the_datas(module, cli):
     data = f"{SHAPES.partition(' --model')[0]} --data.resize=20 --data.crop=16"
     if module == "Prepared":
-        data = "--data=networks.Bytes --max_epochs=1"
+        data = "--data=tests.support.networks.Bytes --max_epochs=1"
 
     said = cli(f"train --model=networks.{module} {data} {QUIET} {FEW} {REGISTER}")
 

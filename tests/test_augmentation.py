@@ -1,7 +1,6 @@
 """What training does to images beside crop and flip, and what decides it."""
 
 import pytest
-import small
 import torch
 from torchvision.transforms.v2 import functional as reference
 
@@ -11,6 +10,7 @@ from pyclassify.draws import draw
 from pyclassify.loading import ImageDataModule
 from pyclassify.module import Classifier
 from pyclassify.transforms import Preprocess
+from tests.support import small
 
 FAR = {"pad": 4, "erase": 8, "color": 0.3}
 

@@ -4,10 +4,8 @@ from functools import partial
 from signal import SIGTERM, SIGUSR1
 
 import pytest
-import stopping
 import torch
 import yaml
-from command_lines import SHAPES
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
@@ -15,6 +13,8 @@ from pyclassify.averaging import AverageWeights
 from pyclassify.best import BestCheckpoint
 from pyclassify.module import Classifier
 from pyclassify.trainer import Trainer
+from tests.support import stopping
+from tests.support.command_lines import SHAPES
 
 CLASSIFIER = partial(Classifier, stopping.Net, learning_rate=0.01)
 STOPS = [(3, SIGUSR1), (4, SIGTERM), (12, 0), (3, SIGUSR1)]

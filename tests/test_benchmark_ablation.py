@@ -5,10 +5,10 @@ import json
 import mlflow
 import pytest
 import yaml
-from folders import grow
 from mlflow.entities import Metric
 
 from benchmarks import ablation, accuracy, curves
+from tests.support.folders import grow
 
 CHANGED = {
     "the recipe": set(),

@@ -3,9 +3,9 @@
 import json
 
 import pytest
-from folders import grow
 
 from benchmarks import accuracy
+from tests.support.folders import grow
 
 
 def test_both_ways_are_trained_and_tested_on_the_same_images(tmp_path, capsys):

@@ -67,7 +67,7 @@ def test_start_is_compared_with_what_cant_be_less(capsys):
 def test_tracking_is_timed_within_the_epochs(cli, capsys):
     sizes = [f"--data.{part}_size=16" for part in ("train", "val", "test")]
 
-    tracking.main(["--max_epochs=1", *sizes, "--model.model=foreign.Linear"])
+    tracking.main(["--max_epochs=1", *sizes, "--model.model=tests.support.foreign.Linear"])
 
     rows = {row["measured in"]: row for row in rows_of(capsys.readouterr().out)}
     assert [*rows] == ["seconds", "CPU"]

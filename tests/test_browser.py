@@ -10,13 +10,13 @@ from types import SimpleNamespace
 
 import mlflow
 import pytest
-from browser import find_chromium, mlflow_ui, visit
-from command_lines import QUIET
 from playwright.sync_api import expect
 
 from pyclassify.cli import main
+from tests.support.browser import find_chromium, mlflow_ui, visit
+from tests.support.command_lines import LINEAR, QUIET
 
-SMALL = f"train --data=SyntheticDataModule --model.model=foreign.Linear --max_epochs=2 {QUIET}"
+SMALL = f"train --data=SyntheticDataModule {LINEAR} --max_epochs=2 {QUIET}"
 SMALL += (
     " --trainer.log_every_n_steps=1 --data.train_size=400 --data.val_size=50 --data.test_size=100"
 )

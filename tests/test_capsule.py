@@ -6,12 +6,12 @@ from pathlib import Path
 
 import mlflow
 import pytest
-import repositories
 import yaml
-from command_lines import SHAPES
-from repositories import git
 
 from pyclassify.tracking import capsule
+from tests.support import repositories
+from tests.support.command_lines import SHAPES
+from tests.support.repositories import git
 
 SECRET = "hunter2-and-more"
 CREDENTIALS = {
@@ -40,7 +40,7 @@ def test_run_keeps_its_capsule_and_its_data(cli):
 
 def test_capsule_is_there_when_the_run_fails_at_its_first_step(cli):
     with pytest.raises(ZeroDivisionError):
-        cli(f"fit {SHAPES}", "--trainer.callbacks+=foreign.Bug")
+        cli(f"fit {SHAPES}", "--trainer.callbacks+=tests.support.foreign.Bug")
 
     client = mlflow.MlflowClient()
     (run,) = client.search_runs([client.get_experiment_by_name("tested").experiment_id])

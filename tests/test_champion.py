@@ -3,11 +3,11 @@
 from pathlib import Path
 
 import pytest
-from recorded import log_predictions, record
-from registered import NAME, challenger, champion, decided, register, tags
 
 from pyclassify.evaluation import mcnemar
 from pyclassify.registry.champion import judge
+from tests.support.recorded import log_predictions, record
+from tests.support.registered import NAME, challenger, champion, decided, register, tags
 
 FAIR, GOOD, EQUAL = "y" * 20 + "n" * 20, "y" * 30 + "n" * 10, "y" * 19 + "ny" + "n" * 19
 

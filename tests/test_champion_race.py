@@ -4,14 +4,14 @@ import multiprocessing
 import os
 
 import pytest
-from judging import judge_together
-from recorded import record
-from registered import NAME, challenger, champion, decided, register
 
 from pyclassify.registry import lock
 from pyclassify.registry.champion import judge
 from pyclassify.registry.lock import alone
 from pyclassify.tracking.answers import read_answers
+from tests.support.judging import judge_together
+from tests.support.recorded import record
+from tests.support.registered import NAME, challenger, champion, decided, register
 
 ANSWERS = ["y" * right + "n" * (40 - right) for right in (10, 20, 30)]  # each better than the last
 TRIES = 6

@@ -8,11 +8,11 @@ from contextlib import contextmanager
 from functools import partial
 
 import pytest
-import stopping
 import torch
 
 from pyclassify import checkpoints
 from pyclassify.module import Classifier
+from tests.support import stopping
 
 STATE = {"weights": torch.arange(100_000), "words": ["a", ("b", 2)]}
 CLASSIFIER = partial(Classifier, stopping.Net)

@@ -13,10 +13,10 @@ import mlflow
 import pytest
 import torch
 import yaml
-from command_lines import SHAPES
 
 from pyclassify.cli import main
 from pyclassify.tracking.links import show_runs, start_quickly
+from tests.support.command_lines import SHAPES
 
 ROOT = Path(__file__).parents[1]
 
@@ -133,7 +133,7 @@ def test_fit_goes_on_from_a_checkpoint(cli):
 def test_predict_hands_probabilities_to_a_callback(cli):
     run_id = cli(f"fit {SHAPES}").runs[0].info.run_id
 
-    cli(f"predict {SHAPES} --ckpt_path {run_id} --trainer.callbacks+=foreign.Writer")
+    cli(f"predict {SHAPES} --ckpt_path {run_id} --trainer.callbacks+=tests.support.foreign.Writer")
 
     predictions = torch.load("predictions.pt")
     assert predictions.shape == (20, 10)

@@ -7,9 +7,9 @@ import sys
 import time
 from pathlib import Path
 
-import cluster_files
 import pytest
-import sweep
+
+from tests.support import cluster_files, sweep
 
 TAKE_400_MB = f"{sys.executable} -c 'bytearray(400_000_000)'"
 
@@ -93,7 +93,7 @@ def test_accounting_knows_a_job_that_the_controller_forgot(failed, cluster):
 
 START = """
 import sys
-from cluster import Cluster
+from tests.support.cluster import Cluster
 cluster = Cluster()
 cluster.start()
 job = cluster.submit("sleep 1000")

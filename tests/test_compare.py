@@ -8,9 +8,9 @@ from urllib.parse import unquote
 
 import mlflow
 import pytest
-from recorded import record, two_runs
 
 from pyclassify.tracking.links import compare_link
+from tests.support.recorded import record, two_runs
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "tests" / "compared.txt"

@@ -4,9 +4,9 @@ import sqlite3
 
 import mlflow
 import pytest
-from recorded import record
 
 from pyclassify.cli import main
+from tests.support.recorded import record
 
 NOWHERE = "0123456789abcdef" * 2
 

@@ -4,7 +4,8 @@ import json
 
 import mlflow
 import pytest
-from recorded import log_predictions, record
+
+from tests.support.recorded import log_predictions, record
 
 
 def test_significant_difference_is_said_to_be_one(cli):

@@ -4,11 +4,11 @@ import json
 
 import mlflow
 import pytest
-from recorded import record
 from scipy.stats import ttest_ind
 
 from pyclassify.evaluation import mean_interval, welch
 from pyclassify.tracking.spread import in_words
+from tests.support.recorded import record
 
 GOOD, BETTER = (0.80, 0.81, 0.82, 0.79, 0.80), (0.84, 0.86, 0.83, 0.85, 0.87)
 

@@ -4,14 +4,14 @@ import os
 import pickle
 from pathlib import Path
 
-import mnist
 import numpy as np
 import pytest
-import tuned
 import yaml
-from command_lines import QUIET
 from PIL import Image
 from torchvision.models import alexnet
+
+from tests.support import mnist, tuned
+from tests.support.command_lines import QUIET
 
 ROOT = Path(__file__).parents[1]
 RECIPES = sorted((ROOT / "configs").glob("*.yaml"), key=lambda recipe: recipe.name)

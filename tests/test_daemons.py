@@ -5,8 +5,9 @@ import sys
 
 import psutil
 import pytest
-import sweep
-from daemons import Daemons
+
+from tests.support import sweep
+from tests.support.daemons import Daemons
 
 
 @pytest.fixture

@@ -2,7 +2,6 @@
 
 import shutil
 
-import archives
 import pytest
 import torch
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
@@ -13,6 +12,7 @@ from pyclassify.datamodule import (
     SyntheticDataModule,
     TorchvisionDataModule,
 )
+from tests.support import archives
 
 SPLIT = {"fit": ["train", "val"], "validate": ["val"], "test": ["test"], "predict": ["test"]}
 

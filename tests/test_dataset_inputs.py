@@ -1,10 +1,10 @@
 """What a run says of its data."""
 
 import pytest
-from foreign import Data
 
 from pyclassify.datamodule import MNISTDataModule, SyntheticDataModule
 from pyclassify.tracking import dataset
+from tests.support.foreign import Data
 
 
 def test_sets_are_described_by_size_and_content():

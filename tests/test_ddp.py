@@ -6,7 +6,6 @@ import sys
 from pathlib import Path
 
 import pytest
-import small
 import torch
 from torch.utils.data import DataLoader
 
@@ -14,6 +13,7 @@ from pyclassify.agreement import parting
 from pyclassify.datamodule import SyntheticDataModule
 from pyclassify.module import Classifier
 from pyclassify.signals import stop_with_parent
+from tests.support import small
 
 ROOT = Path(__file__).parents[1]
 BATCH = 64  # in all processes

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import markdown
 import pytest
-from described import CONFIG, FACTS, PAGE, TAGS
 
 from pyclassify.tracking.about import tell_what_was_run
 from pyclassify.tracking.markdown import code, plain
 from pyclassify.tracking.results import Scores, tell_results
+from tests.support.described import CONFIG, FACTS, PAGE, TAGS
 
 DESCRIBED = Path(__file__).with_name("described.md")
 METRICS = {

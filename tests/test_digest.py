@@ -5,10 +5,10 @@ import os
 
 import pytest
 import torch
-from folders import grow
 
 from pyclassify import digest
 from pyclassify.datamodule import ImageFolderDataModule, SyntheticDataModule
+from tests.support.folders import grow
 
 IMAGES = torch.arange(6 * 3 * 4 * 4, dtype=torch.uint8).reshape(6, 3, 4, 4)
 LABELS = torch.tensor([0, 1, 2, 0, 1, 2])

@@ -4,12 +4,12 @@ import os
 import socket
 import sys
 
-import archives
 import pytest
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from pyclassify import download
 from pyclassify.download import fetch
+from tests.support import archives
 
 CIFAR10 = archives.FIRST_FILES["CIFAR10"]
 NAMES = list(archives.FIRST_FILES)

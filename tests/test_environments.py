@@ -9,12 +9,13 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pins
 import pytest
 from mlflow.utils.conda import _get_conda_env_name
 from mlflow.utils.environment import _PythonEnv
 from mlflow.utils.virtualenv import _get_virtualenv_name
 from packaging.utils import canonicalize_name
+
+from tests.support import pins
 
 ROOT = Path(__file__).parents[1]
 MANAGERS = ["uv", "virtualenv"]

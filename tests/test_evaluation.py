@@ -3,13 +3,13 @@
 from functools import partial
 
 import pytest
-import small
 import torch
 from torch import nn
 from torch.utils.data import BatchSampler, DataLoader
 from torch.utils.data.distributed import DistributedSampler
 
 from pyclassify.module import Classifier, count_real
+from tests.support import small
 
 
 @pytest.fixture

@@ -4,11 +4,11 @@ from pathlib import Path
 
 import mlflow
 import pytest
-from recorded import log_predictions, record
-from registered import NAME, challenger, champion, decided, register
 
 from pyclassify.registry.champion import judge
 from pyclassify.tracking.answers import read_answers
+from tests.support.recorded import log_predictions, record
+from tests.support.registered import NAME, challenger, champion, decided, register
 
 FAIR, GOOD = "y" * 20 + "n" * 20, "y" * 30 + "n" * 10
 OTHER_LABELS = {"labels": [1] * 40, "indices": range(40)}

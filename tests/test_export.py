@@ -4,7 +4,6 @@ import json
 import zipfile
 
 import pytest
-import small
 import torch
 from torchvision.models import resnet18
 
@@ -13,6 +12,7 @@ from pyclassify.model import AlexNet
 from pyclassify.module import Classifier
 from pyclassify.serving.export import export
 from pyclassify.transforms import Preprocess
+from tests.support import small
 
 PREPROCESS = Preprocess(10, 8, mean=(0.4, 0.5, 0.6), std=(0.2, 0.3, 0.4))
 

@@ -2,12 +2,12 @@
 
 import pytest
 import torch
-import tuned
 from lightning.pytorch.callbacks import LearningRateFinder
 from torchvision.models import alexnet
 
 from pyclassify import finetuning
 from pyclassify.model import AlexNet
+from tests.support import tuned
 
 HEAD = ("head.weight", "head.bias")
 

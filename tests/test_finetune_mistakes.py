@@ -5,13 +5,13 @@ import re
 
 import pytest
 import torch
-import tuned
-from command_lines import SHAPES
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import nn
 from torchvision.models import resnet18, resnet34
 
 from pyclassify import finetuning
+from tests.support import tuned
+from tests.support.command_lines import SHAPES
 
 
 @pytest.mark.parametrize(
@@ -122,7 +122,7 @@ def test_parts_that_can_not_be_frozen_are_refused(parts, words):
     ],
 )
 def test_mistakes_are_told_in_one_line(option, words, cli):
-    said = cli(f"fit {SHAPES} --model.model=tuned.Net", option)
+    said = cli(f"fit {SHAPES} --model.model=tests.support.tuned.Net", option)
 
     assert said.code == 1
     assert f"pyclassify: error: {words}" in said.err

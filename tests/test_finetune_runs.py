@@ -11,16 +11,17 @@ from pathlib import Path
 import mlflow
 import pytest
 import torch
-import tuned
-from command_lines import SHAPES
-from stopping import same
 
 from pyclassify.rerun import read_options
 from pyclassify.restore import prepare
 from pyclassify.slurm.parameters import place
+from tests.support import tuned
+from tests.support.command_lines import LINEAR, SHAPES
+from tests.support.stopping import same
 
 ROOT = Path(__file__).parents[1]
-TUNE = f"{SHAPES.replace('foreign.Linear', 'tuned.Net')} --trainer.logger.system_metrics=false"
+NET = "--model.model=tests.support.tuned.Net"
+TUNE = f"{SHAPES.replace(LINEAR, NET)} --trainer.logger.system_metrics=false"
 FROM = f"{TUNE} --weights=w.pth --freeze=features"
 FEATURES = {name for name in tuned.state() if name.startswith("features.")}
 
@@ -81,7 +82,7 @@ def test_stopped_run_goes_on_without_the_file_to_the_same_weights(cli, file, mon
     alone = cli(f"fit {longer}").runs[0]
     experiment = mlflow.get_experiment_by_name("tested").experiment_id
     run_id = mlflow.MlflowClient().create_run(experiment).info.run_id
-    stop = "--trainer.callbacks+=stopping.Disturb --trainer.callbacks.batch=7"
+    stop = "--trainer.callbacks+=tests.support.stopping.Disturb --trainer.callbacks.batch=7"
     monkeypatch.setenv("MLFLOW_RUN_ID", run_id)
     assert cli(f"fit {longer} {stop} --trainer.callbacks.signum={int(signal.SIGUSR1)}").code == 75
     file.unlink()

@@ -3,10 +3,10 @@
 import traceback
 
 import pytest
-from folders import grow
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from pyclassify.datamodule import ImageFolderDataModule
+from tests.support.folders import grow
 
 
 @pytest.mark.parametrize("num_workers", [0, 1])

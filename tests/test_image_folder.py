@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from folders import grow
 from lightning.pytorch import seed_everything
 
 from pyclassify import folders
 from pyclassify.datamodule import ImageFolderDataModule
+from tests.support.folders import grow
 
 REAL = Path(__file__).parents[2] / "shared/data/cifar10-test-half.tar.xz"
 

@@ -8,10 +8,10 @@ from contextlib import suppress
 import numpy as np
 import pytest
 from PIL import Image
-from requests_of import encode, file_of, raw
 
 from pyclassify.decoding import read_image
 from pyclassify.images import read
+from tests.support.requests_of import encode, file_of, raw
 
 NOISE = np.random.default_rng(0).integers(0, 256, (24, 32, 3), dtype=np.uint8)
 PNG, JPEG = file_of(NOISE), file_of(NOISE, "JPEG", quality=90)

@@ -5,15 +5,15 @@ import re
 
 import mlflow
 import pytest
-from command_lines import QUIET
 
 from pyclassify.datamodule import SyntheticDataModule
 from pyclassify.registry.judgement import answer
+from tests.support.command_lines import LINEAR, QUIET
 
 SET = "--data=SyntheticDataModule --data.train_size=400 --data.val_size=200 --data.test_size=300"
 FAST = f"--batch_size=50 --trainer.log_every_n_steps=1 {QUIET}"
-GOOD = f"train {SET} {FAST} --model.model=foreign.Linear --max_epochs=3 --learning_rate=0.01"
-BAD = f"train {SET} {FAST} --model.model=foreign.Linear --max_epochs=1 --learning_rate=0"
+GOOD = f"train {SET} {FAST} {LINEAR} --max_epochs=3 --learning_rate=0.01"
+BAD = f"train {SET} {FAST} {LINEAR} --max_epochs=1 --learning_rate=0"
 REGISTER = "--register=shapes"
 
 

@@ -4,10 +4,10 @@ import re
 import shlex
 
 import pytest
-from command_lines import SHAPES
 
 from pyclassify.tracking.links import run_link, runs_link, start_quickly
 from pyclassify.tracking.views import BEST, BY_RECIPE
+from tests.support.command_lines import SHAPES
 
 LOCAL = "http://127.0.0.1:5000/#/experiments"
 TRAINING = "workflowType=machine_learning"

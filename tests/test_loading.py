@@ -3,7 +3,6 @@
 from itertools import chain
 
 import pytest
-import small
 import torch
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from PIL import Image
@@ -13,6 +12,7 @@ from pyclassify.datamodule import ImageFolderDataModule, SyntheticDataModule
 from pyclassify.datasets import ImageTensors
 from pyclassify.loading import ImageDataModule
 from pyclassify.module import Classifier
+from tests.support import small
 
 OPTIONS = {"batch_size": 5, "resize": 36, "crop": 32}
 NORMALISED = {"mean": (0.5, 0.4, 0.3), "std": (0.2, 0.3, 0.4)}

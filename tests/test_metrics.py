@@ -5,9 +5,7 @@ from pathlib import Path
 
 import mlflow
 import pytest
-import small
 import torch
-from command_lines import SHAPES
 from lightning.pytorch.loggers.logger import DummyLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch.utils.data import DataLoader
@@ -16,6 +14,8 @@ from pyclassify.module import Classifier
 from pyclassify.tracking import run
 from pyclassify.tracking.logger import RunLogger
 from pyclassify.tracking.metrics import RunMetrics, count_images
+from tests.support import small
+from tests.support.command_lines import SHAPES
 
 BESIDE = "--trainer.logger+=lightning.pytorch.loggers.TensorBoardLogger"
 BESIDE += " --trainer.logger.save_dir=logs"

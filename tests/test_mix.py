@@ -1,9 +1,10 @@
 """Any network, module and data with any other, named on the command line alone."""
 
 import mlflow
-import mnist
 import pytest
-from command_lines import QUIET, SHAPES, TINY
+
+from tests.support import mnist
+from tests.support.command_lines import QUIET, SHAPES, TINY
 
 
 def test_network_of_torchvision_trains_on_mnist(cli, tmp_path):
@@ -21,7 +22,7 @@ def test_network_of_torchvision_trains_on_mnist(cli, tmp_path):
 
 
 def test_module_of_another_trains_on_data_of_ours(cli):
-    model = "--model=foreign.Module --learning_rate 0.25"
+    model = "--model=tests.support.foreign.Module --learning_rate 0.25"
 
     done = cli(f"train --data=pyclassify.datamodule.SyntheticDataModule {TINY} {model} {QUIET}")
 
@@ -31,9 +32,9 @@ def test_module_of_another_trains_on_data_of_ours(cli):
 
 
 def test_module_of_ours_trains_on_data_of_another(cli):
-    network = "--model=Classifier --model.model=foreign.Linear --model.num_classes=12"
+    network = "--model=Classifier --model.model=tests.support.foreign.Linear --model.num_classes=12"
 
-    done = cli(f"train --data=foreign.Data {network} --max_epochs 1 {QUIET}")
+    done = cli(f"train --data=tests.support.foreign.Data {network} --max_epochs 1 {QUIET}")
 
     assert done.code == 0
     assert "test_accuracy" in done.runs[0].data.metrics
@@ -41,9 +42,9 @@ def test_module_of_ours_trains_on_data_of_another(cli):
 
 
 def test_data_of_another_that_hold_one_stage_train_on_the_training_images(cli, capsys):
-    network = "--model=Classifier --model.model=foreign.Linear"
+    network = "--model=Classifier --model.model=tests.support.foreign.Linear"
 
-    done = cli(f"train --data=foreign.StagedData {network} --max_epochs 1 {QUIET}")
+    done = cli(f"train --data=tests.support.foreign.StagedData {network} --max_epochs 1 {QUIET}")
 
     assert done.code == 0
     history = mlflow.MlflowClient().get_metric_history(done.runs[0].info.run_id, "val_loss")

@@ -5,8 +5,6 @@ import sysconfig
 from pathlib import Path
 
 import pytest
-import required
-import small
 import torch
 import torch.nn.functional as F
 import torchvision
@@ -17,6 +15,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from pyclassify.module import Classifier
 from pyclassify.transforms import Preprocess
+from tests.support import required, small
 
 
 @pytest.fixture

@@ -2,13 +2,13 @@
 
 import mlflow
 import pytest
-from command_lines import SHAPES
-from described import CONFIG, FACTS
-from recorded import record
 
 from pyclassify.tracking import description
 from pyclassify.tracking.description import NOTE, begin, fail, finish
 from pyclassify.tracking.results import Scores
+from tests.support.command_lines import SHAPES
+from tests.support.described import CONFIG, FACTS
+from tests.support.recorded import record
 
 SECRET = "hunter2-and-more"
 
@@ -51,7 +51,7 @@ def test_trained_run_has_its_description(cli):
 
 def test_failed_run_says_why_and_what_it_was(cli):
     with pytest.raises(ZeroDivisionError):
-        cli(f"fit {SHAPES}", "--trainer.callbacks+=foreign.Bug")
+        cli(f"fit {SHAPES}", "--trainer.callbacks+=tests.support.foreign.Bug")
 
     (made,) = mlflow.search_runs(search_all_experiments=True, output_format="list")
     assert made.data.tags[NOTE].startswith("**Failed**: ZeroDivisionError: ")

@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from pyclassify.optimization import WarmupCosine, spare_biases
 from pyclassify.training import Cli
+from tests.support.command_lines import LINEAR
 
 
 def network():
@@ -184,7 +185,7 @@ def test_command_line_has_both_reach_the_trainer(cli, monkeypatch):
     monkeypatch.setattr("pyclassify.tracking.metrics.RunMetrics.on_fit_end", keep)
     command_line = (
         "fit --data=SyntheticDataModule --data.train_size=40 --data.val_size=8 --data.test_size=8 "
-        "--batch_size=8 --max_epochs=2 --model.model=foreign.Linear --model.decay_biases=false "
+        f"--batch_size=8 --max_epochs=2 {LINEAR} --model.decay_biases=false "
         "--optimizer=SGD --learning_rate=0.2 --optimizer.weight_decay=0.1 "
         "--lr_scheduler=WarmupCosine --trainer.enable_checkpointing=false --resume.keep=0 "
         "--trainer.enable_progress_bar=false --trainer.enable_model_summary=false"

@@ -11,11 +11,12 @@ import venv
 import zipfile
 from pathlib import Path
 
-import pins
 import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
-from required import program
+
+from tests.support import pins
+from tests.support.required import program
 
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())

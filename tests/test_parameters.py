@@ -1,9 +1,9 @@
 """The parameters that people compare runs by: their names and their spelling."""
 
 import pytest
-from command_lines import SHAPES
 
 from pyclassify.tracking.parameters import flatten
+from tests.support.command_lines import SHAPES
 
 CONFIG = {
     "seed_everything": 0,

@@ -2,13 +2,12 @@
 
 import copy
 
-import small
 import torch
 import torch.nn.functional as F
-import tuned
 
 from pyclassify.datamodule import SyntheticDataModule
 from pyclassify.module import Classifier
+from tests.support import small, tuned
 
 
 def test_weights_are_those_of_plain_adam_on_the_same_batches():

@@ -5,13 +5,13 @@ from types import SimpleNamespace
 import mlflow
 import pandas as pd
 import pytest
-import scored
 import torch
-from command_lines import QUIET, SHAPES
-from requests_of import encode
 
 from pyclassify import shapes
 from pyclassify.cli import main
+from tests.support import scored
+from tests.support.command_lines import LINEAR, QUIET, SHAPES
+from tests.support.requests_of import encode
 
 FOLDER = f"--data=ImageFolderDataModule --data_path=pictures --data.num_workers=0 {QUIET}"
 
@@ -52,7 +52,7 @@ def broken(trained):
 def given_as(kind, trained):
     return {
         "run": trained.run_id,
-        "file": f"{trained.weights} --model.model=foreign.Linear",
+        "file": f"{trained.weights} {LINEAR}",
         "alias": "models:/shapes@champion",
         "version": "models:/shapes/1",
     }[kind]
@@ -149,7 +149,7 @@ def test_checkpoint_that_does_not_name_its_classes_is_asked_for_them(trained, pr
     checkpoint = torch.load(trained.weights)
     del checkpoint["SyntheticDataModule"]
     torch.save(checkpoint, path)
-    alike = "--model.model=foreign.Linear --data.mean=[0.5,0.5,0.5] --data.std=[0.5,0.5,0.5]"
+    alike = f"{LINEAR} --data.mean=[0.5,0.5,0.5] --data.std=[0.5,0.5,0.5]"
 
     refused = predict(path, alike)
     with pytest.warns(UserWarning, match="does not name its classes: the labels are numbers"):

@@ -1,7 +1,8 @@
 """What can't be scored, or not written, is said in one line before anything is computed."""
 
 import pytest
-from command_lines import QUIET
+
+from tests.support.command_lines import QUIET
 
 FOLDER = f"--data=ImageFolderDataModule --data_path=. {QUIET}"
 MODEL = "--ckpt_path=models:/no@one"

@@ -7,9 +7,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-import small
 import torch
-from folders import grow
 
 from pyclassify.agreement import parting
 from pyclassify.datamodule import ImageFolderDataModule
@@ -18,6 +16,8 @@ from pyclassify.module import Classifier
 from pyclassify.scoring import WriteTable
 from pyclassify.serving.export import export
 from pyclassify.signals import stop_with_parent
+from tests.support import small
+from tests.support.folders import grow
 
 ROOT = Path(__file__).parents[1]
 CLASSES = ["ant", "bee", "cow", "dog"]

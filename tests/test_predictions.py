@@ -8,9 +8,7 @@ from pathlib import Path
 
 import mlflow
 import pytest
-import small
 import torch
-from command_lines import QUIET
 from torch.utils.data import DataLoader, TensorDataset
 from torchmetrics.functional.classification import multiclass_calibration_error
 
@@ -18,10 +16,14 @@ from pyclassify.module import Classifier
 from pyclassify.tracking import run
 from pyclassify.tracking.logger import RunLogger
 from pyclassify.tracking.predictions import KeepPredictions, class_names
+from tests.support import small
+from tests.support.command_lines import LINEAR, QUIET
 
 ROOT = Path(__file__).parents[1]
 PICTURES = {"class_accuracy.png", "confident_mistakes.png", "confusion_matrix.png"}
-RECIPE = f"--data=SyntheticDataModule --model.model=foreign.Linear --batch_size=5 {QUIET}"
+FOREIGN = "tests.support.foreign"
+RECIPE = f"--data=SyntheticDataModule {LINEAR} --batch_size=5 {QUIET}"
+FOREIGN = "tests.support.foreign"
 RECIPE += " --data.train_size=40 --data.val_size=10 --data.test_size=21"
 
 
@@ -63,7 +65,7 @@ def score(cli):
 def test_two_processes_keep_the_predictions_of_one(cli, tmp_path):
     alone = cli(f"train {RECIPE} --max_epochs=1").runs[0]
     scoring = f"test {RECIPE} --devices=2 --accelerator=cpu --ckpt_path={alone.info.run_id}"
-    path = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
+    path = str(ROOT)
 
     subprocess.run(
         [sys.executable, "-m", "pyclassify", *scoring.split()],
@@ -125,7 +127,7 @@ def test_nothing_is_kept_of_several_test_loaders(classifier, score):
 
 
 def test_nothing_is_kept_of_a_module_that_gives_no_logits(cli):
-    done = cli(f"train --model=foreign.Module --data=foreign.Data --max_epochs=1 {QUIET}")
+    done = cli(f"train --model={FOREIGN}.Module --data={FOREIGN}.Data --max_epochs=1 {QUIET}")
 
     assert done.code == 0
     assert artifacts(done.runs[0].info.run_id) == {"capsule", "config.yaml", "weights"}

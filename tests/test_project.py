@@ -13,8 +13,9 @@ import mlflow
 import pytest
 import torch
 import yaml
-from folders import grow
-from waiting import wait_until
+
+from tests.support.folders import grow
+from tests.support.waiting import wait_until
 
 ROOT = Path(__file__).parents[1]
 FINISHED, FAILED, KILLED = "FINISHED", "FAILED", "KILLED"

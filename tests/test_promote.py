@@ -8,11 +8,11 @@ from types import SimpleNamespace
 
 import mlflow
 import pytest
-from recorded import record
-from registered import NAME, challenger, champion, decided, register, tags
 
 from pyclassify.cli import main
 from pyclassify.registry.champion import judge
+from tests.support.recorded import record
+from tests.support.registered import NAME, challenger, champion, decided, register, tags
 
 ROOT = Path(__file__).parents[1]
 

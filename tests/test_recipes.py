@@ -2,9 +2,9 @@
 
 import pytest
 import yaml
-from command_lines import SHAPES
 
 from pyclassify.tracking.recipes import RECIPE, recipe
+from tests.support.command_lines import SHAPES
 
 CONFIG = {
     "seed_everything": 0,

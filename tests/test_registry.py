@@ -3,15 +3,11 @@
 import math
 import re
 
-import foreign
 import mlflow
 import pandas as pd
 import pytest
 import torch
-from command_lines import QUIET, SHAPES
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
-from requests_of import encode, file_of
-from spooled import a_run
 
 from pyclassify import shapes
 from pyclassify.cli import main
@@ -19,6 +15,10 @@ from pyclassify.module import Classifier
 from pyclassify.registry.registration import RegisterModel
 from pyclassify.registry.versions import register
 from pyclassify.transforms import Preprocess
+from tests.support import foreign
+from tests.support.command_lines import QUIET, SHAPES
+from tests.support.requests_of import encode, file_of
+from tests.support.spooled import a_run
 
 REGISTER = "--register"
 TESTED, _ = shapes.draw(20, seed=2)  # the test images of SHAPES
@@ -154,10 +154,10 @@ def test_name_that_no_model_can_have_is_refused_at_the_start(name):
 
 
 def test_network_without_preprocessing_costs_a_warning(cli):
-    foreign = f"--model=foreign.Module --data=foreign.Data --max_epochs=1 {QUIET}"
+    foreign = "--model=tests.support.foreign.Module --data=tests.support.foreign.Data"
 
     with pytest.warns(UserWarning, match="model can't be made .+ has a `preprocess`, which makes"):
-        said = cli(f"train {foreign} {REGISTER}=shapes")
+        said = cli(f"train {foreign} --max_epochs=1 {QUIET} {REGISTER}=shapes")
 
     assert said.code == 0, said.err
     assert "model" not in artifacts(said.runs[0])

@@ -5,10 +5,10 @@ import os
 import tarfile
 
 import pytest
-import repositories
-from repositories import git
 
 from pyclassify.tracking import capsule, changes, repository
+from tests.support import repositories
+from tests.support.repositories import git
 
 
 def test_commit_and_changes_put_the_files_back_bit_by_bit(write_capsule, tmp_path):

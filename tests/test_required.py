@@ -1,7 +1,8 @@
 """Tests that need a program say so where it is missing, and fail in CI, where it must be."""
 
 import pytest
-import required
+
+from tests.support import required
 
 
 @pytest.mark.parametrize(

@@ -11,26 +11,19 @@ from types import SimpleNamespace
 
 import mlflow
 import pytest
-import repositories
-from command_lines import QUIET
-from folders import grow
-from repositories import git
-from waiting import wait_until
 
 from pyclassify.tracking import capsule
+from tests.support import repositories
+from tests.support.command_lines import QUIET
+from tests.support.edited_package import FRESH, LOSS, PACKAGE, losses
+from tests.support.folders import grow
+from tests.support.repositories import git
+from tests.support.waiting import wait_until
 
-PACKAGE = Path(__file__).parents[1] / "pyclassify"
-FRESH = """
-from torch import nn
-
-def network(num_classes: int) -> nn.Module:
-    layers = nn.AdaptiveAvgPool2d(8), nn.Flatten(), nn.Dropout(), nn.Linear(192, num_classes)
-    return nn.Sequential(*layers)
-"""
 TRAIN = f"train --data=ImageFolderDataModule --data_path=photos --max_epochs=2 {QUIET}"
 TRAIN += " --batch_size=4 --trainer.log_every_n_steps=1 --model.model=fresh.network"
 TRAIN += " --learning_rate=0.01 --accelerator=cpu --data.num_workers=0"
-SOURCE, LOSS = "pyclassify.source_run", "F.cross_entropy(logits, labels"
+SOURCE = "pyclassify.source_run"
 
 
 @pytest.fixture(scope="module")
@@ -108,10 +101,6 @@ def find(store, overridden):
         if SOURCE in tags and tags.get("pyclassify.overridden", "") == overridden:
             return run
     return None
-
-
-def losses(store, run_id):
-    return [(each.step, each.value) for each in store.get_metric_history(run_id, "train_loss")]
 
 
 def has_losses(store, run):

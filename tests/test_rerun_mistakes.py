@@ -8,9 +8,9 @@ from pathlib import Path
 
 import mlflow
 import pytest
-import repositories
 
 from pyclassify.cli import main
+from tests.support import repositories
 
 ROOT = Path(__file__).parents[1]
 COMMIT = "0123456789" * 4

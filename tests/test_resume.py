@@ -6,13 +6,13 @@ from signal import SIGINT, SIGTERM, SIGUSR1
 
 import lightning.pytorch as pl
 import pytest
-import stopping
 import torch
-from stopping import Foreign, Means, Net, Schedules, compare, ours
 
 from pyclassify.datamodule import ImageFolderDataModule, SyntheticDataModule
 from pyclassify.module import Classifier
 from pyclassify.optimization import WarmupCosine
+from tests.support import stopping
+from tests.support.stopping import Foreign, Means, Net, Schedules, compare, ours
 
 CLASSIFIER = partial(Classifier, Net)
 STOPS = [(3, SIGUSR1), (4, SIGTERM), (7, SIGUSR1), (0, SIGINT), (3, SIGUSR1)]

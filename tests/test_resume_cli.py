@@ -8,18 +8,21 @@ from pathlib import Path
 
 import mlflow
 import pytest
-from command_lines import QUIET
+
+from tests.support.command_lines import QUIET
 
 ROOT = Path(__file__).parents[1]
 TINY = "--data SyntheticDataModule --data.train_size=60 --data.val_size=20 --data.test_size=20 "
-TINY += "--data.resize=12 --data.crop=8 --data.batch_size=8 --model.model=stopping.Net "
+TINY += (
+    "--data.resize=12 --data.crop=8 --data.batch_size=8 --model.model=tests.support.stopping.Net "
+)
 TINY += f"--max_epochs 3 --trainer.accelerator=cpu {QUIET} --trainer.log_every_n_steps=2 "
 TINY += "--trainer.logger.system_metrics=false"
 CLOCK = ("epoch_seconds", "images_per_second", "wall_seconds")
 
 
 def disturb(batch, signum):
-    callback = "--trainer.callbacks+=stopping.Disturb --trainer.callbacks.batch="
+    callback = "--trainer.callbacks+=tests.support.stopping.Disturb --trainer.callbacks.batch="
     return f"{callback}{batch} --trainer.callbacks.signum={int(signum)}"
 
 
@@ -68,7 +71,7 @@ def test_run_goes_on_through_every_kind_of_end(cli, attempt, run_id, monkeypatch
 
     killed = subprocess.run(
         [sys.executable, "-m", "pyclassify", *f"train {TINY} {disturb(9, 9)}".split()],
-        env={**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}", "MLFLOW_RUN_ID": run_id},
+        env={**os.environ, "PYTHONPATH": str(ROOT), "MLFLOW_RUN_ID": run_id},
         capture_output=True,
     )
     assert killed.returncode == -signal.SIGKILL
@@ -82,7 +85,7 @@ def test_run_goes_on_through_every_kind_of_end(cli, attempt, run_id, monkeypatch
 
 
 def test_stop_in_the_test_is_followed_by_the_test_alone(attempt, run_id):
-    stopped = attempt(f"train {TINY} --trainer.callbacks+=stopping.StopTest")
+    stopped = attempt(f"train {TINY} --trainer.callbacks+=tests.support.stopping.StopTest")
     assert stopped.code == 75
     assert "test_accuracy" not in mlflow.MlflowClient().get_run(run_id).data.metrics
     before = history(run_id)

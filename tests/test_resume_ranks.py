@@ -10,13 +10,13 @@ from pathlib import Path
 from signal import SIGTERM, SIGUSR1
 
 import pytest
-import stopping
 import torch
 
 from pyclassify import agreement
 from pyclassify.averaging import AverageWeights
 from pyclassify.datamodule import ImageFolderDataModule
 from pyclassify.module import Classifier
+from tests.support import stopping
 
 ROOT = Path(__file__).parents[1]
 
@@ -40,7 +40,7 @@ def launch(folder):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
-    shared = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}", "OMP_NUM_THREADS": "1"}
+    shared = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     shared |= {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     shared |= {"TORCHELASTIC_RUN_ID": "tested", "LOCAL_WORLD_SIZE": "2", "GROUP_RANK": "0"}
     return [

@@ -3,7 +3,8 @@
 import signal
 
 import pytest
-from scripts import rest
+
+from tests.support.scripts import rest
 
 STOPPABLE = """
 signals.GRACE_SECONDS = 0.4

@@ -8,11 +8,12 @@ from types import SimpleNamespace
 
 import mlflow
 import pytest
-import repositories
-from command_lines import QUIET
-from repositories import git
-from test_rerun import FRESH, LOSS, PACKAGE, losses
-from waiting import wait_until
+
+from tests.support import repositories
+from tests.support.command_lines import QUIET
+from tests.support.edited_package import FRESH, LOSS, PACKAGE, losses
+from tests.support.repositories import git
+from tests.support.waiting import wait_until
 
 TRAIN = f"train --data=SyntheticDataModule --max_epochs=3 {QUIET} --trainer.log_every_n_steps=1"
 TRAIN += " --data.train_size=160 --data.val_size=16 --data.test_size=16 --batch_size=8"

@@ -9,11 +9,12 @@ import sys
 
 import mlflow
 import pytest
-from command_lines import SHAPES
-from test_writer_lock import ROOT, TAKE
 
 from pyclassify.cli import main
 from pyclassify.tracking import capsule
+from tests.support.command_lines import SHAPES
+from tests.support.repositories import ROOT
+from tests.support.spooled import TAKE
 
 
 @pytest.fixture

@@ -4,9 +4,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-import small
 import torch
-from folders import grow
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from PIL import Image
 
@@ -14,6 +12,8 @@ from pyclassify import scaled
 from pyclassify.datamodule import ImageFolderDataModule
 from pyclassify.datasets import ImageTensors
 from pyclassify.module import Classifier
+from tests.support import small
+from tests.support.folders import grow
 
 
 @pytest.fixture(autouse=True)

@@ -6,9 +6,7 @@ import shutil
 import lightning.pytorch as pl
 import pandas as pd
 import pytest
-import small
 import torch
-from folders import grow
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -18,6 +16,8 @@ from pyclassify.exported import ExportedClassifier
 from pyclassify.module import Classifier
 from pyclassify.scoring import WriteTable
 from pyclassify.serving.export import export
+from tests.support import small
+from tests.support.folders import grow
 
 NAMES = ["ant", "bee", "cow", "dog"]
 

@@ -4,7 +4,8 @@ import re
 from statistics import fmean, stdev
 
 import pytest
-import seeded
+
+from tests.support import seeded
 
 
 @pytest.fixture(scope="module")
@@ -109,6 +110,6 @@ def test_stopped_parent_has_what_it_got_to(ended):
 
     assert parent.data.metrics["seeds_finished"] == 1
     assert parent.data.metrics["test_accuracy_mean"] == first.data.metrics["test_accuracy"]
-    assert parent.data.params["model/model"] == "moody.Moody"
+    assert parent.data.params["model/model"] == "tests.support.moody.Moody"
     assert "| 11 | [Moody-Synthetic-seed11]" in parent.data.tags["mlflow.note.content"]
     assert "| KILLED |  |\n| 12 |  |  |  |\n" in parent.data.tags["mlflow.note.content"]

@@ -12,17 +12,17 @@ from types import SimpleNamespace
 
 import mlflow
 import pytest
-from command_lines import QUIET
-from seeded import PARENT, ROOT, list_runs, spawn
-from waiting import wait_until
 
 from pyclassify import announcement, seeds
 from pyclassify.cli import main
+from tests.support.command_lines import QUIET
+from tests.support.seeded import PARENT, ROOT, list_runs, spawn
+from tests.support.waiting import wait_until
 
-TRAIN = f"train --data=SyntheticDataModule --model.model=paced.Paced {QUIET} --accelerator=cpu"
+TRAIN = f"train --data=SyntheticDataModule --model.model=tests.support.paced.Paced {QUIET}"
 TRAIN += " --data.train_size=40 --data.val_size=20 --data.test_size=20 --max_epochs=3"
 TRAIN += " --batch_size=8 --data.resize=8 --data.crop=8 --trainer.log_every_n_steps=1"
-TRAIN += " --trainer.logger.system_metrics=false --seeds 3 --seed 7"
+TRAIN += " --trainer.logger.system_metrics=false --accelerator=cpu --seeds 3 --seed 7"
 
 
 @pytest.fixture(scope="module")

@@ -2,8 +2,9 @@
 
 import mlflow
 import pytest
-from browser import mlflow_ui
-from service_parts import BUCKET, commands, sign_in
+
+from tests.support.browser import mlflow_ui
+from tests.support.service_parts import BUCKET, commands, sign_in
 
 
 @pytest.fixture

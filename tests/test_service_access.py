@@ -5,7 +5,8 @@ import json
 import mlflow
 import pytest
 import requests
-from service_parts import sign_in
+
+from tests.support.service_parts import sign_in
 
 API = "/api/2.0/mlflow"
 FILES = "/api/2.0/mlflow-artifacts/artifacts"

@@ -9,9 +9,10 @@ from types import SimpleNamespace
 
 import mlflow
 import pytest
-import service_content
-from service_parts import ADMIN, PATH, free_port, sign_in
-from service_stores import database, need, objects, rows, started
+
+from tests.support import service_content
+from tests.support.service_parts import ADMIN, PATH, free_port, sign_in
+from tests.support.service_stores import database, need, objects, rows, started
 
 
 @contextlib.contextmanager

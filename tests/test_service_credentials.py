@@ -6,10 +6,11 @@ from pathlib import Path
 
 import mlflow
 import pytest
-import service_user
 from mlflow.utils.credentials import read_mlflow_creds
-from slurm_runs import read, submit, write_project
-from waiting import wait_until
+
+from tests.support import service_user
+from tests.support.slurm_runs import read, submit, write_project
+from tests.support.waiting import wait_until
 
 WAITS = """
     import time

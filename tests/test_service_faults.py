@@ -4,11 +4,12 @@ import os
 
 import mlflow
 import pytest
-import service_faults
-from bucket_proxy import BucketProxy
-from noting import EVERY
-from service_faults import Noted, bucket_busy
-from service_parts import BUCKET, sign_in
+
+from tests.support import service_faults
+from tests.support.bucket_proxy import BucketProxy
+from tests.support.noting import EVERY
+from tests.support.service_faults import Noted, bucket_busy
+from tests.support.service_parts import BUCKET, sign_in
 
 STEPS = 20  # that a training goes on by while something is wrong
 

@@ -4,9 +4,10 @@ import re
 
 import mlflow
 import pytest
-from browser import NO_ASSISTANT, QUIET, SECONDS, find_chromium
 from playwright.sync_api import Error, expect, sync_playwright
-from service_parts import ADMIN, sign_in
+
+from tests.support.browser import NO_ASSISTANT, QUIET, SECONDS, find_chromium
+from tests.support.service_parts import ADMIN, sign_in
 
 
 @pytest.fixture(scope="module")

@@ -5,9 +5,10 @@ from types import SimpleNamespace
 
 import mlflow
 import pytest
-import service_content
-from service_parts import ADMIN, sign_in
-from service_stores import database, need, rows, started
+
+from tests.support import service_content
+from tests.support.service_parts import ADMIN, sign_in
+from tests.support.service_stores import database, need, rows, started
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,8 @@ from pathlib import Path
 import mlflow
 import pytest
 import requests
-from service_parts import BUCKET, sign_in
+
+from tests.support.service_parts import BUCKET, sign_in
 
 GB = 1024**3
 

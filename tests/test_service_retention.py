@@ -4,9 +4,10 @@ import time
 
 import mlflow
 import pytest
-from service_content import make_run
-from service_parts import ADMIN, BUCKET, sign_in
-from service_stores import keys, need
+
+from tests.support.service_content import make_run
+from tests.support.service_parts import ADMIN, BUCKET, sign_in
+from tests.support.service_stores import keys, need
 
 DAY = 86400  # seconds
 

@@ -8,13 +8,13 @@ from types import SimpleNamespace
 
 import mlflow
 import pytest
-from bucket_proxy import BucketProxy
 from mlflow.store.artifact import s3_artifact_repo
-from service_parts import BUCKET, sign_in
-from spooled import begin_again, deliver
 
 from pyclassify.cli import main
 from pyclassify.tracking.spool import registry, target
+from tests.support.bucket_proxy import BucketProxy
+from tests.support.service_parts import BUCKET, sign_in
+from tests.support.spooled import begin_again, deliver
 
 WEIGHTS = 228_000_000  # bytes: AlexNet's
 PART = 8 << 20  # what boto3 sends in one request

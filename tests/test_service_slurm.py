@@ -8,19 +8,16 @@ import os
 import subprocess
 from types import SimpleNamespace
 
-import command_lines
 import mlflow
 import pytest
 import requests
-import service_user
-import slurm_runs
-from requests_of import encode, file_of
-from service_parts import BUCKET, ROOT
-from test_service_units import started_by
-from waiting import wait_until
 
 from benchmarks.server import running
 from pyclassify import shapes
+from tests.support import command_lines, service_user, slurm_runs
+from tests.support.requests_of import encode, file_of
+from tests.support.service_parts import BUCKET, ROOT, started_by
+from tests.support.waiting import wait_until
 
 NAME = "shapes"
 SMALL = dict(
@@ -50,7 +47,7 @@ def trained(cluster, proxy, people, empty_store, tmp_path_factory):
         slurm_runs.enter(patch, cluster, empty_store, folder)
         service_user.settle(patch, proxy, people["ada"], folder / "home")
         service_user.work_in(patch, "trained on the cluster")
-        patch.setenv("PYTHONPATH", str(ROOT / "tests"))
+        patch.setenv("PYTHONPATH", str(ROOT))
         jobs = {each: train(folder, each) for each in ("direct", "spool")}
         with delivering(folder / "runs"):
             wait_until(lambda: all(map(has_ended, jobs.values())), 400)

@@ -11,9 +11,10 @@ from types import SimpleNamespace
 
 import mlflow
 import pytest
-import service_content
-from service_parts import PATH, commands
-from service_stores import columns_of, database, need, rows, started_database
+
+from tests.support import service_content
+from tests.support.service_parts import PATH, commands
+from tests.support.service_stores import columns_of, database, need, rows, started_database
 
 DATA = Path(__file__).parent / "data"
 VERSION = "alembic_version"  # the table whose one row an upgrade replaces

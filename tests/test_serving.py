@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 import requests
 import torch
-from requests_of import encode, file_of, raw
 
 from benchmarks.odd_requests import CLASSES, bombard, save_tiny_model
 from benchmarks.server import running
+from tests.support.requests_of import encode, file_of, raw
 
 DRAW = np.random.default_rng(0)
 PICTURES = [DRAW.integers(0, 256, (*size, 3), dtype=np.uint8) for size in [(20, 24), (9, 9)] * 2]

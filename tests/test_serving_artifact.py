@@ -10,18 +10,18 @@ from pathlib import Path
 import mlflow
 import numpy as np
 import pandas as pd
-import pins
 import pytest
 import torch
 import yaml
 from mlflow.pyfunc.scoring_server import invocations
-from requests_of import encode, file_of
 from torchvision.models import resnet18
 
 from benchmarks.odd_requests import CLASSES, save_tiny_model
 from pyclassify.module import Classifier
 from pyclassify.serving.artifact import save_model
 from pyclassify.transforms import Preprocess
+from tests.support import pins
+from tests.support.requests_of import encode, file_of
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (30, 40, 3), dtype=np.uint8)
 PICTURE = encode(file_of(PIXELS))

@@ -9,11 +9,11 @@ import mlflow
 import pandas as pd
 import pytest
 import requests
-from required import program
 
 from benchmarks.odd_requests import save_tiny_model
 from benchmarks.server import running
 from pyclassify.serving.artifact import draw_example
+from tests.support.required import program
 
 
 @pytest.fixture

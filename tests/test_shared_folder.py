@@ -4,12 +4,12 @@ import multiprocessing
 import signal
 import threading
 
-import archives
 import pytest
 import torchvision.datasets
 from tqdm import tqdm
 
 from pyclassify.download import fetch
+from tests.support import archives
 
 CIFAR10 = archives.FIRST_FILES["CIFAR10"]
 

@@ -4,7 +4,8 @@ import signal
 import time
 
 import pytest
-from scripts import rest
+
+from tests.support.scripts import rest
 
 SLEEP = """
 with signals.stop_on_signals(lambda name: say("marked", name)):

@@ -7,15 +7,20 @@ import sys
 
 import mlflow
 import pytest
-import repositories
 from mlflow.exceptions import ExecutionException
-from slurm_runs import artifacts, log, newest, note, read, submit, wait_for_status, write_project
 
-TELLS = """
-    import os, mlflow
-    mlflow.log_param("said", "hello")
-    print("I run in", os.getcwd())
-"""
+from tests.support import repositories
+from tests.support.slurm_runs import (
+    TELLS,
+    artifacts,
+    log,
+    newest,
+    note,
+    read,
+    submit,
+    wait_for_status,
+    write_project,
+)
 
 
 def test_run_tells_how_it_went(slurm, tmp_path):

@@ -4,14 +4,14 @@ import shutil
 
 import mlflow
 import pytest
-import slurm_programs
-from slurm_programs import say, say_in_turn
-from slurm_runs import note
 
 from pyclassify import cli
 from pyclassify.slurm import programs
 from pyclassify.slurm.logs import tail_of
 from pyclassify.slurm.submitted import SlurmRun
+from tests.support import slurm_programs
+from tests.support.slurm_programs import say, say_in_turn
+from tests.support.slurm_runs import note
 
 GONE = say(stderr="slurm_load_jobs error: Invalid job id specified\n", code=1)
 DOWN = ("", "slurm_load_jobs error: Unable to contact slurm controller (connect failure)\n", 1)

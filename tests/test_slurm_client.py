@@ -3,12 +3,12 @@
 import json
 
 import pytest
-import slurm_programs
-from slurm_programs import say, say_in_turn
 
 from pyclassify.slurm import client, programs, reconcile
 from pyclassify.slurm.programs import SlurmError, SlurmSilent
 from pyclassify.slurm.states import STATES
+from tests.support import slurm_programs
+from tests.support.slurm_programs import say, say_in_turn
 
 GONE = say(stderr="slurm_load_jobs error: Invalid job id specified\n", code=1)
 BUSY = ("", "slurm_load_jobs error: Socket timed out on send/recv operation\n", 1)

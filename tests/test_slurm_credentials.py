@@ -1,9 +1,9 @@
 """Credentials stay out of the configuration, the script and the parameters of a job."""
 
 import pytest
-from slurm_runs import write_project
 
 from pyclassify.slurm import config, plan
+from tests.support.slurm_runs import write_project
 
 
 @pytest.mark.parametrize(

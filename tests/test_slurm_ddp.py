@@ -5,10 +5,11 @@ import os
 import sys
 from pathlib import Path
 
-import command_lines
 import mlflow
 import pytest
-from slurm_runs import log, read, submit
+
+from tests.support import command_lines
+from tests.support.slurm_runs import log, read, submit
 
 ROOT = Path(__file__).parents[1]
 SHAPES = dict(
@@ -19,7 +20,7 @@ SHAPES = dict(
 @pytest.fixture
 def project(slurm, monkeypatch):
     """This project, with a network of the tests' own, as it is submitted and as it is run here."""
-    monkeypatch.setenv("PYTHONPATH", str(ROOT / "tests"))
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
     monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
     shipped = json.loads((ROOT / "slurm/ulysses.json").read_text())
     lacking = ("partition", "environment", "time")  # here: it has no conda, and lets jobs run 1 h

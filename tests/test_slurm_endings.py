@@ -4,13 +4,13 @@ import shutil
 
 import mlflow
 import pytest
-from slurm_runs import note
 
 from pyclassify.slurm import delivery, reconcile, report
 from pyclassify.slurm.answers import Job
 from pyclassify.slurm.reconcile import Ending
 from pyclassify.tracking.spool import target
 from pyclassify.tracking.spool.courier import Courier
+from tests.support.slurm_runs import note
 
 FELL = "a node of the job failed; `pyclassify slurm resume` goes on"
 MADE_ROOM = "the job had to make room for another; `pyclassify slurm resume` goes on"

@@ -4,7 +4,7 @@ import os
 import sys
 from pathlib import Path
 
-from slurm_runs import log, newest, note, submit, write_project
+from tests.support.slurm_runs import log, newest, note, submit, write_project
 
 TELL = "import sys, mlflow\nmlflow.log_metric('torch', 'torch' in sys.modules)\nprint(sys.prefix)"
 

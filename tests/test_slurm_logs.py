@@ -1,9 +1,9 @@
 """Where a job's logs go: SLURM makes no folder, and ends a job whose log it can't open."""
 
 import pytest
-from slurm_runs import write_project
 
 from pyclassify.slurm import config, plan, submission
+from tests.support.slurm_runs import write_project
 
 
 def test_folders_of_the_logs_are_made(tmp_path):

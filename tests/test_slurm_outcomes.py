@@ -4,12 +4,12 @@ import re
 import shutil
 import threading
 
-import cluster_files
-import foreign_project
 import mlflow
 import pytest
 from mlflow.exceptions import ExecutionException
-from submissions import Submissions
+
+from tests.support import cluster_files, foreign_project
+from tests.support.submissions import Submissions
 
 WAITING, FAILING = "controller down while waiting", "exit 3 with the controller down"
 NONE = r"\A\Z"

@@ -6,11 +6,11 @@ import time
 
 import mlflow
 import pytest
-import slurm_programs
-from slurm_programs import say, say_in_turn
 
 from pyclassify.cli import main
 from pyclassify.slurm import programs
+from tests.support import slurm_programs
+from tests.support.slurm_programs import say, say_in_turn
 
 
 @pytest.fixture

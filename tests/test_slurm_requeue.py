@@ -7,8 +7,9 @@ from pathlib import Path
 
 import mlflow
 import pytest
-import restarting_project
-from submissions import Submissions
+
+from tests.support import restarting_project
+from tests.support.submissions import Submissions
 
 LIMIT, PERSON, NODE = "its time limit", "scontrol requeue", "node down"
 CANCELLED, NO_GAIN, ATTEMPTS = "scancel while it goes on", "no step gained", "limit on starts"

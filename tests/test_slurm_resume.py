@@ -5,14 +5,13 @@ from pathlib import Path
 
 import mlflow
 import pytest
-import restarting_project
-import slurm_programs
-from slurm_programs import say
-from slurm_runs import log, note, read, submit, wait_for_status
-from waiting import wait_until
 
 from pyclassify import cli
 from pyclassify.slurm import programs
+from tests.support import restarting_project, slurm_programs
+from tests.support.slurm_programs import say
+from tests.support.slurm_runs import log, note, read, submit, wait_for_status
+from tests.support.waiting import wait_until
 
 
 def resume(capsys, run_id, *options):

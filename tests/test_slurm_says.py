@@ -3,9 +3,9 @@
 import subprocess
 
 import pytest
-import slurm_programs
 
 from pyclassify.slurm import template
+from tests.support import slurm_programs
 
 SRUN_ENDS = "(exit 1) &\nwait $!\n"
 

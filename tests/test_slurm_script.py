@@ -5,10 +5,10 @@ import subprocess
 from pathlib import Path
 
 import pytest
-import required
 
-from pyclassify.slurm import config, script, topology, values
-from pyclassify.slurm.environment import choose
+from pyclassify.slurm import config, values
+from tests.support import required
+from tests.support.batch_scripts import check, render
 
 GOLDEN = Path(__file__).parent / "golden"
 PARAMETERS = {
@@ -16,26 +16,6 @@ PARAMETERS = {
     "leonardo": {"devices": 4, "num_nodes": 2},
     "perlmutter": {"devices": 4},
 }
-
-
-def render(given, parameters, **facts):
-    read = config.read(given)
-    decided = topology.decide(read, parameters, {"devices": 1, "num_nodes": 1})
-    known = {
-        "run_id": "RUN_ID",
-        "experiment_id": "1",
-        "tracking_uri": "sqlite:////home/me/pyclassify/mlflow.db",
-        "name": read.job_name or "pyclassify",
-        "folder": "/scratch/me/pyclassify-slurm/RUN_ID",
-        "command": f"python -m pyclassify train --devices={decided.tasks}",
-        "activation": choose(read, None, Path(), "local").activation if read.environment else (),
-        "version": "0.1.0",
-    }
-    return script.render(read, script.Facts(topology=decided, **{**known, **facts}))
-
-
-def check(text, *checker):
-    return subprocess.run([*checker, "-"], input=text, text=True, capture_output=True)
 
 
 @pytest.mark.parametrize("name", PARAMETERS)

@@ -6,9 +6,10 @@ import subprocess
 import sys
 
 import pytest
-import required
-from test_slurm_script import check, render
-from waiting import wait_until
+
+from tests.support import required
+from tests.support.batch_scripts import check, render
+from tests.support.waiting import wait_until
 
 READY = """
 import signal, sys, time

@@ -8,13 +8,12 @@ from pathlib import Path
 
 import mlflow
 import pytest
-import repositories
-import spooled
 from mlflow.projects._project_spec import EntryPoint
 
 from pyclassify.slurm import clearing, listing, snapshot
 from pyclassify.slurm.parameters import place
 from pyclassify.tracking.spool.courier import Courier
+from tests.support import repositories, spooled
 
 
 def take(project, tmp_path):

@@ -7,11 +7,11 @@ from types import SimpleNamespace
 
 import mlflow
 import pytest
-from restarting_server import Server
-from slurm_runs import artifacts, log, note, read, submit, write_project
 
 from pyclassify import cli
 from pyclassify.slurm import plan
+from tests.support.restarting_server import Server
+from tests.support.slurm_runs import artifacts, log, note, read, submit, write_project
 
 # Its first attempt fails, and its second goes on.
 LOGS = """

@@ -9,12 +9,20 @@ import time
 
 import mlflow
 import pytest
-from slurm_programs import first_on_path, put
-from slurm_runs import log, newest, note, read, submit, wait_for_status, write_project
-from test_slurm_backend import TELLS
 
 from pyclassify.slurm import script
 from pyclassify.tracking import run
+from tests.support.slurm_programs import first_on_path, put
+from tests.support.slurm_runs import (
+    TELLS,
+    log,
+    newest,
+    note,
+    read,
+    submit,
+    wait_for_status,
+    write_project,
+)
 
 
 def test_ctrl_c_while_waiting_cancels_the_job_and_marks_the_run_killed(slurm, tmp_path):

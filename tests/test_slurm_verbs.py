@@ -5,9 +5,9 @@ from pathlib import Path
 
 import mlflow
 import pytest
-from slurm_runs import newest, read, submit, wait_for_status, write_project
 
 from pyclassify import cli
+from tests.support.slurm_runs import newest, read, submit, wait_for_status, write_project
 
 ROOT = Path(__file__).parents[1]
 

@@ -6,10 +6,10 @@ import subprocess
 import sys
 from pathlib import Path
 
-import foreign_project
 import mlflow
 import pytest
-import required
+
+from tests.support import foreign_project, required
 
 ROOT = Path(__file__).parents[1]
 

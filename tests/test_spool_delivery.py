@@ -7,8 +7,6 @@ from pathlib import Path
 import mlflow
 import pytest
 from mlflow.entities import Metric
-from recorded import MetaDataset
-from spooled import answering, deliver, points
 
 from pyclassify.tracking.spool import records
 from pyclassify.tracking.spool.courier import SPOOL_TAG, Courier, alone
@@ -16,6 +14,8 @@ from pyclassify.tracking.spool.delivery import Delivery
 from pyclassify.tracking.spool.opened import open_run
 from pyclassify.tracking.spool.records import Segment, encode
 from pyclassify.tracking.spool.uploads import WaitingError
+from tests.support.recorded import MetaDataset
+from tests.support.spooled import answering, deliver, points
 
 
 def log_losses(spool, count, first=0):

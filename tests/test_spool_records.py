@@ -3,11 +3,11 @@
 import math
 
 import pytest
-from spooled import files_of_at_most
 
 from pyclassify.tracking.spool import records, target
 from pyclassify.tracking.spool.opened import OpenRun
 from pyclassify.tracking.spool.records import DamagedRecord, Segment
+from tests.support.spooled import files_of_at_most
 
 RECORDS = [
     {"kind": "metrics", "points": [["loss", 0.5, 1_700_000_000_000, 3]]},

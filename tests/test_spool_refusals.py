@@ -3,11 +3,11 @@
 import mlflow
 import pytest
 from mlflow.protos.databricks_pb2 import BAD_REQUEST, INVALID_PARAMETER_VALUE
-from spooled import deliver
 from sqlalchemy import exc
 
 from pyclassify.tracking.spool.delivery import in_words
 from pyclassify.tracking.spool.refusals import is_final
+from tests.support.spooled import deliver
 
 
 def of_database(kind, words):

@@ -10,9 +10,6 @@ from pathlib import Path
 import mlflow
 import pytest
 from mlflow.entities import Metric
-from restarting_server import Server
-from spooled import begin_again, points
-from waiting import wait_until
 
 from pyclassify.cli import main
 from pyclassify.tracking import run
@@ -20,6 +17,9 @@ from pyclassify.tracking.logger import RunLogger
 from pyclassify.tracking.spool import registry, target
 from pyclassify.tracking.spool.courier import SPOOL_TAG, Courier
 from pyclassify.tracking.spool.delivery import HASTE, PATIENCE
+from tests.support.restarting_server import Server
+from tests.support.spooled import begin_again, points
+from tests.support.waiting import wait_until
 
 
 @pytest.fixture

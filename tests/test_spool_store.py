@@ -7,11 +7,11 @@ import mlflow
 import pytest
 from mlflow.entities import DatasetInput, InputTag, Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
-from recorded import MetaDataset
-from spooled import begin_again, points
 
 from pyclassify.tracking.spool.registry import register
 from pyclassify.tracking.spool.target import prepare
+from tests.support.recorded import MetaDataset
+from tests.support.spooled import begin_again, points
 
 
 def test_all_that_a_callback_logs_is_read_from_the_spool(spool):

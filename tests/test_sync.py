@@ -8,11 +8,11 @@ from pathlib import Path
 
 import mlflow
 import pytest
-from spooled import answering, begin_again, points
 
 from pyclassify.cli import main
 from pyclassify.tracking.spool import records, target
 from pyclassify.tracking.spool.sync import Sync, find
+from tests.support.spooled import answering, begin_again, points
 
 
 @pytest.fixture

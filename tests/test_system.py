@@ -7,11 +7,11 @@ import time
 
 import psutil
 import pytest
-from command_lines import SHAPES
 
 from pyclassify.tracking import run
 from pyclassify.tracking.logger import RunLogger
 from pyclassify.tracking.system import ProcessMonitor
+from tests.support.command_lines import SHAPES
 
 NAMES = {"system/cpu_utilization_percentage", "system/memory_usage_megabytes"}
 

@@ -21,7 +21,7 @@ def loud(cluster, tmp_path, monkeypatch):
     for name in ("SLURM_CONF", "PATH"):
         monkeypatch.setenv(name, cluster.env[name])
     monkeypatch.setenv("PATH", str(Path(sys.executable).parent), prepend=":")
-    monkeypatch.setenv("PYTHONPATH", str(ROOT / "tests"))
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     for name in ("MLFLOW_TRACKING_URI", "PACE"):
         monkeypatch.setenv(name, "")  # which restores it afterwards

@@ -7,9 +7,6 @@ from pathlib import Path
 
 import lightning.pytorch as pl
 import pytest
-import small
-from command_lines import SHAPES
-from folders import grow
 from lightning.fabric.plugins.environments import SLURMEnvironment
 from lightning.pytorch.strategies import DDPStrategy
 
@@ -18,6 +15,9 @@ from pyclassify.datamodule import SyntheticDataModule
 from pyclassify.launch import LaunchCheck
 from pyclassify.module import Classifier
 from pyclassify.trainer import Trainer
+from tests.support import small
+from tests.support.command_lines import LINEAR, SHAPES
+from tests.support.folders import grow
 
 
 def test_last_checkpoint_is_kept_where_the_metric_is_not_logged(cli):
@@ -53,7 +53,7 @@ def test_best_checkpoint_waits_for_a_validation_that_comes_later(cli):
 
 def test_missing_test_images_are_known_before_training(cli, tmp_path):
     folder = grow(tmp_path / "photos", "train/cat", "train/dog")
-    data = f"--data=ImageFolderDataModule --data_path {folder} --model.model=foreign.Linear"
+    data = f"--data=ImageFolderDataModule --data_path {folder} {LINEAR}"
     done = cli(f"train {data} --max_epochs 1")
 
     assert done.code == 1

@@ -5,11 +5,11 @@ import sqlite3
 
 import mlflow
 import pytest
-from command_lines import SHAPES
 
 from pyclassify.tracking import views
 from pyclassify.tracking.recipes import RECIPE
 from pyclassify.tracking.views import BEST, BY_RECIPE, TAG
+from tests.support.command_lines import SHAPES
 
 
 def tags():

@@ -3,9 +3,9 @@
 import re
 
 import mlflow
-from command_lines import QUIET, SHAPES
 
 from pyclassify.cli import main
+from tests.support.command_lines import QUIET, SHAPES
 
 
 def test_run_whose_files_can_not_be_stored_is_trained_and_tested_and_keeps_them_for_later(
@@ -36,7 +36,9 @@ def test_run_whose_files_can_not_be_stored_is_trained_and_tested_and_keeps_them_
 
 
 def test_test_images_without_a_label_cost_a_picture_and_not_the_run(cli, recwarn):
-    parts = "--model=foreign.Unlabelled --data=foreign.Data --max_epochs=1"
+    parts = (
+        "--model=tests.support.foreign.Unlabelled --data=tests.support.foreign.Data --max_epochs=1"
+    )
     (run,) = cli(f"train {parts} {QUIET}").runs
 
     assert run.info.status == "FINISHED"

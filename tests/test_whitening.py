@@ -8,7 +8,6 @@ from pathlib import Path
 import lightning.pytorch as pl
 import pytest
 import torch
-import tuned
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import nn
 
@@ -17,6 +16,7 @@ from pyclassify.averaging import AverageWeights
 from pyclassify.model import AlexNet
 from pyclassify.module import Classifier
 from pyclassify.whitening import WhitenStem, whiten
+from tests.support import tuned
 
 ROOT = Path(__file__).parents[1]
 
@@ -142,7 +142,7 @@ class Keep(WhitenStem):
 def test_two_processes_have_the_filters_of_the_first(tmp_path):
     done = subprocess.run(
         [sys.executable, __file__, str(tmp_path)],
-        env={**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"},
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
         timeout=120,

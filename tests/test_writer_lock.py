@@ -12,10 +12,9 @@ from pathlib import Path
 import pytest
 
 from pyclassify.tracking.spool import lock
+from tests.support.spooled import TAKE
 
 ROOT = Path(__file__).parents[1]
-TAKE = "from pathlib import Path; from pyclassify.tracking.spool import lock; "
-TAKE += "lock.take(Path({folder!r})); "
 # One child by fork, as a data worker is, and one by exec; their numbers are written.
 BREED = """
 import os, subprocess, sys, time

@@ -21,7 +21,7 @@ def running(code):
     """Start code in a session of its own; it says "ready" when it can be stopped."""
     process = subprocess.Popen(
         [sys.executable, "-c", STOP + code],
-        cwd=Path(__file__).parents[1],
+        cwd=Path(__file__).parents[2],
         stdout=subprocess.PIPE,
         text=True,
         start_new_session=True,

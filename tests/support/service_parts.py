@@ -16,9 +16,12 @@ import urllib.request
 from pathlib import Path
 
 import boto3
-from daemons import Daemons
 
-ROOT = Path(__file__).parents[1]
+from tests.support.daemons import Daemons
+
+ROOT = Path(__file__).parents[2]
+DEPLOY = ROOT / "deploy"
+HERE = f"{Path(sys.executable).parent}/"
 PAGE = ROOT / "docs" / "service.md"
 DEBIANS = sorted(Path("/usr/lib/postgresql").glob("*/bin"))
 PATH = os.pathsep.join(
@@ -184,3 +187,14 @@ def _answers(url):
     with contextlib.suppress(OSError), urllib.request.urlopen(url, timeout=5) as answer:
         return answer.status == 200
     return False
+
+
+def started_by(unit):
+    """The command line of a unit, of the programs of this environment."""
+    lines = (DEPLOY / unit).read_text().splitlines()
+    (line,) = [each.removeprefix("ExecStart=") for each in lines if each.startswith("ExecStart=")]
+    return installed_here(line)
+
+
+def installed_here(text):
+    return text.replace("/opt/mlflow/bin/", HERE).replace("%h/project/.venv/bin/", HERE)

@@ -1,6 +1,9 @@
 """Git repositories of the tests' own."""
 
 import subprocess
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
 
 
 def git(folder, *words):

@@ -4,7 +4,7 @@ import os
 import sys
 from pathlib import Path
 
-VERSIONS = Path(__file__).parent / "slurm_versions"
+VERSIONS = Path(__file__).parents[1] / "slurm_versions"
 
 
 def put(folder, name, code):

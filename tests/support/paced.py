@@ -3,7 +3,7 @@
 import os
 import time
 
-from stopping import Net
+from tests.support.stopping import Net
 
 
 class Paced(Net):

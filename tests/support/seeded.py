@@ -10,16 +10,17 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import mlflow
-from command_lines import QUIET, TINY
-from waiting import wait_until
 
-ROOT = Path(__file__).parents[1]
+from tests.support.command_lines import QUIET, TINY
+from tests.support.waiting import wait_until
+
+ROOT = Path(__file__).parents[2]
 PARENT = "mlflow.parentRunId"
-TRAIN = f"train --data=SyntheticDataModule --model.model=moody.Moody {TINY} {QUIET}"
+TRAIN = f"train --data=SyntheticDataModule --model.model=tests.support.moody.Moody {TINY} {QUIET}"
 TRAIN += " --accelerator=cpu --data.resize=8 --data.crop=8"
 TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "--no-python"]
 
-# Their seeds tell them apart: 1 fails in the second process, and 11 never ends (tests/moody.py).
+# Their seeds tell them apart: 1 fails in the second process, and 11 never ends (moody.py).
 WAYS = {
     "all is well": "--seeds 2 --seed 20",
     "one fails in one of two processes": "--seed 0 --seeds 2 --devices 2",
@@ -75,7 +76,7 @@ def spawn(command, folder, client, **variables):
             **os.environ,
             "MLFLOW_TRACKING_URI": client.tracking_uri,
             "MLFLOW_EXPERIMENT_NAME": "tested",
-            "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}",
+            "PYTHONPATH": str(ROOT),
             **variables,
         },
         stdout=subprocess.PIPE,

@@ -3,9 +3,10 @@
 import contextlib
 import hashlib
 
-import required
 import sqlalchemy
-from service_parts import BUCKET, Service, missing
+
+from tests.support import required
+from tests.support.service_parts import BUCKET, Service, missing
 
 
 def need(*programs):

@@ -3,7 +3,8 @@
 import json
 
 import mlflow
-from recorded import record
+
+from tests.support.recorded import record
 
 NAME = "alexnet"
 

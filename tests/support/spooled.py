@@ -13,6 +13,10 @@ from pyclassify.tracking.spool import registry, target
 from pyclassify.tracking.spool.courier import Courier
 from pyclassify.tracking.spool.opened import forget
 
+# Code that has a process take a spool.
+TAKE = "from pathlib import Path; from pyclassify.tracking.spool import lock; "
+TAKE += "lock.take(Path({folder!r})); "
+
 
 def open_store(empty_store, folder):
     """A client of a new database in a folder."""

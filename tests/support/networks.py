@@ -1,7 +1,6 @@
 """Networks and modules of someone else, with preprocessing or without, some of one image size."""
 
 import lightning.pytorch as pl
-import small
 import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
@@ -9,6 +8,7 @@ from torch.utils.data import DataLoader
 from torchvision.models import VisionTransformer
 
 from pyclassify.transforms import Preprocess
+from tests.support import small
 
 SIDE = 16
 

@@ -1,7 +1,8 @@
 """A user of the service, as docs/service.md has him set himself up."""
 
 import mlflow
-from service_parts import commands
+
+from tests.support.service_parts import commands
 
 
 def settle(patch, proxy, account, home):

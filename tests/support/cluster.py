@@ -7,10 +7,9 @@ import socket
 import subprocess
 import time
 
-import cluster_files
-import sweep
-from cluster_files import NODES
-from daemons import Daemons
+from tests.support import cluster_files, sweep
+from tests.support.cluster_files import NODES
+from tests.support.daemons import Daemons
 
 SYSTEM_PATH = f"{os.environ['PATH']}:/usr/sbin:/sbin"
 PROGRAMS = ("munged", "mariadbd", "mariadb-install-db", "slurmdbd", "slurmctld", "slurmd", "sbatch")

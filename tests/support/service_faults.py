@@ -1,21 +1,25 @@
 """What befalls a group's service while runs log, and trainings that note what they logged."""
 
 import contextlib
-import os
 import pwd
 import subprocess
 import sys
 from pathlib import Path
 
-from service_parts import ROOT, _as_postgres
-from waiting import wait_until
+from tests.support.service_parts import ROOT, _as_postgres
+from tests.support.waiting import wait_until
 
 SMALL = {
     "data": "SyntheticDataModule",
     **{f"data.{part}_size": size for part, size in {"train": 400, "val": 8, "test": 8}.items()},
-    **{"data.resize": 12, "data.crop": 8, "data.batch_size": 8, "model.model": "paced.Paced"},
+    **{
+        "data.resize": 12,
+        "data.crop": 8,
+        "data.batch_size": 8,
+        "model.model": "tests.support.paced.Paced",
+    },
     **{"max_epochs": 10_000, "accelerator": "cpu", "trainer.log_every_n_steps": 1},
-    **{"trainer.enable_progress_bar": "false", "trainer.callbacks+": "noting.Noting"},
+    **{"trainer.enable_progress_bar": "false", "trainer.callbacks+": "tests.support.noting.Noting"},
 }
 
 
@@ -32,7 +36,7 @@ class Noted:
         folder.mkdir()
         self.folder, self.log = folder, folder / "log"
         environ = {**environ, "NOTES": str(folder), "PACE": str(pace), "OMP_NUM_THREADS": "1"}
-        environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
+        environ["PYTHONPATH"] = str(ROOT)
         options = [f"--{name}={value}" for name, value in SMALL.items()]
         with self.log.open("w") as log:
             self.process = subprocess.Popen(

@@ -8,6 +8,13 @@ import time
 
 import mlflow
 
+# Code of a project that says what it does.
+TELLS = """
+    import os, mlflow
+    mlflow.log_param("said", "hello")
+    print("I run in", os.getcwd())
+"""
+
 FINAL = ("FINISHED", "FAILED", "KILLED")
 
 

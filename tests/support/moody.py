@@ -4,7 +4,8 @@ import os
 import time
 
 import torch
-from foreign import Linear
+
+from tests.support.foreign import Linear
 
 
 class Moody(Linear):

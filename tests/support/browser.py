@@ -12,9 +12,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from playwright.sync_api import expect, sync_playwright
-from required import lack
 
 from pyclassify.tracking.links import LOCAL
+from tests.support.required import lack
 
 SECONDS = 60
 SIZE = {"width": 1600, "height": 1000}

@@ -2,7 +2,7 @@
 
 import socket
 
-from service_parts import ROOT, free_port
+from tests.support.service_parts import ROOT, free_port
 
 # The rest of what Debian's nginx.conf has around a site.
 AROUND = """daemon off; pid {folder}/nginx.pid; error_log stderr; user root;

@@ -2,13 +2,13 @@
 
 import sys
 
-import small
 import torch
 from torch import nn
 from torch.utils.data import DataLoader
 
 from pyclassify.module import Classifier
 from pyclassify.trainer import Trainer
+from tests.support import small
 
 
 class Net(nn.Module):

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-import slurm_runs
+from tests.support import slurm_runs
 
 CODE = """
     import os, signal, sys, time

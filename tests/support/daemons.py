@@ -6,7 +6,7 @@ import tempfile
 import time
 from pathlib import Path
 
-import sweep
+from tests.support import sweep
 
 
 class Daemons:

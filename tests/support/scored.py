@@ -9,11 +9,11 @@ from types import SimpleNamespace
 
 import mlflow
 import pytest
-from command_lines import SHAPES
 from PIL import Image
 
 from pyclassify import shapes
 from pyclassify.cli import main
+from tests.support.command_lines import SHAPES
 
 
 @contextmanager
