@@ -14,7 +14,7 @@ from pathlib import Path
 import psutil
 
 from pyclassify import cli
-from tests.support.cluster_files import free_ports
+from tests.support.ports import free_ports
 
 ENDED = ("COMPLETED", "FAILED", "CANCELLED", "NODE_FAIL", "TIMEOUT", "OUT_OF_MEMORY", "PREEMPTED")
 

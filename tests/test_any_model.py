@@ -69,7 +69,7 @@ def test_module_of_someone_else_is_served_with_its_own_preprocessing_or_the_data
     if module == "Prepared":
         data = "--data=tests.support.networks.Bytes --max_epochs=1"
 
-    said = cli(f"train --model=networks.{module} {data} {QUIET} {FEW} {REGISTER}")
+    said = cli(f"train --model=tests.support.networks.{module} {data} {QUIET} {FEW} {REGISTER}")
 
     assert said.code == 0, said.err
     images, _ = shapes.draw(3, seed=9)

@@ -2,7 +2,6 @@
 
 import gc
 import os
-import socket
 import subprocess
 import sys
 from functools import partial
@@ -17,6 +16,7 @@ from pyclassify.averaging import AverageWeights
 from pyclassify.datamodule import ImageFolderDataModule
 from pyclassify.module import Classifier
 from tests.support import stopping
+from tests.support.ports import free_port
 
 ROOT = Path(__file__).parents[1]
 
@@ -37,9 +37,7 @@ CASES = {
 
 def launch(folder):
     """Start this file as torchrun and srun start a script: one process a rank, by environment."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
+    port = str(free_port())
     shared = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     shared |= {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     shared |= {"TORCHELASTIC_RUN_ID": "tested", "LOCAL_WORLD_SIZE": "2", "GROUP_RANK": "0"}

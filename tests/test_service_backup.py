@@ -11,7 +11,8 @@ import mlflow
 import pytest
 
 from tests.support import service_content
-from tests.support.service_parts import ADMIN, PATH, free_port, sign_in
+from tests.support.ports import free_port
+from tests.support.service_parts import ADMIN, PATH, sign_in
 from tests.support.service_stores import database, need, objects, rows, started
 
 

@@ -3,7 +3,6 @@
 import os
 import shlex
 import shutil
-import socket
 import subprocess
 import sys
 import time
@@ -14,6 +13,7 @@ from pathlib import Path
 from playwright.sync_api import expect, sync_playwright
 
 from pyclassify.tracking.links import LOCAL
+from tests.support.ports import free_port
 from tests.support.required import lack
 
 SECONDS = 60
@@ -39,9 +39,7 @@ def find_chromium():
 @contextmanager
 def mlflow_ui(command, folder):
     """Run a command that starts `mlflow ui`, on a free port; its address."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     given = {key: value for key, value in os.environ.items() if not key.startswith("MLFLOW_")}
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
     log = folder / "mlflow-ui.log"

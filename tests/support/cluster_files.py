@@ -9,6 +9,8 @@ import os
 import socket
 from pathlib import Path
 
+from tests.support.ports import free_ports
+
 NAME = "private"
 NODES = ("n1", "n2")
 GPUS_PER_NODE = 4
@@ -139,12 +141,3 @@ def write_cgroup(folder):
     cgroup.mkdir()
     (folder / "cgroup").mkdir()
     (folder / "cgroup" / "memory").symlink_to(cgroup)
-
-
-def free_ports(*names):
-    """A port of loopback for each name; all are bound at once, so that no two are the same."""
-    sockets = {name: socket.create_server(("127.0.0.1", 0)) for name in names}
-    ports = {name: each.getsockname()[1] for name, each in sockets.items()}
-    for each in sockets.values():
-        each.close()
-    return ports

@@ -18,6 +18,7 @@ from pathlib import Path
 import boto3
 
 from tests.support.daemons import Daemons
+from tests.support.ports import free_ports
 
 ROOT = Path(__file__).parents[2]
 DEPLOY = ROOT / "deploy"
@@ -56,12 +57,6 @@ def sign_in(patch, service, account=ADMIN):
     patch.setenv("MLFLOW_TRACKING_PASSWORD", password)
 
 
-def free_port():
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return free.getsockname()[1]
-
-
 class Service:
     """Its parts, and what happens to them.
 
@@ -73,7 +68,7 @@ class Service:
         outer = {key: value for key, value in os.environ.items() if not key.startswith("MLFLOW_")}
         self.daemons = Daemons({**outer, "PATH": PATH})
         self.folder, self.env = self.daemons.folder, self.daemons.env
-        self.ports = {name: free_port() for name in ("postgres", "s3", "mlflow", "nginx")}
+        self.ports = free_ports("postgres", "s3", "mlflow", "nginx")
         self.uri = f"http://127.0.0.1:{self.ports['mlflow']}"
         self.proxied_uri = f"https://{socket.gethostname()}:{self.ports['nginx']}"
         self.s3_uri = f"http://127.0.0.1:{self.ports['s3']}"

@@ -2,7 +2,8 @@
 
 import socket
 
-from tests.support.service_parts import ROOT, free_port
+from tests.support.ports import free_port
+from tests.support.service_parts import ROOT
 
 # The rest of what Debian's nginx.conf has around a site.
 AROUND = """daemon off; pid {folder}/nginx.pid; error_log stderr; user root;

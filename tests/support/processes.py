@@ -1,0 +1,151 @@
+"""Python in processes of its own: forked where that is enough, started where it is the point.
+
+`start` and `run` take the arguments of `python`. They fork from a server that has imported torch,
+Lightning and MLflow (see `fork_server`), one for each process of pytest. What has to be a new
+interpreter, since its start, its imports or its environment's libraries are tested, is started with
+`fresh=True`.
+"""
+
+import atexit
+import contextlib
+import json
+import os
+import select
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from tests.support import budget, waiting
+
+ROOT = Path(__file__).parents[2]
+PIPE, STDOUT = subprocess.PIPE, subprocess.STDOUT
+TIMEOUT_SECONDS = 300  # for a process to end, before it counts as hung
+
+_server = None
+
+
+class Forked:
+    """A process that the server forked, to be used as `subprocess.Popen` is.
+
+    Its output goes to files, so that no reader has to keep up with it; `stdout` and `stderr` may be
+    a file, PIPE, STDOUT or, without them, this process's own.
+    """
+
+    def __init__(self, argv, cwd=None, env=None, stdout=None, stderr=None):
+        self.args, self.returncode = argv, None
+        self._files = {}
+        out = self._open("stdout", stdout)
+        err = out if stderr == STDOUT else self._open("stderr", stderr)
+        read, write = os.pipe()
+        self._status = os.fdopen(read)
+        request = {"argv": list(map(str, argv)), "cwd": str(cwd or Path.cwd())}
+        request["env"] = dict(os.environ if env is None else env)
+        with open(os.devnull) as nothing:
+            _ask(request, [nothing.fileno(), out, err, write])
+        os.close(write)
+        self.pid = int(self._status.readline())
+
+    def _open(self, name, target):
+        if target == PIPE:
+            self._files[name] = file = tempfile.TemporaryFile("w+")  # noqa: SIM115
+            return file.fileno()
+        if target is None:
+            return {"stdout": 1, "stderr": 2}[name]
+        return target if isinstance(target, int) else target.fileno()
+
+    def poll(self):
+        """The exit status, negative for a signal, or None while it runs."""
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self.wait(0)
+        return self.returncode
+
+    def wait(self, timeout=TIMEOUT_SECONDS):
+        """Wait for the end; its exit status."""
+        if self.returncode is None:
+            if not self._has_ended(timeout):
+                raise subprocess.TimeoutExpired(self.args, timeout)
+            line = self._status.readline()
+            self._status.close()
+            if not line:
+                raise RuntimeError("the fork server has ended")
+            self.returncode = int(line)
+        return self.returncode
+
+    def _has_ended(self, timeout):
+        bound = timeout * waiting.HEADROOM
+        return bool(
+            select.select([self._status], [], [], bound)[0]
+            or (bound and select.select([self._status], [], [], waiting.scale(timeout) - bound)[0])
+        )
+
+    def communicate(self, timeout=TIMEOUT_SECONDS):
+        """Wait for the end; what it wrote to stdout and to stderr."""
+        self.wait(timeout)
+        return self.read("stdout"), self.read("stderr")
+
+    def read(self, name="stdout"):
+        """What it has written to a pipe so far."""
+        if name not in self._files:
+            return None
+        path = f"/proc/self/fd/{self._files[name].fileno()}"
+        return Path(path).read_text(errors="replace")
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.wait()
+
+    def send_signal(self, number):
+        if self.poll() is None:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.pid, number)
+
+    def terminate(self):
+        self.send_signal(signal.SIGTERM)
+
+    def kill(self):
+        self.send_signal(signal.SIGKILL)
+
+
+def start(*argv, fresh=False, **options):
+    """Start `python *argv`, with the options of `subprocess.Popen` for its folder and output."""
+    if fresh:
+        options = {"text": True, "stdin": subprocess.DEVNULL, "start_new_session": True, **options}
+        return subprocess.Popen([sys.executable, *map(str, argv)], **options)
+    return Forked(argv, **options)
+
+
+def run(*argv, timeout=TIMEOUT_SECONDS, check=False, **options):
+    """Run `python *argv` to its end, with `returncode`, `stdout` and `stderr` of it."""
+    process = start(*argv, **{"stdout": PIPE, "stderr": PIPE, **options})
+    try:
+        out, err = process.communicate(timeout=timeout)
+    finally:
+        process.kill()
+    if check and process.returncode:
+        raise AssertionError(f"{argv} ended with {process.returncode}:\n{err or out}")
+    return subprocess.CompletedProcess(argv, process.returncode, out, err)
+
+
+def _ask(request, descriptors):
+    global _server
+    if _server is None:
+        _server = _start_server()
+    budget.note_start("f")
+    socket.send_fds(_server, [json.dumps(request).encode()], descriptors)
+
+
+def _start_server():
+    ours, its = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with its:
+        subprocess.Popen(
+            [sys.executable, Path(__file__).with_name("fork_server.py")],
+            stdin=its,
+            start_new_session=True,
+        )
+    atexit.register(ours.close)
+    return ours
