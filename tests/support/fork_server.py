@@ -59,8 +59,9 @@ def main():
         raise RuntimeError(f"{threads} threads after imports: a process with threads can't fork")
     with socket.socket(fileno=os.dup(0)) as requests:
         request = serve(requests)
-    if request is not None:
-        become(**request)
+    if request is None:
+        os._exit(0)
+    become(**request)
 
 
 @contextlib.contextmanager
@@ -139,7 +140,7 @@ def report_ended(pipes):
 
 
 def silence():
-    """Say no more: frozen objects stay, and triton's library calls that a leak as it is unloaded."""
+    """Say no more: frozen objects stay, and triton's library calls that a leak when unloaded."""
     sys.stderr.flush()
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
 
