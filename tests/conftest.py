@@ -27,6 +27,7 @@ from tests.support import alone, budget, required, service_parts, service_proxy,
 from tests.support.cluster import Cluster, missing
 from tests.support.scripts import running
 from tests.support.service_parts import ADMIN
+from tests.support.stores import list_runs, new_store
 
 # What a fixture stands for, and the marker of the tests that need it.
 NEEDS = {"cluster": "slurm", "service": "service", "visitor": "browser"}
@@ -90,19 +91,27 @@ def empty_store(tmp_path_factory):
 
 
 @pytest.fixture
-def cli(empty_store, tmp_path, monkeypatch, capsys):
-    """Run a command line: `cli("fit --seed 1", "--option=with blanks")`.
+def store(empty_store, tmp_path):
+    """A client of a new database, TMP_PATH/mlflow.db, which the environment names."""
+    with new_store(empty_store, tmp_path) as client:
+        yield client
+
+
+@pytest.fixture(scope="module")
+def module_store(empty_store, tmp_path_factory):
+    """A client of a database that the tests of a module share."""
+    with new_store(empty_store, tmp_path_factory.mktemp("store")) as client:
+        yield client
+
+
+@pytest.fixture
+def cli(store, tmp_path, monkeypatch, capsys):
+    """Run a command line in `tmp_path`: `cli("fit --seed 1", "--option=with blanks")`.
 
     It returns the exit code, what was written to stdout (`out`) and to stderr (`err`), and the
     store's runs, the newest first.
     """
-    shutil.copy(empty_store, tmp_path)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
-    monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "tested")
-    for name in ("MLFLOW_RUN_ID", "PL_GLOBAL_SEED", "PL_SEED_WORKERS"):
-        monkeypatch.setenv(name, "")  # which restores it afterwards
-        os.environ.pop(name)
 
     def run(options, *more):
         try:
@@ -110,12 +119,9 @@ def cli(empty_store, tmp_path, monkeypatch, capsys):
         except SystemExit as leaving:
             code = leaving.code
         out, err = capsys.readouterr()
-        experiment = mlflow.get_experiment_by_name("tested").experiment_id
-        runs = mlflow.MlflowClient().search_runs([experiment])
-        return SimpleNamespace(code=code, out=out, err=err, runs=runs)
+        return SimpleNamespace(code=code, out=out, err=err, runs=list_runs(store))
 
-    yield run
-    mlflow.set_tracking_uri(None)
+    return run
 
 
 @pytest.fixture
@@ -128,15 +134,14 @@ def script():
 @pytest.fixture(scope="module")
 def registry_store(empty_store, tmp_path_factory):
     """A store that the tests of a file share: to open it takes longer than most of them."""
-    folder = tmp_path_factory.mktemp("registry")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{shutil.copy(empty_store, folder)}")
+    with (
+        new_store(empty_store, tmp_path_factory.mktemp("registry")),
+        pytest.MonkeyPatch.context() as patch,
+    ):
         patch.setenv("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
-        patch.delenv("MLFLOW_RUN_ID", raising=False)
         event.listen(Engine, "connect", _hurry)
         yield
         event.remove(Engine, "connect", _hurry)
-    mlflow.set_tracking_uri(None)
 
 
 def _hurry(connection, _):
