@@ -1,9 +1,8 @@
-"""How the tests are run, and the fixtures that all of them share."""
+"""The fixtures that all tests share; how the tests are run is in `tests.support.suite`."""
 
 import json
 import os
 import shutil
-import tempfile
 from contextlib import ExitStack
 from pathlib import Path
 from types import SimpleNamespace
@@ -23,56 +22,13 @@ from sqlalchemy.engine import Engine
 from pyclassify import training  # noqa: F401
 from pyclassify.cli import main
 from pyclassify.tracking import capsule
-from tests.support import alone, budget, required, service_parts, service_proxy, slurm_runs, spooled
+from tests.support import budget, required, service_parts, service_proxy, slurm_runs, spooled
 from tests.support.cluster import Cluster, missing
 from tests.support.scripts import running
 from tests.support.service_parts import ADMIN
 from tests.support.stores import list_runs, new_store
 
-# What a fixture stands for, and the marker of the tests that need it.
-NEEDS = {"cluster": "slurm", "service": "service", "visitor": "browser"}
-# Expensive parts that are started once, as one process of xdist runs all tests of each.
-TOGETHER = ("service", "slurm", "browser", "environment")
-# Groups that take longest, which are begun with; by marker or module.
-FIRST = ("slurm", "service", "environment")
-
-
-def pytest_addoption(parser):
-    budget.add_options(parser)
-
-
-def pytest_configure(config):
-    if not hasattr(config, "workerinput"):
-        folder = tempfile.mkdtemp(prefix="pyclassify-tests-")
-        os.environ[budget.FOLDER] = folder
-        config.add_cleanup(lambda: shutil.rmtree(folder, ignore_errors=True))
-        config.option.loadscopereorder = False  # groups in the order that is given below
-    config.pluginmanager.register(budget.Budget(config))
-    config.pluginmanager.register(alone.Turns(Path(os.environ[budget.FOLDER])))
-
-
-def pytest_xdist_auto_num_workers():
-    """One process more than cores: a good part of the time tests wait for others' programs."""
-    return len(os.sched_getaffinity(0)) + 1 if hasattr(os, "sched_getaffinity") else os.cpu_count()
-
-
-def pytest_collection_modifyitems(config, items):
-    for item in items:
-        for fixture, marker in NEEDS.items():
-            if fixture in item.fixturenames:
-                item.add_marker(marker)
-        item.add_marker(pytest.mark.xdist_group(group_of(item)))
-    items.sort(key=lambda item: (*FIRST, group_of(item)).index(group_of(item)))
-    is_named = any("::" in each for each in config.args)
-    if "slow" not in config.option.markexpr and not is_named:
-        left_out = [item for item in items if item.get_closest_marker("slow")]
-        config.hook.pytest_deselected(items=left_out)
-        items[:] = [item for item in items if not item.get_closest_marker("slow")]
-
-
-def group_of(item):
-    """Tests of one group are run by one process of xdist, one after another."""
-    return next(filter(item.get_closest_marker, TOGETHER), item.module.__name__.split(".")[-1])
+pytest_plugins = ["tests.support.suite"]
 
 
 @pytest.fixture(scope="session")
