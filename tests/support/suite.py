@@ -31,6 +31,7 @@ def pytest_configure(config):
     config.pluginmanager.register(alone.Turns(Path(os.environ[budget.FOLDER])))
 
 
+@pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers():
     """One process more than cores: a good part of the time tests wait for others' programs."""
     return len(os.sched_getaffinity(0)) + 1 if hasattr(os, "sched_getaffinity") else os.cpu_count()
