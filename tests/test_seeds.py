@@ -9,8 +9,8 @@ from tests.support import seeded
 
 
 @pytest.fixture(scope="module")
-def ended(empty_store, tmp_path_factory):
-    return seeded.run_all(empty_store, tmp_path_factory.mktemp("seeds"))
+def ended(module_store, tmp_path_factory):
+    return seeded.run_all(module_store, tmp_path_factory.mktemp("seeds"))
 
 
 def statuses(runs):

@@ -2,22 +2,20 @@
 
 import os
 import re
-import shutil
 import signal
-import subprocess
-import sys
-from pathlib import Path
 from types import SimpleNamespace
 
-import mlflow
-
-from tests.support.command_lines import QUIET, TINY
+from tests.support import forking_python
+from tests.support.command_lines import QUIET
+from tests.support.processes import PIPE, ROOT, STDOUT
+from tests.support.stores import list_runs
 from tests.support.waiting import wait_until
 
-ROOT = Path(__file__).parents[2]
 PARENT = "mlflow.parentRunId"
-TRAIN = f"train --data=SyntheticDataModule --model.model=tests.support.moody.Moody {TINY} {QUIET}"
-TRAIN += " --accelerator=cpu --data.resize=8 --data.crop=8"
+TRAIN = f"train --data=SyntheticDataModule --model.model=tests.support.moody.Moody {QUIET}"
+TRAIN += " --data.train_size=16 --data.val_size=20 --data.test_size=20 --max_epochs=1"
+TRAIN += " --batch_size=8 --trainer.log_every_n_steps=1 --accelerator=cpu"
+TRAIN += " --data.resize=8 --data.crop=8 --trainer.logger.system_metrics=false"
 TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "--no-python"]
 
 # Their seeds tell them apart: 1 fails in the second process, and 11 never ends (moody.py).
@@ -29,18 +27,20 @@ WAYS = {
 }
 
 
-def run_all(empty_store, folder):
-    """All ways, at once since each spends its time on imports, after the last has ended.
+def run_all(client, folder):
+    """All ways, at once since each waits for its processes, after the last has ended.
 
     For each the parent run, those under it, the exit code and what was said.
     """
-    client = mlflow.MlflowClient(f"sqlite:///{shutil.copy(empty_store, folder)}")
-    started = {way: start(way, folder, client) for way in WAYS}
+    started = {way: start(way, folder) for way in WAYS}
     try:
         stopped = started["stopped"]
-        wait_until(lambda: stopped.poll() is not None or is_under_way(client, seed=11))
+        wait_until(
+            lambda: stopped.poll() is not None or is_under_way(client, seed=11),
+            "seed 11 is under way",
+        )
         stopped.send_signal(signal.SIGTERM)
-        said = {way: process.communicate(timeout=300)[0] for way, process in started.items()}
+        said = {way: process.communicate()[0] for way, process in started.items()}
     finally:
         for process in started.values():
             process.kill()
@@ -59,34 +59,22 @@ def run_all(empty_store, folder):
     }
 
 
-def start(way, folder, client):
-    python = [sys.executable]
+def start(way, folder):
+    python = []
     if "--devices" in WAYS[way]:
-        python += [*TORCHRUN, sys.executable]
-    words = [*TRAIN.split(), *WAYS[way].split()]
-    return spawn([*python, "-m", "pyclassify", *words], folder, client)
+        python = [*TORCHRUN, forking_python.program()]
+    return spawn([*python, "-m", "pyclassify", *TRAIN.split(), *WAYS[way].split()], folder)
 
 
-def spawn(command, folder, client, **variables):
-    """Start a command in a folder, whose runs are in a client's store."""
-    return subprocess.Popen(
-        command,
+def spawn(command, folder, **variables):
+    """Start `python COMMAND` in a folder, whose runs are in the store of the environment."""
+    return forking_python.start(
+        *command,
         cwd=folder,
-        env={
-            **os.environ,
-            "MLFLOW_TRACKING_URI": client.tracking_uri,
-            "MLFLOW_EXPERIMENT_NAME": "tested",
-            "PYTHONPATH": str(ROOT),
-            **variables,
-        },
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT), **variables},
+        stdout=PIPE,
+        stderr=STDOUT,
     )
-
-
-def list_runs(client):
-    return client.search_runs([client.get_experiment_by_name("tested").experiment_id])
 
 
 def is_under_way(client, seed):

@@ -1,0 +1,121 @@
+"""A program `python` that forks from the tests' server, for what starts Python in its turn.
+
+A training with seeds, `pyclassify resume`, Lightning and torchrun start `sys.executable`, a project
+of MLflow's starts `python`. Each would import torch, Lightning and MLflow anew. `start` and `run`
+of this module give a forked process another `sys.executable`: a small program that has the server
+fork, passes signals on to the fork, and ends as it does.
+
+A fork is in a session of its own and no child of who asked for it. Where it is tested what happens
+to a process group, or to a child whose parent is gone, Python itself has to be started.
+"""
+
+import atexit
+import contextlib
+import json
+import os
+import shutil
+import signal
+import socket
+import sys
+import tempfile
+import threading
+from pathlib import Path
+
+from tests.support import processes
+
+# Without `site`, whose paths it does not need: it is there in a few hundredths of a second.
+PROGRAM = """#!{python} -ISE
+import json, os, signal, socket, sys
+stops = (signal.SIGHUP, signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+signal.pthread_sigmask(signal.SIG_BLOCK, stops)
+server = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+server.connect({requests!r})
+read, write = os.pipe()
+request = dict(argv=sys.argv[1:], cwd=os.getcwd(), env=dict(os.environ))
+socket.send_fds(server, [json.dumps(request).encode()], [0, 1, 2, write])
+os.close(write)
+status = os.fdopen(read)
+pid = int(status.readline())
+server.send(str(pid).encode())
+
+def pass_on(number, _):
+    try:
+        os.kill(pid, number)
+    except ProcessLookupError:
+        pass
+
+for each in stops:
+    signal.signal(each, pass_on)
+signal.pthread_sigmask(signal.SIG_UNBLOCK, stops)
+code = int(status.readline())
+server.send(b"ended")
+if code < 0:
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())
+    if code != -signal.SIGKILL:
+        signal.signal(-code, signal.SIG_DFL)
+    os.kill(os.getpid(), -code)
+os._exit(code)
+"""
+BOOT = "import sys; sys.executable = {python!r}\n"
+MODULE = "import runpy; sys.argv = sys.argv[1:]\n"
+MODULE += "runpy.run_module(sys.argv[0], run_name='__main__', alter_sys=True)"
+
+_program = None
+
+
+def program():
+    """The path of the program, whose name is python."""
+    global _program
+    if _program is None:
+        folder = Path(tempfile.mkdtemp(prefix="python-"))
+        atexit.register(shutil.rmtree, folder, ignore_errors=True)
+        requests = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        requests.bind(str(folder / "requests"))
+        requests.listen(64)
+        threading.Thread(target=_listen, args=(requests,), daemon=True).start()
+        path = folder / "python"
+        path.write_text(PROGRAM.format(python=sys.executable, requests=requests.getsockname()))
+        path.chmod(0o700)
+        _program = str(path)
+    return _program
+
+
+def start(*argv, **options):
+    """Start a process as `processes.start` does, for `-m MODULE` or `-c CODE`."""
+    return processes.start(*_with_program(argv), **options)
+
+
+def run(*argv, **options):
+    """Run a process as `processes.run` does, for `-m MODULE` or `-c CODE`."""
+    return processes.run(*_with_program(argv), **options)
+
+
+def _with_program(argv):
+    kind, what, *more = argv
+    boot = BOOT.format(python=program())
+    if kind == "-m":
+        return ["-c", boot + MODULE, what, *more]
+    if kind == "-c":
+        return ["-c", boot + what, *more]
+    raise ValueError(f"{kind} is neither -m nor -c")
+
+
+def _listen(requests):
+    while True:
+        asking, _ = requests.accept()
+        threading.Thread(target=_serve, args=(asking,), daemon=True).start()
+
+
+def _serve(asking):
+    """Have a process forked for who asks, and kill it when they are killed."""
+    with asking:
+        content, descriptors, *_ = socket.recv_fds(asking, 1 << 20, 4)
+        request = json.loads(content)
+        request["argv"] = _with_program(request["argv"])
+        processes._ask(request, descriptors)
+        for each in descriptors:
+            os.close(each)
+        pid = asking.recv(64)
+        if pid and not asking.recv(64):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(int(pid), signal.SIGKILL)
