@@ -6,6 +6,7 @@ import pytest
 
 from pyclassify.evaluation import mcnemar
 from pyclassify.registry.champion import judge
+from tests.support.phrases import mentions
 from tests.support.recorded import log_predictions, record
 from tests.support.registered import NAME, challenger, champion, decided, register, tags
 
@@ -18,7 +19,7 @@ def test_first_version_becomes_champion_when_it_is_accurate_enough(registry):
     decision = judge(registry, NAME, version, min_accuracy=0.5)
 
     assert (champion(), challenger()) == (version, None)
-    assert decision.text == (
+    assert decision.text == (  # the form of this message
         "alexnet version 1 is champion: the first, and its accuracy 0.5000 reaches min_accuracy 0.5"
     )
     assert tags(version)["decision"] == decided(version)["outcome"] == "first"
@@ -30,8 +31,9 @@ def test_first_version_below_min_accuracy_stays_challenger(registry):
     decision = judge(registry, NAME, version, min_accuracy=0.51)
 
     assert (champion(), challenger()) == (None, version)
-    told = "alexnet version 1 is not champion: its accuracy 0.5000 is below min_accuracy 0.51"
-    assert decision.text == decided(version)["text"] == told
+    assert decision.text == decided(version)["text"]
+    facts = ("alexnet version 1 is not champion", "0.5000", "min_accuracy 0.51")
+    assert mentions(decision.text, *facts)
     assert tags(version)["min_accuracy"] == "0.51"
 
 
@@ -46,7 +48,7 @@ def test_first_version_of_unknown_accuracy_is_not_judged(registry):
     decision = judge(registry, NAME, register())
 
     assert champion() is None
-    assert decision.text == (
+    assert decision.text == (  # the form of this message
         "alexnet version 1 is not champion: version 1 was not judged, as the run of version 1 has "
         "no predictions.json, and no tag test_accuracy tells its accuracy; `pyclassify promote "
         "alexnet 1 --force --why TEXT` makes it champion all the same"
@@ -61,7 +63,7 @@ def test_better_version_becomes_champion_and_tells_by_how_much(registry):
 
     p_value = mcnemar(0, 10)
     assert (champion(), challenger()) == (second, None)
-    assert decision.text == (
+    assert decision.text == (  # the form of this message
         "alexnet version 2 is champion: better than version 1 on 40 images, by +0.2500 (95%: "
         "+0.0934 to +0.3828), p = 0.002, alpha 0.05"
     )
@@ -77,16 +79,16 @@ def test_better_version_becomes_champion_and_tells_by_how_much(registry):
 
 
 @pytest.mark.parametrize(
-    ("answers", "alpha", "words"),
+    ("answers", "alpha", "facts"),
     [
-        (EQUAL, 0.05, "is not shown to be better than version 1 on 40 images, by +0.0000 ("),
-        (GOOD, 0.001, "is not shown to be better than version 1 on 40 images, by +0.2500 ("),
-        ("n" * 40, 0.05, "is worse than version 1 on 40 images, by -0.5000 ("),
+        (EQUAL, 0.05, ["not", "better", "+0.0000 ("]),
+        (GOOD, 0.001, ["not", "better", "+0.2500 ("]),
+        ("n" * 40, 0.05, ["worse", "-0.5000 ("]),
     ],
     ids=["equal", "better by luck", "worse"],
 )
 def test_champion_stays_where_the_challenger_is_not_better_by_more_than_luck(
-    answers, alpha, words, registry
+    answers, alpha, facts, registry
 ):
     first, second = register(FAIR), register(answers)
     judge(registry, NAME, first)
@@ -94,7 +96,8 @@ def test_champion_stays_where_the_challenger_is_not_better_by_more_than_luck(
     decision = judge(registry, NAME, second, alpha=alpha)
 
     assert (champion(), challenger()) == (first, second)
-    assert decision.text.startswith(f"alexnet version 1 stays champion: version 2 {words}")
+    assert decision.text.startswith("alexnet version 1 stays champion: version 2 ")
+    assert mentions(decision.text, "40 images", f"alpha {alpha:g}", *facts)
     assert tags(second)["decision"] == decided(second)["outcome"] == "kept"
 
 
@@ -158,8 +161,9 @@ def test_decision_whose_file_is_lost_is_told_by_its_tags(registry):
     again = judge(registry, NAME, second)
 
     assert (again.outcome, again.against, tags(second)["decision"]) == ("promoted", "1", "promoted")
-    told = "alexnet version 2 is champion: promoted; its numbers are in the tags of the version alo"
-    assert again.text.startswith(told)
+    assert mentions(
+        again.text, "alexnet version 2 is champion", "promoted", "tags", "decision.json"
+    )
 
 
 @pytest.mark.parametrize("step", ["set_registered_model_alias", "set_registered_model_tag"])
@@ -191,18 +195,18 @@ def test_champion_that_was_set_by_hand_is_what_the_next_is_judged_against(regist
     assert judge(registry, NAME, third).against == second
     assert registry.get_registered_model(NAME).tags["champions"] == "3 2"
     registry.set_registered_model_alias(NAME, "champion", first)
-    told = "alexnet version 1 is champion: made so by hand, after version 3"
-    assert judge(registry, NAME, first).text == told
+    text = judge(registry, NAME, first).text
+    assert mentions(text, "alexnet version 1 is champion", "by hand", "after version 3")
 
 
 @pytest.mark.parametrize("alpha", [0, 1, -0.05, float("nan")])
 def test_alpha_that_is_no_probability_is_refused(alpha, registry):
+    # the form of this message
     with pytest.raises(ValueError, match=f"alpha is {alpha:g}; it takes a number between 0 and 1"):
         judge(registry, NAME, "1", alpha=alpha)
 
 
 @pytest.mark.parametrize("accuracy", [-0.1, 50, float("nan")])
 def test_min_accuracy_that_is_no_share_is_refused(accuracy, registry):
-    told = f"min_accuracy is {accuracy:g}; it takes a number from 0 to 1"
-    with pytest.raises(ValueError, match=told):
+    with pytest.raises(ValueError, match=f"min_accuracy is {accuracy:g};.* 0 to 1"):
         judge(registry, NAME, "1", min_accuracy=accuracy)

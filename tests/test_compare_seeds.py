@@ -8,6 +8,8 @@ from scipy.stats import ttest_ind
 
 from pyclassify.evaluation import mean_interval, welch
 from pyclassify.tracking.spread import in_words
+from tests.support.command_lines import refusal
+from tests.support.phrases import mentions
 from tests.support.recorded import record
 
 GOOD, BETTER = (0.80, 0.81, 0.82, 0.79, 0.80), (0.84, 0.86, 0.83, 0.85, 0.87)
@@ -45,18 +47,18 @@ def test_page_says_which_recipe_is_better_in_words(cli):
     done = cli(f"compare {record_parent(GOOD)} {record_parent(BETTER)}")
 
     said = " ".join(done.out.split())
+    # the form of this message
     assert "Over 5 seeds, run 1's mean test_accuracy is 0.8040; over 5, run 2's is 0.8500." in said
-    assert "would be a surprise (Welch's t-test, p = 0.001): run 2 is better." in said
-    assert "run 2's mean minus run 1's is between +0.0255 and +0.0665 (95% interval)" in said
-    assert "Note: run 1 is of 5 seeds, and its metrics are their means, deviations and" in said
+    assert mentions(said, "(Welch's t-test, p = 0.001)", "run 2 is better.")
+    assert mentions(said, "between +0.0255 and +0.0665 (95% interval)")
+    assert mentions(said, "Note: run 1 is of 5 seeds", "means, deviations")
     assert "predictions.json" not in said
 
 
 def test_recipes_that_may_be_equal_are_not_ranked(cli):
     said = " ".join(cli(f"compare {record_parent(GOOD)} {record_parent(GOOD[1:])}").out.split())
 
-    assert "would be no surprise (Welch's t-test, p = " in said
-    assert ": neither is shown to be better." in said
+    assert mentions(said, "(Welch's t-test, p = ", ": neither")
 
 
 def test_recipes_that_were_tested_on_other_images_are_not_judged(cli):
@@ -64,7 +66,7 @@ def test_recipes_that_were_tested_on_other_images_are_not_judged(cli):
 
     data = json.loads(cli(f"compare --json {' '.join(runs)}").out)
     assert data["seeds_test"] is None
-    assert "the test images of run 2 are not those of run 1" in data["notes"][-1]
+    assert mentions(data["notes"][-1], "test images of run 2", "run 1")
 
 
 def test_recipe_with_one_finished_seed_is_not_judged(cli):
@@ -73,8 +75,8 @@ def test_recipe_with_one_finished_seed_is_not_judged(cli):
 
     data = json.loads(cli(f"compare --json {single} {record_parent(GOOD)}").out)
     assert data["seeds_test"] is None
-    assert data["notes"][0].startswith("run 1 is of 1 seed, and its metrics are")
-    assert data["notes"][-1].startswith("a test of two recipes needs two finished seeds of each")
+    assert data["notes"][0].startswith("run 1 is of 1 seed, ")
+    assert "two finished seeds" in data["notes"][-1]
 
 
 def test_parent_and_one_of_its_seeds_are_told_apart(cli):
@@ -82,7 +84,7 @@ def test_parent_and_one_of_its_seeds_are_told_apart(cli):
     child = record_child(parent, answers="yn")
 
     data = json.loads(cli(f"compare --json {parent} {child}").out)
-    assert data["notes"] == [
+    assert data["notes"] == [  # the form of these messages
         "run 1 is of 5 seeds, and its metrics are their means, deviations and intervals",
         "run 2 is one of the seeds of run 1, and counts in its means",
     ]
@@ -93,11 +95,8 @@ def test_parent_can_not_be_made_again_but_its_seeds_can(cli):
     parent = record_parent(GOOD)
     ids = [record_child(parent, name=f"net-seed{seed}") for seed in (0, 1)]
 
-    done = cli(f"rerun {parent}")
-    assert done.err == (
-        f"pyclassify: error: run {parent} is the parent of 2 seeds and trained nothing itself; "
-        f"rerun one of them: {ids[0]} (net-seed0), {ids[1]} (net-seed1)\n"
-    )
+    said = refusal(cli(f"rerun {parent}"))
+    assert mentions(said, parent, "2 seeds", f"{ids[0]} (net-seed0), {ids[1]} (net-seed1)")
 
 
 def test_welchs_test_is_the_same_with_the_recipes_exchanged():
@@ -114,7 +113,7 @@ def test_recipes_that_do_not_vary_are_as_far_apart_as_they_are():
 
 
 def test_single_seed_can_not_be_tested():
-    with pytest.raises(ValueError, match="the test needs two or more seeds each, and 1 was given"):
+    with pytest.raises(ValueError, match=r"two or more seeds.* 1 "):
         welch((0.5, 0.6), (0.1, 0.1), (1, 5))
 
 

@@ -7,6 +7,7 @@ import pytest
 
 from pyclassify.registry.champion import judge
 from pyclassify.tracking.answers import read_answers
+from tests.support.phrases import mentions
 from tests.support.recorded import log_predictions, record
 from tests.support.registered import NAME, challenger, champion, decided, register
 
@@ -49,7 +50,7 @@ def test_versions_with_other_images_are_not_compared(first, second, how, judged)
 
     assert (champion(), challenger()) == ("1", "2")
     assert decision.text == decided("2")["text"]
-    assert decision.text == (
+    assert decision.text == (  # the form of this message
         "alexnet version 1 stays champion: version 2 was not judged, as the test images of version "
         f"2 are not those of version 1 ({how}); `pyclassify promote alexnet 2 --force --why TEXT` "
         "makes it champion all the same"
@@ -98,7 +99,7 @@ def test_answers_to_the_wrong_images_are_no_evidence(judged):
     )
 
     assert decision.outcome == "not judged"
-    assert "not those of version 1 (40 images, not 2)" in decision.reason
+    assert "version 1 (40 images, not 2)" in decision.reason
 
 
 def test_evaluation_that_fails_is_told_in_one_line(judged):
@@ -107,7 +108,8 @@ def test_evaluation_that_fails_is_told_in_one_line(judged):
 
     decision = judged(register(FAIR, digest="a"), register(GOOD, digest="b"), evaluate=evaluate)
 
-    assert decision.reason.startswith("version 1 could not be evaluated (no program.pt2 in 1); `py")
+    assert mentions(decision.reason, "version 1", "(no program.pt2 in 1)", "`pyclassify promote")
+    assert "\n" not in decision.reason
     assert champion() == "1"
 
 
@@ -117,7 +119,7 @@ def test_broken_answers_are_told(registry, judged):
 
     reason = judged(register(FAIR), register(run_id=run_id)).reason
 
-    assert reason.startswith("predictions.json of version 2 can't be read (it is no table of index")
+    assert mentions(reason, "predictions.json", "version 2", "index")
 
 
 def test_champion_whose_run_is_deleted_is_still_judged_by_what_it_kept(registry, judged):
@@ -127,7 +129,7 @@ def test_champion_whose_run_is_deleted_is_still_judged_by_what_it_kept(registry,
     decision = judged(first, second)
 
     assert champion() == second
-    assert decision.text.endswith("alpha 0.05; the run of version 1 is deleted")
+    assert decision.text.endswith("; the run of version 1 is deleted")
 
 
 def test_champion_whose_answers_are_lost_stays(registry):
@@ -138,7 +140,7 @@ def test_champion_whose_answers_are_lost_stays(registry):
 
     reason = judge(registry, NAME, second).reason
 
-    assert reason.startswith("the run of version 1 has no predictions.json; `pyclassify promote")
+    assert mentions(reason, "version 1", "no predictions.json", "`pyclassify promote alexnet 2")
     assert champion() == first
 
 
@@ -150,13 +152,11 @@ def test_after_a_deleted_champion_the_one_before_is_judged_against(registry):
 
     kept = judge(registry, NAME, "3", alpha=0.001)
     assert champion() is None
-    assert kept.text.startswith(
-        "alexnet version 3 is not champion: version 3 is not shown to be better than version 1 on "
-    )
-    assert kept.text.endswith(
-        "; version 2, the last champion, is deleted; `pyclassify rollback alexnet` makes version 1 "
-        "champion"
-    )
+    assert kept.text.startswith("alexnet version 3 is not champion: ")
+    deleted, rest = kept.text.split("; ")[1:]
+    assert mentions(kept.text, "than version 1 on 40 images")
+    assert mentions(deleted, "version 2", "deleted")
+    assert mentions(rest, "`pyclassify rollback alexnet`", "version 1")
     assert judge(registry, NAME, "4").against == "1"
     assert champion() == "4"
 
@@ -169,11 +169,14 @@ def test_after_none_but_deleted_champions_a_version_is_the_first(registry):
     decision = judge(registry, NAME, second)
 
     assert (decision.outcome, champion()) == ("first", second)
-    assert decision.text.endswith("; version 1, the last champion, is deleted")
+    assert mentions(decision.text.split("; ")[-1], "version 1", "deleted")
 
 
 def test_version_of_no_run_is_not_judged(registry):
     register(FAIR)
     registry.create_model_version(NAME, "/models/alexnet")
 
-    assert judge(registry, NAME, "2").reason.startswith("version 2 comes from no run, which would")
+    decision = judge(registry, NAME, "2")
+
+    assert decision.outcome == "not judged"
+    assert mentions(decision.reason, "version 2", "no run")
