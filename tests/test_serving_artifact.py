@@ -2,8 +2,6 @@
 
 import json
 import re
-import subprocess
-import sys
 import tracemalloc
 from pathlib import Path
 
@@ -20,7 +18,7 @@ from benchmarks.odd_requests import CLASSES, save_tiny_model
 from pyclassify.module import Classifier
 from pyclassify.serving.artifact import save_model
 from pyclassify.transforms import Preprocess
-from tests.support import pins
+from tests.support import pins, processes
 from tests.support.requests_of import encode, file_of
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (30, 40, 3), dtype=np.uint8)
@@ -53,8 +51,7 @@ def model(folder):
 
 
 def test_model_needs_neither_pyclassify_nor_pickle(folder, model, tmp_path):
-    command = [sys.executable, "-c", WITHOUT, str(folder), PICTURE]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    done = processes.run("-c", WITHOUT, folder, PICTURE, cwd=tmp_path, fresh=True)
 
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout) == model.predict(TABLE[:1])
@@ -127,7 +124,7 @@ def test_large_image_among_small_ones_takes_no_more_memory_than_itself(model):
     schema = model.metadata.get_input_schema()
     tracemalloc.start()
 
-    with pytest.raises(mlflow.MlflowException, match=r"^image 19 is no JPEG"):
+    with pytest.raises(mlflow.MlflowException, match=r"^image 19 .*JPEG"):
         invocations(body, "application/json", model, schema)
 
     assert tracemalloc.get_traced_memory()[1] < 50e6
@@ -137,20 +134,15 @@ def test_large_image_among_small_ones_takes_no_more_memory_than_itself(model):
 def test_limits_can_be_set_where_it_is_loaded(folder):
     strict = mlflow.pyfunc.load_model(str(folder), model_config={"max_images": 1})
 
-    with pytest.raises(mlflow.MlflowException, match=r"^the request has 2 images; it takes 1 to 1"):
+    with pytest.raises(mlflow.MlflowException, match=r"\b2 images\b.* 1 to 1\b"):
         strict.predict(TABLE)
 
 
 def test_terminal_classifies_the_images_of_a_json_file(folder, model, tmp_path):
     (tmp_path / "in.json").write_text(json.dumps({"inputs": [PICTURE], "params": {"top_k": 3}}))
-    command = [sys.executable, "-m", "mlflow", "models", "predict", "--env-manager", "local"]
+    command = ["-m", "mlflow", "models", "predict", "--env-manager", "local"]
     files = ["--input-path", "in.json", "--output-path", "out.json", "--content-type", "json"]
-    done = subprocess.run(
-        [*command, "--model-uri", str(folder), *files],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-    )
+    done = processes.run(*command, "--model-uri", folder, *files, cwd=tmp_path)
 
     assert done.returncode == 0, done.stderr
     answered = json.loads((tmp_path / "out.json").read_text())
