@@ -2,7 +2,6 @@
 
 import gc
 import os
-import subprocess
 import sys
 from functools import partial
 from pathlib import Path
@@ -15,10 +14,9 @@ from pyclassify import agreement
 from pyclassify.averaging import AverageWeights
 from pyclassify.datamodule import ImageFolderDataModule
 from pyclassify.module import Classifier
-from tests.support import stopping
+from tests.support import processes, stopping
 from tests.support.ports import free_port
-
-ROOT = Path(__file__).parents[1]
+from tests.support.processes import PIPE, ROOT, STDOUT
 
 
 def averaging():
@@ -42,12 +40,12 @@ def launch(folder):
     shared |= {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     shared |= {"TORCHELASTIC_RUN_ID": "tested", "LOCAL_WORLD_SIZE": "2", "GROUP_RANK": "0"}
     return [
-        subprocess.Popen(
-            [sys.executable, __file__, str(folder)],
+        processes.start(
+            __file__,
+            str(folder),
             env={**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
+            stdout=PIPE,
+            stderr=STDOUT,
         )
         for rank in (0, 1)
     ]
@@ -58,9 +56,13 @@ def found(tmp_path_factory):
     """What both processes found: by case, undisturbed and disturbed."""
     folder = tmp_path_factory.mktemp("ranks")
     stopping.draw_folder(folder / "images")
-    processes = launch(folder)
-    said = [each.communicate(timeout=200)[0] for each in processes]
-    assert [each.returncode for each in processes] == [0, 0], said[0] + said[1]
+    ranks = launch(folder)
+    try:
+        said = [each.communicate()[0] for each in ranks]
+    finally:
+        for each in ranks:
+            each.kill()
+    assert [each.returncode for each in ranks] == [0, 0], said[0] + said[1]
     return [torch.load(folder / f"{rank}.pt") for rank in (0, 1)]
 
 

@@ -2,26 +2,24 @@
 
 import json
 import os
-import shutil
 import socket
-import subprocess
-import sys
 
 import mlflow
 import pytest
 
 from pyclassify.cli import main
 from pyclassify.tracking import capsule
+from tests.support import processes
 from tests.support.command_lines import SHAPES
-from tests.support.repositories import ROOT
+from tests.support.phrases import mentions
+from tests.support.processes import PIPE, ROOT
 from tests.support.spooled import TAKE
+from tests.support.stores import experiment_id
 
 
 @pytest.fixture
-def resume(empty_store, tmp_path, monkeypatch, capsys):
+def resume(store, tmp_path, monkeypatch, capsys):
     """Type `pyclassify resume` in a folder of no repository, and give what it complains of."""
-    shutil.copy(empty_store, tmp_path)
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
     monkeypatch.chdir(tmp_path)
     (tmp_path / "runs").mkdir()
 
@@ -29,17 +27,16 @@ def resume(empty_store, tmp_path, monkeypatch, capsys):
         assert main(["resume", *words]) == 1
         said = capsys.readouterr()
         assert said.err.count("\n") == 1
+        assert said.err.startswith("pyclassify: error: ")
         return said.err
 
-    yield run
-    mlflow.set_tracking_uri(None)
+    return run
 
 
 def make_run(folder, status="KILLED", tags=(), **facts):
     """Make a run with a capsule, and give its id."""
     client = mlflow.MlflowClient()
-    experiment = client.get_experiment_by_name("tested").experiment_id
-    run_id = client.create_run(experiment, tags=dict(tags)).info.run_id
+    run_id = client.create_run(experiment_id(client), tags=dict(tags)).info.run_id
     known = {
         "verb": "fit",
         "command": [],
@@ -59,61 +56,58 @@ def make_run(folder, status="KILLED", tags=(), **facts):
 
 
 @pytest.mark.parametrize(
-    ("words", "complaint"),
+    ("words", "facts"),
     [
-        (["0" * 32], f"there is no run {'0' * 32} at sqlite:///"),
-        (["latest"], "'latest' is no run's id: 32 hexadecimal digits"),
-        (["0" * 32, "--config", "x"], "resume takes one run's id and options, and was given --co"),
-        (["0" * 32, "1" * 32], "resume takes one run's id and options, and was given 1111"),
-        ([], "the following arguments are required: RUN_ID; `pyclassify resume --help` shows what"),
+        (["0" * 32], ["0" * 32, "sqlite:///"]),
+        (["latest"], ["'latest'", "32 hexadecimal digits"]),
+        (["0" * 32, "--config", "x"], ["one run's id", "--config"]),
+        (["0" * 32, "1" * 32], ["one run's id", "1" * 32]),
+        ([], ["RUN_ID", "`pyclassify resume --help`"]),
     ],
 )
-def test_wrong_words_are_refused(words, complaint, resume):
-    assert resume(*words).startswith(f"pyclassify: error: {complaint}")
+def test_wrong_words_are_refused(words, facts, resume):
+    assert mentions(resume(*words), *facts)
 
 
 @pytest.mark.parametrize(
-    ("made", "options", "complaint"),
+    ("made", "options", "facts"),
     [
-        ({"status": "FINISHED"}, "", "is FINISHED, after 3 epochs; give more to go on with it, --"),
-        ({"status": "FINISHED"}, "--max_epochs 3", "is FINISHED, after 3 epochs; give more"),
-        ({"verb": "test"}, "", "is of `pyclassify test`, which trains nothing; `pyclassify rerun"),
-        ({"tags": {"slurm_folder": "/x"}}, "", "is of the backend slurm; `pyclassify slurm resume"),
-        ({}, "--devices 2", "was trained by 1 processes, and with --trainer.devices 2 it can't be"),
-        ({}, "--learning_rate 1", "--model.learning_rate makes it another training than that of"),
-        (
-            {"package": "0"},
-            "",
-            "in no commit (git is not installed), and pyclassify has changed",
-        ),
+        ({"status": "FINISHED"}, "", ["FINISHED", "3 epochs", "--max_epochs 6"]),
+        ({"status": "FINISHED"}, "--max_epochs 3", ["FINISHED", "3 epochs", "--max_epochs 6"]),
+        ({"verb": "test"}, "", ["`pyclassify test`", "`pyclassify rerun"]),
+        ({"tags": {"slurm_folder": "/x"}}, "", ["slurm", "`pyclassify slurm resume"]),
+        ({}, "--devices 2", ["1 processes", "--trainer.devices 2"]),
+        ({}, "--learning_rate 1", ["--model.learning_rate", "another training"]),
+        ({"package": "0"}, "", ["(git is not installed)", "pyclassify has changed"]),
     ],
 )
 def test_run_that_can_not_go_on_is_refused_with_the_next_move(
-    made, options, complaint, resume, tmp_path
+    made, options, facts, resume, tmp_path
 ):
-    assert complaint in resume(make_run(tmp_path, **made), *options.split())
+    run_id = make_run(tmp_path, **made)
+
+    assert mentions(resume(run_id, *options.split()), run_id, *facts)
 
 
 def test_checkpoints_of_another_machine_are_named(resume, tmp_path):
     run_id = make_run(tmp_path / "elsewhere", host="node7")
 
     said = resume(run_id)
-    where = f"the checkpoints of run {run_id} were in {tmp_path}/elsewhere/runs on node7, and this"
-    assert where in said
-    assert f"or make the run again by `pyclassify rerun {run_id}`" in said
+    assert mentions(said, f"run {run_id}", f"{tmp_path}/elsewhere/runs on node7")
+    assert f"`pyclassify rerun {run_id}`" in said
 
 
 def test_run_of_another_project_is_refused(resume):
     other = mlflow.MlflowClient().create_run("0").info.run_id
 
-    assert f"run {other} has no capsule" in resume(other)
+    assert mentions(resume(other), f"run {other}", "capsule")
 
 
 def test_parent_of_seeds_that_never_began_is_refused(resume):
     client = mlflow.MlflowClient()
     parent = client.create_run("0", tags={"pyclassify.seeds": "0 to 2"}).info.run_id
 
-    assert f"run {parent} is the parent of seeds of which none got as far" in resume(parent)
+    assert mentions(resume(parent), f"run {parent}", "parent of seeds")
 
 
 @pytest.fixture
@@ -122,8 +116,8 @@ def hold():
     started = []
 
     def run(folder):
-        code = TAKE.format(folder=str(folder)) + "import time; print(flush=True); time.sleep(60)"
-        process = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE)
+        code = TAKE.format(folder=str(folder)) + "import time; print(flush=True); time.sleep(600)"
+        process = processes.start("-c", code, fresh=True, cwd=ROOT, stdout=PIPE)
         started.append(process)
         process.stdout.readline()
         return process.pid
@@ -138,20 +132,19 @@ def test_run_that_goes_on_is_left_to_it(resume, hold, tmp_path):
     run_id = make_run(tmp_path)
     pid = hold(tmp_path / "runs" / "spool" / run_id)
 
-    assert f"run {run_id} goes on in process {pid} on " in resume(run_id)
+    assert mentions(resume(run_id), f"run {run_id}", f"process {pid} on {socket.gethostname()}")
 
 
 def test_second_training_of_a_run_stops_and_leaves_it_as_it_is(cli, hold, tmp_path):
     client = mlflow.MlflowClient()
-    experiment = client.get_experiment_by_name("tested").experiment_id
-    run_id = client.create_run(experiment).info.run_id
+    run_id = client.create_run(experiment_id(client)).info.run_id
     pid = hold(tmp_path / "runs" / "spool" / run_id)
     os.environ["MLFLOW_RUN_ID"] = run_id
 
     done = cli(f"fit {SHAPES}")
 
     assert done.code == 1
-    assert f"error: the run {run_id} is being written by process {pid} on" in done.err
+    assert mentions(done.err, f"error: the run {run_id}", f"process {pid} on")
     (run,) = done.runs
     assert run.info.status == "RUNNING"
     assert run.data.params == {}

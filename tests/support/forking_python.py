@@ -11,6 +11,7 @@ to a process group, or to a child whose parent is gone, Python itself has to be 
 
 import atexit
 import contextlib
+import inspect
 import json
 import os
 import shutil
@@ -45,7 +46,8 @@ def pass_on(number, _):
         pass
 
 for each in stops:
-    signal.signal(each, pass_on)
+    if signal.getsignal(each) != signal.SIG_IGN:
+        signal.signal(each, pass_on)
 signal.pthread_sigmask(signal.SIG_UNBLOCK, stops)
 code = int(status.readline())
 server.send(b"ended")
@@ -56,9 +58,13 @@ if code < 0:
     os.kill(os.getpid(), -code)
 os._exit(code)
 """
-BOOT = "import sys; sys.executable = {python!r}\n"
-MODULE = "import runpy; sys.argv = sys.argv[1:]\n"
-MODULE += "runpy.run_module(sys.argv[0], run_name='__main__', alter_sys=True)"
+BOOT = """
+import atexit, contextlib, os, runpy, sys, threading
+sys.executable = {python!r}
+{leave}
+"""
+MODULE = "leave(lambda: runpy.run_module(sys.argv[0], run_name='__main__', alter_sys=True))"
+CODE = "leave(lambda: exec(compile({code!r}, '<string>', 'exec'), globals()))"
 
 _program = None
 
@@ -92,12 +98,37 @@ def run(*argv, **options):
 
 def _with_program(argv):
     kind, what, *more = argv
-    boot = BOOT.format(python=program())
+    boot = BOOT.format(python=program(), leave=inspect.getsource(leave))
     if kind == "-m":
-        return ["-c", boot + MODULE, what, *more]
+        return ["-c", f"{boot}sys.argv = sys.argv[1:]\n{MODULE}", what, *more]
     if kind == "-c":
-        return ["-c", boot + what, *more]
+        return ["-c", boot + CODE.format(code=what), *more]
     raise ValueError(f"{kind} is neither -m nor -c")
+
+
+def leave(run):
+    """Run what this process is for, and end it as Python ends.
+
+    Only the objects are left as they are: to destroy those of torch, Lightning and MLflow takes
+    half a second of a processor.
+    """
+    code = 0
+    try:
+        run()
+    except SystemExit as leaving:
+        code = leaving.code
+        if code is not None and not isinstance(code, int):
+            sys.stderr.write(f"{code}\n")
+            code = 1
+    except BaseException:
+        sys.excepthook(*sys.exc_info())
+        code = 1
+    threading._shutdown()
+    atexit._run_exitfuncs()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):
+            stream.flush()
+    os._exit((code or 0) & 255)
 
 
 def _listen(requests):
