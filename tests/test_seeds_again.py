@@ -2,50 +2,49 @@
 
 import json
 import os
-import shutil
 import signal
-import subprocess
-import sys
 from pathlib import Path
 from statistics import fmean
 from types import SimpleNamespace
 
-import mlflow
 import pytest
 
 from pyclassify import announcement, seeds
 from pyclassify.cli import main
+from tests.support import processes
 from tests.support.command_lines import QUIET
-from tests.support.seeded import PARENT, ROOT, list_runs, spawn
+from tests.support.phrases import mentions
+from tests.support.processes import PIPE, ROOT
+from tests.support.seeded import PARENT, spawn
+from tests.support.stores import list_runs
 from tests.support.waiting import wait_until
 
-TRAIN = f"train --data=SyntheticDataModule --model.model=tests.support.paced.Paced {QUIET}"
-TRAIN += " --data.train_size=40 --data.val_size=20 --data.test_size=20 --max_epochs=3"
+TRAIN = f"train --data=SyntheticDataModule --model.model=tests.support.moody.Waiting {QUIET}"
+TRAIN += " --data.train_size=24 --data.val_size=20 --data.test_size=20 --max_epochs=2"
 TRAIN += " --batch_size=8 --data.resize=8 --data.crop=8 --trainer.log_every_n_steps=1"
 TRAIN += " --trainer.logger.system_metrics=false --accelerator=cpu --seeds 3 --seed 7"
 
 
 @pytest.fixture(scope="module")
-def ended(empty_store, tmp_path_factory):
+def ended(module_store, tmp_path_factory):
     """A training with three seeds, told to leave in the second, and gone on with.
 
     What is known of it by then and in the end: the exit code, what was said, and the runs.
     """
     folder = tmp_path_factory.mktemp("seeds")
-    client = mlflow.MlflowClient(f"sqlite:///{shutil.copy(empty_store, folder)}")
-    first = start(folder, client, TRAIN, PACE="0.2")
+    first = start(folder, TRAIN, WAITS="8")
     try:
-        wait_until(lambda: is_training(client, count=3))
+        wait_until(lambda: is_training(module_store, count=3), "the second seed has a loss")
         first.send_signal(signal.SIGUSR1)
-        left = look(client, first)
+        left = look(module_store, first)
     finally:
         first.kill()
-    second = start(folder, client, f"resume {left.parent.info.run_id}")
-    return left, look(client, second)
+    second = start(folder, f"resume {left.parent.info.run_id}")
+    return left, look(module_store, second)
 
 
-def start(folder, client, words, **variables):
-    return spawn([sys.executable, "-m", "pyclassify", *words.split()], folder, client, **variables)
+def start(folder, words, **variables):
+    return spawn(["-m", "pyclassify", *words.split()], folder, **variables)
 
 
 def is_training(client, count):
@@ -54,7 +53,7 @@ def is_training(client, count):
 
 
 def look(client, process):
-    out = process.communicate(timeout=300)[0]
+    out = process.communicate()[0]
     runs = list_runs(client)
     children = [run for run in reversed(runs) if PARENT in run.data.tags]
     (parent,) = (run for run in runs if PARENT not in run.data.tags)
@@ -111,21 +110,18 @@ def test_other_processes_of_a_job_hear_which_seeds_are_left(tmp_path, monkeypatc
         monkeypatch.setenv(name, value)
     announcement.tell(Path("runs", "seeds", "a"), [0, 1, 2])  # at its first start
     monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
-    other = subprocess.Popen(
-        [sys.executable, "-c", HEAR],
-        env={**os.environ, "PYTHONPATH": str(ROOT), "SLURM_PROCID": "1"},
-        stdout=subprocess.PIPE,
-    )
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "SLURM_PROCID": "1"}
+    other = processes.start("-c", HEAR, env=environment, stdout=PIPE)
 
     first = seeds.choose_places(SimpleNamespace(unfinished=lambda: [1, 2]), "a", {}, 3)
 
-    assert first == json.loads(other.communicate(timeout=60)[0]) == [1, 2]
+    assert first == json.loads(other.communicate()[0]) == [1, 2]
 
 
 def test_first_process_that_says_nothing_is_not_waited_for_for_ever(tmp_path, monkeypatch):
     monkeypatch.setattr(announcement, "PATIENCE", 0.2)
 
-    with pytest.raises(TimeoutError, match=r"the first process has not said in 0 s what to do"):
+    with pytest.raises(TimeoutError, match=r"first process.* 0 s"):
         announcement.hear(tmp_path)
 
 
@@ -133,4 +129,4 @@ def test_seeds_of_a_job_without_a_server_are_refused(monkeypatch, capsys):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "spool:///somewhere")
 
     assert main(["train", "--seeds", "3"]) == 1
-    assert "error: seeds is 3 and this process can't reach the tracking" in capsys.readouterr().err
+    assert mentions(capsys.readouterr().err, "pyclassify: error: ", "seeds", "3", "server")

@@ -21,7 +21,7 @@ TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2",
 # Their seeds tell them apart: 1 fails in the second process, and 11 never ends (moody.py).
 WAYS = {
     "all is well": "--seeds 2 --seed 20",
-    "one fails in one of two processes": "--seed 0 --seeds 2 --devices 2",
+    "one process fails": "--seed 0 --seeds 2 --devices 2",
     "an option is wrong": "--seed_everything=30 --seeds=2 --data.nonsense=1",
     "stopped": "--seeds 3 --seed 10",
 }
