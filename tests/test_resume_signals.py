@@ -6,8 +6,9 @@ import pytest
 
 from tests.support.scripts import rest
 
+# None of these hangs: a machine that is slow must not look as if.
+PATIENT = "signals.GRACE_SECONDS = 60\n"
 STOPPABLE = """
-signals.GRACE_SECONDS = 0.4
 with signals.stop_on_signals(lambda name: say("marked", name)):
     signals.defer()
     try:
@@ -19,26 +20,33 @@ with signals.stop_on_signals(lambda name: say("marked", name)):
 """
 STEPS = """
 def work():
-    for step in range(200):
-        time.sleep(0.05)
+    step = 0
+    while True:
+        step += 1
+        time.sleep(0.02)
         signals.beat()
         if step % 10 == 9 and signals.asked():
             say("saved")
             signals.stop(signals.asked())
 """
-STUCK = "import hashlib\ndef work():\n    hashlib.pbkdf2_hmac('sha256', b'w', b's', 2**31 - 1)\n"
+STUCK = """
+import hashlib
+signals.GRACE_SECONDS = 0.5
+def work():
+    hashlib.pbkdf2_hmac("sha256", b"w", b"s", 2**31 - 1)
+"""
 
 
 @pytest.mark.parametrize("signum", [signal.SIGUSR1, signal.SIGTERM, signal.SIGINT])
 def test_stop_waits_for_a_good_moment_and_is_told_then(signum, script):
-    process = script(STEPS + STOPPABLE)
+    process = script(PATIENT + STEPS + STOPPABLE)
     process.send_signal(signum)
 
     assert rest(process) == ["saved", f"marked {signum.name}", f"cleaned up after {signum.name}"]
 
 
 def test_second_stop_neither_hastens_the_first_nor_takes_its_name(script):
-    process = script(STEPS + STOPPABLE)
+    process = script(PATIENT + STEPS + STOPPABLE)
     process.send_signal(signal.SIGUSR1)
     process.send_signal(signal.SIGTERM)
 
@@ -58,12 +66,16 @@ def test_process_that_gives_no_sign_of_life_is_ended(script):
 def test_process_that_writes_a_checkpoint_is_let_alone(script):
     write = """
 def work():
-    with signals.busy(30):
-        time.sleep(2)
+    with signals.busy(60):
+        while not signals.asked():
+            time.sleep(0.02)
+        signals.GRACE_SECONDS = 0.02
+        time.sleep(1)  # four times as long as a silent process has after SIGUSR1
+        signals.GRACE_SECONDS = 60
     say("written")
     signals.act_again()
 """
-    process = script(write + STOPPABLE)
+    process = script(PATIENT + write + STOPPABLE)
     process.send_signal(signal.SIGUSR1)
 
     assert rest(process) == ["written", "marked SIGUSR1", "cleaned up after SIGUSR1"]
@@ -71,11 +83,16 @@ def work():
 
 def test_long_steps_are_given_twice_their_time(script):
     slow = """
+signals.GRACE_SECONDS = 0.1
 def work():
-    time.sleep(1)
+    time.sleep(1.5)
     signals.beat()
     say("goes on")
-    time.sleep(1.5)
+    while not signals.asked():
+        time.sleep(0.01)
+        signals.beat()
+    time.sleep(0.8)  # eight times the grace, and half of the time that it has
+    signals.GRACE_SECONDS = 60
     signals.stop(signals.asked())
 """
     process = script(slow + STOPPABLE)
@@ -87,7 +104,7 @@ def work():
 
 
 def test_process_that_another_tells_to_stop_does_so_as_if_it_had_heard(script):
-    process = script("def work():\n    signals.stop(signal.SIGUSR1)\n" + STOPPABLE)
+    process = script(PATIENT + "def work():\n    signals.stop(signal.SIGUSR1)\n" + STOPPABLE)
 
     assert rest(process) == ["marked SIGUSR1", "cleaned up after SIGUSR1"]
 
@@ -96,16 +113,18 @@ def test_worker_outlives_a_stop_of_the_whole_job(script):
     process = script(
         """
 with signals.stop_on_signals(lambda name: None):
+    read, write = os.pipe()
     worker = os.fork()
     if worker == 0:
         signals.outlive_stop()
         signals.WORKER_SECONDS = 1
-        time.sleep(0.2)
+        os.read(read, 1)
         for signum in signals.STOP_SIGNALS:
             os.kill(os.getpid(), signum)
         say("works on")
         time.sleep(60)
     say("ready")
+    os.write(write, b"1")
     say("ended with", os.waitpid(worker, 0)[1])
 """
     )

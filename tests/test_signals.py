@@ -1,11 +1,12 @@
 """Stopping on a signal, in processes of their own."""
 
 import signal
-import time
+from pathlib import Path
 
 import pytest
 
 from tests.support.scripts import rest
+from tests.support.waiting import scale, wait_until
 
 SLEEP = """
 with signals.stop_on_signals(lambda name: say("marked", name)):
@@ -42,12 +43,19 @@ def test_second_signal_does_not_interrupt_the_clean_up(script):
     assert rest(process)[-1] == "cleaned up"
 
 
+def processor_ticks(pid):
+    """What a process has taken of a processor, in hundredths of a second."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return int(fields[11]) + int(fields[12])
+
+
 def test_process_ends_though_its_main_thread_never_comes_back(script):
     stuck = "hashlib.pbkdf2_hmac('sha256', b'word', b'salt', 2**31 - 1)"  # for many minutes
     process = script(
         "import hashlib\nsignals.GRACE_SECONDS = 0.5\n" + SLEEP.replace("time.sleep(60)", stuck)
     )
-    time.sleep(0.5)  # which is well inside
+    start = processor_ticks(process.pid)
+    wait_until(lambda: processor_ticks(process.pid) > start + 20, "it is well inside")
     process.send_signal(signal.SIGTERM)
 
     assert rest(process) == ["marked SIGTERM"]
@@ -71,14 +79,14 @@ with signals.stop_on_signals(tell):
         )
         process.send_signal(signal.SIGTERM)
 
-        assert process.wait(10) == 128 + signal.SIGTERM
+        assert process.wait(scale(60)) == 128 + signal.SIGTERM
 
 
 def test_process_ends_though_a_thread_is_left_that_never_does(script):
     # A stop in a thread pool's `submit` leaves a worker that waits for ever, and Python for it.
-    left = "import threading\nsignals.GRACE_SECONDS = 0.5\n"
+    left = "import threading\n"
     left += "threading.Thread(target=threading.Event().wait).start()\n"
-    process = script(left + SLEEP)
+    process = script(left + SLEEP + "        signals.GRACE_SECONDS = 0.3\n")
     process.send_signal(signal.SIGTERM)
 
     assert rest(process)[-1] == "cleaned up"
@@ -89,11 +97,13 @@ def test_worker_process_dies_of_the_signal_alone(script):
     process = script(
         """
 with signals.stop_on_signals(lambda name: say("marked", name)):
+    read, write = os.pipe()
     worker = os.fork()
     if worker == 0:
         say("ready")
+        os.write(write, b"1")
         time.sleep(60)
-    time.sleep(0.5)
+    os.read(read, 1)
     os.kill(worker, signal.SIGTERM)
     say("worker died of", os.WTERMSIG(os.waitpid(worker, 0)[1]))
 """

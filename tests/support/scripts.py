@@ -2,10 +2,10 @@
 
 import os
 import signal
-import subprocess
-import sys
 from contextlib import contextmanager
-from pathlib import Path
+
+from tests.support import processes, waiting
+from tests.support.processes import PIPE, ROOT
 
 STOP = """
 import os, signal, sys, time
@@ -18,14 +18,11 @@ def say(*words):
 
 @contextmanager
 def running(code):
-    """Start code in a session of its own; it says "ready" when it can be stopped."""
-    process = subprocess.Popen(
-        [sys.executable, "-c", STOP + code],
-        cwd=Path(__file__).parents[2],
-        stdout=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
+    """Start code in a session of its own; it says "ready" when it can be stopped.
+
+    Python is started: without torch that takes less than to fork what has imported it.
+    """
+    process = processes.start("-c", STOP + code, fresh=True, cwd=ROOT, stdout=PIPE)
     try:
         assert process.stdout.readline() == "ready\n"
         yield process
@@ -37,5 +34,5 @@ def running(code):
 
 def rest(process):
     """Wait for the end, and give the lines said after "ready"."""
-    process.wait(10)
+    process.wait(waiting.scale(60))
     return process.stdout.read().splitlines()
