@@ -2,24 +2,23 @@
 
 import math
 
-import mlflow
 import pytest
 
 from pyclassify.tracking import run
 from pyclassify.tracking.parent import Parent, list_children
 from pyclassify.tracking.spread import find_logger
+from tests.support.stores import experiment_id
 
 
 @pytest.fixture
-def client(cli):
-    yield mlflow.MlflowClient()
-    run.end("FINISHED")
+def client(store, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return store
 
 
 def start(client, monkeypatch, params=(), **made):
     """Be the process of a run that `mlflow run` made; the parent and its id."""
-    experiment = client.get_experiment_by_name("tested").experiment_id
-    run_id = client.create_run(experiment, **made).info.run_id
+    run_id = client.create_run(experiment_id(client), **made).info.run_id
     for name, value in dict(params).items():
         client.log_param(run_id, name, value)
     monkeypatch.setenv("MLFLOW_RUN_ID", run_id)
@@ -148,7 +147,7 @@ def test_parent_that_can_not_be_written_to_costs_a_warning(client, monkeypatch):
     parent, run_id = start(client, monkeypatch)
     client.delete_run(run_id)
 
-    with pytest.warns(UserWarning, match=f"the seeds' parent run {run_id} is not up to date"):
+    with pytest.warns(UserWarning, match=f"parent run {run_id}"):
         assert end_child(client, parent, 0).status == "FINISHED"
     client.restore_run(run_id)
 
