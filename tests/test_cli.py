@@ -3,8 +3,6 @@
 import os
 import re
 import shutil
-import subprocess
-import sys
 import tomllib
 from pathlib import Path
 from pkgutil import resolve_name
@@ -16,25 +14,39 @@ import yaml
 
 from pyclassify.cli import main
 from pyclassify.tracking.links import show_runs, start_quickly
-from tests.support.command_lines import SHAPES
+from tests.support import processes
+from tests.support.command_lines import ERROR, SHAPES, train_beside, using
+from tests.support.phrases import mentions
+from tests.support.stores import list_runs
 
 ROOT = Path(__file__).parents[1]
 
 
-def test_train_fits_then_tests_the_best_checkpoint_as_one_run(cli):
-    done = cli(f"train {SHAPES}")
+@pytest.fixture(scope="module")
+def trained(module_store):
+    """What was said by a training, which is one run, and that run."""
+    before = len(list_runs(module_store))
+    done = train_beside(module_store, SHAPES)
+    assert len(list_runs(module_store)) == before + 1
+    return done
 
-    (run,) = done.runs
-    assert done.code == 0
+
+@pytest.fixture
+def store(module_store):
+    """All tests of this module share a store, for the sake of the run that was trained."""
+    with using(module_store):
+        yield module_store
+
+
+def test_train_fits_then_tests_the_best_checkpoint_as_one_run(trained):
+    run = trained.run
     assert run.info.status == "FINISHED"
     assert {"train_loss", "val_accuracy", "test_accuracy"} <= run.data.metrics.keys()
 
 
-def test_summary_tells_the_accuracy_the_checkpoint_the_run_and_what_is_next(cli):
-    done = cli(f"train {SHAPES}")
-
-    (run,) = done.runs
-    lines = done.out[done.out.rindex("\ntest_accuracy  ") :].split("\n\n")[0].strip().splitlines()
+def test_summary_tells_the_accuracy_the_checkpoint_the_run_and_what_is_next(trained):
+    run, out = trained.run, trained.out
+    lines = out[out.rindex("\ntest_accuracy  ") :].split("\n\n")[0].strip().splitlines()
     said = dict(line.split(maxsplit=1) for line in lines)
     assert said["test_accuracy"] == f"{run.data.metrics['test_accuracy']:.4f}"
     assert os.path.isfile(said["checkpoint"])
@@ -61,48 +73,47 @@ def test_next_step_shows_the_runs_where_they_are_and_no_password(uri, next_step)
 
 
 @pytest.mark.parametrize("verb", ["validate", "test"])
-def test_score_of_a_run_is_the_one_that_it_reported(verb, cli):
-    trained = cli(f"train {SHAPES}").runs[0]
+def test_score_of_a_run_is_the_one_that_it_reported(verb, trained, cli, store):
+    run, before = trained.run, len(list_runs(store))
     metric = {"validate": "val_accuracy", "test": "test_accuracy"}[verb]
 
-    scored = cli(f"{verb} {SHAPES} --ckpt_path {trained.info.run_id}")
+    scored = cli(f"{verb} {SHAPES} --ckpt_path {run.info.run_id}")
 
     assert scored.code == 0
-    assert len(scored.runs) == 2
-    assert scored.runs[0].data.metrics[metric] == trained.data.metrics[metric]
-    assert f"{metric:14} {trained.data.metrics[metric]:.4f}" in scored.out
+    assert len(scored.runs) == before + 1
+    assert scored.runs[0].data.metrics[metric] == run.data.metrics[metric]
+    assert f"{metric:14} {run.data.metrics[metric]:.4f}" in scored.out
 
 
-def test_score_by_mlflow_run_keeps_the_id_that_it_was_given(cli, monkeypatch):
-    trained = cli(f"train {SHAPES}").runs[0]
+def test_score_by_mlflow_run_keeps_the_id_that_it_was_given(trained, cli, monkeypatch):
+    run_id = trained.run.info.run_id
     client = mlflow.MlflowClient()
-    made = client.create_run(trained.info.experiment_id)
-    client.log_param(made.info.run_id, "ckpt_path", trained.info.run_id)
+    made = client.create_run(trained.run.info.experiment_id)
+    client.log_param(made.info.run_id, "ckpt_path", run_id)
     monkeypatch.setenv("MLFLOW_RUN_ID", made.info.run_id)
 
-    scored = cli(f"test {SHAPES} --ckpt_path {trained.info.run_id}")
+    scored = cli(f"test {SHAPES} --ckpt_path {run_id}")
 
     assert scored.code == 0, scored.err
     config = client.download_artifacts(made.info.run_id, "config.yaml")
-    assert yaml.safe_load(Path(config).read_text())["ckpt_path"] == trained.info.run_id
+    assert yaml.safe_load(Path(config).read_text())["ckpt_path"] == run_id
     assert client.get_run(made.info.run_id).info.status == "FINISHED"
 
 
-def test_score_of_a_run_in_another_store_is_found(cli, tmp_path):
+def test_score_of_a_run_in_another_store_is_found(cli, tmp_path, empty_store):
     other = f"--trainer.logger.tracking_uri sqlite:///{tmp_path}/other.db"
-    shutil.copy(tmp_path / "mlflow.db", tmp_path / "other.db")
+    shutil.copy(empty_store, tmp_path / "other.db")
     run_id = re.search(r"^run +(\S+)", cli(f"fit {SHAPES} {other}").out, re.MULTILINE)[1]
 
     assert cli(f"test {SHAPES} {other} --ckpt_path {run_id}").code == 0
 
 
-def test_score_of_a_file_is_that_of_its_run(cli):
-    trained = cli(f"fit {SHAPES}")
+def test_score_of_a_file_is_that_of_its_run(trained, cli):
     path = re.search(r"checkpoint +(\S+)", trained.out)[1]
 
     scored = cli(f"validate {SHAPES} --ckpt_path {path}")
 
-    best = trained.runs[0].data.metrics["val_accuracy"]
+    best = trained.run.data.metrics["val_accuracy"]
     assert scored.runs[0].data.metrics["val_accuracy"] == best
 
 
@@ -120,9 +131,8 @@ def test_configuration_that_a_run_keeps_makes_it_again(cli):
     assert second.data.metrics == first.data.metrics
 
 
-def test_fit_goes_on_from_a_checkpoint(cli):
-    first = cli(f"fit {SHAPES}")
-    path = re.search(r"checkpoint +(\S+)", first.out)[1]
+def test_fit_goes_on_from_a_checkpoint(trained, cli):
+    path = re.search(r"checkpoint +(\S+)", trained.out)[1]
 
     second = cli(f"fit {SHAPES} --max_epochs 2 --ckpt_path {path}")
 
@@ -130,8 +140,8 @@ def test_fit_goes_on_from_a_checkpoint(cli):
     assert [point.step for point in history] == [9]  # five steps an epoch
 
 
-def test_predict_hands_probabilities_to_a_callback(cli):
-    run_id = cli(f"fit {SHAPES}").runs[0].info.run_id
+def test_predict_hands_probabilities_to_a_callback(trained, cli):
+    run_id = trained.run.info.run_id
 
     cli(f"predict {SHAPES} --ckpt_path {run_id} --trainer.callbacks+=tests.support.foreign.Writer")
 
@@ -140,20 +150,22 @@ def test_predict_hands_probabilities_to_a_callback(cli):
     torch.testing.assert_close(predictions.sum(dim=1), torch.ones(20))
 
 
-def test_prepare_trains_nothing_and_asks_for_no_devices(cli):
+def test_prepare_trains_nothing_and_asks_for_no_devices(cli, store):
+    before = len(list_runs(store))
+
     done = cli(f"prepare {SHAPES} --devices 64 --accelerator gpu --num_nodes 2")
 
     assert done.code == 0
-    assert done.runs == []
-    assert done.out == "The data is in place; next: pyclassify train\n"
+    assert len(done.runs) == before
+    assert done.out == "The data is in place; next: pyclassify train\n"  # the form of this message
 
 
 def test_module_runs_as_a_command():
-    command = [sys.executable, "-m", "pyclassify", "trian"]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    done = processes.run("-m", "pyclassify", "trian", cwd=ROOT)
 
     assert done.returncode == 1
-    assert done.stderr.startswith("pyclassify: error: there is no verb 'trian' (nearest: train)")
+    assert done.stderr.startswith(ERROR)
+    assert mentions(done.stderr, "'trian'", "train")
 
 
 def test_console_script_is_the_same_function():

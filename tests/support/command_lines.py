@@ -1,4 +1,15 @@
-"""Options that make a run a second long."""
+"""Command lines that make a run a second long, and what they are refused with."""
+
+import contextlib
+import io
+from pathlib import Path
+from types import SimpleNamespace
+
+import mlflow
+import pytest
+
+from pyclassify.cli import main
+from tests.support.stores import FOREIGN, list_runs
 
 QUIET = "--trainer.enable_progress_bar=false --trainer.enable_model_summary=false"
 TINY = "--data.train_size=40 --data.val_size=20 --data.test_size=20 --max_epochs=1"
@@ -6,6 +17,32 @@ TINY += " --batch_size=8 --trainer.log_every_n_steps=1"
 LINEAR = "--model.model=tests.support.foreign.Linear"
 SHAPES = f"--data=SyntheticDataModule {TINY} {LINEAR} {QUIET}"
 ERROR = "pyclassify: error: "
+
+
+@contextlib.contextmanager
+def using(store):
+    """Have the environment name a store that tests share, whatever they set it to before."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MLFLOW_TRACKING_URI", "")
+        mlflow.set_tracking_uri(None)  # which may unset what the environment names
+        patch.setenv("MLFLOW_TRACKING_URI", store.tracking_uri)
+        for name in FOREIGN:
+            patch.setenv(name, "")
+            patch.delenv(name)
+        yield store
+        mlflow.set_tracking_uri(None)
+
+
+def train_beside(store, options):
+    """Train in the folder of a store, for tests that only read what came out.
+
+    It returns what was written to stdout, and the run.
+    """
+    folder = Path(store.tracking_uri.removeprefix("sqlite:///")).parent
+    out = io.StringIO()
+    with using(store), contextlib.chdir(folder), contextlib.redirect_stdout(out):
+        assert main(["train", *options.split()]) == 0
+    return SimpleNamespace(out=out.getvalue(), run=list_runs(store)[0])
 
 
 def refusal(done):
