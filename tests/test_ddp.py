@@ -1,7 +1,5 @@
 """Two processes train and evaluate as one does, with batches of half the size."""
 
-import os
-import subprocess
 import sys
 from pathlib import Path
 
@@ -14,8 +12,8 @@ from pyclassify.datamodule import SyntheticDataModule
 from pyclassify.module import Classifier
 from pyclassify.signals import stop_with_parent
 from tests.support import small
+from tests.support.forked import run_ranks
 
-ROOT = Path(__file__).parents[1]
 BATCH = 64  # in all processes
 
 
@@ -58,17 +56,11 @@ def alone():
 
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory):
-    """This file as a script, which Lightning starts once more for the second process."""
+    """What two processes of this file as a script found, by rank."""
     folder = tmp_path_factory.mktemp("ranks")
-    variables = {**os.environ, "PYTHONPATH": str(ROOT), "PL_GLOBAL_SEED": "1"}
-    done = subprocess.run(
-        [sys.executable, __file__, str(folder)],
-        env=variables,
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    assert done.returncode == 0, done.stderr
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv("PL_GLOBAL_SEED", "1")
+        run_ranks(__file__, folder)
     return [torch.load(folder / f"{rank}.pt") for rank in (0, 1)]
 
 

@@ -4,8 +4,6 @@ import hashlib
 import json
 import os
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import mlflow
@@ -17,9 +15,10 @@ from pyclassify.restore import prepare
 from pyclassify.slurm.parameters import place
 from tests.support import tuned
 from tests.support.command_lines import LINEAR, SHAPES
+from tests.support.processes import ROOT
+from tests.support.processes import run as run_python
 from tests.support.stopping import same
 
-ROOT = Path(__file__).parents[1]
 NET = "--model.model=tests.support.tuned.Net"
 TUNE = f"{SHAPES.replace(LINEAR, NET)} --trainer.logger.system_metrics=false"
 FROM = f"{TUNE} --weights=w.pth --freeze=features"
@@ -121,14 +120,8 @@ def test_file_is_found_by_a_job_of_slurm(name, tmp_path):
 
 
 def test_two_processes_keep_frozen_parts_and_train_the_rest(tmp_path):
-    command = [
-        sys.executable,
-        tuned.__file__,
-        tuned.write(tmp_path / "w.pth"),
-        tmp_path / "out.pth",
-    ]
-    paths = {"PYTHONPATH": str(ROOT)}
-    done = subprocess.run(command, env={**os.environ, **paths}, capture_output=True, text=True)
+    given, out = tuned.write(tmp_path / "w.pth"), tmp_path / "out.pth"
 
-    assert done.returncode == 0, done.stderr
-    assert kept_by(torch.load(tmp_path / "out.pth")) == FEATURES
+    run_python(tuned.__file__, given, out, env={**os.environ, "PYTHONPATH": str(ROOT)}, check=True)
+
+    assert kept_by(torch.load(out)) == FEATURES

@@ -1,7 +1,6 @@
 """Two processes write one table: of all images, each once, in the order of the files."""
 
 import os
-import subprocess
 import sys
 from pathlib import Path
 
@@ -18,8 +17,8 @@ from pyclassify.serving.export import export
 from pyclassify.signals import stop_with_parent
 from tests.support import small
 from tests.support.folders import grow
+from tests.support.forked import run_ranks
 
-ROOT = Path(__file__).parents[1]
 CLASSES = ["ant", "bee", "cow", "dog"]
 
 
@@ -43,18 +42,11 @@ def score(folder, devices):
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """One process's tables, and two's, of this file as a script that Lightning starts again."""
+    """One process's tables, and those of two processes of this file as a script."""
     folder = tmp_path_factory.mktemp("ranks")
     grow(folder / "data", "a/b", "c")  # images of different sizes
     (folder / "data/broken.jpg").write_bytes(b"no image")
-    done = subprocess.run(
-        [sys.executable, __file__, str(folder)],
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    assert done.returncode == 0, done.stderr
+    run_ranks(__file__, folder)
     score(folder, devices=1)
     return folder
 
