@@ -94,7 +94,7 @@ def test_loader_that_keeps_its_state_goes_on(tmp_path, module):
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_data_and_module_of_another_go_on_as_they_were(tmp_path, workers):
-    compare(tmp_path, Means, partial(Foreign, workers), disturbances=STOPS)
+    compare(tmp_path, Means, partial(Foreign, workers), disturbances=STOPS[:3], max_epochs=3)
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -111,7 +111,7 @@ def test_workers_of_a_folder_go_on(tmp_path, workers):
     stopping.draw_folder(tmp_path / "images")
     sizes = {"batch_size": 6, "resize": 12, "crop": 8, "num_workers": workers}
     data = partial(ImageFolderDataModule, str(tmp_path / "images"), **sizes)
-    compare(tmp_path, CLASSIFIER, data, disturbances=STOPS[:3])
+    compare(tmp_path, CLASSIFIER, data, disturbances=STOPS[:3], max_epochs=3)
 
 
 def test_more_epochs_than_first_asked_for_are_as_if_asked_for_at_once(tmp_path):

@@ -9,8 +9,9 @@ import pytest
 
 from benchmarks import tally, torture
 from benchmarks.kills import KILLS, draw_kills
+from tests.support.processes import ROOT
+from tests.support.stores import experiment_id
 
-ROOT = Path(__file__).parents[1]
 KINDS = ("kill -9 of the server", "warning of the time limit", "flipped bit", "torn record")
 
 
@@ -30,6 +31,7 @@ def loud(cluster, tmp_path, monkeypatch):
     mlflow.set_tracking_uri(None)
 
 
+@pytest.mark.slow
 def test_run_is_one_whole_and_exact_whatever_befalls_it(cluster, loud):
     said = []
     # With this seed the server is killed last: training goes on meanwhile, and may come to its end.
@@ -48,9 +50,9 @@ def test_each_kind_of_kill_comes_before_any_comes_again():
     assert drawn == draw_kills(len(KILLS) + 3, random.Random(0))
 
 
-def test_tally_finds_what_is_lost_doubled_besides_and_other(cli):
-    client = mlflow.MlflowClient()
-    run_id, twin = (client.create_run("0").info.run_id for _ in range(2))
+def test_tally_finds_what_is_lost_doubled_besides_and_other(store):
+    client = store
+    run_id, twin = (client.create_run(experiment_id(client)).info.run_id for _ in range(2))
     for step, value in enumerate((1.0, 2.0, 3.0)):
         client.log_metric(twin, "train_loss", value, step=step)
     client.log_metric(twin, "wall_seconds", 7.0, step=0)
