@@ -1,7 +1,7 @@
 """Trainings that finish together leave one champion, and not the worse one."""
 
-import multiprocessing
 import os
+import socket
 
 import pytest
 
@@ -9,12 +9,23 @@ from pyclassify.registry import lock
 from pyclassify.registry.champion import judge
 from pyclassify.registry.lock import alone
 from pyclassify.tracking.answers import read_answers
+from tests.support import processes
 from tests.support.judging import judge_together
 from tests.support.recorded import record
 from tests.support.registered import NAME, challenger, champion, decided, register
+from tests.support.spooled import Meeting
+from tests.support.waiting import scale
 
 ANSWERS = ["y" * right + "n" * (40 - right) for right in (10, 20, 30)]  # each better than the last
 TRIES = 6
+OTHER = """
+import socket
+from tests.support.judging import judge_together
+from tests.support.spooled import Meeting
+
+with socket.create_connection({address!r}) as connection:
+    judge_together({uri!r}, Meeting(connection), {cases!r})
+"""
 
 
 def test_of_two_that_finish_together_the_better_is_champion(registry):
@@ -24,15 +35,17 @@ def test_of_two_that_finish_together_the_better_is_champion(registry):
         for run_id in (runs[0], *(runs[1:] if turn % 2 else runs[:0:-1])):
             register(name=name, run_id=run_id)
         registry.set_registered_model_alias(name, "champion", "1")
-    spawn = multiprocessing.get_context("spawn")
-    barrier, uri = spawn.Barrier(2), os.environ["MLFLOW_TRACKING_URI"]
+    uri = os.environ["MLFLOW_TRACKING_URI"]
     cases = {version: [(name, version) for name in names] for version in "23"}
-    other = spawn.Process(target=judge_together, args=(uri, barrier, cases["3"]))
-    other.start()
-    judge_together(uri, barrier, cases["2"])
-    other.join()
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        server.settimeout(scale(100))
+        code = OTHER.format(address=server.getsockname(), uri=uri, cases=cases["3"])
+        other = processes.start("-c", code, cwd=processes.ROOT)
+        with server.accept()[0] as connection:
+            judge_together(uri, Meeting(connection), cases["2"])
+    other.wait()
 
-    assert other.exitcode == 0
+    assert other.returncode == 0
     best = ["3" if turn % 2 else "2" for turn in range(TRIES)]
     assert [champion(name) for name in names] == best
     models = [each.name for each in registry.search_registered_models()]

@@ -10,6 +10,7 @@ from tqdm import tqdm
 
 from pyclassify.download import fetch
 from tests.support import archives
+from tests.support.waiting import scale
 
 CIFAR10 = archives.FIRST_FILES["CIFAR10"]
 
@@ -67,11 +68,11 @@ def test_processes_that_share_a_folder_fetch_once(server, monkeypatch, tmp_path)
     archives.offer(monkeypatch, server, "CIFAR10")
     server.pause = threading.Event()
     processes = [start_fetch(tmp_path) for _ in range(3)]
-    assert server.halfway.wait(30)  # one is in the midst of it, and the others wait or will
+    assert server.halfway.wait(scale(30))  # one is in the midst of it, and the others wait or will
     server.pause.set()
 
     for process in processes:
-        process.join(30)
+        process.join(scale(30))
 
     assert [process.exitcode for process in processes] == [0, 0, 0]
     assert server.fetched == [CIFAR10]
@@ -84,7 +85,7 @@ def test_threads_that_share_a_folder_fetch_once(server, monkeypatch, tmp_path):
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(30)
+        thread.join(scale(30))
 
     assert len(server.fetched) == len(torchvision.datasets.MNIST.resources)
     assert len(fetch("MNIST", tmp_path, train=True)) == archives.TRAIN
@@ -94,9 +95,9 @@ def test_download_that_was_killed_is_begun_again(server, monkeypatch, tmp_path):
     archives.offer(monkeypatch, server, "CIFAR10")
     server.pause = threading.Event()
     process = start_fetch(tmp_path)
-    assert server.halfway.wait(30)
+    assert server.halfway.wait(scale(30))
     process.kill()
-    process.join(30)
+    process.join(scale(30))
     assert process.exitcode == -signal.SIGKILL
     server.pause.set()
 

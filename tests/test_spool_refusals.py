@@ -7,6 +7,7 @@ from sqlalchemy import exc
 
 from pyclassify.tracking.spool.delivery import in_words
 from pyclassify.tracking.spool.refusals import is_final
+from tests.support.phrases import mentions
 from tests.support.spooled import deliver
 
 
@@ -40,57 +41,60 @@ def test_what_a_database_can_not_do_now_is_not_refused_for_good(error, final):
 @pytest.mark.parametrize(
     ("said", "words"),
     [
-        ("a.txt: 401 Client Error: Unauthorized for url", "it asks for a user and a password, or"),
-        ("a.txt: 403 Client Error: Forbidden for url", "it refuses permission"),
+        ("a.txt: 401 Client Error: Unauthorized for url", "asks for a user and a password"),
+        ("a.txt: 403 Client Error: Forbidden for url", "refuses permission"),
     ],
 )
 def test_server_that_takes_no_file_of_this_user_is_told_in_a_line(said, words):
-    assert in_words(OSError(said)).startswith(words)
+    assert words in in_words(OSError(said))
 
 
 def test_what_a_database_says_is_told_without_its_statement():
-    error = of_database(exc.InternalError, "cannot execute INSERT in a read-only transaction")
+    said = "cannot execute INSERT in a read-only transaction"
 
-    assert in_words(error) == (
-        "its database says: cannot execute INSERT in a read-only transaction"
-    )
+    # the form of this message
+    assert in_words(of_database(exc.InternalError, said)) == f"its database says: {said}"
 
 
 UPLOAD = "a.txt: Failed to upload /spool/a.txt to kept/1/abc/artifacts/a.txt: An error occurred "
 
 
 @pytest.mark.parametrize(
-    ("said", "words"),
+    ("said", "facts"),
     [
         (
             f"{UPLOAD}(NoSuchBucket) when calling the PutObject operation: The specified bucket",
-            "there is no bucket kept; make it, or give the experiment another artifact location",
+            ["no bucket kept", "artifact location"],
         ),
         (
             f"{UPLOAD}(AccessDenied) when calling the CreateMultipartUpload operation: Access",
-            "the bucket kept refuses permission to write; its policy must allow s3:PutObject",
+            ["bucket kept", "permission", "s3:PutObject"],
         ),
         (
             f"{UPLOAD}(InvalidAccessKeyId) when calling the PutObject operation: The AWS Access",
-            "the bucket kept does not take these keys; see AWS_ACCESS_KEY_ID",
+            ["bucket kept", "keys", "AWS_ACCESS_KEY_ID"],
         ),
         (
             f"{UPLOAD}(SlowDown) when calling the PutObject operation (reached max retries: 4): ",
-            "the bucket kept answers with SlowDown",
+            ["bucket kept", "SlowDown"],
         ),
         (
             'a.txt: Could not connect to the endpoint URL: "http://127.0.0.1:1/kept/1/a.txt"',
-            "no bucket answers at http://127.0.0.1:1; see MLFLOW_S3_ENDPOINT_URL",
+            ["no bucket", "http://127.0.0.1:1", "MLFLOW_S3_ENDPOINT_URL"],
         ),
         (
             "a.txt: Unable to locate credentials",
-            "there are no keys for the bucket; give AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY",
+            ["no keys", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"],
         ),
     ],
     ids=["missing", "refused", "keys", "busy", "address", "no keys"],
 )
-def test_what_is_wrong_with_a_bucket_is_told_in_a_line(said, words):
-    assert in_words(OSError(said)) == words
+def test_what_is_wrong_with_a_bucket_is_told_in_a_line(said, facts):
+    told = in_words(OSError(said))
+    assert mentions(told, *facts)
+    assert "\n" not in told
+    assert "PutObject operation" not in told  # nor anything else of what boto3 said
+    assert "/a.txt" not in told
 
 
 @pytest.mark.parametrize("character", ["\0", "\udcff"], ids=["NUL", "half a pair"])

@@ -116,12 +116,12 @@ def test_parameter_does_not_change(spool):
     ],
 )
 def test_what_a_spool_cannot_do_is_said_with_who_can(ask, spool):
-    with pytest.raises(MlflowException, match=r"^a spool can't .* `pyclassify sync` delivers to$"):
+    with pytest.raises(MlflowException, match=r"spool can't .* `pyclassify sync`"):
         ask(spool.client)
 
 
 def test_run_that_is_not_there_is_told_with_the_folder(spool):
-    with pytest.raises(MlflowException, match=f"there is no run 123 in the spool {spool.root}"):
+    with pytest.raises(MlflowException, match=f"no run 123 .*{spool.root}"):
         spool.client.get_run("123")
 
 

@@ -1,10 +1,7 @@
 """`pyclassify sync`: what jobs have logged where they could not reach the server."""
 
 import json
-import subprocess
-import sys
 import threading
-from pathlib import Path
 
 import mlflow
 import pytest
@@ -12,7 +9,10 @@ import pytest
 from pyclassify.cli import main
 from pyclassify.tracking.spool import records, target
 from pyclassify.tracking.spool.sync import Sync, find
+from tests.support import processes
+from tests.support.phrases import mentions
 from tests.support.spooled import answering, begin_again, points
+from tests.support.waiting import wait_until
 
 
 @pytest.fixture
@@ -98,20 +98,34 @@ def test_two_at_once_do_no_harm(work_dir, spool):
 
 
 def test_following_delivers_what_is_logged_meanwhile_until_it_is_stopped(work_dir, spool):
-    follower = subprocess.Popen(
-        [sys.executable, "-m", "pyclassify", "sync", "--follow", str(work_dir)],
-        cwd=Path(__file__).parents[1],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
+    follower = processes.start(
+        *("-m", "pyclassify", "sync", "--follow", work_dir),
+        cwd=processes.ROOT,
+        stdout=processes.PIPE,
+        stderr=processes.PIPE,
     )
-    assert follower.stdout.readline().startswith(f"{spool.run_id}: 3 records delivered")
-    spool.client.log_metric(spool.run_id, "loss", 0.25, step=2)
-    assert follower.stdout.readline() == f"{spool.run_id}: 1 records delivered, 4 in all\n"
+    try:
+        (first,) = read_lines(follower, 1)
+        assert first.startswith(f"{spool.run_id}: 3 records delivered")
+        spool.client.log_metric(spool.run_id, "loss", 0.25, step=2)
+        assert read_lines(follower, 2)[1] == f"{spool.run_id}: 1 records delivered, 4 in all\n"
 
-    follower.send_signal(2)
-    assert follower.communicate(timeout=30)[1].endswith("stopped by SIGINT\n")
+        follower.send_signal(2)
+        assert follower.communicate()[1].endswith("stopped by SIGINT\n")
+    finally:
+        follower.kill()
     assert points(spool.there, spool.run_id, "loss") == [(1, 0.5), (2, 0.25)]
+
+
+def read_lines(process, count):
+    """Wait for some lines of a process's output."""
+
+    def lines():
+        assert process.poll() is None, process.read("stderr")
+        return process.read().splitlines(keepends=True)
+
+    wait_until(lambda: len(lines()) >= count and lines()[-1].endswith("\n"), f"line {count}")
+    return lines()
 
 
 def test_runs_that_are_over_are_passed_over_without_a_look_at_their_records(tmp_path, monkeypatch):
@@ -131,9 +145,8 @@ def test_runs_that_are_over_are_passed_over_without_a_look_at_their_records(tmp_
 
 def test_folder_that_is_not_there_is_told_with_those_that_may_be(tmp_path, capsys):
     assert main(["sync", str(tmp_path / "none")]) == 1
-    assert "there is no folder" in (said := capsys.readouterr().err)
-    assert "runs/spool" in said
-    assert '"work_dir" of the SLURM backend' in said
+    said = capsys.readouterr().err
+    assert mentions(said, tmp_path / "none", "runs/spool", '"work_dir"', "SLURM")
 
 
 def test_database_named_from_a_folder_is_found_from_any(tmp_path, monkeypatch):

@@ -1,7 +1,5 @@
 """System metrics are this job's own, and end before its run does."""
 
-import subprocess
-import sys
 import threading
 import time
 
@@ -11,7 +9,9 @@ import pytest
 from pyclassify.tracking import run
 from pyclassify.tracking.logger import RunLogger
 from pyclassify.tracking.system import ProcessMonitor
+from tests.support import processes
 from tests.support.command_lines import SHAPES
+from tests.support.waiting import scale, wait_until
 
 NAMES = {"system/cpu_utilization_percentage", "system/memory_usage_megabytes"}
 
@@ -60,22 +60,20 @@ def test_sampling_ends_with_the_run_whichever_thread_ends_it(logger, status):
     ending.start()
     ending.join()
 
-    monitor.join(timeout=10)
+    monitor.join(timeout=scale(10))
     assert not monitor.is_alive()
     assert logger.experiment.get_run(logger.run_id).info.status == status
 
 
 def test_child_processes_count_and_ended_ones_no_longer():
     monitor = ProcessMonitor()
-    child = subprocess.Popen(
-        [sys.executable, "-c", "x = b'x' * 200_000_000; input()"], stdin=subprocess.PIPE
-    )
+    code = "x = b'x' * 200_000_000; input()"
+    child = processes.start("-c", code, fresh=True, stdin=processes.PIPE)
     of_child = psutil.Process(child.pid)
-    while of_child.memory_info().rss < 200e6:
-        time.sleep(0.01)
+    wait_until(lambda: of_child.memory_info().rss >= 200e6, "a child of 200 MB")
 
     monitor.collect_metrics()
-    child.communicate(b"\n")
+    child.communicate("\n")
     monitor.collect_metrics()
 
     with_child, without = monitor.metrics["memory_usage_megabytes"]

@@ -1,11 +1,9 @@
 """One run, its parameters and its true status, in a store of its own."""
 
 import shutil
-import subprocess
 import sys
 import threading
 import time
-from pathlib import Path
 
 import mlflow
 import pytest
@@ -15,27 +13,12 @@ from mlflow.entities import RunStatus
 
 from pyclassify.tracking import insist, run
 from pyclassify.tracking.logger import RunLogger
-
-ROOT = Path(__file__).parents[1]
-
-
-@pytest.fixture
-def store(empty_store, tmp_path, monkeypatch):
-    """A new store that MLFLOW_TRACKING_URI names."""
-    shutil.copy(empty_store, tmp_path)
-    uri = f"sqlite:///{tmp_path}/mlflow.db"
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
-    monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "tested")
-    monkeypatch.delenv("MLFLOW_RUN_ID", raising=False)
-    mlflow.set_tracking_uri(uri)
-    yield mlflow.MlflowClient()
-    run.end("FINISHED")
-    mlflow.set_tracking_uri(None)
+from tests.support import processes
 
 
 def deliver(written):
     """Wait until the server has what was written of a run."""
-    assert written.delivery.ask(20)
+    assert written.delivery.ask(300)
 
 
 def all_runs(store):
@@ -219,6 +202,6 @@ def test_mlflow_run_still_overwrites_a_status():
 
 def test_loading_what_ends_a_run_loads_neither_torch_nor_mlflow():
     code = "import sys, pyclassify.tracking.run; print({'torch', 'mlflow'} & set(sys.modules))"
-    said = subprocess.check_output([sys.executable, "-c", code], text=True, cwd=ROOT)
+    said = processes.run("-c", code, cwd=processes.ROOT, fresh=True, check=True)
 
-    assert said == "set()\n"
+    assert said.stdout == "set()\n"

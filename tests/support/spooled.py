@@ -13,6 +13,21 @@ from pyclassify.tracking.spool import registry, target
 from pyclassify.tracking.spool.courier import Courier
 from pyclassify.tracking.spool.opened import forget
 
+
+class Meeting:
+    """A barrier of two processes, each with its end of a connection."""
+
+    def __init__(self, connection):
+        connection.settimeout(None)
+        self._words = connection.makefile("rw")
+
+    def wait(self, _):
+        """Wait until the other one is here too."""
+        self._words.write("here\n")
+        self._words.flush()
+        assert self._words.readline(), "the other process has ended"
+
+
 # Code that has a process take a spool.
 TAKE = "from pathlib import Path; from pyclassify.tracking.spool import lock; "
 TAKE += "lock.take(Path({folder!r})); "
