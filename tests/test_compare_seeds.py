@@ -120,7 +120,7 @@ def test_single_seed_can_not_be_tested():
 @pytest.mark.parametrize(
     ("values", "words"),
     [
-        ([], "no seed that finished has it"),
+        ([], "no seed that finished has it"),  # the form of this message
         ([0.5], "0.5000 (1 seed)"),
         ([0.5, 0.7], "0.6000 ± 0.1414 (95%: -0.6706 to 1.8706, 2 seeds)"),
         ([0.5, float("nan")], "nan (2 seeds)"),
