@@ -2,13 +2,11 @@
 
 import os
 import re
-import shutil
 from contextlib import redirect_stdout
 from io import StringIO
 from pathlib import Path
 from types import SimpleNamespace
 
-import mlflow
 import pytest
 from playwright.sync_api import expect
 
@@ -16,6 +14,7 @@ from pyclassify.cli import main
 from tests.support.browser import find_chromium, mlflow_ui, visit
 from tests.support.command_lines import LINEAR, QUIET
 
+pytestmark = pytest.mark.browser
 SMALL = f"train --data=SyntheticDataModule {LINEAR} --max_epochs=2 {QUIET}"
 SMALL += (
     " --trainer.log_every_n_steps=1 --data.train_size=400 --data.val_size=50 --data.test_size=100"
@@ -24,20 +23,16 @@ RUNS = ["--learning_rate=0.001", "--learning_rate=0.001 --seed=1", "--learning_r
 
 
 @pytest.fixture(scope="module")
-def said(empty_store, tmp_path_factory):
+def said(module_store, tmp_path_factory):
     """Three runs of two recipes: what each said, what `compare` said of them, and the runs."""
     find_chromium()
     folder = tmp_path_factory.mktemp("runs")
-    shutil.copy(empty_store, folder)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{folder}/mlflow.db")
-        patch.setenv("MLFLOW_EXPERIMENT_NAME", "tested")
         trained = [listen(f"{SMALL} {more}") for more in RUNS]
         ids = [re.search(r"^run +(\w+)$", text, re.MULTILINE)[1] for text in trained]
         compared = listen(f"compare {' '.join(ids)}")
-        runs = [mlflow.get_run(each) for each in ids]
-    mlflow.set_tracking_uri(None)
+        runs = [module_store.get_run(each) for each in ids]
     return SimpleNamespace(folder=folder, trained=trained, compared=compared, runs=runs)
 
 
@@ -49,10 +44,13 @@ def listen(line):
 
 
 @pytest.fixture(scope="module")
-def visitor(said, tmp_path_factory):
-    shots = os.environ.get("PYCLASSIFY_SCREENSHOTS") or tmp_path_factory.mktemp("screenshots")
+def visitor(said):
+    shots = os.environ.get("PYCLASSIFY_SCREENSHOTS")
     command = re.search("^next +(.*)$", said.trained[-1], re.MULTILINE)[1]
-    with mlflow_ui(command, said.folder) as address, visit(address, Path(shots)) as visitor:
+    with (
+        mlflow_ui(command, said.folder) as address,
+        visit(address, shots and Path(shots)) as visitor,
+    ):
         yield visitor
 
 

@@ -8,6 +8,7 @@ import requests
 
 from tests.support.service_parts import sign_in
 
+pytestmark = pytest.mark.service
 API = "/api/2.0/mlflow"
 FILES = "/api/2.0/mlflow-artifacts/artifacts"
 
@@ -25,6 +26,12 @@ def owned(service, people):
     return {"experiment": experiment, "run": run_id, "file": f"{experiment}/{run_id}/artifacts"}
 
 
+@pytest.fixture(scope="module")
+def untouched(proxy, people, owned):
+    """What there is of Ada's before others try to change it."""
+    return kept(proxy, people["ada"], owned)
+
+
 def send(proxy, account, method, path, body=None, host=None):
     """Send a request whose path arrives as it is written."""
     data = body if isinstance(body, bytes) or body is None else json.dumps(body)
@@ -32,7 +39,7 @@ def send(proxy, account, method, path, body=None, host=None):
     asked = requests.Request(method, proxy.uri, auth=account, data=data, headers=headers).prepare()
     asked.url = proxy.uri + path
     with requests.Session() as session:
-        return session.send(asked, verify=proxy.certificate, timeout=60, allow_redirects=False)
+        return session.send(asked, verify=proxy.certificate, timeout=300, allow_redirects=False)
 
 
 def kept(proxy, account, owned):
@@ -87,14 +94,13 @@ RIGHT["resource_id"] = "{experiment}"
         ("ada", "GET", f"{FILES}?path={{file}}/../..", None, 403),
     ],
 )
-def test_refused(who, method, path, body, status, owned, people, proxy):
+def test_refused(who, method, path, body, status, owned, untouched, people, proxy):
     accounts = {**people, "nobody": None, "wrong password": ("ada", "the password of bob")}
-    before = kept(proxy, people["ada"], owned)
 
     answer = send(proxy, accounts[who], method, filled(path, owned), filled(body, owned))
 
     assert answer.status_code == status, answer.text
-    assert kept(proxy, people["ada"], owned) == before
+    assert kept(proxy, people["ada"], owned) == untouched
 
 
 def test_host_that_is_not_allowed_is_refused_even_to_who_has_an_account(owned, people, proxy):
@@ -111,10 +117,11 @@ def test_who_has_an_account_reads_what_others_made(owned, people, proxy):
     assert send(proxy, people["bob"], "GET", f"{FILES}/{owned['file']}/said.txt").text == "hello"
 
 
-def test_right_that_is_given_by_the_page_lets_a_user_write(service, owned, people, proxy):
-    given = {"WHO": "bob", "WHAT": "experiment", "LEVEL": "EDIT", "WHICH": owned["experiment"]}
-    service.as_admin("grant", **given)
+def test_right_that_is_given_by_the_page_lets_a_user_write(service, people, proxy):
+    made = send(proxy, people["ada"], "POST", f"{API}/experiments/create", {"name": "given"})
+    given = {"WHO": "bob", "WHAT": "experiment", "LEVEL": "EDIT"}
+    service.as_admin("grant", **given, WHICH=made.json()["experiment_id"])
 
-    answer = send(proxy, people["bob"], "POST", f"{API}/runs/create", filled(RUN, owned))
+    answer = send(proxy, people["bob"], "POST", f"{API}/runs/create", made.json())
 
     assert answer.status_code == 200, answer.text

@@ -15,6 +15,8 @@ from tests.support.ports import free_port
 from tests.support.service_parts import ADMIN, PATH, sign_in
 from tests.support.service_stores import database, need, objects, rows, started
 
+pytestmark = pytest.mark.service
+
 
 @contextlib.contextmanager
 def before_each(programs, folder, act):

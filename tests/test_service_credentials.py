@@ -10,7 +10,7 @@ from mlflow.utils.credentials import read_mlflow_creds
 
 from tests.support import service_user
 from tests.support.slurm_runs import read, submit, write_project
-from tests.support.waiting import wait_until
+from tests.support.waiting import scale, wait_until
 
 WAITS = """
     import time
@@ -24,6 +24,7 @@ WAITS = """
         while not Path({may_end!r}).exists():
             time.sleep(0.1)
 """
+pytestmark = [pytest.mark.service, pytest.mark.slurm]
 AS_NOBODY = "env --ignore-environment PATH=/usr/bin:/bin setpriv --reuid=65534 --regid=65534"
 AS_NOBODY = [*AS_NOBODY.split(), "--clear-groups"]
 
@@ -86,11 +87,11 @@ def test_password_reaches_the_job_and_nothing_that_others_read(slurm, service, a
     waits, may_end = tmp_path / "waits", tmp_path / "may-end"
     code = WAITS.format(waits=str(waits), may_end=str(may_end))
     submitted = submit(write_project(tmp_path / "project", code), {"mem": "1000M"})
-    wait_until(waits.exists, 120)
+    wait_until(waits.exists, "the job's script to come to where it waits")
     job_id = read(submitted).data.tags["slurm_job_id"]
     seen = seen_while_it_runs(slurm, job_id)
     may_end.touch()
-    slurm.wait_for(job_id, "COMPLETED", "FAILED", seconds=60)
+    slurm.wait_for(job_id, "COMPLETED", "FAILED", seconds=scale(60))
     run = read(submitted)
 
     seen |= kept_afterwards(slurm, service, run)

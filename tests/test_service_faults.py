@@ -1,5 +1,6 @@
 """Trainings whose service fails them in all ways go on meanwhile, and it has all of them once."""
 
+import contextlib
 import os
 
 import mlflow
@@ -8,9 +9,10 @@ import pytest
 from tests.support import service_faults
 from tests.support.bucket_proxy import BucketProxy
 from tests.support.noting import EVERY
-from tests.support.service_faults import Noted, bucket_busy
+from tests.support.service_faults import Noted, bucket_busy, database_restarted
 from tests.support.service_parts import BUCKET, sign_in
 
+pytestmark = pytest.mark.service
 STEPS = 20  # that a training goes on by while something is wrong
 
 
@@ -23,41 +25,60 @@ def proxy(service):
 
 
 @pytest.fixture
-def trainings(service, tmp_path, monkeypatch):
-    """Two of them, under way."""
+def start(service, tmp_path, monkeypatch):
+    """A function that starts trainings of some names; they are under way when it returns."""
     sign_in(monkeypatch, service)
     monkeypatch.delenv("MLFLOW_RUN_ID", raising=False)
-    begun = [Noted(tmp_path / name, os.environ) for name in ("first", "second")]
-    try:
-        for each in begun:
-            each.gain(1, seconds=120)
-        yield begun
-    finally:
-        for each in begun:
-            each.process.kill()
-            each.process.wait()
+    with contextlib.ExitStack() as started:
 
-
-def test_trainings_go_on_whatever_fails_and_nothing_is_lost_or_twice(
-    service, proxy, trainings, monkeypatch
-):
-    monkeypatch.setitem(service.env, "AWS_ENDPOINT_URL_S3", proxy.address)
-    for fault in (*service_faults.ALL, bucket_busy(proxy)):
-        heard = [each.hears() for each in trainings]
-        with fault(service):
-            for each in heard:
-                each.wait_for("the tracking server takes no")
+        def start(*names):
+            trainings = [Noted(tmp_path / name, os.environ) for name in names]
             for each in trainings:
-                each.gain(STEPS)
-        for each in heard:
-            each.wait_for("the tracking server takes what is logged again")
-    assert [each.end() for each in trainings] == [0, 0]
+                started.callback(each.stop)
+            for each in trainings:
+                each.gain(1)
+            return trainings
 
+        yield start
+
+
+def go_through(fault, service, trainings):
+    """Have something fail; each training says so, goes on, and says that it is well again."""
+    heard = [each.hears() for each in trainings]
+    with fault(service):
+        for each in heard:
+            each.wait_for("tracking server takes no")
+        for each in trainings:
+            each.gain(STEPS)
+    for each in heard:
+        each.wait_for("is logged again")
+
+
+def check(service, trainings):
+    """Check that each ends well, and that the service has all that it noted, and once."""
+    assert {each.end() for each in trainings} == {0}
     for each in trainings:
         noted = each.notes()
         assert points(service, each.run_id) == noted
         assert files(service, each.run_id) == {step for step in noted if step % EVERY == 0}
         assert mlflow.MlflowClient().get_run(each.run_id).info.status == "FINISHED"
+
+
+def test_training_goes_on_while_the_database_is_away_and_nothing_is_lost_or_twice(service, start):
+    trainings = start("only")
+    go_through(database_restarted, service, trainings)
+    check(service, trainings)
+
+
+@pytest.mark.slow
+def test_trainings_go_on_whatever_fails_and_nothing_is_lost_or_twice(
+    service, proxy, start, monkeypatch
+):
+    trainings = start("first", "second")
+    monkeypatch.setitem(service.env, "AWS_ENDPOINT_URL_S3", proxy.address)
+    for fault in (*service_faults.ALL, bucket_busy(proxy)):
+        go_through(fault, service, trainings)
+    check(service, trainings)
     assert proxy.refused > 0
 
 

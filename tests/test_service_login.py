@@ -6,8 +6,10 @@ import mlflow
 import pytest
 from playwright.sync_api import Error, expect, sync_playwright
 
-from tests.support.browser import NO_ASSISTANT, QUIET, SECONDS, find_chromium
+from tests.support.browser import NO_ASSISTANT, QUIET, find_chromium, patience
 from tests.support.service_parts import ADMIN, sign_in
+
+pytestmark = [pytest.mark.service, pytest.mark.browser]
 
 
 @pytest.fixture(scope="module")
@@ -21,7 +23,7 @@ def chromium():
 @pytest.fixture
 def visit(chromium, proxy):
     """Open a page as someone who types a name and a password into Chromium's dialog."""
-    expect.set_options(timeout=1000 * SECONDS)
+    expect.set_options(timeout=patience())
     opened = []
 
     def visit(path, account=None):
@@ -30,7 +32,7 @@ def visit(chromium, proxy):
         opened.append(context)
         context.add_init_script(NO_ASSISTANT)
         page = context.new_page()
-        page.set_default_timeout(1000 * SECONDS)
+        page.set_default_timeout(patience())
         return page, page.goto(f"{proxy.uri}{path}")
 
     yield visit

@@ -1,6 +1,8 @@
 """A group's server takes over what one person had in sqlite, by the page's commands."""
 
 import contextlib
+import shutil
+import sqlite3
 from types import SimpleNamespace
 
 import mlflow
@@ -10,14 +12,25 @@ from tests.support import service_content
 from tests.support.service_parts import ADMIN, sign_in
 from tests.support.service_stores import database, need, rows, started
 
+pytestmark = pytest.mark.service
+
+
+def one_persons(empty_store, folder):
+    """A client of the database that MLflow makes in a folder where nothing is yet."""
+    path = shutil.copy(empty_store, folder)
+    with contextlib.closing(sqlite3.connect(path)) as made, made:
+        made.execute("DELETE FROM experiments WHERE experiment_id != 0")
+        made.execute("UPDATE experiments SET artifact_location = ?", [f"{folder}/mlruns/0"])
+    return mlflow.MlflowClient(f"sqlite:///{path}")
+
 
 @pytest.fixture(scope="module")
-def moved(tmp_path_factory):
+def moved(empty_store, tmp_path_factory):
     """The service after the move: all `before` and `after`, and what the page's check `said`."""
     need("pgloader", "rclone", "sqlite3")
     folder = tmp_path_factory.mktemp("one person")
     with contextlib.chdir(folder):  # where MLflow makes `mlruns`, for the files
-        mine = mlflow.MlflowClient(f"sqlite:///{folder}/mlflow.db")
+        mine = one_persons(empty_store, folder)
         service_content.fill(mine, folder / "made")
     before = service_content.tell(mine, folder)
     with started() as service, pytest.MonkeyPatch.context() as patch:
@@ -65,6 +78,6 @@ def test_new_run_goes_into_the_experiment_that_was_moved(moved):
 
 def test_server_that_has_runs_is_not_replaced(moved):
     before = rows(database(moved.service))
-    with pytest.raises(RuntimeError, match="mlflow has runs, which the move would replace"):
+    with pytest.raises(RuntimeError, match="mlflow has runs"):
         moved.service.run("move-records", SOURCE=str(moved.folder))
     assert rows(database(moved.service)) == before

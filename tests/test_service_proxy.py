@@ -23,7 +23,7 @@ def client(service, proxy, people, monkeypatch):
 
 def connect(proxy):
     trusting = ssl.create_default_context(cafile=proxy.certificate)
-    return http.client.HTTPSConnection(proxy.host, proxy.port, context=trusting, timeout=60)
+    return http.client.HTTPSConnection(proxy.host, proxy.port, context=trusting, timeout=300)
 
 
 def test_file_of_megabytes_goes_through_and_comes_back(service, client, tmp_path):
@@ -66,7 +66,7 @@ def test_old_tls_is_refused(proxy):
     old = ssl.create_default_context(cafile=proxy.certificate)
     old.set_ciphers("ALL:@SECLEVEL=0")  # or else this end would refuse it
     old.minimum_version = old.maximum_version = ssl.TLSVersion.TLSv1_1
-    connection = http.client.HTTPSConnection(proxy.host, proxy.port, context=old, timeout=60)
+    connection = http.client.HTTPSConnection(proxy.host, proxy.port, context=old, timeout=300)
 
     with pytest.raises(ssl.SSLError, match="ALERT_PROTOCOL_VERSION"):
         connection.connect()

@@ -9,6 +9,7 @@ from tests.support.service_content import make_run
 from tests.support.service_parts import ADMIN, BUCKET, sign_in
 from tests.support.service_stores import keys, need
 
+pytestmark = pytest.mark.service
 DAY = 86400  # seconds
 
 

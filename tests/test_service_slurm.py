@@ -17,8 +17,9 @@ from pyclassify import shapes
 from tests.support import command_lines, service_user, slurm_runs
 from tests.support.requests_of import encode, file_of
 from tests.support.service_parts import BUCKET, ROOT, started_by
-from tests.support.waiting import wait_until
+from tests.support.waiting import scale, wait_until
 
+pytestmark = [pytest.mark.service, pytest.mark.slurm]
 NAME = "shapes"
 SMALL = dict(
     word.removeprefix("--").split("=") for word in command_lines.SHAPES.split() if "=" in word
@@ -50,8 +51,8 @@ def trained(cluster, proxy, people, empty_store, tmp_path_factory):
         patch.setenv("PYTHONPATH", str(ROOT))
         jobs = {each: train(folder, each) for each in ("direct", "spool")}
         with delivering(folder / "runs"):
-            wait_until(lambda: all(map(has_ended, jobs.values())), 400)
-            wait_until(lambda: len(versions()) == len(jobs), 120)
+            wait_until(lambda: all(map(has_ended, jobs.values())), "the end of both jobs", 400, 0.5)
+            wait_until(lambda: len(versions()) == len(jobs), "a version of each")
         yield SimpleNamespace(jobs=jobs, runs={each: read(jobs[each]) for each in jobs})
     mlflow.set_tracking_uri(None)
 
@@ -82,7 +83,7 @@ def delivering(folder):
         yield
     finally:
         unit.terminate()
-        unit.wait(timeout=30)
+        unit.wait(timeout=scale(30))
 
 
 def stored(service, run):

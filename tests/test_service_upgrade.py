@@ -13,9 +13,10 @@ import mlflow
 import pytest
 
 from tests.support import service_content
-from tests.support.service_parts import PATH, commands
+from tests.support.service_parts import commands, write_forking_programs
 from tests.support.service_stores import columns_of, database, need, rows, started_database
 
+pytestmark = pytest.mark.service
 DATA = Path(__file__).parent / "data"
 VERSION = "alembic_version"  # the table whose one row an upgrade replaces
 
@@ -28,7 +29,7 @@ def one_persons(tmp_path_factory):
         old.executescript((DATA / "mlflow-3.16.1-sqlite.sql").read_text())
     old.close()
     command = ["bash", "-euo", "pipefail", "-c", commands("upgrade-alone")]
-    env = {**os.environ, "PATH": PATH}
+    env = {**os.environ, "PATH": write_forking_programs(folder / "bin")}
     return f"sqlite:///{folder}/mlflow.db", lambda: subprocess.run(
         command, cwd=folder, env=env, check=True
     )

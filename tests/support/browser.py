@@ -4,19 +4,17 @@ import os
 import shlex
 import shutil
 import subprocess
-import sys
-import time
-import urllib.request
 from contextlib import contextmanager
-from pathlib import Path
 
 from playwright.sync_api import expect, sync_playwright
 
 from pyclassify.tracking.links import LOCAL
 from tests.support.ports import free_port
 from tests.support.required import lack
+from tests.support.service_parts import is_up, write_forking_programs
+from tests.support.waiting import scale, wait_until
 
-SECONDS = 60
+SECONDS = 60  # for what a page shows, on a quiet machine
 SIZE = {"width": 1600, "height": 1000}
 
 # Nothing but the pages themselves is asked of the network.
@@ -41,7 +39,7 @@ def mlflow_ui(command, folder):
     """Run a command that starts `mlflow ui`, on a free port; its address."""
     port = free_port()
     given = {key: value for key, value in os.environ.items() if not key.startswith("MLFLOW_")}
-    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    path = write_forking_programs(folder / "bin")
     log = folder / "mlflow-ui.log"
     with log.open("w") as output:
         server = subprocess.Popen(
@@ -53,22 +51,21 @@ def mlflow_ui(command, folder):
         )
     try:
         address = f"http://127.0.0.1:{port}"
-        wait_for(f"{address}/health", server, log)
+
+        def is_there():
+            assert server.poll() is None, log.read_text()
+            return is_up(f"{address}/health")
+
+        wait_until(is_there, f"an answer of {address}")
         yield address
     finally:
         server.terminate()  # which its helpers follow, as they don't after SIGINT
-        server.wait(SECONDS)
+        server.wait(scale(SECONDS))
 
 
-def wait_for(url, server, log):
-    deadline = time.monotonic() + SECONDS
-    while True:
-        try:
-            return urllib.request.urlopen(url, timeout=SECONDS).read()
-        except OSError:
-            assert server.poll() is None, log.read_text()
-            assert time.monotonic() < deadline, f"waited for {url} for {SECONDS} s in vain"
-            time.sleep(0.1)
+def patience():
+    """Milliseconds that a page may take to show what is waited for."""
+    return 1000 * scale(SECONDS)
 
 
 class Visitor:
@@ -77,12 +74,11 @@ class Visitor:
     Args:
         page: Playwright's page.
         address: Where the server is that the links mean.
-        folder: For the pictures.
+        folder: For the pictures; without it none are made.
     """
 
     def __init__(self, page, address, folder):
         self.page, self.address, self.folder = page, address, folder
-        folder.mkdir(parents=True, exist_ok=True)
 
     def open(self, link, text):
         """Open a link and wait for a text."""
@@ -92,18 +88,20 @@ class Visitor:
 
     def keep(self, name):
         """Keep a picture, once charts have grown and messages have come."""
-        self.page.wait_for_timeout(1000)
-        self.page.screenshot(path=self.folder / f"{name}.png")
+        if self.folder:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self.page.wait_for_timeout(1000)
+            self.page.screenshot(path=self.folder / f"{name}.png")
 
 
 @contextmanager
-def visit(address, folder):
+def visit(address, folder=None):
     """A visitor of a server."""
-    expect.set_options(timeout=1000 * SECONDS)
+    expect.set_options(timeout=patience())
     with sync_playwright() as driver:
         browser = driver.chromium.launch(executable_path=find_chromium(), args=QUIET)
         page = browser.new_page(viewport=SIZE)
-        page.set_default_timeout(1000 * SECONDS)
+        page.set_default_timeout(patience())
         page.add_init_script(NO_ASSISTANT)
         yield Visitor(page, address, folder)
         browser.close()

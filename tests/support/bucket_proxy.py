@@ -68,7 +68,7 @@ def _handler(proxy, address):
             if status := proxy.judge(f"{self.command} {self.path}"):
                 self.send_error(status)
                 return
-            upstream = http.client.HTTPConnection(service, timeout=60)
+            upstream = http.client.HTTPConnection(service, timeout=300)
             upstream.request(self.command, self.path, body, dict(self.headers))
             answer = upstream.getresponse()
             content = answer.read()

@@ -8,7 +8,8 @@ from lightning.pytorch import Callback
 from pyclassify.tracking.spool import delivery
 
 EVERY = 10  # steps between two files that it logs
-delivery.MOST_PAUSE = 3.0  # what is well again is soon found to be so
+# What fails, and what is well again, is soon found to be so.
+delivery.PERIOD, delivery.MOST_PAUSE = 0.5, 1.0
 
 
 class Noting(Callback):

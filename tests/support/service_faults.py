@@ -3,9 +3,9 @@
 import contextlib
 import pwd
 import subprocess
-import sys
 from pathlib import Path
 
+from tests.support import processes
 from tests.support.service_parts import ROOT, _as_postgres
 from tests.support.waiting import wait_until
 
@@ -39,11 +39,10 @@ class Noted:
         environ["PYTHONPATH"] = str(ROOT)
         options = [f"--{name}={value}" for name, value in SMALL.items()]
         with self.log.open("w") as log:
-            self.process = subprocess.Popen(
-                [sys.executable, "-m", "pyclassify", "train", *options],
+            self.process = processes.start(
+                *("-m", "pyclassify", "train", *options),
                 cwd=folder,
                 env=environ,
-                stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
             )
@@ -58,7 +57,7 @@ class Noted:
         lines = (self.folder / "steps").read_text().splitlines()
         return {int(step): float(loss) for step, loss in map(str.split, lines)}
 
-    def gain(self, steps, seconds=60):
+    def gain(self, steps):
         """Wait until it has gone on by so many steps."""
         notes = self.folder / "steps"
         aim = steps + (len(self.notes()) if notes.exists() else 0)
@@ -68,7 +67,7 @@ class Noted:
                 raise RuntimeError(f"it ended:\n{self.log.read_text()[-2000:]}")
             return notes.exists() and len(self.notes()) >= aim
 
-        wait_until(has, seconds)
+        wait_until(has, f"step {aim} of {self.folder.name}")
 
     def hears(self):
         """What it says from now on."""
@@ -79,6 +78,10 @@ class Noted:
         (self.folder / "end").touch()
         return self.process.wait(120)
 
+    def stop(self):
+        self.process.kill()
+        self.process.wait()
+
 
 class Heard:
     """What a training has said since a moment."""
@@ -86,9 +89,11 @@ class Heard:
     def __init__(self, training):
         self.training, self.start = training, training.log.stat().st_size
 
-    def wait_for(self, words, seconds=60):
+    def wait_for(self, words):
         """Wait until it says something."""
-        wait_until(lambda: words in self.training.log.read_text()[self.start :], seconds)
+        name = self.training.folder.name
+        log = self.training.log
+        wait_until(lambda: words in log.read_text()[self.start :], f"{words!r} in {name}'s log")
 
 
 @contextlib.contextmanager

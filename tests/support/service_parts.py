@@ -1,13 +1,16 @@
 """The service of docs/service.md, of real parts and by the page's own commands.
 
 PostgreSQL, a bucket (moto's S3 server), and `mlflow server` with accounts. Each can be stopped and
-started again on its own; nginx in front is `service_proxy`'s.
+started again on its own; nginx in front is `service_proxy`'s. The programs `mlflow` and `python` in
+the page's commands fork from the tests' server (see `forking_python`): a start takes seconds.
 """
 
 import contextlib
+import functools
 import getpass
 import os
 import re
+import shlex
 import shutil
 import signal
 import socket
@@ -17,8 +20,10 @@ from pathlib import Path
 
 import boto3
 
+from tests.support import forking_python
 from tests.support.daemons import Daemons
 from tests.support.ports import free_ports
+from tests.support.waiting import scale
 
 ROOT = Path(__file__).parents[2]
 DEPLOY = ROOT / "deploy"
@@ -31,6 +36,15 @@ PATH = os.pathsep.join(
 PROGRAMS = {"postgres": "postgresql", "initdb": "postgresql", "setpriv": "util-linux"}
 BUCKET = "pyclassify"
 ADMIN = ("admin", "of the tests alone")
+# As the environment's own, which import torch, Lightning and MLflow each time.
+FORKING = {
+    "mlflow": 'exec {python} -m mlflow "$@"',
+    "uvicorn": 'exec {python} -m uvicorn "$@"',
+    "python": """case "$1" in
+    -) exec {python} -c "$(cat)" </dev/null ;;
+    *) exec {python} "$@" ;;
+esac""",
+}
 
 
 def missing():
@@ -49,6 +63,16 @@ def commands(name):
     return block
 
 
+def write_forking_programs(folder):
+    """Write programs that are called as the environment's, but fork; a PATH that begins by them."""
+    folder.mkdir(exist_ok=True)
+    for name, command in FORKING.items():
+        program = folder / name
+        program.write_text(f"#!/bin/sh\n{command.format(python=forking_python.program())}\n")
+        program.chmod(0o755)
+    return f"{folder}{os.pathsep}{PATH}"
+
+
 def sign_in(patch, service, account=ADMIN):
     """Make this process, and what it starts, a client of the service."""
     user, password = account
@@ -65,6 +89,7 @@ class Service:
     """
 
     def __init__(self, workers=2):
+        self.workers = workers
         outer = {key: value for key, value in os.environ.items() if not key.startswith("MLFLOW_")}
         self.daemons = Daemons({**outer, "PATH": PATH})
         self.folder, self.env = self.daemons.folder, self.daemons.env
@@ -89,12 +114,19 @@ class Service:
         )
 
     def start(self):
+        self.start_stores()
+        self.start_server()
+
+    def start_stores(self):
+        """Start PostgreSQL with an empty database, and a service with an empty bucket."""
+        self.start_database()
+        self.start_s3()
+        self.run("bucket")
+
+    def start_database(self):
         self.make_database()
         self.start_postgres()
-        self.start_s3()
         self.run("database")
-        self.run("bucket")
-        self.start_server()
 
     def stop(self):
         self.daemons.stop()
@@ -102,7 +134,11 @@ class Service:
     def run(self, *names, **more):
         """Run the page's commands of some names, in one shell; returns what they wrote."""
         command = ["bash", "-euo", "pipefail", "-c", "\n".join(map(commands, names))]
-        return self.daemons.run(*command, **more)
+        return self.daemons.run(*command, **{"PATH": self.forking_path, **more})
+
+    @functools.cached_property
+    def forking_path(self):
+        return write_forking_programs(self.folder / "bin")
 
     def as_admin(self, name, **more):
         """Run the page's commands of a name as the admin."""
@@ -140,7 +176,7 @@ class Service:
 
     def start_s3(self):
         self.daemons.start("s3", "moto_server", f"-p{self.ports['s3']}")
-        self.daemons.wait("s3", lambda: _answers(f"{self.s3_uri}/moto-api/"))
+        self.daemons.wait("s3", lambda: is_up(f"{self.s3_uri}/moto-api/"))
 
     @property
     def bucket(self):
@@ -149,11 +185,14 @@ class Service:
         return boto3.client("s3", endpoint_url=self.s3_uri, region_name="us-east-1", **options)
 
     def start_server(self):
-        self.daemons.start("mlflow", "bash", "-c", f"exec {commands('server')}")
-        self.daemons.wait("mlflow", lambda: _answers(f"{self.uri}/health"), seconds=120)
+        """Start the server as the page says; a server of one worker is forked, like its worker."""
+        path = self.env["PATH"] if self.workers > 1 else self.forking_path
+        command = f"export PATH={shlex.quote(path)} && exec {commands('server')}"
+        self.daemons.start("mlflow", "bash", "-c", command)
+        self.daemons.wait("mlflow", lambda: is_up(f"{self.uri}/health"), seconds=120)
 
     def kill_server(self):
-        """Kill it and its workers at once, as a machine that goes down does."""
+        """Kill it and its workers at once, as a machine that goes down does; none may be forked."""
         process = self.daemons.processes["mlflow"]
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
@@ -165,7 +204,7 @@ class Service:
     def _end(self, name, signal_number):
         process = self.daemons.processes[name]
         process.send_signal(signal_number)
-        process.wait(timeout=30)
+        process.wait(timeout=scale(30))
 
 
 def _given(path):
@@ -178,10 +217,14 @@ def _as_postgres(*command):
     return ["setpriv", "--reuid=postgres", "--regid=postgres", "--clear-groups", *command]
 
 
-def _answers(url):
+def is_up(url):
+    """Whether a server answers that all is well."""
     with contextlib.suppress(OSError), urllib.request.urlopen(url, timeout=5) as answer:
         return answer.status == 200
     return False
+
+
+_answers = is_up  # as benchmarks.service calls it
 
 
 def started_by(unit):

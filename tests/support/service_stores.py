@@ -22,9 +22,7 @@ def started_database():
     """A service with an empty database, and nothing else started."""
     service = Service(workers=1)
     try:
-        service.make_database()
-        service.start_postgres()
-        service.run("database")
+        service.start_database()
         yield service
     finally:
         service.stop()
