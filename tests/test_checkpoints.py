@@ -61,7 +61,7 @@ def test_damaged_checkpoint_is_set_aside_for_the_one_before(tmp_path, harm):
         checkpoints.write(STATE, checkpoints.name(tmp_path, step), hashed=True)
     harm(checkpoints.name(tmp_path, 300))
 
-    with pytest.warns(UserWarning, match=r"step=00000300.ckpt is damaged .*going on from the one"):
+    with pytest.warns(UserWarning, match=r"step=00000300.ckpt is damaged"):
         found = checkpoints.newest(tmp_path)
 
     assert found == checkpoints.name(tmp_path, 10)
@@ -124,7 +124,7 @@ def test_training_goes_on_where_no_checkpoint_can_be_written(tmp_path):
     best = next((tmp_path / "alone").rglob("best.ckpt")).stat().st_size
     with (
         small_files(best + 1000),
-        pytest.warns(UserWarning, match="no checkpoint of step 3 .*goes"),
+        pytest.warns(UserWarning, match="no checkpoint of step 3 "),
     ):
         rows, last = stopping.train(tmp_path / "full", CLASSIFIER, stopping.ours, resume=resume)
 

@@ -1,46 +1,52 @@
-"""Ten `mlflow run`s, as people start and stop them: what each leaves behind."""
+"""`mlflow run`, as people start and stop it: what each run leaves behind."""
 
 import contextlib
 import os
 import re
 import signal
-import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
-import mlflow
 import pytest
 import torch
 import yaml
 
+from tests.support import forking_python, processes
 from tests.support.folders import grow
-from tests.support.waiting import wait_until
+from tests.support.processes import ROOT, STDOUT
+from tests.support.stores import experiment_id, list_runs
+from tests.support.waiting import scale, wait_until
 
-ROOT = Path(__file__).parents[1]
 FINISHED, FAILED, KILLED = "FINISHED", "FAILED", "KILLED"
 
 SHAPES = {
     "config": "configs/synthetic.yaml",
-    "data.train_size": 256,
-    "data.val_size": 70,
-    "data.test_size": 70,
+    "data.train_size": 64,
+    "data.val_size": 20,
+    "data.test_size": 20,
+    "trainer.logger.system_metrics": "false",
+    "trainer.log_every_n_steps": 1,
 }
 SMALL = {
     **SHAPES,
-    "model.model": "torchvision.models.squeezenet1_1",
+    "model.model": "tests.support.foreign.Linear",
+    "batch_size": 8,
     "max_epochs": 2,
-    "trainer.log_every_n_steps": 1,
 }
-ENDLESS = {**SMALL, "max_epochs": 1_000_000}
-PHOTOS = {"config": "configs/image-folder.yaml", "data_path": "photos"}
-ALEXNET = {**SHAPES, "max_epochs": 1, "learning_rate": "1e-3", "trainer.limit_train_batches": 2}
+ENDLESS = {**SMALL, "model.model": "tests.support.paced.Paced", "max_epochs": 1_000_000}
+PHOTOS = {
+    "config": "configs/image-folder.yaml",
+    "data_path": "photos",
+    "model.model": "tests.support.foreign.Linear",
+}
+REGISTER = {"devices": 2, "learning_rate": "1e-3"}
+ALEXNET = {**SHAPES, **REGISTER, "max_epochs": 1, "trainer.limit_train_batches": 2}
 
 # What is given by -P, who gets which signal once training is under way, and how the run ends.
 RUNS = {
-    "alexnet": ({**ALEXNET, "devices": 2, "register": "alexnet"}, None, FINISHED),
-    "two devices": ({**SMALL, "devices": 2}, None, FINISHED),
-    "SIGTERM to all": ({**ENDLESS, "devices": 2}, ("group", signal.SIGTERM), KILLED),
+    "two devices": ({**SMALL, **REGISTER, "register": "shapes"}, None, FINISHED),
     "Ctrl-C": ({**ENDLESS, "devices": 2}, ("group", signal.SIGINT), KILLED),
     "broken image": ({**PHOTOS, "devices": 2}, None, FAILED),
     "one device": (SMALL, None, FINISHED),
@@ -49,31 +55,41 @@ RUNS = {
     "SIGTERM to the training": (ENDLESS, ("training", signal.SIGTERM), KILLED),
     "SIGTERM to mlflow run": (ENDLESS, ("mlflow run", signal.SIGTERM), KILLED),
 }
+BATCH_SYSTEM = {"SIGTERM to all": ({**ENDLESS, "devices": 2}, ("group", signal.SIGTERM), KILLED)}
+# Where it matters who is whose child, and in whose group: a fork is in neither (forking_python).
+NOT_FORKED = ("SIGTERM to all", "Ctrl-C", "SIGTERM to mlflow run")
 
 
 @pytest.fixture(scope="module")
-def store(tmp_path_factory):
-    """A tracking store, made before the ten of them open it at once."""
-    uri = f"sqlite:///{tmp_path_factory.mktemp('store')}/mlflow.db"
-    client = mlflow.MlflowClient(uri)
-    client.create_experiment("ten", str(tmp_path_factory.mktemp("artifacts")))
-    return client
+def store(module_store):
+    return module_store
 
 
 @pytest.fixture(scope="module")
 def ended(store, tmp_path_factory):
-    """All ten, at once since each spends its time on imports, after the last has ended."""
-    folder = tmp_path_factory.mktemp("runs")
+    """All of them, at once since each waits for its processes, after the last has ended."""
+    return run_all(RUNS, tmp_path_factory.mktemp("runs"))
+
+
+def run_all(runs, folder):
     grow(folder / "photos", "train/cats", "val/cats", "test/cats")
     # The second of four validation images is the second process's.
     (folder / "photos" / "val" / "cats" / "1.png").write_bytes(b"no image")
-    started = {name: start(folder, name, given, store) for name, (given, *_) in RUNS.items()}
+    started = {name: start(folder, name, given) for name, (given, *_) in runs.items()}
     try:
-        to_stop = {name: stop for name, (_, stop, _) in RUNS.items() if stop is not None}
-        wait_until(lambda: stop_those_under_way(started, to_stop) == {})
-        wait_until(lambda: all(run.process.poll() is not None for run in started.values()))
+        to_stop = {name: stop for name, (_, stop, _) in runs.items() if stop is not None}
+        wait_until(
+            lambda: stop_those_under_way(started, to_stop) == {},
+            "progress of those to be stopped",
+            seconds=200,
+        )
+        for run in started.values():
+            run.process.wait()
         # The other rank takes a moment more.
-        wait_until(lambda: not any(processes_of(run.process.pid) for run in started.values()))
+        wait_until(
+            lambda: not any(processes_of(run.process.pid) for run in started.values()),
+            "all processes have ended",
+        )
     finally:
         for run in started.values():
             for pid in processes_of(run.process.pid):
@@ -81,25 +97,24 @@ def ended(store, tmp_path_factory):
     return started
 
 
-def start(folder, name, given, store):
+def start(folder, name, given, fresh=False):
     given = {key: folder / value if key == "data_path" else value for key, value in given.items()}
     given["trainer.logger.save_dir"] = folder / name
     options = [word for key, value in given.items() for word in ("-P", f"{key}={value}")]
-    command = [sys.executable, "-m", "mlflow", "run", str(ROOT), "--env-manager", "local"]
+    command = ["-m", "mlflow", "run", str(ROOT), "--env-manager", "local"]
+    python = sys.executable if fresh or name in NOT_FORKED else forking_python.program()
+    environ = {**os.environ, "PACE": "0.05"}
+    environ["PATH"] = os.pathsep.join([str(Path(python).parent), os.environ["PATH"]])
+    del environ["MLFLOW_EXPERIMENT_NAME"]
     log = folder / f"{name}.log"
     with log.open("w") as output:
-        process = subprocess.Popen(
-            [*command, "--experiment-name", "ten", "--run-name", name, *options],
+        begin = partial(processes.start, fresh=True) if fresh else forking_python.start
+        process = begin(
+            *(*command, "--experiment-name", "tested", "--run-name", name, *options),
             cwd=folder,
-            env={
-                **os.environ,
-                "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),
-                "MLFLOW_TRACKING_URI": store.tracking_uri,
-            },
-            stdin=subprocess.DEVNULL,
+            env=environ,
             stdout=output,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
+            stderr=STDOUT,
         )
     return SimpleNamespace(process=process, log=log, name=name)
 
@@ -136,15 +151,14 @@ def processes_of(session):
 
 
 def run_of(name, store):
-    experiment = store.get_experiment_by_name("ten").experiment_id
-    (run,) = store.search_runs([experiment], f"attributes.run_name = '{name}'")
+    (run,) = store.search_runs([experiment_id(store)], f"attributes.run_name = '{name}'")
     return run
 
 
-def test_ten_starts_are_ten_runs(ended, store):
+def test_each_start_is_one_run(ended, store):
     experiments = [each.experiment_id for each in store.search_experiments()]
 
-    assert len(store.search_runs(experiments)) == len(RUNS) == 10
+    assert len(store.search_runs(experiments)) == len(list_runs(store)) == len(RUNS)
 
 
 @pytest.mark.parametrize("name", RUNS)
@@ -152,7 +166,7 @@ def test_status_is_the_true_one(name, ended, store):
     status = RUNS[name][-1]
 
     # In a moment, since `mlflow run` calls it FAILED first (pyclassify/tracking/insist.py).
-    wait_until(lambda: run_of(name, store).info.status == status, seconds=30)
+    wait_until(lambda: run_of(name, store).info.status == status, f"the run is {status}")
     assert (ended[name].process.returncode == 0) == (status == FINISHED)
 
 
@@ -163,29 +177,61 @@ def test_failure_of_the_second_process_is_said_in_one_line(ended):
     assert "Traceback" not in log
 
 
-@pytest.mark.parametrize("name", ["SIGTERM to all", "Ctrl-C", "SIGTERM to the training"])
+@pytest.mark.parametrize("name", ["Ctrl-C", "SIGTERM to the training"])
 def test_stop_is_said_without_a_stack_trace(name, ended):
     signum = RUNS[name][1][1]
 
     assert f"pyclassify: error: stopped by {signum.name}" in ended[name].log.read_text()
 
 
-def test_run_holds_what_was_asked_and_what_it_came_to(ended, store):
-    params = run_of("alexnet", store).data.params
-
+def check_params(run):
+    params = run.data.params
     assert params["learning_rate"] == "1e-3"
     assert params["model/learning_rate"] == "0.001"
     assert params["model/class"] == "pyclassify.module.Classifier"
     assert params["trainer/devices"] == params["devices"] == "2"
 
 
-def test_two_processes_register_one_version(ended, store):
-    (version,) = store.search_model_versions("name = 'alexnet'")
+def check_registered(model, run, log, store):
+    (version,) = store.search_model_versions(f"name = '{model}'")
+    assert version.run_id == run.info.run_id
+    assert re.search(f"^model +{model} version 1 is champion", log, re.M)
 
-    assert version.run_id == run_of("alexnet", store).info.run_id
-    assert re.search(
-        "^model +alexnet version 1 is champion", ended["alexnet"].log.read_text(), re.M
-    )
+
+def test_run_holds_what_was_asked_and_what_it_came_to(ended, store):
+    check_params(run_of("two devices", store))
+
+
+def test_two_processes_register_one_version(ended, store):
+    log = ended["two devices"].log.read_text()
+    check_registered("shapes", run_of("two devices", store), log, store)
+
+
+@pytest.mark.slow
+def test_sigterm_to_all_of_two_processes_is_a_stop(store, tmp_path):
+    (ended,) = run_all(BATCH_SYSTEM, tmp_path).values()
+
+    run = partial(run_of, ended.name, store)
+    wait_until(lambda: run().info.status == KILLED, "the run is KILLED")
+    assert ended.process.returncode != 0
+    assert "pyclassify: error: stopped by SIGTERM" in ended.log.read_text()
+
+
+@pytest.mark.slow
+def test_alexnet_in_two_processes_is_trained_and_registered_by_the_programs_themselves(
+    store, tmp_path
+):
+    started = start(tmp_path, "alexnet", {**ALEXNET, "register": "alexnet"}, fresh=True)
+    try:
+        started.process.wait(scale(300))
+    finally:
+        started.process.kill()
+
+    log, run = started.log.read_text(), run_of("alexnet", store)
+    assert started.process.returncode == 0, log
+    assert run.info.status == FINISHED
+    check_params(run)
+    check_registered("alexnet", run, log, store)
 
 
 def test_metrics_are_of_every_step_and_epoch(ended, store):
@@ -195,7 +241,7 @@ def test_metrics_are_of_every_step_and_epoch(ended, store):
         for key in run_of("two devices", store).data.metrics
     }
 
-    # 256 images over two devices, 32 at a time, twice
+    # 64 images over two devices, 8 at a time, twice
     assert steps["train_loss"] == steps["train_accuracy"] == list(range(8))
     assert steps["val_loss"] == steps["val_accuracy"] == [3, 7]
     assert steps["test_loss"] == steps["test_accuracy"] == [0]

@@ -54,12 +54,12 @@ def test_untracked_file_is_unpacked_with_its_mode_but_no_special_bits(tmp_path):
 @pytest.mark.parametrize(
     ("packed", "words"),
     [
-        (pack("../x"), r"the untracked file \.\./x would lie outside .*tree"),
-        (pack("/x/y"), "the untracked file /x/y would lie outside .*tree"),
-        (pack("out/x"), "the untracked file out/x would lie outside .*tree"),
-        (pack("x", tarfile.SYMTYPE), "the untracked x is no regular file"),
-        (pack("x", tarfile.LNKTYPE), "the untracked x is no regular file"),
-        (pack("x", tarfile.FIFOTYPE), "the untracked x is no regular file"),
+        (pack("../x"), r"untracked file \.\./x .*outside .*tree"),
+        (pack("/x/y"), "untracked file /x/y .*outside .*tree"),
+        (pack("out/x"), "untracked file out/x .*outside .*tree"),
+        (pack("x", tarfile.SYMTYPE), "untracked x .*regular file"),
+        (pack("x", tarfile.LNKTYPE), "untracked x .*regular file"),
+        (pack("x", tarfile.FIFOTYPE), "untracked x .*regular file"),
     ],
 )
 def test_tar_that_reaches_beyond_its_folder_is_refused(packed, words, tmp_path):
@@ -110,7 +110,7 @@ def test_files_over_the_limit_are_left_out_by_name_and_small_ones_kept(
     repo = repositories.start(tmp_path / "repo", {"tracked": b"a"})
     repositories.write(repo, {"a.bin": bytes(2**20), "net.py": "n", "tracked": os.urandom(2**21)})
 
-    with pytest.warns(UserWarning, match=r"left out of the run's capsule: tracked is over the li"):
+    with pytest.warns(UserWarning, match=r"capsule: tracked .*limit"):
         folder, facts = write_capsule(repo)
 
     assert facts["git"]["left_out"].keys() == {"tracked", "a.bin"}

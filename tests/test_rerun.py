@@ -73,7 +73,7 @@ def reruns(store, source, repo, tmp_path_factory):
     try:
         wait_until(
             lambda: has_losses(store, find(store, ways["stopped"])),
-            "the run that is to be stopped has losses",
+            "losses of the run to stop",
         )
         started["stopped"].send_signal(signal.SIGTERM)
         said = {way: process.communicate() for way, process in started.items()}

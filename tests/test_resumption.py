@@ -2,17 +2,18 @@
 
 import os
 import shutil
-import subprocess
-import sys
 from types import SimpleNamespace
 
 import mlflow
 import pytest
 
-from tests.support import repositories
+from tests.support import forking_python, repositories
 from tests.support.command_lines import QUIET
 from tests.support.edited_package import FRESH, LOSS, PACKAGE, losses
+from tests.support.phrases import mentions
+from tests.support.processes import PIPE
 from tests.support.repositories import git
+from tests.support.stores import list_runs
 from tests.support.waiting import wait_until
 
 TRAIN = f"train --data=SyntheticDataModule --max_epochs=3 {QUIET} --trainer.log_every_n_steps=1"
@@ -35,15 +36,10 @@ class Wait(nn.Identity):
 
 
 @pytest.fixture(scope="module")
-def store(empty_store, tmp_path_factory):
-    path = shutil.copy(empty_store, tmp_path_factory.mktemp("store"))
+def store(module_store, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{path}")
-        patch.setenv("MLFLOW_EXPERIMENT_NAME", "tested")
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
-        patch.setenv("OMP_NUM_THREADS", "1")
-        mlflow.set_tracking_uri(None)
-        yield mlflow.MlflowClient()
+        yield module_store
 
 
 @pytest.fixture(scope="module")
@@ -68,8 +64,11 @@ def runs(store, repo):
     module.write_text(before.replace(LOSS, LOSS + ', reduction="sum"'))
     started = [start(repo, TRAIN, WAITS=waits) for waits in ("", "1")]
     try:
-        assert started[0].wait(300) == 0, started[0].stderr.read()
-        wait_until(lambda: len(list(repo.glob("runs/*/*/checkpoints/resume/step=*8.ckpt"))) == 1)
+        assert started[0].wait() == 0, started[0].read("stderr")
+        wait_until(
+            lambda: len(list(repo.glob("runs/*/*/checkpoints/resume/step=00000028.ckpt*"))) == 2,
+            "the checkpoint of step 28 and its hash",
+        )
     finally:
         started[1].kill()
         started[1].communicate()
@@ -83,24 +82,15 @@ def runs(store, repo):
 
 
 def start(repo, words, **variables):
-    return subprocess.Popen(
-        [sys.executable, "-m", "pyclassify", *words.split()],
-        cwd=repo,
-        env=os.environ | variables,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    command = ["-m", "pyclassify", *words.split()]
+    environ = {**os.environ, **variables}
+    return forking_python.start(*command, cwd=repo, env=environ, stdout=PIPE, stderr=PIPE)
 
 
 def say(repo, words, **variables):
     process = start(repo, words, **variables)
-    out, err = process.communicate(timeout=300)
+    out, err = process.communicate()
     return SimpleNamespace(code=process.returncode, out=out, err=err)
-
-
-def list_runs(store):
-    return store.search_runs([store.get_experiment_by_name("tested").experiment_id])
 
 
 def test_killed_run_ends_as_the_one_that_was_left_alone(runs, store):
@@ -118,8 +108,9 @@ def test_there_is_no_second_run(runs, store):
 
 
 def test_it_went_on_where_the_first_attempt_had_saved(runs, repo):
-    assert f"run {runs.id} goes on from {repo}/runs/" in runs.done.err
-    assert "/checkpoints/resume/step=00000028.ckpt\n" in runs.done.err
+    (line,) = (line for line in runs.done.err.splitlines() if f"run {runs.id}" in line)
+    assert mentions(line, f" {repo}/runs/")
+    assert line.endswith("/checkpoints/resume/step=00000028.ckpt")
     assert "dirpath has changed" not in runs.done.err  # the best so far is still the best
     assert git(repo, "worktree", "list").count("\n") == 0
 
@@ -141,8 +132,7 @@ def longer(runs, repo):
 
 def test_finished_run_goes_on_only_for_more_epochs(longer, runs, store, repo):
     assert longer.refused.code == 1
-    words = f"run {runs.id} is FINISHED, after 3 epochs; give more to go on with it, --max_epochs 6"
-    assert words in longer.refused.err
+    assert mentions(longer.refused.err, runs.id, "FINISHED", "3 epochs", "--max_epochs 6")
 
     assert longer.done.code == 0, longer.done.err
     assert sorted(step for step, _ in losses(store, runs.id)) == [*range(80)]
@@ -150,13 +140,14 @@ def test_finished_run_goes_on_only_for_more_epochs(longer, runs, store, repo):
     assert found.info.status == "FINISHED"
     assert found.data.params["trainer/max_epochs"] == "3"
     assert found.data.tags["pyclassify.resumed_with"] == "--max_epochs=4"
-    assert "is FINISHED, after 4 epochs" in say(repo, f"resume {runs.id} --max_epochs 4").err
+    again = say(repo, f"resume {runs.id} --max_epochs 4")
+    assert mentions(again.err, "FINISHED", "4 epochs")
 
 
 def test_other_number_of_processes_needs_a_flag(longer, runs, store, repo):
     assert longer.done.code == 0, longer.done.err
     refused = say(repo, f"resume {runs.id} --max_epochs 5 --devices 2")
-    assert f"run {runs.id} was trained by 1 processes, and with --trainer.devices 2" in refused.err
+    assert mentions(refused.err, runs.id, "1 processes", "--trainer.devices 2")
 
     done = say(repo, f"resume {runs.id} --max_epochs 5 --devices 2 --inexact")
 
