@@ -1,13 +1,15 @@
 """Accuracy after a few epochs, beside the course's way: being faster must not cost any.
 
     python -m benchmarks.accuracy FOLDER [--images 10000] [--epochs 3] [--seeds 3] [--json FILE]
+        [-- OPTION ...]
 
 FOLDER holds train/<class>/<image> and test/ likewise. Both ways train AlexNet from scratch on the
 same images, the first of each class, and are tested on all of test/: `fit`, which is `pyclassify
 train` as it comes; and `reference`, on the CPU: PIL and torchvision's transforms an image, a
 DataLoader without workers and Adam as it comes. Both are tested with their last weights, as a best
 epoch by few images is luck. Each seed is a turn of both. Of few images the seeds' spread is wide:
-with 6,000, two seeds of `fit`, by their best epochs, gave 0.318 and 0.378.
+with 6,000, two seeds of `fit`, by their best epochs, gave 0.318 and 0.378. Options behind `--` are
+those of `fit` alone.
 """
 
 import argparse
@@ -36,7 +38,7 @@ BATCH = 64
 VALIDATED = 0.02  # of each class, beside what is trained on: `fit` alone looks at them
 
 
-def reference(folder, seed, epochs):
+def reference(folder, seed, epochs, _):
     """The course's way; its accuracy on test/."""
     torch.manual_seed(seed)
     preprocess = ImageFolderDataModule(str(folder)).preprocess
@@ -58,11 +60,11 @@ def reference(folder, seed, epochs):
     return float(sum(right)) / len(tested)
 
 
-def fit(folder, seed, epochs):
-    """`pyclassify train` with AlexNet's recipe; its `test_accuracy`."""
+def fit(folder, seed, epochs, more):
+    """`pyclassify train` with AlexNet's recipe and more options; its `test_accuracy`."""
     options = (f"--batch_size={BATCH}", f"--max_epochs={epochs}", f"--seed={seed}")
     last = "--checkpoint.monitor=null"
-    return run("train", "alexnet-cifar10.yaml", folder, *options, last)["test_accuracy"]
+    return run("train", "alexnet-cifar10.yaml", folder, *options, last, *more)["test_accuracy"]
 
 
 def run(verb, recipe, folder, *options):
@@ -118,19 +120,22 @@ def choose(folder, own, count, validated=VALIDATED):
 
 
 def main(args=None):
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("folder", type=Path)
     parser.add_argument("--images", type=int, default=10_000, help="to train on")
     parser.add_argument("--epochs", type=int, default=3)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--json", help="a file for all figures")
-    given = parser.parse_args(args)
+    given, options = parser.parse_known_args(args)
+    options = [each for each in options if each != "--"]
     found = {way: [] for way in WAYS}
     with tempfile.TemporaryDirectory() as own:
         choose(given.folder, Path(own), given.images)
         for seed in range(given.seeds):
             for way, accuracies in found.items():
-                accuracies.append(WAYS[way](Path(own), seed, given.epochs))
+                accuracies.append(WAYS[way](Path(own), seed, given.epochs, options))
                 sys.stderr.write(json.dumps(found) + "\n")
     means = {way: statistics.fmean(accuracies) for way, accuracies in found.items()}
     line = {f"{way}, test accuracy": accuracies for way, accuracies in found.items()}

@@ -140,7 +140,8 @@ def sets(given, own):
     folders = {given.folder.name: given.folder} if given.folder else {}
     for side in () if given.folder else (32, 256):
         folders[f"JPEGs of {side} pixels"] = own / str(side)
-        jpegs.make(own / str(side), 100 if given.short else 4000, side)
+        few = {"count": 100, "canvas_side": 512} if given.short else {"count": 4000}
+        jpegs.make(own / str(side), side=side, **few)
     for name, folder in folders.items():
         pairs[f"ImageFolderDataModule, {name}"] = in_folder(folder)
         pairs[f"ImageFolderDataModule, {name}, cache"] = in_folder(folder, cache=True)

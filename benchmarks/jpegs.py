@@ -32,37 +32,40 @@ def main():
     sys.stdout.write(f"{given.count} files of {size / given.count / 1000:.1f} kB on average\n")
 
 
-def make(folder, count, side, classes=10):
+def make(folder, count, side, classes=10, canvas_side=CANVAS):
     """Fill FOLDER/train/<class>; returns the files' bytes."""
     names = [folder / "train" / f"class{number:04}" for number in range(classes)]
     for name in names:
         name.mkdir(parents=True)
     shares = [(name, len(range(number, count, classes))) for number, name in enumerate(names)]
     with ProcessPoolExecutor(len(os.sched_getaffinity(0))) as pool:
-        return sum(pool.map(partial(fill, side=side), range(classes), shares))
+        return sum(
+            pool.map(partial(fill, side=side, canvas_side=canvas_side), range(classes), shares)
+        )
 
 
-def fill(seed, share, side):
+def fill(seed, share, side, canvas_side):
     folder, count = share
     rng, size = np.random.default_rng(seed), 0
     for number in range(count):
-        left, top = (int(place) for place in rng.integers(0, CANVAS - side, 2))
+        left, top = (int(place) for place in rng.integers(0, canvas_side - side, 2))
         path = folder / f"{number:06}.jpg"
-        canvas().crop((left, top, left + side, top + side)).save(path, quality=QUALITY)
+        box = (left, top, left + side, top + side)
+        canvas(canvas_side).crop(box).save(path, quality=QUALITY)
         size += path.stat().st_size
     return size
 
 
 @cache
-def canvas():
+def canvas(side):
     rng = np.random.default_rng(0)
-    total = np.zeros((CANVAS, CANVAS, 3), np.float32)
+    total = np.zeros((side, side, 3), np.float32)
     # Each octave has the same contrast, so that amplitudes fall as 1/frequency. The finest is left
     # out: lenses blur it, and files would be twice as large as photos of as many pixels.
-    for cells in (2**power for power in range(2, CANVAS.bit_length() - 1)):
+    for cells in (2**power for power in range(2, side.bit_length() - 1)):
         for channel in range(3):
             noise = Image.fromarray(rng.normal(size=(cells, cells)).astype(np.float32))
-            total[..., channel] += noise.resize((CANVAS, CANVAS), Image.Resampling.BICUBIC)
+            total[..., channel] += noise.resize((side, side), Image.Resampling.BICUBIC)
     total *= 60 / total.std()
     grey = total.mean(axis=2, keepdims=True)  # colours of a photo differ less than its light
     return Image.fromarray((128 + grey * 1.4 + total * 0.3).clip(0, 255).astype(np.uint8))

@@ -1,6 +1,6 @@
 """The time from `mlflow run` to the end of the first optimizer step, over what can't be less.
 
-    python -m benchmarks.startup [--devices 2] [--repeats 3] [--json FILE]
+    python -m benchmarks.startup [--devices 2] [--repeats 3] [-P NAME=VALUE ...] [--json FILE]
 
 What can't be less: `mlflow run` of a project that does nothing, and one bare import of torch,
 lightning and mlflow for each process that is started after another. Beside it two verbs that a
@@ -38,7 +38,7 @@ def mlflow_run(project, folder, *options):
     )
 
 
-def first_step(folder, devices):
+def first_step(folder, devices, more):
     """Seconds from the start of `mlflow run` to the first step's entry in the run."""
     started = time.time()
     options = {
@@ -51,21 +51,18 @@ def first_step(folder, devices):
         "trainer.log_every_n_steps": 1,
         "trainer.logger.save_dir": folder,
     }
-    mlflow_run(
-        ROOT,
-        folder,
-        *(word for item in options.items() for word in ("-P", "=".join(map(str, item)))),
-    )
+    parameters = [f"{name}={value}" for name, value in options.items()] + more
+    mlflow_run(ROOT, folder, *(word for each in parameters for word in ("-P", each)))
     client = mlflow.MlflowClient(f"sqlite:///{folder}/mlflow.db")
     run = client.search_runs(["0"], max_results=1)[0]
     return client.get_metric_history(run.info.run_id, "train_loss")[0].timestamp / 1000 - started
 
 
-def measure(folder, nothing, devices):
+def measure(folder, nothing, devices, more):
     return {
         "nothing": mlflow_run(nothing, folder),
         "import": seconds([sys.executable, "-c", "import torch, lightning, mlflow"]),
-        "first step": first_step(folder, devices),
+        "first step": first_step(folder, devices, more),
         "--help": seconds([sys.executable, "-m", "pyclassify", "--help"], cwd=ROOT),
         "slurm status --help": seconds(
             [sys.executable, "-m", "pyclassify", "slurm", "status", "--help"], cwd=ROOT
@@ -77,6 +74,14 @@ def main(args=None):
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--devices", type=int, default=2)
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument(
+        "-P",
+        dest="more",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="another parameter of the training that `mlflow run` starts",
+    )
     parser.add_argument("--json", help="a file for all figures")
     given = parser.parse_args(args)
     with tempfile.TemporaryDirectory() as folder:
@@ -84,7 +89,7 @@ def main(args=None):
         nothing.mkdir()
         (nothing / "MLproject").write_text(NOTHING)
         mlflow_run(nothing, folder)  # makes the database
-        rows = [measure(folder, nothing, given.devices) for _ in range(given.repeats)]
+        rows = [measure(folder, nothing, given.devices, given.more) for _ in range(given.repeats)]
     line = {
         "processes": given.devices,
         **{f"{name}, s": [row[name] for row in rows] for name in rows[0]},

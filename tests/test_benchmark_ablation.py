@@ -2,13 +2,14 @@
 
 import json
 
-import mlflow
 import pytest
 import yaml
 from mlflow.entities import Metric
 
 from benchmarks import ablation, accuracy, curves
 from tests.support.folders import grow
+from tests.support.forked import fork_python
+from tests.support.phrases import mentions
 
 CHANGED = {
     "the recipe": set(),
@@ -50,11 +51,13 @@ def test_each_line_leaves_one_thing_of_the_recipe_out(recipe, cli):
         assert changed == CHANGED[name], name
 
 
-def test_recipe_is_trained_without_one_thing(tmp_path):
+def test_recipe_is_trained_without_one_thing(tmp_path, monkeypatch):
+    fork_python(monkeypatch)
     grow(tmp_path / "photos", "train/cat", "train/dog", count=8)
     few = ["--images=8", "--epochs=1", "--only", "no shifts", f"--json={tmp_path / 'all.json'}"]
+    options = ["--batch_size=4", "--data.num_workers=0"]
 
-    ablation.main(["alexnet-bn-cifar10.yaml", f"{tmp_path}/photos", *few, "--", "--batch_size=4"])
+    ablation.main(["alexnet-bn-cifar10.yaml", f"{tmp_path}/photos", *few, "--", *options])
 
     found = json.loads((tmp_path / "all.json").read_text())["found"]
     assert [*found] == ["no shifts"]
@@ -65,22 +68,19 @@ def test_recipe_is_trained_without_one_thing(tmp_path):
 def test_line_that_no_table_has_is_refused(capsys):
     with pytest.raises(SystemExit):
         ablation.main(["alexnet-bn-cifar10.yaml", "photos", "--only", "luck"])
-    assert "--only has ['luck']; its lines are 'the recipe', " in capsys.readouterr().err
+    assert mentions(capsys.readouterr().err, "--only", "luck", "'the recipe', ")
 
 
 @pytest.fixture
-def learnt(tmp_path, monkeypatch):
+def learnt(store):
     """A run of 3 epochs of a minute each: 0.6, 0.8 and 0.79."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
-    client = mlflow.MlflowClient()
-    run = client.create_run("0", start_time=1_000_000, run_name="quick").info.run_id
+    run = store.create_run("0", start_time=1_000_000, run_name="quick").info.run_id
     values = [
         Metric(name, value, 1_000_000 + 60_000 * epoch, 10 * epoch)
         for epoch, accuracy in enumerate((0.6, 0.8, 0.79), 1)
         for name, value in (("val_accuracy", accuracy), ("epoch", epoch - 1))
     ]
-    client.log_batch(run, metrics=values)
+    store.log_batch(run, metrics=values)
     return run
 
 
@@ -97,12 +97,12 @@ def test_time_to_accuracy_is_that_of_the_first_epoch_that_reaches_it(learnt, tmp
     assert picture.read_bytes().startswith(b"\x89PNG")
 
 
-def test_run_without_validation_is_refused(learnt, capsys):
-    other = mlflow.MlflowClient().create_run("0").info.run_id
+def test_run_without_validation_is_refused(learnt, store, capsys):
+    other = store.create_run("0").info.run_id
 
     with pytest.raises(SystemExit):
         curves.main([other])
-    assert f"run {other} has no val_accuracy; give runs of a" in capsys.readouterr().err
+    assert mentions(capsys.readouterr().err, other, "val_accuracy")
 
 
 @pytest.mark.parametrize("names", [["a", "b"], []])
@@ -111,4 +111,4 @@ def test_each_run_needs_a_name_of_its_own(learnt, names, capsys):
 
     with pytest.raises(SystemExit):
         curves.main([*runs, *(["--names", *names] if names else [])])
-    assert "; give --names, another for each" in capsys.readouterr().err
+    assert "--names" in capsys.readouterr().err

@@ -26,7 +26,9 @@ def test_data_modules_and_pil_are_measured_on_the_same_images(tmp_path, capsys):
 
 
 def test_made_jpegs_lie_in_classes_and_come_out_the_same_every_time(tmp_path):
-    sizes = [jpegs.make(tmp_path / name, count=7, side=16, classes=3) for name in ("one", "two")]
+    sizes = [
+        jpegs.make(tmp_path / name, 7, 16, classes=3, canvas_side=64) for name in ("one", "two")
+    ]
 
     one, two = (sorted((tmp_path / name).rglob("*.jpg")) for name in ("one", "two"))
     assert [path.parent.name for path in one] == ["class0000"] * 3 + ["class0001"] * 2 + [
