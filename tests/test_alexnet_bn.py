@@ -61,9 +61,10 @@ def test_gives_logits_for_images_of_any_size_from_9(size):
 
 @pytest.mark.parametrize("size", [(8, 9), (9, 8)])
 def test_names_the_smallest_size_when_an_image_is_smaller(size):
-    given = f"images of {size[0]}x{size[1]} pixels and takes 9x9 or more; enlarge them"
+    # the form of this message
+    message = f"images of {size[0]}x{size[1]} pixels and takes 9x9 or more; enlarge them"
 
-    with pytest.raises(ValueError, match=given):
+    with pytest.raises(ValueError, match=message):
         AlexNetBN()(torch.empty(1, 3, *size))
 
 

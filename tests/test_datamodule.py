@@ -79,6 +79,7 @@ def test_process_that_prepares_nothing_reads_the_same(server, monkeypatch, tmp_p
 def test_unknown_name_lists_those_there_are():
     with pytest.raises(
         MisconfigurationException,
+        # the form of this message
         match=r"^name is 'ImageNet'; the data sets here are CIFAR10, CIFAR100, FashionMNIST, "
         r"KMNIST, MNIST, SVHN$",
     ):

@@ -68,7 +68,7 @@ def test_paired_interval_holds_the_true_difference_as_often_as_it_says(first, se
 
 @pytest.mark.parametrize("counts", [(3, 3, 5), (0, 0, 0)])
 def test_paired_interval_of_too_few_images_is_refused(counts):
-    with pytest.raises(ValueError, match=r"is no count; count each image once, of one or more"):
+    with pytest.raises(ValueError, match="count"):
         paired_interval(*counts)
 
 
@@ -92,5 +92,5 @@ def test_equal_seeds_have_an_interval_without_width():
 
 @pytest.mark.parametrize("values", [[], [0.5]])
 def test_single_seed_has_no_interval(values):
-    with pytest.raises(ValueError, match=f"needs two or more values, and {len(values)} was given"):
+    with pytest.raises(ValueError, match=f"two or more.* {len(values)} "):
         mean_interval(values)

@@ -119,7 +119,5 @@ def test_names_of_the_classes_are_in_the_file(given, kept, classifier, tmp_path)
 
 
 def test_missing_names_are_told(tmp_path):
-    told = "the network has 3 classes and 2 names were given; name each"
-
-    with pytest.raises(ValueError, match=told):
+    with pytest.raises(ValueError, match=r"3 classes.* 2 names"):
         export(small.network(3), PREPROCESS, ["cat", "dog"], tmp_path / "program.pt2")

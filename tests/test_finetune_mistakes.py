@@ -1,7 +1,6 @@
 """Files of weights that do not fit, and parts that a network does not have."""
 
 import pickle
-import re
 
 import pytest
 import torch
@@ -12,117 +11,123 @@ from torchvision.models import resnet18, resnet34
 from pyclassify import finetuning
 from tests.support import tuned
 from tests.support.command_lines import SHAPES
+from tests.support.phrases import mentions
 
 
 @pytest.mark.parametrize(
-    ("network", "content", "words"),
+    ("network", "content", "facts"),
     [
         (
             tuned.Net,
             tuned.spread(resnet18),
-            "10 of 11 tensors are missing or of another shape (features.1.weight is not in the "
-            "file, 4x3x3x3 in the network, features.1.bias is not in the file, 4 in the network, "
-            "features.2.weight is not in the file, 4 in the network and 7 more); give a file of "
-            "Net's, or name its network by --model.model",
+            [
+                # the form of this message
+                "are another network's: 10 of 11 tensors are missing or of another shape "
+                "(features.1.weight is not in the file, 4x3x3x3 in the network, features.1.bias is "
+                "not in the file, 4 in the network, features.2.weight is not in the file, 4 in the "
+                "network and 7 more); give a file of Net's, or name its network by --model.model"
+            ],
         ),
         (
             resnet34,
             tuned.spread(resnet18),
-            "80 of 218 tensors are missing or of",
+            ["80 of 218"],
         ),
         (
             tuned.Net,
             {**tuned.state(), "body.weight": torch.ones(8, 100)},
-            "1 of 11 tensors are missing or of another shape (body.weight 8x100 in the file, 8x144 "
-            "in the network); give",
+            ["1 of 11", "body.weight 8x100", "8x144"],
         ),
         (
             tuned.Net,
             {**tuned.state(), "head.weight": torch.ones(7, 9)},
-            "1 of 11 tensors are missing or of another shape (head.weight 7x9 in the file, 4x8 in",
+            ["1 of 11", "head.weight 7x9", "4x8"],
         ),
         (
             lambda num_classes: nn.Linear(8, num_classes),
             {"weight": torch.ones(5, 8), "bias": torch.ones(5)},
-            "2 of 2 tensors are missing or of another shape (weight 5x8 in the file, 4x8 in",
+            ["2 of 2", "weight 5x8", "4x8"],
         ),
     ],
     ids=["other", "smaller", "other inputs", "other inputs of the last", "nothing but the last"],
 )
-def test_weights_of_another_network_are_refused(network, content, words, tmp_path):
+def test_weights_of_another_network_are_refused(network, content, facts, tmp_path):
     file = tuned.write(tmp_path / "w.pth", content)
 
-    with pytest.raises(
-        MisconfigurationException, match=re.escape(f"are another network's: {words}")
-    ):
+    with pytest.raises(MisconfigurationException, match="another network") as refused:
         finetuning.load(network(num_classes=4), 4, file)
+
+    assert mentions(str(refused.value), *facts)
 
 
 @pytest.mark.parametrize(
-    ("content", "words"),
+    ("content", "facts"),
     [
-        (None, "can't be read (No such file or directory); give a .pth or .pt file of torch.save"),
+        (None, ["No such file or directory", ".pth", ".pt", "torch.save"]),
         (
             b"",
-            "is no file of tensors and plain values alone; give a .pth or .pt file of torch.save",
+            # the form of this message
+            ["is no file of tensors and plain values alone; give a .pth or .pt file of torch.save"],
         ),
-        (b"<html>404</html>", "is no file of tensors and plain values alone"),
-        (b"PK\x03\x04 cut", "is no file of tensors and plain values alone"),
-        (pickle.dumps(tuned.Net(2)), "is no file of tensors and plain values alone"),
+        (b"<html>404</html>", ["tensors", "torch.save"]),
+        (b"PK\x03\x04 cut", ["tensors", "torch.save"]),
+        (pickle.dumps(tuned.Net(2)), ["tensors", "torch.save"]),
     ],
     ids=["missing", "empty", "a page", "cut", "a whole network"],
 )
-def test_file_that_is_none_of_weights_is_refused(content, words, tmp_path):
+def test_file_that_is_none_of_weights_is_refused(content, facts, tmp_path):
     path = tmp_path / "w.pth"
     if content is not None:
         path.write_bytes(content)
 
-    with pytest.raises(MisconfigurationException, match=re.escape(f"weights {path} {words}")):
+    with pytest.raises(MisconfigurationException) as refused:
         finetuning.read(str(path))
+
+    assert mentions(str(refused.value), f"weights {path} ", *facts)
 
 
 @pytest.mark.parametrize("content", [{}, [torch.ones(2)], {"epoch": 3}, torch.ones(2)])
 def test_file_without_named_tensors_is_refused(content, tmp_path):
-    told = r"weights .+w\.pth holds no tensors by their names; give a \.pth or \.pt file"
+    told = r"weights .+w\.pth .*tensors.*names.*\.pth.*\.pt"
 
     with pytest.raises(MisconfigurationException, match=told):
         finetuning.read(tuned.write(tmp_path / "w.pth", content))
 
 
 @pytest.mark.parametrize(
-    ("parts", "words"),
+    ("parts", "facts"),
     [
         (
             "feature",
-            "freeze names 'feature', which Net does not have; give one of features, body, head, a "
-            "part of one by its full name, or a list of several",
+            [
+                # the form of this message
+                "freeze names 'feature', which Net does not have; give one of features, body, "
+                "head, a part of one by its full name, or a list of several"
+            ],
         ),
-        ("features,body", "freeze names 'features,body', which Net does not have; give one of"),
-        ("", "freeze names '', which Net does not have; give one of features, body, head"),
-        (["features", "features.9"], "freeze names 'features.9', which Net does not have"),
-        (
-            ["features", "body", "head"],
-            "freeze leaves nothing of Net to learn; leave out its last layer (head.bias)",
-        ),
+        ("features,body", ["'features,body'", "Net", "features, body, head"]),
+        ("", ["''", "Net", "features, body, head"]),
+        (["features", "features.9"], ["'features.9'", "Net"]),
+        (["features", "body", "head"], ["Net", "last layer", "head.bias"]),
     ],
 )
-def test_parts_that_can_not_be_frozen_are_refused(parts, words):
-    with pytest.raises(MisconfigurationException, match=re.escape(words)):
+def test_parts_that_can_not_be_frozen_are_refused(parts, facts):
+    with pytest.raises(MisconfigurationException, match=r"^freeze ") as refused:
         tuned.classifier(freeze=parts)
+
+    assert mentions(str(refused.value), *facts)
 
 
 @pytest.mark.parametrize(
-    ("option", "words"),
+    ("option", "facts"),
     [
-        (
-            "--weights=gone.pth",
-            "weights gone.pth can't be read (No such file or directory); give a",
-        ),
-        ("--freeze=[0,layer1]", "freeze names '0', which Net does not have; give one of features"),
+        ("--weights=gone.pth", ["weights gone.pth", "No such file or directory"]),
+        ("--freeze=[0,layer1]", ["freeze", "'0'", "Net", "features"]),
     ],
 )
-def test_mistakes_are_told_in_one_line(option, words, cli):
+def test_mistakes_are_told_in_one_line(option, facts, cli):
     said = cli(f"fit {SHAPES} --model.model=tests.support.tuned.Net", option)
 
     assert said.code == 1
-    assert f"pyclassify: error: {words}" in said.err
+    (line,) = (each for each in said.err.splitlines() if each.startswith("pyclassify: error: "))
+    assert mentions(line, *facts)

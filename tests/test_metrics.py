@@ -2,6 +2,7 @@
 
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import mlflow
 import pytest
@@ -11,10 +12,10 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch.utils.data import DataLoader
 
 from pyclassify.module import Classifier
-from pyclassify.tracking import run
+from pyclassify.tracking import metrics, run
 from pyclassify.tracking.logger import RunLogger
 from pyclassify.tracking.metrics import RunMetrics, count_images
-from tests.support import small
+from tests.support import small, waiting
 from tests.support.command_lines import SHAPES
 
 BESIDE = "--trainer.logger+=lightning.pytorch.loggers.TensorBoardLogger"
@@ -109,15 +110,21 @@ def test_learning_rate_is_the_one_that_each_epoch_began_with():
     ]
 
 
-def test_validation_counts_in_the_epoch_and_not_in_the_speed():
-    class Slow(small.Recorder):
+def test_validation_counts_in_the_epoch_and_not_in_the_speed(monkeypatch):
+    clock = SimpleNamespace(now=0.0, perf_counter=lambda: clock.now, monotonic=time.monotonic)
+    monkeypatch.setattr(metrics, "time", clock)
+
+    class Clocked(small.Recorder):
+        def on_train_batch_start(self, *args):
+            clock.now += 1  # three times an epoch
+
         def on_validation_batch_start(self, *args):
-            time.sleep(0.2)  # three times an epoch
+            clock.now += 10  # as often
 
-    _, last = fit(Slow())[-1]
+    _, last = fit(Clocked())[-1]
 
-    assert last["epoch_seconds"] > 0.6
-    assert last["images_per_second"] > 12 / (last["epoch_seconds"] - 0.5)
+    assert last["epoch_seconds"] == 33
+    assert last["images_per_second"] == 4  # 12 in the 3 seconds of training
 
 
 @pytest.mark.parametrize(
@@ -137,7 +144,7 @@ def test_images_are_counted_in_any_batch(batch, count):
 def test_metrics_beside_those_of_the_test_keep_their_step(logger):
     logger.log_metrics({"test_loss": 0.5, "epoch": 3, "other": 1.0}, step=7)
     logger.log_metrics({"test_accuracy": 0.5, "epoch": 4}, step=8)
-    assert logger.written.delivery.ask(20)
+    assert logger.written.delivery.ask(waiting.scale(20))
 
     assert steps(logger.run_id) == {
         "test_loss": [0],

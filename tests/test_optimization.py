@@ -75,12 +75,12 @@ def test_longer_training_has_the_longer_schedule():
 
 @pytest.mark.parametrize("warmup", [-0.1, 1.0])
 def test_warm_up_is_a_part_of_the_training(warmup):
-    with pytest.raises(MisconfigurationException, match=rf"warmup is {warmup}; give the part"):
+    with pytest.raises(MisconfigurationException, match=rf"warmup.*{warmup}"):
         WarmupCosine(SGD(network().parameters()), warmup)
 
 
 def test_schedule_of_an_endless_training_is_refused():
-    with pytest.raises(MisconfigurationException, match="which has no end; give --max_epochs"):
+    with pytest.raises(MisconfigurationException, match="--max_epochs"):
         WarmupCosine(SGD(network().parameters())).configure(math.inf)
 
 
@@ -104,11 +104,11 @@ class Named(pl.LightningModule):
 @pytest.mark.parametrize(
     ("data", "callbacks", "told"),
     [
-        (Endless(), [], "the training data have no length; give --trainer.max_steps"),
+        (Endless(), [], r"length.*--trainer\.max_steps"),
         (
             torch.zeros(8, 3, 4, 4),
             [GradientAccumulationScheduler({1: 2})],
-            "GradientAccumulationScheduler changes on the way; give --trainer.accumulate_grad",
+            r"GradientAccumulationScheduler.*--trainer\.accumulate_grad",
         ),
     ],
     ids=["no length", "accumulation"],
@@ -163,16 +163,14 @@ def test_schedule_that_there_is_goes_on_with_the_new_groups():
 def test_schedule_with_lists_for_the_groups_is_refused(make, kept):
     optimizer = SGD(network().parameters(), lr=0.1, momentum=0.9, weight_decay=0.3)
 
-    with pytest.raises(MisconfigurationException, match=f"{kept} for those .*name another lr_s"):
+    with pytest.raises(MisconfigurationException, match=f"{kept} .*lr_s"):
         spare_biases(optimizer, make(optimizer))
 
     assert len(optimizer.param_groups) == 1
 
 
 def test_optimizer_without_decay_is_refused():
-    told = "decay_biases is false, and Rprop has no weight_decay; leave decay_biases out"
-
-    with pytest.raises(MisconfigurationException, match=told):
+    with pytest.raises(MisconfigurationException, match=r"decay_biases.*Rprop.*weight_decay"):
         spare_biases(torch.optim.Rprop(network().parameters()))
 
 

@@ -11,6 +11,7 @@ from pyclassify import shapes
 from pyclassify.cli import main
 from tests.support import scored
 from tests.support.command_lines import LINEAR, QUIET, SHAPES
+from tests.support.phrases import mentions
 from tests.support.requests_of import encode
 
 FOLDER = f"--data=ImageFolderDataModule --data_path=pictures --data.num_workers=0 {QUIET}"
@@ -126,7 +127,7 @@ def test_images_in_memory_are_told_by_their_place(trained, predict):
 
 @pytest.mark.parametrize("kind", ["run", "alias"])
 def test_file_that_does_not_decode_has_a_row_without_a_label(kind, trained, broken, predict):
-    with pytest.warns(UserWarning, match=r"^1 of 21 files do not .*: pictures/broken\.jpg$"):
+    with pytest.warns(UserWarning, match=r"^1 of 21 files .*pictures/broken\.jpg$"):
         done = predict(given_as(kind, trained))
 
     assert done.code == 0
@@ -140,7 +141,7 @@ def test_file_that_does_not_decode_ends_it_where_that_is_asked_for(broken, predi
     done = predict("models:/shapes@champion", "--data.unreadable=stop")
 
     assert done.code == 1
-    assert "error: pictures/broken.jpg does not decode as an image" in done.err
+    assert mentions(done.err, "error: pictures/broken.jpg", "decode")
     assert not done.path.exists()
 
 
@@ -152,9 +153,9 @@ def test_checkpoint_that_does_not_name_its_classes_is_asked_for_them(trained, pr
     alike = f"{LINEAR} --data.mean=[0.5,0.5,0.5] --data.std=[0.5,0.5,0.5]"
 
     refused = predict(path, alike)
-    with pytest.warns(UserWarning, match="does not name its classes: the labels are numbers"):
+    with pytest.warns(UserWarning, match="classes.*numbers"):
         numbered = predict(path, f"{alike} --model.num_classes=10", name="numbered.parquet")
 
-    assert "does not tell its classes; give their names by --data.classes='[cat, d" in refused.err
+    assert mentions(refused.err, "--data.classes='[cat, d")
     names = [shapes.CLASSES[int(label)] for label in numbered.table["label"]]
     assert names == [trained.expected[file][0] for file in sorted(trained.expected)]

@@ -74,14 +74,14 @@ def test_large_images_come_in_small_batches(exported, tmp_path, monkeypatch):
 def test_exported_network_takes_no_floats(exported):
     loader = DataLoader(TensorDataset(torch.rand(2, 3, 8, 8), torch.zeros(2)))
 
-    with pytest.raises(MisconfigurationException, match=r"are torch\.float32; an exported net"):
+    with pytest.raises(MisconfigurationException, match=r"torch\.float32.*exported"):
         small.trainer().predict(exported, loader)
 
 
 def test_file_that_holds_no_program_is_refused(tmp_path):
     (tmp_path / "program.pt2").write_bytes(b"no archive")
 
-    with pytest.raises(MisconfigurationException, match=r"program\.pt2 is no exported classifier"):
+    with pytest.raises(MisconfigurationException, match=r"program\.pt2 .*exported classifier"):
         ExportedClassifier(str(tmp_path / "program.pt2"))
 
 
@@ -95,7 +95,7 @@ def test_name_that_is_no_text_is_escaped(network, tmp_path):
 def test_images_of_a_loader_are_told_by_their_place_and_unnamed_classes_by_number(
     network, tmp_path
 ):
-    with pytest.warns(UserWarning, match="does not tell the names of its classes: the labels are"):
+    with pytest.warns(UserWarning, match="classes.*labels"):
         table = score(network, DataLoader(small.byte_images(7), 3), tmp_path / "t.parquet")
 
     assert list(table["index"]) == list(range(7))
@@ -107,22 +107,22 @@ def test_prediction_that_is_no_probabilities_is_no_table(tmp_path):
         def predict_step(self, batch):
             return {"embedding": batch[0]}
 
-    words = "Embedding.predict_step gives no probabilities .+ give --output=null, and a BaseP"
-    with pytest.raises(MisconfigurationException, match=words):
+    facts = r"Embedding\.predict_step .*probabilities.*--output=null.*BaseP"
+    with pytest.raises(MisconfigurationException, match=facts):
         score(Embedding(), DataLoader(small.byte_images(2)), tmp_path / "t.parquet")
 
 
 @pytest.mark.parametrize(
-    ("part", "words"),
+    ("part", "facts"),
     [
-        ("no", "no is not a folder; to predict, data_path takes one with images in it"),
-        (".", r" has no images, nor have the folders in it; files that end in \.jpg"),
+        ("no", "no is not a folder;.*data_path"),
+        (".", r"no images.*folders.*\.jpg"),
     ],
 )
-def test_folder_without_images_is_refused(part, words, tmp_path):
+def test_folder_without_images_is_refused(part, facts, tmp_path):
     grow(tmp_path, ".hidden/a")
 
-    with pytest.raises(MisconfigurationException, match=words):
+    with pytest.raises(MisconfigurationException, match=facts):
         module(tmp_path / part).setup("predict")
 
 
@@ -131,5 +131,5 @@ def test_more_processes_than_images_are_refused(tmp_path):
     data.trainer = small.trainer(devices=3, strategy="ddp")
     data.setup("predict")
 
-    with pytest.raises(MisconfigurationException, match=r"has 2 images for 3 processes; give at m"):
+    with pytest.raises(MisconfigurationException, match=r"2 images .*3 processes"):
         data.predict_dataloader()

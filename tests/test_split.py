@@ -37,8 +37,5 @@ def test_split_seed_decides_the_split():
 
 @pytest.mark.parametrize("held_out", [0, 10, 11])
 def test_split_leaves_images_to_both_sides(held_out):
-    with pytest.raises(
-        MisconfigurationException,
-        match=f"^{held_out} images can't be held out of 10 for validation; change val_size so that",
-    ):
+    with pytest.raises(MisconfigurationException, match=f"^{held_out} .* 10 .*val_size"):
         split(10, held_out, seed=0)

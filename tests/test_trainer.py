@@ -18,10 +18,11 @@ from pyclassify.trainer import Trainer
 from tests.support import small
 from tests.support.command_lines import LINEAR, SHAPES
 from tests.support.folders import grow
+from tests.support.phrases import mentions
 
 
 def test_last_checkpoint_is_kept_where_the_metric_is_not_logged(cli):
-    with pytest.warns(UserWarning, match="no metric is called 'f1', so the last checkp"):
+    with pytest.warns(UserWarning, match="'f1'.*last"):
         done = cli(f"train {SHAPES} --checkpoint.monitor f1")
 
     assert done.code == 0
@@ -57,7 +58,7 @@ def test_missing_test_images_are_known_before_training(cli, tmp_path):
     done = cli(f"train {data} --max_epochs 1")
 
     assert done.code == 1
-    assert re.search(r"^pyclassify: error: .*photos/test is not a folder", done.err, re.MULTILINE)
+    assert re.search(r"^pyclassify: error: .*photos/test .*folder", done.err, re.MULTILINE)
     assert done.runs[0].info.status == "FAILED"
     assert "train_loss" not in done.runs[0].data.metrics
 
@@ -70,7 +71,7 @@ def test_launch_of_another_size_than_asked_for_is_refused(cli, monkeypatch):
     done = cli(f"fit {SHAPES} --accelerator cpu --devices 2")
 
     assert done.code == 1
-    assert "pyclassify: error: 1 of 2 x 1 processes (devices x num_nodes) were launched" in done.err
+    assert mentions(done.err, "pyclassify: error: ", "1 of 2 x 1", "devices x num_nodes")
     assert "FINISHED" not in [run.info.status for run in done.runs]
 
 

@@ -146,9 +146,7 @@ def test_ordinary_draws_differ_between_images_and_calls():
 
 @pytest.mark.parametrize(("size", "cut"), [(30, 31), (30, 0)])
 def test_cut_must_fit_into_the_resized_image(size, cut):
-    told = f"crop is {cut} and resize is {size}; crop takes 1 to resize pixels: lower crop or raise"
-
-    with pytest.raises(ValueError, match=told):
+    with pytest.raises(ValueError, match=f"crop is {cut} .*resize is {size};"):
         Preprocess(size, cut)
 
 

@@ -1,9 +1,7 @@
 """A first layer that whitens: what its filters do to patches, and a training that has it."""
 
 import os
-import subprocess
 import sys
-from pathlib import Path
 
 import lightning.pytorch as pl
 import pytest
@@ -17,8 +15,7 @@ from pyclassify.model import AlexNet
 from pyclassify.module import Classifier
 from pyclassify.whitening import WhitenStem, whiten
 from tests.support import tuned
-
-ROOT = Path(__file__).parents[1]
+from tests.support.processes import ROOT, run
 
 
 def correlated(count):
@@ -140,14 +137,7 @@ class Keep(WhitenStem):
 
 
 def test_two_processes_have_the_filters_of_the_first(tmp_path):
-    done = subprocess.run(
-        [sys.executable, __file__, str(tmp_path)],
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    assert done.returncode == 0, done.stderr
+    run(__file__, tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)}, check=True)
     (images, first), (others, second) = (torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1))
 
     assert not torch.equal(images, others)
@@ -162,7 +152,7 @@ def test_names_a_layer_that_is_no_first_convolution(layer):
         module.model.features[1] = nn.Conv2d(24, 24, 3, groups=24)
     trainer = tuned.trainer(max_epochs=1, callbacks=[WhitenStem(layer)])
 
-    with pytest.raises(MisconfigurationException, match=f"'{layer}', and AlexNetBN has no plain"):
+    with pytest.raises(MisconfigurationException, match=f"'{layer}'.*AlexNetBN"):
         trainer.fit(module, torch.utils.data.DataLoader([(torch.rand(3, 12, 12), 0)]))
 
 
@@ -188,13 +178,13 @@ def test_other_modules_first_layer_is_whitened_too():
 
 
 def test_bytes_that_nothing_normalises_are_refused():
-    with pytest.raises(MisconfigurationException, match="as bytes, which Foreign has no `prep"):
+    with pytest.raises(MisconfigurationException, match=r"bytes.*Foreign.*`prep"):
         train(WhitenStem("first"), module=Foreign(), as_bytes=True)
 
 
 @pytest.mark.parametrize("value", [0.5, float("nan")])
 def test_images_that_do_not_vary_are_refused(value):
-    with pytest.raises(MisconfigurationException, match="all of one colour, or not finite"):
+    with pytest.raises(MisconfigurationException, match="one colour"):
         whiten(torch.full((4, 3, 8, 8), value), nn.Conv2d(3, 6, 2), 0.0005)
 
 
@@ -208,7 +198,7 @@ def test_alexnets_own_first_layer_may_be_whitened():
 
 @pytest.mark.parametrize("epsilon", [0, -1.0, float("nan")])
 def test_needs_an_epsilon_above_0(epsilon):
-    with pytest.raises(MisconfigurationException, match=f"epsilon is {epsilon}; give .* above 0"):
+    with pytest.raises(MisconfigurationException, match=f"epsilon is {epsilon};.* 0"):
         WhitenStem(epsilon=epsilon)
 
 

@@ -15,6 +15,8 @@ import numpy as np
 import scipy.io
 import torchvision.datasets
 
+from tests.support import waiting
+
 TRAIN, TEST = 20, 6  # images
 FIRST_FILES = {  # what the training half of each kind of set asks the server for first
     "CIFAR10": "cifar-10-python.tar.gz",
@@ -66,7 +68,7 @@ class Handler(BaseHTTPRequestHandler):
         if self.server.pause:
             self.wfile.flush()
             self.server.halfway.set()
-            self.server.pause.wait(30)
+            self.server.pause.wait(waiting.scale(60))
         self.wfile.write(body[len(body) // 2 :])
 
     def log_message(self, *args):
