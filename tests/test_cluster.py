@@ -4,12 +4,12 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 
 from tests.support import cluster_files, sweep
+from tests.support.waiting import wait_until
 
 TAKE_400_MB = f"{sys.executable} -c 'bytearray(400_000_000)'"
 
@@ -83,11 +83,10 @@ def test_a_job_fails_with_its_node(cluster):
 
 
 def test_accounting_knows_a_job_that_the_controller_forgot(failed, cluster):
-    end = time.monotonic() + 30
-    while f"JobId={failed} " in cluster.run("scontrol", "show", "job", "--oneliner"):
-        assert time.monotonic() < end
-        time.sleep(0.2)
+    def is_forgotten():
+        return f"JobId={failed} " not in cluster.run("scontrol", "show", "job", "--oneliner")
 
+    wait_until(is_forgotten, "the controller has forgotten the job", pause=0.2)
     assert cluster.accounting(failed, "state", "exitcode") == "FAILED|3:0"
 
 
@@ -118,15 +117,12 @@ def test_nothing_outlives_a_test_run_that_is_killed(cluster):
 
     os.kill(run.pid, signal.SIGKILL)
     run.wait()
-    end = time.monotonic() + 10
-    while folder.exists():
-        assert time.monotonic() < end
-        time.sleep(0.05)
+    wait_until(lambda: not folder.exists(), "the cluster's folder is gone")
     assert sweep.using(folder) == []
 
 
 def test_a_job_ends_at_its_time_limit(endless, cluster):
-    assert cluster.wait_for(endless, "TIMEOUT", seconds=60) == "TIMEOUT"
+    assert cluster.wait_for(endless, "TIMEOUT") == "TIMEOUT"
 
 
 def test_a_job_outlives_a_controller_that_is_down(cluster, tmp_path):

@@ -2,14 +2,14 @@
 
 import json
 import os
-import subprocess
 import sys
 
 import mlflow
 import pytest
 from mlflow.exceptions import ExecutionException
 
-from tests.support import repositories
+from tests.support import processes, repositories
+from tests.support.phrases import mentions
 from tests.support.slurm_runs import (
     TELLS,
     artifacts,
@@ -26,7 +26,8 @@ from tests.support.slurm_runs import (
 def test_run_tells_how_it_went(slurm, tmp_path):
     project = write_project(tmp_path / "submitted", TELLS)
 
-    submitted = submit(project, {"job_name": "a 'job'", "exports": {"A": "b"}})
+    config = {"job_name": "a 'job'", "exports": {"A": "b"}}
+    submitted = submit(project, config, forks=False)
     scheduled = read(submitted)
     run = wait_for_status(submitted)
     submitted.wait()
@@ -45,33 +46,31 @@ def test_failure_is_told_at_once_with_the_last_lines_of_stderr(slurm, tmp_path):
     code = "import mlflow, sys\nmlflow.log_param('a', 1)\nsys.exit('the disk is on fire')"
     project = write_project(tmp_path / "submitted", code)
 
-    with pytest.raises(ExecutionException, match=r"is FAILED; its description says why"):
+    with pytest.raises(ExecutionException, match=r"FAILED.*description"):
         submit(project, synchronous=True)
 
     run = newest()
     assert run.info.status == "FAILED"  # though MLflow says FINISHED whenever Python exits
-    assert note(run).startswith(f"SLURM job {run.data.tags['slurm_job_id']}: the job ended with ex")
-    assert "the disk is on fire" in note(run)
+    job = run.data.tags["slurm_job_id"]
+    assert mentions(note(run), f"SLURM job {job}: ", "exit code 1", "the disk is on fire")
 
 
 def test_refusal_leaves_the_run_failed_with_sbatchs_words(slurm, tmp_path):
     project = write_project(tmp_path / "submitted", TELLS)
-    with pytest.raises(ExecutionException, match="Invalid partition name specified"):
+    with pytest.raises(ExecutionException, match="Invalid partition name"):
         submit(project, {"partition": "nowhere"})
 
     assert newest().info.status == "FAILED"
-    assert "invalid partition specified: nowhere" in note(newest())
+    assert "specified: nowhere" in note(newest())
 
 
 def test_mistake_is_told_before_there_is_a_run(slurm, tmp_path):
     project = write_project(tmp_path / "submitted", TELLS, "devices: {default: 1}")
-    with pytest.raises(
-        ExecutionException, match=r"ntasks_per_node is 2 .* devices is 1 by the MLp"
-    ):
+    with pytest.raises(ExecutionException, match=r"ntasks_per_node is 2\b.* devices is 1\b"):
         submit(project, {"ntasks_per_node": 2})
-    with pytest.raises(ExecutionException, match="setup in the backend config is no bash"):
+    with pytest.raises(ExecutionException, match=r"setup\b.* bash"):
         submit(project, {"setup": ["if true"]})
-    with pytest.raises(ExecutionException, match="-P database looks like a credential"):
+    with pytest.raises(ExecutionException, match=r"-P database\b.* credential"):
         submit(project, parameters={"database": "postgresql://me:pass@host/db"})
 
     experiment = mlflow.get_experiment_by_name("tested").experiment_id
@@ -109,14 +108,14 @@ def test_project_of_a_git_uri_runs_from_its_snapshot(slurm, tmp_path, monkeypatc
     assert commit == repositories.git(repository, "rev-parse", "HEAD")
 
 
-def test_importing_the_backend_takes_no_time_and_no_torch():
+def test_importing_the_backend_takes_no_library_that_mlflow_has_not_imported():
     code = """
-import sys, time
+import sys
 import mlflow.projects, mlflow.tracking
-start = time.perf_counter()
+before = {*sys.modules}
 import pyclassify.slurm.backend
 assert "torch" not in sys.modules
-print(time.perf_counter() - start)
+print(*{name.partition(".")[0] for name in {*sys.modules} - before})
 """
-    taken = subprocess.check_output([sys.executable, "-c", code], text=True)
-    assert float(taken) < 0.3
+    imported = processes.run("-c", code, fresh=True, check=True).stdout.split()
+    assert {*imported} - sys.stdlib_module_names == {"pyclassify"}

@@ -2,13 +2,12 @@
 
 import json
 import os
-import sys
 from pathlib import Path
 
 import mlflow
 import pytest
 
-from tests.support import command_lines
+from tests.support import command_lines, forking_python, slurm_python
 from tests.support.slurm_runs import log, read, submit
 
 ROOT = Path(__file__).parents[1]
@@ -21,13 +20,16 @@ SHAPES = dict(
 def project(slurm, monkeypatch):
     """This project, with a network of the tests' own, as it is submitted and as it is run here."""
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
-    monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
+    forks = Path(forking_python.program()).parent
+    monkeypatch.setenv("PATH", f"{forks}{os.pathsep}{os.environ['PATH']}")
     shipped = json.loads((ROOT / "slurm/ulysses.json").read_text())
     lacking = ("partition", "environment", "time")  # here: it has no conda, and lets jobs run 1 h
     config = {key: value for key, value in shipped.items() if key not in lacking}
 
-    def train(**parameters):
-        return submit(ROOT, config, parameters={**SHAPES, **parameters}, synchronous=True)
+    def train(forks_tasks=False, **parameters):
+        environment = {"environment": slurm_python.environment(forks_tasks)}
+        given = {**SHAPES, **parameters}
+        return submit(ROOT, config | environment, parameters=given, synchronous=True)
 
     return train
 
@@ -55,7 +57,7 @@ def test_two_processes_train_as_they_do_here(project):
 
 
 def test_two_nodes_of_two_processes_are_one_run(project):
-    submitted = project(devices=2, num_nodes=2)
+    submitted = project(devices=2, num_nodes=2, forks_tasks=True)
 
     run = read(submitted)
     assert (run.info.status, run.data.tags["slurm_nodes"]) == ("FINISHED", "n[1-2]")

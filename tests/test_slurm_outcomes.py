@@ -1,38 +1,33 @@
 """What becomes of a run, whatever becomes of its job: each line through a real cluster."""
 
 import re
-import shutil
 import threading
 
 import mlflow
 import pytest
 from mlflow.exceptions import ExecutionException
 
-from tests.support import cluster_files, foreign_project
+from tests.support import cluster_files, foreign_project, slurm_runs
 from tests.support.submissions import Submissions
+from tests.support.waiting import scale, wait_until
 
 WAITING, FAILING = "controller down while waiting", "exit 3 with the controller down"
 NONE = r"\A\Z"
-TOO_MUCH = 'took more memory than it has; give more by "mem"'
+TOO_MUCH = 'memory.*"mem"'
 if not cluster_files.LIMITS_MEMORY:  # SLURM does not tell, but for the job's stderr
-    TOO_MUCH = r"signal 9\.\n.*exceeded memory limit"
+    TOO_MUCH = r"signal 9\b.*exceeded memory limit"
 # What happens, the run's status by itself, that after `pyclassify slurm status`, and its words.
 OUTCOMES = [
     ("success", "FINISHED", "FINISHED", NONE),
-    ("exit 1", "FAILED", "FAILED", r"exit code 1\.\n.*no such file"),
+    ("exit 1", "FAILED", "FAILED", r"exit code 1\b.*no such file"),
     ("out of memory", "FAILED", "FAILED", TOO_MUCH),
-    ("time limit", "FAILED", "FAILED", 'came to its time limit; give more by "time"'),
-    ("scancel by someone else", "KILLED", "KILLED", "the job was cancelled"),
-    (
-        "node down",
-        "RUNNING",
-        "FAILED",
-        "a node of the job failed; `pyclassify slurm resume` goes on",
-    ),
+    ("time limit", "FAILED", "FAILED", 'time limit.*"time"'),
+    ("scancel by someone else", "KILLED", "KILLED", "cancelled"),
+    ("node down", "RUNNING", "FAILED", "node.*`pyclassify slurm resume`"),
     ("node down, requeued", "FINISHED", "FINISHED", NONE),
-    ("cancelled while pending", "SCHEDULED", "KILLED", "the job was cancelled by root"),
-    ("refused by sbatch", "FAILED", "FAILED", "invalid partition specified: nowhere"),
-    ("controller down at submission", "FAILED", "FAILED", "Unable to contact slurm controller"),
+    ("cancelled while pending", "SCHEDULED", "KILLED", "cancelled by root"),
+    ("refused by sbatch", "FAILED", "FAILED", "specified: nowhere"),
+    ("controller down at submission", "FAILED", "FAILED", "Unable to contact"),
     (WAITING, "FINISHED", "FINISHED", NONE),
     (FAILING, "FAILED", "FAILED", "exit code 3"),
 ]
@@ -42,11 +37,8 @@ OUTCOMES = [
 def outcomes(cluster, empty_store, tmp_path_factory):
     """All at once as far as they can be, for their jobs wait for the same clocks."""
     folder = tmp_path_factory.mktemp("outcomes")
-    shutil.copy(empty_store, folder)
     with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        patch.setenv("SLURM_CONF", cluster.env["SLURM_CONF"])
-        patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{folder}/mlflow.db")
+        slurm_runs.enter(patch, cluster, empty_store, folder)
         submissions = Submissions(cluster, foreign_project.write(folder / "project"))
         yield {
             **at_once(cluster, submissions),
@@ -101,9 +93,9 @@ def with_the_controller_down(cluster, submissions):
     with cluster.controller_down():
         submissions.release(FAILING)
         at_submission = refused(submissions)
-        submissions.wait(lambda: submissions.status(FAILING) == "FAILED", FAILING)
+        wait_until(lambda: submissions.status(FAILING) == "FAILED", FAILING)
     submissions.release(WAITING)
-    waiter.join(60)
+    waiter.join(scale(60))
     assert not waiter.is_alive()
     ended = {name: submissions.outcome(name) for name in (WAITING, FAILING)}
     with cluster.crashed("n1"):  # else its end goes on trying to reach the controller for a minute

@@ -81,8 +81,8 @@ def test_two_jobs_on_one_node_meet_at_places_of_their_own(slurm, tmp_path):
 @pytest.mark.parametrize(
     ("srun_args", "words"),
     [
-        (["--ntasks=1", "--ntasks-per-node=1"], "SLURM started 1 processes; 2 were asked for"),
-        (["--gpus-per-task=1"], "process [01] has 1 GPUs; 2 were asked for on each node"),
+        (["--ntasks=1", "--ntasks-per-node=1"], r"\b1 processes\b.*\b2 were asked"),
+        (["--gpus-per-task=1"], r"process [01] has 1 GPUs\b.*\b2 were asked"),
     ],
 )
 def test_too_few_processes_or_gpus_are_never_silent(srun_args, words, slurm, tmp_path):

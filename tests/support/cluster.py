@@ -5,11 +5,11 @@ import os
 import shutil
 import socket
 import subprocess
-import time
 
 from tests.support import cluster_files, sweep
 from tests.support.cluster_files import NODES
 from tests.support.daemons import Daemons
+from tests.support.waiting import wait_until
 
 SYSTEM_PATH = f"{os.environ['PATH']}:/usr/sbin:/sbin"
 PROGRAMS = ("munged", "mariadbd", "mariadb-install-db", "slurmdbd", "slurmctld", "slurmd", "sbatch")
@@ -111,14 +111,19 @@ class Cluster:
     def accounting(self, job, *fields):
         return self.run("sacct", "-XPn", f"--jobs={job}", f"--format={','.join(fields)}")
 
-    def wait_for(self, job, *states, seconds=30):
+    def wait_for(self, job, *states, seconds=60):
         """Wait for one of the states; where it is an end, until accounting knows of it too."""
-        end = time.monotonic() + seconds
-        while (state := self.state(job)) not in states or self._is_told_later(job, state):
-            if time.monotonic() > end:
-                raise RuntimeError(f"job {job} is {state} after {seconds} s, not {states}")
-            time.sleep(0.1)
-        return state
+        what = f"job {job} is {' or '.join(states)}"
+        try:
+            return wait_until(lambda: self._state_of(job, states), what, seconds, pause=0.1)
+        except TimeoutError as late:
+            late.add_note(f"it is {self.state(job)}")
+            raise
+
+    def _state_of(self, job, states):
+        """The job's state, once it is one of some; nothing before."""
+        state = self.state(job)
+        return state if state in states and not self._is_told_later(job, state) else None
 
     def _is_told_later(self, job, state):
         # The controller tells accounting in batches, so that sacct may be behind for a second.

@@ -3,10 +3,10 @@
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 
 from tests.support import sweep
+from tests.support.waiting import wait_until
 
 
 class Daemons:
@@ -52,14 +52,17 @@ class Daemons:
 
     def wait(self, name, ready, seconds=30):
         """Wait until a daemon is ready, which `ready()` tells."""
-        end = time.monotonic() + seconds
-        while not ready():
-            code = self.processes[name].poll()
-            if code is not None or time.monotonic() > end:
-                state = f"is not ready after {seconds} s" if code is None else f"ended with {code}"
-                last = self.output(name).read_text().splitlines()[-5:]
-                raise RuntimeError("\n".join([f"{name} {state}, and last said:", *last]))
-            time.sleep(0.05)
+        poll = self.processes[name].poll
+        try:
+            wait_until(lambda: ready() or poll() is not None, f"{name} is ready", seconds)
+        except TimeoutError as late:
+            raise RuntimeError(self._with_last_words(name, str(late))) from None
+        if (code := poll()) is not None:
+            raise RuntimeError(self._with_last_words(name, f"{name} ended with {code}"))
+
+    def _with_last_words(self, name, what):
+        last = self.output(name).read_text().splitlines()[-5:]
+        return "\n".join([f"{what}, and last said:", *last])
 
     def stop(self):
         self.sweeper.stdin.close()

@@ -4,9 +4,11 @@ import contextlib
 import os
 import shutil
 import textwrap
-import time
 
 import mlflow
+
+from tests.support import slurm_python
+from tests.support.waiting import wait_until
 
 # Code of a project that says what it does.
 TELLS = """
@@ -43,9 +45,18 @@ def write_project(folder, code, parameters=""):
     return folder
 
 
-def submit(project, config=None, **options):
-    """Submit it in this environment; returns the submitted run."""
+def submit(project, config=None, forks=True, **options):
+    """Submit it in this environment; returns the submitted run.
+
+    Args:
+        project: The project.
+        config: The backend's configuration.
+        forks: Whether the job's reports to MLflow are forked (see `slurm_python`).
+        options: Of `mlflow.projects.run`.
+    """
     given = {"synchronous": False, "env_manager": "local", **options}
+    if forks:
+        config = {"environment": slurm_python.environment(), **(config or {})}
     return mlflow.projects.run(
         str(project), backend="slurm", backend_config=dict(config or {}), **given
     )
@@ -78,9 +89,13 @@ def log(submitted, ending="out"):
 
 def wait_for_status(submitted, statuses=FINAL, seconds=120):
     """Wait until the job has said so itself: nobody asks SLURM here."""
-    end = time.monotonic() + seconds
-    while (run := read(submitted)).info.status not in statuses:
-        if time.monotonic() > end:
-            raise RuntimeError(f"{run.info.status} after {seconds} s: {log(submitted, 'err')}")
-        time.sleep(0.2)
-    return run
+
+    def has_come():
+        return read(submitted).info.status in statuses
+
+    try:
+        wait_until(has_come, f"the run is {' or '.join(statuses)}", seconds, pause=0.1)
+    except TimeoutError as late:
+        late.add_note(f"{read(submitted).info.status}: {log(submitted, 'err')}")
+        raise
+    return read(submitted)

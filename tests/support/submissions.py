@@ -1,12 +1,13 @@
 """Submit the foreign project to the tests' cluster, and see what becomes of its run."""
 
-import time
 from pathlib import Path
 from types import SimpleNamespace
 
 import mlflow
 
 from pyclassify.slurm import verbs
+from tests.support import slurm_runs
+from tests.support.waiting import wait_until
 
 ENDED = ("COMPLETED", "FAILED", "OUT_OF_MEMORY", "TIMEOUT", "CANCELLED", "NODE_FAIL")
 # Of the script too, which starts MLflow to report.
@@ -23,15 +24,12 @@ class Submissions:
     def submit(self, name, entry_point="main", parameters=None, **config):
         """As `mlflow run --backend slurm` does, on the node n1."""
         config = {"nodelist": "n1", "mem": MEMORY, "job_name": name, **config}
-        self.runs[name] = mlflow.projects.run(
-            str(self.project),
-            entry_point,
+        self.runs[name] = slurm_runs.submit(
+            self.project,
+            config,
+            entry_point=entry_point,
             parameters=parameters,
             experiment_name="tested",
-            backend="slurm",
-            backend_config=config,
-            env_manager="local",
-            synchronous=False,
         )
 
     def start(self, *names, code=0, **config):
@@ -41,7 +39,7 @@ class Submissions:
 
     def wait_until_started(self, *names):
         for name in names:
-            self.wait(Path(f"{self.file(name)}.waits").exists, f"{name} has started")
+            wait_until(Path(f"{self.file(name)}.waits").exists, f"{name} has started")
 
     def release(self, *names):
         for name in names:
@@ -52,14 +50,7 @@ class Submissions:
 
     def wait_until_ended(self, *names):
         for name in names:
-            self.cluster.wait_for(self.job(name), *ENDED, seconds=90)
-
-    def wait(self, condition, what, seconds=60):
-        end = time.monotonic() + seconds
-        while not condition():
-            if time.monotonic() > end:
-                raise RuntimeError(f"not after {seconds} s: {what}")
-            time.sleep(0.2)
+            self.cluster.wait_for(self.job(name), *ENDED)
 
     def job(self, name):
         return self.runs[name].job_id
