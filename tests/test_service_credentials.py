@@ -87,7 +87,7 @@ def test_password_reaches_the_job_and_nothing_that_others_read(slurm, service, a
     waits, may_end = tmp_path / "waits", tmp_path / "may-end"
     code = WAITS.format(waits=str(waits), may_end=str(may_end))
     submitted = submit(write_project(tmp_path / "project", code), {"mem": "1000M"})
-    wait_until(waits.exists, "the job's script to come to where it waits")
+    wait_until(waits.exists, "the job's script to wait")
     job_id = read(submitted).data.tags["slurm_job_id"]
     seen = seen_while_it_runs(slurm, job_id)
     may_end.touch()

@@ -41,7 +41,7 @@ def test_what_a_database_can_not_do_now_is_not_refused_for_good(error, final):
 @pytest.mark.parametrize(
     ("said", "words"),
     [
-        ("a.txt: 401 Client Error: Unauthorized for url", "asks for a user and a password"),
+        ("a.txt: 401 Client Error: Unauthorized for url", "user and a password"),
         ("a.txt: 403 Client Error: Forbidden for url", "refuses permission"),
     ],
 )
