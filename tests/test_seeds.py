@@ -86,7 +86,7 @@ def test_failed_seed_leaves_the_parent_with_what_it_has_and_a_status_that_says_s
     assert statuses([done.parent, *done.children]) == ["FAILED", "FINISHED", "FAILED"]
     accuracy = done.children[0].data.metrics["test_accuracy"]
     assert done.parent.data.metrics["test_accuracy_mean"] == accuracy
-    assert re.search(r"^pyclassify: error: .*\bseed 1 of 2\b", done.out, re.M)
+    assert re.search(r"^pyclassify: error: .*\bseed 1 of 2 failed\b", done.out, re.M)
 
 
 def test_nothing_more_is_tried_where_the_first_has_learnt_nothing(ended):
@@ -94,7 +94,7 @@ def test_nothing_more_is_tried_where_the_first_has_learnt_nothing(ended):
 
     assert done.code == 1
     assert statuses([done.parent, *done.children]) == ["FAILED", "FAILED"]
-    assert re.search(r"^pyclassify: error: .*\bseed 30\b", done.out, re.M)
+    assert re.search(r"^pyclassify: error: .*\bseed 30 failed before\b", done.out, re.M)
 
 
 def test_stop_ends_the_seed_under_way_and_starts_no_other(ended):
