@@ -15,10 +15,10 @@ from mlflow.utils.environment import _PythonEnv
 from mlflow.utils.virtualenv import _get_virtualenv_name
 from packaging.utils import canonicalize_name
 
-from tests.support import pins
+from tests.support import pins, processes
+from tests.support.required import program
 
 ROOT = Path(__file__).parents[1]
-MANAGERS = ["uv", "virtualenv"]
 LIST_DISTRIBUTIONS = """
 import importlib.metadata, json, sys
 found = {each.name: each.version for each in importlib.metadata.distributions()}
@@ -42,7 +42,7 @@ def project(tmp_path):
     return tmp_path
 
 
-@pytest.mark.parametrize("manager", ["conda", *MANAGERS])
+@pytest.mark.parametrize("manager", ["conda", "uv", "virtualenv"])
 def test_new_pins_make_a_new_environment(manager, project):
     before = environment_name(manager, project)
     with (project / "requirements.txt").open("a") as requirements:
@@ -66,65 +66,49 @@ def path_with_tools():
     return os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
 
 
-def missing(manager):
-    """Say what keeps a manager from working here, or nothing."""
+def need(manager):
+    """Skip a test of a manager where what it works with is missing."""
     if manager == "uv":
-        return None if shutil.which("uv", path=path_with_tools()) else "uv is not installed"
-    if not shutil.which("pyenv"):
-        return "pyenv is not installed, which MLflow takes Python from"
-    python = _PythonEnv.from_conda_yaml(ROOT / "conda.yaml").python
-    has_python = subprocess.run(["pyenv", "prefix", python], capture_output=True).returncode == 0
-    return None if has_python else f"pyenv has no Python {python}, and building it takes minutes"
+        program("uv", path_with_tools())
+    elif not shutil.which("pyenv"):
+        pytest.skip("pyenv is not installed, which MLflow takes Python from")
+    else:
+        python = _PythonEnv.from_conda_yaml(ROOT / "conda.yaml").python
+        if subprocess.run(["pyenv", "prefix", python], capture_output=True).returncode:
+            pytest.skip(f"pyenv has no Python {python}, and building it takes minutes")
 
 
-@pytest.fixture(scope="module")
-def started(tmp_path_factory):
-    """Runs of the project with each manager, at once as pip keeps but one core busy."""
-    folders = {
-        manager: tmp_path_factory.mktemp(manager) for manager in MANAGERS if not missing(manager)
-    }
-    runs = {manager: (start(manager, folder), folder) for manager, folder in folders.items()}
-    yield runs
-    for run, folder in runs.values():
-        if run.poll() is None:
-            os.killpg(run.pid, signal.SIGKILL)
-            run.wait()
-        shutil.rmtree(folder)  # 6 GB each
+@pytest.fixture
+def environments(tmp_path):
+    yield tmp_path / "envs"
+    shutil.rmtree(tmp_path / "envs", ignore_errors=True)  # 6 GB
 
 
-def start(manager, folder):
+@pytest.mark.environment
+@pytest.mark.parametrize("manager", ["uv", pytest.param("virtualenv", marks=pytest.mark.slow)])
+def test_mlflow_runs_the_project_in_an_environment_of_the_pins(manager, environments, tmp_path):
+    need(manager)
     variables = {
         **os.environ,
         "PATH": path_with_tools(),
-        "MLFLOW_ENV_ROOT": str(folder / "envs"),
-        "MLFLOW_TRACKING_URI": f"sqlite:///{folder}/mlflow.db",
+        "MLFLOW_ENV_ROOT": str(environments),
+        "MLFLOW_TRACKING_URI": f"sqlite:///{tmp_path}/mlflow.db",
         # Compiling takes pip a minute, and would save the one run eight seconds.
         "PIP_COMPILE": "0",
     }
-    command = [sys.executable, "-m", "mlflow", "run", str(ROOT), "--env-manager", manager]
+    command = ["-m", "mlflow", "run", str(ROOT), "--env-manager", manager]
     entry_point = ["-e", "prepare", "-P", "config=configs/synthetic.yaml"]
-    with (folder / "log").open("w") as log:
-        return subprocess.Popen(
-            [*command, *entry_point],
-            cwd=folder,
-            env=variables,
-            start_new_session=True,
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=subprocess.STDOUT,
-        )
+    output = {"stdout": processes.PIPE, "stderr": processes.STDOUT}
 
+    run = processes.start(*command, *entry_point, cwd=tmp_path, env=variables, **output)
+    try:
+        log, _ = run.communicate(timeout=600)
+    finally:
+        if run.poll() is None:
+            os.killpg(run.pid, signal.SIGKILL)  # with the installation that it has started
 
-@pytest.mark.parametrize("manager", MANAGERS)
-def test_mlflow_runs_the_project_in_an_environment_of_the_pins(manager, started):
-    if reason := missing(manager):
-        pytest.skip(reason)
-    run, folder = started[manager]
-    exit_code = run.wait(timeout=600)
-    log = (folder / "log").read_text()
-    assert exit_code == 0, log
-    environment = folder / "envs" / environment_name(manager, ROOT)
-
+    assert run.returncode == 0, log
+    environment = environments / environment_name(manager, ROOT)
     assert f"source {environment}/bin/activate && python -m pyclassify prepare" in log
     python, distributions = installed(environment)
     assert python == _PythonEnv.from_conda_yaml(ROOT / "conda.yaml").python

@@ -15,6 +15,8 @@ from benchmarks.server import running
 from pyclassify.serving.artifact import draw_example
 from tests.support.required import program
 
+pytestmark = pytest.mark.environment
+
 
 @pytest.fixture
 def environments(tmp_path):
