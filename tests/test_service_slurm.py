@@ -12,11 +12,11 @@ import mlflow
 import pytest
 import requests
 
-from benchmarks.server import running
+from benchmarks import server
 from pyclassify import shapes
-from tests.support import command_lines, service_user, slurm_runs
+from tests.support import command_lines, service_user, slurm_python, slurm_runs
 from tests.support.requests_of import encode, file_of
-from tests.support.service_parts import BUCKET, ROOT, started_by
+from tests.support.service_parts import BUCKET, ROOT, started_by, write_forking_programs
 from tests.support.waiting import scale, wait_until
 
 pytestmark = [pytest.mark.service, pytest.mark.slurm]
@@ -38,7 +38,15 @@ PARAMETERS, MEMORY = (ALEXNET, 7000) if os.environ.get("PYCLASSIFY_MAIN_JOB") el
 
 
 @pytest.fixture(scope="module")
-def trained(cluster, proxy, people, empty_store, tmp_path_factory):
+def programs(tmp_path_factory):
+    """A folder of programs like those of an environment, which fork (see `service_parts`)."""
+    folder = tmp_path_factory.mktemp("programs")
+    write_forking_programs(folder)
+    return f"{folder}/"
+
+
+@pytest.fixture(scope="module")
+def trained(cluster, proxy, people, programs, empty_store, tmp_path_factory):
     """Ada's two trainings at once: of a job that speaks to the server, and of one that does not.
 
     What the second one logs is delivered by the page's unit.
@@ -50,7 +58,7 @@ def trained(cluster, proxy, people, empty_store, tmp_path_factory):
         service_user.work_in(patch, "trained on the cluster")
         patch.setenv("PYTHONPATH", str(ROOT))
         jobs = {each: train(folder, each) for each in ("direct", "spool")}
-        with delivering(folder / "runs"):
+        with delivering(folder / "runs", programs):
             wait_until(lambda: all(map(has_ended, jobs.values())), "the end of both jobs", 400, 0.5)
             wait_until(lambda: len(versions()) == len(jobs), "a version of each")
         yield SimpleNamespace(jobs=jobs, runs={each: read(jobs[each]) for each in jobs})
@@ -59,6 +67,7 @@ def trained(cluster, proxy, people, empty_store, tmp_path_factory):
 
 def train(folder, tracking):
     config = {"mem": f"{MEMORY}M", "tracking": tracking, "work_dir": str(folder / "runs")}
+    config["environment"] = slurm_python.environment(forks_tasks=PARAMETERS is SMALL)
     return slurm_runs.submit(ROOT, config, parameters={**PARAMETERS, "register": NAME})
 
 
@@ -75,9 +84,10 @@ def versions():
 
 
 @contextlib.contextmanager
-def delivering(folder):
+def delivering(folder, programs):
     """Have the unit's command deliver, from a folder of runs."""
-    command = started_by("pyclassify-sync.service").replace("%h/project-slurm", str(folder))
+    command = started_by("pyclassify-sync.service", programs)
+    command = command.replace("%h/project-slurm", str(folder))
     unit = subprocess.Popen(command.split())
     try:
         yield
@@ -112,18 +122,19 @@ def test_both_are_versions_of_the_model_and_one_is_champion(trained):
 
 
 @pytest.mark.usefixtures("trained")
-def test_champion_is_served_out_of_the_bucket():
+def test_champion_is_served_out_of_the_bucket(programs, monkeypatch):
+    monkeypatch.setattr(server, "sys", SimpleNamespace(executable=f"{programs}python"))
     image = encode(file_of(shapes.draw(1, seed=2)[0][0].permute(1, 2, 0).numpy()))
 
-    with running(f"models:/{NAME}@champion", "--env-manager", "local") as (port, _):
+    with server.running(f"models:/{NAME}@champion", "--env-manager", "local") as (port, _):
         answer = requests.post(f"http://127.0.0.1:{port}/invocations", json={"inputs": [image]})
 
     assert answer.status_code == 200, answer.text
     assert len(answer.json()["predictions"][0]["classes"]) == 5
 
 
-def test_unit_that_reconciles_has_the_runs_say_what_their_jobs_took(trained):
-    command = started_by("pyclassify-reconcile.service").split()
+def test_unit_that_reconciles_has_the_runs_say_what_their_jobs_took(trained, programs):
+    command = started_by("pyclassify-reconcile.service", programs).split()
 
     done = subprocess.run(command, capture_output=True, text=True)
 

@@ -20,7 +20,7 @@ from pathlib import Path
 
 import boto3
 
-from tests.support import forking_python
+from tests.support import forking_python, processes
 from tests.support.daemons import Daemons
 from tests.support.ports import free_ports
 from tests.support.waiting import scale
@@ -39,6 +39,7 @@ ADMIN = ("admin", "of the tests alone")
 # As the environment's own, which import torch, Lightning and MLflow each time.
 FORKING = {
     "mlflow": 'exec {python} -m mlflow "$@"',
+    "pyclassify": 'exec {python} -m pyclassify "$@"',
     "uvicorn": 'exec {python} -m uvicorn "$@"',
     "python": """case "$1" in
     -) exec {python} -c "$(cat)" </dev/null ;;
@@ -65,12 +66,19 @@ def commands(name):
 
 def write_forking_programs(folder):
     """Write programs that are called as the environment's, but fork; a PATH that begins by them."""
+    _have_fork_server()
     folder.mkdir(exist_ok=True)
     for name, command in FORKING.items():
         program = folder / name
         program.write_text(f"#!/bin/sh\n{command.format(python=forking_python.program())}\n")
         program.chmod(0o755)
     return f"{folder}{os.pathsep}{PATH}"
+
+
+@functools.cache
+def _have_fork_server():
+    """Start it now, as the programs ask for it by threads, which may do so at once."""
+    processes.run("-c", "", check=True)
 
 
 def sign_in(patch, service, account=ADMIN):
@@ -227,12 +235,12 @@ def is_up(url):
 _answers = is_up  # as benchmarks.service calls it
 
 
-def started_by(unit):
-    """The command line of a unit, of the programs of this environment."""
+def started_by(unit, here=HERE):
+    """The command line of a unit, of the programs of this environment or of another folder."""
     lines = (DEPLOY / unit).read_text().splitlines()
     (line,) = [each.removeprefix("ExecStart=") for each in lines if each.startswith("ExecStart=")]
-    return installed_here(line)
+    return installed_here(line, here)
 
 
-def installed_here(text):
-    return text.replace("/opt/mlflow/bin/", HERE).replace("%h/project/.venv/bin/", HERE)
+def installed_here(text, here=HERE):
+    return text.replace("/opt/mlflow/bin/", here).replace("%h/project/.venv/bin/", here)
