@@ -46,6 +46,7 @@ def launch(folder):
             env={**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)},
             stdout=PIPE,
             stderr=STDOUT,
+            finalizes=True,  # gloo may abort a process that is done
         )
         for rank in (0, 1)
     ]

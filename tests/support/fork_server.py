@@ -2,13 +2,13 @@
 
 To import torch, Lightning and MLflow takes 5 to 15 s of a processor, and tests start trainings by
 the hundred. What it forks is a process like any other: it has its own session, folder, environment
-and output, it is stopped by signals, and it ends as an interpreter does, by `atexit` and all.
-Neither pyclassify nor a test's own module is imported before the fork, so that a process finds
-them by its own folder and PYTHONPATH, as `python -m` does.
+and output, it is stopped by signals, and at its end it waits for its threads and calls its exit
+handlers. Neither pyclassify nor a test's own module is imported before the fork, so that a process
+finds them by its own folder and PYTHONPATH, as `python -m` does.
 
 Started by `tests.support.processes`, with one end of a Unix socket as its standard input. A request
-is a JSON object {argv, cwd, env} with the file descriptors of stdin, stdout, stderr and of a pipe.
-Into the pipe go the process's id and, once it has ended, its exit status, each as a line.
+is a JSON object, the arguments of `become`, with the file descriptors of stdin, stdout and stderr
+and of a pipe. Into the pipe go the process's id and, once it has ended, its exit status, each as a line.
 """
 
 import atexit
@@ -145,8 +145,18 @@ def silence():
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
 
 
-def become(argv, cwd, env, streams):
-    """Be `python *argv` in a folder and with an environment, for the rest of this process."""
+def become(argv, cwd, env, streams, executable=None, finalizes=False):
+    """Be `python *argv` for the rest of this process.
+
+    Args:
+        argv: The arguments of `python`: `-m MODULE`, `-c CODE` or a file, and more.
+        cwd: The folder to be in.
+        env: The environment.
+        streams: The file descriptors that become stdin, stdout and stderr.
+        executable: What the process starts where it starts `sys.executable`.
+        finalizes: Destroy all objects at the end as an interpreter does, which takes half a second
+            of a processor.
+    """
     os.setsid()
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -158,8 +168,44 @@ def become(argv, cwd, env, streams):
     os.chdir(cwd)
     sys.path[0] = cwd
     sys.path[1:1] = [each for each in env.get("PYTHONPATH", "").split(os.pathsep) if each]
-    atexit.register(silence)  # the last of what is called at the end
+    sys.executable = executable or sys.executable
     load_entry_points()
+    if finalizes:
+        atexit.register(silence)  # the last of what is called at the end
+        execute(argv)
+    else:
+        leave(argv)
+
+
+def leave(argv):
+    """Execute `python *argv` and end as Python does, except that objects are left as they are."""
+    code = 0
+    try:
+        execute(argv)
+    except SystemExit as leaving:
+        code = leaving.code
+        if code is not None and not isinstance(code, int):
+            sys.stderr.write(f"{code}\n")
+            code = 1
+    except KeyboardInterrupt:
+        sys.excepthook(*sys.exc_info())
+        code = -signal.SIGINT
+    except BaseException:
+        sys.excepthook(*sys.exc_info())
+        code = 1
+    threading._shutdown()
+    atexit._run_exitfuncs()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):
+            stream.flush()
+    if code == -signal.SIGINT:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        os.kill(os.getpid(), signal.SIGINT)
+    os._exit((code or 0) & 255)
+
+
+def execute(argv):
+    """Execute `python *argv` in this process."""
     kind, *rest = argv
     if kind == "-m":
         sys.argv = rest

@@ -11,7 +11,6 @@ to a process group, or to a child whose parent is gone, Python itself has to be 
 
 import atexit
 import contextlib
-import inspect
 import json
 import os
 import shutil
@@ -58,13 +57,6 @@ if code < 0:
     os.kill(os.getpid(), -code)
 os._exit(code)
 """
-BOOT = """
-import atexit, contextlib, os, runpy, sys, threading
-sys.executable = {python!r}
-{leave}
-"""
-MODULE = "leave(lambda: runpy.run_module(sys.argv[0], run_name='__main__', alter_sys=True))"
-CODE = "leave(lambda: exec(compile({code!r}, '<string>', 'exec'), globals()))"
 
 _program = None
 
@@ -87,48 +79,13 @@ def program():
 
 
 def start(*argv, **options):
-    """Start a process as `processes.start` does, for `-m MODULE` or `-c CODE`."""
-    return processes.start(*_with_program(argv), **options)
+    """Start a process as `processes.start` does."""
+    return processes.start(*argv, executable=program(), **options)
 
 
 def run(*argv, **options):
-    """Run a process as `processes.run` does, for `-m MODULE` or `-c CODE`."""
-    return processes.run(*_with_program(argv), **options)
-
-
-def _with_program(argv):
-    kind, what, *more = argv
-    boot = BOOT.format(python=program(), leave=inspect.getsource(leave))
-    if kind == "-m":
-        return ["-c", f"{boot}sys.argv = sys.argv[1:]\n{MODULE}", what, *more]
-    if kind == "-c":
-        return ["-c", boot + CODE.format(code=what), *more]
-    raise ValueError(f"{kind} is neither -m nor -c")
-
-
-def leave(run):
-    """Run what this process is for, and end it as Python ends.
-
-    Only the objects are left as they are: to destroy those of torch, Lightning and MLflow takes
-    half a second of a processor.
-    """
-    code = 0
-    try:
-        run()
-    except SystemExit as leaving:
-        code = leaving.code
-        if code is not None and not isinstance(code, int):
-            sys.stderr.write(f"{code}\n")
-            code = 1
-    except BaseException:
-        sys.excepthook(*sys.exc_info())
-        code = 1
-    threading._shutdown()
-    atexit._run_exitfuncs()
-    for stream in (sys.stdout, sys.stderr):
-        with contextlib.suppress(OSError, ValueError):
-            stream.flush()
-    os._exit((code or 0) & 255)
+    """Run a process as `processes.run` does."""
+    return processes.run(*argv, executable=program(), **options)
 
 
 def _listen(requests):
@@ -142,8 +99,7 @@ def _serve(asking):
     with asking:
         content, descriptors, *_ = socket.recv_fds(asking, 1 << 20, 4)
         request = json.loads(content)
-        request["argv"] = _with_program(request["argv"])
-        processes._ask(request, descriptors)
+        processes.ask_server({**request, "executable": program()}, descriptors)
         for each in descriptors:
             os.close(each)
         pid = asking.recv(64)

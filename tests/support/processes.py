@@ -31,20 +31,21 @@ class Forked:
     """A process that the server forked, to be used as `subprocess.Popen` is.
 
     Its output goes to files, so that no reader has to keep up with it; `stdout` and `stderr` may be
-    a file, PIPE, STDOUT or, without them, this process's own.
+    a file, PIPE, STDOUT or, without them, this process's own. More options are those of
+    `fork_server.become`.
     """
 
-    def __init__(self, argv, cwd=None, env=None, stdout=None, stderr=None):
+    def __init__(self, argv, cwd=None, env=None, stdout=None, stderr=None, **options):
         self.args, self.returncode = argv, None
         self._files = {}
         out = self._open("stdout", stdout)
         err = out if stderr == STDOUT else self._open("stderr", stderr)
         read, write = os.pipe()
         self._status = os.fdopen(read)
-        request = {"argv": list(map(str, argv)), "cwd": str(cwd or Path.cwd())}
+        request = {"argv": list(map(str, argv)), "cwd": str(cwd or Path.cwd()), **options}
         request["env"] = dict(os.environ if env is None else env)
         with open(os.devnull) as nothing:
-            _ask(request, [nothing.fileno(), out, err, write])
+            ask_server(request, [nothing.fileno(), out, err, write])
         os.close(write)
         self.pid = int(self._status.readline())
 
@@ -131,7 +132,8 @@ def run(*argv, timeout=TIMEOUT_SECONDS, check=False, **options):
     return subprocess.CompletedProcess(argv, process.returncode, out, err)
 
 
-def _ask(request, descriptors):
+def ask_server(request, descriptors):
+    """Have the server fork a process, with a pipe as the last of four file descriptors."""
     global _server
     if _server is None:
         _server = _start_server()
