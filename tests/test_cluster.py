@@ -15,15 +15,6 @@ TAKE_400_MB = f"{sys.executable} -c 'bytearray(400_000_000)'"
 
 
 @pytest.fixture(scope="module", autouse=True)
-def endless(cluster):
-    """A job that has reached its time limit; the controller looks at it every half minute."""
-    job = cluster.submit("sleep 120")
-    cluster.wait_for(job, "RUNNING")
-    cluster.run("scontrol", "update", f"jobid={job}", "endtime=now")
-    return job
-
-
-@pytest.fixture(scope="module", autouse=True)
 def failed(cluster):
     """A job that failed, and that the controller forgets."""
     job = cluster.submit("exit 3")
@@ -119,10 +110,6 @@ def test_nothing_outlives_a_test_run_that_is_killed(cluster):
     run.wait()
     wait_until(lambda: not folder.exists(), "the cluster's folder is gone")
     assert sweep.using(folder) == []
-
-
-def test_a_job_ends_at_its_time_limit(endless, cluster):
-    assert cluster.wait_for(endless, "TIMEOUT") == "TIMEOUT"
 
 
 def test_a_job_outlives_a_controller_that_is_down(cluster, tmp_path):

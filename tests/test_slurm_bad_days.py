@@ -1,21 +1,21 @@
 """Runs whose job ended without a word, started in between, or is asked for in vain."""
 
-import shutil
-
-import mlflow
 import pytest
 
 from pyclassify import cli
 from pyclassify.slurm import programs
 from pyclassify.slurm.logs import tail_of
+from pyclassify.slurm.states import STATES
 from pyclassify.slurm.submitted import SlurmRun
 from tests.support import slurm_programs
+from tests.support.phrases import mentions
 from tests.support.slurm_programs import say, say_in_turn
 from tests.support.slurm_runs import note
+from tests.support.stores import experiment_id
 
 GONE = say(stderr="slurm_load_jobs error: Invalid job id specified\n", code=1)
 DOWN = ("", "slurm_load_jobs error: Unable to contact slurm controller (connect failure)\n", 1)
-LIMIT = 'the job came to its time limit; give more by "time"'
+LIMIT = STATES["TIMEOUT"].words
 PENDING, RUNNING = ("4|PENDING|BeginTime||0:00\n",), ("4|RUNNING|None|n1|0:01\n",)
 
 
@@ -34,10 +34,8 @@ def put(monkeypatch, tmp_path):
 
 
 @pytest.fixture
-def client(put, empty_store, tmp_path, monkeypatch):
-    shutil.copy(empty_store, tmp_path)
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
-    return mlflow.MlflowClient()
+def client(put, store):
+    return store
 
 
 @pytest.fixture
@@ -45,10 +43,9 @@ def running(client, tmp_path):
     """Make a RUNNING run of a job; returns its id."""
 
     def make(job_id="4"):
-        experiment = client.get_experiment_by_name("tested").experiment_id
         tags = {"slurm_folder": str(tmp_path), "slurm_job_id": job_id}
         tags["slurm_output"] = f"{tmp_path}/%x-%j-%N.out"
-        run_id = client.create_run(experiment, tags=tags).info.run_id
+        run_id = client.create_run(experiment_id(client), tags=tags).info.run_id
         client.update_run(run_id, status="RUNNING")
         return run_id
 
@@ -64,6 +61,7 @@ def say_so(capsys, *words):
 def test_cancel_of_a_job_that_has_ended_tells_how(running, client, capsys):
     run_id = running()
 
+    # the form of this message
     assert say_so(capsys, "cancel", run_id)[1] == (
         f"run {run_id}: FAILED\njob 4: had ended: TIMEOUT\n"
     )
@@ -76,8 +74,7 @@ def test_cancel_of_a_job_that_slurm_has_forgotten_closes_the_run(running, client
     assert say_so(capsys, "cancel", run_id)[1] == (
         f"run {run_id}: KILLED\njob 99: SLURM has forgotten it\n"
     )
-    words = "SLURM job 99: SLURM has forgotten it; the run was marked KILLED by "
-    assert note(client.get_run(run_id)).startswith(words)
+    assert mentions(note(client.get_run(run_id)), "SLURM job 99: ", "forgotten", "KILLED")
 
 
 def test_cancel_is_asked_for_though_squeue_is_silent(running, client, put, capsys):
@@ -149,7 +146,7 @@ def test_ended_job_without_a_log_asks_where_slurm_could_write(running, tmp_path,
 def test_job_without_a_log_that_waits_has_not_started(running, put, capsys):
     put("squeue", PENDING)
 
-    assert "has no log yet: its job has not started" in say_so(capsys, "logs", running())[2]
+    assert mentions(say_so(capsys, "logs", running())[2], "no log yet", "not started")
 
 
 def test_job_that_slurm_has_forgotten_says_where_to_look(running, client, tmp_path, capsys):
@@ -158,6 +155,6 @@ def test_job_that_slurm_has_forgotten_says_where_to_look(running, client, tmp_pa
     code, _, error = say_so(capsys, "status", run_id)
 
     assert code == 1
-    assert "squeue has no job 99; sacct has no job 99; the run stays RUNNING: see the log" in error
-    assert f"in {tmp_path}, or close it by `pyclassify slurm cancel`" in error
+    assert mentions(error, "squeue has no job 99", "sacct has no job 99", "RUNNING")
+    assert mentions(error, tmp_path, "`pyclassify slurm cancel`")
     assert client.get_run(run_id).info.status == "RUNNING"

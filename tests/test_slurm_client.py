@@ -28,18 +28,12 @@ def put(monkeypatch, tmp_path):
     ("version", "job_id", "state", "status", "words"),
     [
         ("2.6.5", "1", "COMPLETED", "FINISHED", ""),
-        ("2.6.5", "2", "CANCELLED", "KILLED", "the job was cancelled by "),
-        (
-            "2.6.5",
-            "3",
-            "NODE_FAIL",
-            "FAILED",
-            "a node of the job failed; `pyclassify slurm resume` goes on",
-        ),
-        ("2.6.5", "4", "TIMEOUT", "FAILED", 'the job came to its time limit; give more by "time"'),
-        ("2.6.5", "5", "FAILED", "FAILED", "the job ended with an error, exit code 1"),
+        ("2.6.5", "2", "CANCELLED", "KILLED", f"{STATES['CANCELLED'].words} by "),
+        ("2.6.5", "3", "NODE_FAIL", "FAILED", STATES["NODE_FAIL"].words),
+        ("2.6.5", "4", "TIMEOUT", "FAILED", STATES["TIMEOUT"].words),
+        ("2.6.5", "5", "FAILED", "FAILED", f"{STATES['FAILED'].words}, exit code 1"),
         ("2.6.5", "6", "RUNNING", "RUNNING", ""),
-        ("24.05.3", "8183088", "FAILED", "FAILED", "the job ended with an error"),
+        ("24.05.3", "8183088", "FAILED", "FAILED", STATES["FAILED"].words),
         ("24.05.3", "8183089", "COMPLETED", "FINISHED", ""),
     ],
 )
@@ -57,7 +51,7 @@ def test_jobs_that_the_queue_has_forgotten(put, version, job_id, state, status, 
 def test_job_that_neither_knows_is_an_error_of_its_own(put):
     put("squeue", GONE)
     put("sacct", slurm_programs.replay("24.05.3"))
-    with pytest.raises(client.JobUnknown, match="squeue has no job 7; sacct has no job 7"):
+    with pytest.raises(client.JobUnknown, match=r"squeue .* job 7\b.*sacct .* job 7\b"):
         client.find("7")
 
 
@@ -148,7 +142,7 @@ def test_environment_of_the_submission_does_not_change_the_job(put, monkeypatch,
 
 def test_where_there_is_no_slurm_it_says_so(monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(SlurmError, match="no squeue on PATH; this is for the login node"):
+    with pytest.raises(SlurmError, match="no squeue on PATH"):
         client.find("7")
 
 
@@ -161,5 +155,5 @@ def test_every_state_means_something():
 
 def test_state_that_nobody_knows_is_not_guessed(put):
     put("squeue", say("7|MOLTEN|None|n1|0:05\n"))
-    with pytest.raises(SlurmError, match="calls job 7 'MOLTEN', which is no state known here"):
+    with pytest.raises(SlurmError, match=r"job 7\b.*'MOLTEN'"):
         client.find("7")

@@ -34,27 +34,28 @@ def test_unknown_key_lists_the_nearest_and_the_valid_ones():
     [
         ("time", "10 minutes", "takes minutes, minutes:seconds, hours:minutes:seconds, days-hours"),
         ("time", "1:90:00", "takes minutes"),
-        ("mem", "64 gigabytes", 'takes megabytes, or a number with K, M, G or T, such as "64G"'),
+        ("mem", "64 gigabytes", 'takes megabytes, .*"64G"'),
         ("nodes", 0, "takes a whole number from 1"),
         ("nodes", True, "takes a whole number from 1"),
         ("gpus", -1, "takes a whole number from 0"),
         ("job_name", "two\nlines", "takes one line of text"),
-        ("job_name", "a/b", "takes one line of text without slashes"),
-        ("output", "%x/out", "takes a file name .* but not in a folder's name"),
+        ("job_name", "a/b", "takes one line .*slashes"),
+        ("output", "%x/out", "takes a file name .*folder"),
         ("partition", "", "takes one line of text"),
         ("output", "a\\b.out", "takes a file name without backslashes"),
-        ("signal", "soon", "takes a signal and the seconds before the time limit"),
+        ("signal", "soon", "takes a signal .*seconds"),
         ("exclusive", "yes", 'takes true, false, "user" or "mcs"'),
-        ("mail_type", "SOMETIMES", "takes one or more of NONE, BEGIN, END"),
-        ("modules", "cuda", "takes a list of texts of one line each"),
-        ("setup", ["one\ntwo"], "takes a list of texts of one line each"),
+        ("mail_type", "SOMETIMES", "takes .*NONE, BEGIN, END"),
+        ("modules", "cuda", "takes a list .*one line"),
+        ("setup", ["one\ntwo"], "takes a list .*one line"),
         ("wait", "no", "takes true or false"),
-        ("requeue_seconds", 0, "takes a whole number from 1 to 65535, such as 300"),
+        ("requeue_seconds", 0, "takes a whole number from 1 to 65535"),
         ("requeue_attempts", 0, "takes a whole number from 1"),
         ("tracking", "offline", 'takes "direct" or "spool"'),
     ],
 )
 def test_wrong_value_says_what_is_allowed(key, value, allowed):
+    # the form of this message
     with pytest.raises(ValueError, match=rf"^{key} is .* in the backend config.*; it {allowed}"):
         config.read({key: value})
 
@@ -69,7 +70,7 @@ def test_each_of_slurms_forms_of_a_time_is_taken(time):
 @pytest.mark.parametrize(
     ("exports", "why"),
     [
-        ({"API_TOKEN": "abcdef"}, "API_TOKEN looks like a credential, and the script is kept"),
+        ({"API_TOKEN": "abcdef"}, "API_TOKEN looks like a credential"),
         ({"DB": "postgresql://me:pass@host/db"}, "DB looks like a credential"),
         ({"OPTIONS": "--token=abcdef"}, "OPTIONS looks like a credential"),
         ({"a b": "1"}, "'a b' is no variable's name"),
@@ -86,7 +87,7 @@ def test_exports_take_no_credential_and_nothing_of_the_backends(exports, why):
 
 def test_exported_credential_must_be_set_where_the_job_is_submitted(monkeypatch):
     monkeypatch.delenv("HF_TOKEN", raising=False)
-    with pytest.raises(ValueError, match=r"exports.HF_TOKEN is null .* is not set here; export it"):
+    with pytest.raises(ValueError, match=r"exports.HF_TOKEN is null\b.* not set"):
         config.read({"exports": {"HF_TOKEN": None}})
 
     monkeypatch.setenv("HF_TOKEN", "secret")
@@ -99,7 +100,7 @@ def test_exported_credential_must_be_set_where_the_job_is_submitted(monkeypatch)
         ("--time=5", 'give the key "time"'),
         ("--array=0-3", "a run is one job"),
         ("--gpus-per-task=1", "it hides the other tasks' GPUs"),
-        ("licenses=a", "it takes options of sbatch by their long names, one an entry"),
+        ("licenses=a", "long names, one an entry"),
         ("-a0-3", "by their long names"),
         ("-D/tmp", "by their long names"),
         ("--comment a", "by their long names"),
@@ -125,10 +126,10 @@ def test_other_options_of_sbatch_are_passed_on():
     [
         (
             {"signal": "TERM@60"},
-            r"^signal is 'TERM@60' and requeue is true .*leave signal out",
+            r"^signal is 'TERM@60' and requeue is true\b",
         ),
-        ({"time": 2}, r"^time is '2' .*told to leave 120 seconds before that; give more"),
-        ({"time": "1:00:00", "requeue_seconds": 3600}, "3600 seconds before that; give"),
+        ({"time": 2}, r"^time is '2'.*\b120 seconds"),
+        ({"time": "1:00:00", "requeue_seconds": 3600}, r"\b3600 seconds"),
         ({"requeue": False, "requeue_seconds": 60}, '^requeue_seconds is 60 .*"requeue": true too'),
         ({"requeue": False, "requeue_attempts": 3}, '^requeue_attempts is 3 .*"requeue": true too'),
     ],
@@ -150,7 +151,7 @@ def test_each_of_slurms_forms_of_a_time_is_so_many_seconds(time, seconds):
 
 
 def test_container_and_environment_are_one_too_many():
-    with pytest.raises(ValueError, match=r"container is 'a.sif' and environment 'b' in the"):
+    with pytest.raises(ValueError, match=r"container is 'a.sif' and environment 'b'"):
         config.read({"container": "a.sif", "environment": "b"})
 
 

@@ -22,9 +22,7 @@ def test_image_of_a_registry_is_left_as_it_is():
 
 
 def test_image_that_is_missing_is_refused(tmp_path):
-    with pytest.raises(
-        ValueError, match=r"^container is .*a.sif.* there is no .*a.sif; it takes an"
-    ):
+    with pytest.raises(ValueError, match=r"^container is .*a.sif.* no .*a.sif\b"):
         environment.find_image(str(tmp_path / "a.sif"))
 
 

@@ -18,14 +18,14 @@ from tests.support.slurm_runs import write_project
     ],
 )
 def test_credential_in_a_line_is_refused_and_not_repeated(key, line, name):
-    words = f'{key} gives {name} a value .*credential.*give "exports": ..\\w+": null'
+    words = rf'{key} .*{name}.*credential.*"exports": ..\w+": null'
     with pytest.raises(ValueError, match=words) as info:
         config.read({key: [line]})
     assert "0123456789" not in str(info.value)
 
 
 def test_password_of_an_image_is_refused():
-    with pytest.raises(ValueError, match=r"^container has a credential in it in the backend con"):
+    with pytest.raises(ValueError, match=r"^container .*credential"):
         config.read({"container": "docker://me:pass@registry.example.org/image"})
 
 

@@ -1,32 +1,27 @@
 """A run whose job ends more than once, or in a way that SLURM tells late."""
 
-import shutil
-
-import mlflow
 import pytest
 
 from pyclassify.slurm import delivery, reconcile, report
 from pyclassify.slurm.answers import Job
 from pyclassify.slurm.reconcile import Ending
+from pyclassify.slurm.states import STATES
 from pyclassify.tracking.spool import target
 from pyclassify.tracking.spool.courier import Courier
 from tests.support.slurm_runs import note
+from tests.support.stores import experiment_id
 
-FELL = "a node of the job failed; `pyclassify slurm resume` goes on"
-MADE_ROOM = "the job had to make room for another; `pyclassify slurm resume` goes on"
-LATE = "the job's deadline came before its end"
+FELL, MADE_ROOM, LATE = (STATES[name].words for name in ("NODE_FAIL", "PREEMPTED", "DEADLINE"))
 
 
 @pytest.fixture
-def client(empty_store, tmp_path, monkeypatch):
-    shutil.copy(empty_store, tmp_path)
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
-    return mlflow.MlflowClient()
+def client(store):
+    return store
 
 
 @pytest.fixture
 def run_id(client):
-    return client.create_run(client.get_experiment_by_name("tested").experiment_id).info.run_id
+    return client.create_run(experiment_id(client)).info.run_id
 
 
 @pytest.mark.parametrize(
@@ -85,6 +80,7 @@ def test_second_ending_of_a_job_takes_the_place_of_the_first(client, run_id, tmp
     assert note(client.get_run(run_id)) == "Mine.\n\nMine too."
     reconcile.settle(client, run_id, Ending("FAILED", "second"), "7", [])
 
+    # the form of this message
     assert note(client.get_run(run_id)) == "Mine.\n\nMine too.\n\nSLURM job 7: second."
 
 

@@ -16,7 +16,7 @@ def test_folders_of_the_logs_are_made(tmp_path):
 def test_folder_that_cannot_be_made_is_named(tmp_path):
     (tmp_path / "job.sh").touch()
     read = config.read({"output": "job.sh/%j.out"})
-    with pytest.raises(OSError, match=r'job.sh can.t be made .*; give another file as "output"'):
+    with pytest.raises(OSError, match=r'job\.sh.*"output"'):
         submission.make_folders_of_logs(tmp_path, read)
 
 

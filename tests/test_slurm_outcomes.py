@@ -7,6 +7,7 @@ import mlflow
 import pytest
 from mlflow.exceptions import ExecutionException
 
+from pyclassify.slurm import programs
 from tests.support import cluster_files, foreign_project, slurm_runs
 from tests.support.submissions import Submissions
 from tests.support.waiting import scale, wait_until
@@ -39,33 +40,37 @@ def outcomes(cluster, empty_store, tmp_path_factory):
     folder = tmp_path_factory.mktemp("outcomes")
     with pytest.MonkeyPatch.context() as patch:
         slurm_runs.enter(patch, cluster, empty_store, folder)
+        patch.setattr(programs, "PAUSES", (0.5,))  # how patient it is, test_slurm_client.py tells
         submissions = Submissions(cluster, foreign_project.write(folder / "project"))
-        yield {
-            **at_once(cluster, submissions),
-            "refused by sbatch": refused(submissions, partition="nowhere"),
-            **with_the_controller_down(cluster, submissions),
-        }
+        yield (
+            submissions,
+            {
+                **at_once(cluster, submissions),
+                "refused by sbatch": refused(submissions, partition="nowhere"),
+                **with_the_controller_down(cluster, submissions),
+            },
+        )
     mlflow.set_tracking_uri(None)
 
 
 def at_once(cluster, submissions):
-    submissions.start("time limit")
-    submissions.wait_until_started("time limit")
-    limited = submissions.job("time limit")  # at which the controller looks every half minute
+    # What takes half a minute comes first: the controller's next look at time limits, and KillWait.
+    submissions.submit("time limit", "obey", {"file": submissions.file("time limit")})
+    submissions.start("scancel by someone else")
+    submissions.wait_until_started("time limit", "scancel by someone else")
+    limited = submissions.job("time limit")
     cluster.run("scontrol", "update", f"jobid={limited}", "endtime=now")
+    cluster.run("scancel", submissions.job("scancel by someone else"))
     submissions.start("node down", nodelist="n2")
     submissions.start("node down, requeued", nodelist="n2", requeue=True)
     submissions.start(WAITING)
     submissions.start(FAILING, code=3)
-    submissions.start("scancel by someone else")
     submissions.submit("success")
     submissions.submit("exit 1", "fail")
     submissions.submit("out of memory", "eat")
     submissions.submit("cancelled while pending", sbatch_args=["--begin=now+1hour"])
     cluster.run("scancel", submissions.job("cancelled while pending"))
 
-    submissions.wait_until_started("scancel by someone else")
-    cluster.run("scancel", submissions.job("scancel by someone else"))
     submissions.wait_until_started("node down", "node down, requeued")
     with cluster.crashed("n2"):
         submissions.wait_until_ended("node down")
@@ -105,7 +110,11 @@ def with_the_controller_down(cluster, submissions):
 
 @pytest.mark.parametrize(("what", "at_once", "status", "words"), OUTCOMES)
 def test_a_run_says_what_became_of_its_job(what, at_once, status, words, outcomes):
-    outcome = outcomes[what]
+    outcome = outcomes[1][what]
 
     assert (outcome.at_once, outcome.status) == (at_once, status), outcome.words
     assert re.search(words, outcome.words, re.DOTALL)
+
+
+def test_accounting_has_a_job_that_came_to_its_time_limit_as_such(outcomes, cluster):
+    assert cluster.accounting(outcomes[0].job("time limit"), "state") == "TIMEOUT"

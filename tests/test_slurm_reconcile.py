@@ -1,16 +1,13 @@
 """A run's status by what SLURM says of its job while the script ends."""
 
-import shutil
-
-import mlflow
 import pytest
 
 from pyclassify.slurm import reconcile
 from pyclassify.slurm.reconcile import Ending
+from pyclassify.slurm.states import STATES
+from tests.support.stores import experiment_id
 
-LIMIT = 'the job came to its time limit; give more by "time"'
-BY_ROOT = "the job was cancelled by root"
-MEMORY = 'the job took more memory than it has; give more by "mem"'
+LIMIT, MEMORY, FELL = (STATES[name].words for name in ("TIMEOUT", "OUT_OF_MEMORY", "NODE_FAIL"))
 
 
 @pytest.mark.parametrize(
@@ -31,12 +28,7 @@ MEMORY = 'the job took more memory than it has; give more by "mem"'
             "the job was cancelled by root",
         ),
         (143, "COMPLETING None\n", "KILLED", "the job was cancelled"),
-        (
-            143,
-            "COMPLETING None\nNODE_FAIL",
-            "FAILED",
-            "a node of the job failed; `pyclassify slurm resume` goes on",
-        ),
+        (143, "COMPLETING None\nNODE_FAIL", "FAILED", FELL),
         (143, "COMPLETING BeginTime\nREQUEUED", "SCHEDULED", ""),
         (143, "PENDING BeginTime\nPENDING", "SCHEDULED", ""),
         (143, "REQUEUED\nPREEMPTED", "SCHEDULED", ""),  # it made room for another
@@ -45,12 +37,6 @@ MEMORY = 'the job took more memory than it has; give more by "mem"'
 def test_end_of_the_script_is_what_slurm_says(code, said, status, words):
     ending = reconcile.of_script(code, said)
     assert (ending.status, ending.words) == (status, words)
-
-
-@pytest.fixture
-def client(empty_store, tmp_path):
-    shutil.copy(empty_store, tmp_path)
-    return mlflow.MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
 
 
 @pytest.mark.parametrize(
@@ -64,26 +50,26 @@ def client(empty_store, tmp_path):
         ("FINISHED", "FAILED", "FAILED"),  # which MLflow says whenever Python exits
     ],
 )
-def test_status_of_the_training_stays_unless_its_job_failed(before, ending, after, client):
-    run_id = client.create_run(client.get_experiment_by_name("tested").experiment_id).info.run_id
+def test_status_of_the_training_stays_unless_its_job_failed(before, ending, after, store):
+    run_id = store.create_run(experiment_id(store)).info.run_id
     if before != "RUNNING":
-        client.set_terminated(run_id, before)
+        store.set_terminated(run_id, before)
 
-    assert reconcile.settle(client, run_id, Ending(ending, "why"), "7", []) == after
-    assert client.get_run(run_id).info.status == after
+    assert reconcile.settle(store, run_id, Ending(ending, "why"), "7", []) == after
+    assert store.get_run(run_id).info.status == after
 
 
-def test_reason_is_told_once_after_what_the_description_says(client, tmp_path):
-    run_id = client.create_run(client.get_experiment_by_name("tested").experiment_id).info.run_id
-    client.set_tag(run_id, "mlflow.note.content", "Mine.")
+def test_reason_is_told_once_after_what_the_description_says(store, tmp_path):
+    run_id = store.create_run(experiment_id(store)).info.run_id
+    store.set_tag(run_id, "mlflow.note.content", "Mine.")
     (tmp_path / "err").write_text("long\n" * 9999 + "see https://me:pass@host/\nthe last line\n")
 
     for _ in range(2):
-        reconcile.settle(client, run_id, Ending("FAILED", "why"), "7", [tmp_path / "err"])
+        reconcile.settle(store, run_id, Ending("FAILED", "why"), "7", [tmp_path / "err"])
 
-    note = client.get_run(run_id).data.tags["mlflow.note.content"]
+    note = store.get_run(run_id).data.tags["mlflow.note.content"]
     assert note.startswith("Mine.\n\nSLURM job 7: why.\n\nThe last lines of stderr:\n\n```\nlong\n")
     assert note.endswith("\nsee https://***@host/\nthe last line\n```")
     assert note.count("why") == 1
     assert len(note) < 5000
-    assert [each.path for each in client.list_artifacts(run_id, "slurm")] == ["slurm/err"]
+    assert [each.path for each in store.list_artifacts(run_id, "slurm")] == ["slurm/err"]

@@ -1,6 +1,5 @@
 """All runs' statuses at once, from what accounting says of their jobs."""
 
-import shutil
 import sys
 import time
 
@@ -11,17 +10,16 @@ from pyclassify.cli import main
 from pyclassify.slurm import programs
 from tests.support import slurm_programs
 from tests.support.slurm_programs import say, say_in_turn
+from tests.support.stores import experiment_id
 
 
 @pytest.fixture
-def store(empty_store, tmp_path, monkeypatch):
+def store(store, tmp_path, monkeypatch):
     """An `MlflowClient`; nothing waits between tries at SLURM."""
-    shutil.copy(empty_store, tmp_path)
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
     monkeypatch.setattr(programs, "PAUSES", (0.0,))
     (tmp_path / "bin").mkdir()
     slurm_programs.first_on_path(monkeypatch, tmp_path / "bin")
-    return mlflow.MlflowClient()
+    return store
 
 
 @pytest.fixture
@@ -40,10 +38,9 @@ def answer(tmp_path):
 
 def make(store, folder, job_id, status="RUNNING", **tags):
     """Make a run whose job was submitted an hour ago."""
-    experiment = store.get_experiment_by_name("tested").experiment_id
     hour_ago = int((time.time() - 3600) * 1000)
     tags = {"slurm_folder": str(folder), "slurm_job_id": str(job_id), **tags}
-    run_id = store.create_run(experiment, start_time=hour_ago, tags=tags).info.run_id
+    run_id = store.create_run(experiment_id(store), start_time=hour_ago, tags=tags).info.run_id
     store.update_run(run_id, status=status)
     return run_id
 
@@ -61,13 +58,13 @@ def row(job_id, state, start=0, seconds=60, gpus=0, step="", memory=""):
     ("state", "status", "words"),
     [
         ("COMPLETED", "FINISHED", ""),
-        ("TIMEOUT", "FAILED", "the job came to its time limit"),
-        ("OUT_OF_MEMORY", "FAILED", "the job took more memory than it has"),
-        ("NODE_FAIL", "FAILED", "a node of the job failed"),
-        ("PREEMPTED", "KILLED", "the job had to make room for another"),
-        ("CANCELLED by 0", "KILLED", "the job was cancelled by root"),
-        ("BOOT_FAIL", "FAILED", "its node did not start"),
-        ("DEADLINE", "FAILED", "the job's deadline came before its end"),
+        ("TIMEOUT", "FAILED", "time limit"),
+        ("OUT_OF_MEMORY", "FAILED", "memory"),
+        ("NODE_FAIL", "FAILED", "node"),
+        ("PREEMPTED", "KILLED", "room for another"),
+        ("CANCELLED by 0", "KILLED", "cancelled by root"),
+        ("BOOT_FAIL", "FAILED", "did not start"),
+        ("DEADLINE", "FAILED", "deadline"),
     ],
 )
 @pytest.mark.parametrize("said", ["SCHEDULED", "RUNNING", "FINISHED"])
@@ -117,7 +114,7 @@ def test_dry_run_changes_nothing(store, answer, tmp_path, capsys):
 
     assert store.get_run(run_id).to_dictionary() == before
     out = capsys.readouterr().out
-    assert f"run {run_id} ({before['info']['run_name']}): RUNNING -> FAILED, the job came" in out
+    assert f"run {run_id} ({before['info']['run_name']}): RUNNING -> FAILED, " in out
     assert "1 runs looked at, 1 would change" in out
 
 

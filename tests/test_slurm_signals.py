@@ -9,7 +9,7 @@ import pytest
 
 from tests.support import required
 from tests.support.batch_scripts import check, render
-from tests.support.waiting import wait_until
+from tests.support.waiting import scale, wait_until
 
 READY = """
 import signal, sys, time
@@ -41,7 +41,7 @@ def start(folder, proctrack, command):
         cwd=folder,
         env={"PATH": "/usr/bin:/bin", "PROCTRACK": proctrack, "SLURM_NTASKS": "1"},
     )
-    wait_until((folder / "ready").exists, seconds=30)
+    wait_until((folder / "ready").exists, "the training is ready")
     return shell
 
 
@@ -55,15 +55,17 @@ def test_shell_that_is_signalled_alone_passes_it_on(before, signum, code, left, 
 
     shell.send_signal(signum)
 
-    assert shell.wait(30) == code
+    assert shell.wait(scale(30)) == code
     assert (tmp_path / "left").exists() == left
 
 
 def test_shell_of_a_training_that_is_signalled_too_passes_nothing_on(tmp_path):
-    (tmp_path / "train.py").write_text(READY.replace("time.sleep(60)", "time.sleep(1)"))
+    until = "while not Path('may-end').exists(): time.sleep(0.05)"
+    (tmp_path / "train.py").write_text(READY.replace("time.sleep(60)", until))
     shell = start(tmp_path, "proctrack/linuxproc", f"{sys.executable} train.py")
 
     shell.send_signal(signal.SIGUSR1)
+    (tmp_path / "may-end").touch()
 
-    assert shell.wait(30) == 0
+    assert shell.wait(scale(30)) == 0
     assert not (tmp_path / "left").exists()

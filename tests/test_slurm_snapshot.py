@@ -6,7 +6,6 @@ import shutil
 import time
 from pathlib import Path
 
-import mlflow
 import pytest
 from mlflow.projects._project_spec import EntryPoint
 
@@ -14,6 +13,7 @@ from pyclassify.slurm import clearing, listing, snapshot
 from pyclassify.slurm.parameters import place
 from pyclassify.tracking.spool.courier import Courier
 from tests.support import repositories, spooled
+from tests.support.stores import experiment_id
 
 
 def take(project, tmp_path):
@@ -129,14 +129,10 @@ def test_paths_mean_the_same_in_the_job(given, placed):
     assert place(given, entry_point, {"inside"}.__contains__, *where) == placed
 
 
-def test_folders_of_ended_runs_are_cleared_and_no_others(tmp_path, empty_store, monkeypatch):
-    shutil.copy(empty_store, tmp_path)
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
-    client = mlflow.MlflowClient()
-    experiment = client.get_experiment_by_name("tested").experiment_id
-    old, recent, going = (client.create_run(experiment).info.run_id for _ in range(3))
-    client.set_terminated(old, "FAILED", int((time.time() - 8 * 86_400) * 1000))
-    client.set_terminated(recent)
+def test_folders_of_ended_runs_are_cleared_and_no_others(tmp_path, store):
+    old, recent, going = (store.create_run(experiment_id(store)).info.run_id for _ in range(3))
+    store.set_terminated(old, "FAILED", int((time.time() - 8 * 86_400) * 1000))
+    store.set_terminated(recent)
     for name in (old, recent, going, "someone elses"):
         repositories.write(tmp_path / "work" / name, {"snapshot.json": "{}", "project/a": "1"})
     repositories.write(tmp_path / "work" / "no run's", {"a": "1"})

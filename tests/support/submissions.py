@@ -33,7 +33,7 @@ class Submissions:
         )
 
     def start(self, *names, code=0, **config):
-        """Submit jobs whose task waits for `release`."""
+        """Submit jobs whose task waits for `release`, and for no signal but SIGKILL."""
         for name in names:
             self.submit(name, "wait", {"file": self.file(name), "code": code}, **config)
 
