@@ -1,19 +1,18 @@
 """A trained, tested and registered network, and its test images as a folder of files."""
 
+import contextlib
 import json
-import os
-import shutil
 from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 
 import mlflow
-import pytest
 from PIL import Image
 
 from pyclassify import shapes
 from pyclassify.cli import main
 from tests.support.command_lines import SHAPES
+from tests.support.stores import new_store
 
 
 @contextmanager
@@ -22,18 +21,10 @@ def trained(empty_store, folder):
 
     It has the run's id, its predictions by file, and the model `shapes@champion`, version 1.
     """
-    shutil.copy(empty_store, folder)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{folder}/mlflow.db")
-        patch.setenv("MLFLOW_EXPERIMENT_NAME", "tested")
-        for name in ("MLFLOW_RUN_ID", "PL_GLOBAL_SEED", "PL_SEED_WORKERS"):
-            patch.setenv(name, "")  # which restores it afterwards
-            os.environ.pop(name)
+    with new_store(empty_store, folder) as client, contextlib.chdir(folder):
         assert main(f"train {SHAPES} --register=shapes".split()) == 0
-        run_id = mlflow.MlflowClient().get_model_version("shapes", "1").run_id
+        run_id = client.get_model_version("shapes", "1").run_id
         yield SimpleNamespace(run_id=run_id, expected=_read_answers(run_id))
-    mlflow.set_tracking_uri(None)
 
 
 def _read_answers(run_id):
