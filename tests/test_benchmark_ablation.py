@@ -8,7 +8,7 @@ from mlflow.entities import Metric
 
 from benchmarks import ablation, accuracy, curves
 from tests.support.folders import grow
-from tests.support.forked import fork_python
+from tests.support.forking_python import replace_python
 from tests.support.phrases import mentions
 
 CHANGED = {
@@ -52,7 +52,7 @@ def test_each_line_leaves_one_thing_of_the_recipe_out(recipe, cli):
 
 
 def test_recipe_is_trained_without_one_thing(tmp_path, monkeypatch):
-    fork_python(monkeypatch)
+    replace_python(monkeypatch)
     grow(tmp_path / "photos", "train/cat", "train/dog", count=8)
     few = ["--images=8", "--epochs=1", "--only", "no shifts", f"--json={tmp_path / 'all.json'}"]
     options = ["--batch_size=4", "--data.num_workers=0"]

@@ -6,11 +6,11 @@ import pytest
 
 from benchmarks import accuracy
 from tests.support.folders import grow
-from tests.support.forked import fork_python
+from tests.support.forking_python import replace_python
 
 
 def test_both_ways_are_trained_and_tested_on_the_same_images(tmp_path, monkeypatch, capsys):
-    fork_python(monkeypatch)
+    replace_python(monkeypatch)
     grow(tmp_path / "photos", "train/cat", "train/dog", count=5)
     grow(tmp_path / "photos", "test/cat", "test/dog", count=2)
     few = ["--images=8", "--epochs=1", "--seeds=1", f"--json={tmp_path / 'all.json'}"]

@@ -9,7 +9,7 @@ import pytest
 from lightning.pytorch.loops.fit_loop import _FitLoop
 
 from benchmarks import loops, report, startup, tracking, train
-from tests.support.forked import fork_python
+from tests.support.forking_python import replace_python
 from tests.support.phrases import mentions
 
 LINEAR = "model.model=tests.support.foreign.Linear"
@@ -43,17 +43,14 @@ def test_each_way_to_train_takes_the_steps_that_are_asked_for(way, tmp_path):
 
 
 def test_two_processes_train_the_reference_together(tmp_path, monkeypatch):
-    fork_python(monkeypatch)
-    python = tmp_path / "python"
-    python.write_text(f'#!/bin/sh\nshift\nexec {sys.executable} "$@"\n')  # without torchrun's -u
-    python.chmod(0o700)
-    monkeypatch.setenv("PYTHON_EXEC", str(python))
+    replace_python(monkeypatch)
+    monkeypatch.setenv("PYTHON_EXEC", sys.executable)
 
     assert len(train.run("reference", 2, ["--batch", 2, "--steps", 2])["ended"]) == 2
 
 
 def test_training_is_compared_with_its_ceiling(tmp_path, monkeypatch, capsys):
-    fork_python(monkeypatch)
+    replace_python(monkeypatch)
     options = [f"--{word}" for word in ("batch=2", "processes=1", "steps=5", "repeats=1")]
     ways = ["--ways", "fit", "ceiling", f"--{LINEAR}", "--trainer.enable_checkpointing=false"]
 
@@ -67,7 +64,7 @@ def test_training_is_compared_with_its_ceiling(tmp_path, monkeypatch, capsys):
 
 
 def test_a_way_that_fails_is_said_with_its_words(monkeypatch):
-    fork_python(monkeypatch)
+    replace_python(monkeypatch)
 
     with pytest.raises(RuntimeError) as failed:
         train.run("fit", 1, ["--batch", 0])
@@ -76,7 +73,7 @@ def test_a_way_that_fails_is_said_with_its_words(monkeypatch):
 
 
 def test_start_is_compared_with_what_cant_be_less(monkeypatch, capsys):
-    fork_python(monkeypatch)
+    replace_python(monkeypatch)
     few = [LINEAR, "trainer.enable_checkpointing=false"]
     few += [f"data.{part}_size=64" for part in ("train", "val", "test")]
 

@@ -12,7 +12,7 @@ from pyclassify.datamodule import SyntheticDataModule
 from pyclassify.module import Classifier
 from pyclassify.signals import stop_with_parent
 from tests.support import small
-from tests.support.forked import run_ranks
+from tests.support.processes import run_ranks
 
 BATCH = 64  # in all processes
 

@@ -17,7 +17,7 @@ from pyclassify.serving.export import export
 from pyclassify.signals import stop_with_parent
 from tests.support import small
 from tests.support.folders import grow
-from tests.support.forked import run_ranks
+from tests.support.processes import run_ranks
 
 CLASSES = ["ant", "bee", "cow", "dog"]
 

@@ -8,7 +8,8 @@ finds them by its own folder and PYTHONPATH, as `python -m` does.
 
 Started by `tests.support.processes`, with one end of a Unix socket as its standard input. A request
 is a JSON object, the arguments of `become`, with the file descriptors of stdin, stdout and stderr
-and of a pipe. Into the pipe go the process's id and, once it has ended, its exit status, each as a line.
+and of a pipe. Into the pipe go the process's id and, once it has ended, its exit status, each as a
+line.
 """
 
 import atexit
@@ -206,7 +207,7 @@ def leave(argv):
 
 def execute(argv):
     """Execute `python *argv` in this process."""
-    kind, *rest = argv
+    kind, *rest = argv[1:] if argv[0] == "-u" else argv
     if kind == "-m":
         sys.argv = rest
         runpy.run_module(rest[0], run_name="__main__", alter_sys=True)

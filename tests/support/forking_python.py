@@ -72,7 +72,7 @@ def program():
         requests.listen(64)
         threading.Thread(target=_listen, args=(requests,), daemon=True).start()
         path = folder / "python"
-        path.write_text(PROGRAM.format(python=sys.executable, requests=requests.getsockname()))
+        path.write_text(PROGRAM.format(python=processes.PYTHON, requests=requests.getsockname()))
         path.chmod(0o700)
         _program = str(path)
     return _program
@@ -86,6 +86,11 @@ def start(*argv, **options):
 def run(*argv, **options):
     """Run a process as `processes.run` does."""
     return processes.run(*argv, executable=program(), **options)
+
+
+def replace_python(monkeypatch):
+    """Have what this process starts by `sys.executable` fork, and what that starts in turn."""
+    monkeypatch.setattr(sys, "executable", program())
 
 
 def _listen(requests):

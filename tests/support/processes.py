@@ -19,9 +19,11 @@ import tempfile
 from pathlib import Path
 
 from tests.support import budget, waiting
+from tests.support.ports import free_port
 
 ROOT = Path(__file__).parents[2]
 PIPE, STDOUT = subprocess.PIPE, subprocess.STDOUT
+PYTHON = sys.executable  # which a test may replace
 TIMEOUT_SECONDS = 300  # for a process to end, before it counts as hung
 
 _server = None
@@ -116,7 +118,7 @@ def start(*argv, fresh=False, **options):
     """Start `python *argv`, with the options of `subprocess.Popen` for its folder and output."""
     if fresh:
         options = {"text": True, "stdin": subprocess.DEVNULL, "start_new_session": True, **options}
-        return subprocess.Popen([sys.executable, *map(str, argv)], **options)
+        return subprocess.Popen([PYTHON, *map(str, argv)], **options)
     return Forked(argv, **options)
 
 
@@ -132,6 +134,35 @@ def run(*argv, timeout=TIMEOUT_SECONDS, check=False, **options):
     return subprocess.CompletedProcess(argv, process.returncode, out, err)
 
 
+def run_ranks(file, *arguments, ranks=2):
+    """Run a script as torchrun does, one process for each rank, to the end of all.
+
+    A rank is told by the environment, so that Lightning starts no process itself.
+
+    Raises:
+        AssertionError: One has failed; with what all have written.
+    """
+    variables = {**os.environ, "PYTHONPATH": str(ROOT), "MASTER_ADDR": "127.0.0.1"}
+    variables |= {"MASTER_PORT": str(free_port()), "TORCHELASTIC_RUN_ID": "tested"}
+    variables |= {"WORLD_SIZE": str(ranks), "LOCAL_WORLD_SIZE": str(ranks), "GROUP_RANK": "0"}
+    started = [
+        start(
+            file,
+            *arguments,
+            env={**variables, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stdout=PIPE,
+            stderr=STDOUT,
+        )
+        for rank in range(ranks)
+    ]
+    try:
+        written = [each.communicate()[0] for each in started]
+    finally:
+        for each in started:
+            each.kill()
+    assert [each.returncode for each in started] == [0] * ranks, "\n".join(written)
+
+
 def ask_server(request, descriptors):
     """Have the server fork a process, with a pipe as the last of four file descriptors."""
     global _server
@@ -145,7 +176,7 @@ def _start_server():
     ours, its = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with its:
         subprocess.Popen(
-            [sys.executable, Path(__file__).with_name("fork_server.py")],
+            [PYTHON, Path(__file__).with_name("fork_server.py")],
             stdin=its,
             start_new_session=True,
         )
