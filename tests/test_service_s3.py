@@ -92,7 +92,7 @@ def test_bucket_that_takes_nothing_is_told_in_a_line_and_gets_it_later(
     with proxy.answering(error):
         assert main(["sync", str(run.folder)]) == 1
     (line,) = capsys.readouterr().err.splitlines()
-    assert mentions(line, f"pyclassify: {run.run_id}: ", *facts)
+    assert mentions(line, f"pyclassify: {run.run_id}: no file", *facts)
     assert run.there.get_run(run.run_id).data.metrics == {"loss": 0.5}
 
     service.bucket.create_bucket(Bucket=bucket)  # which is there already, but for the first

@@ -243,7 +243,7 @@ def test_server_that_refuses_is_told_once_and_logging_goes_on(code, words, spool
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     with answering(code) as address:
         delivery = Delivery(spool.folder, address)
-        with pytest.warns(UserWarning, match="takes no") as said:
+        with pytest.warns(UserWarning, match="takes nothing") as said:
             log_and_finish(spool, delivery)
 
     (warning,) = (str(each.message) for each in said)

@@ -76,7 +76,7 @@ UPLOAD = "a.txt: Failed to upload /spool/a.txt to kept/1/abc/artifacts/a.txt: An
         ),
         (
             f"{UPLOAD}(SlowDown) when calling the PutObject operation (reached max retries: 4): ",
-            ["bucket kept", "SlowDown"],
+            ["the bucket kept answers with SlowDown"],  # the form of these messages
         ),
         (
             'a.txt: Could not connect to the endpoint URL: "http://127.0.0.1:1/kept/1/a.txt"',

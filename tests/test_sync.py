@@ -68,6 +68,7 @@ def test_server_that_refuses_is_told_in_words_and_all_stays(
     with answering(code) as address:
         monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
         assert main(["sync", str(work_dir)]) == 1
+    # the form of this message
     assert capsys.readouterr().err == f"pyclassify: {spool.run_id}: nothing delivered: {words}\n"
 
     monkeypatch.setenv("MLFLOW_TRACKING_URI", spool.there.tracking_uri)
