@@ -98,7 +98,7 @@ def write_capsule(folder, facts=(), config=(), packages="torch==2.11.0\n"):
         ),
         (
             {"facts": {"hardware": {"cpu": "x", "threads": 4, "memory_gb": 9}}},
-            ["threads 2 ", " 4 "],
+            ["hardware", "threads 2 ", " 4 "],
         ),
         ({"facts": {"python": "3.12.0"}}, ["python", "3.11.2", "3.12.0"]),
         (

@@ -40,7 +40,7 @@ def test_trained_run_has_its_description(cli):
     text = made.data.tags[NOTE]
     assert text.startswith(f"**Test accuracy {made.data.metrics['test_accuracy']:.4f}** (")
     assert "1 epoch in " in text
-    assert "`foreign.Linear`" in text
+    assert "`tests.support.foreign.Linear`" in text
     assert "40 images for training" in text
     assert f"pyclassify rerun {made.info.run_id}\n" in text
     picture = "description/confusion_matrix.png"
@@ -55,7 +55,7 @@ def test_failed_run_says_why_and_what_it_was(cli):
 
     (made,) = mlflow.search_runs(search_all_experiments=True, output_format="list")
     assert made.data.tags[NOTE].startswith("**Failed**: ZeroDivisionError: ")
-    assert "`foreign.Linear`" in made.data.tags[NOTE]
+    assert "`tests.support.foreign.Linear`" in made.data.tags[NOTE]
     assert made.info.status == "FAILED"
 
 
