@@ -15,9 +15,9 @@ import yaml
 from pyclassify.cli import main
 from pyclassify.tracking.links import show_runs, start_quickly
 from tests.support import processes
-from tests.support.command_lines import ERROR, SHAPES, train_beside, using
+from tests.support.command_lines import ERROR, SHAPES, train_beside
 from tests.support.phrases import mentions
-from tests.support.stores import list_runs
+from tests.support.stores import list_runs, using
 
 ROOT = Path(__file__).parents[1]
 

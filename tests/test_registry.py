@@ -16,10 +16,11 @@ from pyclassify.registry.registration import RegisterModel
 from pyclassify.registry.versions import register
 from pyclassify.transforms import Preprocess
 from tests.support import foreign
-from tests.support.command_lines import QUIET, SHAPES, train_beside, using
+from tests.support.command_lines import QUIET, SHAPES, train_beside
 from tests.support.phrases import mentions
 from tests.support.requests_of import encode, file_of
 from tests.support.spooled import a_run
+from tests.support.stores import using
 
 REGISTER = "--register"
 TESTED, _ = shapes.draw(20, seed=2)  # the test images of SHAPES

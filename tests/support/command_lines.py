@@ -5,11 +5,8 @@ import io
 from pathlib import Path
 from types import SimpleNamespace
 
-import mlflow
-import pytest
-
 from pyclassify.cli import main
-from tests.support.stores import FOREIGN, list_runs
+from tests.support.stores import list_runs, using
 
 QUIET = "--trainer.enable_progress_bar=false --trainer.enable_model_summary=false"
 TINY = "--data.train_size=40 --data.val_size=20 --data.test_size=20 --max_epochs=1"
@@ -17,20 +14,6 @@ TINY += " --batch_size=8 --trainer.log_every_n_steps=1"
 LINEAR = "--model.model=tests.support.foreign.Linear"
 SHAPES = f"--data=SyntheticDataModule {TINY} {LINEAR} {QUIET}"
 ERROR = "pyclassify: error: "
-
-
-@contextlib.contextmanager
-def using(store):
-    """Have the environment name a store that tests share, whatever they set it to before."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("MLFLOW_TRACKING_URI", "")
-        mlflow.set_tracking_uri(None)  # which may unset what the environment names
-        patch.setenv("MLFLOW_TRACKING_URI", store.tracking_uri)
-        for name in FOREIGN:
-            patch.setenv(name, "")
-            patch.delenv(name)
-        yield store
-        mlflow.set_tracking_uri(None)
 
 
 def train_beside(store, options):

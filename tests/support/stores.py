@@ -15,23 +15,31 @@ FOREIGN = ("MLFLOW_RUN_ID", "PL_GLOBAL_SEED", "PL_SEED_WORKERS")
 
 @contextmanager
 def new_store(empty_store, folder):
-    """Copy the empty database to FOLDER/mlflow.db and have the environment name it.
+    """Copy the empty database to FOLDER/mlflow.db and have the environment name it; a client.
 
-    It gives a client. `tested` is the experiment that runs go to. The run of this process, if the
-    test has left one open, is ended.
+    `tested` is the experiment that runs go to. The run of this process, if the test has left one
+    open, is ended.
     """
     Path(folder).mkdir(parents=True, exist_ok=True)
     uri = f"sqlite:///{shutil.copy(empty_store, Path(folder, 'mlflow.db'))}"
+    with using(mlflow.MlflowClient(uri)) as client:
+        yield client
+        run.end("FINISHED")
+
+
+@contextmanager
+def using(client):
+    """Have the environment name a client's store, whatever trainings set in this process."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("MLFLOW_TRACKING_URI", uri)
-        patch.setenv("MLFLOW_EXPERIMENT_NAME", "tested")
         for name in FOREIGN:
             patch.setenv(name, "")  # which has it restored afterwards, whoever sets it
             patch.delenv(name)
+        patch.setenv("MLFLOW_TRACKING_URI", "")
+        mlflow.set_tracking_uri(None)  # which may take the variable away
+        patch.setenv("MLFLOW_TRACKING_URI", client.tracking_uri)
+        patch.setenv("MLFLOW_EXPERIMENT_NAME", "tested")
+        yield client
         mlflow.set_tracking_uri(None)
-        yield mlflow.MlflowClient()
-        run.end("FINISHED")
-    mlflow.set_tracking_uri(None)
 
 
 def experiment_id(client):
