@@ -24,7 +24,7 @@ import numpy as np
 
 from benchmarks.service_runs import log
 from benchmarks.watch import Watch
-from tests.support.service_parts import ADMIN, Service, _answers, commands
+from tests.support.service_parts import ADMIN, Service, commands, is_up
 
 POSTGRES = "postgresql+psycopg2:///mlflow"
 
@@ -43,7 +43,7 @@ class OnSqlite(Service):
     def start_server(self):
         command = commands("server").replace(POSTGRES, self.uris["runs"])
         self.daemons.start("mlflow", "bash", "-c", f"exec {command}")
-        self.daemons.wait("mlflow", lambda: _answers(f"{self.uri}/health"), seconds=120)
+        self.daemons.wait("mlflow", lambda: is_up(f"{self.uri}/health"), seconds=120)
 
     def sql(self, query):
         with closing(sqlite3.connect(self.folder / "runs.db")) as database:

@@ -16,7 +16,7 @@ import pytest
 
 from tests.support import waiting
 
-SLOWEST = 20
+SLOWEST, SUBJECTS = 20, 15
 FOLDER = "PYCLASSIFY_TESTS_FOLDER"  # names a folder that all processes of a run share
 
 
@@ -84,8 +84,8 @@ class Budget:
         for name, seconds in self.seconds.items():
             subjects[subject(name)] += seconds
         total = sum(subjects.values())
-        write(f"{total:7.1f} s  in all, of which by subject:")
-        for name, seconds in subjects.most_common():
+        write(f"{total:7.1f} s  in all, most of it about:")
+        for name, seconds in subjects.most_common(SUBJECTS):
             write(f"{seconds:7.1f} s  {seconds / total:4.0%}  {name}")
         write(f"{self.starts['x']} programs started, {self.starts['f']} processes forked")
         for line in self.overruns():

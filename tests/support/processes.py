@@ -8,6 +8,7 @@ interpreter, since its start, its imports or its environment's libraries are tes
 
 import atexit
 import contextlib
+import functools
 import json
 import os
 import select
@@ -16,6 +17,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 from pathlib import Path
 
 from tests.support import budget, waiting
@@ -26,7 +28,7 @@ PIPE, STDOUT = subprocess.PIPE, subprocess.STDOUT
 PYTHON = sys.executable  # which a test may replace
 TIMEOUT_SECONDS = 300  # for a process to end, before it counts as hung
 
-_server = None
+_starting = threading.Lock()
 
 
 class Forked:
@@ -165,13 +167,13 @@ def run_ranks(file, *arguments, ranks=2):
 
 def ask_server(request, descriptors):
     """Have the server fork a process, with a pipe as the last of four file descriptors."""
-    global _server
-    if _server is None:
-        _server = _start_server()
     budget.note_start("f")
-    socket.send_fds(_server, [json.dumps(request).encode()], descriptors)
+    with _starting:
+        server = _start_server()
+    socket.send_fds(server, [json.dumps(request).encode()], descriptors)
 
 
+@functools.cache
 def _start_server():
     ours, its = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with its:

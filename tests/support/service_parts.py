@@ -20,7 +20,7 @@ from pathlib import Path
 
 import boto3
 
-from tests.support import forking_python, processes
+from tests.support import forking_python
 from tests.support.daemons import Daemons
 from tests.support.ports import free_ports
 from tests.support.waiting import scale
@@ -66,19 +66,12 @@ def commands(name):
 
 def write_forking_programs(folder):
     """Write programs that are called as the environment's, but fork; a PATH that begins by them."""
-    _have_fork_server()
     folder.mkdir(exist_ok=True)
     for name, command in FORKING.items():
         program = folder / name
         program.write_text(f"#!/bin/sh\n{command.format(python=forking_python.program())}\n")
         program.chmod(0o755)
     return f"{folder}{os.pathsep}{PATH}"
-
-
-@functools.cache
-def _have_fork_server():
-    """Start it now, as the programs ask for it by threads, which may do so at once."""
-    processes.run("-c", "", check=True)
 
 
 def sign_in(patch, service, account=ADMIN):
@@ -230,9 +223,6 @@ def is_up(url):
     with contextlib.suppress(OSError), urllib.request.urlopen(url, timeout=5) as answer:
         return answer.status == 200
     return False
-
-
-_answers = is_up  # as benchmarks.service calls it
 
 
 def started_by(unit, here=HERE):
