@@ -45,6 +45,7 @@ def run(tools, *words):
     return done.stdout + done.stderr
 
 
+@pytest.mark.slow
 def test_foreign_project_is_submitted_runs_and_is_asked_for_without_torch(slurm, tools, tmp_path):
     found = run(tools, "python", "-c", "import importlib.util as u; print(u.find_spec('torch'))")
     assert found == "None\n"
@@ -53,7 +54,7 @@ def test_foreign_project_is_submitted_runs_and_is_asked_for_without_torch(slurm,
     run(tools, *words, "--backend", "slurm", "--backend-config", '{"mem": "1000M"}')
 
     submitted = mlflow.search_runs(output_format="list")[0]
-    slurm.wait_for(submitted.data.tags["slurm_job_id"], "COMPLETED", "FAILED", seconds=90)
+    slurm.wait_for(submitted.data.tags["slurm_job_id"], "COMPLETED", "FAILED")
     ended = mlflow.get_run(submitted.info.run_id)
     assert ended.info.status == "FINISHED", ended.data.tags
     assert f"source {tools}/activate" in script(ended)
