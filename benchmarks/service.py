@@ -24,7 +24,7 @@ import numpy as np
 
 from benchmarks.service_runs import log
 from benchmarks.watch import Watch
-from tests.support.service_parts import ADMIN, Service, commands, is_up
+from tests.support.service import ADMIN, Service, commands, is_up
 
 POSTGRES = "postgresql+psycopg2:///mlflow"
 

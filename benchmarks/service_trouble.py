@@ -17,8 +17,8 @@ from pwd import getpwnam
 from benchmarks import service as load
 from pyclassify.cli import main as pyclassify
 from tests.support import service_faults
-from tests.support.bucket_proxy import BucketProxy
-from tests.support.service_parts import BUCKET, Service
+from tests.support.servers import BucketProxy
+from tests.support.service import BUCKET, Service
 from tests.support.waiting import wait_until
 
 DISK_MB = 600

@@ -44,7 +44,7 @@ class Torture:
             "data": "SyntheticDataModule",
             **{f"data.{part}_size": size for part, size in PARTS.items()},
             **{"data.resize": 12, "data.crop": 8, "data.batch_size": 8, "devices": 2},
-            "model.model": "tests.support.paced.Paced",
+            "model.model": "tests.support.networks.Paced",
             "max_epochs": epochs,
             "accelerator": "cpu",
             "trainer.log_every_n_steps": 1,

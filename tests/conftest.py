@@ -22,10 +22,11 @@ from sqlalchemy.engine import Engine
 from pyclassify import training  # noqa: F401
 from pyclassify.cli import main
 from pyclassify.tracking import capsule
-from tests.support import budget, required, service_parts, service_proxy, slurm_runs, spooled
+from tests.support import budget, required, slurm_jobs, spooled
+from tests.support import service as service_parts
 from tests.support.cluster import Cluster, missing
-from tests.support.scripts import running
-from tests.support.service_parts import ADMIN
+from tests.support.processes import running
+from tests.support.service import ADMIN
 from tests.support.stores import list_runs, new_store
 
 pytest_plugins = ["tests.support.suite"]
@@ -151,7 +152,7 @@ def cluster():
 @pytest.fixture
 def slurm(cluster, empty_store, tmp_path, monkeypatch):
     """The cluster, for submissions from an empty folder with a tracking store of its own."""
-    slurm_runs.enter(monkeypatch, cluster, empty_store, tmp_path)
+    slurm_jobs.enter(monkeypatch, cluster, empty_store, tmp_path)
     yield cluster
     mlflow.set_tracking_uri(None)
     cluster.run("scancel", "--user=root")  # what still waits or runs would be in others' way
@@ -174,7 +175,7 @@ def service():
 def proxy(service):
     """nginx before the service: what users reach."""
     required.program("nginx", path=service_parts.PATH)
-    proxy = service_proxy.Proxy(service)
+    proxy = service_parts.Proxy(service)
     proxy.start()
     return proxy
 

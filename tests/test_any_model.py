@@ -13,9 +13,8 @@ from pyclassify.module import Classifier
 from pyclassify.serving.artifact import save_model
 from pyclassify.transforms import Preprocess
 from tests.support import networks
-from tests.support.command_lines import QUIET, SHAPES
-from tests.support.folders import grow
-from tests.support.requests_of import encode, file_of
+from tests.support.images import encode, file_of, grow
+from tests.support.trainings import QUIET, SHAPES
 
 REGISTER = "--register=any"
 FEW = "--trainer.logger.system_metrics=false --resume.keep=0"

@@ -10,7 +10,7 @@ from pyclassify.draws import draw
 from pyclassify.loading import ImageDataModule
 from pyclassify.module import Classifier
 from pyclassify.transforms import Preprocess
-from tests.support import small
+from tests.support import networks
 
 FAR = {"pad": 4, "erase": 8, "color": 0.3}
 
@@ -125,17 +125,17 @@ class InMemory(ImageDataModule):
     classes = ("a", "b", "c", "d")
 
     def setup(self, stage):
-        images, labels = small.byte_images(12)[:]
+        images, labels = networks.byte_images(12)[:]
         self.train = self.val = ImageTensors(images, labels)
 
 
 def test_data_module_augments_in_training_alone(monkeypatch):
     monkeypatch.setenv("PL_GLOBAL_SEED", "7")
-    recorder = small.Recorder()
-    trainer = small.trainer(max_epochs=2, callbacks=[recorder])
-    trainer.fit(Classifier(small.network, 4), InMemory(12, 32, 32, **FAR))
+    recorder = networks.Recorder()
+    trainer = networks.trainer(max_epochs=2, callbacks=[recorder])
+    trainer.fit(Classifier(networks.network, 4), InMemory(12, 32, 32, **FAR))
 
-    images, _ = small.byte_images(12)[:]
+    images, _ = networks.byte_images(12)[:]
     for epoch, batch in enumerate(recorder.training):
         expected = prepare(images[batch.places], batch.places, 7, epoch, mean=(0.5,) * 3)
         assert torch.equal(batch[0], expected)

@@ -14,7 +14,7 @@ from pyclassify.best import BestCheckpoint
 from pyclassify.module import Classifier
 from pyclassify.trainer import Trainer
 from tests.support import stopping
-from tests.support.command_lines import SHAPES
+from tests.support.trainings import SHAPES
 
 CLASSIFIER = partial(Classifier, stopping.Net, learning_rate=0.01)
 STOPS = [(3, SIGUSR1), (4, SIGTERM), (12, 0), (3, SIGUSR1)]

@@ -7,8 +7,8 @@ import yaml
 from mlflow.entities import Metric
 
 from benchmarks import ablation, accuracy, curves
-from tests.support.folders import grow
 from tests.support.forking_python import replace_python
+from tests.support.images import grow
 from tests.support.phrases import mentions
 
 CHANGED = {

@@ -5,8 +5,8 @@ import json
 import pytest
 
 from benchmarks import accuracy
-from tests.support.folders import grow
 from tests.support.forking_python import replace_python
+from tests.support.images import grow
 
 
 def test_both_ways_are_trained_and_tested_on_the_same_images(tmp_path, monkeypatch, capsys):
@@ -14,7 +14,7 @@ def test_both_ways_are_trained_and_tested_on_the_same_images(tmp_path, monkeypat
     grow(tmp_path / "photos", "train/cat", "train/dog", count=5)
     grow(tmp_path / "photos", "test/cat", "test/dog", count=2)
     few = ["--images=8", "--epochs=1", "--seeds=1", f"--json={tmp_path / 'all.json'}"]
-    small = ["--model.model=tests.support.foreign.Linear", "--data.num_workers=0"]
+    small = ["--model.model=tests.support.networks.Linear", "--data.num_workers=0"]
 
     accuracy.main([str(tmp_path / "photos"), *few, "--", *small])
 

@@ -12,7 +12,7 @@ from benchmarks import loops, report, startup, tracking, train
 from tests.support.forking_python import replace_python
 from tests.support.phrases import mentions
 
-LINEAR = "model.model=tests.support.foreign.Linear"
+LINEAR = "model.model=tests.support.networks.Linear"
 
 
 def rows_of(text):

@@ -12,7 +12,7 @@ from playwright.sync_api import expect
 
 from pyclassify.cli import main
 from tests.support.browser import find_chromium, mlflow_ui, visit
-from tests.support.command_lines import LINEAR, QUIET
+from tests.support.trainings import LINEAR, QUIET
 
 pytestmark = pytest.mark.browser
 SMALL = f"train --data=SyntheticDataModule {LINEAR} --max_epochs=2 {QUIET}"

@@ -10,8 +10,8 @@ import yaml
 
 from pyclassify.tracking import capsule
 from tests.support import repositories
-from tests.support.command_lines import SHAPES
 from tests.support.repositories import git
+from tests.support.trainings import SHAPES
 
 SECRET = "hunter2-and-more"
 CREDENTIALS = {
@@ -40,7 +40,7 @@ def test_run_keeps_its_capsule_and_its_data(cli):
 
 def test_capsule_is_there_when_the_run_fails_at_its_first_step(cli):
     with pytest.raises(ZeroDivisionError):
-        cli(f"fit {SHAPES}", "--trainer.callbacks+=tests.support.foreign.Bug")
+        cli(f"fit {SHAPES}", "--trainer.callbacks+=tests.support.networks.Bug")
 
     client = mlflow.MlflowClient()
     (run,) = client.search_runs([client.get_experiment_by_name("tested").experiment_id])

@@ -7,8 +7,16 @@ import pytest
 from pyclassify.evaluation import mcnemar
 from pyclassify.registry.champion import judge
 from tests.support.phrases import mentions
-from tests.support.recorded import log_predictions, record
-from tests.support.registered import NAME, challenger, champion, decided, register, tags
+from tests.support.runs import (
+    NAME,
+    challenger,
+    champion,
+    decided,
+    log_predictions,
+    record,
+    register,
+    tags,
+)
 
 FAIR, GOOD, EQUAL = "y" * 20 + "n" * 20, "y" * 30 + "n" * 10, "y" * 19 + "ny" + "n" * 19
 

@@ -11,8 +11,7 @@ from pyclassify.registry.lock import alone
 from pyclassify.tracking.answers import read_answers
 from tests.support import processes
 from tests.support.judging import judge_together
-from tests.support.recorded import record
-from tests.support.registered import NAME, challenger, champion, decided, register
+from tests.support.runs import NAME, challenger, champion, decided, record, register
 from tests.support.spooled import Meeting
 from tests.support.waiting import scale
 

@@ -15,9 +15,9 @@ import yaml
 from pyclassify.cli import main
 from pyclassify.tracking.links import show_runs, start_quickly
 from tests.support import processes
-from tests.support.command_lines import ERROR, SHAPES, train_beside
 from tests.support.phrases import mentions
 from tests.support.stores import list_runs, using
+from tests.support.trainings import ERROR, SHAPES, train_beside
 
 ROOT = Path(__file__).parents[1]
 
@@ -146,7 +146,7 @@ def test_fit_goes_on_from_a_checkpoint(trained, cli):
 def test_predict_hands_probabilities_to_a_callback(trained, cli):
     run_id = trained.run.info.run_id
 
-    cli(f"predict {SHAPES} --ckpt_path {run_id} --trainer.callbacks+=tests.support.foreign.Writer")
+    cli(f"predict {SHAPES} --ckpt_path {run_id} --trainer.callbacks+=tests.support.networks.Writer")
 
     predictions = torch.load("predictions.pt")
     assert predictions.shape == (20, 10)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support import cluster_files, sweep
+from tests.support import cluster, sweep
 from tests.support.waiting import wait_until
 
 TAKE_400_MB = f"{sys.executable} -c 'bytearray(400_000_000)'"
@@ -56,7 +56,7 @@ def test_a_job_has_the_gpus_that_are_left(cluster, tmp_path):
 
 
 @pytest.mark.skipif(
-    not cluster_files.LIMITS_MEMORY, reason="memory.limit_in_bytes of cgroups is not root's to set"
+    not cluster.LIMITS_MEMORY, reason="memory.limit_in_bytes of cgroups is not root's to set"
 )
 def test_a_job_that_takes_more_than_its_memory_is_killed(cluster):
     job = cluster.submit(TAKE_400_MB, "--mem=100")

@@ -9,7 +9,7 @@ import pytest
 
 from pyclassify.tracking.links import compare_link
 from tests.support.phrases import mentions
-from tests.support.recorded import record, two_runs
+from tests.support.runs import record, two_runs
 
 PAGE = Path(__file__).with_name("compared.txt")
 

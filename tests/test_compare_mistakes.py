@@ -6,9 +6,9 @@ import mlflow
 import pytest
 
 from pyclassify.cli import main
-from tests.support.command_lines import refusal
 from tests.support.phrases import mentions
-from tests.support.recorded import record
+from tests.support.runs import record
+from tests.support.trainings import refusal
 
 NOWHERE = "0123456789abcdef" * 2
 HELP = "`pyclassify compare --help`"

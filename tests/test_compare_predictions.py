@@ -6,7 +6,7 @@ import mlflow
 import pytest
 
 from tests.support.phrases import mentions
-from tests.support.recorded import log_predictions, record
+from tests.support.runs import log_predictions, record
 
 
 def test_significant_difference_is_said_to_be_one(cli):

@@ -8,9 +8,9 @@ from scipy.stats import ttest_ind
 
 from pyclassify.evaluation import mean_interval, welch
 from pyclassify.tracking.spread import in_words
-from tests.support.command_lines import refusal
 from tests.support.phrases import mentions
-from tests.support.recorded import record
+from tests.support.runs import record
+from tests.support.trainings import refusal
 
 GOOD, BETTER = (0.80, 0.81, 0.82, 0.79, 0.80), (0.84, 0.86, 0.83, 0.85, 0.87)
 

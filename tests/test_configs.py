@@ -10,8 +10,8 @@ import yaml
 from PIL import Image
 from torchvision.models import alexnet
 
-from tests.support import mnist, tuned
-from tests.support.command_lines import QUIET
+from tests.support import images, tuned
+from tests.support.trainings import QUIET
 
 ROOT = Path(__file__).parents[1]
 RECIPES = sorted((ROOT / "configs").glob("*.yaml"), key=lambda recipe: recipe.name)
@@ -59,7 +59,7 @@ def test_recipe_takes_a_step_and_is_tested(recipe, cli, tmp_path, monkeypatch):
     }
     options = sizes.get(recipe.name, f"--data_path {tmp_path}/data --data.val_size=10")
     make_folder(tmp_path / "data")
-    mnist.make_mnist(tmp_path / "data")
+    images.make_mnist(tmp_path / "data")
     make_cifar10(tmp_path / "data", monkeypatch)
     # AlexNet's 57 million weights would take longer to keep than to train.
     step = "--max_epochs 1 --trainer.limit_train_batches 1 --trainer.enable_checkpointing=false"

@@ -12,20 +12,20 @@ from pyclassify.datamodule import (
     SyntheticDataModule,
     TorchvisionDataModule,
 )
-from tests.support import archives
+from tests.support import servers
 
 SPLIT = {"fit": ["train", "val"], "validate": ["val"], "test": ["test"], "predict": ["test"]}
 
 
 @pytest.fixture
 def server():
-    with archives.serve() as server:
+    with servers.serve() as server:
         yield server
 
 
 @pytest.mark.parametrize("name", TorchvisionDataModule.NUM_CLASSES)
 def test_images_and_labels_are_those_of_the_archive(name, server, monkeypatch, tmp_path):
-    halves = archives.offer(monkeypatch, server, name)
+    halves = servers.offer(monkeypatch, server, name)
     data = TorchvisionDataModule(name, str(tmp_path), val_size=5)
 
     data.prepare_data()
@@ -38,12 +38,12 @@ def test_images_and_labels_are_those_of_the_archive(name, server, monkeypatch, t
         assert images.dtype == torch.uint8
         assert images.equal(torch.from_numpy(halves[half][0])[index])
         assert labels.equal(torch.from_numpy(halves[half][1])[index])
-    assert [len(data.train), len(data.val), len(data.test)] == [15, 5, archives.TEST]
+    assert [len(data.train), len(data.val), len(data.test)] == [15, 5, servers.TEST]
     assert data.num_classes == (100 if name == "CIFAR100" else 10)
 
 
 def test_classes_have_the_names_that_the_archive_gives_them(server, monkeypatch, tmp_path):
-    archives.offer(monkeypatch, server, "CIFAR10")
+    servers.offer(monkeypatch, server, "CIFAR10")
     data = CIFAR10DataModule(str(tmp_path), val_size=5)
 
     data.prepare_data()
@@ -52,7 +52,7 @@ def test_classes_have_the_names_that_the_archive_gives_them(server, monkeypatch,
 
 
 def test_setup_takes_what_preparing_has_read(server, monkeypatch, tmp_path):
-    archives.offer(monkeypatch, server, "CIFAR10")
+    servers.offer(monkeypatch, server, "CIFAR10")
     data = CIFAR10DataModule(str(tmp_path), val_size=5)
     data.prepare_data()
     shutil.rmtree(tmp_path)
@@ -65,7 +65,7 @@ def test_setup_takes_what_preparing_has_read(server, monkeypatch, tmp_path):
 
 
 def test_process_that_prepares_nothing_reads_the_same(server, monkeypatch, tmp_path):
-    archives.offer(monkeypatch, server, "CIFAR10")
+    servers.offer(monkeypatch, server, "CIFAR10")
     first, second = (CIFAR10DataModule(str(tmp_path), val_size=5) for _ in range(2))
     first.prepare_data()
 
@@ -87,7 +87,7 @@ def test_unknown_name_lists_those_there_are():
 
 
 def test_mnist_becomes_three_equal_channels_that_are_never_mirrored(server, monkeypatch, tmp_path):
-    archives.offer(monkeypatch, server, "MNIST")
+    servers.offer(monkeypatch, server, "MNIST")
     data = MNISTDataModule(str(tmp_path), val_size=5)
     data.setup("test")
     images = data.test.images
@@ -96,7 +96,7 @@ def test_mnist_becomes_three_equal_channels_that_are_never_mirrored(server, monk
 
     prepared = data.preprocess(images, even)
 
-    assert prepared.shape == (archives.TEST, 3, 64, 64)
+    assert prepared.shape == (servers.TEST, 3, 64, 64)
     assert prepared.equal(prepared[:, :1].expand(-1, 3, -1, -1))
     assert data.preprocess(images, mirrored).equal(prepared)
     data.preprocess.flip = True

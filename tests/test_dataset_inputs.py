@@ -4,7 +4,7 @@ import pytest
 
 from pyclassify.datamodule import MNISTDataModule, SyntheticDataModule
 from pyclassify.tracking import dataset
-from tests.support.foreign import Data
+from tests.support.networks import Data
 
 
 def test_sets_are_described_by_size_and_content():

@@ -11,7 +11,7 @@ from pyclassify.agreement import parting
 from pyclassify.datamodule import SyntheticDataModule
 from pyclassify.module import Classifier
 from pyclassify.signals import stop_with_parent
-from tests.support import small
+from tests.support import networks
 from tests.support.processes import run_ranks
 
 BATCH = 64  # in all processes
@@ -25,15 +25,17 @@ def train_and_evaluate(devices):
     """
     data = SyntheticDataModule(130, 65, 3, batch_size=BATCH // devices, resize=36, crop=32)
     torch.manual_seed(0)
-    classifier, recorder = Classifier(small.network, 10), small.Recorder()
+    classifier, recorder = Classifier(networks.network, 10), networks.Recorder()
     strategy = "ddp" if devices > 1 else "auto"
-    trainer = small.trainer(devices=devices, strategy=strategy, max_epochs=2, callbacks=[recorder])
+    trainer = networks.trainer(
+        devices=devices, strategy=strategy, max_epochs=2, callbacks=[recorder]
+    )
     trainer.fit(classifier, data)
     weights = {name: each.clone() for name, each in classifier.state_dict().items()}
     scores = {name: float(score) for name, score in trainer.callback_metrics.items()}
     scores.pop("train_loss"), scores.pop("train_accuracy")  # of a process's own images
     scores |= trainer.test(classifier, data, verbose=False)[0]
-    foreign = DataLoader(small.byte_images(7), batch_size=1)
+    foreign = DataLoader(networks.byte_images(7), batch_size=1)
     probabilities = torch.cat(trainer.predict(classifier, data))
     return {
         "places": [batch.places.tolist() for batch in recorder.training],

@@ -10,8 +10,8 @@ import pytest
 from pyclassify.tracking.about import tell_what_was_run
 from pyclassify.tracking.markdown import code, plain
 from pyclassify.tracking.results import Scores, tell_results
-from tests.support.described import CONFIG, FACTS, PAGE, TAGS
 from tests.support.phrases import mentions
+from tests.support.runs import CONFIG, FACTS, PAGE, TAGS
 
 DESCRIBED = Path(__file__).with_name("described.md")
 METRICS = {

@@ -8,7 +8,7 @@ import torch
 
 from pyclassify import digest
 from pyclassify.datamodule import ImageFolderDataModule, SyntheticDataModule
-from tests.support.folders import grow
+from tests.support.images import grow
 
 IMAGES = torch.arange(6 * 3 * 4 * 4, dtype=torch.uint8).reshape(6, 3, 4, 4)
 LABELS = torch.tensor([0, 1, 2, 0, 1, 2])

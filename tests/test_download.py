@@ -9,32 +9,32 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from pyclassify import download
 from pyclassify.download import fetch
-from tests.support import archives
+from tests.support import servers
 
-CIFAR10 = archives.FIRST_FILES["CIFAR10"]
-NAMES = list(archives.FIRST_FILES)
+CIFAR10 = servers.FIRST_FILES["CIFAR10"]
+NAMES = list(servers.FIRST_FILES)
 TROUBLES = ["HTTP Error 404: Not Found", "Connection refused", "timed out"]
 
 
 @pytest.fixture
 def server():
-    with archives.serve() as server:
+    with servers.serve() as server:
         yield server
 
 
 @pytest.mark.parametrize("name", [*NAMES, "CIFAR100"])
 def test_files_are_fetched_once_and_found_from_then_on(name, server, monkeypatch, tmp_path):
-    archives.offer(monkeypatch, server, name)
+    servers.offer(monkeypatch, server, name)
 
     for _ in range(2):
-        assert len(fetch(name, tmp_path / "new", train=True)) == archives.TRAIN
-        assert len(fetch(name, tmp_path / "new", train=False)) == archives.TEST
+        assert len(fetch(name, tmp_path / "new", train=True)) == servers.TRAIN
+        assert len(fetch(name, tmp_path / "new", train=False)) == servers.TEST
 
     assert sorted(server.fetched) == sorted(file for file, body in server.bodies.items() if body)
 
 
 def test_whole_set_is_read_without_a_write_to_its_folder(server, monkeypatch, tmp_path):
-    archives.offer(monkeypatch, server, "CIFAR10")
+    servers.offer(monkeypatch, server, "CIFAR10")
     fetch("CIFAR10", tmp_path, train=True)
     (tmp_path / ".lock").unlink(missing_ok=True)
     before = {path: path.stat().st_mtime_ns for path in [tmp_path, *tmp_path.rglob("*")]}
@@ -46,15 +46,15 @@ def test_whole_set_is_read_without_a_write_to_its_folder(server, monkeypatch, tm
 
 @pytest.mark.parametrize("name", NAMES)
 def test_cut_off_file_is_removed_and_fetched_once_more(name, server, monkeypatch, tmp_path):
-    archives.offer(monkeypatch, server, name)
-    file = archives.FIRST_FILES[name]
+    servers.offer(monkeypatch, server, name)
+    file = servers.FIRST_FILES[name]
     whole = server.bodies[file][0]
     server.bodies[file] = [whole[:100], whole]
 
     with pytest.warns(UserWarning, match=f"{file} arrived .*removed, fetching {name} once more"):
         dataset = fetch(name, tmp_path, train=True)
 
-    assert len(dataset) == archives.TRAIN
+    assert len(dataset) == servers.TRAIN
     assert server.fetched.count(file) == 2
 
 
@@ -62,7 +62,7 @@ def test_cut_off_file_is_removed_and_fetched_once_more(name, server, monkeypatch
 def test_second_corrupt_arrival_is_an_error_that_leaves_nothing_corrupt(
     server, monkeypatch, tmp_path
 ):
-    archives.offer(monkeypatch, server, "CIFAR10")
+    servers.offer(monkeypatch, server, "CIFAR10")
     whole = server.bodies[CIFAR10][0]
     server.bodies[CIFAR10] = [bytes(len(whole)), bytes(len(whole)), whole]
 
@@ -71,12 +71,12 @@ def test_second_corrupt_arrival_is_an_error_that_leaves_nothing_corrupt(
 
     assert server.fetched == [CIFAR10] * 2
     assert not (tmp_path / CIFAR10).exists()
-    assert len(fetch("CIFAR10", tmp_path, train=True)) == archives.TRAIN
+    assert len(fetch("CIFAR10", tmp_path, train=True)) == servers.TRAIN
 
 
 @pytest.mark.filterwarnings("ignore:.*fetching SVHN once more")
 def test_corrupt_arrival_costs_no_other_file_of_the_folder(server, monkeypatch, tmp_path):
-    archives.offer(monkeypatch, server, "SVHN")
+    servers.offer(monkeypatch, server, "SVHN")
     fetch("SVHN", tmp_path, train=True)
     (tmp_path / "mlflow.db").touch()
     os.utime(tmp_path / "mlflow.db", (2**32, 2**32))  # as if written during the download
@@ -100,7 +100,7 @@ def test_set_out_of_reach_names_the_ways_on(name, trouble, server, monkeypatch, 
             server.url = f"http://127.0.0.1:{silent.getsockname()[1]}/"
         if trouble == "Connection refused":
             silent.close()
-        archives.offer(monkeypatch, server, name)
+        servers.offer(monkeypatch, server, name)
         server.bodies.clear()
 
         with pytest.raises(
@@ -116,7 +116,7 @@ def test_set_out_of_reach_names_the_ways_on(name, trouble, server, monkeypatch, 
 
 @pytest.mark.parametrize("watched", [False, True])
 def test_progress_is_shown_to_a_terminal_alone(watched, server, monkeypatch, tmp_path, capsys):
-    archives.offer(monkeypatch, server, "CIFAR10")
+    servers.offer(monkeypatch, server, "CIFAR10")
     monkeypatch.setattr(sys.stderr, "isatty", lambda: watched)
 
     fetch("CIFAR10", tmp_path, train=True)

@@ -15,7 +15,7 @@ from mlflow.utils.environment import _PythonEnv
 from mlflow.utils.virtualenv import _get_virtualenv_name
 from packaging.utils import canonicalize_name
 
-from tests.support import pins, processes
+from tests.support import processes, required
 from tests.support.required import program
 
 ROOT = Path(__file__).parents[1]
@@ -112,7 +112,7 @@ def test_mlflow_runs_the_project_in_an_environment_of_the_pins(manager, environm
     assert f"source {environment}/bin/activate && python -m pyclassify prepare" in log
     python, distributions = installed(environment)
     assert python == _PythonEnv.from_conda_yaml(ROOT / "conda.yaml").python
-    expected = pins.versions("requirements.txt", platform_only=True)
+    expected = required.versions("requirements.txt", platform_only=True)
     assert expected.items() <= distributions.items()
     assert distributions.keys() - expected.keys() <= {"pip"}
 

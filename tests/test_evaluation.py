@@ -9,13 +9,13 @@ from torch.utils.data import BatchSampler, DataLoader
 from torch.utils.data.distributed import DistributedSampler
 
 from pyclassify.module import Classifier, count_real
-from tests.support import small
+from tests.support import networks
 
 
 @pytest.fixture
 def classifier():
     torch.manual_seed(0)
-    return Classifier(model=small.network, num_classes=4)
+    return Classifier(model=networks.network, num_classes=4)
 
 
 def expected(classifier, dataset, stage):
@@ -28,9 +28,9 @@ def expected(classifier, dataset, stage):
 @pytest.mark.parametrize(("verb", "stage"), [("validate", "val"), ("test", "test")])
 @pytest.mark.parametrize("batch_size", [1, 4, 7, 64])
 def test_evaluation_is_of_the_whole_set_whatever_the_batches(classifier, verb, stage, batch_size):
-    dataset = small.byte_images(7)
+    dataset = networks.byte_images(7)
 
-    (logged,) = getattr(small.trainer(), verb)(
+    (logged,) = getattr(networks.trainer(), verb)(
         classifier, DataLoader(dataset, batch_size), verbose=False
     )
 
@@ -39,9 +39,9 @@ def test_evaluation_is_of_the_whole_set_whatever_the_batches(classifier, verb, s
 
 @pytest.mark.parametrize("verb", ["validate", "test"])
 def test_each_of_two_loaders_is_scored_by_itself(classifier, verb):
-    sets = [small.byte_images(7), small.byte_images(5, seed=1)]
+    sets = [networks.byte_images(7), networks.byte_images(5, seed=1)]
 
-    scores = getattr(small.trainer(), verb)(
+    scores = getattr(networks.trainer(), verb)(
         classifier, [DataLoader(s, 3) for s in sets], verbose=False
     )
 
@@ -53,8 +53,8 @@ def test_each_of_two_loaders_is_scored_by_itself(classifier, verb):
 def test_loss_that_is_not_a_number_is_shown(classifier):
     nn.init.constant_(classifier.model[-1].bias, torch.nan)
 
-    (logged,) = small.trainer().validate(
-        classifier, DataLoader(small.byte_images(4), 2), verbose=False
+    (logged,) = networks.trainer().validate(
+        classifier, DataLoader(networks.byte_images(4), 2), verbose=False
     )
 
     assert torch.tensor(logged["val_loss"]).isnan()

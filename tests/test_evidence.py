@@ -8,8 +8,15 @@ import pytest
 from pyclassify.registry.champion import judge
 from pyclassify.tracking.answers import read_answers
 from tests.support.phrases import mentions
-from tests.support.recorded import log_predictions, record
-from tests.support.registered import NAME, challenger, champion, decided, register
+from tests.support.runs import (
+    NAME,
+    challenger,
+    champion,
+    decided,
+    log_predictions,
+    record,
+    register,
+)
 
 FAIR, GOOD = "y" * 20 + "n" * 20, "y" * 30 + "n" * 10
 OTHER_LABELS = {"labels": [1] * 40, "indices": range(40)}

@@ -12,7 +12,7 @@ from pyclassify.model import AlexNet
 from pyclassify.module import Classifier
 from pyclassify.serving.export import export
 from pyclassify.transforms import Preprocess
-from tests.support import small
+from tests.support import networks
 
 PREPROCESS = Preprocess(10, 8, mean=(0.4, 0.5, 0.6), std=(0.2, 0.3, 0.4))
 
@@ -29,7 +29,7 @@ def load(path):
 @pytest.fixture(scope="module")
 def classifier():
     torch.manual_seed(0)
-    return Classifier(model=small.network, num_classes=4).eval()
+    return Classifier(model=networks.network, num_classes=4).eval()
 
 
 @pytest.fixture(scope="module")
@@ -76,7 +76,7 @@ def test_any_network_is_exported_as_it_evaluates(network, num_classes, size, tmp
 
 @torch.inference_mode()
 def test_network_of_16_bits_is_exported_as_such(tmp_path):
-    classifier = Classifier(model=small.network, num_classes=4).to(torch.bfloat16).eval()
+    classifier = Classifier(model=networks.network, num_classes=4).to(torch.bfloat16).eval()
 
     export(classifier, PREPROCESS, (), tmp_path / "program.pt2")
 
@@ -87,7 +87,7 @@ def test_network_of_16_bits_is_exported_as_such(tmp_path):
 
 
 def test_network_stays_as_it_was(tmp_path):
-    classifier = Classifier(model=small.network, num_classes=4).train()
+    classifier = Classifier(model=networks.network, num_classes=4).train()
 
     export(classifier, PREPROCESS, (), tmp_path / "program.pt2")
 
@@ -120,4 +120,4 @@ def test_names_of_the_classes_are_in_the_file(given, kept, classifier, tmp_path)
 
 def test_missing_names_are_told(tmp_path):
     with pytest.raises(ValueError, match=r"3 classes.* 2 names"):
-        export(small.network(3), PREPROCESS, ["cat", "dog"], tmp_path / "program.pt2")
+        export(networks.network(3), PREPROCESS, ["cat", "dog"], tmp_path / "program.pt2")

@@ -10,8 +10,8 @@ from torchvision.models import resnet18, resnet34
 
 from pyclassify import finetuning
 from tests.support import tuned
-from tests.support.command_lines import SHAPES
 from tests.support.phrases import mentions
+from tests.support.trainings import SHAPES
 
 
 @pytest.mark.parametrize(

@@ -14,10 +14,10 @@ from pyclassify.rerun import read_options
 from pyclassify.restore import prepare
 from pyclassify.slurm.parameters import place
 from tests.support import tuned
-from tests.support.command_lines import LINEAR, SHAPES
 from tests.support.processes import ROOT
 from tests.support.processes import run as run_python
 from tests.support.stopping import same
+from tests.support.trainings import LINEAR, SHAPES
 
 NET = "--model.model=tests.support.tuned.Net"
 TUNE = f"{SHAPES.replace(LINEAR, NET)} --trainer.logger.system_metrics=false"

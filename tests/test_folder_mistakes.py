@@ -6,7 +6,7 @@ import pytest
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from pyclassify.datamodule import ImageFolderDataModule
-from tests.support.folders import grow
+from tests.support.images import grow
 
 
 @pytest.mark.parametrize("num_workers", [0, 1])

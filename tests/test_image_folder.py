@@ -10,7 +10,7 @@ from lightning.pytorch import seed_everything
 
 from pyclassify import folders
 from pyclassify.datamodule import ImageFolderDataModule
-from tests.support.folders import grow
+from tests.support.images import grow
 
 REAL = Path(__file__).parents[2] / "shared/data/cifar10-test-half.tar.xz"
 

@@ -11,7 +11,7 @@ from PIL import Image
 
 from pyclassify.decoding import read_image
 from pyclassify.images import read
-from tests.support.requests_of import encode, file_of, raw
+from tests.support.images import encode, file_of, raw
 
 NOISE = np.random.default_rng(0).integers(0, 256, (24, 32, 3), dtype=np.uint8)
 PNG, JPEG = file_of(NOISE), file_of(NOISE, "JPEG", quality=90)

@@ -13,9 +13,9 @@ import pytest
 from pyclassify.cli import main
 from pyclassify.datamodule import SyntheticDataModule
 from pyclassify.registry.judgement import answer
-from tests.support.command_lines import LINEAR, QUIET
 from tests.support.phrases import mentions
 from tests.support.stores import list_runs, new_store
+from tests.support.trainings import LINEAR, QUIET
 
 SET = "--data=SyntheticDataModule --data.train_size=400 --data.val_size=200 --data.test_size=300"
 FAST = f"--batch_size=50 --trainer.log_every_n_steps=1 {QUIET}"

@@ -7,7 +7,7 @@ import pytest
 
 from pyclassify.tracking.links import run_link, runs_link, start_quickly
 from pyclassify.tracking.views import BEST, BY_RECIPE
-from tests.support.command_lines import SHAPES
+from tests.support.trainings import SHAPES
 
 LOCAL = "http://127.0.0.1:5000/#/experiments"
 TRAINING = "workflowType=machine_learning"

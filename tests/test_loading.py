@@ -12,7 +12,7 @@ from pyclassify.datamodule import ImageFolderDataModule, SyntheticDataModule
 from pyclassify.datasets import ImageTensors
 from pyclassify.loading import ImageDataModule
 from pyclassify.module import Classifier
-from tests.support import small
+from tests.support import networks
 
 OPTIONS = {"batch_size": 5, "resize": 36, "crop": 32}
 NORMALISED = {"mean": (0.5, 0.4, 0.3), "std": (0.2, 0.3, 0.4)}
@@ -50,11 +50,11 @@ def folder(tmp_path):
 
 def batches(data, max_epochs=1, seed=0):
     """Train and validate, and hand back what was seen in each."""
-    recorder = small.Recorder()
+    recorder = networks.Recorder()
     with pytest.MonkeyPatch.context() as environment:
         environment.setenv("PL_GLOBAL_SEED", str(seed))
-        trainer = small.trainer(max_epochs=max_epochs, callbacks=[recorder])
-        trainer.fit(Classifier(small.network, len(data.classes)), data)
+        trainer = networks.trainer(max_epochs=max_epochs, callbacks=[recorder])
+        trainer.fit(Classifier(networks.network, len(data.classes)), data)
     return recorder.training, recorder.validation
 
 

@@ -15,8 +15,8 @@ from pyclassify.module import Classifier
 from pyclassify.tracking import metrics, run
 from pyclassify.tracking.logger import RunLogger
 from pyclassify.tracking.metrics import RunMetrics, count_images
-from tests.support import small, waiting
-from tests.support.command_lines import SHAPES
+from tests.support import networks, waiting
+from tests.support.trainings import SHAPES
 
 BESIDE = "--trainer.logger+=lightning.pytorch.loggers.TensorBoardLogger"
 BESIDE += " --trainer.logger.save_dir=logs"
@@ -54,11 +54,11 @@ def steps(run_id):
 
 def fit(*callbacks, **options):
     """Train for two epochs of three steps; the epochs' metrics, each with its step."""
-    notes, loader = Notes(), DataLoader(small.byte_images(12), 4)
-    trainer = small.trainer(
+    notes, loader = Notes(), DataLoader(networks.byte_images(12), 4)
+    trainer = networks.trainer(
         logger=notes, callbacks=[*callbacks, RunMetrics()], max_epochs=2, **options
     )
-    trainer.fit(Decaying(small.network, 4, learning_rate=0.5), loader, loader)
+    trainer.fit(Decaying(networks.network, 4, learning_rate=0.5), loader, loader)
     return [(step, given) for step, given in notes.given if "epoch_seconds" in given]
 
 
@@ -114,7 +114,7 @@ def test_validation_counts_in_the_epoch_and_not_in_the_speed(monkeypatch):
     clock = SimpleNamespace(now=0.0, perf_counter=lambda: clock.now, monotonic=time.monotonic)
     monkeypatch.setattr(metrics, "time", clock)
 
-    class Clocked(small.Recorder):
+    class Clocked(networks.Recorder):
         def on_train_batch_start(self, *args):
             clock.now += 1  # three times an epoch
 

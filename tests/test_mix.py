@@ -3,12 +3,12 @@
 import mlflow
 import pytest
 
-from tests.support import mnist
-from tests.support.command_lines import QUIET, SHAPES, TINY
+from tests.support import images
+from tests.support.trainings import QUIET, SHAPES, TINY
 
 
 def test_network_of_torchvision_trains_on_mnist(cli, tmp_path):
-    folder = mnist.make_mnist(tmp_path / "data")
+    folder = images.make_mnist(tmp_path / "data")
     data = f"--data=MNISTDataModule --data_path {folder} --data.val_size 10"
     network = "--model=Classifier --model.model torchvision.models.resnet18"
     small = "--data.resize=32 --data.crop=28 --batch_size=10 --max_epochs=1"
@@ -22,7 +22,7 @@ def test_network_of_torchvision_trains_on_mnist(cli, tmp_path):
 
 
 def test_module_of_another_trains_on_data_of_ours(cli):
-    model = "--model=tests.support.foreign.Module --learning_rate 0.25"
+    model = "--model=tests.support.networks.Module --learning_rate 0.25"
 
     done = cli(f"train --data=pyclassify.datamodule.SyntheticDataModule {TINY} {model} {QUIET}")
 
@@ -32,9 +32,11 @@ def test_module_of_another_trains_on_data_of_ours(cli):
 
 
 def test_module_of_ours_trains_on_data_of_another(cli):
-    network = "--model=Classifier --model.model=tests.support.foreign.Linear --model.num_classes=12"
+    network = (
+        "--model=Classifier --model.model=tests.support.networks.Linear --model.num_classes=12"
+    )
 
-    done = cli(f"train --data=tests.support.foreign.Data {network} --max_epochs 1 {QUIET}")
+    done = cli(f"train --data=tests.support.networks.Data {network} --max_epochs 1 {QUIET}")
 
     assert done.code == 0
     assert "test_accuracy" in done.runs[0].data.metrics
@@ -42,9 +44,9 @@ def test_module_of_ours_trains_on_data_of_another(cli):
 
 
 def test_data_of_another_that_hold_one_stage_train_on_the_training_images(cli, capsys):
-    network = "--model=Classifier --model.model=tests.support.foreign.Linear"
+    network = "--model=Classifier --model.model=tests.support.networks.Linear"
 
-    done = cli(f"train --data=tests.support.foreign.StagedData {network} --max_epochs 1 {QUIET}")
+    done = cli(f"train --data=tests.support.networks.StagedData {network} --max_epochs 1 {QUIET}")
 
     assert done.code == 0
     history = mlflow.MlflowClient().get_metric_history(done.runs[0].info.run_id, "val_loss")

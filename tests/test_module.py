@@ -16,13 +16,13 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from pyclassify.module import Classifier
 from pyclassify.transforms import Preprocess
-from tests.support import required, small
+from tests.support import networks, required
 
 
 @pytest.fixture
 def classifier():
     torch.manual_seed(0)
-    return Classifier(model=small.network, num_classes=4)
+    return Classifier(model=networks.network, num_classes=4)
 
 
 def test_network_is_made_for_the_number_of_classes():
@@ -48,7 +48,7 @@ def test_step_gives_logits_and_labels_and_the_loss(classifier):
 
 
 def test_labels_are_smoothed_in_training_alone():
-    classifier = Classifier(small.network, 4, label_smoothing=0.2)
+    classifier = Classifier(networks.network, 4, label_smoothing=0.2)
     batch = torch.randn(5, 3, 64, 64), torch.tensor([0, 1, 2, 3, 0])
 
     logits, labels, trained = classifier.train()._classifier_step(batch)
@@ -62,17 +62,17 @@ def test_labels_are_smoothed_in_training_alone():
 @pytest.mark.parametrize("smoothing", [-0.1, 1.0])
 def test_labels_can_not_be_smoothed_away(smoothing):
     with pytest.raises(MisconfigurationException, match=f"label_smoothing.*{smoothing}"):
-        Classifier(small.network, 4, label_smoothing=smoothing)
+        Classifier(networks.network, 4, label_smoothing=smoothing)
 
 
 def test_mirrored_test_averages_two_passes_and_is_told_apart():
     torch.manual_seed(0)
-    classifier = Classifier(small.network, 4, flip_test=True)
+    classifier = Classifier(networks.network, 4, flip_test=True)
     images, labels = torch.randn(60, 3, 64, 64), torch.randint(4, (60,))
     loader = DataLoader(TensorDataset(images, labels), 25)
 
-    scores = small.trainer().test(classifier, loader, verbose=False)[0]
-    plain = small.trainer().test(Classifier(small.network, 4), loader, verbose=False)[0]
+    scores = networks.trainer().test(classifier, loader, verbose=False)[0]
+    plain = networks.trainer().test(Classifier(networks.network, 4), loader, verbose=False)[0]
 
     with torch.inference_mode():
         one, other = classifier(images), classifier(images.flip(-1))
@@ -85,7 +85,7 @@ def test_mirrored_test_averages_two_passes_and_is_told_apart():
 
 def test_bytes_are_augmented_anew_in_training_and_prepared_alike_elsewhere():
     classifier = Classifier(model=lambda num_classes: nn.Flatten(), num_classes=3 * 64 * 64)
-    images, _ = small.byte_images(8)[:]
+    images, _ = networks.byte_images(8)[:]
 
     augmented, again = (classifier.train()._prepare(images) for _ in range(2))
 
@@ -101,8 +101,8 @@ def test_prepared_floats_are_taken_as_they_are(classifier):
 
 
 def test_adam_at_1e_4_is_the_default(classifier):
-    fit = small.trainer(max_steps=1)
-    fit.fit(classifier, DataLoader(small.byte_images(4), 4))
+    fit = networks.trainer(max_steps=1)
+    fit.fit(classifier, DataLoader(networks.byte_images(4), 4))
 
     assert type(fit.optimizers[0]) is torch.optim.Adam
     assert fit.optimizers[0].param_groups[0]["lr"] == 1e-4
@@ -110,9 +110,11 @@ def test_adam_at_1e_4_is_the_default(classifier):
 
 def test_training_is_logged_by_step_and_evaluation_by_epoch(classifier, tmp_path):
     logger = CSVLogger(tmp_path)
-    fit = small.trainer(logger=logger, max_epochs=2, log_every_n_steps=1)
-    fit.fit(classifier, DataLoader(small.byte_images(12), 4), DataLoader(small.byte_images(12), 4))
-    fit.test(classifier, DataLoader(small.byte_images(12), 4), verbose=False)
+    fit = networks.trainer(logger=logger, max_epochs=2, log_every_n_steps=1)
+    fit.fit(
+        classifier, DataLoader(networks.byte_images(12), 4), DataLoader(networks.byte_images(12), 4)
+    )
+    fit.test(classifier, DataLoader(networks.byte_images(12), 4), verbose=False)
 
     with open(f"{logger.log_dir}/metrics.csv") as file:
         rows = list(csv.DictReader(file))
@@ -135,9 +137,9 @@ def test_step_accuracy_is_of_that_step_alone(classifier):
 
 @pytest.mark.parametrize("precision", ["32-true", "bf16-true", "64-true"])
 def test_bytes_become_probabilities_in_any_precision(classifier, precision):
-    loader = DataLoader(small.byte_images(5), 3)
+    loader = DataLoader(networks.byte_images(5), 3)
 
-    probabilities = torch.cat(small.trainer(precision=precision).predict(classifier, loader))
+    probabilities = torch.cat(networks.trainer(precision=precision).predict(classifier, loader))
 
     assert probabilities.shape == (5, 4)
     torch.testing.assert_close(
@@ -183,9 +185,9 @@ def test_steps_are_those_of_a_bare_loop():
 
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
 def test_gradients_are_clipped_in_any_precision(precision):
-    trainer = small.trainer(max_steps=1, precision=precision, gradient_clip_val=1.0)
+    trainer = networks.trainer(max_steps=1, precision=precision, gradient_clip_val=1.0)
 
-    trainer.fit(Classifier(small.network, 4), DataLoader(small.byte_images(4), 4))
+    trainer.fit(Classifier(networks.network, 4), DataLoader(networks.byte_images(4), 4))
 
     assert trainer.global_step == 1
 
@@ -200,7 +202,7 @@ def test_checkpoint_of_the_other_layout_goes_on_with_the_same_steps(asked_for, t
 
     def train(steps, channels_last, path=None):
         torch.manual_seed(0)
-        trainer = small.trainer(max_steps=steps)
+        trainer = networks.trainer(max_steps=steps)
         classifier = Classifier(network, 4, learning_rate=0.01, channels_last=channels_last)
         images = torch.rand(4, 3, 32, 32)  # of floats, which are not augmented
         loader = DataLoader(TensorDataset(images, torch.arange(4)), 4)
@@ -232,15 +234,15 @@ def require_compiler():
 
 
 def test_network_is_compiled_for_training_and_kept_as_it_was(backend, tmp_path):
-    classifier = Classifier(small.network, 4, compile=True)
-    loader = DataLoader(small.byte_images(4), 4)
-    trainer = small.trainer(max_steps=2)
+    classifier = Classifier(networks.network, 4, compile=True)
+    loader = DataLoader(networks.byte_images(4), 4)
+    trainer = networks.trainer(max_steps=2)
 
     trainer.fit(classifier, loader)
 
     assert classifier.model._compiled_call_impl is not None
     trainer.save_checkpoint(tmp_path / "kept.ckpt")
-    plain = Classifier(small.network, 4)
+    plain = Classifier(networks.network, 4)
     plain.load_state_dict(torch.load(tmp_path / "kept.ckpt", weights_only=True)["state_dict"])
     images = torch.rand(4, 3, 32, 32)
     torch.testing.assert_close(plain.eval()(images), classifier.eval()(images))

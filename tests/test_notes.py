@@ -6,9 +6,8 @@ import pytest
 from pyclassify.tracking import description
 from pyclassify.tracking.description import NOTE, begin, fail, finish
 from pyclassify.tracking.results import Scores
-from tests.support.command_lines import SHAPES
-from tests.support.described import CONFIG, FACTS
-from tests.support.recorded import record
+from tests.support.runs import CONFIG, FACTS, record
+from tests.support.trainings import SHAPES
 
 SECRET = "hunter2-and-more"
 
@@ -40,7 +39,7 @@ def test_trained_run_has_its_description(cli):
     text = made.data.tags[NOTE]
     assert text.startswith(f"**Test accuracy {made.data.metrics['test_accuracy']:.4f}** (")
     assert "1 epoch in " in text
-    assert "`tests.support.foreign.Linear`" in text
+    assert "`tests.support.networks.Linear`" in text
     assert "40 images for training" in text
     assert f"pyclassify rerun {made.info.run_id}\n" in text
     picture = "description/confusion_matrix.png"
@@ -51,11 +50,11 @@ def test_trained_run_has_its_description(cli):
 
 def test_failed_run_says_why_and_what_it_was(cli):
     with pytest.raises(ZeroDivisionError):
-        cli(f"fit {SHAPES}", "--trainer.callbacks+=tests.support.foreign.Bug")
+        cli(f"fit {SHAPES}", "--trainer.callbacks+=tests.support.networks.Bug")
 
     (made,) = mlflow.search_runs(search_all_experiments=True, output_format="list")
     assert made.data.tags[NOTE].startswith("**Failed**: ZeroDivisionError: ")
-    assert "`tests.support.foreign.Linear`" in made.data.tags[NOTE]
+    assert "`tests.support.networks.Linear`" in made.data.tags[NOTE]
     assert made.info.status == "FAILED"
 
 

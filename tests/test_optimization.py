@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from pyclassify.optimization import WarmupCosine, spare_biases
 from pyclassify.training import Cli
-from tests.support.command_lines import LINEAR
+from tests.support.trainings import LINEAR
 
 
 def network():

@@ -44,9 +44,9 @@ def test_part_that_is_named_has_no_default(tmp_path):
     file = tmp_path / "recipe.yaml"
     file.write_text("data:\n  class_path: MNISTDataModule")
 
-    spelled = spell_out(["fit", f"--config={file}", "--model=tests.support.foreign.Module"])
+    spelled = spell_out(["fit", f"--config={file}", "--model=tests.support.networks.Module"])
 
-    assert spelled == ["fit", f"--config={file}", "--model=tests.support.foreign.Module"]
+    assert spelled == ["fit", f"--config={file}", "--model=tests.support.networks.Module"]
 
 
 def test_files_come_first_then_classes_then_their_arguments(tmp_path):

@@ -15,7 +15,7 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from tests.support import pins
+from tests.support import required
 from tests.support.required import program
 
 ROOT = Path(__file__).parents[1]
@@ -36,18 +36,18 @@ def test_conda_yaml_is_of_the_current_pins():
 def test_range_admits_the_pin(requirement):
     asked = Requirement(requirement)
 
-    assert asked.specifier.contains(pins.versions(*PINS)[canonicalize_name(asked.name)])
+    assert asked.specifier.contains(required.versions(*PINS)[canonicalize_name(asked.name)])
 
 
 def test_both_files_pin_the_same_versions():
-    run, develop = (pins.versions(file) for file in PINS)
+    run, develop = (required.versions(file) for file in PINS)
 
     assert run | develop == develop | run
 
 
 @pytest.mark.parametrize("file", PINS)
 def test_every_requirement_is_pinned(file):
-    assert all(re.fullmatch(r"\d[\w.]*", version) for version in pins.versions(file).values())
+    assert all(re.fullmatch(r"\d[\w.]*", version) for version in required.versions(file).values())
 
 
 @pytest.mark.parametrize("version", ["2.6.2", "2.6.3"])

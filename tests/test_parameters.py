@@ -3,7 +3,7 @@
 import pytest
 
 from pyclassify.tracking.parameters import flatten
-from tests.support.command_lines import SHAPES
+from tests.support.trainings import SHAPES
 
 CONFIG = {
     "seed_everything": 0,

@@ -7,13 +7,13 @@ import torch.nn.functional as F
 
 from pyclassify.datamodule import SyntheticDataModule
 from pyclassify.module import Classifier
-from tests.support import small, tuned
+from tests.support import networks, tuned
 
 
 def test_weights_are_those_of_plain_adam_on_the_same_batches():
     torch.manual_seed(0)
     data = SyntheticDataModule(64, 16, 16, batch_size=16, resize=36, crop=32)
-    classifier, recorder = Classifier(small.network, 10, learning_rate=1e-3), small.Recorder()
+    classifier, recorder = Classifier(networks.network, 10, learning_rate=1e-3), networks.Recorder()
     network = copy.deepcopy(classifier.model)
 
     tuned.trainer(max_epochs=3, devices=1, callbacks=[recorder]).fit(classifier, data)

@@ -9,10 +9,10 @@ import torch
 
 from pyclassify import shapes
 from pyclassify.cli import main
-from tests.support import scored
-from tests.support.command_lines import LINEAR, QUIET, SHAPES
+from tests.support import trainings
+from tests.support.images import encode
 from tests.support.phrases import mentions
-from tests.support.requests_of import encode
+from tests.support.trainings import LINEAR, QUIET, SHAPES
 
 FOLDER = f"--data=ImageFolderDataModule --data_path=pictures --data.num_workers=0 {QUIET}"
 
@@ -20,8 +20,8 @@ FOLDER = f"--data=ImageFolderDataModule --data_path=pictures --data.num_workers=
 @pytest.fixture(scope="module")
 def trained(empty_store, tmp_path_factory):
     folder = tmp_path_factory.mktemp("scored")
-    with scored.trained(empty_store, folder) as found:
-        found.pictures = scored.write_images(folder / "pictures")
+    with trainings.trained(empty_store, folder) as found:
+        found.pictures = trainings.write_images(folder / "pictures")
         found.weights = next(folder.glob("runs/*/*/checkpoints/best.ckpt"))
         yield found
 
@@ -121,7 +121,7 @@ def test_images_in_memory_are_told_by_their_place(trained, predict):
     table = predict("models:/shapes@champion", data=SHAPES).table
 
     assert list(table.columns) == ["index", "label", "probability"]
-    answers = dict(zip(map(scored.name_file, table["index"]), table["label"], strict=True))
+    answers = dict(zip(map(trainings.name_file, table["index"]), table["label"], strict=True))
     assert answers == {file: label for file, (label, _) in trained.expected.items()}
 
 

@@ -2,8 +2,8 @@
 
 import pytest
 
-from tests.support.command_lines import QUIET
 from tests.support.phrases import mentions
+from tests.support.trainings import QUIET
 
 FOLDER = f"--data=ImageFolderDataModule --data_path=. {QUIET}"
 MODEL = "--ckpt_path=models:/no@one"

@@ -15,8 +15,8 @@ from pyclassify.module import Classifier
 from pyclassify.scoring import WriteTable
 from pyclassify.serving.export import export
 from pyclassify.signals import stop_with_parent
-from tests.support import small
-from tests.support.folders import grow
+from tests.support import networks
+from tests.support.images import grow
 from tests.support.processes import run_ranks
 
 CLASSES = ["ant", "bee", "cow", "dog"]
@@ -25,7 +25,7 @@ CLASSES = ["ant", "bee", "cow", "dog"]
 def score(folder, devices):
     """Write tables of the images in a folder, by a program and by the network that it is of."""
     torch.manual_seed(0)
-    network = Classifier(small.network, num_classes=4)
+    network = Classifier(networks.network, num_classes=4)
     for name in ("program", "network"):
         data = ImageFolderDataModule(
             str(folder / "data"), classes=CLASSES, batch_size=2, num_workers=0
@@ -36,7 +36,7 @@ def score(folder, devices):
         scored = ExportedClassifier(str(path)) if name == "program" else network
         table = WriteTable(folder / f"{name}-{devices}.parquet")
         strategy = "ddp" if devices > 1 else "auto"
-        trainer = small.trainer(devices=devices, strategy=strategy, callbacks=[table])
+        trainer = networks.trainer(devices=devices, strategy=strategy, callbacks=[table])
         trainer.predict(scored, datamodule=data, return_predictions=False)
 
 

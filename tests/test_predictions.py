@@ -14,11 +14,11 @@ from pyclassify.module import Classifier
 from pyclassify.tracking import run
 from pyclassify.tracking.logger import RunLogger
 from pyclassify.tracking.predictions import KeepPredictions, class_names
-from tests.support import forking_python, processes, small, waiting
-from tests.support.command_lines import LINEAR, QUIET
+from tests.support import forking_python, networks, processes, waiting
+from tests.support.trainings import LINEAR, QUIET
 
 PICTURES = {"class_accuracy.png", "confident_mistakes.png", "confusion_matrix.png"}
-FOREIGN = "tests.support.foreign"
+FOREIGN = "tests.support.networks"
 RECIPE = f"--data=SyntheticDataModule {LINEAR} --batch_size=5 {QUIET}"
 RECIPE += " --data.train_size=40 --data.val_size=10 --data.test_size=21"
 
@@ -40,7 +40,7 @@ def probabilities(classifier, dataset):
 @pytest.fixture
 def classifier():
     torch.manual_seed(0)
-    return Classifier(model=small.network, num_classes=4)
+    return Classifier(model=networks.network, num_classes=4)
 
 
 @pytest.fixture
@@ -49,7 +49,7 @@ def score(cli):
 
     def test(module, loaders):
         logger = RunLogger()
-        trainer = small.trainer(logger=logger, callbacks=[KeepPredictions()])
+        trainer = networks.trainer(logger=logger, callbacks=[KeepPredictions()])
         trainer.test(module, loaders, verbose=False)
         assert logger.written.delivery.ask(waiting.scale(20))
         return logger
@@ -79,7 +79,7 @@ def test_two_processes_keep_the_predictions_of_one(cli, tmp_path):
 
 
 def test_table_says_label_prediction_and_probability_of_each_image(classifier, score, tmp_path):
-    dataset = small.byte_images(7)
+    dataset = networks.byte_images(7)
     logger = score(classifier, DataLoader(dataset, 3))
     labels = dataset[:][1]
     probability, predicted = probabilities(classifier, dataset).max(1)
@@ -94,8 +94,8 @@ def test_table_says_label_prediction_and_probability_of_each_image(classifier, s
 
 
 def test_calibration_error_is_that_of_all_probabilities(classifier):
-    dataset = small.byte_images(50)
-    trainer = small.trainer(callbacks=[KeepPredictions()])
+    dataset = networks.byte_images(50)
+    trainer = networks.trainer(callbacks=[KeepPredictions()])
 
     (logged,) = trainer.test(classifier, DataLoader(dataset, 8), verbose=False)
 
@@ -106,13 +106,13 @@ def test_calibration_error_is_that_of_all_probabilities(classifier):
 
 
 def test_shuffled_test_images_are_left_out_of_the_mistakes(classifier, score):
-    logger = score(classifier, DataLoader(small.byte_images(7), 3, shuffle=True))
+    logger = score(classifier, DataLoader(networks.byte_images(7), 3, shuffle=True))
 
     assert artifacts(logger.run_id) == {*PICTURES, "predictions.json"} - {"confident_mistakes.png"}
 
 
 def test_nothing_is_kept_of_several_test_loaders(classifier, score):
-    logger = score(classifier, [DataLoader(small.byte_images(4), 2)] * 2)
+    logger = score(classifier, [DataLoader(networks.byte_images(4), 2)] * 2)
 
     assert artifacts(logger.run_id) == set()
 
@@ -138,7 +138,7 @@ def test_picture_that_cannot_be_made_costs_a_warning_only(classifier, score):
 def test_diverged_network_is_kept_as_it_is(classifier, score, tmp_path):
     torch.nn.init.constant_(classifier.model[-1].bias, torch.nan)
 
-    logger = score(classifier, DataLoader(small.byte_images(4), 2))
+    logger = score(classifier, DataLoader(networks.byte_images(4), 2))
 
     assert [row[3] for row in table(logger.run_id, tmp_path)["data"]] == [None] * 4
     assert artifacts(logger.run_id) >= PICTURES

@@ -14,7 +14,7 @@ import torch
 import yaml
 
 from tests.support import forking_python, processes
-from tests.support.folders import grow
+from tests.support.images import grow
 from tests.support.processes import ROOT, STDOUT
 from tests.support.stores import experiment_id, list_runs
 from tests.support.waiting import scale, wait_until
@@ -31,15 +31,15 @@ SHAPES = {
 }
 SMALL = {
     **SHAPES,
-    "model.model": "tests.support.foreign.Linear",
+    "model.model": "tests.support.networks.Linear",
     "batch_size": 8,
     "max_epochs": 2,
 }
-ENDLESS = {**SMALL, "model.model": "tests.support.paced.Paced", "max_epochs": 1_000_000}
+ENDLESS = {**SMALL, "model.model": "tests.support.networks.Paced", "max_epochs": 1_000_000}
 PHOTOS = {
     "config": "configs/image-folder.yaml",
     "data_path": "photos",
-    "model.model": "tests.support.foreign.Linear",
+    "model.model": "tests.support.networks.Linear",
 }
 REGISTER = {"devices": 2, "learning_rate": "1e-3"}
 ALEXNET = {**SHAPES, **REGISTER, "max_epochs": 1, "trainer.limit_train_batches": 2}

@@ -11,10 +11,9 @@ import pytest
 from pyclassify.cli import main
 from pyclassify.registry.champion import judge
 from tests.support import processes
-from tests.support.command_lines import refusal
 from tests.support.phrases import mentions
-from tests.support.recorded import record
-from tests.support.registered import NAME, challenger, champion, decided, register, tags
+from tests.support.runs import NAME, challenger, champion, decided, record, register, tags
+from tests.support.trainings import refusal
 
 ROOT = Path(__file__).parents[1]
 

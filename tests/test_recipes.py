@@ -4,7 +4,7 @@ import pytest
 import yaml
 
 from pyclassify.tracking.recipes import RECIPE, recipe
-from tests.support.command_lines import SHAPES
+from tests.support.trainings import SHAPES
 
 CONFIG = {
     "seed_everything": 0,

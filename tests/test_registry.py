@@ -15,12 +15,12 @@ from pyclassify.module import Classifier
 from pyclassify.registry.registration import RegisterModel
 from pyclassify.registry.versions import register
 from pyclassify.transforms import Preprocess
-from tests.support import foreign
-from tests.support.command_lines import QUIET, SHAPES, train_beside
+from tests.support import networks
+from tests.support.images import encode, file_of
 from tests.support.phrases import mentions
-from tests.support.requests_of import encode, file_of
 from tests.support.spooled import a_run
 from tests.support.stores import using
+from tests.support.trainings import QUIET, SHAPES, train_beside
 
 REGISTER = "--register"
 TESTED, _ = shapes.draw(20, seed=2)  # the test images of SHAPES
@@ -71,7 +71,7 @@ def test_version_tells_where_it_is_from_and_how_good_it_is(trained):
 def test_version_answers_with_the_weights_that_were_tested(trained):
     run = trained.run
     weights = mlflow.artifacts.download_artifacts(None, run.info.run_id, "weights/best.ckpt")
-    classifier = Classifier(foreign.Linear).eval()
+    classifier = Classifier(networks.Linear).eval()
     classifier.load_state_dict(torch.load(weights)["state_dict"])
 
     pictures = [encode(file_of(each.permute(1, 2, 0).numpy())) for each in TESTED]
@@ -163,7 +163,7 @@ def test_name_that_no_model_can_have_is_refused_at_the_start(name):
 
 
 def test_network_without_preprocessing_costs_a_warning(cli):
-    foreign = "--model=tests.support.foreign.Module --data=tests.support.foreign.Data"
+    foreign = "--model=tests.support.networks.Module --data=tests.support.networks.Data"
 
     with pytest.warns(UserWarning, match="model can't be made .+`preprocess`"):
         said = cli(f"train {foreign} --max_epochs=1 {QUIET} {REGISTER}=shapes")

@@ -11,13 +11,12 @@ import pytest
 
 from pyclassify.tracking import capsule
 from tests.support import forking_python, repositories
-from tests.support.command_lines import QUIET
-from tests.support.edited_package import FRESH, LOSS, PACKAGE, losses
-from tests.support.folders import grow
+from tests.support.images import grow
 from tests.support.phrases import mentions
 from tests.support.processes import PIPE
-from tests.support.repositories import git
+from tests.support.repositories import FRESH, LOSS, PACKAGE, git, losses
 from tests.support.stores import list_runs
+from tests.support.trainings import QUIET
 from tests.support.waiting import wait_until
 
 TRAIN = f"train --data=ImageFolderDataModule --data_path=photos --max_epochs=2 {QUIET}"

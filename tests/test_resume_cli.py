@@ -8,9 +8,9 @@ import mlflow
 import pytest
 
 from tests.support import processes
-from tests.support.command_lines import QUIET
 from tests.support.phrases import mentions
 from tests.support.processes import ROOT
+from tests.support.trainings import QUIET
 
 TINY = "--data SyntheticDataModule --data.train_size=60 --data.val_size=20 --data.test_size=20 "
 TINY += (

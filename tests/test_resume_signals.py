@@ -4,7 +4,7 @@ import signal
 
 import pytest
 
-from tests.support.scripts import rest
+from tests.support.processes import rest
 
 # None of these hangs: a machine that is slow must not look as if.
 PATIENT = "signals.GRACE_SECONDS = 60\n"

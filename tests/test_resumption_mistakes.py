@@ -10,11 +10,11 @@ import pytest
 from pyclassify.cli import main
 from pyclassify.tracking import capsule
 from tests.support import processes
-from tests.support.command_lines import SHAPES
 from tests.support.phrases import mentions
 from tests.support.processes import PIPE, ROOT
 from tests.support.spooled import TAKE
 from tests.support.stores import experiment_id
+from tests.support.trainings import SHAPES
 
 
 @pytest.fixture

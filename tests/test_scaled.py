@@ -12,8 +12,8 @@ from pyclassify import scaled
 from pyclassify.datamodule import ImageFolderDataModule
 from pyclassify.datasets import ImageTensors
 from pyclassify.module import Classifier
-from tests.support import small
-from tests.support.folders import grow
+from tests.support import networks
+from tests.support.images import grow
 
 
 @pytest.fixture(autouse=True)
@@ -39,8 +39,8 @@ def module(folder, **options):
 def steps(data):
     """The batches of two epochs of training, and what the data say of themselves."""
     torch.manual_seed(0)
-    recorder = small.Recorder()
-    small.trainer(max_epochs=2, callbacks=[recorder]).fit(Classifier(small.network, 2), data)
+    recorder = networks.Recorder()
+    networks.trainer(max_epochs=2, callbacks=[recorder]).fit(Classifier(networks.network, 2), data)
     return recorder.training, data.digest()
 
 
@@ -92,7 +92,7 @@ def test_images_of_a_changed_set_are_read_again(folder):
 
 def test_each_size_has_a_file_and_only_training_makes_one(folder, cache):
     scoring = module(folder, cache=True)
-    small.trainer().test(Classifier(small.network, 2), scoring, verbose=False)
+    networks.trainer().test(Classifier(networks.network, 2), scoring, verbose=False)
     assert not cache.exists()
 
     for size in (10, 12):

@@ -16,8 +16,8 @@ from pyclassify.exported import ExportedClassifier
 from pyclassify.module import Classifier
 from pyclassify.scoring import WriteTable
 from pyclassify.serving.export import export
-from tests.support import small
-from tests.support.folders import grow
+from tests.support import networks
+from tests.support.images import grow
 
 NAMES = ["ant", "bee", "cow", "dog"]
 
@@ -25,7 +25,7 @@ NAMES = ["ant", "bee", "cow", "dog"]
 @pytest.fixture(scope="module")
 def network():
     torch.manual_seed(0)
-    return Classifier(small.network, num_classes=4)
+    return Classifier(networks.network, num_classes=4)
 
 
 @pytest.fixture
@@ -41,7 +41,7 @@ def module(folder, **options):
 
 def score(network, data, path):
     """The table of a prediction."""
-    small.trainer(callbacks=[WriteTable(path)]).predict(network, data, return_predictions=False)
+    networks.trainer(callbacks=[WriteTable(path)]).predict(network, data, return_predictions=False)
     return pd.read_parquet(path)
 
 
@@ -66,7 +66,7 @@ def test_large_images_come_in_small_batches(exported, tmp_path, monkeypatch):
         on_predict_batch_end=lambda trainer, module, outputs, *rest: sizes.append(len(outputs))
     )
 
-    small.trainer(callbacks=[watch]).predict(exported, data)
+    networks.trainer(callbacks=[watch]).predict(exported, data)
 
     assert sizes == [2, 2, 1]
 
@@ -75,7 +75,7 @@ def test_exported_network_takes_no_floats(exported):
     loader = DataLoader(TensorDataset(torch.rand(2, 3, 8, 8), torch.zeros(2)))
 
     with pytest.raises(MisconfigurationException, match=r"torch\.float32.*exported"):
-        small.trainer().predict(exported, loader)
+        networks.trainer().predict(exported, loader)
 
 
 def test_file_that_holds_no_program_is_refused(tmp_path):
@@ -96,7 +96,7 @@ def test_images_of_a_loader_are_told_by_their_place_and_unnamed_classes_by_numbe
     network, tmp_path
 ):
     with pytest.warns(UserWarning, match="classes.*labels"):
-        table = score(network, DataLoader(small.byte_images(7), 3), tmp_path / "t.parquet")
+        table = score(network, DataLoader(networks.byte_images(7), 3), tmp_path / "t.parquet")
 
     assert list(table["index"]) == list(range(7))
     assert set(table["label"]) <= {"0", "1", "2", "3"}
@@ -109,7 +109,7 @@ def test_prediction_that_is_no_probabilities_is_no_table(tmp_path):
 
     facts = r"Embedding\.predict_step .*probabilities.*--output=null.*BaseP"
     with pytest.raises(MisconfigurationException, match=facts):
-        score(Embedding(), DataLoader(small.byte_images(2)), tmp_path / "t.parquet")
+        score(Embedding(), DataLoader(networks.byte_images(2)), tmp_path / "t.parquet")
 
 
 @pytest.mark.parametrize(
@@ -128,7 +128,7 @@ def test_folder_without_images_is_refused(part, facts, tmp_path):
 
 def test_more_processes_than_images_are_refused(tmp_path):
     data = module(grow(tmp_path, "a", count=2))
-    data.trainer = small.trainer(devices=3, strategy="ddp")
+    data.trainer = networks.trainer(devices=3, strategy="ddp")
     data.setup("predict")
 
     with pytest.raises(MisconfigurationException, match=r"2 images .*3 processes"):

@@ -5,12 +5,12 @@ from statistics import fmean, stdev
 
 import pytest
 
-from tests.support import seeded
+from tests.support import trainings
 
 
 @pytest.fixture(scope="module")
 def ended(module_store, tmp_path_factory):
-    return seeded.run_all(module_store, tmp_path_factory.mktemp("seeds"))
+    return trainings.run_all(module_store, tmp_path_factory.mktemp("seeds"))
 
 
 def statuses(runs):
@@ -110,6 +110,6 @@ def test_stopped_parent_has_what_it_got_to(ended):
 
     assert parent.data.metrics["seeds_finished"] == 1
     assert parent.data.metrics["test_accuracy_mean"] == first.data.metrics["test_accuracy"]
-    assert parent.data.params["model/model"] == "tests.support.moody.Moody"
+    assert parent.data.params["model/model"] == "tests.support.networks.Moody"
     assert "| 11 | [Moody-Synthetic-seed11]" in parent.data.tags["mlflow.note.content"]
     assert "| KILLED |  |\n| 12 |  |  |  |\n" in parent.data.tags["mlflow.note.content"]

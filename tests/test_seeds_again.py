@@ -12,14 +12,13 @@ import pytest
 from pyclassify import announcement, seeds
 from pyclassify.cli import main
 from tests.support import processes
-from tests.support.command_lines import QUIET
 from tests.support.phrases import mentions
 from tests.support.processes import PIPE, ROOT
-from tests.support.seeded import PARENT, spawn
 from tests.support.stores import list_runs
+from tests.support.trainings import PARENT, QUIET, spawn
 from tests.support.waiting import wait_until
 
-TRAIN = f"train --data=SyntheticDataModule --model.model=tests.support.moody.Waiting {QUIET}"
+TRAIN = f"train --data=SyntheticDataModule --model.model=tests.support.networks.Waiting {QUIET}"
 TRAIN += " --data.train_size=24 --data.val_size=20 --data.test_size=20 --max_epochs=2"
 TRAIN += " --batch_size=8 --data.resize=8 --data.crop=8 --trainer.log_every_n_steps=1"
 TRAIN += " --trainer.logger.system_metrics=false --accelerator=cpu --seeds 3 --seed 7"

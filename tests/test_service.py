@@ -4,7 +4,7 @@ import mlflow
 import pytest
 
 from tests.support.browser import mlflow_ui
-from tests.support.service_parts import BUCKET, commands, sign_in
+from tests.support.service import BUCKET, commands, sign_in
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ import mlflow
 import pytest
 import requests
 
-from tests.support.service_parts import sign_in
+from tests.support.service import sign_in
 
 pytestmark = pytest.mark.service
 API = "/api/2.0/mlflow"

@@ -12,8 +12,7 @@ import pytest
 
 from tests.support import service_content
 from tests.support.ports import free_port
-from tests.support.service_parts import ADMIN, PATH, sign_in
-from tests.support.service_stores import database, need, objects, rows, started
+from tests.support.service import ADMIN, PATH, database, need, objects, rows, sign_in, started
 
 pytestmark = pytest.mark.service
 

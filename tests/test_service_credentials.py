@@ -8,8 +8,8 @@ import mlflow
 import pytest
 from mlflow.utils.credentials import read_mlflow_creds
 
-from tests.support import service_user
-from tests.support.slurm_runs import read, submit, write_project
+from tests.support import service as service_parts
+from tests.support.slurm_jobs import read, submit, write_project
 from tests.support.waiting import scale, wait_until
 
 WAITS = """
@@ -30,7 +30,7 @@ AS_NOBODY = [*AS_NOBODY.split(), "--clear-groups"]
 
 
 def take_from_file(patch, account):
-    """Leave it to the file of `service_user.settle`."""
+    """Leave it to the file of `settle`."""
 
 
 def take_from_variables(patch, account):
@@ -42,9 +42,9 @@ def take_from_variables(patch, account):
 @pytest.fixture(params=[take_from_file, take_from_variables])
 def account(request, slurm, proxy, people, tmp_path, monkeypatch):
     """Ada's, whose password MLflow finds here in the one way or the other."""
-    service_user.settle(monkeypatch, proxy, people["ada"], tmp_path / "home")
+    service_parts.settle(monkeypatch, proxy, people["ada"], tmp_path / "home")
     request.param(monkeypatch, people["ada"])
-    service_user.work_in(monkeypatch, request.node.name)
+    service_parts.work_in(monkeypatch, request.node.name)
     return people["ada"]
 
 
@@ -105,7 +105,7 @@ def test_password_reaches_the_job_and_nothing_that_others_read(slurm, service, a
 
 def test_file_of_the_page_is_the_users_alone(proxy, tmp_path, monkeypatch):
     account = ("ada", "100% of %s")  # which the parser of such files would take for its own
-    service_user.settle(monkeypatch, proxy, account, tmp_path / "home")
+    service_parts.settle(monkeypatch, proxy, account, tmp_path / "home")
 
     kept = tmp_path / "home/.mlflow/credentials"
     assert kept.stat().st_mode & 0o777 == 0o600

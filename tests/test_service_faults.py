@@ -7,10 +7,10 @@ import mlflow
 import pytest
 
 from tests.support import service_faults
-from tests.support.bucket_proxy import BucketProxy
 from tests.support.noting import EVERY
+from tests.support.servers import BucketProxy
+from tests.support.service import BUCKET, sign_in
 from tests.support.service_faults import Noted, bucket_busy, database_restarted
-from tests.support.service_parts import BUCKET, sign_in
 
 pytestmark = pytest.mark.service
 STEPS = 20  # that a training goes on by while something is wrong

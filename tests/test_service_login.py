@@ -7,7 +7,7 @@ import pytest
 from playwright.sync_api import Error, expect, sync_playwright
 
 from tests.support.browser import NO_ASSISTANT, QUIET, find_chromium, patience
-from tests.support.service_parts import ADMIN, sign_in
+from tests.support.service import ADMIN, sign_in
 
 pytestmark = [pytest.mark.service, pytest.mark.browser]
 

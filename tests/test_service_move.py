@@ -9,8 +9,7 @@ import mlflow
 import pytest
 
 from tests.support import service_content
-from tests.support.service_parts import ADMIN, sign_in
-from tests.support.service_stores import database, need, rows, started
+from tests.support.service import ADMIN, database, need, rows, sign_in, started
 
 pytestmark = pytest.mark.service
 

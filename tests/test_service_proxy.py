@@ -8,7 +8,7 @@ import mlflow
 import pytest
 import requests
 
-from tests.support.service_parts import BUCKET, sign_in
+from tests.support.service import BUCKET, sign_in
 
 GB = 1024**3
 

@@ -5,9 +5,8 @@ import time
 import mlflow
 import pytest
 
+from tests.support.service import ADMIN, BUCKET, keys, need, sign_in
 from tests.support.service_content import make_run
-from tests.support.service_parts import ADMIN, BUCKET, sign_in
-from tests.support.service_stores import keys, need
 
 pytestmark = pytest.mark.service
 DAY = 86400  # seconds

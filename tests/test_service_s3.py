@@ -12,9 +12,9 @@ from mlflow.store.artifact import s3_artifact_repo
 
 from pyclassify.cli import main
 from pyclassify.tracking.spool import registry, target
-from tests.support.bucket_proxy import BucketProxy
 from tests.support.phrases import mentions
-from tests.support.service_parts import BUCKET, sign_in
+from tests.support.servers import BucketProxy
+from tests.support.service import BUCKET, sign_in
 from tests.support.spooled import begin_again, deliver
 
 WEIGHTS = 28_000_000  # bytes

@@ -14,16 +14,15 @@ import requests
 
 from benchmarks import server
 from pyclassify import shapes
-from tests.support import command_lines, service_user, slurm_python, slurm_runs
-from tests.support.requests_of import encode, file_of
-from tests.support.service_parts import BUCKET, ROOT, started_by, write_forking_programs
+from tests.support import service as service_parts
+from tests.support import slurm_jobs, slurm_python, trainings
+from tests.support.images import encode, file_of
+from tests.support.service import BUCKET, ROOT, started_by, write_forking_programs
 from tests.support.waiting import scale, wait_until
 
 pytestmark = [pytest.mark.service, pytest.mark.slurm]
 NAME = "shapes"
-SMALL = dict(
-    word.removeprefix("--").split("=") for word in command_lines.SHAPES.split() if "=" in word
-)
+SMALL = dict(word.removeprefix("--").split("=") for word in trainings.SHAPES.split() if "=" in word)
 # As many steps, of as many images each.
 ALEXNET = {
     "config": "configs/synthetic.yaml",
@@ -39,7 +38,7 @@ PARAMETERS, MEMORY = (ALEXNET, 7000) if os.environ.get("PYCLASSIFY_MAIN_JOB") el
 
 @pytest.fixture(scope="module")
 def programs(tmp_path_factory):
-    """A folder of programs like those of an environment, which fork (see `service_parts`)."""
+    """A folder of programs like those of an environment, which fork."""
     folder = tmp_path_factory.mktemp("programs")
     write_forking_programs(folder)
     return f"{folder}/"
@@ -53,9 +52,9 @@ def trained(cluster, proxy, people, programs, empty_store, tmp_path_factory):
     """
     folder = tmp_path_factory.mktemp("trained")
     with pytest.MonkeyPatch.context() as patch:
-        slurm_runs.enter(patch, cluster, empty_store, folder)
-        service_user.settle(patch, proxy, people["ada"], folder / "home")
-        service_user.work_in(patch, "trained on the cluster")
+        slurm_jobs.enter(patch, cluster, empty_store, folder)
+        service_parts.settle(patch, proxy, people["ada"], folder / "home")
+        service_parts.work_in(patch, "trained on the cluster")
         patch.setenv("PYTHONPATH", str(ROOT))
         jobs = {each: train(folder, each) for each in ("direct", "spool")}
         with delivering(folder / "runs", programs):
@@ -68,15 +67,15 @@ def trained(cluster, proxy, people, programs, empty_store, tmp_path_factory):
 def train(folder, tracking):
     config = {"mem": f"{MEMORY}M", "tracking": tracking, "work_dir": str(folder / "runs")}
     config["environment"] = slurm_python.environment(forks_tasks=PARAMETERS is SMALL)
-    return slurm_runs.submit(ROOT, config, parameters={**PARAMETERS, "register": NAME})
+    return slurm_jobs.submit(ROOT, config, parameters={**PARAMETERS, "register": NAME})
 
 
 def read(submitted):
-    return slurm_runs.read(submitted)
+    return slurm_jobs.read(submitted)
 
 
 def has_ended(submitted):
-    return read(submitted).info.status in slurm_runs.FINAL
+    return read(submitted).info.status in slurm_jobs.FINAL
 
 
 def versions():
@@ -107,7 +106,7 @@ def stored(service, run):
 def test_run_of_a_job_is_complete(tracking, trained, service):
     run = trained.runs[tracking]
 
-    assert run.info.status == "FINISHED", slurm_runs.log(trained.jobs[tracking], "err")
+    assert run.info.status == "FINISHED", slurm_jobs.log(trained.jobs[tracking], "err")
     losses = mlflow.MlflowClient().get_metric_history(run.info.run_id, "train_loss")
     assert [each.step for each in losses] == list(range(5))  # 40 images in batches of 8
     assert {"test_accuracy", "val_loss", "wall_seconds"} < run.data.metrics.keys()

@@ -5,7 +5,7 @@ import subprocess
 import pytest
 
 from tests.support.required import program
-from tests.support.service_parts import DEPLOY, HERE, commands, installed_here, started_by
+from tests.support.service import DEPLOY, HERE, commands, installed_here, started_by
 
 UNITS = sorted(path.name for kind in ("service", "timer") for path in DEPLOY.glob(f"*.{kind}"))
 

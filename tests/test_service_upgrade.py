@@ -13,8 +13,15 @@ import mlflow
 import pytest
 
 from tests.support import service_content
-from tests.support.service_parts import commands, write_forking_programs
-from tests.support.service_stores import columns_of, database, need, rows, started_database
+from tests.support.service import (
+    columns_of,
+    commands,
+    database,
+    need,
+    rows,
+    started_database,
+    write_forking_programs,
+)
 
 pytestmark = pytest.mark.service
 DATA = Path(__file__).parent / "data"

@@ -10,8 +10,8 @@ import torch
 
 from benchmarks.odd_requests import CLASSES, bombard, save_tiny_model
 from benchmarks.server import running
+from tests.support.images import encode, file_of, raw
 from tests.support.phrases import mentions
-from tests.support.requests_of import encode, file_of, raw
 
 DRAW = np.random.default_rng(0)
 PICTURES = [DRAW.integers(0, 256, (*size, 3), dtype=np.uint8) for size in [(20, 24), (9, 9)] * 2]

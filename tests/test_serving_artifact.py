@@ -18,8 +18,8 @@ from benchmarks.odd_requests import CLASSES, save_tiny_model
 from pyclassify.module import Classifier
 from pyclassify.serving.artifact import save_model
 from pyclassify.transforms import Preprocess
-from tests.support import pins, processes
-from tests.support.requests_of import encode, file_of
+from tests.support import processes, required
+from tests.support.images import encode, file_of
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (30, 40, 3), dtype=np.uint8)
 PICTURE = encode(file_of(PIXELS))
@@ -59,7 +59,7 @@ def test_model_needs_neither_pyclassify_nor_pickle(folder, model, tmp_path):
 
 def test_requirements_are_the_pins_for_any_machine(folder):
     needed = (folder / "requirements.txt").read_text().split()
-    pinned = pins.versions("requirements.txt")
+    pinned = required.versions("requirements.txt")
 
     assert needed == [
         f"{name}=={pinned[name]}" for name in ("mlflow", "numpy", "pandas", "pillow", "torch")

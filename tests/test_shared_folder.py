@@ -9,27 +9,27 @@ import torchvision.datasets
 from tqdm import tqdm
 
 from pyclassify.download import fetch
-from tests.support import archives
+from tests.support import servers
 from tests.support.waiting import scale
 
-CIFAR10 = archives.FIRST_FILES["CIFAR10"]
+CIFAR10 = servers.FIRST_FILES["CIFAR10"]
 
 
 @pytest.fixture
 def server():
-    with archives.serve() as server:
+    with servers.serve() as server:
         yield server
 
 
-@pytest.mark.parametrize("name", archives.FIRST_FILES)
+@pytest.mark.parametrize("name", servers.FIRST_FILES)
 def test_leftover_of_a_broken_download_is_replaced(name, server, monkeypatch, tmp_path):
-    archives.offer(monkeypatch, server, name)
-    file = archives.FIRST_FILES[name]
+    servers.offer(monkeypatch, server, name)
+    file = servers.FIRST_FILES[name]
     folder = tmp_path / "MNIST/raw" if name == "MNIST" else tmp_path
     folder.mkdir(parents=True, exist_ok=True)
     (folder / file).write_bytes(server.bodies[file][0][:100])
 
-    assert len(fetch(name, tmp_path, train=True)) == archives.TRAIN
+    assert len(fetch(name, tmp_path, train=True)) == servers.TRAIN
     assert server.fetched.count(file) == 1
 
 
@@ -45,7 +45,7 @@ def test_leftover_of_a_broken_download_is_replaced(name, server, monkeypatch, tm
 def test_torn_file_is_unpacked_again_from_what_was_fetched(
     name, unpacked, left, server, monkeypatch, tmp_path
 ):
-    halves = archives.offer(monkeypatch, server, name)
+    halves = servers.offer(monkeypatch, server, name)
     fetch(name, tmp_path, train=True)
     server.fetched.clear()
     path = tmp_path / unpacked
@@ -58,14 +58,14 @@ def test_torn_file_is_unpacked_again_from_what_was_fetched(
 
 
 def test_archive_put_there_by_hand_needs_no_network(server, monkeypatch, tmp_path):
-    archives.offer(monkeypatch, server, "CIFAR10")
+    servers.offer(monkeypatch, server, "CIFAR10")
     (tmp_path / CIFAR10).write_bytes(server.bodies.pop(CIFAR10)[0])
 
-    assert len(fetch("CIFAR10", tmp_path, train=True)) == archives.TRAIN
+    assert len(fetch("CIFAR10", tmp_path, train=True)) == servers.TRAIN
 
 
 def test_processes_that_share_a_folder_fetch_once(server, monkeypatch, tmp_path):
-    archives.offer(monkeypatch, server, "CIFAR10")
+    servers.offer(monkeypatch, server, "CIFAR10")
     server.pause = threading.Event()
     processes = [start_fetch(tmp_path) for _ in range(3)]
     assert server.halfway.wait(scale(30))  # one is in the midst of it, and the others wait or will
@@ -79,7 +79,7 @@ def test_processes_that_share_a_folder_fetch_once(server, monkeypatch, tmp_path)
 
 
 def test_threads_that_share_a_folder_fetch_once(server, monkeypatch, tmp_path):
-    archives.offer(monkeypatch, server, "MNIST")
+    servers.offer(monkeypatch, server, "MNIST")
     threads = [threading.Thread(target=fetch, args=("MNIST", tmp_path, True)) for _ in range(4)]
 
     for thread in threads:
@@ -88,11 +88,11 @@ def test_threads_that_share_a_folder_fetch_once(server, monkeypatch, tmp_path):
         thread.join(scale(30))
 
     assert len(server.fetched) == len(torchvision.datasets.MNIST.resources)
-    assert len(fetch("MNIST", tmp_path, train=True)) == archives.TRAIN
+    assert len(fetch("MNIST", tmp_path, train=True)) == servers.TRAIN
 
 
 def test_download_that_was_killed_is_begun_again(server, monkeypatch, tmp_path):
-    archives.offer(monkeypatch, server, "CIFAR10")
+    servers.offer(monkeypatch, server, "CIFAR10")
     server.pause = threading.Event()
     process = start_fetch(tmp_path)
     assert server.halfway.wait(scale(30))
@@ -101,7 +101,7 @@ def test_download_that_was_killed_is_begun_again(server, monkeypatch, tmp_path):
     assert process.exitcode == -signal.SIGKILL
     server.pause.set()
 
-    assert len(fetch("CIFAR10", tmp_path, train=True)) == archives.TRAIN
+    assert len(fetch("CIFAR10", tmp_path, train=True)) == servers.TRAIN
     assert server.fetched == [CIFAR10] * 2
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.scripts import rest
+from tests.support.processes import rest
 from tests.support.waiting import scale, wait_until
 
 SLEEP = """

@@ -10,7 +10,7 @@ from mlflow.exceptions import ExecutionException
 
 from tests.support import processes, repositories
 from tests.support.phrases import mentions
-from tests.support.slurm_runs import (
+from tests.support.slurm_jobs import (
     TELLS,
     artifacts,
     log,

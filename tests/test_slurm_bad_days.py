@@ -7,10 +7,9 @@ from pyclassify.slurm import programs
 from pyclassify.slurm.logs import tail_of
 from pyclassify.slurm.states import STATES
 from pyclassify.slurm.submitted import SlurmRun
-from tests.support import slurm_programs
+from tests.support import slurm_jobs
 from tests.support.phrases import mentions
-from tests.support.slurm_programs import say, say_in_turn
-from tests.support.slurm_runs import note
+from tests.support.slurm_jobs import note, say, say_in_turn
 from tests.support.stores import experiment_id
 
 GONE = say(stderr="slurm_load_jobs error: Invalid job id specified\n", code=1)
@@ -24,11 +23,11 @@ def put(monkeypatch, tmp_path):
     """Put a program in the place of one of SLURM's; squeue has no job, and sacct's 4 timed out."""
     monkeypatch.setattr(programs, "PAUSES", ())
     monkeypatch.setattr("pyclassify.slurm.verbs._POLL", 0.0)
-    slurm_programs.first_on_path(monkeypatch, tmp_path)
-    slurm_programs.put(tmp_path, "squeue", GONE)
-    slurm_programs.put(tmp_path, "scancel", GONE)
-    slurm_programs.put(tmp_path, "sacct", slurm_programs.replay("2.6.5"))
-    return lambda name, *answers: slurm_programs.put(
+    slurm_jobs.first_on_path(monkeypatch, tmp_path)
+    slurm_jobs.put(tmp_path, "squeue", GONE)
+    slurm_jobs.put(tmp_path, "scancel", GONE)
+    slurm_jobs.put(tmp_path, "sacct", slurm_jobs.replay("2.6.5"))
+    return lambda name, *answers: slurm_jobs.put(
         tmp_path, name, say_in_turn(tmp_path / f"{name}.turn", *answers)
     )
 

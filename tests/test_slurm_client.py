@@ -7,8 +7,8 @@ import pytest
 from pyclassify.slurm import client, programs, reconcile
 from pyclassify.slurm.programs import SlurmError, SlurmSilent
 from pyclassify.slurm.states import STATES
-from tests.support import slurm_programs
-from tests.support.slurm_programs import say, say_in_turn
+from tests.support import slurm_jobs
+from tests.support.slurm_jobs import say, say_in_turn
 
 GONE = say(stderr="slurm_load_jobs error: Invalid job id specified\n", code=1)
 BUSY = ("", "slurm_load_jobs error: Socket timed out on send/recv operation\n", 1)
@@ -19,9 +19,9 @@ DOWN = ("", "slurm_load_jobs error: Unable to contact slurm controller (connect 
 def put(monkeypatch, tmp_path):
     """Put a program in the place of one of SLURM's; nothing waits between tries."""
     (tmp_path / "bin").mkdir()
-    slurm_programs.first_on_path(monkeypatch, tmp_path / "bin")
+    slurm_jobs.first_on_path(monkeypatch, tmp_path / "bin")
     monkeypatch.setattr(programs, "PAUSES", (0.0, 0.0))
-    return lambda name, code: slurm_programs.put(tmp_path / "bin", name, code)
+    return lambda name, code: slurm_jobs.put(tmp_path / "bin", name, code)
 
 
 @pytest.mark.parametrize(
@@ -39,7 +39,7 @@ def put(monkeypatch, tmp_path):
 )
 def test_jobs_that_the_queue_has_forgotten(put, version, job_id, state, status, words):
     put("squeue", GONE)
-    put("sacct", slurm_programs.replay(version))
+    put("sacct", slurm_jobs.replay(version))
 
     job = client.find(job_id)
     ending = reconcile.of_job(job)
@@ -50,7 +50,7 @@ def test_jobs_that_the_queue_has_forgotten(put, version, job_id, state, status, 
 
 def test_job_that_neither_knows_is_an_error_of_its_own(put):
     put("squeue", GONE)
-    put("sacct", slurm_programs.replay("24.05.3"))
+    put("sacct", slurm_jobs.replay("24.05.3"))
     with pytest.raises(client.JobUnknown, match=r"squeue .* job 7\b.*sacct .* job 7\b"):
         client.find("7")
 
@@ -75,7 +75,7 @@ def test_busy_controller_is_asked_again(put, tmp_path):
 
 def test_controller_that_is_down_says_nothing_of_the_job(put):
     put("squeue", say(*DOWN))
-    put("sacct", slurm_programs.replay("2.6.5"))
+    put("sacct", slurm_jobs.replay("2.6.5"))
 
     assert client.find("1").state == "COMPLETED"  # accounting has its end
     with pytest.raises(SlurmSilent, match="Unable to contact slurm controller"):

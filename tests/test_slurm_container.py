@@ -5,7 +5,7 @@ import shlex
 import pytest
 
 from pyclassify.slurm import environment, plan
-from tests.support.slurm_runs import write_project
+from tests.support.slurm_jobs import write_project
 
 
 def test_image_is_the_same_in_any_folder(tmp_path, monkeypatch):

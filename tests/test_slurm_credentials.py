@@ -3,7 +3,7 @@
 import pytest
 
 from pyclassify.slurm import config, plan
-from tests.support.slurm_runs import write_project
+from tests.support.slurm_jobs import write_project
 
 
 @pytest.mark.parametrize(

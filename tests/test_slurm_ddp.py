@@ -7,12 +7,12 @@ from pathlib import Path
 import mlflow
 import pytest
 
-from tests.support import command_lines, forking_python, slurm_python
-from tests.support.slurm_runs import log, read, submit
+from tests.support import forking_python, slurm_python, trainings
+from tests.support.slurm_jobs import log, read, submit
 
 ROOT = Path(__file__).parents[1]
 SHAPES = dict(
-    word.removeprefix("--").split("=") for word in command_lines.SHAPES.split() if "=" in word
+    word.removeprefix("--").split("=") for word in trainings.SHAPES.split() if "=" in word
 )
 
 

@@ -8,7 +8,7 @@ from pyclassify.slurm.reconcile import Ending
 from pyclassify.slurm.states import STATES
 from pyclassify.tracking.spool import target
 from pyclassify.tracking.spool.courier import Courier
-from tests.support.slurm_runs import note
+from tests.support.slurm_jobs import note
 from tests.support.stores import experiment_id
 
 FELL, MADE_ROOM, LATE = (STATES[name].words for name in ("NODE_FAIL", "PREEMPTED", "DEADLINE"))

@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 from tests.support import slurm_python
-from tests.support.slurm_runs import log, newest, note, submit, write_project
+from tests.support.slurm_jobs import log, newest, note, submit, write_project
 
 TELL = "import sys, mlflow\nmlflow.log_metric('torch', 'torch' in sys.modules)\nprint(sys.prefix)"
 

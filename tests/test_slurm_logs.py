@@ -3,7 +3,7 @@
 import pytest
 
 from pyclassify.slurm import config, plan, submission
-from tests.support.slurm_runs import write_project
+from tests.support.slurm_jobs import write_project
 
 
 def test_folders_of_the_logs_are_made(tmp_path):

@@ -8,14 +8,14 @@ import pytest
 from mlflow.exceptions import ExecutionException
 
 from pyclassify.slurm import programs
-from tests.support import cluster_files, foreign_project, slurm_runs
-from tests.support.submissions import Submissions
+from tests.support import cluster, slurm_jobs
+from tests.support.slurm_jobs import Submissions
 from tests.support.waiting import scale, wait_until
 
 WAITING, FAILING = "controller down while waiting", "exit 3 with the controller down"
 NONE = r"\A\Z"
 TOO_MUCH = 'memory.*"mem"'
-if not cluster_files.LIMITS_MEMORY:  # SLURM does not tell, but for the job's stderr
+if not cluster.LIMITS_MEMORY:  # SLURM does not tell, but for the job's stderr
     TOO_MUCH = r"signal 9\b.*exceeded memory limit"
 # What happens, the run's status by itself, that after `pyclassify slurm status`, and its words.
 OUTCOMES = [
@@ -39,9 +39,9 @@ def outcomes(cluster, empty_store, tmp_path_factory):
     """All at once as far as they can be, for their jobs wait for the same clocks."""
     folder = tmp_path_factory.mktemp("outcomes")
     with pytest.MonkeyPatch.context() as patch:
-        slurm_runs.enter(patch, cluster, empty_store, folder)
+        slurm_jobs.enter(patch, cluster, empty_store, folder)
         patch.setattr(programs, "PAUSES", (0.5,))  # how patient it is, test_slurm_client.py tells
-        submissions = Submissions(cluster, foreign_project.write(folder / "project"))
+        submissions = Submissions(cluster, slurm_jobs.write_foreign_project(folder / "project"))
         yield (
             submissions,
             {

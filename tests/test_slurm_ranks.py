@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.slurm_runs import enter, log, note, submit, wait_for_status, write_project
+from tests.support.slurm_jobs import enter, log, note, submit, wait_for_status, write_project
 
 # Of the shipped configurations, what the tests' cluster does not have.
 LACKING = ("partition", "qos", "constraint", "time", "modules", "environment", "work_dir")

@@ -8,8 +8,8 @@ import pytest
 
 from pyclassify.cli import main
 from pyclassify.slurm import programs
-from tests.support import slurm_programs
-from tests.support.slurm_programs import say, say_in_turn
+from tests.support import slurm_jobs
+from tests.support.slurm_jobs import say, say_in_turn
 from tests.support.stores import experiment_id
 
 
@@ -18,7 +18,7 @@ def store(store, tmp_path, monkeypatch):
     """An `MlflowClient`; nothing waits between tries at SLURM."""
     monkeypatch.setattr(programs, "PAUSES", (0.0,))
     (tmp_path / "bin").mkdir()
-    slurm_programs.first_on_path(monkeypatch, tmp_path / "bin")
+    slurm_jobs.first_on_path(monkeypatch, tmp_path / "bin")
     return store
 
 
@@ -28,9 +28,9 @@ def answer(tmp_path):
 
     def put(*rows):
         text = "".join(f"{row}\n" for row in rows)
-        slurm_programs.put(tmp_path / "bin", "sacct", say_in_turn(tmp_path / "asked", (text,)))
+        slurm_jobs.put(tmp_path / "bin", "sacct", say_in_turn(tmp_path / "asked", (text,)))
         gone = say(stderr="slurm_load_jobs error: Invalid job id specified\n", code=1)
-        slurm_programs.put(tmp_path / "bin", "squeue", gone)
+        slurm_jobs.put(tmp_path / "bin", "squeue", gone)
         return lambda: int((tmp_path / "asked").read_text())
 
     return put
@@ -154,7 +154,7 @@ def test_runs_under_a_run_end_with_its_job(store, answer, tmp_path):
 def test_nothing_changes_where_slurm_does_not_answer(store, tmp_path, capsys):
     run_id = make(store, tmp_path, 7)
     down = "sacct: error: slurm_persist_conn_open: Unable to connect to SlurmDBD\n"
-    slurm_programs.put(tmp_path / "bin", "sacct", say(stderr=down, code=1))
+    slurm_jobs.put(tmp_path / "bin", "sacct", say(stderr=down, code=1))
 
     assert main(["slurm", "reconcile"]) == 1
 

@@ -7,8 +7,8 @@ from pathlib import Path
 import mlflow
 import pytest
 
-from tests.support import restarting_project, slurm_runs
-from tests.support.submissions import Submissions
+from tests.support import restarting_project, slurm_jobs
+from tests.support.slurm_jobs import Submissions
 from tests.support.waiting import wait_until
 
 LIMIT, PERSON, NODE = "its time limit", "scontrol requeue", "node down"
@@ -76,7 +76,7 @@ def jobs(cluster, empty_store, tmp_path_factory):
     """All at once as far as they can be, for their jobs wait for the same clocks."""
     folder = tmp_path_factory.mktemp("requeue")
     with pytest.MonkeyPatch.context() as patch:
-        slurm_runs.enter(patch, cluster, empty_store, folder)
+        slurm_jobs.enter(patch, cluster, empty_store, folder)
         jobs = Restarting(cluster, restarting_project.write(folder / "project"))
         try:
             run(jobs, cluster)

@@ -7,10 +7,9 @@ import pytest
 
 from pyclassify import cli
 from pyclassify.slurm import programs
-from tests.support import restarting_project, slurm_programs
+from tests.support import restarting_project, slurm_jobs
 from tests.support.phrases import mentions
-from tests.support.slurm_programs import say
-from tests.support.slurm_runs import log, note, read, submit, wait_for_status
+from tests.support.slurm_jobs import log, note, read, say, submit, wait_for_status
 from tests.support.stores import experiment_id
 from tests.support.waiting import wait_until
 
@@ -79,10 +78,10 @@ def killed(store, tmp_path, monkeypatch):
     """Make a KILLED run of job 4, which has ended; SLURM refuses every other."""
     monkeypatch.setattr(programs, "PAUSES", ())
     (tmp_path / "bin").mkdir()
-    slurm_programs.first_on_path(monkeypatch, tmp_path / "bin")
-    slurm_programs.put(tmp_path / "bin", "squeue", say("4|TIMEOUT|TimeLimit|n1|1:00\n"))
-    slurm_programs.put(tmp_path / "bin", "sacct", say())
-    slurm_programs.put(tmp_path / "bin", "sbatch", say(stderr="sbatch: error: no more\n", code=1))
+    slurm_jobs.first_on_path(monkeypatch, tmp_path / "bin")
+    slurm_jobs.put(tmp_path / "bin", "squeue", say("4|TIMEOUT|TimeLimit|n1|1:00\n"))
+    slurm_jobs.put(tmp_path / "bin", "sacct", say())
+    slurm_jobs.put(tmp_path / "bin", "sbatch", say(stderr="sbatch: error: no more\n", code=1))
     tags = {"slurm_folder": str(tmp_path / "run"), "slurm_job_id": "4", "slurm_submit_host": "here"}
 
     def make(**more):

@@ -5,7 +5,7 @@ import subprocess
 import pytest
 
 from pyclassify.slurm import template
-from tests.support import slurm_programs
+from tests.support import slurm_jobs
 
 SRUN_ENDS = "(exit 1) &\nwait $!\n"
 
@@ -28,10 +28,10 @@ if sys.argv[sys.argv.index("-j") + 1].endswith(".0"):
 counter.write_text(str(turn + 1))
 print(*states, sep="\\n")
 """
-    slurm_programs.put(folder, "squeue", slurm_programs.say(queued))
-    slurm_programs.put(folder, "sacct", code)
-    slurm_programs.put(folder, "sleep", "")
-    slurm_programs.first_on_path(monkeypatch, folder)
+    slurm_jobs.put(folder, "squeue", slurm_jobs.say(queued))
+    slurm_jobs.put(folder, "sacct", code)
+    slurm_jobs.put(folder, "sleep", "")
+    slurm_jobs.first_on_path(monkeypatch, folder)
     functions = template.FUNCTIONS.partition("# Whatever happens")[0]
     text = f"SLURM_JOB_ID=7\n{functions}\n{script}slurm_says"
     return subprocess.check_output(["bash", "-c", text], text=True).split()

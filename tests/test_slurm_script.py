@@ -8,7 +8,7 @@ import pytest
 
 from pyclassify.slurm import config, values
 from tests.support import required
-from tests.support.batch_scripts import check, render
+from tests.support.slurm_jobs import check, render
 
 GOLDEN = Path(__file__).parent / "golden"
 PARAMETERS = {

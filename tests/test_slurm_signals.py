@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from tests.support import required
-from tests.support.batch_scripts import check, render
+from tests.support.slurm_jobs import check, render
 from tests.support.waiting import scale, wait_until
 
 READY = """

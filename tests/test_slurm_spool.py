@@ -12,7 +12,7 @@ from pyclassify import cli
 from pyclassify.slurm import plan
 from tests.support.phrases import mentions
 from tests.support.restarting_server import Server
-from tests.support.slurm_runs import artifacts, log, note, read, submit, write_project
+from tests.support.slurm_jobs import artifacts, log, note, read, submit, write_project
 
 # Its first attempt fails, and its second goes on.
 LOGS = """

@@ -12,12 +12,13 @@ from pyclassify.slurm import script
 from pyclassify.tracking import run
 from tests.support import processes, slurm_python
 from tests.support.phrases import mentions
-from tests.support.slurm_programs import first_on_path, put
-from tests.support.slurm_runs import (
+from tests.support.slurm_jobs import (
     TELLS,
+    first_on_path,
     log,
     newest,
     note,
+    put,
     read,
     submit,
     wait_for_status,

@@ -8,7 +8,7 @@ import pytest
 
 from pyclassify import cli
 from tests.support.phrases import mentions
-from tests.support.slurm_runs import newest, read, submit, wait_for_status, write_project
+from tests.support.slurm_jobs import newest, read, submit, wait_for_status, write_project
 
 ROOT = Path(__file__).parents[1]
 

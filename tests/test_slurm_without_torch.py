@@ -9,7 +9,7 @@ from pathlib import Path
 import mlflow
 import pytest
 
-from tests.support import foreign_project, required
+from tests.support import required, slurm_jobs
 
 ROOT = Path(__file__).parents[1]
 
@@ -49,7 +49,7 @@ def run(tools, *words):
 def test_foreign_project_is_submitted_runs_and_is_asked_for_without_torch(slurm, tools, tmp_path):
     found = run(tools, "python", "-c", "import importlib.util as u; print(u.find_spec('torch'))")
     assert found == "None\n"
-    foreign_project.write(tmp_path / "foreign")
+    slurm_jobs.write_foreign_project(tmp_path / "foreign")
     words = ["mlflow", "run", str(tmp_path / "foreign"), "--env-manager", "local"]
     run(tools, *words, "--backend", "slurm", "--backend-config", '{"mem": "1000M"}')
 

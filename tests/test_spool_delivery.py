@@ -14,7 +14,7 @@ from pyclassify.tracking.spool.delivery import Delivery
 from pyclassify.tracking.spool.opened import open_run
 from pyclassify.tracking.spool.records import Segment, encode
 from pyclassify.tracking.spool.uploads import WaitingError
-from tests.support.recorded import MetaDataset
+from tests.support.runs import MetaDataset
 from tests.support.spooled import answering, deliver, points
 from tests.support.waiting import scale, wait_until
 

@@ -10,7 +10,7 @@ from mlflow.exceptions import MlflowException
 
 from pyclassify.tracking.spool.registry import register
 from pyclassify.tracking.spool.target import prepare
-from tests.support.recorded import MetaDataset
+from tests.support.runs import MetaDataset
 from tests.support.spooled import begin_again, points
 
 

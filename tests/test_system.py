@@ -10,7 +10,7 @@ from pyclassify.tracking import run
 from pyclassify.tracking.logger import RunLogger
 from pyclassify.tracking.system import ProcessMonitor
 from tests.support import processes
-from tests.support.command_lines import SHAPES
+from tests.support.trainings import SHAPES
 from tests.support.waiting import scale, wait_until
 
 NAMES = {"system/cpu_utilization_percentage", "system/memory_usage_megabytes"}

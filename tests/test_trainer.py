@@ -15,10 +15,10 @@ from pyclassify.datamodule import SyntheticDataModule
 from pyclassify.launch import LaunchCheck
 from pyclassify.module import Classifier
 from pyclassify.trainer import Trainer
-from tests.support import small
-from tests.support.command_lines import LINEAR, SHAPES
-from tests.support.folders import grow
+from tests.support import networks
+from tests.support.images import grow
 from tests.support.phrases import mentions
+from tests.support.trainings import LINEAR, SHAPES
 
 
 def test_last_checkpoint_is_kept_where_the_metric_is_not_logged(cli):
@@ -84,7 +84,7 @@ def test_requeue_is_left_to_the_jobs_script_unless_someone_wants_lightnings(plug
 
     trainer = Trainer(fast_dev_run=True, accelerator="cpu", devices=1, plugins=plugins, **quiet)
     trainer.callbacks.append(LaunchCheck())
-    trainer.fit(Classifier(small.network), SyntheticDataModule(8, 8, 8, batch_size=8))
+    trainer.fit(Classifier(networks.network), SyntheticDataModule(8, 8, 8, batch_size=8))
 
     found = trainer._accelerator_connector.cluster_environment
     assert isinstance(found, SLURMEnvironment)

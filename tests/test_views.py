@@ -9,7 +9,7 @@ import pytest
 from pyclassify.tracking import views
 from pyclassify.tracking.recipes import RECIPE
 from pyclassify.tracking.views import BEST, BY_RECIPE, TAG
-from tests.support.command_lines import SHAPES
+from tests.support.trainings import SHAPES
 
 
 def tags():

@@ -5,7 +5,7 @@ import re
 import mlflow
 
 from pyclassify.cli import main
-from tests.support.command_lines import QUIET, SHAPES
+from tests.support.trainings import QUIET, SHAPES
 
 
 def test_run_whose_files_can_not_be_stored_is_trained_and_tested_and_keeps_them_for_later(
@@ -37,10 +37,8 @@ def test_run_whose_files_can_not_be_stored_is_trained_and_tested_and_keeps_them_
 
 
 def test_test_images_without_a_label_cost_a_picture_and_not_the_run(cli, recwarn):
-    parts = (
-        "--model=tests.support.foreign.Unlabelled --data=tests.support.foreign.Data --max_epochs=1"
-    )
-    (run,) = cli(f"train {parts} {QUIET}").runs
+    parts = "--model=tests.support.networks.Unlabelled --data=tests.support.networks.Data"
+    (run,) = cli(f"train {parts} --max_epochs=1 {QUIET}").runs
 
     assert run.info.status == "FINISHED"
     said = " ".join(str(warning.message) for warning in recwarn)

@@ -3,8 +3,8 @@
 import mlflow
 import pytest
 
-from tests.support.command_lines import QUIET, SHAPES, last_error, refusal
 from tests.support.phrases import mentions
+from tests.support.trainings import QUIET, SHAPES, last_error, refusal
 
 SETTINGS = {
     "broken.yaml": "trainer: [",
@@ -145,7 +145,7 @@ def test_broken_image_is_named_and_its_run_fails(cli, tmp_path):
         (folder / name).write_bytes(b"no image")
     data = f"--data=ImageFolderDataModule --data_path {tmp_path} --data.val_size 0.5"
 
-    done = cli(f"fit {data} --model.model=tests.support.foreign.Linear --max_epochs 1 {QUIET}")
+    done = cli(f"fit {data} --model.model=tests.support.networks.Linear --max_epochs 1 {QUIET}")
 
     assert done.code == 1
     assert f"{folder}/" in last_error(done)
@@ -173,6 +173,6 @@ def test_run_without_weights_cannot_be_scored(cli):
 
 def test_unexpected_exception_keeps_its_stack_trace_and_fails_the_run(cli):
     with pytest.raises(ZeroDivisionError):
-        cli(f"fit {SHAPES} --trainer.callbacks+=tests.support.foreign.Bug")
+        cli(f"fit {SHAPES} --trainer.callbacks+=tests.support.networks.Bug")
 
     assert [run.info.status for run in mlflow.search_runs(output_format="list")] == ["FAILED"]

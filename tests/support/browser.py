@@ -11,7 +11,7 @@ from playwright.sync_api import expect, sync_playwright
 from pyclassify.tracking.links import LOCAL
 from tests.support.ports import free_port
 from tests.support.required import lack
-from tests.support.service_parts import is_up, write_forking_programs
+from tests.support.service import is_up, write_forking_programs
 from tests.support.waiting import scale, wait_until
 
 SECONDS = 60  # for what a page shows, on a quiet machine

@@ -104,9 +104,11 @@ def _serve(asking):
     with asking:
         content, descriptors, *_ = socket.recv_fds(asking, 1 << 20, 4)
         request = json.loads(content)
-        processes.ask_server({**request, "executable": program()}, descriptors)
-        for each in descriptors:
-            os.close(each)
+        try:
+            processes.ask_server({**request, "executable": program()}, descriptors)
+        finally:  # or who asks would wait for ever
+            for each in descriptors:
+                os.close(each)
         pid = asking.recv(64)
         if pid and not asking.recv(64):
             with contextlib.suppress(ProcessLookupError):

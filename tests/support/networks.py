@@ -1,14 +1,125 @@
-"""Networks and modules of someone else, with preprocessing or without, some of one image size."""
+"""Networks, modules, data and callbacks of someone else, most of them as small as they get."""
+
+import os
+import time
 
 import lightning.pytorch as pl
 import torch
+from lightning.pytorch.callbacks import BasePredictionWriter
 from torch import nn
 from torch.nn.functional import cross_entropy
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, TensorDataset
 from torchvision.models import VisionTransformer
 
+from pyclassify import signals
 from pyclassify.transforms import Preprocess
-from tests.support import small
+from tests.support.stopping import Net
+
+
+def network(num_classes):
+    return nn.Sequential(nn.AdaptiveAvgPool2d(8), nn.Flatten(), nn.Linear(3 * 8 * 8, num_classes))
+
+
+def byte_images(count, seed=0):
+    """Images of four classes as bytes, as a data module of someone else may have them."""
+    generator = torch.Generator().manual_seed(seed)
+    images = torch.randint(256, (count, 3, 32, 32), dtype=torch.uint8, generator=generator)
+    return TensorDataset(images, torch.randint(4, (count,), generator=generator))
+
+
+def trainer(**options):
+    quiet = {"enable_progress_bar": False, "enable_model_summary": False}
+    keeps_nothing = {"logger": False, "enable_checkpointing": False}
+    one_process = {"accelerator": "cpu", "devices": 1, "num_sanity_val_steps": 0}
+    return pl.Trainer(**{**quiet, **keeps_nothing, **one_process, **options})
+
+
+class Recorder(pl.Callback):
+    """Keeps the batches and the gradients of each step."""
+
+    def __init__(self):
+        self.training, self.validation, self.gradients = [], [], []
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        self.training.append(batch)
+
+    def on_validation_batch_start(self, trainer, pl_module, batch, batch_idx, dataloader_idx=0):
+        self.validation.append(batch)
+
+    def on_before_optimizer_step(self, trainer, pl_module, optimizer):
+        self.gradients.append([each.grad.clone() for each in pl_module.parameters()])
+
+
+class Linear(nn.Sequential):
+    def __init__(self, num_classes: int, side: int = 8) -> None:
+        pixels = 3 * side * side
+        super().__init__(nn.AdaptiveAvgPool2d(side), nn.Flatten(), nn.Linear(pixels, num_classes))
+
+
+class Module(pl.LightningModule):
+    def __init__(self, learning_rate: float = 0.1) -> None:
+        super().__init__()
+        self.network, self.learning_rate = Linear(10), learning_rate
+
+    def training_step(self, batch, batch_idx):
+        images, labels = batch
+        return cross_entropy(self.network(images), labels)
+
+    def test_step(self, batch, batch_idx):
+        self.log("its_own_loss", self.training_step(batch, batch_idx))
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), self.learning_rate)
+
+
+class Unlabelled(Module):
+    """Takes -1 for the label of an image that has none."""
+
+    def training_step(self, batch, batch_idx):
+        images, labels = batch
+        return cross_entropy(self.network(images), labels - (labels == 9) * 10, ignore_index=-1)
+
+    def test_step(self, batch, batch_idx):
+        images, labels = batch
+        batch[1] = labels - (labels == 9) * 10
+        return {"logits": self.network(images)}
+
+
+class Data(pl.LightningDataModule):
+    def __init__(self, count: int = 32, batch_size: int = 8) -> None:
+        super().__init__()
+        self.count, self.batch_size = count, batch_size
+
+    def train_dataloader(self):
+        images = torch.randn(self.count, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+        return DataLoader(TensorDataset(images, torch.arange(self.count) % 10), self.batch_size)
+
+    val_dataloader = test_dataloader = train_dataloader
+
+
+class StagedData(Data):
+    """Holds the images of the last stage that it was set up for."""
+
+    def setup(self, stage: str) -> None:
+        self.count = 32 if stage == "fit" else 8
+
+
+class Writer(BasePredictionWriter):
+    """Keeps what is predicted in the file predictions.pt."""
+
+    def __init__(self) -> None:
+        super().__init__("epoch")
+
+    def write_on_epoch_end(self, trainer, pl_module, predictions, batch_indices):
+        torch.save(torch.cat(predictions), "predictions.pt")
+
+
+class Bug(pl.Callback):
+    """Fails as a mistake in a program does."""
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        return 1 // 0
+
 
 SIDE = 16
 
@@ -74,6 +185,45 @@ class Bytes(pl.LightningDataModule):
     """Bytes, and nothing that is known of them."""
 
     def train_dataloader(self):
-        return DataLoader(small.byte_images(8), 4)
+        return DataLoader(byte_images(8), 4)
 
     test_dataloader = train_dataloader
+
+
+class Moody(Linear):
+    """Fails with seed 1 in the second of two processes, and never ends with seed 11."""
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__(num_classes, side=2)
+        self.seed = torch.initial_seed()
+
+    def forward(self, images):
+        if self.seed == 1 and os.environ.get("RANK") == "1":
+            raise ArithmeticError("nothing is well with seed 1")
+        if self.seed == 11 and self.training:
+            time.sleep(600)
+        return super().forward(images)
+
+
+class Waiting(Net):
+    """Waits in its third step, with the seed that WAITS names, until it is told to stop."""
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__(num_classes)
+        self.waits = os.environ.get("WAITS") == str(torch.initial_seed())
+        self.steps = 0
+
+    def forward(self, images):
+        self.steps += self.training
+        while self.waits and self.steps == 3 and not signals.asked():
+            time.sleep(0.02)
+        return super().forward(images)
+
+
+class Paced(Net):
+    """`stopping.Net`, and PACE seconds a step; the numbers are the same with any."""
+
+    def forward(self, images):
+        if self.training:
+            time.sleep(float(os.environ.get("PACE", "0")))
+        return super().forward(images)

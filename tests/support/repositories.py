@@ -1,4 +1,4 @@
-"""Git repositories of the tests' own."""
+"""Git repositories of the tests' own, and copies of this package in them."""
 
 import subprocess
 from pathlib import Path
@@ -26,3 +26,18 @@ def write(folder, files):
     for name, text in files.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_bytes(text if isinstance(text, bytes) else text.encode())
+
+
+PACKAGE = ROOT / "pyclassify"
+FRESH = """
+from torch import nn
+
+def network(num_classes: int) -> nn.Module:
+    layers = nn.AdaptiveAvgPool2d(8), nn.Flatten(), nn.Dropout(), nn.Linear(192, num_classes)
+    return nn.Sequential(*layers)
+"""
+LOSS = "F.cross_entropy(logits, labels"
+
+
+def losses(store, run_id):
+    return [(each.step, each.value) for each in store.get_metric_history(run_id, "train_loss")]

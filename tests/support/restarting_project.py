@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from tests.support import slurm_runs
+from tests.support import slurm_jobs
 
 CODE = """
     import os, signal, sys, time
@@ -26,4 +26,4 @@ CODE = """
 
 def write(folder: Path) -> Path:
     """Write it; its parameters are the file that ends it, and the steps gained before it leaves."""
-    return slurm_runs.write_project(folder, CODE, "gate: string, gain: int")
+    return slurm_jobs.write_project(folder, CODE, "gate: string, gain: int")

@@ -6,7 +6,7 @@ import subprocess
 from pathlib import Path
 
 from tests.support import processes
-from tests.support.service_parts import ROOT, _as_postgres
+from tests.support.service import ROOT, _as_postgres
 from tests.support.waiting import wait_until
 
 SMALL = {
@@ -16,7 +16,7 @@ SMALL = {
         "data.resize": 12,
         "data.crop": 8,
         "data.batch_size": 8,
-        "model.model": "tests.support.paced.Paced",
+        "model.model": "tests.support.networks.Paced",
     },
     **{"max_epochs": 10_000, "accelerator": "cpu", "trainer.log_every_n_steps": 1},
     **{"trainer.enable_progress_bar": "false", "trainer.callbacks+": "tests.support.noting.Noting"},

@@ -8,7 +8,7 @@ from torch.utils.data import DataLoader
 
 from pyclassify.module import Classifier
 from pyclassify.trainer import Trainer
-from tests.support import small
+from tests.support import networks
 
 
 class Net(nn.Module):
@@ -57,7 +57,7 @@ def classifier(**options):
 
 
 def images():
-    return DataLoader(small.byte_images(8), 4)
+    return DataLoader(networks.byte_images(8), 4)
 
 
 def trainer(**options):

@@ -1,13 +1,14 @@
 """The service of docs/service.md, of real parts and by the page's own commands.
 
 PostgreSQL, a bucket (moto's S3 server), and `mlflow server` with accounts. Each can be stopped and
-started again on its own; nginx in front is `service_proxy`'s. The programs `mlflow` and `python` in
+started again on its own; `Proxy` is nginx in front. The programs `mlflow` and `python` in
 the page's commands fork from the tests' server (see `forking_python`): a start takes seconds.
 """
 
 import contextlib
 import functools
 import getpass
+import hashlib
 import os
 import re
 import shlex
@@ -19,10 +20,12 @@ import urllib.request
 from pathlib import Path
 
 import boto3
+import mlflow
+import sqlalchemy
 
-from tests.support import forking_python
+from tests.support import forking_python, required
 from tests.support.daemons import Daemons
-from tests.support.ports import free_ports
+from tests.support.ports import free_port, free_ports
 from tests.support.waiting import scale
 
 ROOT = Path(__file__).parents[2]
@@ -234,3 +237,150 @@ def started_by(unit, here=HERE):
 
 def installed_here(text, here=HERE):
     return text.replace("/opt/mlflow/bin/", here).replace("%h/project/.venv/bin/", here)
+
+
+# The rest of what Debian's nginx.conf has around a site.
+AROUND = """daemon off; pid {folder}/nginx.pid; error_log stderr; user root;
+events {{}}
+http {{
+    access_log off;
+    client_body_temp_path {folder}/nginx-bodies;
+    proxy_temp_path {folder}/nginx-answers;
+    include {folder}/site.conf;
+}}
+"""
+
+
+class Proxy:
+    """nginx: `uri` is what users know, `certificate` what they trust."""
+
+    def __init__(self, service):
+        self.service, self.folder = service, service.folder
+        self.host, self.port = socket.gethostname(), service.ports["nginx"]
+        self.uri, self.plain_port = service.proxied_uri, free_port()
+        self.certificate = self.folder / "mlflow.crt"
+        site = (ROOT / "deploy" / "nginx.conf").read_text()
+        for documented, here in (
+            ("listen 443 ssl;", f"listen {self.port} ssl;"),
+            ("listen 80;", f"listen {self.plain_port};"),
+            ("mlflow.example.org", self.host),
+            ("/etc/nginx/mlflow", f"{self.folder}/mlflow"),
+            ("http://127.0.0.1:5000", service.uri),
+        ):
+            assert documented in site, documented
+            site = site.replace(documented, here)
+        (self.folder / "site.conf").write_text(site)
+        (self.folder / "nginx.conf").write_text(AROUND.format(folder=self.folder))
+
+    def start(self):
+        self.service.run("certificate", HOST=self.host, FOLDER=str(self.folder))
+        daemons = self.service.daemons
+        daemons.start("nginx", "nginx", "-c", f"{self.folder}/nginx.conf")
+        daemons.wait("nginx", self._answers)
+
+    def _answers(self):
+        with socket.socket() as client:
+            return client.connect_ex(("127.0.0.1", self.port)) == 0
+
+
+def need(*programs):
+    """Skip a test where the service or a program can't run, and fail it in CI."""
+    if reason := missing():
+        required.lack(reason)
+    for program in programs:
+        required.program(program)
+
+
+@contextlib.contextmanager
+def started_database():
+    """A service with an empty database, and nothing else started."""
+    service = Service(workers=1)
+    try:
+        service.start_database()
+        yield service
+    finally:
+        service.stop()
+
+
+@contextlib.contextmanager
+def started():
+    """A service with an empty database and an empty bucket; its server is not started."""
+    with started_database() as service:
+        service.start_s3()
+        service.run("bucket")
+        yield service
+
+
+def database(service):
+    """The address of a service's database, for SQLAlchemy and MLflow in this process."""
+    names = ("PGUSER", "PGDATABASE", "PGHOST", "PGPORT")
+    user, name, host, port = (service.env[each] for each in names)
+    return f"postgresql+psycopg2://{user}@/{name}?host={host}&port={port}"
+
+
+def columns_of(uri):
+    """The names of a database's columns, by its tables."""
+    engine = sqlalchemy.create_engine(uri)
+    known = sqlalchemy.inspect(engine)
+    found = {
+        table: {each["name"] for each in known.get_columns(table)}
+        for table in known.get_table_names()
+    }
+    engine.dispose()
+    return found
+
+
+def rows(uri, columns=None):
+    """A database's rows by its tables, each as text, in an order of their own.
+
+    Args:
+        uri: Its address.
+        columns: The columns of each table that count; all of all tables without it.
+    """
+    engine = sqlalchemy.create_engine(uri)
+    with engine.connect() as connection:
+        found = {
+            table: sorted(map(repr, connection.execute(_select(table, names))))
+            for table, names in (columns or columns_of(uri)).items()
+        }
+    engine.dispose()
+    return found
+
+
+def _select(table, names):
+    columns = [sqlalchemy.column(each) for each in sorted(names)]
+    return sqlalchemy.select(*columns).select_from(sqlalchemy.table(table))
+
+
+def keys(service):
+    """The names of all objects of a service's bucket."""
+    pages = service.bucket.get_paginator("list_objects_v2").paginate(Bucket=BUCKET)
+    return [each["Key"] for page in pages for each in page.get("Contents", [])]
+
+
+def objects(service):
+    """The SHA-256 of all objects of a service's bucket, by their names."""
+    return {key: hashlib.sha256(_read(service, key)).hexdigest() for key in keys(service)}
+
+
+def _read(service, key):
+    return service.bucket.get_object(Bucket=BUCKET, Key=key)["Body"].read()
+
+
+def settle(patch, proxy, account, home):
+    """Make this process, and what it starts, one of a user whose password is in his home folder."""
+    user, password = account
+    home.mkdir()
+    patch.setenv("HOME", str(home))
+    patch.setenv("MLFLOW_TRACKING_URI", proxy.uri)
+    patch.setenv("MLFLOW_TRACKING_SERVER_CERT_PATH", str(proxy.certificate))
+    for name in ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD"):
+        patch.delenv(name, raising=False)
+    command = ["bash", "-euo", "pipefail", "-c", commands("credentials")]
+    proxy.service.daemons.run(*command, input=f"{password}\n", HOME=str(home), USER=user)
+
+
+def work_in(patch, experiment):
+    """Make an experiment, and have runs go there; its id."""
+    patch.setenv("MLFLOW_EXPERIMENT_NAME", experiment)
+    return mlflow.MlflowClient().create_experiment(experiment)

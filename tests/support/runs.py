@@ -1,4 +1,6 @@
-"""Runs as training leaves them, in the store of `cli`, made without training."""
+"""Runs and registered models as trainings leave them, made without training."""
+
+import json
 
 import mlflow
 from mlflow.data.http_dataset_source import HTTPDatasetSource
@@ -94,3 +96,81 @@ def two_runs():
             answers="yyyyynnyyy",
         ),
     ]
+
+
+NAME = "alexnet"
+
+
+def register(answers=None, name=NAME, run_id=None, tags=None, **more):
+    """Make a version, of a run with these answers (a letter an image: `y` where it is right)."""
+    client = mlflow.MlflowClient()
+    run_id = run_id or record(answers=answers, **more)
+    if not client.search_registered_models(f"name = '{name}'"):
+        client.create_registered_model(name)
+    source = f"runs:/{run_id}/model"
+    return str(client.create_model_version(name, source, run_id, tags=tags or {}).version)
+
+
+def answers(right, wrong=40):
+    """Of `right + wrong` images the first are right."""
+    return "y" * right + "n" * wrong
+
+
+def champion(name=NAME):
+    return _aliased("champion", name)
+
+
+def challenger(name=NAME):
+    return _aliased("challenger", name)
+
+
+def _aliased(alias, name):
+    version = mlflow.MlflowClient().get_registered_model(name).aliases.get(alias)
+    return version and str(version)
+
+
+def tags(version, name=NAME):
+    return mlflow.MlflowClient().get_model_version(name, version).tags
+
+
+def decided(version, name=NAME):
+    """What decision.json of a version says."""
+    run_id = mlflow.MlflowClient().get_model_version(name, version).run_id
+    text = mlflow.artifacts.load_text(f"runs:/{run_id}/registry/{name}-{version}/decision.json")
+    return json.loads(text)
+
+
+CONFIG = {
+    "seed_everything": 7,
+    "model": {
+        "class_path": "pyclassify.module.Classifier",
+        "init_args": {"model": "pyclassify.model.AlexNet", "learning_rate": 1e-4},
+    },
+    "data": {"class_path": "x.Folder", "init_args": {"batch_size": 64}},
+    "optimizer": {"class_path": "torch.optim.SGD", "init_args": {"lr": 0.01}},
+    "trainer": {"max_epochs": 10, "precision": "bf16-mixed"},
+}
+FACTS = {
+    "verb": "train",
+    "command": ["pyclassify", "train", "--config", "my recipe.yaml"],
+    "hardware": {
+        "processes": 2,
+        "threads": 8,
+        "accelerator": "cuda",
+        "gpus": ["NVIDIA H100", "NVIDIA H100"],
+        "cpu": "AMD EPYC 9554",
+        "cores": 16,
+        "memory_gb": 128.2,
+    },
+    "data": {
+        "name": "my|birds",
+        "classes": 2,
+        "sets": {
+            "train": {"images": 45000, "digest": "0123456789abcdef"},
+            "test": {"images": 263, "digest": "fedcba9876543210"},
+        },
+    },
+    "git": {"commit": "c" * 40, "remote": "https://example.org/x.git", "changed": True},
+}
+TAGS = {"pyclassify.source_run": "b" * 32, "pyclassify.overridden": "--max_epochs 10"}
+PAGE = f"#/experiments/1/runs/{'a' * 32}"
