@@ -135,7 +135,7 @@ def test_more_epochs_than_first_asked_for_are_as_if_asked_for_at_once(tmp_path):
 
 @pytest.mark.parametrize("wrong", [{"decay": 1.0}, {"decay": -0.1}, {"every_steps": 0}], ids=str)
 def test_average_that_would_learn_nothing_is_refused(wrong):
-    with pytest.raises(MisconfigurationException, match=r"decay is .*every_steps "):
+    with pytest.raises(MisconfigurationException, match=r"decay is .*every_steps .*; give 0"):
         AverageWeights(**wrong)
 
 

@@ -48,7 +48,7 @@ def test_a_job_without_gpus_sees_none(cluster, tmp_path):
 
 
 def test_a_job_has_the_gpus_that_are_left(cluster, tmp_path):
-    first = cluster.submit("sleep 60", "--gpus-per-node=3", "--nodelist=n1")
+    first = cluster.submit("sleep 1000", "--gpus-per-node=3", "--nodelist=n1")
     cluster.wait_for(first, "RUNNING")
 
     assert visible_gpus(cluster, tmp_path, "--gpus-per-node=1", "--nodelist=n1") == ["3"]
@@ -65,7 +65,7 @@ def test_a_job_that_takes_more_than_its_memory_is_killed(cluster):
 
 
 def test_a_job_fails_with_its_node(cluster):
-    job = cluster.submit("sleep 60", "--nodelist=n2", "--no-requeue")
+    job = cluster.submit("sleep 1000", "--nodelist=n2", "--no-requeue")
     cluster.wait_for(job, "RUNNING")
 
     with cluster.crashed("n2"):
@@ -97,7 +97,7 @@ sys.stdin.read()
 def test_nothing_outlives_a_test_run_that_is_killed(cluster):
     run = subprocess.Popen(
         [sys.executable, "-c", START],
-        cwd=Path(__file__).parent,
+        cwd=Path(__file__).parents[1],
         env=cluster.env,
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,

@@ -26,10 +26,11 @@ def test_a_daemon_that_fails_says_its_last_words(daemons):
 
 
 def test_a_daemon_that_is_never_ready_says_so(daemons):
-    daemons.start("slow", "sleep", "60")
+    daemons.start("slow", "sh", "-c", "echo still starting; exec sleep 60")
 
-    with pytest.raises(RuntimeError, match=r"not after \d+ s: slow"):
-        daemons.wait("slow", ready=lambda: False, seconds=0.1)
+    late = r"not after \d+ s: slow is ready, and last said:\nstill starting"
+    with pytest.raises(RuntimeError, match=late):
+        daemons.wait("slow", ready=lambda: False, seconds=0.5)
 
 
 def test_what_left_its_session_ends_with_the_daemon_that_started_it():

@@ -68,7 +68,8 @@ def test_paired_interval_holds_the_true_difference_as_often_as_it_says(first, se
 
 @pytest.mark.parametrize("counts", [(3, 3, 5), (0, 0, 0)])
 def test_paired_interval_of_too_few_images_is_refused(counts):
-    with pytest.raises(ValueError, match="count"):
+    first, second, count = counts
+    with pytest.raises(ValueError, match=rf"^{first} and {second} of {count} images"):
         paired_interval(*counts)
 
 

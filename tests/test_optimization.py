@@ -75,7 +75,7 @@ def test_longer_training_has_the_longer_schedule():
 
 @pytest.mark.parametrize("warmup", [-0.1, 1.0])
 def test_warm_up_is_a_part_of_the_training(warmup):
-    with pytest.raises(MisconfigurationException, match=rf"warmup.*{warmup}"):
+    with pytest.raises(MisconfigurationException, match=rf"warmup is {warmup};"):
         WarmupCosine(SGD(network().parameters()), warmup)
 
 

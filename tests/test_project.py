@@ -225,7 +225,7 @@ def test_alexnet_in_two_processes_is_trained_and_registered_by_the_programs_them
     try:
         started.process.wait(scale(300))
     finally:
-        started.process.kill()
+        processes.end(started.process)
 
     log, run = started.log.read_text(), run_of("alexnet", store)
     assert started.process.returncode == 0, log

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import pytest
 
 from pyclassify.tracking import capsule
-from tests.support import forking_python, repositories
+from tests.support import forking_python, processes, repositories
 from tests.support.images import grow
 from tests.support.phrases import mentions
 from tests.support.processes import PIPE
@@ -160,6 +160,17 @@ def test_changed_data_are_refused_with_both_digests_before_the_first_step(reruns
     assert re.search(rf"{said}images\) and is {now} \(", done.err)
     assert done.run.info.status == "FAILED"
     assert losses(store, done.run.info.run_id) == []
+
+
+@pytest.mark.slow
+def test_losses_are_identical_where_python_itself_is_started(source, store, repo):
+    done = processes.run("-m", "pyclassify", "rerun", source, cwd=repo, fresh=True)
+
+    assert done.returncode == 0, done.stderr
+    assert mentions(done.stdout.splitlines()[-1], "the same", source, "train_loss", "all 12 steps")
+    made = list_runs(store)[0].info.run_id
+    assert made != source
+    assert losses(store, made) == losses(store, source)
 
 
 def test_signal_is_passed_on_and_the_run_is_killed(reruns):

@@ -45,6 +45,27 @@ def test_stop_waits_for_a_good_moment_and_is_told_then(signum, script):
     assert rest(process) == ["saved", f"marked {signum.name}", f"cleaned up after {signum.name}"]
 
 
+def test_stop_waits_as_long_as_there_are_signs_of_life(script):
+    work = """
+signals.GRACE_SECONDS = 1
+def work():
+    while not signals.asked():
+        time.sleep(0.01)
+        signals.beat()
+    end = time.monotonic() + 2.5  # more than twice what a silent process has
+    while time.monotonic() < end:
+        time.sleep(0.01)
+        signals.beat()
+    signals.GRACE_SECONDS = 60
+    say("saved")
+    signals.stop(signals.asked())
+"""
+    process = script(work + STOPPABLE)
+    process.send_signal(signal.SIGTERM)
+
+    assert rest(process) == ["saved", "marked SIGTERM", "cleaned up after SIGTERM"]
+
+
 def test_second_stop_neither_hastens_the_first_nor_takes_its_name(script):
     process = script(PATIENT + STEPS + STOPPABLE)
     process.send_signal(signal.SIGUSR1)

@@ -1,11 +1,14 @@
 """`--seeds`, as people start and stop it: what the parent run and those under it hold."""
 
+import os
 import re
 from statistics import fmean, stdev
 
 import pytest
 
-from tests.support import trainings
+from tests.support import processes, trainings
+from tests.support.processes import ROOT
+from tests.support.stores import list_runs
 
 
 @pytest.fixture(scope="module")
@@ -94,7 +97,9 @@ def test_nothing_more_is_tried_where_the_first_has_learnt_nothing(ended):
 
     assert done.code == 1
     assert statuses([done.parent, *done.children]) == ["FAILED", "FAILED"]
-    assert re.search(r"^pyclassify: error: .*\bseed 30 failed before\b", done.out, re.M)
+    assert re.search(
+        r"^pyclassify: error: .*\bseed 30 failed before\b.*\b1 would\b", done.out, re.M
+    )
 
 
 def test_stop_ends_the_seed_under_way_and_starts_no_other(ended):
@@ -113,3 +118,14 @@ def test_stopped_parent_has_what_it_got_to(ended):
     assert parent.data.params["model/model"] == "tests.support.networks.Moody"
     assert "| 11 | [Moody-Synthetic-seed11]" in parent.data.tags["mlflow.note.content"]
     assert "| KILLED |  |\n| 12 |  |  |  |\n" in parent.data.tags["mlflow.note.content"]
+
+
+@pytest.mark.slow
+def test_seeds_are_trained_by_pythons_that_are_started(store, tmp_path):
+    command = ["-m", "pyclassify", *trainings.TRAIN.split(), "--seeds", "2", "--seed", "40"]
+    environ = {**os.environ, "PYTHONPATH": str(ROOT)}
+
+    done = processes.run(*command, cwd=tmp_path, env=environ, fresh=True)
+
+    assert done.returncode == 0, done.stderr
+    assert statuses(list_runs(store)) == ["FINISHED"] * 3

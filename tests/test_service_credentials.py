@@ -10,7 +10,7 @@ from mlflow.utils.credentials import read_mlflow_creds
 
 from tests.support import service as service_parts
 from tests.support.slurm_jobs import read, submit, write_project
-from tests.support.waiting import scale, wait_until
+from tests.support.waiting import wait_until
 
 WAITS = """
     import time
@@ -91,7 +91,7 @@ def test_password_reaches_the_job_and_nothing_that_others_read(slurm, service, a
     job_id = read(submitted).data.tags["slurm_job_id"]
     seen = seen_while_it_runs(slurm, job_id)
     may_end.touch()
-    slurm.wait_for(job_id, "COMPLETED", "FAILED", seconds=scale(60))
+    slurm.wait_for(job_id, "COMPLETED", "FAILED")
     run = read(submitted)
 
     seen |= kept_afterwards(slurm, service, run)

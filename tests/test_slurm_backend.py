@@ -116,6 +116,8 @@ before = {*sys.modules}
 import pyclassify.slurm.backend
 assert "torch" not in sys.modules
 print(*{name.partition(".")[0] for name in {*sys.modules} - before})
+import pyclassify.slurm.reconciliation, pyclassify.slurm.report, pyclassify.slurm.verbs
+assert "torch" not in sys.modules
 """
     imported = processes.run("-c", code, fresh=True, check=True).stdout.split()
     assert {*imported} - sys.stdlib_module_names == {"pyclassify"}

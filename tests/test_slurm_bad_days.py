@@ -1,5 +1,7 @@
 """Runs whose job ended without a word, started in between, or is asked for in vain."""
 
+import getpass
+
 import pytest
 
 from pyclassify import cli
@@ -73,7 +75,8 @@ def test_cancel_of_a_job_that_slurm_has_forgotten_closes_the_run(running, client
     assert say_so(capsys, "cancel", run_id)[1] == (
         f"run {run_id}: KILLED\njob 99: SLURM has forgotten it\n"
     )
-    assert mentions(note(client.get_run(run_id)), "SLURM job 99: ", "forgotten", "KILLED")
+    by = f"KILLED by {getpass.getuser()}"
+    assert mentions(note(client.get_run(run_id)), "SLURM job 99: ", "forgotten", by)
 
 
 def test_cancel_is_asked_for_though_squeue_is_silent(running, client, put, capsys):

@@ -1,6 +1,7 @@
 """What SLURM's programs say: of jobs that are there, that are gone, and on a bad day."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 
@@ -142,8 +143,27 @@ def test_environment_of_the_submission_does_not_change_the_job(put, monkeypatch,
 
 def test_where_there_is_no_slurm_it_says_so(monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(SlurmError, match="no squeue on PATH"):
+    with pytest.raises(SlurmError, match=r"no squeue on PATH.*login node"):
         client.find("7")
+
+
+def test_busy_slurm_is_asked_again_after_pauses_that_grow(monkeypatch, tmp_path):
+    slurm_jobs.first_on_path(monkeypatch, tmp_path)
+    slurm_jobs.put(tmp_path, "squeue", say(*DOWN))
+    slept = []
+    monkeypatch.setattr(programs, "time", SimpleNamespace(sleep=slept.append))
+
+    with pytest.raises(SlurmSilent, match="Unable to contact"):
+        programs.run_patiently(["squeue"])
+    assert slept == [0.0, 1.0, 2.0, 4.0]
+
+
+def test_state_says_what_to_do_next():
+    resume = "`pyclassify slurm resume`"
+    resumes = {name for name, state in STATES.items() if resume in state.words}
+    assert resumes == {"BOOT_FAIL", "LAUNCH_FAILED", "NODE_FAIL", "PREEMPTED", "RECONFIG_FAIL"}
+    assert '"mem"' in STATES["OUT_OF_MEMORY"].words
+    assert '"time"' in STATES["TIMEOUT"].words
 
 
 def test_every_state_means_something():

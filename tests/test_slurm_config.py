@@ -87,7 +87,7 @@ def test_exports_take_no_credential_and_nothing_of_the_backends(exports, why):
 
 def test_exported_credential_must_be_set_where_the_job_is_submitted(monkeypatch):
     monkeypatch.delenv("HF_TOKEN", raising=False)
-    with pytest.raises(ValueError, match=r"exports.HF_TOKEN is null\b.* not set"):
+    with pytest.raises(ValueError, match=r"exports\.HF_TOKEN is null\b.* not set.*\bexport\b"):
         config.read({"exports": {"HF_TOKEN": None}})
 
     monkeypatch.setenv("HF_TOKEN", "secret")
@@ -126,10 +126,10 @@ def test_other_options_of_sbatch_are_passed_on():
     [
         (
             {"signal": "TERM@60"},
-            r"^signal is 'TERM@60' and requeue is true\b",
+            r"^signal is 'TERM@60' and requeue is true\b.*\"requeue_seconds\"",
         ),
-        ({"time": 2}, r"^time is '2'.*\b120 seconds"),
-        ({"time": "1:00:00", "requeue_seconds": 3600}, r"\b3600 seconds"),
+        ({"time": 2}, r"^time is '2'.*\b120 seconds.*\"time\""),
+        ({"time": "1:00:00", "requeue_seconds": 3600}, r"\b3600 seconds.*\"time\""),
         ({"requeue": False, "requeue_seconds": 60}, '^requeue_seconds is 60 .*"requeue": true too'),
         ({"requeue": False, "requeue_attempts": 3}, '^requeue_attempts is 3 .*"requeue": true too'),
     ],

@@ -20,7 +20,7 @@ def test_manager_builds_on_the_login_node(slurm, tmp_path, monkeypatch):
     monkeypatch.setenv("MLFLOW_ENV_ROOT", str(tmp_path / "environments"))
     monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
 
-    submitted = submit(project, env_manager="uv", forks=False)
+    submitted = submit(project, {"sbatch_args": ["--begin=now+1"]}, env_manager="uv", forks=False)
     built = [*(tmp_path / "environments").rglob("bin/activate")]
     slurm.wait_for(submitted.job_id, "FAILED")
 
@@ -28,7 +28,7 @@ def test_manager_builds_on_the_login_node(slurm, tmp_path, monkeypatch):
     assert "No module named 'mlflow'" in log(submitted, "err")  # it is that environment
     assert "never" not in log(submitted)
     assert submitted.get_status() == "FAILED"
-    assert "MLflow can't be told" in note(newest())
+    assert "MLflow can't be told that the run starts" in note(newest())
 
 
 def test_image_runs_the_command_and_reports(slurm, tmp_path, monkeypatch):

@@ -60,7 +60,7 @@ def row(job_id, state, start=0, seconds=60, gpus=0, step="", memory=""):
         ("COMPLETED", "FINISHED", ""),
         ("TIMEOUT", "FAILED", "time limit"),
         ("OUT_OF_MEMORY", "FAILED", "memory"),
-        ("NODE_FAIL", "FAILED", "node"),
+        ("NODE_FAIL", "FAILED", "node of the job"),
         ("PREEMPTED", "KILLED", "room for another"),
         ("CANCELLED by 0", "KILLED", "cancelled by root"),
         ("BOOT_FAIL", "FAILED", "did not start"),
@@ -114,7 +114,9 @@ def test_dry_run_changes_nothing(store, answer, tmp_path, capsys):
 
     assert store.get_run(run_id).to_dictionary() == before
     out = capsys.readouterr().out
-    assert f"run {run_id} ({before['info']['run_name']}): RUNNING -> FAILED, " in out
+    (line,) = [each for each in out.splitlines() if run_id in each]
+    assert line.startswith(f"run {run_id} ({before['info']['run_name']}): RUNNING -> FAILED, ")
+    assert "time limit" in line
     assert "1 runs looked at, 1 would change" in out
 
 
@@ -175,13 +177,15 @@ def test_accounting_is_asked_once_for_many_runs(store, answer, tmp_path):
 def test_cluster_itself_is_asked(slurm, tmp_path):
     store = mlflow.MlflowClient()
     eats = f"{sys.executable} -c 'import time; x = [0] * 25_000_000; time.sleep(2)'"
+    eats += f"; until [ -e {tmp_path}/may-end ]; do sleep 0.1; done"
     requeued = slurm.submit(eats, "--requeue", "--gpus-per-node=2")
     waits, fails = slurm.submit("sleep 60", "--hold"), slurm.submit("exit 3")
     slurm.wait_for(requeued, "RUNNING")
     slurm.run("scontrol", "requeue", requeued)
     slurm.wait_for(requeued, "PENDING")
-    time.sleep(2)  # started in the second of its requeue, slurmd takes it for killed already
-    slurm.run("scontrol", "update", f"JobId={requeued}", "StartTime=now")
+    (tmp_path / "may-end").touch()
+    # Started in the second of its requeue, slurmd takes it for killed already.
+    slurm.run("scontrol", "update", f"JobId={requeued}", "StartTime=now+2")
     runs = {job: make(store, tmp_path, job) for job in (requeued, waits, fails)}
     slurm.wait_for(requeued, "COMPLETED")
     slurm.run("scancel", waits)

@@ -60,7 +60,8 @@ def test_shell_that_is_signalled_alone_passes_it_on(before, signum, code, left, 
 
 
 def test_shell_of_a_training_that_is_signalled_too_passes_nothing_on(tmp_path):
-    until = "while not Path('may-end').exists(): time.sleep(0.05)"
+    # After the signal it stays for a second, in which what is passed on would reach it.
+    until = "while not Path('may-end').exists(): time.sleep(0.05)\ntime.sleep(1)"
     (tmp_path / "train.py").write_text(READY.replace("time.sleep(60)", until))
     shell = start(tmp_path, "proctrack/linuxproc", f"{sys.executable} train.py")
 

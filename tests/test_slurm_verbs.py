@@ -115,7 +115,7 @@ def test_run_of_another_backend_is_told(slurm, capsys):
         pass
     code, _, err = say(capsys, "status", run.info.run_id)
     assert code == 1
-    assert mentions(err, run.info.run_id, "slurm")
+    assert mentions(err, run.info.run_id, "none of the backend", "slurm")
 
 
 @pytest.mark.parametrize("verb", ["status", "logs", "cancel"])
@@ -150,7 +150,8 @@ def test_run_that_slurm_did_not_take_has_no_job(slurm, tmp_path, capsys):
     with pytest.raises(mlflow.exceptions.ExecutionException):
         submit(project, {"partition": "nowhere"})
 
-    assert "has no job" in say(capsys, "logs", newest().info.run_id)[2]
+    run_id = newest().info.run_id
+    assert mentions(say(capsys, "logs", run_id)[2], run_id, "has no job: ")
 
 
 def test_clear_says_what_goes(slurm, tmp_path, capsys):

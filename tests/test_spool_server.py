@@ -56,10 +56,12 @@ def test_server_that_is_killed_during_a_delivery_has_all_of_it_once(database, st
         courier, begun, killed = Courier(folder, there), threading.Event(), threading.Event()
         delivery = threading.Thread(target=_until_it_dies, args=(courier, begun, killed))
         delivery.start()
-        assert begun.wait(waiting.scale(30))
-        server.process.kill()
-        server.process.wait()
-        killed.set()
+        try:
+            assert begun.wait(waiting.scale(30))
+            server.process.kill()
+            server.process.wait()
+        finally:
+            killed.set()
         delivery.join(waiting.scale(30))
         assert not courier.is_done()
 

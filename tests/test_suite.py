@@ -74,6 +74,15 @@ def test_ci_fails_for_a_test_that_takes_long_and_the_report_names_it(suite):
     assert mentions(out, "over the budget", "test_that_takes_long", "marked slow")
 
 
+def test_ci_names_what_failed_it_in_a_run_of_few_tests(suite):
+    code = "import time\n\ndef test_that_takes_long():\n    time.sleep(1)\n"
+
+    exit_code, out = suite(code, limits="max_test_seconds = 0.01\n", CI="true")
+
+    assert exit_code == 1
+    assert mentions(out, "over the budget", "test_that_takes_long")
+
+
 def test_ci_fails_for_more_programs_than_were_agreed(suite):
     limits = "max_process_starts = 2\n"
 
@@ -119,6 +128,28 @@ def test_tests_that_are_marked_alone_run_while_no_other_does(suite):
 
     assert code == 0, out
     assert mentions(out, "18 passed")
+
+
+GROUPS = """
+import os
+import pytest
+
+@pytest.fixture(scope="module")
+def process():
+    return os.getpid()
+
+@pytest.mark.parametrize("number", range(40))
+def test_module_is_run_by_one_process(process, number):
+    with open("processes", "a") as file:
+        file.write(f"{process}\\n")
+"""
+
+
+def test_tests_of_a_module_are_run_by_one_process(suite, tmp_path):
+    code, out = suite(GROUPS, "-n", "3", "--dist", "loadgroup")
+
+    assert code == 0, out
+    assert len({*(tmp_path / "processes").read_text().split()}) == 1
 
 
 def test_ports_are_given_once():

@@ -28,4 +28,7 @@ class Turns:
     def _lock(self, name, kind):
         with (self.folder / name).open("w") as file:
             fcntl.flock(file, kind)
-            yield
+            try:
+                yield
+            finally:
+                fcntl.flock(file, fcntl.LOCK_UN)  # a forked process may have the file open too

@@ -6,6 +6,7 @@ that tests start themselves, not what those start in turn. A fork of the fork se
 imports and is counted apart.
 """
 
+import contextlib
 import os
 import re
 import sys
@@ -27,17 +28,17 @@ def add_options(parser):
 
 def count_starts():
     """Count what this process starts from now on."""
-    events = ("subprocess.Popen", "os.posix_spawn")
-    sys.addaudithook(lambda event, _: event in events and note_start("x"))
+    sys.addaudithook(lambda event, _: event == "subprocess.Popen" and note_start("x"))
 
 
 def note_start(kind):
     """Note a start: `x` for a program, `f` for a fork of the fork server."""
     if FOLDER not in os.environ:
         return
-    file = os.open(_starts(), os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
-    os.write(file, kind.encode())
-    os.close(file)
+    with contextlib.suppress(FileNotFoundError):  # what is started after the end of the run
+        file = os.open(_starts(), os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
+        os.write(file, kind.encode())
+        os.close(file)
 
 
 def _starts():
@@ -51,12 +52,15 @@ class Budget:
         self.config = config
         self.is_worker = hasattr(config, "workerinput")
         self.seconds, self.factors, self.slow = Counter(), {}, set()
+        self.spent = Counter()  # of the tests that this process runs
+        self.starts = Counter()
         count_starts()
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_makereport(self, item, call):
         report = yield
-        if call.duration > self.limit:
+        self.spent[item.nodeid] += call.duration
+        if self.spent[item.nodeid] > self.limit:
             report.user_properties.append(("times as slow", waiting.measure()))
         return report
 
@@ -74,12 +78,18 @@ class Budget:
                 session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
     def pytest_terminal_summary(self, terminalreporter):
-        if self.is_worker or len(self.seconds) < SLOWEST:
+        if self.is_worker:
             return
+        if len(self.seconds) >= SLOWEST:
+            self._write_report(terminalreporter)
+        for line in self.overruns():
+            terminalreporter.write_line(f"over the budget: {line}", red=True)
+
+    def _write_report(self, terminalreporter):
         write = terminalreporter.write_line
         terminalreporter.section("what the tests cost")
         for name, seconds in self.seconds.most_common(SLOWEST):
-            write(f"{seconds:7.1f} s  {name}")
+            write(f"{seconds:7.1f} s  {re.sub(r'@[a-z_]+$', '', name)}")  # without its group
         subjects = Counter()
         for name, seconds in self.seconds.items():
             subjects[subject(name)] += seconds
@@ -88,8 +98,6 @@ class Budget:
         for name, seconds in subjects.most_common(SUBJECTS):
             write(f"{seconds:7.1f} s  {seconds / total:4.0%}  {name}")
         write(f"{self.starts['x']} programs started, {self.starts['f']} processes forked")
-        for line in self.overruns():
-            terminalreporter.write_line(f"over the budget: {line}", red=True)
 
     @property
     def limit(self):

@@ -113,19 +113,38 @@ def serve(requests):
         if requests in ready:
             content, descriptors, *_ = socket.recv_fds(requests, MAX_REQUEST_BYTES, 4)
             if not content:
+                kill_all(pipes)
                 return None
             *streams, pipe = descriptors
             if not (pid := os.fork()):
                 signal.set_wakeup_fd(-1)
+                announce(pipe)
                 for each in (*pipes.values(), pipe):
                     os.close(each)
                 for each in (selector, woken, wake):
                     each.close()
                 return {**json.loads(content), "streams": streams}
             pipes[pid] = pipe
-            os.write(pipe, f"{pid}\n".encode())
             for each in streams:
                 os.close(each)
+
+
+def announce(pipe):
+    """Send the id of this process once it can be stopped like any other."""
+    os.setsid()
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        os.write(pipe, f"{os.getpid()}\n".encode())
+    except BrokenPipeError:  # the process that asked was killed meanwhile
+        os._exit(1)
+
+
+def kill_all(pids):
+    """Kill the processes that still run when pytest has ended, and their groups."""
+    for pid in pids:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(pid, signal.SIGKILL)
 
 
 def report_ended(pipes):
@@ -158,9 +177,6 @@ def become(argv, cwd, env, streams, executable=None, finalizes=False):
         finalizes: Destroy all objects at the end as an interpreter does, which takes half a second
             of a processor.
     """
-    os.setsid()
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-    signal.signal(signal.SIGINT, signal.default_int_handler)
     for number, stream in enumerate(streams):
         os.dup2(stream, number)
         os.close(stream)

@@ -103,6 +103,8 @@ def _serve(asking):
     """Have a process forked for who asks, and kill it when they are killed."""
     with asking:
         content, descriptors, *_ = socket.recv_fds(asking, 1 << 20, 4)
+        if not content:  # it was killed before it asked
+            return
         request = json.loads(content)
         try:
             processes.ask_server({**request, "executable": program()}, descriptors)

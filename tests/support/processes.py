@@ -27,6 +27,8 @@ from tests.support.ports import free_port
 ROOT = Path(__file__).parents[2]
 PIPE, STDOUT = subprocess.PIPE, subprocess.STDOUT
 PYTHON = sys.executable  # which a test may replace
+# Of pytest itself, before a test changes it: what the server has, all its forks have.
+_ENVIRONMENT = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
 TIMEOUT_SECONDS = 300  # for a process to end, before it counts as hung
 
 _starting = threading.Lock()
@@ -50,9 +52,14 @@ class Forked:
         request = {"argv": list(map(str, argv)), "cwd": str(cwd or Path.cwd()), **options}
         request["env"] = dict(os.environ if env is None else env)
         with open(os.devnull) as nothing:
-            ask_server(request, [nothing.fileno(), out, err, write])
-        os.close(write)
-        self.pid = int(self._status.readline())
+            try:
+                ask_server(request, [nothing.fileno(), out, err, write])
+            finally:
+                os.close(write)
+        line = self._status.readline()
+        if not line:
+            raise RuntimeError("the fork server has ended")
+        self.pid = int(line)
 
     def _open(self, name, target):
         if target == PIPE:
@@ -129,12 +136,29 @@ def run(*argv, timeout=TIMEOUT_SECONDS, check=False, **options):
     """Run `python *argv` to its end, with `returncode`, `stdout` and `stderr` of it."""
     process = start(*argv, **{"stdout": PIPE, "stderr": PIPE, **options})
     try:
-        out, err = process.communicate(timeout=timeout)
+        out, err = _communicate(process, timeout)
     finally:
-        process.kill()
+        end(process)
     if check and process.returncode:
         raise AssertionError(f"{argv} ended with {process.returncode}:\n{err or out}")
     return subprocess.CompletedProcess(argv, process.returncode, out, err)
+
+
+def _communicate(process, timeout):
+    if isinstance(process, Forked):
+        return process.communicate(timeout)
+    try:
+        return process.communicate(timeout=timeout * waiting.HEADROOM)
+    except subprocess.TimeoutExpired:
+        return process.communicate(timeout=waiting.scale(timeout))
+
+
+def end(process):
+    """Kill a process that still runs, and its process group."""
+    if process.poll() is None:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
 
 
 def run_ranks(file, *arguments, ranks=2):
@@ -162,7 +186,7 @@ def run_ranks(file, *arguments, ranks=2):
         written = [each.communicate()[0] for each in started]
     finally:
         for each in started:
-            each.kill()
+            end(each)
     assert [each.returncode for each in started] == [0] * ranks, "\n".join(written)
 
 
@@ -180,6 +204,8 @@ def _start_server():
     with its:
         subprocess.Popen(
             [PYTHON, Path(__file__).with_name("fork_server.py")],
+            cwd=ROOT,
+            env=_ENVIRONMENT,
             stdin=its,
             start_new_session=True,
         )

@@ -12,7 +12,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from tests.support import forking_python, processes
+from tests.support import forking_python
 
 PYTHON = """\
 #!/bin/bash
@@ -32,7 +32,6 @@ def environment(forks_tasks=False):
     Args:
         forks_tasks: Whether what the tasks run is forked too: `python -m` and `python -c` alone.
     """
-    processes.run("-c", "", check=True)  # has the server there, before threads ask for it at once
     folder = Path(tempfile.mkdtemp(prefix="slurm-python-"))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     (folder / "bin").mkdir()

@@ -12,13 +12,14 @@ import mlflow
 from pyclassify.tracking.spool import registry, target
 from pyclassify.tracking.spool.courier import Courier
 from pyclassify.tracking.spool.opened import forget
+from tests.support import waiting
 
 
 class Meeting:
     """A barrier of two processes, each with its end of a connection."""
 
     def __init__(self, connection):
-        connection.settimeout(None)
+        connection.settimeout(waiting.scale(120))
         self._words = connection.makefile("rw")
 
     def wait(self, _):

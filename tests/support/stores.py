@@ -23,8 +23,10 @@ def new_store(empty_store, folder):
     Path(folder).mkdir(parents=True, exist_ok=True)
     uri = f"sqlite:///{shutil.copy(empty_store, Path(folder, 'mlflow.db'))}"
     with using(mlflow.MlflowClient(uri)) as client:
-        yield client
-        run.end("FINISHED")
+        try:
+            yield client
+        finally:
+            run.end("FINISHED")
 
 
 @contextmanager
@@ -38,8 +40,10 @@ def using(client):
         mlflow.set_tracking_uri(None)  # which may take the variable away
         patch.setenv("MLFLOW_TRACKING_URI", client.tracking_uri)
         patch.setenv("MLFLOW_EXPERIMENT_NAME", "tested")
-        yield client
-        mlflow.set_tracking_uri(None)
+        try:
+            yield client
+        finally:
+            mlflow.set_tracking_uri(None)
 
 
 def experiment_id(client):

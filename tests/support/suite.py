@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import signal
 import tempfile
 from pathlib import Path
 
@@ -22,6 +23,9 @@ def pytest_addoption(parser):
 
 
 def pytest_configure(config):
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # as a shell's job in the background
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # or tests' processes had it so
+    config.addinivalue_line("markers", "xdist_group(name): run by one process of pytest-xdist")
     if not hasattr(config, "workerinput"):
         folder = tempfile.mkdtemp(prefix="pyclassify-tests-")
         os.environ[budget.FOLDER] = folder
@@ -33,10 +37,14 @@ def pytest_configure(config):
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers():
-    """One process more than cores: a good part of the time tests wait for others' programs."""
-    return len(os.sched_getaffinity(0)) + 1 if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    """One process more than cores: a good part of the time tests wait for other programs."""
+    if os.environ.get("PYTEST_XDIST_AUTO_NUM_WORKERS"):
+        return None  # which xdist reads itself
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return cores + 1
 
 
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
 def pytest_collection_modifyitems(config, items):
     for item in items:
         for fixture, marker in NEEDS.items():
