@@ -10,6 +10,9 @@ from types import SimpleNamespace
 # Before torch is imported, and for all that tests start: many processes at once, whose threads
 # would wait for each other's cores.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# A test may get the folder, and so the database, that another had and pytest has removed: what is
+# open of that one can't be written to.
+os.environ.setdefault("MLFLOW_SQLALCHEMYSTORE_POOLCLASS", "NullPool")
 
 import mlflow
 import pytest
