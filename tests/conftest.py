@@ -1,5 +1,6 @@
 """The fixtures that all tests share; how the tests are run is in `tests.support.suite`."""
 
+import itertools
 import json
 import os
 import shutil
@@ -10,9 +11,6 @@ from types import SimpleNamespace
 # Before torch is imported, and for all that tests start: many processes at once, whose threads
 # would wait for each other's cores.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-# A test may get the folder, and so the database, that another had and pytest has removed: what is
-# open of that one can't be written to.
-os.environ.setdefault("MLFLOW_SQLALCHEMYSTORE_POOLCLASS", "NullPool")
 
 import mlflow
 import pytest
@@ -33,6 +31,7 @@ from tests.support.service import ADMIN
 from tests.support.stores import list_runs, new_store
 
 pytest_plugins = ["tests.support.suite"]
+FOLDERS = itertools.count()
 
 
 @pytest.fixture(scope="session")
@@ -48,6 +47,17 @@ def empty_store(tmp_path_factory):
             made.parent.mkdir()
             shutil.copy(making / "mlflow.db", made)
     return made
+
+
+@pytest.fixture
+def tmp_path(tmp_path):
+    """A folder whose path no other test has had.
+
+    Pytest reuses the names of folders that it has removed, and MLflow keeps databases open by path.
+    """
+    folder = tmp_path / str(next(FOLDERS))
+    folder.mkdir()
+    return folder
 
 
 @pytest.fixture

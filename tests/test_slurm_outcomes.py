@@ -13,7 +13,6 @@ from tests.support.slurm_jobs import Submissions
 from tests.support.waiting import scale, wait_until
 
 WAITING, FAILING = "controller down while waiting", "exit 3 with the controller down"
-DEAF = "time limit, with SIGTERM ignored"
 NONE = r"\A\Z"
 TOO_MUCH = 'memory.*"mem"'
 if not cluster.LIMITS_MEMORY:  # SLURM does not tell, but for the job's stderr
@@ -24,7 +23,6 @@ OUTCOMES = [
     ("exit 1", "FAILED", "FAILED", r"exit code 1\b.*no such file"),
     ("out of memory", "FAILED", "FAILED", TOO_MUCH),
     ("time limit", "FAILED", "FAILED", 'time limit.*"time"'),
-    (DEAF, "FAILED", "FAILED", 'time limit.*"time"'),
     ("scancel by someone else", "KILLED", "KILLED", "cancelled"),
     ("node down", "RUNNING", "FAILED", "node.*`pyclassify slurm resume`"),
     ("node down, requeued", "FINISHED", "FINISHED", NONE),
@@ -58,10 +56,9 @@ def outcomes(cluster, empty_store, tmp_path_factory):
 def at_once(cluster, submissions):
     # What takes half a minute comes first: the controller's next look at time limits, and KillWait.
     submissions.submit("time limit", "obey", {"file": submissions.file("time limit")})
-    submissions.start(DEAF, "scancel by someone else")
-    submissions.wait_until_started("time limit", DEAF, "scancel by someone else")
-    for name in ("time limit", DEAF):
-        cluster.run("scontrol", "update", f"jobid={submissions.job(name)}", "endtime=now")
+    submissions.start("scancel by someone else")
+    submissions.wait_until_started("time limit", "scancel by someone else")
+    cluster.run("scontrol", "update", f"jobid={submissions.job('time limit')}", "endtime=now")
     cluster.run("scancel", submissions.job("scancel by someone else"))
     submissions.start("node down", nodelist="n2")
     submissions.start("node down, requeued", nodelist="n2", requeue=True)
@@ -118,6 +115,20 @@ def test_a_run_says_what_became_of_its_job(what, at_once, status, words, outcome
     assert re.search(words, outcome.words, re.DOTALL)
 
 
-@pytest.mark.parametrize("name", ["time limit", DEAF])
-def test_accounting_has_a_job_that_came_to_its_time_limit_as_such(name, outcomes, cluster):
-    assert cluster.accounting(outcomes[0].job(name), "state") == "TIMEOUT"
+def test_accounting_has_a_job_that_came_to_its_time_limit_as_such(outcomes, cluster):
+    assert cluster.accounting(outcomes[0].job("time limit"), "state") == "TIMEOUT"
+
+
+@pytest.mark.slow  # half a minute until the controller looks, and as much until it kills
+def test_task_that_ignores_its_stop_at_the_time_limit_is_killed(slurm, tmp_path):
+    submissions = Submissions(slurm, slurm_jobs.write_foreign_project(tmp_path / "project"))
+    submissions.start("deaf")
+    submissions.wait_until_started("deaf")
+    slurm.run("scontrol", "update", f"jobid={submissions.job('deaf')}", "endtime=now")
+    submissions.wait_until_ended("deaf")
+
+    outcome = submissions.outcome("deaf")
+
+    assert (outcome.at_once, outcome.status) == ("FAILED", "FAILED")
+    assert re.search('time limit.*"time"', outcome.words)
+    assert slurm.accounting(submissions.job("deaf"), "state") == "TIMEOUT"
