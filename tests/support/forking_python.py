@@ -21,7 +21,7 @@ import tempfile
 import threading
 from pathlib import Path
 
-from tests.support import processes
+from tests.support import budget, processes
 
 # Without `site`, whose paths it does not need: it is there in a few hundredths of a second.
 PROGRAM = """#!{python} -ISE
@@ -65,7 +65,7 @@ def program():
     """The path of the program, whose name is python."""
     global _program
     if _program is None:
-        folder = Path(tempfile.mkdtemp(prefix="python-"))
+        folder = Path(tempfile.mkdtemp(prefix="python-", dir=os.environ.get(budget.FOLDER)))
         atexit.register(shutil.rmtree, folder, ignore_errors=True)
         requests = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         requests.bind(str(folder / "requests"))
