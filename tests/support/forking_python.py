@@ -9,19 +9,17 @@ A fork is in a session of its own and no child of who asked for it. Where it is 
 to a process group, or to a child whose parent is gone, Python itself has to be started.
 """
 
-import atexit
 import contextlib
+import functools
 import json
 import os
-import shutil
 import signal
 import socket
 import sys
-import tempfile
 import threading
-from pathlib import Path
 
-from tests.support import budget, processes
+from tests.support import processes
+from tests.support.fork_server import MAX_REQUEST_BYTES
 
 # Without `site`, whose paths it does not need: it is there in a few hundredths of a second.
 PROGRAM = """#!{python} -ISE
@@ -58,24 +56,19 @@ if code < 0:
 os._exit(code)
 """
 
-_program = None
 
-
+@functools.cache
 def program():
     """The path of the program, whose name is python."""
-    global _program
-    if _program is None:
-        folder = Path(tempfile.mkdtemp(prefix="python-", dir=os.environ.get(budget.FOLDER)))
-        atexit.register(shutil.rmtree, folder, ignore_errors=True)
-        requests = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        requests.bind(str(folder / "requests"))
-        requests.listen(64)
-        threading.Thread(target=_listen, args=(requests,), daemon=True).start()
-        path = folder / "python"
-        path.write_text(PROGRAM.format(python=processes.PYTHON, requests=requests.getsockname()))
-        path.chmod(0o700)
-        _program = str(path)
-    return _program
+    folder = processes.make_folder("python-")
+    requests = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    requests.bind(str(folder / "requests"))
+    requests.listen(64)
+    threading.Thread(target=_listen, args=(requests,), daemon=True).start()
+    path = folder / "python"
+    path.write_text(PROGRAM.format(python=processes.PYTHON, requests=requests.getsockname()))
+    path.chmod(0o700)
+    return str(path)
 
 
 def start(*argv, **options):
@@ -102,7 +95,7 @@ def _listen(requests):
 def _serve(asking):
     """Have a process forked for who asks, and kill it when they are killed."""
     with asking:
-        content, descriptors, *_ = socket.recv_fds(asking, 1 << 20, 4)
+        content, descriptors, *_ = socket.recv_fds(asking, MAX_REQUEST_BYTES, 4)
         if not content:  # it was killed before it asked
             return
         request = json.loads(content)

@@ -12,6 +12,7 @@ import functools
 import json
 import os
 import select
+import shutil
 import signal
 import socket
 import subprocess
@@ -161,6 +162,13 @@ def end(process):
         process.wait()
 
 
+def make_folder(prefix):
+    """Make a folder that is removed at the end, of this run of tests or of this process."""
+    folder = tempfile.mkdtemp(prefix=prefix, dir=os.environ.get(budget.FOLDER))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return Path(folder)
+
+
 def run_ranks(file, *arguments, ranks=2):
     """Run a script as torchrun does, one process for each rank, to the end of all.
 
@@ -233,8 +241,7 @@ def running(code):
         assert process.stdout.readline() == "ready\n"
         yield process
     finally:
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
+        end(process)
         process.communicate()
 
 

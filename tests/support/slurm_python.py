@@ -5,15 +5,10 @@ seconds of a processor. Here these two fork from the tests' server (see `forking
 task runs is started as ever: its memory, GPUs and signals are SLURM's business.
 """
 
-import atexit
 import functools
-import os
-import shutil
 import sys
-import tempfile
-from pathlib import Path
 
-from tests.support import budget, forking_python
+from tests.support import forking_python, processes
 
 PYTHON = """\
 #!/bin/bash
@@ -33,8 +28,7 @@ def environment(forks_tasks=False):
     Args:
         forks_tasks: Whether what the tasks run is forked too: `python -m` and `python -c` alone.
     """
-    folder = Path(tempfile.mkdtemp(prefix="slurm-python-", dir=os.environ.get(budget.FOLDER)))
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    folder = processes.make_folder("slurm-python-")
     (folder / "bin").mkdir()
     (folder / "bin" / "activate").write_text(f'export PATH="{folder}/bin:$PATH"\n')
     python = folder / "bin" / "python"

@@ -11,7 +11,7 @@ import pytest
 from tests.support import alone, budget
 
 # What a fixture stands for, and the marker of the tests that need it.
-NEEDS = {"cluster": "slurm", "service": "service", "visitor": "browser"}
+NEEDS = {"cluster": "slurm", "service": "service"}
 # Expensive parts that are started once, as one process of xdist runs all tests of each.
 TOGETHER = ("service", "slurm", "browser", "environment")
 # Groups that take longest, which are begun with; by marker or module.
@@ -56,7 +56,7 @@ def pytest_collection_modifyitems(config, items):
     if "slow" not in config.option.markexpr and not is_named:
         left_out = [item for item in items if item.get_closest_marker("slow")]
         config.hook.pytest_deselected(items=left_out)
-        items[:] = [item for item in items if not item.get_closest_marker("slow")]
+        items[:] = [item for item in items if item not in left_out]
 
 
 def group_of(item):
