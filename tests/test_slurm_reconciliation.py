@@ -1,5 +1,6 @@
 """All runs' statuses at once, from what accounting says of their jobs."""
 
+import sqlite3
 import sys
 import time
 
@@ -9,6 +10,7 @@ import pytest
 from pyclassify.cli import main
 from pyclassify.slurm import programs
 from tests.support import slurm_jobs
+from tests.support.phrases import mentions
 from tests.support.slurm_jobs import say, say_in_turn
 from tests.support.stores import experiment_id
 
@@ -36,11 +38,11 @@ def answer(tmp_path):
     return put
 
 
-def make(store, folder, job_id, status="RUNNING", **tags):
-    """Make a run whose job was submitted an hour ago."""
-    hour_ago = int((time.time() - 3600) * 1000)
-    tags = {"slurm_folder": str(folder), "slurm_job_id": str(job_id), **tags}
-    run_id = store.create_run(experiment_id(store), start_time=hour_ago, tags=tags).info.run_id
+def make(store, folder, job_id, status="RUNNING", start_time=None):
+    """Make a run whose job was submitted an hour ago, or at another time."""
+    began = start_time or int((time.time() - 3600) * 1000)
+    tags = {"slurm_folder": str(folder), "slurm_job_id": str(job_id)}
+    run_id = store.create_run(experiment_id(store), start_time=began, tags=tags).info.run_id
     store.update_run(run_id, status=status)
     return run_id
 
@@ -151,6 +153,143 @@ def test_runs_under_a_run_end_with_its_job(store, answer, tmp_path):
     main(["slurm", "reconcile"])
 
     assert store.get_run(child).info.status == "FAILED"
+
+
+def test_dry_run_names_the_runs_under_a_run_and_ends_none(store, answer, tmp_path, capsys):
+    run_id = make(store, tmp_path, 7)
+    experiment = store.get_run(run_id).info.experiment_id
+    open_yet, ended = (
+        store.create_run(experiment, tags={"mlflow.parentRunId": run_id}).info.run_id
+        for _ in range(2)
+    )
+    store.set_terminated(ended, "FINISHED")
+    answer(row(7, "TIMEOUT"))
+
+    main(["slurm", "reconcile", "--dry-run"])
+
+    out = capsys.readouterr().out
+    assert mentions(out, run_id, open_yet, "1 runs looked at, 2 would change")
+    assert ended not in out
+    status = {each: store.get_run(each).info.status for each in (run_id, open_yet, ended)}
+    assert status == {run_id: "RUNNING", open_yet: "RUNNING", ended: "FINISHED"}
+    main(["slurm", "reconcile"])
+    status = {each: store.get_run(each).info.status for each in (run_id, open_yet, ended)}
+    assert status == {run_id: "FAILED", open_yet: "FAILED", ended: "FINISHED"}
+
+
+@pytest.mark.parametrize(
+    ("said", "state", "status"),
+    [
+        ("RUNNING", "PENDING", "SCHEDULED"),
+        ("SCHEDULED", "RUNNING", "RUNNING"),
+        ("RUNNING", "COMPLETING", "RUNNING"),
+        ("FAILED", "RUNNING", "FAILED"),  # the training has said so
+    ],
+)
+@pytest.mark.parametrize("known_by", ["squeue", "sacct"])
+def test_run_of_a_job_that_has_not_ended_waits_or_runs_with_it(
+    store, answer, tmp_path, capsys, said, state, status, known_by
+):
+    run_id = make(store, tmp_path, 7, said)
+    answer(*([row(7, state)] if known_by == "sacct" else []))
+    if known_by == "squeue":
+        queued = say(f"7|{state}|None|n1|0:05\n8|RUNNING|None|n2|0:05\n")
+        slurm_jobs.put(tmp_path / "bin", "squeue", queued)
+
+    main(["slurm", "reconcile", "--dry-run"])
+    would, now = capsys.readouterr().out, store.get_run(run_id).info.status
+    main(["slurm", "reconcile"])
+
+    assert now == said
+    assert (f": {said} -> {status}\n" in would) == (said != status)
+    run = store.get_run(run_id)
+    assert run.info.status == status
+    assert "slurm_state" not in run.data.tags  # so that it is asked for again
+    assert run.data.metrics == {}
+
+
+def test_state_of_a_job_is_that_of_its_last_start_in_whatever_order_they_are_told(
+    store, answer, tmp_path
+):
+    run_id = make(store, tmp_path, 7)
+    first = row(7, "REQUEUED", start=10, seconds=100).split("|")
+    first[5:7] = (str(int(each) - 600) for each in first[5:7])
+    answer(row(7, "COMPLETED", start=30, seconds=800), "|".join(first))
+
+    main(["slurm", "reconcile"])
+
+    run = store.get_run(run_id)
+    assert (run.info.status, run.data.tags["slurm_state"]) == ("FINISHED", "COMPLETED")
+    assert run.data.metrics["queue_seconds"] == 40
+    assert run.data.metrics["elapsed_seconds"] == 900
+
+
+def test_job_of_a_run_whose_submission_was_killed_is_found_by_its_folder(store, answer, tmp_path):
+    run_id = make(store, tmp_path / "run", 7, "SCHEDULED")
+    store.delete_tag(run_id, "slurm_job_id")
+    answer(row(6, "COMPLETED"), row(7, "TIMEOUT"))
+    queued = say(f"6|{tmp_path}/other\n7|{tmp_path}/run\n")
+    slurm_jobs.put(tmp_path / "bin", "squeue", queued)
+
+    main(["slurm", "reconcile"])
+
+    run = store.get_run(run_id)
+    assert (run.info.status, run.data.tags["slurm_state"]) == ("FAILED", "TIMEOUT")
+
+
+def test_job_that_slurm_does_not_know_yet_is_not_lost(store, answer, tmp_path):
+    run_id = make(store, tmp_path, 7, "SCHEDULED", start_time=int(time.time() * 1000))
+    answer()
+
+    main(["slurm", "reconcile"])
+
+    run = store.get_run(run_id)
+    assert run.info.status == "SCHEDULED"
+    assert "slurm_state" not in run.data.tags
+
+
+def test_runs_that_were_looked_at_do_not_hide_those_before_them(store, answer, tmp_path, capsys):
+    run_id = make(store, tmp_path, 7)
+    fill(tmp_path / "mlflow.db", run_id, 1000)  # of what a store gives at once
+    answer(row(7, "TIMEOUT"))
+
+    main(["slurm", "reconcile"])
+
+    assert "1 runs looked at, 1 changed" in capsys.readouterr().out
+    assert store.get_run(run_id).info.status == "FAILED"
+
+
+def fill(database, run_id, count):
+    """Copy a run many times, each newer than it and with the end of its job told."""
+    numbers = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < ?)"
+    with sqlite3.connect(database) as connection:
+        columns = [name for _, name, *_ in connection.execute("PRAGMA table_info(runs)")]
+        made = {"run_uuid": "printf('%032d', i)", "start_time": "start_time + i"}
+        values = ", ".join(made.get(name, f'"{name}"') for name in columns)
+        connection.execute(
+            f"INSERT INTO runs {numbers} SELECT {values} FROM runs, n WHERE run_uuid = ?",
+            (count, run_id),
+        )
+        for name, text in (("slurm_folder", "/of/another"), ("slurm_state", "COMPLETED")):
+            connection.execute(
+                f"INSERT INTO tags (key, value, run_uuid) {numbers}"
+                " SELECT ?, ?, printf('%032d', i) FROM n",
+                (count, name, text),
+            )
+    connection.close()
+
+
+@pytest.mark.parametrize("program", ["sacct", "squeue"])
+def test_nothing_changes_where_slurm_refuses(store, answer, tmp_path, capsys, program):
+    run_id = make(store, tmp_path, 7)
+    answer()
+    denied = say(stderr=f"{program}: error: Access denied\n", code=1)
+    slurm_jobs.put(tmp_path / "bin", program, denied)
+
+    assert main(["slurm", "reconcile"]) == 1
+
+    assert mentions(capsys.readouterr().err, "Access denied")
+    assert store.get_run(run_id).info.status == "RUNNING"
 
 
 def test_nothing_changes_where_slurm_does_not_answer(store, tmp_path, capsys):
