@@ -3,9 +3,16 @@
 from pathlib import Path
 
 import pytest
+from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException
+from mlflow.protos.databricks_pb2 import PERMISSION_DENIED, TEMPORARILY_UNAVAILABLE
 
 from pyclassify.evaluation import mcnemar
+from pyclassify.registry.aliases import find_first
 from pyclassify.registry.champion import judge
+from pyclassify.registry.delivered import make_version
+from pyclassify.registry.override import force
+from pyclassify.registry.versions import register as register_model
 from tests.support.phrases import mentions
 from tests.support.runs import (
     NAME,
@@ -17,6 +24,7 @@ from tests.support.runs import (
     register,
     tags,
 )
+from tests.support.spooled import answering
 
 FAIR, GOOD, EQUAL = "y" * 20 + "n" * 20, "y" * 30 + "n" * 10, "y" * 19 + "ny" + "n" * 19
 
@@ -218,3 +226,77 @@ def test_alpha_that_is_no_probability_is_refused(alpha, registry):
 def test_min_accuracy_that_is_no_share_is_refused(accuracy, registry):
     with pytest.raises(ValueError, match=f"min_accuracy is {accuracy:g};.* 0 to 1"):
         judge(registry, NAME, "1", min_accuracy=accuracy)
+
+
+VERSION = {"kind": "version", "name": NAME, "path": "model", "tags": {}, "judge_by": "test"}
+
+
+def test_version_that_arrives_is_made_and_judged_once(registry):
+    version = VERSION | {"alpha": 0.05, "min_accuracy": 0.5}
+    run_id = record(answers=FAIR)
+
+    told = [make_version(registry, run_id, version) for _ in range(2)]
+
+    assert told[0] == told[1]
+    assert mentions(told[0], "alexnet version 1 is champion", "0.5000")
+    assert len(registry.search_model_versions(f"name = '{NAME}'")) == 1
+
+
+def test_version_that_arrives_is_made_also_where_it_can_not_be_judged(registry):
+    run_id = record(answers=FAIR)
+
+    with pytest.warns(UserWarning, match="alexnet version 1 was not judged .*alpha is 5"):
+        told = make_version(registry, run_id, VERSION | {"alpha": 5, "min_accuracy": 0.0})
+
+    assert told == "alexnet version 1"
+    assert registry.get_model_version(NAME, "1").run_id == run_id
+    assert (champion(), challenger()) == (None, None)
+
+
+def test_registry_that_refuses_a_model_of_a_run_says_why(registry):
+    with pytest.raises(MlflowException, match="name") as refused:
+        register_model(registry, record(), "a/b")
+
+    assert refused.value.error_code == "INVALID_PARAMETER_VALUE"
+
+
+def test_tags_that_may_not_be_deleted_do_not_hold_the_champion_up(registry, monkeypatch):
+    first, second = register(FAIR), register(EQUAL)
+    judge(registry, NAME, first)
+    judge(registry, NAME, second)
+
+    def refuse(*_):
+        raise MlflowException("no permission", PERMISSION_DENIED)
+
+    monkeypatch.setattr(registry, "delete_model_version_tag", refuse)
+    monkeypatch.setattr(registry, "delete_registered_model_alias", refuse)
+    decision = force(registry, NAME, second, "it is half the size")
+
+    assert decision.outcome == tags(second)["decision"] == "forced"
+    assert (champion(), challenger()) == (second, second)
+    assert registry.get_registered_model(NAME).tags["champions"] == "2 1"
+
+
+def test_tags_that_can_not_be_deleted_for_another_reason_are_told(registry, monkeypatch):
+    first, second = register(FAIR), register(EQUAL)
+    judge(registry, NAME, first)
+    judge(registry, NAME, second)
+
+    def fail(*_):
+        raise MlflowException("the database is away", TEMPORARILY_UNAVAILABLE)
+
+    monkeypatch.setattr(registry, "delete_model_version_tag", fail)
+    with pytest.raises(MlflowException, match="the database is away"):
+        force(registry, NAME, second, "it is half the size")
+
+    assert (champion(), tags(second)["decision"]) == (first, "kept")
+
+
+def test_registry_that_fails_is_not_taken_for_one_whose_version_is_deleted(registry, monkeypatch):
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    register(FAIR)
+
+    assert find_first(registry, NAME, ["9", "1"]).number == "1"
+    assert find_first(registry, NAME, ["9"]) is None
+    with answering(500) as address, pytest.raises(MlflowException, match="500"):
+        find_first(MlflowClient(address), NAME, ["9", "1"])

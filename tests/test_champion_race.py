@@ -4,15 +4,20 @@ import os
 import socket
 
 import pytest
+from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException
+from mlflow.protos.databricks_pb2 import PERMISSION_DENIED
 
-from pyclassify.registry import lock
+from pyclassify.registry import decision_record, lock
 from pyclassify.registry.champion import judge
 from pyclassify.registry.lock import alone
+from pyclassify.registry.override import force, roll_back
 from pyclassify.tracking.answers import read_answers
 from tests.support import processes
 from tests.support.judging import judge_together
+from tests.support.phrases import mentions
 from tests.support.runs import NAME, challenger, champion, decided, record, register
-from tests.support.spooled import Meeting
+from tests.support.spooled import Meeting, answering
 from tests.support.waiting import scale
 
 ANSWERS = ["y" * right + "n" * (40 - right) for right in (10, 20, 30)]  # each better than the last
@@ -84,6 +89,94 @@ def test_version_that_another_process_judges_meanwhile_is_judged_once(registry):
     assert (decisions[0].outcome, decided(second)["earlier"]) == ("promoted", [])
 
 
+def test_version_that_stays_challenger_is_judged_once_too(registry):
+    first, second = register(ANSWERS[0], digest="old"), register(ANSWERS[0], digest="new")
+    judge(registry, NAME, first)
+    assert judge(registry, NAME, second).outcome == "not judged"
+    answers = read_answers(registry.get_run(registry.get_model_version(NAME, first).run_id))
+    decisions = []
+
+    def evaluate(version):  # takes a while, and no alias moves meanwhile
+        decisions.append(judge(registry, NAME, second, evaluate=lambda _: answers))
+        return answers
+
+    decisions.append(judge(registry, NAME, second, evaluate=evaluate))
+
+    assert decisions[0] == decisions[1]
+    earlier = [each["outcome"] for each in decided(second)["earlier"]]
+    assert (decisions[0].outcome, earlier) == ("kept", ["not judged"])
+
+
+def test_decision_whose_writing_took_too_long_gives_way_to_another(registry, monkeypatch):
+    worst, fair, good = (register(each) for each in ANSWERS)
+    judge(registry, NAME, worst)
+    monkeypatch.setattr(lock, "STALE", 0.2)
+    save = decision_record.save
+
+    def save_slowly(client, version, decision):  # while another takes this process for dead
+        save(client, version, decision)
+        if version.number == fair and champion() == worst:
+            judge(registry, NAME, good)
+
+    monkeypatch.setattr(decision_record, "save", save_slowly)
+    decision = judge(registry, NAME, fair)
+
+    assert (decision.outcome, decision.against) == ("kept", good)
+    assert (champion(), challenger()) == (good, fair)
+    assert registry.get_registered_model(NAME).tags["champions"] == f"{good} {worst}"
+
+
+@pytest.fixture
+def meanwhile(monkeypatch):
+    """Have something done once, while a person's decision is being made."""
+
+    def meanwhile(do):
+        left = [do]
+
+        def name_user():
+            if left:
+                left.pop()()
+            return "ada"
+
+        monkeypatch.setattr("getpass.getuser", name_user)
+
+    return meanwhile
+
+
+def test_forced_version_follows_the_one_that_became_champion_meanwhile(registry, meanwhile):
+    worst, fair, good = (register(each) for each in ANSWERS)
+    judge(registry, NAME, worst)
+    meanwhile(lambda: judge(registry, NAME, good))
+
+    decision = force(registry, NAME, fair, "it is half the size")
+
+    assert (decision.outcome, decision.against, decision.by) == ("forced", good, "ada")
+    assert champion() == fair
+    assert registry.get_registered_model(NAME).tags["champions"] == f"{fair} {good} {worst}"
+
+
+def test_rollback_takes_back_the_one_that_became_champion_meanwhile(registry, meanwhile):
+    worst, fair, good = (register(each) for each in ANSWERS)
+    judge(registry, NAME, worst)
+    judge(registry, NAME, fair)
+    meanwhile(lambda: judge(registry, NAME, good))
+
+    decision = roll_back(registry, NAME, "too slow")
+
+    assert (decision.version, decision.against, champion()) == (good, fair, fair)
+    assert registry.get_registered_model(NAME).tags["champions"] == f"{fair} {worst}"
+
+
+def test_champion_is_not_forced_again(registry):
+    version = register(ANSWERS[0])
+    judge(registry, NAME, version)
+
+    with pytest.raises(ValueError, match="alexnet version 1 is champion already"):
+        force(registry, NAME, version, "again")
+
+    assert decided(version)["outcome"] == "first"
+
+
 def test_lock_of_a_process_that_died_is_removed(registry, monkeypatch):
     version = register(ANSWERS[0])
     registry.create_registered_model(f"{NAME} (being judged)", description="of a dead process")
@@ -102,6 +195,55 @@ def test_lock_that_others_took_for_dead_is_no_longer_held(registry, monkeypatch)
         assert first_is_alone()
         with alone(registry, NAME) as second_is_alone:
             assert (first_is_alone(), second_is_alone()) == (False, True)
+
+
+def test_lock_that_another_has_taken_meanwhile_is_not_removed(registry):
+    with alone(registry, NAME) as is_alone:
+        lock._break(registry, f"{NAME} (being judged)", "who held it before")
+
+        assert is_alone()
+
+
+def test_lock_of_another_user_who_died_is_told_with_who_can_remove_it(registry, monkeypatch):
+    name = f"{NAME} (being judged)"
+    registry.create_registered_model(name, description="of a dead process")
+    monkeypatch.setattr(lock, "STALE", 0.2)
+
+    def refuse(_):
+        raise MlflowException("no permission", PERMISSION_DENIED)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(registry, "delete_registered_model", refuse)
+        with pytest.raises(PermissionError) as told, alone(registry, NAME):
+            pytest.fail("it is not alone")
+
+    assert mentions(str(told.value), f"'{name}'", "user", "admin", "delete")
+
+
+def test_lock_whose_request_was_sent_twice_is_held(registry, monkeypatch):
+    create = registry.create_registered_model
+
+    def create_twice(name, **more):  # as a client does that lost the first answer
+        create(name, **more)
+        create(name, **more)
+
+    monkeypatch.setattr(registry, "create_registered_model", create_twice)
+    with alone(registry, NAME) as is_alone:
+        assert is_alone()
+
+    assert registry.search_registered_models() == []
+
+
+def test_registry_that_gives_no_lock_is_told_at_once(monkeypatch):
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    with (
+        answering(403) as address,
+        pytest.raises(MlflowException) as refused,
+        alone(MlflowClient(address), NAME),
+    ):
+        pytest.fail("it is not alone")
+
+    assert refused.value.error_code == "PERMISSION_DENIED"
 
 
 def test_lock_is_let_go_where_something_fails(registry):

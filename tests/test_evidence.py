@@ -187,3 +187,16 @@ def test_version_of_no_run_is_not_judged(registry):
 
     assert decision.outcome == "not judged"
     assert mentions(decision.reason, "version 2", "no run")
+
+
+def test_version_whose_run_is_gone_for_good_is_not_compared(registry):
+    first, second = register(FAIR), register(GOOD)
+    judge(registry, NAME, first)
+    third = registry.create_model_version(NAME, "/models/alexnet", "0" * 32).version
+
+    decision = judge(registry, NAME, third)
+
+    assert decision.outcome == "not judged"
+    assert mentions(decision.reason, f"run of version {third}", "0" * 32, "--force")
+    assert (champion(), challenger()) == (first, str(third))
+    assert judge(registry, NAME, second).outcome == "promoted"

@@ -95,6 +95,16 @@ def test_forced_version_tells_who_did_it_and_why(cli):
     }
 
 
+def test_user_without_a_name_is_told_by_number(cli, monkeypatch):
+    for name in ("LOGNAME", "USER", "LNAME", "USERNAME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("os.getuid", lambda: 2**31 - 3)  # as in a container
+    judged(GOOD, WORST)
+
+    assert cli("promote alexnet 2 --force --why", "it is half the size").code == 0
+    assert decided("2")["by"] == tags("2")["decided_by"] == f"user {2**31 - 3}"
+
+
 def test_rollback_goes_back_any_number_of_times(cli):
     judged(WORST, FAIR, GOOD)
 
