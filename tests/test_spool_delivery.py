@@ -9,7 +9,7 @@ import pytest
 from mlflow.entities import Metric
 
 from pyclassify.tracking.spool import records
-from pyclassify.tracking.spool.courier import SPOOL_TAG, Courier, alone
+from pyclassify.tracking.spool.courier import BUSY, SPOOL_TAG, Courier, alone
 from pyclassify.tracking.spool.delivery import Delivery
 from pyclassify.tracking.spool.opened import open_run
 from pyclassify.tracking.spool.records import Segment, encode
@@ -161,6 +161,17 @@ def test_version_waits_for_who_can_make_it_and_is_made_of_each_model(spool):
     assert courier.told == ["made", "made"]
 
 
+def test_files_of_a_version_that_waits_stay(spool):
+    spool.client.log_text(spool.run_id, "weights", "model/MLmodel")
+    open_run(spool.folder).append(version_of("model"))
+    courier = Courier(spool.folder, spool.there)
+    courier.deliver()
+
+    assert not courier.is_done()
+    courier.clear()
+    assert (spool.folder / "artifacts" / "model" / "MLmodel").read_text() == "weights"
+
+
 def test_no_version_is_made_of_a_model_that_lost_a_file(spool):
     spool.client.log_text(spool.run_id, "weights", "model/program.pt2")
     (spool.folder / "artifacts" / "model" / "program.pt2").unlink()
@@ -195,6 +206,60 @@ def test_run_begun_without_a_server_is_made_once(spool):
     (made,) = spool.there.search_runs([experiment.experiment_id])
     assert (made.info.run_name, made.data.metrics) == ("mine", {"loss": 0.5})
     assert made.data.tags[SPOOL_TAG] == run_id
+
+
+def test_run_begun_without_a_server_goes_to_the_experiment_of_its_number(spool):
+    number = spool.there.create_experiment("numbered")
+    run_id = spool.client.create_run(number).info.run_id
+    Courier(spool.root / run_id, spool.there).deliver()
+
+    (made,) = spool.there.search_runs([number])
+    assert made.data.tags[SPOOL_TAG] == run_id
+
+
+def test_run_begun_without_a_server_is_told_by_its_id_there(spool):
+    run_id = spool.client.create_run("name:anew").info.run_id
+    delivery = Delivery(spool.root / run_id, spool.there.tracking_uri)
+    with pytest.warns(UserWarning, match=f"the run {run_id}, ") as told:
+        run_to_the_end(delivery)
+
+    made = spool.there.get_run(delivery.server_id)
+    assert made.data.tags[SPOOL_TAG] == run_id != delivery.server_id
+    (warning,) = (str(each.message) for each in told)
+    assert delivery.server_id in warning
+
+
+def run_to_the_end(delivery):
+    delivery.start()
+    assert delivery.ask(scale(30))
+    assert delivery.finish(scale(30))
+    delivery.join(scale(10))
+
+
+def test_delivery_goes_on_when_another_process_has_ended_its_own(spool, recwarn):
+    log_losses(spool, 10)
+    delivery = Delivery(spool.folder, spool.there.tracking_uri)
+    with alone(spool.folder):
+        delivery.start()
+        assert not delivery.ask(scale(30))
+        assert delivery.trouble == BUSY
+    assert delivery.finish(scale(30))
+    delivery.join(scale(10))
+
+    assert len(points(spool.there, spool.run_id, "loss")) == 10
+    assert not [str(each.message) for each in recwarn if "server" in str(each.message)]
+
+
+def test_tag_that_was_deleted_before_it_was_delivered_holds_nothing_up(spool):
+    spool.client.set_tag(spool.run_id, "gone", "soon")
+    spool.client.delete_tag(spool.run_id, "gone")
+    log_losses(spool, 10)
+    spool.client.set_terminated(spool.run_id, "FINISHED")
+    deliver(spool)
+
+    run = spool.there.get_run(spool.run_id)
+    assert ("gone" in run.data.tags, run.info.status) == (False, "FINISHED")
+    assert len(points(spool.there, spool.run_id, "loss")) == 10
 
 
 def test_damaged_record_is_told_and_the_others_are_delivered(spool):

@@ -5,9 +5,11 @@ from urllib.parse import quote
 
 import mlflow
 import pytest
-from mlflow.entities import DatasetInput, InputTag, Metric, Param, RunTag
+from mlflow.entities import DatasetInput, InputTag, LoggedModelInput, Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
 
+from pyclassify.tracking.spool import records
+from pyclassify.tracking.spool.courier import Courier
 from pyclassify.tracking.spool.registry import register
 from pyclassify.tracking.spool.target import prepare
 from tests.support.runs import MetaDataset
@@ -101,6 +103,15 @@ def test_steps_that_the_server_has_are_not_logged_again_from_a_new_spool(spool):
     assert points(client, spool.run_id, "loss") == [(4, 0.25)]
 
 
+def test_parameter_that_is_logged_again_is_recorded_once(spool):
+    spool.client.log_param(spool.run_id, "depth", 3)
+    size = records.measure(spool.folder)
+    spool.client.log_param(spool.run_id, "depth", 3)
+
+    assert records.measure(spool.folder) == size
+    assert spool.client.get_run(spool.run_id).data.params == {"depth": "3"}
+
+
 def test_parameter_does_not_change(spool):
     spool.client.log_param(spool.run_id, "depth", 3)
     with pytest.raises(MlflowException, match="'depth' is '3' and can't become '4'"):
@@ -113,6 +124,7 @@ def test_parameter_does_not_change(spool):
         lambda client: client.search_runs(["0"]),
         lambda client: client.search_experiments(),
         lambda client: client.set_experiment_tag("12", "a", "b"),
+        lambda client: client.log_inputs("12", models=[LoggedModelInput("m-1")]),
     ],
 )
 def test_what_a_spool_cannot_do_is_said_with_who_can(ask, spool):
@@ -123,6 +135,26 @@ def test_what_a_spool_cannot_do_is_said_with_who_can(ask, spool):
 def test_run_that_is_not_there_is_told_with_the_folder(spool):
     with pytest.raises(MlflowException, match=f"no run 123 .*{spool.root}"):
         spool.client.get_run("123")
+
+
+@pytest.mark.parametrize("uri", ["spool:runs/spool", "spool://runs/spool"])
+def test_spool_without_an_absolute_path_is_refused(uri):
+    register()
+    with pytest.raises(MlflowException, match="spool:///FOLDER") as refused:
+        mlflow.MlflowClient(uri).get_run("123")
+
+    assert uri in str(refused.value)
+
+
+def test_experiment_is_known_by_its_name_until_the_server_gives_it_a_number(spool):
+    found = spool.client.get_experiment_by_name("anew")
+    assert spool.client.create_experiment("anew") == found.experiment_id
+    run_id = spool.client.create_run(found.experiment_id).info.run_id
+    Courier(spool.root / run_id, spool.there).deliver()
+
+    assert spool.client.get_experiment(found.experiment_id).name == found.name == "anew"
+    experiment = spool.there.get_experiment_by_name("anew")
+    assert len(spool.there.search_runs([experiment.experiment_id])) == 1
 
 
 @pytest.mark.parametrize("name", ["with blanks", "50%", "a#b?c", "ä"])
