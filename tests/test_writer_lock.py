@@ -1,5 +1,6 @@
 """One process writes to a run at a time, whatever becomes of it and of those that it started."""
 
+import fcntl
 import json
 import os
 import re
@@ -13,12 +14,16 @@ from pyclassify.tracking.spool import lock
 from tests.support import processes
 from tests.support.spooled import TAKE
 
-# One child by fork, as a data worker is, and one by exec; their numbers are written.
+# One child by fork, as a data worker is, and one by exec; their numbers are written once both run
+# code of their own: a fork has let go of the lock by then.
 BREED = """
 import os, subprocess, sys, time
+read, write = os.pipe()
 forked = os.fork()
 if not forked:
+    os.write(write, b"!")
     time.sleep(60)
+os.read(read, 1)
 other = subprocess.Popen(["sleep", "60"], close_fds=False)
 print(forked, other.pid, flush=True)
 time.sleep(60)
@@ -93,6 +98,15 @@ def test_child_that_ends_leaves_the_run_to_its_parent(folder, start):
     start("import os, time; os.fork() or os._exit(0); os.wait(); print(flush=True); time.sleep(60)")
 
     assert lock.find_holder(folder)
+
+
+def test_writer_that_is_signing_at_this_moment_is_told_without_a_name(folder):
+    folder.mkdir(parents=True)
+    with (folder / lock.NAME).open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+
+        with pytest.raises(lock.RunIsHeldError, match=r"0123abcd .*another process"):
+            lock.take(folder)
 
 
 def test_taking_it_twice_is_taking_it_once(folder):
