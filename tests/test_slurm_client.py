@@ -56,6 +56,15 @@ def test_job_that_neither_knows_is_an_error_of_its_own(put):
         client.find("7")
 
 
+def test_queue_that_answers_without_the_job_has_forgotten_it(put):
+    put("squeue", say("70|RUNNING|None|n1|0:05\n"))  # as with -M, where it is no error
+    put("sacct", slurm_jobs.replay("2.6.5"))
+
+    assert client.find("4").state == "TIMEOUT"
+    with pytest.raises(client.JobUnknown, match=r"squeue has no job 7\b"):
+        client.find("7")
+
+
 def test_cluster_without_accounting_says_so(put):
     put("squeue", GONE)
     put("sacct", say(stderr="SLURM accounting storage is disabled\n", code=1))
@@ -109,6 +118,39 @@ def test_submission_that_was_never_heard_is_made_again(put, tmp_path):
     assert client.submit(tmp_path / "job.sh", {}, []) == "8"
 
 
+def test_submission_whose_answers_are_all_lost_is_an_error(put, tmp_path):
+    put("sbatch", say_in_turn(tmp_path / "turn", BUSY))
+    put("squeue", say(f"6|{tmp_path}/other\n"))
+
+    with pytest.raises(SlurmSilent, match="Socket timed out"):
+        client.submit(tmp_path / "job.sh", {}, [])
+    assert (tmp_path / "turn").read_text() == "3"
+
+
+def test_submission_that_hangs_is_ended_and_looked_for(put, tmp_path, monkeypatch):
+    monkeypatch.setattr(programs, "TIMEOUT", 1.0)
+    put("sbatch", f"open({str(tmp_path / 'turn')!r}, 'a').write('1')\nimport time; time.sleep(600)")
+    put("squeue", say(f"7|{tmp_path}\n"))
+
+    assert client.submit(tmp_path / "job.sh", {}, []) == "7"
+    assert (tmp_path / "turn").read_text() == "1"
+
+
+def test_program_that_hangs_says_nothing(monkeypatch):
+    monkeypatch.setattr(programs, "TIMEOUT", 0.1)
+    with pytest.raises(SlurmSilent, match="sleep timed out"):
+        programs.run_program(["sleep", "600"], programs.environment_of_query())
+
+
+def test_id_of_a_job_is_found_among_what_a_site_says(put, tmp_path):
+    put("sbatch", say("Welcome to 2 clusters\n8;west\nGood bye\n"))
+    assert client.submit(tmp_path / "job.sh", {}, []) == "8;west"
+
+    put("sbatch", say("Submitted batch job 8\n"))
+    with pytest.raises(SlurmError, match=r"sbatch .*'Submitted batch job 8'"):
+        client.submit(tmp_path / "job.sh", {}, [])
+
+
 def test_refusal_is_in_sbatchs_own_words(put):
     lines = ["invalid partition specified: x", "Batch job submission failed: Invalid partition"]
     put("sbatch", say(stderr="".join(f"sbatch: error: {line}\n" for line in lines), code=1))
@@ -124,6 +166,10 @@ def test_cancelling_what_has_ended_is_no_error_but_a_refusal_is(put):
     denied = "scancel: error: Kill job error on job id 7: Access/permission denied\n"
     put("scancel", say(stderr=denied))
     with pytest.raises(SlurmError, match="Access/permission denied"):
+        client.cancel("7")
+
+    put("scancel", say(stderr="scancel: error: Invalid user name: x\n", code=1))
+    with pytest.raises(SlurmError, match=r"^Invalid user name: x$"):
         client.cancel("7")
 
 
