@@ -151,6 +151,52 @@ def test_job_without_a_log_that_waits_has_not_started(running, put, capsys):
     assert mentions(say_so(capsys, "logs", running())[2], "no log yet", "not started")
 
 
+def test_logs_are_those_among_the_artifacts_where_the_folder_was_cleared(running, client, capsys):
+    run_id = running()
+    files = {"job.sh": "#!/bin/bash\n", "backend_config.json": "{}", "a-4.out": "one\n"}
+    for name, text in {**files, "a-4.err": "two\n"}.items():
+        client.log_text(run_id, text, f"slurm/{name}")
+
+    assert say_so(capsys, "logs", run_id) == (0, "two\none\n", "")
+
+
+def test_cancel_leaves_a_run_that_has_ended_as_it_is(running, client, put, capsys):
+    run_id = running()
+    client.set_terminated(run_id, "FINISHED")
+    put("squeue", RUNNING)
+
+    assert say_so(capsys, "cancel", run_id)[:2] == (
+        0,
+        f"run {run_id}: FINISHED\njob 4: cancelled\n",
+    )
+    assert note(client.get_run(run_id)) == ""
+
+
+def test_status_of_a_run_that_has_ended_needs_no_memory_of_slurms(running, client, capsys):
+    run_id = running("99")
+    client.set_terminated(run_id, "KILLED")
+
+    assert say_so(capsys, "status", run_id)[:2] == (
+        0,
+        f"run {run_id}: KILLED\njob 99: SLURM has forgotten it\n",
+    )
+
+
+def test_job_of_a_run_whose_submission_was_killed_is_found_by_its_folder(
+    running, client, tmp_path, capsys
+):
+    run_id = running()
+    client.delete_tag(run_id, "slurm_job_id")
+    client.update_run(run_id, status="SCHEDULED")
+    rows = f"print('5|{tmp_path}' if '%Z' in sys.argv[-1] else '5|PENDING|Priority||0:00')"
+    slurm_jobs.put(tmp_path, "squeue", f"import sys\n{rows}")
+
+    assert say_so(capsys, "status", run_id)[:2] == (
+        0,
+        f"run {run_id}: SCHEDULED\njob 5: PENDING, Priority, 0:00\n",
+    )
+
+
 def test_job_that_slurm_has_forgotten_says_where_to_look(running, client, tmp_path, capsys):
     run_id = running("99")
 
