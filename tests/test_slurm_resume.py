@@ -9,7 +9,7 @@ from pyclassify import cli
 from pyclassify.slurm import programs
 from tests.support import restarting_project, slurm_jobs
 from tests.support.phrases import mentions
-from tests.support.slurm_jobs import log, note, read, say, submit, wait_for_status
+from tests.support.slurm_jobs import log, note, read, say, say_in_turn, submit, wait_for_status
 from tests.support.stores import experiment_id
 from tests.support.waiting import wait_until
 
@@ -111,3 +111,57 @@ def test_run_whose_folder_was_cleared_has_nothing_to_go_on_from(killed, tmp_path
     assert code == 1
     assert mentions(error, run_id, f"no {tmp_path}/run/job.sh ", "here")
     assert "`mlflow run --backend slurm`" in error
+
+
+def refuse_nothing(tmp_path):
+    """Have sbatch take the job as 8, and the run's folder have what is submitted."""
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "job.sh").touch()
+    (tmp_path / "run" / "backend_config.json").write_text("{}")
+    code = f"import sys\nopen({str(tmp_path / 'given')!r}, 'w').write(' '.join(sys.argv[1:]))"
+    slurm_jobs.put(tmp_path / "bin", "sbatch", f"{code}\nprint(8)")
+
+
+GONE = say(stderr="slurm_load_jobs error: Invalid job id specified\n", code=1)
+ENDS = (("4|COMPLETING|TimeLimit|n1|1:00\n",), ("4|TIMEOUT|TimeLimit|n1|1:00\n",))
+
+
+@pytest.mark.parametrize("queue", ["ends", "forgotten", "never taken"])
+def test_run_is_submitted_again_when_its_job_has_ended(killed, store, queue, tmp_path, capsys):
+    refuse_nothing(tmp_path)
+    run_id = killed(slurm_job_id="" if queue == "never taken" else "4")
+    store.set_tag(run_id, "mlflow.note.content", "Mine.\n\nSLURM job 4: it ended.")
+    if queue != "never taken":
+        code = GONE if queue == "forgotten" else say_in_turn(tmp_path / "asked", *ENDS)
+        slurm_jobs.put(tmp_path / "bin", "squeue", code)
+
+    code, out, _ = resume(capsys, run_id, "--time", "1:30:00")
+
+    assert code == 0
+    assert mentions(out, run_id, "SLURM job 8\n")
+    assert (tmp_path / "given").read_text() == f"--parsable --time=1:30:00 {tmp_path}/run/job.sh"
+    run = read(run_id)
+    assert (run.info.status, run.data.tags["slurm_job_id"]) == ("SCHEDULED", "8")
+    if queue != "never taken":
+        assert note(run) == "Mine."
+
+
+def test_time_that_is_none_is_refused_before_anything_changes(killed, tmp_path, capsys):
+    refuse_nothing(tmp_path)
+    run_id = killed()
+
+    code, _, error = resume(capsys, run_id, "--time", "soon")
+
+    assert code == 1
+    assert mentions(error, "--time", "'soon'", "minutes")
+    assert not (tmp_path / "given").exists()
+    assert (read(run_id).info.status, read(run_id).data.tags["slurm_job_id"]) == ("KILLED", "4")
+
+
+def test_run_of_no_job_is_for_the_other_verb(store, killed, capsys):
+    run_id = store.create_run(experiment_id(store)).info.run_id
+
+    code, _, error = resume(capsys, run_id)
+
+    assert code == 1
+    assert mentions(error, run_id, f"`pyclassify resume {run_id}`")
