@@ -3,6 +3,7 @@
 import pytest
 
 from pyclassify.slurm import reconcile
+from pyclassify.slurm.answers import Job
 from pyclassify.slurm.reconcile import Ending
 from pyclassify.slurm.states import STATES
 from tests.support.stores import experiment_id
@@ -32,11 +33,21 @@ LIMIT, MEMORY, FELL = (STATES[name].words for name in ("TIMEOUT", "OUT_OF_MEMORY
         (143, "COMPLETING BeginTime\nREQUEUED", "SCHEDULED", ""),
         (143, "PENDING BeginTime\nPENDING", "SCHEDULED", ""),
         (143, "REQUEUED\nPREEMPTED", "SCHEDULED", ""),  # it made room for another
+        (75, "RUNNING None\nRUNNING", "KILLED", reconcile.STOPPED.words),
+        (75, "COMPLETING TimeLimit\nTIMEOUT\nRUNNING", "FAILED", LIMIT),
+        (75, "RUNNING None\nRUNNING\nRUNNING\nOUT_OF_MEMORY", "FAILED", MEMORY),
     ],
 )
 def test_end_of_the_script_is_what_slurm_says(code, said, status, words):
     ending = reconcile.of_script(code, said)
     assert (ending.status, ending.words) == (status, words)
+
+
+@pytest.mark.parametrize("by", ["by 4000000000", "by someone"])
+def test_canceler_without_an_account_here_is_named_as_slurm_does(by):
+    ending = reconcile.of_job(Job("7", "CANCELLED", by))
+
+    assert (ending.status, ending.words) == ("KILLED", f"the job was cancelled {by}")
 
 
 @pytest.mark.parametrize(
