@@ -85,6 +85,64 @@ def test_project_in_no_repository_is_copied_without_what_runs_and_installs_leave
     assert left_out == {"big.bin": "is over 50 MB"}
 
 
+def test_file_that_is_no_plain_one_is_left_out(tmp_path):
+    project = tmp_path / "project"
+    project.mkdir()
+    repositories.write(project, {"MLproject": ""})
+    os.mkfifo(project / "pipe")  # which nobody writes to: reading it would never end
+
+    _, copied, left_out = take(project, tmp_path)
+
+    assert copied == {"MLproject"}
+    assert left_out == {"pipe": "is no plain file"}
+
+
+def test_project_is_copied_whole_where_git_is_not_installed(tmp_path, monkeypatch):
+    project = repositories.start(tmp_path / "project", {"train.py": "", ".gitignore": "data/\n"})
+    repositories.write(project, {"data/x": "1", "mlruns/0/a": ""})
+    monkeypatch.setenv("PATH", str(tmp_path))
+
+    folder, copied, left_out = take(project, tmp_path)
+
+    assert (copied, left_out) == ({"train.py", ".gitignore", "data/x"}, {})
+    assert json.loads((folder / "snapshot.json").read_text())["commit"] == ""
+
+
+def test_repository_that_git_can_not_read_is_an_error(tmp_path):
+    project = repositories.start(tmp_path / "project", {"train.py": ""})
+    (project / ".git/config").write_text("[core\n")
+
+    with pytest.raises(OSError, match=r"git .* config"):
+        listing.list_files(project)
+
+
+def test_project_in_a_folder_of_a_repository_has_its_commit_and_its_own_files(tmp_path):
+    files = {"project/MLproject": "", "project/train.py": "old\n", "more.py": ""}
+    root = repositories.start(tmp_path / "root", files)
+    repositories.write(root, {"project/train.py": "new\n"})
+
+    folder, copied, _ = take(root / "project", tmp_path)
+
+    assert copied == {"MLproject", "train.py"}
+    facts = json.loads((folder / "snapshot.json").read_text())
+    assert facts["commit"] == repositories.git(root, "rev-parse", "HEAD")
+    assert "+new" in (folder / "changes.diff").read_text()
+    assert not (folder / "project/.git").exists()
+
+
+def test_submodule_is_copied_with_its_files(tmp_path):
+    library = repositories.start(tmp_path / "library", {"a.py": "1", ".gitignore": "*.bin\n"})
+    project = repositories.start(tmp_path / "project", {"train.py": ""})
+    add = ("-c", "protocol.file.allow=always", "submodule", "--quiet", "add", str(library), "lib")
+    repositories.git(project, *add)
+    repositories.write(project, {"lib/b.py": "2", "lib/c.bin": "3"})
+
+    _, copied, _ = take(project, tmp_path)
+
+    names = {each for each in copied if each.startswith("lib/") and not each.endswith(".git")}
+    assert names == {"lib/.gitignore", "lib/a.py", "lib/b.py"}
+
+
 def test_links_to_the_outside_lead_there_still(tmp_path):
     (tmp_path / "data").mkdir()
     project = repositories.start(tmp_path / "project", {"inside.txt": "1"})
@@ -143,6 +201,11 @@ def test_folders_of_ended_runs_are_cleared_and_no_others(tmp_path, store):
     assert would == [old]
     left = {path.name for path in (tmp_path / "work").iterdir()}
     assert left == {recent, going, "someone elses", "no run's"}
+
+
+def test_folder_of_runs_that_is_not_there_is_named(tmp_path):
+    with pytest.raises(OSError, match=rf'no folder {tmp_path}/work\b.*"work_dir"'):
+        [*clearing.clear(tmp_path / "work", 7)]
 
 
 def test_folder_stays_that_holds_what_no_server_has(tmp_path, empty_store, monkeypatch):
