@@ -1,6 +1,7 @@
 """Runs submitted to a real cluster: what they run, what they tell, and how they end."""
 
 import json
+import logging
 import os
 import sys
 
@@ -8,7 +9,8 @@ import mlflow
 import pytest
 from mlflow.exceptions import ExecutionException
 
-from tests.support import processes, repositories
+from pyclassify.slurm import destination
+from tests.support import processes, repositories, slurm_jobs
 from tests.support.phrases import mentions
 from tests.support.slurm_jobs import (
     TELLS,
@@ -75,6 +77,41 @@ def test_mistake_is_told_before_there_is_a_run(slurm, tmp_path):
 
     experiment = mlflow.get_experiment_by_name("tested").experiment_id
     assert mlflow.MlflowClient().search_runs([experiment]) == []
+
+
+def test_folder_of_runs_that_can_not_be_made_fails_the_run_and_is_named(store, tmp_path):
+    (tmp_path / "file").touch()
+    project = write_project(tmp_path / "project", "")
+    config = {"environment": "none", "work_dir": f"{tmp_path}/file/runs"}
+
+    with pytest.raises(ExecutionException, match='"work_dir"'):
+        submit(project, config, forks=False)
+
+    assert newest().info.status == "FAILED"
+    facts = ("SLURM submission: ", f"{tmp_path}/file/runs ", '"work_dir"')
+    assert mentions(note(newest()), *facts)
+
+
+def test_submission_warns_of_files_left_out_and_of_a_database_on_a_network(
+    store, tmp_path, monkeypatch, caplog
+):
+    monkeypatch.setattr(logging.getLogger("mlflow"), "propagate", True)
+    monkeypatch.setattr(destination, "file_system", lambda path: "nfs4")
+    (tmp_path / "bin").mkdir()
+    slurm_jobs.first_on_path(monkeypatch, tmp_path / "bin")
+    slurm_jobs.put(tmp_path / "bin", "sbatch", slurm_jobs.say("8\n"))
+    project = write_project(tmp_path / "project", "")
+    (project / ".env").write_text("TOKEN=0123456789")
+    config = {"environment": "none", "work_dir": f"{tmp_path}/runs"}
+
+    submitted = submit(project, config, forks=False)
+
+    warned = [each.getMessage() for each in caplog.records if each.levelname == "WARNING"]
+    assert mentions("\n".join(warned), ".env may have credentials", "mlflow.db", "(nfs4)")
+    run = read(submitted)
+    assert (run.info.status, run.data.tags["slurm_job_id"]) == ("SCHEDULED", "8")
+    copied = {path.name for path in (tmp_path / "runs" / submitted.run_id / "project").iterdir()}
+    assert copied == {"MLproject", "train.py"}
 
 
 def test_edit_after_the_submission_changes_nothing(slurm, tmp_path):

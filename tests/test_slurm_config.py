@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from pyclassify.slurm import config, keys, values
+from pyclassify.slurm import config, keys, plan, values
 from pyclassify.slurm.states import STATES
 
 SHIPPED = sorted(Path("slurm").glob("*.json"))
@@ -148,6 +148,15 @@ def test_job_that_starts_again_needs_time_and_the_one_signal(given, error):
 )
 def test_each_of_slurms_forms_of_a_time_is_so_many_seconds(time, seconds):
     assert values.seconds_of(time) == seconds
+
+
+def test_variables_in_the_folder_of_runs_are_those_of_the_submission(monkeypatch):
+    monkeypatch.setenv("SCRATCH", "/scratch/me")
+    monkeypatch.delenv("NOWHERE", raising=False)
+
+    assert plan.choose_work_dir(config.read({"work_dir": "$SCRATCH/a"})) == Path("/scratch/me/a")
+    with pytest.raises(ValueError, match=r"^work_dir is '\$NOWHERE/a'.*export"):
+        plan.choose_work_dir(config.read({"work_dir": "$NOWHERE/a"}))
 
 
 def test_container_and_environment_are_one_too_many():

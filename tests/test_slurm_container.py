@@ -42,3 +42,11 @@ def test_database_and_data_are_seen_in_the_image(tmp_path, monkeypatch):
     bound = {words[n + 1] for n, word in enumerate(words) if word == "--bind"}
     folders = ("runs/RUN_ID", "store", "images")
     assert bound == {",".join(f"{tmp_path}/{name}" for name in folders)}
+
+
+def test_project_for_docker_is_refused_with_the_key_to_give(tmp_path):
+    text = (write_project(tmp_path, "") / "MLproject").read_text()
+    (tmp_path / "MLproject").write_text(f"{text}docker_env: {{image: mine}}\n")
+
+    with pytest.raises(ValueError, match=r'foreign .*Docker.*"container"'):
+        plan.make(str(tmp_path), "main", {}, None, {"environment": "none"})

@@ -2,7 +2,7 @@
 
 import pytest
 
-from pyclassify.slurm import config, plan
+from pyclassify.slurm import config, plan, proofread
 from tests.support.slurm_jobs import write_project
 
 
@@ -64,3 +64,23 @@ def test_password_of_the_tracking_uri_is_not_in_the_script(tmp_path, monkeypatch
     assert made.destination.uri == uri  # which comes with the job's environment
     assert "MLFLOW_TRACKING_URI=" not in text
     assert "me:pass" not in text
+
+
+def test_credential_in_a_script_is_named_by_its_line_and_not_repeated():
+    text = "#!/bin/bash\ncurl https://me:0123456789@example.org/x\n"
+    with pytest.raises(
+        ValueError, match=r"line 2\b.*`pyclassify slurm render`.*\"exports\""
+    ) as info:
+        proofread.check_script(text)
+    assert "0123456789" not in str(info.value)
+
+
+def test_exported_credential_is_not_in_the_script(tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", "0123456789")
+
+    made = make(write_project(tmp_path, ""), {}, exports={"HF_TOKEN": None, "MODE": "fast"})
+    text = made.write_script("RUN_ID", "1")
+
+    assert "export MODE=fast\n" in text
+    assert "HF_TOKEN" not in text
+    assert "0123456789" not in text

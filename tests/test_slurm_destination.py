@@ -116,3 +116,15 @@ def test_without_environment_the_manager_builds_before_the_submission(monkeypatc
 
 def test_local_is_the_environment_of_the_submission():
     assert "/bin/activate" in activation({}, manager="local")
+
+
+def test_virtualenv_of_a_project_for_conda_follows_its_packages(tmp_path):
+    def activate(*packages):
+        pip = "".join(f"\n    - {package}" for package in packages)
+        text = f"dependencies:\n- python=3.11\n- pip\n- pip:{pip}\n"
+        (tmp_path / "conda.yaml").write_text(text)
+        project = SimpleNamespace(env_type="conda_env", env_config_path=tmp_path / "conda.yaml")
+        return activation({}, "virtualenv", project)
+
+    assert "/bin/activate" in activate("numpy")
+    assert activate("numpy") == activate("numpy") != activate("numpy", "scipy")
