@@ -5,6 +5,8 @@ import pytest
 from pyclassify.datamodule import MNISTDataModule, SyntheticDataModule
 from pyclassify.tracking import dataset
 from tests.support.networks import Data
+from tests.support.phrases import mentions
+from tests.support.stores import experiment_id
 
 
 def test_sets_are_described_by_size_and_content():
@@ -42,3 +44,61 @@ def test_data_that_can_not_tell_their_content_are_described_by_name():
 )
 def test_data_are_checked_unless_others_were_asked_for(options, asks):
     assert dataset.asks_for_other_images(options) == asks
+
+
+@pytest.fixture
+def again(store):
+    """Make a run again of one that had sets with some digests; returns both ids."""
+
+    def make(before, **tags):
+        source = store.create_run(experiment_id(store)).info.run_id
+        if before is not None:
+            store.log_dict(source, {"data": before}, "capsule/capsule.json")
+        tags = {dataset.SOURCE_RUN: source, **tags}
+        return source, store.create_run(experiment_id(store), tags=tags).info.run_id
+
+    return make
+
+
+def sets(images=4, **digests):
+    return {"sets": {part: {"images": images, "digest": each} for part, each in digests.items()}}
+
+
+def test_other_images_than_the_source_had_are_refused_with_both_digests(store, again):
+    source, run_id = again(sets(train="aaaa", val="bbbb"))
+
+    with pytest.raises(ValueError, match="val") as error:
+        dataset.check(store, run_id, sets(5, train="aaaa", val="cccc"))
+
+    assert mentions(str(error.value), source, "bbbb", "4 images", "cccc", "5 images")
+    assert mentions(str(error.value), "--data_path")
+
+
+@pytest.mark.parametrize(
+    ("before", "now", "overridden"),
+    [
+        (sets(train="a"), sets(train="a"), ""),
+        (sets(train="a"), sets(test="b"), ""),  # which the source did not use
+        (sets(train="a"), None, ""),
+        (None, sets(train="b"), "--data.train_size=8"),
+        (sets(train="a"), sets(train="b"), "--data.train_size=8"),
+    ],
+)
+def test_same_images_and_those_asked_for_are_let_pass(store, again, before, now, overridden):
+    _, run_id = again(before, **{dataset.OVERRIDDEN: overridden})
+
+    assert dataset.check(store, run_id, now) is None
+
+
+def test_source_that_had_no_data_module_is_let_pass(store, again):
+    source, run_id = again({})
+    store.log_dict(source, {"data": None}, "capsule/capsule.json")
+
+    assert dataset.check(store, run_id, sets(train="b")) is None
+
+
+def test_source_whose_capsule_can_not_be_read_is_warned_of(store, again):
+    _, run_id = again(None)
+
+    with pytest.warns(UserWarning, match="data can't be checked"):
+        dataset.check(store, run_id, sets(train="b"))
