@@ -1,17 +1,19 @@
 """What `pyclassify rerun` can't do, and says in one line."""
 
 import json
+import os
 import subprocess
 import sys
 
 import mlflow
 import pytest
+import yaml
 
 from pyclassify.cli import main
 from tests.support import repositories
 from tests.support.phrases import mentions
 from tests.support.processes import ROOT
-from tests.support.stores import experiment_id
+from tests.support.stores import experiment_id, list_runs
 
 COMMIT = "0123456789" * 4
 
@@ -105,3 +107,54 @@ def test_help_needs_no_torch():
 
     assert said.startswith("usage: pyclassify rerun RUN_ID [--OPTION VALUE ...]")
     assert said.endswith("False False\n")
+
+
+# In the place of this package at the run's commit: it notes what it was started with.
+TRAINING = """
+import json, os, pathlib, signal, sys
+
+path = pathlib.Path(sys.argv[sys.argv.index("--config") + 1])
+noted = {"words": sys.argv[1:], "config": path.read_text(), "folder": os.getcwd()}
+noted |= {name: os.environ[name] for name in json.loads(os.environ["NAMES"])}
+pathlib.Path(os.environ["NOTED"]).write_text(json.dumps(noted))
+"""
+
+
+@pytest.mark.parametrize(
+    ("ends", "code", "status"),
+    [("os.kill(os.getpid(), signal.SIGKILL)", 137, "KILLED"), ("sys.exit(3)", 3, "FAILED")],
+)
+def test_training_that_ends_without_a_word_gives_its_run_a_status(
+    store, ends, code, status, tmp_path, monkeypatch
+):
+    names = ["MLFLOW_RUN_ID", "MLFLOW_EXPERIMENT_ID", "OMP_NUM_THREADS", "PYTHONPATH"]
+    files = {"pyclassify/__init__.py": "", "pyclassify/__main__.py": TRAINING + ends}
+    root = repositories.start(tmp_path / "root", files)
+    paths = (root / "lib", tmp_path / "elsewhere")
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(map(str, paths)))
+    monkeypatch.setenv("NOTED", str(tmp_path / "noted"))
+    monkeypatch.setenv("NAMES", json.dumps(names))
+    monkeypatch.delenv("OMP_NUM_THREADS")
+    monkeypatch.chdir(root)
+    commit = repositories.git(root, "rev-parse", "HEAD")
+    facts = {"git": {"commit": commit, "folder": "."}, "hardware": {"threads": 3}}
+    source = make_run(facts, "trainer: {logger: true}\nregister: {name: mine}")
+
+    assert main(["rerun", source, "--max_epochs", "3"]) == code
+
+    (made,) = (run for run in list_runs(store) if run.info.run_id != source)
+    assert made.info.status == status
+    assert made.data.tags["pyclassify.source_run"] == source
+    assert made.data.tags["pyclassify.overridden"] == "--max_epochs 3"
+    noted = json.loads((tmp_path / "noted").read_text())
+    assert (noted["words"][0], noted["words"][-2:]) == ("fit", ["--max_epochs", "3"])
+    assert yaml.safe_load(noted["config"])["register"] == {"name": None}
+    tree = noted["folder"]
+    assert [noted[name] for name in names] == [
+        made.info.run_id,
+        made.info.experiment_id,
+        "3",
+        os.pathsep.join([f"{tree}/lib", str(paths[1])]),
+    ]
+    assert not os.path.exists(tree)
+    assert repositories.git(root, "worktree", "list").count("\n") == 0

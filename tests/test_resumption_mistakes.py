@@ -110,6 +110,77 @@ def test_parent_of_seeds_that_never_began_is_refused(resume):
     assert mentions(resume(parent), f"run {parent}", "parent of seeds")
 
 
+# In the place of this package, in the folder that the run was started in.
+TRAINING = (
+    "import os, pathlib, signal, sys\npathlib.Path('words').write_text(' '.join(sys.argv[1:]))\n"
+)
+KILLS_ITSELF = "os.kill(os.getpid(), signal.SIGKILL)"
+
+
+@pytest.fixture
+def train(store, tmp_path, monkeypatch, capsys):
+    """Type `pyclassify resume` of a run whose training does something else; gives what it says."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "pyclassify").mkdir()
+    (tmp_path / "pyclassify" / "__init__.py").touch()
+
+    def run(code, *words):
+        (tmp_path / "pyclassify" / "__main__.py").write_text(TRAINING + code)
+        return main(["resume", *words]), capsys.readouterr().err
+
+    return run
+
+
+def test_training_that_is_killed_leaves_its_run_killed(train, store, tmp_path):
+    run_id = make_run(tmp_path, "FAILED")
+
+    code, said = train(KILLS_ITSELF, run_id, "--max_epochs", "5")
+
+    assert code == 137
+    run = store.get_run(run_id)
+    assert run.info.status == "KILLED"
+    assert run.data.tags["pyclassify.resumed_with"] == "--max_epochs=5"
+    assert (tmp_path / "words").read_text().startswith("fit --config ")
+    assert (tmp_path / "words").read_text().endswith(" --max_epochs=5")
+    where = tmp_path / "runs" / run.info.experiment_id / run_id / "checkpoints" / "resume"
+    assert mentions(said, run_id, f"no checkpoint to go on from in {where}", "beginning")
+
+
+def test_exit_code_and_status_are_the_trainings(train, store, tmp_path):
+    run_id = make_run(tmp_path, "FAILED")
+
+    assert train("sys.exit(3)", run_id)[0] == 3
+
+    run = store.get_run(run_id)
+    assert run.info.status == "FAILED"
+    assert "pyclassify.resumed_with" not in run.data.tags
+
+
+def test_newest_checkpoint_and_other_threads_are_named(train, store, tmp_path, monkeypatch):
+    run_id = make_run(tmp_path)
+    experiment = store.get_run(run_id).info.experiment_id
+    folder = tmp_path / "runs" / experiment / run_id / "checkpoints" / "resume"
+    folder.mkdir(parents=True)
+    for step in (96, 104):
+        (folder / f"step={step:08}.ckpt").touch()
+    monkeypatch.setenv("OMP_NUM_THREADS", "2")
+
+    code, said = train("", run_id)
+
+    assert code == 0
+    assert f"{folder}/step=00000104.ckpt\n" in said
+    assert mentions(said, "warning", "1 threads", "OMP_NUM_THREADS is 2")
+
+
+def test_code_of_today_is_taken_where_that_is_asked_for(train, tmp_path):
+    run_id = make_run(tmp_path, package="0")
+
+    assert train("", run_id, "--inexact")[0] == 0
+
+    assert (tmp_path / "words").read_text().endswith(" --resume.inexact=true")
+
+
 @pytest.fixture
 def hold():
     """Start a process that writes to a run of a folder."""
