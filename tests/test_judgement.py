@@ -9,9 +9,14 @@ from types import SimpleNamespace
 
 import mlflow
 import pytest
+import torch
+from PIL import Image
+from torch.utils.data import TensorDataset
 
+from pyclassify import shapes
 from pyclassify.cli import main
 from pyclassify.datamodule import SyntheticDataModule
+from pyclassify.datasets import ImageFiles, ImageTensors
 from pyclassify.registry.judgement import answer
 from tests.support.phrases import mentions
 from tests.support.stores import list_runs, new_store
@@ -103,6 +108,38 @@ def test_version_answers_as_its_own_test_did(good_champion):
     answers = answer(good_champion, "shapes", "2", data.test, data.classes)
 
     assert answers == {row[place]: (row[label], row[label] == row[guess]) for row in table["data"]}
+
+
+def test_version_answers_for_the_places_that_were_tested_alone(good_champion):
+    data = SyntheticDataModule(train_size=400, val_size=200, test_size=300)
+    data.setup("test")
+
+    answers = answer(good_champion, "shapes", "2", data.test, data.classes)
+    some = answer(good_champion, "shapes", "2", data.test, data.classes, {0, 130, 299})
+
+    assert some == {place: answers[place] for place in (0, 130, 299)}
+
+
+def test_version_answers_for_whole_images_in_files(good_champion, tmp_path):
+    images, labels = shapes.draw(12, seed=3)
+    files = []
+    for number, image in enumerate(images):
+        files.append(str(tmp_path / f"{number}.png"))
+        Image.fromarray(image.permute(1, 2, 0).numpy()).save(files[-1])
+    whole = ImageTensors(images, labels)
+    in_files = ImageFiles(files, labels, size=16)  # which it would hand out to a training
+
+    answers = answer(good_champion, "shapes", "2", in_files, shapes.CLASSES)
+
+    assert answers == answer(good_champion, "shapes", "2", whole, shapes.CLASSES)
+    assert len(answers) == 12
+
+
+def test_images_that_are_no_bytes_are_not_judged(good_champion):
+    images = TensorDataset(torch.zeros(1, 3, 64, 64), torch.zeros(1))
+
+    with pytest.raises(ValueError, match=r"torch\.float32\b.*bytes"):
+        answer(good_champion, "shapes", "2", images, shapes.CLASSES)
 
 
 def test_network_for_other_classes_is_not_judged(bad_champion):

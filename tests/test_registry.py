@@ -116,6 +116,16 @@ def test_run_that_is_trained_for_longer_has_a_version_of_both(train, monkeypatch
     assert sources == {"1": "model", "2": f"model-{steps[1]}"}
 
 
+def test_run_that_is_trained_no_longer_has_one_version(train, monkeypatch):
+    _, run = train()
+    monkeypatch.setenv("MLFLOW_RUN_ID", run.info.run_id)
+    train()
+
+    (version,) = mlflow.MlflowClient().search_model_versions("name = 'shapes'")
+    assert version.source.rpartition("/")[2] == "model"
+    assert mlflow.get_run(run.info.run_id).data.tags["pyclassify.models"].isdecimal()
+
+
 def test_job_without_a_network_is_registered_when_it_is_delivered(
     empty_store, tmp_path, cli, monkeypatch, capsys
 ):
@@ -156,10 +166,27 @@ def test_model_that_can_not_be_registered_stays_in_the_run(train, monkeypatch):
     assert mlflow.MlflowClient().get_model_version("shapes", "1").run_id == run.info.run_id
 
 
+def test_version_that_the_registry_refuses_is_told_with_what_makes_it(train):
+    with pytest.warns(UserWarning, match="not registered") as said:
+        _, run = train("..")  # a name that MLflow does not take
+
+    (told,) = (str(each.message) for each in said if "not registered" in str(each.message))
+    call = f"mlflow.register_model('runs:/{run.info.run_id}/model', '..')"
+    assert mentions(told, "in the run", call)
+    assert run.info.status == "FINISHED"
+    assert "model/MLmodel" in artifacts(run, "model")
+
+
 @pytest.mark.parametrize("name", ["", "no/name", "a:b"])
 def test_name_that_no_model_can_have_is_refused_at_the_start(name):
     with pytest.raises(MisconfigurationException, match=f"name is {name!r}; .*/ and :"):
         RegisterModel(name)
+
+
+@pytest.mark.parametrize(("bound", "value"), [("alpha", 5), ("min_accuracy", -1)])
+def test_bound_that_is_out_of_range_is_refused_at_the_start(bound, value):
+    with pytest.raises(MisconfigurationException, match=f"{bound} is {value}; "):
+        RegisterModel("net", **{bound: value})
 
 
 def test_network_without_preprocessing_costs_a_warning(cli):

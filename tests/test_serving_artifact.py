@@ -119,6 +119,18 @@ def test_more_images_than_are_answered_at_once_are_all_answered(folder):
     assert [answer["classes"] for answer in answers] == [answers[0]["classes"]] * 257
 
 
+def test_images_are_answered_in_order_however_few_pixels_wait_for_others(model, monkeypatch):
+    small = encode(file_of(np.zeros((5, 5, 3), np.uint8)))
+    among = pd.DataFrame({"image": [small, PICTURE, small, small, PICTURE, small]})
+    answers = model.predict(among)
+    code = type(model.unwrap_python_model()).predict.__globals__  # of the model's own copy
+    monkeypatch.setitem(code, "WAITING_PIXELS", PIXELS.size // 3 - 1)
+
+    for answer, known in zip(model.predict(among), answers, strict=True):
+        assert answer["classes"] == known["classes"]
+        assert answer["probabilities"] == pytest.approx(known["probabilities"], abs=1e-5)
+
+
 def test_large_image_among_small_ones_takes_no_more_memory_than_itself(model):
     body = json.dumps({"inputs": [PICTURE] * 19 + ["A" * 4_000_000]}).encode()
     schema = model.metadata.get_input_schema()

@@ -11,13 +11,13 @@ from mlflow.entities import Metric
 from pyclassify.cli import main
 from pyclassify.tracking import run
 from pyclassify.tracking.logger import RunLogger
-from pyclassify.tracking.spool import registry, target
+from pyclassify.tracking.spool import records, registry, target
 from pyclassify.tracking.spool.courier import SPOOL_TAG, Courier
 from pyclassify.tracking.spool.delivery import HASTE, PATIENCE
 from tests.support import waiting
 from tests.support.phrases import mentions
 from tests.support.restarting_server import Server
-from tests.support.spooled import begin_again, points
+from tests.support.spooled import begin_again, files_of_at_most, points
 from tests.support.waiting import wait_until
 
 TIMEOUT = "MLFLOW_HTTP_REQUEST_TIMEOUT"
@@ -127,6 +127,66 @@ def test_server_that_comes_back_gets_what_was_logged_meanwhile(database, monkeyp
         assert made.info.status == "FINISHED"
         assert points(there, logger.run_id, "val_loss")[-1] == (99, 0.25)
         assert made.data.tags["attempts"] == "1"
+
+
+@pytest.fixture
+def full_disk(database, monkeypatch):
+    """A server and its client, an open run, and how long a file of this process's may be then."""
+    monkeypatch.setattr("pyclassify.tracking.opening.STOP_SECONDS", 0.5)
+    with serving(database) as (server, there):
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", there.tracking_uri)
+        logger = RunLogger()
+        batch = [Metric("loss", step / 8, step, step) for step in range(1000)]
+        logger.experiment.log_batch(logger.run_id, batch)
+        assert logger.written.delivery.ask(waiting.scale(30))
+        yield server, there, logger, records.measure(logger.written.folder)
+
+
+def test_what_finds_no_room_on_this_disk_is_delivered_from_memory(full_disk):
+    _, there, logger, size = full_disk
+    with files_of_at_most(size), pytest.warns(UserWarning, match="in memory"):
+        log_and_end(logger, "FINISHED")
+
+    assert points(there, logger.run_id, "val_loss") == [(4, 0.25)]
+    assert there.get_run(logger.run_id).info.status == "FINISHED"
+
+
+def test_what_finds_neither_room_nor_a_server_is_told_as_lost(full_disk, capsys):
+    server, _, logger, size = full_disk
+    server.tell("away")
+    with files_of_at_most(size), pytest.warns(UserWarning, match="in memory"):
+        log_and_end(logger, "KILLED")
+
+    said = capsys.readouterr().err
+    assert mentions(said, logger.run_id, "nothing listens", f"sync {logger.written.folder}")
+    assert mentions(said, "2 records", "lost")
+
+
+def log_and_end(logger, status):
+    logger.log_metrics({"val_loss": 0.25}, step=4)
+    run.end(status)
+
+
+def test_second_attempt_without_a_server_goes_on_in_the_spool_of_the_first(database, monkeypatch):
+    monkeypatch.setattr("pyclassify.tracking.opening.STOP_SECONDS", 0.2)
+    with serving(database) as (server, there):
+        experiment = there.get_experiment_by_name("tested").experiment_id
+        run_id = there.create_run(experiment).info.run_id
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", there.tracking_uri)
+        server.tell("away")
+        for step in (3, 4):
+            monkeypatch.setenv("MLFLOW_RUN_ID", run_id)
+            logger = RunLogger()
+            with pytest.warns(UserWarning, match="can't be reached"):
+                logger.log_metrics({"val_loss": step / 8}, step=step)
+            run.end("KILLED")
+            logger.written.delivery.join(waiting.scale(10))  # or it would deliver beside sync
+
+        server.tell("there")
+        assert main(["sync"]) == 0
+        made = there.get_run(run_id)
+        assert (made.info.status, made.data.tags["attempts"]) == ("KILLED", "2")
+        assert points(there, run_id, "val_loss") == [(3, 3 / 8), (4, 4 / 8)]
 
 
 def log_while_away(server, logger):

@@ -10,10 +10,15 @@ import pytest
 import torch
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from mlflow.entities import RunStatus
+from mlflow.exceptions import MlflowException
 
 from pyclassify.tracking import insist, run
 from pyclassify.tracking.logger import RunLogger
+from pyclassify.tracking.opening import Written
+from pyclassify.tracking.spool.courier import Courier
 from tests.support import processes
+from tests.support.spooled import answering, files_of_at_most, points
+from tests.support.stores import using
 
 
 def deliver(written):
@@ -42,6 +47,60 @@ def test_given_run_is_adopted(store, given):
     assert logger.run_id == given
     assert [each.info.run_id for each in all_runs(store)] == [given]
     assert store.get_metric_history(given, "val_loss")[0].step == 3
+
+
+def test_own_run_goes_to_the_experiment_that_was_named(store, monkeypatch):
+    monkeypatch.setattr(mlflow.tracking.fluent, "_active_experiment_id", None)
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_ID", "")  # which has it restored afterwards
+    monkeypatch.delenv("MLFLOW_EXPERIMENT_ID")
+    logger = RunLogger(experiment_name="another")
+    logger.log_metrics({"val_loss": 0.5}, step=3)
+
+    made = store.get_run(logger.run_id)
+    assert store.get_experiment(made.info.experiment_id).name == "another"
+
+
+def test_own_run_in_a_spool_goes_to_its_experiment_when_it_is_delivered(spool, monkeypatch):
+    with using(spool.there):
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", f"spool://{spool.root}")
+        logger = RunLogger(experiment_name="another", run_name="mine")
+        logger.log_metrics({"val_loss": 0.5}, step=3)
+        run.end("FINISHED")
+    Courier(spool.root / logger.run_id, spool.there).deliver()
+
+    experiment = spool.there.get_experiment_by_name("another")
+    (made,) = spool.there.search_runs([experiment.experiment_id])
+    assert (made.info.run_name, made.info.status) == ("mine", "FINISHED")
+    assert made.data.metrics == {"val_loss": 0.5}
+
+
+def test_server_that_refuses_its_user_ends_a_training_before_it_begins(
+    store, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    monkeypatch.chdir(tmp_path)
+    with answering(403) as address:
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
+        with pytest.raises(MlflowException) as refused:
+            RunLogger().log_metrics({"val_loss": 0.5}, step=3)
+
+    assert refused.value.error_code == "PERMISSION_DENIED"
+    assert not (tmp_path / "runs").exists()
+
+
+def test_log_that_finds_no_room_is_told_to_who_saves_a_checkpoint(spool):
+    written = Written(spool.folder)
+    with files_of_at_most(0):
+        with pytest.warns(UserWarning, match="in memory"):
+            written.client.log_metric(spool.run_id, "loss", 0.5, step=1)
+        with pytest.raises(OSError, match=f"{spool.folder} can't be written"):
+            written.keep()
+    with pytest.warns(UserWarning, match="written again"):
+        written.keep()
+    written.let_go()
+
+    written.keep()  # it is over, and has nothing to keep
+    assert points(spool.client, spool.run_id, "loss") == [(1, 0.5)]
 
 
 @pytest.mark.parametrize("value", [0.81, 1e-4, 2.5e-38, 3.0, 12345.678, float("inf")])
