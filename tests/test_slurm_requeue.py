@@ -106,8 +106,9 @@ def run(jobs, cluster):
         cluster.run("scontrol", "requeue", jobs.job(PERSON))
         jobs.release(NODE, PERSON)
         jobs.start_again(PERSON, CANCELLED, NO_GAIN, ATTEMPTS)
+    cluster.wait_for(jobs.job(LIMIT), "PENDING")
+    jobs.limit(LIMIT, minutes=60)  # before it starts, or SLURM may warn it once more
     jobs.start_again(NODE, LIMIT, ROOM)
-    jobs.limit(LIMIT, minutes=60)
     jobs.release(LIMIT, ROOM)
     jobs.wait_until_begun(CANCELLED, NO_GAIN, ATTEMPTS, starts=2)
     cluster.run("scancel", jobs.job(CANCELLED))

@@ -23,6 +23,7 @@ from pyclassify.resume import Resume
 from pyclassify.tracking.metrics import RunMetrics
 from pyclassify.trainer import Trainer
 
+MAX_PATIENCE = 60  # times the time that a training has to stop in before its process is ended
 CLOCK = ("epoch_seconds", "images_per_second", "wall_seconds")
 QUIET = {"enable_progress_bar": False, "enable_model_summary": False, "accelerator": "cpu"}
 
@@ -170,7 +171,8 @@ def train(folder, module, data, disturbances=(), resume=None, ckpt_path=None, mo
             trainer.fit(last, data(), ckpt_path=ckpt_path)
             continue
         ends = pytest.raises(SystemExit if each[1] else RuntimeError)
-        with ends as ended, signals.stop_on_signals(lambda name: None):
+        # On a slow machine it may take its time: else all of pytest would be ended.
+        with ends as ended, signals.stop_on_signals(lambda name: None, patience=MAX_PATIENCE):
             trainer.fit(last, data(), ckpt_path=ckpt_path)
         words = signal.Signals(each[1]).name if each[1] else "disturbed"
         assert words in str(ended.value.__context__ or ended.value)
