@@ -8,7 +8,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
 from pyclassify.resume import WRITE_SECONDS
-from pyclassify.signals import busy
+from pyclassify.utils.signals import busy
 
 
 class BestCheckpoint(ModelCheckpoint):

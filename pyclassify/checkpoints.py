@@ -11,7 +11,7 @@ import torch
 from lightning.fabric.plugins.io import TorchCheckpointIO
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
-from pyclassify import atomic
+from pyclassify.utils import files
 
 _STEP = re.compile(r"step=(\d+)\.ckpt")
 _CHUNK = 1 << 20
@@ -112,7 +112,7 @@ def write(checkpoint: dict[str, Any], path: Path, hashed: bool) -> None:
             os.fsync(file.fileno())
         if hashed:
             line = f"{hashing.digest.hexdigest()}  {path.name}\n"
-            atomic.write(_digest_of(path), line)
+            files.write(_digest_of(path), line)
         part.replace(path)
         _keep_folder(path.parent)
     except BaseException:

@@ -9,7 +9,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from pyclassify.networks import MODELS
 from pyclassify.tracking.logger import WEIGHTS
-from pyclassify.tracking.masking import mask
+from pyclassify.utils.masking import mask
 
 TABLES = (".parquet", ".csv")
 

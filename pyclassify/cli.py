@@ -12,9 +12,9 @@ from pathlib import Path
 from pkgutil import resolve_name
 
 from pyclassify import seeds
-from pyclassify.options import PLAIN_VERBS, spell_out
-from pyclassify.signals import stop_on_signals, stop_with_parent
 from pyclassify.tracking import run
+from pyclassify.utils.options import PLAIN_VERBS, spell_out
+from pyclassify.utils.signals import stop_on_signals, stop_with_parent
 
 TURN_SECONDS = 3.0  # that another process may take to run into the same error
 

@@ -11,7 +11,7 @@ from typing import TypeVar
 
 from torch import Tensor
 
-from pyclassify import atomic
+from pyclassify.utils import files as atomic
 
 _T = TypeVar("_T")
 

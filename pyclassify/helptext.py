@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from pyclassify.options import PLAIN_VERBS, SHORT_OPTIONS, VERBS
+from pyclassify.utils.options import PLAIN_VERBS, SHORT_OPTIONS, VERBS
 
 DESCRIPTION = "Train any network on any images as one MLflow run."
 EPILOG = "Short options: " + ", ".join(

@@ -9,7 +9,7 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from pyclassify.loading import ImageDataModule
-from pyclassify.signals import raise_on_stop
+from pyclassify.utils.signals import raise_on_stop
 
 
 class LaunchCheck(Callback):

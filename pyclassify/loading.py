@@ -15,8 +15,8 @@ from torch.utils.data.distributed import DistributedSampler
 
 from pyclassify.datasets import ImageFiles, ImageTensors
 from pyclassify.digest import digest_tensors
-from pyclassify.signals import outlive_stop
 from pyclassify.transforms import Preprocess
+from pyclassify.utils.signals import outlive_stop
 
 
 class Batch(tuple[Tensor, Tensor]):

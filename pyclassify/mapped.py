@@ -19,8 +19,8 @@ from filelock import FileLock
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch import Tensor
 
-from pyclassify import atomic
 from pyclassify.digest import digest_tensors
+from pyclassify.utils import files
 
 # What torch.load and a look at the content fail with where a file is not whole or not ours.
 _TROUBLE = (
@@ -111,7 +111,7 @@ def _write(path: Path, source: str, content: Images) -> None:
     kept = {**content._asdict(), "source": source, "digest": _digest(content)}
     for part in path.parent.glob(f".{glob.escape(path.name)}.*.part"):  # whose writers were killed
         part.unlink(missing_ok=True)
-    with atomic.writing(path) as file:
+    with files.writing(path) as file:
         torch.save(kept, file)
 
 

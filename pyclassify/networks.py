@@ -8,7 +8,7 @@ import yaml
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from pyclassify.serving.export import PROGRAM
-from pyclassify.tracking.masking import mask
+from pyclassify.utils.masking import mask
 
 # A model of MLflow's registry, and how one is given.
 REGISTERED = r"models:/[^/@]+(@[^/@]+|/[^/@]+)"

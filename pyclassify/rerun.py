@@ -18,12 +18,12 @@ from typing import Any
 import yaml
 
 from pyclassify.restore import PATHS, find_code, locate, prepare
-from pyclassify.signals import STOP_SIGNALS, raise_on_stop, wait_for
 from pyclassify.tracking import capsule, likeness
 from pyclassify.tracking.dataset import OVERRIDDEN, SOURCE_RUN
-from pyclassify.tracking.masking import mask_command
-from pyclassify.tracking.repository import checked_out
 from pyclassify.tracking.run import hand_over
+from pyclassify.utils.masking import mask_command
+from pyclassify.utils.repository import checked_out
+from pyclassify.utils.signals import STOP_SIGNALS, raise_on_stop, wait_for
 
 USAGE = """usage: pyclassify rerun RUN_ID [--OPTION VALUE ...]
 

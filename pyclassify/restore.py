@@ -8,11 +8,11 @@ from typing import Any
 
 import yaml
 
-from pyclassify.options import SHORT_OPTIONS
 from pyclassify.tracking import likeness
-from pyclassify.tracking.git import find_root, git
-from pyclassify.tracking.masking import MASK
-from pyclassify.tracking.repository import Code
+from pyclassify.utils.git import find_root, git
+from pyclassify.utils.masking import MASK
+from pyclassify.utils.options import SHORT_OPTIONS
+from pyclassify.utils.repository import Code
 
 # Settings that are paths, and count from where a person typed them.
 PATHS = ("data_path", "ckpt_path", "weights")

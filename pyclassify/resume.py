@@ -12,10 +12,11 @@ from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
-from pyclassify import atomic, checkpoints, randomness, signals
+from pyclassify import checkpoints, randomness
 from pyclassify.agreement import Agreement
 from pyclassify.checkpoints import AtomicCheckpointIO
 from pyclassify.steps import BetweenSteps, forget_restart, step_loop
+from pyclassify.utils import files, signals
 
 PROGRESS = "PYCLASSIFY_PROGRESS"  # the file that the last saved step is written to
 KEY = "pyclassify.resume"  # in a checkpoint
@@ -260,4 +261,4 @@ def _folder(trainer: pl.Trainer) -> Path | None:
 def report(step: int) -> None:
     """Tell whoever started this process that training can go on from a step."""
     if os.environ.get(PROGRESS):
-        atomic.write(Path(os.environ[PROGRESS]), f"{step}\n")
+        files.write(Path(os.environ[PROGRESS]), f"{step}\n")

@@ -16,7 +16,6 @@ from pathlib import Path
 
 import yaml
 
-from pyclassify.options import VerbParser, split_words
 from pyclassify.rerun import environment, fetch, find_run, stoppable, train
 from pyclassify.restore import find_code, prepare
 from pyclassify.stopped import (
@@ -29,9 +28,10 @@ from pyclassify.stopped import (
     recall,
 )
 from pyclassify.tracking import capsule, spread
-from pyclassify.tracking.git import find_root
-from pyclassify.tracking.masking import mask_command
-from pyclassify.tracking.repository import checked_out
+from pyclassify.utils.git import find_root
+from pyclassify.utils.masking import mask_command
+from pyclassify.utils.options import VerbParser, split_words
+from pyclassify.utils.repository import checked_out
 
 
 def resume(given: list[str]) -> int:

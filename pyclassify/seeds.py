@@ -16,10 +16,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from pyclassify import announcement
-from pyclassify.options import FLAGS, VERBS, settings, spell_out, split_words
-from pyclassify.signals import wait_for
 from pyclassify.tracking import run
+from pyclassify.utils import launcher
+from pyclassify.utils.options import FLAGS, VERBS, settings, spell_out, split_words
+from pyclassify.utils.signals import wait_for
 
 SEED_OPTIONS = ("--seed", "--seed_everything")
 
@@ -160,8 +160,8 @@ def choose_places(parent: Any, run_id: str | None, chosen: dict[str, Any], count
 
     folder = Path(find_logger(chosen).get("save_dir") or "runs", "seeds", run_id)
     if parent:
-        announcement.tell(folder, parent.unfinished())
-    places: list[int] = announcement.hear(folder)
+        launcher.tell(folder, parent.unfinished())
+    places: list[int] = launcher.hear(folder)
     return places
 
 

@@ -13,7 +13,8 @@ from lightning.pytorch.loops.training_epoch_loop import _TrainingEpochLoop
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 
-from pyclassify import randomness, signals
+from pyclassify import randomness
+from pyclassify.utils import signals
 
 
 class BetweenSteps(Callback):

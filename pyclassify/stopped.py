@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pyclassify.options import SHORT_OPTIONS
 from pyclassify.restore import make_absolute, saving_loggers, spell_name
 from pyclassify.tracking import capsule, spread
-from pyclassify.tracking.masking import MASK
 from pyclassify.tracking.run import spool_root
 from pyclassify.tracking.spool import lock
+from pyclassify.utils.masking import MASK
+from pyclassify.utils.options import SHORT_OPTIONS
 
 # A tag: the options that differ from the capsule's. Parameters of MLflow's can't be changed.
 RESUMED_WITH = "pyclassify.resumed_with"

@@ -34,7 +34,6 @@ from pyclassify.helptext import TITLES, parser_options
 from pyclassify.launch import LaunchCheck
 from pyclassify.networks import find_network, find_program, is_registered
 from pyclassify.optimization import WarmupCosine, count_steps, spare_biases
-from pyclassify.options import UNSET, settings
 from pyclassify.registry.registration import RegisterModel
 from pyclassify.resume import Resume
 from pyclassify.scoring import WriteTable
@@ -44,6 +43,7 @@ from pyclassify.tracking.metrics import RunMetrics
 from pyclassify.tracking.predictions import KeepPredictions
 from pyclassify.tracking.record import RecordConfig
 from pyclassify.trainer import Trainer
+from pyclassify.utils.options import UNSET, settings
 from pyclassify.wording import explain
 
 EXAMPLES = {

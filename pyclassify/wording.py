@@ -10,7 +10,7 @@ from lightning.pytorch import LightningDataModule, LightningModule
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from pyclassify.options import SHORT_OPTIONS
+from pyclassify.utils.options import SHORT_OPTIONS
 
 PART_TYPES = {
     "model": LightningModule,

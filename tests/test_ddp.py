@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader
 from pyclassify.agreement import parting
 from pyclassify.datamodule import SyntheticDataModule
 from pyclassify.module import Classifier
-from pyclassify.signals import stop_with_parent
+from pyclassify.utils.signals import stop_with_parent
 from tests.support import networks
 from tests.support.processes import run_ranks
 

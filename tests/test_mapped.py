@@ -8,8 +8,9 @@ import sys
 import pytest
 import torch
 
-from pyclassify import atomic, mapped
+from pyclassify import mapped
 from pyclassify.mapped import Images
+from pyclassify.utils import files
 from tests.support.phrases import mentions
 from tests.support.processes import run
 
@@ -187,10 +188,10 @@ def test_file_that_can_not_be_mapped_is_left_alone(path):
 
 
 def test_writing_that_fails_leaves_what_was_there(path):
-    atomic.write(path, "before")
+    files.write(path, "before")
 
     def write_half():
-        with atomic.writing(path) as file:
+        with files.writing(path) as file:
             file.write(b"half")
             raise ZeroDivisionError
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from pyclassify.tracking.masking import holds_credentials, mask, mask_command
+from pyclassify.utils.masking import holds_credentials, mask, mask_command
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import pytest
 import yaml
 from mlflow.projects import _project_spec
 
-from pyclassify.options import SHORT_OPTIONS
+from pyclassify.utils.options import SHORT_OPTIONS
 
 ROOT = Path(__file__).parents[1]
 PROJECT = _project_spec.load_project(str(ROOT))

@@ -3,7 +3,7 @@
 import pytest
 import yaml
 
-from pyclassify.options import SHORT_OPTIONS, spell_out
+from pyclassify.utils.options import SHORT_OPTIONS, spell_out
 from tests.support.phrases import mentions
 
 PARTS = ["--data=pyclassify.datamodule.CIFAR10DataModule", "--model=pyclassify.module.Classifier"]

@@ -14,7 +14,7 @@ from pyclassify.exported import ExportedClassifier
 from pyclassify.module import Classifier
 from pyclassify.scoring import WriteTable
 from pyclassify.serving.export import export
-from pyclassify.signals import stop_with_parent
+from pyclassify.utils.signals import stop_with_parent
 from tests.support import networks
 from tests.support.images import grow
 from tests.support.processes import run_ranks

@@ -6,7 +6,8 @@ import tarfile
 
 import pytest
 
-from pyclassify.tracking import capsule, changes, repository
+from pyclassify.tracking import capsule
+from pyclassify.utils import changes, repository
 from tests.support import repositories
 from tests.support.repositories import git
 

@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 from mlflow.projects._project_spec import EntryPoint
 
-from pyclassify.slurm import clearing, listing, snapshot
+from pyclassify.slurm import clearing, snapshot
 from pyclassify.slurm.parameters import place
 from pyclassify.tracking.spool.courier import Courier
+from pyclassify.utils import listing
 from tests.support import repositories, spooled
 from tests.support.stores import experiment_id
 

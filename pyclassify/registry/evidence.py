@@ -6,7 +6,7 @@ from math import isfinite
 from typing import TYPE_CHECKING, Any
 
 from pyclassify.registry.aliases import Version
-from pyclassify.tracking.masking import mask
+from pyclassify.utils.masking import mask
 
 if TYPE_CHECKING:
     from pyclassify.tracking.answers import Answers

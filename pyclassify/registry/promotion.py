@@ -8,13 +8,13 @@ import mlflow
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
-from pyclassify.options import VerbParser
 from pyclassify.registry.aliases import find_first, read_standing
 from pyclassify.registry.champion import judge
 from pyclassify.registry.decision import Decision
 from pyclassify.registry.override import force, roll_back
 from pyclassify.tracking.find import be_brief, open_store, tell_near
-from pyclassify.tracking.masking import mask
+from pyclassify.utils.masking import mask
+from pyclassify.utils.options import VerbParser
 
 
 def promote(args: Sequence[str]) -> int:

@@ -9,7 +9,7 @@ from pyclassify.slurm.arguments import check_sbatch
 from pyclassify.slurm.credentials import check_kept
 from pyclassify.slurm.keys import KEYS, Config
 from pyclassify.slurm.values import Kind, seconds_of
-from pyclassify.tracking.masking import holds_credentials
+from pyclassify.utils.masking import holds_credentials
 
 # What MLflow adds to what the user gave (mlflow.projects.utils, 3.17).
 MLFLOW_KEYS = (

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from itertools import pairwise
 from typing import Any
 
-from pyclassify.tracking.masking import MASK, mask
+from pyclassify.utils.masking import MASK, mask
 
 
 def check_kept(given: Mapping[str, Any]) -> None:

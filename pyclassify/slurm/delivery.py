@@ -6,8 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
-from pyclassify.tracking.masking import mask
 from pyclassify.tracking.spool import records
+from pyclassify.utils.masking import mask
 
 T = TypeVar("T")
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from pyclassify.tracking.masking import mask
+from pyclassify.utils.masking import mask
 
 _NOTE = "mlflow.note.content"  # MLflow's tag for a run's description
 _LAST_LINES = 20

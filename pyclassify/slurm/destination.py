@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import SplitResult, urlsplit, urlunsplit
 
-from pyclassify.tracking.masking import mask
+from pyclassify.utils.masking import mask
 
 # File systems over a network, as /proc/mounts calls them: SQLite's locks may not hold on them.
 _NETWORKED = (

@@ -9,7 +9,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from pyclassify.slurm import config, destination, environment, listing, script, topology
+from pyclassify.slurm import config, destination, environment, script, topology
 from pyclassify.slurm.credentials import check_parameters
 from pyclassify.slurm.destination import Destination
 from pyclassify.slurm.environment import Environment
@@ -17,6 +17,7 @@ from pyclassify.slurm.keys import Config
 from pyclassify.slurm.parameters import find_files, place
 from pyclassify.slurm.topology import Topology
 from pyclassify.tracking.spool import records
+from pyclassify.utils import listing
 
 _UNFIT = re.compile(r"[/\x00-\x1f\x7f]")
 

@@ -3,7 +3,7 @@
 import shutil
 import subprocess
 
-from pyclassify.tracking.masking import holds_credentials
+from pyclassify.utils.masking import holds_credentials
 
 
 def check_script(text: str) -> None:

@@ -21,17 +21,19 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from pyclassify.slurm.listing import find_repository, list_files
-from pyclassify.tracking.changes import diff
-from pyclassify.tracking.git import git
+from pyclassify.utils.changes import diff
+from pyclassify.utils.git import git
+from pyclassify.utils.listing import find_repository, list_files
 
 PACKAGE = Path(__file__).parents[1]
+# What reports to MLflow needs these packages and MLflow alone.
 _REPORTER = (
-    *("__init__.py", "atomic.py", "tracking/__init__.py", "tracking/masking.py"),
-    *("slurm/__init__.py",),
-    *("slurm/report.py", "slurm/reconcile.py", "slurm/states.py"),
-    *("slurm/answers.py", "slurm/attempts.py", "slurm/description.py", "slurm/programs.py"),
-    *("slurm/delivery.py", "tracking/files.py", "tracking/spool/*.py"),
+    "__init__.py",
+    "slurm/*.py",
+    "tracking/__init__.py",
+    "tracking/files.py",
+    "tracking/spool/*.py",
+    "utils/*.py",
 )
 
 

@@ -13,7 +13,7 @@ from pyclassify.slurm.keys import Config
 from pyclassify.slurm.logs import absolute, fill
 from pyclassify.slurm.plan import Plan
 from pyclassify.slurm.submitted import SlurmRun
-from pyclassify.tracking.masking import mask
+from pyclassify.utils.masking import mask
 
 _logger = logging.getLogger("mlflow.projects.slurm")
 

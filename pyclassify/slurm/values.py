@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pyclassify.slurm.credentials import has_credentials
-from pyclassify.tracking.masking import mask
+from pyclassify.utils.masking import mask
 
 # Of sbatch(1), --time.
 _TIMES = re.compile(r"\d+(:[0-5]?\d){0,2}|\d+-\d{1,2}(:[0-5]?\d){0,2}")

@@ -9,7 +9,6 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from pyclassify.options import VerbParser
 from pyclassify.slurm import clearing, client, config, plan
 from pyclassify.slurm.commandline import LIKE_MLFLOW, plan_like_mlflow
 from pyclassify.slurm.logs import Tail, kept_logs, tail_of
@@ -17,7 +16,8 @@ from pyclassify.slurm.plan import Plan
 from pyclassify.slurm.proofread import check_script
 from pyclassify.slurm.reconcile import of_job
 from pyclassify.slurm.resubmission import resume
-from pyclassify.tracking.masking import mask
+from pyclassify.utils.masking import mask
+from pyclassify.utils.options import VerbParser
 
 _POLL = 1.0  # seconds between looks at a log
 _LOOKS = 4  # at a log for each question to SLURM

@@ -4,8 +4,8 @@ import warnings
 from collections.abc import Callable
 from typing import Any
 
-from pyclassify.tracking.masking import mask
 from pyclassify.tracking.run import is_rank_zero
+from pyclassify.utils.masking import mask
 
 
 def attempt(what: str, make: Callable[..., Any], *args: Any) -> Any:

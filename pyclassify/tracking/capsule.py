@@ -41,8 +41,8 @@ from typing import Any
 
 import yaml
 
-from pyclassify.tracking import repository
-from pyclassify.tracking.masking import mask, mask_command
+from pyclassify.utils import repository
+from pyclassify.utils.masking import mask, mask_command
 
 FOLDER = "capsule"
 LAYOUT = 1

@@ -13,12 +13,12 @@ import mlflow
 from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
 
-from pyclassify.options import VerbParser
 from pyclassify.tracking.comparison import Comparison, compare, differences
 from pyclassify.tracking.find import be_brief, find_best, find_run, in_words, open_store
 from pyclassify.tracking.links import compare_link, server_address, start_quickly
-from pyclassify.tracking.masking import mask
 from pyclassify.tracking.report import report
+from pyclassify.utils.masking import mask
+from pyclassify.utils.options import VerbParser
 
 METRIC, BEST = "test_accuracy", 5
 

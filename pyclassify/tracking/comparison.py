@@ -6,9 +6,9 @@ from math import isfinite
 
 from mlflow.entities import Run
 
-from pyclassify.options import PARTS, SHORT_OPTIONS
 from pyclassify.tracking.pairing import PairedTest, judge
 from pyclassify.tracking.seedtest import SeedsTest, judge_seeds
+from pyclassify.utils.options import PARTS, SHORT_OPTIONS
 
 # What `mlflow run -P` may have stored as typed; the same is there as resolved, with a slash.
 _AS_TYPED = {*SHORT_OPTIONS, *PARTS, "trainer", "checkpoint", "config"}

@@ -14,8 +14,8 @@ from typing import Any
 
 from pyclassify.tracking.about import BEGIN, tell_what_was_run
 from pyclassify.tracking.markdown import plain
-from pyclassify.tracking.masking import mask
 from pyclassify.tracking.results import Scores, tell_results
+from pyclassify.utils.masking import mask
 
 NOTE = "mlflow.note.content"
 UNFINISHED = "**No results**: this run goes on, or was stopped before it had any."

@@ -12,7 +12,7 @@ from mlflow.entities import Run, ViewType
 from mlflow.exceptions import MlflowException
 
 from pyclassify.tracking.links import show_runs
-from pyclassify.tracking.masking import mask
+from pyclassify.utils.masking import mask
 
 # Metrics of which less is better; of all others more is.
 _LESS = re.compile("loss|error|_ece|seconds|parameters")

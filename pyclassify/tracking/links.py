@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from urllib.parse import quote, urlsplit
 
-from pyclassify.tracking.masking import mask
+from pyclassify.utils.masking import mask
 
 # What `mlflow ui` prints.
 LOCAL = "http://127.0.0.1:5000"

@@ -7,8 +7,8 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-from pyclassify.tracking.masking import mask
 from pyclassify.tracking.spool import records
+from pyclassify.utils.masking import mask
 
 ATTEMPTS = "attempts"  # the tag that says how often training was started in a run
 END_SECONDS = 60.0  # that the server has at the end to take what is left

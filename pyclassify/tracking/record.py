@@ -21,7 +21,7 @@ from pyclassify.tracking import (
 )
 from pyclassify.tracking.attempt import attempt
 from pyclassify.tracking.logger import RunLogger, find_run_logger
-from pyclassify.tracking.masking import mask
+from pyclassify.utils.masking import mask
 
 
 class RecordConfig(SaveConfigCallback):

@@ -11,8 +11,8 @@ from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader, TensorDataset
 from torchvision.models import VisionTransformer
 
-from pyclassify import signals
 from pyclassify.transforms import Preprocess
+from pyclassify.utils import signals
 from tests.support.stopping import Net
 
 

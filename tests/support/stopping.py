@@ -13,7 +13,7 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset
 from torchmetrics import MeanMetric
 
-from pyclassify import shapes, signals
+from pyclassify import shapes
 from pyclassify.best import BestCheckpoint
 from pyclassify.datamodule import SyntheticDataModule
 from pyclassify.launch import LaunchCheck
@@ -22,6 +22,7 @@ from pyclassify.optimization import WarmupCosine
 from pyclassify.resume import Resume
 from pyclassify.tracking.metrics import RunMetrics
 from pyclassify.trainer import Trainer
+from pyclassify.utils import signals
 
 MAX_PATIENCE = 60  # times the time that a training has to stop in before its process is ended
 CLOCK = ("epoch_seconds", "images_per_second", "wall_seconds")

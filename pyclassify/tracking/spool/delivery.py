@@ -10,12 +10,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from pyclassify.tracking.masking import mask
 from pyclassify.tracking.spool import records, stores
 from pyclassify.tracking.spool.batches import Batch
 from pyclassify.tracking.spool.courier import BUSY, Courier, MakeVersion
 from pyclassify.tracking.spool.opened import open_run
 from pyclassify.tracking.spool.uploads import WaitingError
+from pyclassify.utils.masking import mask
 
 # Each time, and not the first alone, unless a person asked otherwise: a server may go away again.
 warnings.filterwarnings("always", module=re.escape(__name__), append=True)

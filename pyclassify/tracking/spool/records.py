@@ -37,7 +37,7 @@ from typing import Any
 from urllib.parse import quote
 from zlib import crc32
 
-from pyclassify import atomic
+from pyclassify.utils import files
 
 FINAL = ("FINISHED", "FAILED", "KILLED")  # the statuses that a run ends with
 SPOOL = "spool.json"
@@ -174,7 +174,7 @@ class Segment:
 
 def replace(path: Path, content: dict[str, Any]) -> None:
     """Write a small JSON file whole or not at all."""
-    atomic.write(path, json.dumps(content, indent=2))
+    files.write(path, json.dumps(content, indent=2))
 
 
 def load(path: Path) -> dict[str, Any]:

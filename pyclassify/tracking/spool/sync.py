@@ -7,9 +7,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from pyclassify.options import VerbParser
 from pyclassify.tracking.spool import records
 from pyclassify.tracking.spool.courier import Courier
+from pyclassify.utils.options import VerbParser
 
 DEEPEST = 3  # folders below the one given: WORK_DIR/<run>/spool/<run>
 POLL = 2.0  # seconds between two looks, with --follow

@@ -3,8 +3,8 @@
 from pathlib import Path
 from typing import Any
 
-from pyclassify.tracking.masking import mask
 from pyclassify.tracking.spool import records
+from pyclassify.utils.masking import mask
 
 
 def prepare(root: Path, client: Any, run_id: str) -> Path:

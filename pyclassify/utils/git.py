@@ -4,7 +4,7 @@ import os
 import subprocess
 from pathlib import Path
 
-from pyclassify.tracking.masking import mask
+from pyclassify.utils.masking import mask
 
 _PATIENCE = 120.0  # seconds for one call
 

@@ -7,8 +7,8 @@ from fnmatch import fnmatch
 from io import BytesIO
 from pathlib import Path
 
-from pyclassify.tracking.git import git
-from pyclassify.tracking.masking import holds_credentials
+from pyclassify.utils.git import git
+from pyclassify.utils.masking import holds_credentials
 
 LIMIT = 50 * 2**20  # bytes of the diff, and as many of untracked files
 

@@ -4,8 +4,8 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from pyclassify.tracking.git import find_root, git
-from pyclassify.tracking.masking import holds_credentials
+from pyclassify.utils.git import find_root, git
+from pyclassify.utils.masking import holds_credentials
 
 LIMIT = 50 * 2**20  # bytes of a file that is not tracked: a larger one is data
 

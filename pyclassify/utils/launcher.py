@@ -11,7 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from pyclassify import atomic
+from pyclassify.utils import files
 
 PATIENCE = 600.0  # seconds for the first process to decide
 
@@ -31,7 +31,7 @@ def tell(folder: Path, decided: Any) -> None:
     """
     path = _file(folder)
     path.parent.mkdir(parents=True, exist_ok=True)
-    atomic.write(path, json.dumps(decided))
+    files.write(path, json.dumps(decided))
 
 
 def hear(folder: Path) -> Any:

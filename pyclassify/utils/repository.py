@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 from io import BytesIO
 from pathlib import Path
 
-from pyclassify.tracking.changes import diff, pack_untracked
-from pyclassify.tracking.git import find_root, git
-from pyclassify.tracking.masking import mask
+from pyclassify.utils.changes import diff, pack_untracked
+from pyclassify.utils.git import find_root, git
+from pyclassify.utils.masking import mask
 
 
 @dataclass
