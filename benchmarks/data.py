@@ -28,13 +28,13 @@ from torchvision.datasets import ImageFolder
 
 from benchmarks import jpegs, report
 from benchmarks.reference import PILImages, prepare_as
-from pyclassify import shapes
+from pyclassify.data import synthetic
+from pyclassify.data.datasets import ImageTensors
 from pyclassify.datamodule import (
     CIFAR10DataModule,
     ImageFolderDataModule,
     SyntheticDataModule,
 )
-from pyclassify.datasets import ImageTensors
 
 BATCH = 64
 PROCESSOR = "_by_processor"  # a second of a processor: what else the machine does counts little
@@ -115,7 +115,7 @@ def plain(dataset, seconds):
 def drawn_cifar10(count=45_000):
     """CIFAR10DataModule, with as many drawn images in the place of the download's."""
     data = CIFAR10DataModule(batch_size=BATCH)
-    data.train = ImageTensors(*shapes.draw(count, seed=0))
+    data.train = ImageTensors(*synthetic.draw(count, seed=0))
     data.prepare_data = lambda: None
     data.setup = lambda stage: None
     return data

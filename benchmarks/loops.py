@@ -29,12 +29,12 @@ from torchvision.models import alexnet
 
 from benchmarks import clock
 from benchmarks.reference import PILImages, prepare_as
-from pyclassify import shapes
 from pyclassify.cli import main as pyclassify
+from pyclassify.data import synthetic
+from pyclassify.data.transforms import Preprocess
 from pyclassify.model import AlexNet
-from pyclassify.transforms import Preprocess
 
-CLASSES = len(shapes.CLASSES)
+CLASSES = len(synthetic.CLASSES)
 
 
 def fit(given):
@@ -90,10 +90,10 @@ def reference(given):
     if given.folder:
         dataset = ImageFolder(Path(given.folder, "train"), prepare)
     else:
-        dataset = PILImages(*shapes.draw(count_images(given), seed=0), prepare)
+        dataset = PILImages(*synthetic.draw(count_images(given), seed=0), prepare)
     sampler = DistributedSampler(dataset) if given.processes > 1 else None
     loader = DataLoader(dataset, given.batch, shuffle=sampler is None, sampler=sampler)
-    classes = getattr(dataset, "classes", shapes.CLASSES)
+    classes = getattr(dataset, "classes", synthetic.CLASSES)
     network = alexnet(num_classes=len(classes)).to(device)
     optimizer = torch.optim.Adam(network.parameters(), lr=1e-4)
     batches = ([part.to(device) for part in batch] for batch in loader)

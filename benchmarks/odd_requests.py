@@ -24,8 +24,8 @@ from PIL import Image
 from torch import nn
 
 from benchmarks.server import running
+from pyclassify.data.transforms import Preprocess
 from pyclassify.serving.artifact import save_model
-from pyclassify.transforms import Preprocess
 
 JSON = "application/json"
 CLASSES = list("abcdefghij")

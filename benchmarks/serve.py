@@ -28,9 +28,9 @@ from PIL import Image
 
 from benchmarks import report
 from benchmarks.server import running, tree
+from pyclassify.data.transforms import Preprocess
 from pyclassify.model import AlexNet
 from pyclassify.serving.artifact import save_model
-from pyclassify.transforms import Preprocess
 
 SIDE = 32
 

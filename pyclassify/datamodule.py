@@ -6,13 +6,13 @@ from typing import Any, ClassVar
 import torch
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
-from pyclassify import mapped, shapes
-from pyclassify.datasets import ImageTensors
-from pyclassify.download import checksums, fetch, user_folder
-from pyclassify.folders import ImageFolderDataModule as ImageFolderDataModule
-from pyclassify.loading import ImageDataModule
-from pyclassify.mapped import Images
-from pyclassify.parts import PARTS, split
+from pyclassify.data import cache, synthetic
+from pyclassify.data.cache import Images
+from pyclassify.data.datasets import ImageTensors
+from pyclassify.data.download import checksums, fetch, user_folder
+from pyclassify.data.image_folder import ImageFolderDataModule as ImageFolderDataModule
+from pyclassify.data.loaders import ImageDataModule
+from pyclassify.data.parts import PARTS, split
 
 
 class TorchvisionDataModule(ImageDataModule):
@@ -73,7 +73,7 @@ class TorchvisionDataModule(ImageDataModule):
         # Kept, since to look at a half is to hash all of it.
         if train not in self._halves:
             half = "train" if train else "test"
-            self._halves[train] = mapped.share(
+            self._halves[train] = cache.share(
                 self.data_path / f"{self.set_name}-{half}.mapped",
                 " ".join(checksums(self.set_name, train)),
                 lambda: self._read(train),
@@ -138,7 +138,7 @@ class SyntheticDataModule(ImageDataModule):
         draw_seed: Decides the drawings; the run's seed does not.
     """
 
-    classes = shapes.CLASSES
+    classes = synthetic.CLASSES
 
     def __init__(
         self,
@@ -155,4 +155,4 @@ class SyntheticDataModule(ImageDataModule):
     def setup(self, stage: str) -> None:
         for part in PARTS[stage]:
             seed = 3 * self.draw_seed + list(self.sizes).index(part)
-            setattr(self, part, ImageTensors(*shapes.draw(self.sizes[part], seed)))
+            setattr(self, part, ImageTensors(*synthetic.draw(self.sizes[part], seed)))

@@ -8,7 +8,7 @@ from lightning.fabric.plugins.environments import SLURMEnvironment
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
-from pyclassify.loading import ImageDataModule
+from pyclassify.data.loaders import ImageDataModule
 from pyclassify.utils.signals import raise_on_stop
 
 

@@ -15,10 +15,10 @@ from torchmetrics import MeanMetric
 from torchmetrics.classification import MulticlassAccuracy
 
 from pyclassify import finetuning
-from pyclassify.draws import random_draws
+from pyclassify.data.draws import random_draws
+from pyclassify.data.transforms import Preprocess
 from pyclassify.model import AlexNet
 from pyclassify.resume import goes_on
-from pyclassify.transforms import Preprocess
 
 
 class Classifier(LightningModule):

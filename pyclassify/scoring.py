@@ -14,7 +14,7 @@ from torch import Tensor
 
 from pyclassify.agreement import gather
 from pyclassify.checks import check_output
-from pyclassify.datasets import UNREADABLE, ScoredFiles
+from pyclassify.data.datasets import UNREADABLE, ScoredFiles
 
 NAMED = 10  # of the files that do not decode, in the warning
 

@@ -8,10 +8,10 @@ import torch
 from PIL import Image
 from torchvision.models import resnet18
 
-from pyclassify import shapes
+from pyclassify.data import synthetic
+from pyclassify.data.transforms import Preprocess
 from pyclassify.module import Classifier
 from pyclassify.serving.artifact import save_model
-from pyclassify.transforms import Preprocess
 from tests.support import networks
 from tests.support.images import encode, file_of, grow
 from tests.support.trainings import QUIET, SHAPES
@@ -71,10 +71,10 @@ def test_module_of_someone_else_is_served_with_its_own_preprocessing_or_the_data
     said = cli(f"train --model=tests.support.networks.{module} {data} {QUIET} {FEW} {REGISTER}")
 
     assert said.code == 0, said.err
-    images, _ = shapes.draw(3, seed=9)
+    images, _ = synthetic.draw(3, seed=9)
     pictures = [encode(file_of(each.permute(1, 2, 0).numpy())) for each in images]
     network = best(said.runs[0], getattr(networks, module)())
-    names = shapes.CLASSES if module == "Foreign" else ["0", "1", "2", "3"]
+    names = synthetic.CLASSES if module == "Foreign" else ["0", "1", "2", "3"]
     preprocess = Preprocess(20, 16) if module == "Foreign" else network.preprocess
     answers = ask("models:/any/1", pictures, top_k=len(names))
     assert answers == expect(network, preprocess, images, names)

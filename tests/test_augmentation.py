@@ -4,12 +4,12 @@ import pytest
 import torch
 from torchvision.transforms.v2 import functional as reference
 
-from pyclassify import augmentation
-from pyclassify.datasets import ImageTensors
-from pyclassify.draws import draw
-from pyclassify.loading import ImageDataModule
+from pyclassify.data import augmentation
+from pyclassify.data.datasets import ImageTensors
+from pyclassify.data.draws import draw
+from pyclassify.data.loaders import ImageDataModule
+from pyclassify.data.transforms import Preprocess
 from pyclassify.module import Classifier
-from pyclassify.transforms import Preprocess
 from tests.support import networks
 
 FAR = {"pad": 4, "erase": 8, "color": 0.3}

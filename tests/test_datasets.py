@@ -4,7 +4,7 @@ import pytest
 import torch
 from PIL import Image
 
-from pyclassify.datasets import ImageFiles, ImageTensors
+from pyclassify.data.datasets import ImageFiles, ImageTensors
 
 
 def test_files_of_any_size_are_handed_out_as_squares_of_one(tmp_path):

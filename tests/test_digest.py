@@ -6,7 +6,7 @@ import os
 import pytest
 import torch
 
-from pyclassify import digest
+from pyclassify.data import digest
 from pyclassify.datamodule import ImageFolderDataModule, SyntheticDataModule
 from tests.support.images import grow
 

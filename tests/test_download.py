@@ -7,8 +7,8 @@ import sys
 import pytest
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
-from pyclassify import download
-from pyclassify.download import fetch
+from pyclassify.data import download
+from pyclassify.data.download import fetch
 from tests.support import servers
 
 CIFAR10 = servers.FIRST_FILES["CIFAR10"]

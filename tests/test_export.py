@@ -8,10 +8,10 @@ import torch
 from torchvision.models import resnet18
 
 from pyclassify.alexnet_bn import AlexNetBN
+from pyclassify.data.transforms import Preprocess
 from pyclassify.model import AlexNet
 from pyclassify.module import Classifier
 from pyclassify.serving.export import export
-from pyclassify.transforms import Preprocess
 from tests.support import networks
 
 PREPROCESS = Preprocess(10, 8, mean=(0.4, 0.5, 0.6), std=(0.2, 0.3, 0.4))

@@ -6,8 +6,8 @@ import torch
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from PIL import Image
 
-from pyclassify.decoding import read_image, read_scaled
-from pyclassify.transforms import resize
+from pyclassify.data.decoding import read_image, read_scaled
+from pyclassify.data.transforms import resize
 
 ORIENTATION = 0x0112  # the EXIF tag
 NOISE = np.random.default_rng(0).integers(0, 256, (24, 32, 3), dtype=np.uint8)

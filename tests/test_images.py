@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pyclassify.decoding import read_image
-from pyclassify.images import read
+from pyclassify.data.decoding import read_image
+from pyclassify.data.images import read
 from tests.support.images import encode, file_of, raw
 
 NOISE = np.random.default_rng(0).integers(0, 256, (24, 32, 3), dtype=np.uint8)

@@ -13,10 +13,10 @@ import torch
 from PIL import Image
 from torch.utils.data import TensorDataset
 
-from pyclassify import shapes
 from pyclassify.cli import main
+from pyclassify.data import synthetic
+from pyclassify.data.datasets import ImageFiles, ImageTensors
 from pyclassify.datamodule import SyntheticDataModule
-from pyclassify.datasets import ImageFiles, ImageTensors
 from pyclassify.registry.judgement import answer
 from tests.support.phrases import mentions
 from tests.support.stores import list_runs, new_store
@@ -121,7 +121,7 @@ def test_version_answers_for_the_places_that_were_tested_alone(good_champion):
 
 
 def test_version_answers_for_whole_images_in_files(good_champion, tmp_path):
-    images, labels = shapes.draw(12, seed=3)
+    images, labels = synthetic.draw(12, seed=3)
     files = []
     for number, image in enumerate(images):
         files.append(str(tmp_path / f"{number}.png"))
@@ -129,9 +129,9 @@ def test_version_answers_for_whole_images_in_files(good_champion, tmp_path):
     whole = ImageTensors(images, labels)
     in_files = ImageFiles(files, labels, size=16)  # which it would hand out to a training
 
-    answers = answer(good_champion, "shapes", "2", in_files, shapes.CLASSES)
+    answers = answer(good_champion, "shapes", "2", in_files, synthetic.CLASSES)
 
-    assert answers == answer(good_champion, "shapes", "2", whole, shapes.CLASSES)
+    assert answers == answer(good_champion, "shapes", "2", whole, synthetic.CLASSES)
     assert len(answers) == 12
 
 
@@ -139,7 +139,7 @@ def test_images_that_are_no_bytes_are_not_judged(good_champion):
     images = TensorDataset(torch.zeros(1, 3, 64, 64), torch.zeros(1))
 
     with pytest.raises(ValueError, match=r"torch\.float32\b.*bytes"):
-        answer(good_champion, "shapes", "2", images, shapes.CLASSES)
+        answer(good_champion, "shapes", "2", images, synthetic.CLASSES)
 
 
 def test_network_for_other_classes_is_not_judged(bad_champion):

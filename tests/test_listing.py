@@ -5,7 +5,7 @@ import pickle
 
 import pytest
 
-from pyclassify.listing import Paths, list_classes, list_images
+from pyclassify.data.listing import Paths, list_classes, list_images
 
 
 def grow(folder, *files):

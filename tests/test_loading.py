@@ -7,10 +7,10 @@ import torch
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from PIL import Image
 
-from pyclassify import shapes
+from pyclassify.data import synthetic
+from pyclassify.data.datasets import ImageTensors
+from pyclassify.data.loaders import ImageDataModule
 from pyclassify.datamodule import ImageFolderDataModule, SyntheticDataModule
-from pyclassify.datasets import ImageTensors
-from pyclassify.loading import ImageDataModule
 from pyclassify.module import Classifier
 from tests.support import networks
 
@@ -21,7 +21,7 @@ NORMALISED = {"mean": (0.5, 0.4, 0.3), "std": (0.2, 0.3, 0.4)}
 class InMemory(ImageDataModule):
     """Training on a few images and validation on the same."""
 
-    classes = shapes.CLASSES
+    classes = synthetic.CLASSES
 
     def __init__(self, images, labels, **options):
         super().__init__(**options)
@@ -32,7 +32,7 @@ class InMemory(ImageDataModule):
 
 
 def drawn(count=13):
-    images, labels = shapes.draw(count, seed=0)
+    images, labels = synthetic.draw(count, seed=0)
     order = labels.argsort(stable=True)  # as a folder's files are listed, by class
     return images[order], labels[order]
 

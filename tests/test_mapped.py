@@ -8,8 +8,8 @@ import sys
 import pytest
 import torch
 
-from pyclassify import mapped
-from pyclassify.mapped import Images
+from pyclassify.data import cache
+from pyclassify.data.cache import Images
 from pyclassify.utils import files
 from tests.support.phrases import mentions
 from tests.support.processes import run
@@ -44,7 +44,7 @@ def test_set_is_read_once_and_mapped_from_then_on(path):
     read = Reader()
 
     for _ in range(3):
-        assert_same(mapped.share(path, "sums", read), CONTENT)
+        assert_same(cache.share(path, "sums", read), CONTENT)
 
     assert read.times == 1
     assert sorted(os.listdir(path.parent)) == [".lock", "set.mapped"]
@@ -52,7 +52,7 @@ def test_set_is_read_once_and_mapped_from_then_on(path):
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux shows what is mapped")
 def test_set_lies_in_the_file_and_not_in_memory_of_the_process(path):
-    content = mapped.share(path, "sums", Reader())
+    content = cache.share(path, "sums", Reader())
 
     with open("/proc/self/maps") as lines:
         ranges = [line.split()[0].split("-") for line in lines if line.rstrip().endswith(str(path))]
@@ -60,12 +60,12 @@ def test_set_lies_in_the_file_and_not_in_memory_of_the_process(path):
 
 
 def test_process_that_writes_to_its_images_changes_nobody_elses(path):
-    first, second = (mapped.share(path, "sums", Reader()) for _ in range(2))
+    first, second = (cache.share(path, "sums", Reader()) for _ in range(2))
 
     first.images.zero_()
 
     assert_same(second, CONTENT)
-    assert_same(mapped.share(path, "sums", Reader()), CONTENT)
+    assert_same(cache.share(path, "sums", Reader()), CONTENT)
 
 
 def cut(path):
@@ -100,21 +100,21 @@ def drop_class(path):
 
 @pytest.mark.parametrize("harm", [cut, empty, replace, flip, turn_label, drop_class])
 def test_file_that_is_not_what_was_written_is_made_again(harm, path):
-    mapped.share(path, "sums", Reader())
+    cache.share(path, "sums", Reader())
     harm(path)
     read = Reader()
 
     for _ in range(2):
-        assert_same(mapped.share(path, "sums", read), CONTENT)
+        assert_same(cache.share(path, "sums", read), CONTENT)
 
     assert read.times == 1
 
 
 def test_set_from_another_download_is_made_again(path):
-    mapped.share(path, "sums", Reader())
+    cache.share(path, "sums", Reader())
     other = Images(IMAGES[:10], CONTENT.labels[:10], CONTENT.classes)
 
-    assert_same(mapped.share(path, "other sums", Reader(other)), other)
+    assert_same(cache.share(path, "other sums", Reader(other)), other)
 
 
 def test_write_that_was_killed_leaves_nothing_that_is_taken(path):
@@ -126,7 +126,7 @@ def test_write_that_was_killed_leaves_nothing_that_is_taken(path):
     assert run("-c", killed, path).returncode == -9
     assert not path.exists()
 
-    assert_same(mapped.share(path, "sums", Reader()), CONTENT)
+    assert_same(cache.share(path, "sums", Reader()), CONTENT)
     assert sorted(os.listdir(path.parent)) == [".lock", "set.mapped"]
 
 
@@ -135,7 +135,7 @@ def test_set_stays_in_memory_where_the_disk_is_full(path, caplog):
     resource.setrlimit(resource.RLIMIT_FSIZE, (5000, before[1]))
     try:
         with caplog.at_level(logging.INFO):
-            content = mapped.share(path, "sums", Reader())
+            content = cache.share(path, "sums", Reader())
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
@@ -148,7 +148,7 @@ def test_set_stays_in_memory_where_the_folder_takes_no_files(tmp_path, caplog):
     (tmp_path / "file").touch()
 
     with caplog.at_level(logging.INFO):
-        content = mapped.share(tmp_path / "file" / "set.mapped", "sums", Reader())
+        content = cache.share(tmp_path / "file" / "set.mapped", "sums", Reader())
 
     assert_same(content, CONTENT)
     # the form of this message
@@ -161,7 +161,7 @@ def test_file_that_can_not_be_read_is_left_alone(path, caplog):
     (path / "of others").touch()
 
     with caplog.at_level(logging.INFO):
-        content = mapped.share(path, "sums", Reader())
+        content = cache.share(path, "sums", Reader())
 
     assert_same(content, CONTENT)
     assert mentions(caplog.text, path, "can't be read", "Is a directory")
@@ -171,7 +171,7 @@ def test_file_that_can_not_be_read_is_left_alone(path, caplog):
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux limits what is mapped")
 def test_file_that_can_not_be_mapped_is_left_alone(path):
-    mapped.share(path, "sums", Reader())
+    cache.share(path, "sums", Reader())
     os.truncate(path, 2**37)  # more than the limit; sparse
     before = path.stat()
     share = (

@@ -14,8 +14,8 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
+from pyclassify.data.transforms import Preprocess
 from pyclassify.module import Classifier
-from pyclassify.transforms import Preprocess
 from tests.support import networks, required
 
 

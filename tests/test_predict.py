@@ -7,8 +7,8 @@ import pandas as pd
 import pytest
 import torch
 
-from pyclassify import shapes
 from pyclassify.cli import main
+from pyclassify.data import synthetic
 from tests.support import trainings
 from tests.support.images import encode
 from tests.support.phrases import mentions
@@ -157,5 +157,5 @@ def test_checkpoint_that_does_not_name_its_classes_is_asked_for_them(trained, pr
         numbered = predict(path, f"{alike} --model.num_classes=10", name="numbered.parquet")
 
     assert mentions(refused.err, "--data.classes='[cat, d")
-    names = [shapes.CLASSES[int(label)] for label in numbered.table["label"]]
+    names = [synthetic.CLASSES[int(label)] for label in numbered.table["label"]]
     assert names == [trained.expected[file][0] for file in sorted(trained.expected)]

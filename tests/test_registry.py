@@ -9,12 +9,12 @@ import pytest
 import torch
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
-from pyclassify import shapes
 from pyclassify.cli import main
+from pyclassify.data import synthetic
+from pyclassify.data.transforms import Preprocess
 from pyclassify.module import Classifier
 from pyclassify.registry.registration import RegisterModel
 from pyclassify.registry.versions import register
-from pyclassify.transforms import Preprocess
 from tests.support import networks
 from tests.support.images import encode, file_of
 from tests.support.phrases import mentions
@@ -23,7 +23,7 @@ from tests.support.stores import using
 from tests.support.trainings import QUIET, SHAPES, train_beside
 
 REGISTER = "--register"
-TESTED, _ = shapes.draw(20, seed=2)  # the test images of SHAPES
+TESTED, _ = synthetic.draw(20, seed=2)  # the test images of SHAPES
 PICTURE = encode(file_of(TESTED[0].permute(1, 2, 0).numpy()))
 
 
@@ -79,7 +79,7 @@ def test_version_answers_with_the_weights_that_were_tested(trained):
     answers = model.predict(pd.DataFrame({"image": pictures}))
 
     best = classifier(Preprocess()(TESTED)).softmax(dim=1).max(dim=1)
-    assert [each["classes"][0] for each in answers] == [shapes.CLASSES[n] for n in best.indices]
+    assert [each["classes"][0] for each in answers] == [synthetic.CLASSES[n] for n in best.indices]
     probabilities = [each["probabilities"][0] for each in answers]
     assert probabilities == pytest.approx(best.values.tolist(), abs=1e-5)
 

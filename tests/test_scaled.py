@@ -8,9 +8,9 @@ import torch
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from PIL import Image
 
-from pyclassify import scaled
+from pyclassify.data import scaled
+from pyclassify.data.datasets import ImageTensors
 from pyclassify.datamodule import ImageFolderDataModule
-from pyclassify.datasets import ImageTensors
 from pyclassify.module import Classifier
 from tests.support import networks
 from tests.support.images import grow
@@ -61,7 +61,7 @@ def test_network_gets_the_same_batches_and_the_data_have_the_same_digest(folder)
 
 def test_later_runs_decode_no_training_image_and_start_no_worker_for_them(folder, monkeypatch):
     module(folder, cache=True).prepare_data()
-    monkeypatch.setattr("pyclassify.datasets.read_scaled", refuse)
+    monkeypatch.setattr("pyclassify.data.datasets.read_scaled", refuse)
     later = module(folder, cache=True)
 
     later.prepare_data()

@@ -10,7 +10,7 @@ import torch
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch.utils.data import DataLoader, TensorDataset
 
-from pyclassify import folders
+from pyclassify.data import image_folder
 from pyclassify.datamodule import ImageFolderDataModule
 from pyclassify.exported import ExportedClassifier
 from pyclassify.module import Classifier
@@ -60,7 +60,7 @@ def test_exported_network_says_of_images_of_any_size_what_the_network_says(
 
 def test_large_images_come_in_small_batches(exported, tmp_path, monkeypatch):
     data = module(grow(tmp_path / "data", "a", count=5), batch_size=64)
-    monkeypatch.setattr(folders, "BATCH_PIXELS", 2 * 9 * 9)  # two images of the mean size
+    monkeypatch.setattr(image_folder, "BATCH_PIXELS", 2 * 9 * 9)  # two images of the mean size
     sizes = []
     watch = pl.callbacks.LambdaCallback(
         on_predict_batch_end=lambda trainer, module, outputs, *rest: sizes.append(len(outputs))

@@ -15,9 +15,9 @@ from mlflow.pyfunc.scoring_server import invocations
 from torchvision.models import resnet18
 
 from benchmarks.odd_requests import CLASSES, save_tiny_model
+from pyclassify.data.transforms import Preprocess
 from pyclassify.module import Classifier
 from pyclassify.serving.artifact import save_model
-from pyclassify.transforms import Preprocess
 from tests.support import processes, required
 from tests.support.images import encode, file_of
 

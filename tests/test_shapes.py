@@ -4,47 +4,47 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from pyclassify import shapes
+from pyclassify.data import synthetic
 
 
 def test_are_rgb_bytes_with_their_labels():
-    images, labels = shapes.draw(25, seed=0)
+    images, labels = synthetic.draw(25, seed=0)
 
     assert (images.dtype, images.shape) == (torch.uint8, (25, 3, 32, 32))
     assert (labels.dtype, labels.shape) == (torch.int64, (25,))
 
 
 def test_classes_are_balanced():
-    _, labels = shapes.draw(1000, seed=0)
+    _, labels = synthetic.draw(1000, seed=0)
 
-    assert labels.bincount().tolist() == [100] * len(shapes.CLASSES)
+    assert labels.bincount().tolist() == [100] * len(synthetic.CLASSES)
 
 
 def test_a_seed_always_draws_the_same():
     torch.manual_seed(1)
-    before, _ = shapes.draw(20, seed=7)
+    before, _ = synthetic.draw(20, seed=7)
     torch.manual_seed(2)
-    after, _ = shapes.draw(20, seed=7)
+    after, _ = synthetic.draw(20, seed=7)
 
     assert torch.equal(before, after)
 
 
 def test_another_seed_draws_other_images():
-    one, other = (shapes.draw(50, seed)[0] for seed in (0, 1))
+    one, other = (synthetic.draw(50, seed)[0] for seed in (0, 1))
 
     assert not any(torch.equal(*pair) for pair in zip(one, other, strict=True))
 
 
 def test_images_of_a_class_differ():
-    images, labels = shapes.draw(200, seed=0)
+    images, labels = synthetic.draw(200, seed=0)
 
-    for label in range(len(shapes.CLASSES)):
+    for label in range(len(synthetic.CLASSES)):
         assert len(images[labels == label].unique(dim=0)) == 20
 
 
 @pytest.fixture(scope="module")
 def drawn():
-    return shapes.draw(4000, seed=0), shapes.draw(1000, seed=1)
+    return synthetic.draw(4000, seed=0), synthetic.draw(1000, seed=1)
 
 
 def test_a_linear_model_of_pixels_learns_little(drawn):
@@ -61,7 +61,7 @@ def ridge_accuracy(train, test, features, penalty):
     inputs, others = features(train[0]), features(test[0])
     middle = inputs.mean(dim=0)
     inputs, others = inputs - middle, others - middle
-    targets = F.one_hot(train[1]).float() - 1 / len(shapes.CLASSES)
+    targets = F.one_hot(train[1]).float() - 1 / len(synthetic.CLASSES)
     gram = inputs.T @ inputs + penalty * torch.eye(inputs.shape[1])
     weights = torch.linalg.solve(gram, inputs.T @ targets)
     return ((others @ weights).argmax(dim=1) == test[1]).float().mean()

@@ -8,7 +8,7 @@ import pytest
 import torchvision.datasets
 from tqdm import tqdm
 
-from pyclassify.download import fetch
+from pyclassify.data.download import fetch
 from tests.support import servers
 from tests.support.waiting import scale
 

@@ -5,8 +5,8 @@ import torch
 from lightning.pytorch import seed_everything
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
+from pyclassify.data.parts import split
 from pyclassify.datamodule import CIFAR10DataModule
-from pyclassify.parts import split
 
 
 def test_cifar_10_is_split_into_45000_and_5000_images_that_share_none():

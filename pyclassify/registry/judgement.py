@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from pyclassify.datasets import ImageFiles
-from pyclassify.decoding import read_image
+from pyclassify.data.datasets import ImageFiles
+from pyclassify.data.decoding import read_image
 from pyclassify.exported import PIXELS
 from pyclassify.serving.export import PROGRAM, load
 from pyclassify.tracking.answers import Answers

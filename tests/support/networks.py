@@ -11,7 +11,7 @@ from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader, TensorDataset
 from torchvision.models import VisionTransformer
 
-from pyclassify.transforms import Preprocess
+from pyclassify.data.transforms import Preprocess
 from pyclassify.utils import signals
 from tests.support.stopping import Net
 

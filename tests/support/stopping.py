@@ -13,8 +13,8 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset
 from torchmetrics import MeanMetric
 
-from pyclassify import shapes
 from pyclassify.best import BestCheckpoint
+from pyclassify.data import synthetic
 from pyclassify.datamodule import SyntheticDataModule
 from pyclassify.launch import LaunchCheck
 from pyclassify.module import Classifier
@@ -203,7 +203,7 @@ def compare(folder, *args, disturbances, **options):
 
 def draw_folder(folder):
     """Shapes as files: train/<class>/<image>, 44 in all."""
-    images, labels = shapes.draw(44, seed=0)
+    images, labels = synthetic.draw(44, seed=0)
     for number, (image, label) in enumerate(zip(images, labels, strict=True)):
         place = folder / "train" / str(int(label))
         place.mkdir(parents=True, exist_ok=True)

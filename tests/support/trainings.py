@@ -13,8 +13,8 @@ from types import SimpleNamespace
 import mlflow
 from PIL import Image
 
-from pyclassify import shapes
 from pyclassify.cli import main
+from pyclassify.data import synthetic
 from tests.support import forking_python
 from tests.support.processes import PIPE, ROOT, STDOUT
 from tests.support.stores import list_runs, new_store, using
@@ -80,7 +80,7 @@ def name_file(index):
 
 def write_images(folder):
     """Write the test images of SHAPES as files, and a file that is none."""
-    images, _ = shapes.draw(20, seed=2)
+    images, _ = synthetic.draw(20, seed=2)
     for index, image in enumerate(images.permute(0, 2, 3, 1).numpy()):
         path = folder / name_file(index)
         path.parent.mkdir(parents=True, exist_ok=True)

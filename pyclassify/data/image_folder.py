@@ -9,13 +9,13 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from pyclassify.datasets import ImageFiles, ImageTensors, ScoredFiles
-from pyclassify.digest import digest_files
-from pyclassify.download import user_folder
-from pyclassify.listing import Paths, list_all_images, list_classes, list_images
-from pyclassify.loading import ImageDataModule, keep_sizes
-from pyclassify.parts import PARTS, split
-from pyclassify.scaled import keep
+from pyclassify.data.datasets import ImageFiles, ImageTensors, ScoredFiles
+from pyclassify.data.digest import digest_files
+from pyclassify.data.download import user_folder
+from pyclassify.data.listing import Paths, list_all_images, list_classes, list_images
+from pyclassify.data.loaders import ImageDataModule, keep_sizes
+from pyclassify.data.parts import PARTS, split
+from pyclassify.data.scaled import keep
 from pyclassify.utils.cores import count_workers
 
 # Of a batch of images in their own sizes: 100 MB, of which a loader holds several.

@@ -7,8 +7,8 @@ from PIL import Image
 from torch import Tensor
 from torchvision.io import ImageReadMode, decode_jpeg
 
-from pyclassify.images import to_rgb
-from pyclassify.transforms import resize_quickly
+from pyclassify.data.images import to_rgb
+from pyclassify.data.transforms import resize_quickly
 
 
 def read_image(path: str) -> Tensor:

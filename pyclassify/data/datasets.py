@@ -10,9 +10,9 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from pyclassify.decoding import read_image, read_scaled
-from pyclassify.listing import Paths
-from pyclassify.transforms import center_crop, resize
+from pyclassify.data.decoding import read_image, read_scaled
+from pyclassify.data.listing import Paths
+from pyclassify.data.transforms import center_crop, resize
 
 UNREADABLE = -1
 

@@ -19,7 +19,7 @@ from filelock import FileLock
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch import Tensor
 
-from pyclassify.digest import digest_tensors
+from pyclassify.data.digest import digest_tensors
 from pyclassify.utils import files
 
 # What torch.load and a look at the content fail with where a file is not whole or not ours.

@@ -11,11 +11,11 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch.utils.data import DataLoader
 
-from pyclassify import mapped
-from pyclassify.datasets import ImageFiles, ImageTensors
-from pyclassify.download import user_folder
-from pyclassify.loading import start_worker
-from pyclassify.mapped import Images
+from pyclassify.data import cache
+from pyclassify.data.cache import Images
+from pyclassify.data.datasets import ImageFiles, ImageTensors
+from pyclassify.data.download import user_folder
+from pyclassify.data.loaders import start_worker
 
 _AT_ONCE = 64  # images that a worker hands over
 
@@ -42,7 +42,7 @@ def keep(
     made_by = [f"{library} {version(library)}" for library in ("pillow", "torch", "torchvision")]
     source = f"{digest} {files.size} {', '.join(made_by)}, format {_FORMAT}"
     name = f"{folder.absolute().name}-{files.size}-{sha256(source.encode()).hexdigest()[:12]}"
-    content = mapped.share(
+    content = cache.share(
         user_folder() / "scaled" / f"{name}.mapped",
         source,
         lambda: _read(files, classes, folder, workers),

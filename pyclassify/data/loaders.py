@@ -13,9 +13,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torch.utils.data.distributed import DistributedSampler
 
-from pyclassify.datasets import ImageFiles, ImageTensors
-from pyclassify.digest import digest_tensors
-from pyclassify.transforms import Preprocess
+from pyclassify.data.datasets import ImageFiles, ImageTensors
+from pyclassify.data.digest import digest_tensors
+from pyclassify.data.transforms import Preprocess
 from pyclassify.utils.signals import outlive_stop
 
 

@@ -12,8 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pyclassify.augmentation import change_colors, crop, erase
-from pyclassify.draws import draw
+from pyclassify.data.augmentation import change_colors, crop, erase
+from pyclassify.data.draws import draw
 
 
 def resize(images: Tensor, size: int) -> Tensor:
