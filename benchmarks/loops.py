@@ -29,7 +29,7 @@ from torchvision.models import alexnet
 
 from benchmarks import clock
 from benchmarks.reference import PILImages, prepare_as
-from pyclassify.cli import main as pyclassify
+from pyclassify.cli.main import main as pyclassify
 from pyclassify.data import synthetic
 from pyclassify.data.transforms import Preprocess
 from pyclassify.model import AlexNet

@@ -15,7 +15,7 @@ from contextlib import contextmanager, suppress
 from pwd import getpwnam
 
 from benchmarks import service as load
-from pyclassify.cli import main as pyclassify
+from pyclassify.cli.main import main as pyclassify
 from tests.support import service_faults
 from tests.support.servers import BucketProxy
 from tests.support.service import BUCKET, Service

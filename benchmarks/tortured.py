@@ -13,7 +13,7 @@ from pathlib import Path
 
 import psutil
 
-from pyclassify import cli
+from pyclassify.cli import main
 from tests.support.ports import free_ports
 
 ENDED = ("COMPLETED", "FAILED", "CANCELLED", "NODE_FAIL", "TIMEOUT", "OUT_OF_MEMORY", "PREEMPTED")
@@ -120,7 +120,7 @@ class Training:
         """`pyclassify slurm resume`, which a person would type."""
         said, complained = io.StringIO(), io.StringIO()
         with contextlib.redirect_stdout(said), contextlib.redirect_stderr(complained):
-            code = cli.main(["slurm", "resume", self.run_id])
+            code = main.main(["slurm", "resume", self.run_id])
         if code:
             raise RuntimeError(f"slurm resume: {said.getvalue()}{complained.getvalue()}")
         self.job = re.search(r"SLURM job (\d+)", said.getvalue())[1]

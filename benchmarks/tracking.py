@@ -24,7 +24,7 @@ from lightning.pytorch.loops.fit_loop import _FitLoop
 from lightning.pytorch.trainer.connectors.logger_connector.logger_connector import _LoggerConnector
 
 from benchmarks import report
-from pyclassify.cli import main as pyclassify
+from pyclassify.cli.main import main as pyclassify
 from pyclassify.tracking import capsule, dataset, describe, description, predictions, run
 from pyclassify.tracking.logger import RunLogger
 from pyclassify.tracking.metrics import RunMetrics

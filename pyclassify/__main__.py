@@ -1,6 +1,6 @@
 import sys
 
-from pyclassify.cli import main
+from pyclassify.cli.main import main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -12,7 +12,7 @@ class AlexNetBN(nn.Module):
     What differs is what was learnt since. Each convolution is of 3x3 at stride 1, followed by
     batch normalisation (Ioffe and Szegedy, arXiv:1502.03167) and GELU (Hendrycks and Gimpel,
     arXiv:1606.08415), and begins as one that hands its channels on (Zagoruyko and Komodakis,
-    arXiv:1706.00388). Before them stands a stem of 2x2 for `pyclassify.whitening.WhitenStem`. In
+    arXiv:1706.00388). Before them stands a stem of 2x2 for `WhitenStem`. In
     place of the three linear layers, 96% of AlexNet's parameters, the largest value of each
     channel goes to a single one. The order in a block is that of Jordan's CIFAR-10 networks
     (arXiv:2404.00498).

@@ -14,11 +14,11 @@ from torch.utils.data.distributed import DistributedSampler
 from torchmetrics import MeanMetric
 from torchmetrics.classification import MulticlassAccuracy
 
-from pyclassify import finetuning
 from pyclassify.data.draws import random_draws
 from pyclassify.data.transforms import Preprocess
 from pyclassify.model import AlexNet
-from pyclassify.resume import goes_on
+from pyclassify.training import finetuning
+from pyclassify.training.exact_resume import goes_on
 
 
 class Classifier(LightningModule):

@@ -20,8 +20,8 @@ from sqlalchemy import event
 from sqlalchemy.engine import Engine
 
 # Imported before a test is captured: Lightning logs for good to the stderr that it is born with.
-from pyclassify import training  # noqa: F401
-from pyclassify.cli import main
+from pyclassify.cli import lightning_cli  # noqa: F401
+from pyclassify.cli.main import main
 from pyclassify.tracking import capsule
 from tests.support import budget, required, slurm_jobs, spooled
 from tests.support import service as service_parts

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import pytest
 from playwright.sync_api import expect
 
-from pyclassify.cli import main
+from pyclassify.cli.main import main
 from tests.support.browser import find_chromium, mlflow_ui, visit
 from tests.support.trainings import LINEAR, QUIET
 

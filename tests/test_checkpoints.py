@@ -10,8 +10,8 @@ from functools import partial
 import pytest
 import torch
 
-from pyclassify import checkpoints
 from pyclassify.module import Classifier
+from pyclassify.training import checkpoints
 from tests.support import stopping
 
 STATE = {"weights": torch.arange(100_000), "words": ["a", ("b", 2)]}

@@ -12,7 +12,7 @@ import pytest
 import torch
 import yaml
 
-from pyclassify.cli import main
+from pyclassify.cli.main import main
 from pyclassify.tracking.links import show_runs, start_quickly
 from tests.support import processes
 from tests.support.phrases import mentions

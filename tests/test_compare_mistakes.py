@@ -5,7 +5,7 @@ import sqlite3
 import mlflow
 import pytest
 
-from pyclassify.cli import main
+from pyclassify.cli.main import main
 from tests.support.phrases import mentions
 from tests.support.runs import record
 from tests.support.trainings import refusal

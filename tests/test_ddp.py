@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from pyclassify.agreement import parting
 from pyclassify.datamodule import SyntheticDataModule
 from pyclassify.module import Classifier
+from pyclassify.training.distributed import parting
 from pyclassify.utils.signals import stop_with_parent
 from tests.support import networks
 from tests.support.processes import run_ranks

@@ -5,8 +5,8 @@ import torch
 from lightning.pytorch.callbacks import LearningRateFinder
 from torchvision.models import alexnet
 
-from pyclassify import finetuning
 from pyclassify.model import AlexNet
+from pyclassify.training import finetuning
 from tests.support import tuned
 from tests.support.phrases import mentions
 

@@ -8,7 +8,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import nn
 from torchvision.models import resnet18, resnet34
 
-from pyclassify import finetuning
+from pyclassify.training import finetuning
 from tests.support import tuned
 from tests.support.phrases import mentions
 from tests.support.trainings import SHAPES

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from torch.utils.data import TensorDataset
 
-from pyclassify.cli import main
+from pyclassify.cli.main import main
 from pyclassify.data import synthetic
 from pyclassify.data.datasets import ImageFiles, ImageTensors
 from pyclassify.datamodule import SyntheticDataModule

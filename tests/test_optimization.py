@@ -12,8 +12,8 @@ from torch.optim import SGD, Adam, AdamW
 from torch.optim.lr_scheduler import CosineAnnealingLR, CyclicLR, LambdaLR, MultiplicativeLR
 from torch.utils.data import DataLoader, IterableDataset
 
-from pyclassify.optimization import WarmupCosine, spare_biases
-from pyclassify.training import Cli
+from pyclassify.cli.lightning_cli import Cli
+from pyclassify.training.optim import WarmupCosine, spare_biases
 from tests.support.trainings import LINEAR
 
 

@@ -3,8 +3,8 @@
 import pytest
 import torch.distributed as dist
 
-from pyclassify.agreement import parting
-from pyclassify.cli import main
+from pyclassify.cli.main import main
+from pyclassify.training.distributed import parting
 
 
 @pytest.fixture(autouse=True)

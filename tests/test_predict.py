@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 import torch
 
-from pyclassify.cli import main
+from pyclassify.cli.main import main
 from pyclassify.data import synthetic
 from tests.support import trainings
 from tests.support.images import encode

@@ -8,12 +8,12 @@ import pandas as pd
 import pytest
 import torch
 
-from pyclassify.agreement import parting
 from pyclassify.datamodule import ImageFolderDataModule
 from pyclassify.exported import ExportedClassifier
 from pyclassify.module import Classifier
-from pyclassify.scoring import WriteTable
 from pyclassify.serving.export import export
+from pyclassify.training.distributed import parting
+from pyclassify.training.prediction_writer import WriteTable
 from pyclassify.utils.signals import stop_with_parent
 from tests.support import networks
 from tests.support.images import grow

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import mlflow
 import pytest
 
-from pyclassify.cli import main
+from pyclassify.cli.main import main
 from pyclassify.registry.champion import judge
 from tests.support import processes
 from tests.support.phrases import mentions
@@ -250,7 +250,7 @@ def test_registry_that_is_away_is_told_in_one_line(cli, monkeypatch):
 
 WITHOUT_TORCH = """
 import sys
-from pyclassify.cli import main
+from pyclassify.cli.main import main
 for line in {lines}:
     main(line)
     if "torch" in sys.modules:

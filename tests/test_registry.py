@@ -9,7 +9,7 @@ import pytest
 import torch
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
-from pyclassify.cli import main
+from pyclassify.cli.main import main
 from pyclassify.data import synthetic
 from pyclassify.data.transforms import Preprocess
 from pyclassify.module import Classifier

@@ -9,7 +9,7 @@ import mlflow
 import pytest
 import yaml
 
-from pyclassify.cli import main
+from pyclassify.cli.main import main
 from tests.support import repositories
 from tests.support.phrases import mentions
 from tests.support.processes import ROOT
@@ -101,7 +101,7 @@ def test_store_that_can_not_be_read_is_named_without_its_password(rerun, monkeyp
 
 
 def test_help_needs_no_torch():
-    code = "import sys; from pyclassify.cli import main; main(['rerun', '--help'])"
+    code = "import sys; from pyclassify.cli.main import main; main(['rerun', '--help'])"
     code += "; print('torch' in sys.modules, 'mlflow' in sys.modules)"
     said = subprocess.check_output([sys.executable, "-c", code], cwd=ROOT, text=True)
 

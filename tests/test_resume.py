@@ -10,7 +10,7 @@ import torch
 
 from pyclassify.datamodule import ImageFolderDataModule, SyntheticDataModule
 from pyclassify.module import Classifier
-from pyclassify.optimization import WarmupCosine
+from pyclassify.training.optim import WarmupCosine
 from tests.support import stopping
 from tests.support.stopping import Foreign, Means, Net, Schedules, compare, ours
 

@@ -10,10 +10,10 @@ from signal import SIGTERM, SIGUSR1
 import pytest
 import torch
 
-from pyclassify import agreement
-from pyclassify.averaging import AverageWeights
 from pyclassify.datamodule import ImageFolderDataModule
 from pyclassify.module import Classifier
+from pyclassify.training import distributed
+from pyclassify.training.averaging import AverageWeights
 from tests.support import processes, stopping
 from tests.support.ports import free_port
 from tests.support.processes import PIPE, ROOT, STDOUT
@@ -83,9 +83,9 @@ def test_no_thread_of_the_processes_exchange_is_left_when_python_closes(found):
 
 if __name__ == "__main__":
     place, rank = Path(sys.argv[1]), int(os.environ["RANK"])
-    agreement.SECONDS = 0.0  # at each step, as in training whose steps take long
+    distributed.SECONDS = 0.0  # at each step, as in training whose steps take long
     results = {}
-    with agreement.parting():
+    with distributed.parting():
         for case, options in CASES.items():
             data = stopping.ours
             if case == "with workers":

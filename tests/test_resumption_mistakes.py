@@ -7,7 +7,7 @@ import socket
 import mlflow
 import pytest
 
-from pyclassify.cli import main
+from pyclassify.cli.main import main
 from pyclassify.tracking import capsule
 from tests.support import processes
 from tests.support.phrases import mentions

@@ -14,8 +14,8 @@ from pyclassify.data import image_folder
 from pyclassify.datamodule import ImageFolderDataModule
 from pyclassify.exported import ExportedClassifier
 from pyclassify.module import Classifier
-from pyclassify.scoring import WriteTable
 from pyclassify.serving.export import export
+from pyclassify.training.prediction_writer import WriteTable
 from tests.support import networks
 from tests.support.images import grow
 

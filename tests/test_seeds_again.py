@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import pytest
 
 from pyclassify import seeds
-from pyclassify.cli import main
+from pyclassify.cli.main import main
 from pyclassify.utils import launcher
 from tests.support import processes
 from tests.support.phrases import mentions

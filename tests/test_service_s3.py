@@ -10,7 +10,7 @@ import mlflow
 import pytest
 from mlflow.store.artifact import s3_artifact_repo
 
-from pyclassify.cli import main
+from pyclassify.cli.main import main
 from pyclassify.tracking.spool import registry, target
 from tests.support.phrases import mentions
 from tests.support.servers import BucketProxy

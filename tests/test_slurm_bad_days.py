@@ -4,7 +4,7 @@ import getpass
 
 import pytest
 
-from pyclassify import cli
+from pyclassify.cli import main
 from pyclassify.slurm import programs
 from pyclassify.slurm.logs import tail_of
 from pyclassify.slurm.states import STATES
@@ -54,7 +54,7 @@ def running(client, tmp_path):
 
 
 def say_so(capsys, *words):
-    code = cli.main(["slurm", *words])
+    code = main.main(["slurm", *words])
     said = capsys.readouterr()
     return code, said.out, said.err
 

@@ -7,7 +7,7 @@ import time
 import mlflow
 import pytest
 
-from pyclassify.cli import main
+from pyclassify.cli.main import main
 from pyclassify.slurm import programs
 from tests.support import slurm_jobs
 from tests.support.phrases import mentions

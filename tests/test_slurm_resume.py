@@ -5,7 +5,7 @@ from pathlib import Path
 import mlflow
 import pytest
 
-from pyclassify import cli
+from pyclassify.cli import main
 from pyclassify.slurm import programs
 from tests.support import restarting_project, slurm_jobs
 from tests.support.phrases import mentions
@@ -16,7 +16,7 @@ from tests.support.waiting import wait_until
 
 def resume(capsys, run_id, *options):
     """Run the verb; returns its exit code, and what it wrote to stdout and stderr."""
-    code = cli.main(["slurm", "resume", run_id, *options])
+    code = main.main(["slurm", "resume", run_id, *options])
     said = capsys.readouterr()
     return code, said.out, said.err
 

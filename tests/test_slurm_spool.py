@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import mlflow
 import pytest
 
-from pyclassify import cli
+from pyclassify.cli import main
 from pyclassify.slurm import plan
 from tests.support.phrases import mentions
 from tests.support.restarting_server import Server
@@ -55,7 +55,7 @@ def run_while_away(slurm, server, monkeypatch):
         slurm.wait_for(job_id, "COMPLETED", "FAILED")
         with server.there():
             assert read(folder.name).info.status == "SCHEDULED"
-            assert cli.main(["sync", str(folder / "spool")]) == 0
+            assert main.main(["sync", str(folder / "spool")]) == 0
             run = read(folder.name)
             logs = {"out": log(folder.name), "err": log(folder.name, "err")}
             return SimpleNamespace(job_id=job_id, run=run, files=artifacts(run), **logs)
@@ -74,7 +74,7 @@ def submit_again(run_id):
     """Give the call that does so once more."""
 
     def resume():
-        assert cli.main(["slurm", "resume", run_id]) == 0
+        assert main.main(["slurm", "resume", run_id]) == 0
         return run_id
 
     return resume

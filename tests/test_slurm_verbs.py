@@ -6,7 +6,7 @@ from pathlib import Path
 import mlflow
 import pytest
 
-from pyclassify import cli
+from pyclassify.cli import main
 from tests.support.phrases import mentions
 from tests.support.slurm_jobs import newest, read, submit, wait_for_status, write_project
 
@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[1]
 
 def say(capsys, *words):
     """Run a verb; returns its exit code, and what it wrote to stdout and stderr."""
-    code = cli.main(["slurm", *map(str, words)])
+    code = main.main(["slurm", *map(str, words)])
     said = capsys.readouterr()
     return code, said.out, said.err
 

@@ -8,7 +8,7 @@ import mlflow
 import pytest
 from mlflow.entities import Metric
 
-from pyclassify.cli import main
+from pyclassify.cli.main import main
 from pyclassify.tracking import run
 from pyclassify.tracking.logger import RunLogger
 from pyclassify.tracking.spool import records, registry, target

@@ -6,7 +6,7 @@ import threading
 import mlflow
 import pytest
 
-from pyclassify.cli import main
+from pyclassify.cli.main import main
 from pyclassify.tracking.spool import records, target
 from pyclassify.tracking.spool.sync import Sync, find
 from tests.support import processes

@@ -10,11 +10,11 @@ import pytest
 from lightning.fabric.plugins.environments import SLURMEnvironment
 from lightning.pytorch.strategies import DDPStrategy
 
-from pyclassify.best import BestCheckpoint
 from pyclassify.datamodule import SyntheticDataModule
-from pyclassify.launch import LaunchCheck
 from pyclassify.module import Classifier
-from pyclassify.trainer import Trainer
+from pyclassify.training.best import BestCheckpoint
+from pyclassify.training.launch import LaunchCheck
+from pyclassify.training.trainer import Trainer
 from tests.support import networks
 from tests.support.images import grow
 from tests.support.phrases import mentions

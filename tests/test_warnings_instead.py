@@ -4,7 +4,7 @@ import re
 
 import mlflow
 
-from pyclassify.cli import main
+from pyclassify.cli.main import main
 from tests.support.trainings import QUIET, SHAPES
 
 

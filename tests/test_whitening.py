@@ -10,10 +10,10 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import nn
 
 from pyclassify.alexnet_bn import AlexNetBN
-from pyclassify.averaging import AverageWeights
 from pyclassify.model import AlexNet
 from pyclassify.module import Classifier
-from pyclassify.whitening import WhitenStem, whiten
+from pyclassify.training.averaging import AverageWeights
+from pyclassify.training.whitening import WhitenStem, whiten
 from tests.support import tuned
 from tests.support.processes import ROOT, run
 

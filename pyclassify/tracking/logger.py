@@ -15,9 +15,9 @@ from lightning.pytorch.loggers import MLFlowLogger
 from lightning.pytorch.loggers.logger import Logger, rank_zero_experiment
 from lightning.pytorch.utilities.rank_zero import rank_zero_only, rank_zero_warn
 
-from pyclassify import checkpoints
 from pyclassify.tracking import run
 from pyclassify.tracking.attempt import attempt
+from pyclassify.training import checkpoints
 
 WEIGHTS = "weights/best.ckpt"
 

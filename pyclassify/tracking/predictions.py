@@ -16,10 +16,10 @@ from torch.utils.data import SequentialSampler
 from torch.utils.data.distributed import DistributedSampler
 from torchmetrics.functional.classification import multiclass_calibration_error
 
-from pyclassify.agreement import gather
 from pyclassify.module import count_real
 from pyclassify.tracking.attempt import attempt
 from pyclassify.tracking.logger import RunLogger, find_run_logger
+from pyclassify.training.distributed import gather
 
 TABLE = "predictions.json"
 

@@ -13,15 +13,15 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset
 from torchmetrics import MeanMetric
 
-from pyclassify.best import BestCheckpoint
 from pyclassify.data import synthetic
 from pyclassify.datamodule import SyntheticDataModule
-from pyclassify.launch import LaunchCheck
 from pyclassify.module import Classifier
-from pyclassify.optimization import WarmupCosine
-from pyclassify.resume import Resume
 from pyclassify.tracking.metrics import RunMetrics
-from pyclassify.trainer import Trainer
+from pyclassify.training.best import BestCheckpoint
+from pyclassify.training.exact_resume import Resume
+from pyclassify.training.launch import LaunchCheck
+from pyclassify.training.optim import WarmupCosine
+from pyclassify.training.trainer import Trainer
 from pyclassify.utils import signals
 
 MAX_PATIENCE = 60  # times the time that a training has to stop in before its process is ended

@@ -13,7 +13,7 @@ from types import SimpleNamespace
 import mlflow
 from PIL import Image
 
-from pyclassify.cli import main
+from pyclassify.cli.main import main
 from pyclassify.data import synthetic
 from tests.support import forking_python
 from tests.support.processes import PIPE, ROOT, STDOUT

@@ -7,7 +7,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from pyclassify.module import Classifier
-from pyclassify.trainer import Trainer
+from pyclassify.training.trainer import Trainer
 from tests.support import networks
 
 

@@ -12,9 +12,9 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor
 
-from pyclassify.agreement import gather
-from pyclassify.checks import check_output
+from pyclassify.cli.ckpt_path import check_output
 from pyclassify.data.datasets import UNREADABLE, ScoredFiles
+from pyclassify.training.distributed import gather
 
 NAMED = 10  # of the files that do not decode, in the warning
 

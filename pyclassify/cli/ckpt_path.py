@@ -7,7 +7,7 @@ from typing import Any
 from lightning.pytorch.accelerators import CUDAAccelerator, MPSAccelerator
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
-from pyclassify.networks import MODELS
+from pyclassify.cli.networks import MODELS
 from pyclassify.tracking.logger import WEIGHTS
 from pyclassify.utils.masking import mask
 

@@ -12,10 +12,10 @@ from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
-from pyclassify import checkpoints, randomness
-from pyclassify.agreement import Agreement
-from pyclassify.checkpoints import AtomicCheckpointIO
-from pyclassify.steps import BetweenSteps, forget_restart, step_loop
+from pyclassify.training import checkpoints, randomness
+from pyclassify.training.checkpoints import AtomicCheckpointIO
+from pyclassify.training.distributed import Agreement
+from pyclassify.training.steps import BetweenSteps, forget_restart, step_loop
 from pyclassify.utils import files, signals
 
 PROGRESS = "PYCLASSIFY_PROGRESS"  # the file that the last saved step is written to

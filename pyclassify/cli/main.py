@@ -102,9 +102,9 @@ def train(given: list[str]) -> None:
     # Pages of 2 MB where the kernel gives them to who asks: AlexNet's gradients are 228 MB, taken
     # anew each step. torch reads it when it first allocates, which some imports do.
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
-    from pyclassify import training
+    from pyclassify.cli import lightning_cli
 
-    training.run(args, words)
+    lightning_cli.run(args, words)
 
 
 def explain(error: BaseException | None) -> str | None:
@@ -137,7 +137,7 @@ def explain(error: BaseException | None) -> str | None:
 
 def _is_ours(error: BaseException) -> bool:
     frames = traceback.extract_tb(error.__traceback__)
-    return bool(frames) and Path(frames[-1].filename).is_relative_to(Path(__file__).parent)
+    return bool(frames) and Path(frames[-1].filename).is_relative_to(Path(__file__).parents[1])
 
 
 def complain(text: str, turn: int = 0) -> int:

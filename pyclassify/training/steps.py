@@ -13,7 +13,7 @@ from lightning.pytorch.loops.training_epoch_loop import _TrainingEpochLoop
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 
-from pyclassify import randomness
+from pyclassify.training import randomness
 from pyclassify.utils import signals
 
 
@@ -132,6 +132,6 @@ def step_loop(trainer: pl.Trainer) -> StepLoop:
     loop = trainer.fit_loop.epoch_loop
     if not isinstance(loop, StepLoop):
         raise MisconfigurationException(
-            "Resume needs a loop that it can stop in; give it to pyclassify.trainer.Trainer"
+            "Resume needs a loop that it can stop in; use pyclassify.training.trainer.Trainer"
         )
     return loop

@@ -18,33 +18,33 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only, rank_zero_warn
 
 # Imported so that their bare names can be given to --model and --data.
 from pyclassify import datamodule, module  # noqa: F401
-from pyclassify.agreement import parting
-from pyclassify.alike import show_alike
-from pyclassify.best import BestCheckpoint
-from pyclassify.checkpoints import read_data_state
-from pyclassify.checks import (
+from pyclassify.cli.alike import show_alike
+from pyclassify.cli.ckpt_path import (
     check_devices,
     check_output,
     check_resumable,
     check_seed,
     find_checkpoint,
 )
-from pyclassify.finetuning import learning
-from pyclassify.helptext import TITLES, parser_options
-from pyclassify.launch import LaunchCheck
-from pyclassify.networks import find_network, find_program, is_registered
-from pyclassify.optimization import WarmupCosine, count_steps, spare_biases
+from pyclassify.cli.errors import explain
+from pyclassify.cli.networks import find_network, find_program, is_registered
+from pyclassify.cli.options import TITLES, parser_options
+from pyclassify.cli.summary import summarise, summarise_table
 from pyclassify.registry.registration import RegisterModel
-from pyclassify.resume import Resume
-from pyclassify.scoring import WriteTable
-from pyclassify.summary import summarise, summarise_table
 from pyclassify.tracking.describe import DescribeRun
 from pyclassify.tracking.metrics import RunMetrics
 from pyclassify.tracking.predictions import KeepPredictions
 from pyclassify.tracking.record import RecordConfig
-from pyclassify.trainer import Trainer
+from pyclassify.training.best import BestCheckpoint
+from pyclassify.training.checkpoints import read_data_state
+from pyclassify.training.distributed import parting
+from pyclassify.training.exact_resume import Resume
+from pyclassify.training.finetuning import learning
+from pyclassify.training.launch import LaunchCheck
+from pyclassify.training.optim import WarmupCosine, count_steps, spare_biases
+from pyclassify.training.prediction_writer import WriteTable
+from pyclassify.training.trainer import Trainer
 from pyclassify.utils.options import UNSET, settings
-from pyclassify.wording import explain
 
 EXAMPLES = {
     "trainer": "max_epochs",

@@ -5,8 +5,8 @@ from typing import Any
 import lightning.pytorch as pl
 from lightning.pytorch.strategies import DDPStrategy
 
-from pyclassify.scoring import WriteTable
-from pyclassify.steps import StepLoop
+from pyclassify.training.prediction_writer import WriteTable
+from pyclassify.training.steps import StepLoop
 
 
 class Trainer(pl.Trainer):
