@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from pyclassify.datamodule import ImageFolderDataModule
-from pyclassify.exported import ExportedClassifier
 from pyclassify.module import Classifier
 from pyclassify.serving.export import export
+from pyclassify.serving.exported import ExportedClassifier
 from pyclassify.training.distributed import parting
 from pyclassify.training.prediction_writer import WriteTable
 from pyclassify.utils.signals import stop_with_parent

@@ -54,7 +54,7 @@ EXAMPLES = {
 }
 
 RUN_LOGGER = "pyclassify.tracking.logger.RunLogger"
-EXPORTED = "pyclassify.exported.ExportedClassifier"
+EXPORTED = "pyclassify.serving.exported.ExportedClassifier"
 
 # What `prepare` runs with: a login node has none of the devices that the data is for.
 ANYWHERE = {

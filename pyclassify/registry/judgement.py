@@ -11,8 +11,8 @@ from torch.utils.data import Dataset
 
 from pyclassify.data.datasets import ImageFiles
 from pyclassify.data.decoding import read_image
-from pyclassify.exported import PIXELS
 from pyclassify.serving.export import PROGRAM, load
+from pyclassify.serving.exported import PIXELS
 from pyclassify.tracking.answers import Answers
 
 BATCH = 128  # images of one size that are classified together

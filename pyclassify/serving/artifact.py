@@ -15,7 +15,7 @@ from torch import nn
 from pyclassify.serving.export import export
 
 # Copied into the model: what it does, and how it reads images.
-CODE = Path(__file__).with_name("model.py")
+CODE = Path(__file__).with_name("endpoint.py")
 IMAGES = Path(__file__).parents[1] / "data" / "images.py"
 
 # What the model runs with; all else comes with these. pandas is MLflow's, and named as each request
