@@ -9,7 +9,7 @@ import os
 import shutil
 import time
 
-from pyclassify.tracking.spool import records
+from pyclassify.spool import records
 
 
 def kill_rank(torture, draw):

@@ -27,7 +27,7 @@ def log(run_ids, uri, by, rate, seconds, folder, files_every=0):
     """
     from mlflow import MlflowClient
 
-    from pyclassify.tracking.spool import registry
+    from pyclassify.spool import registry
 
     os.environ.pop("MLFLOW_RUN_ID", None)
     registry.register()
@@ -71,9 +71,9 @@ def by_spool(run_id, uri, steps, pause, folder, files_every):
     """Through a spool, which a thread of the run's own delivers."""
     from mlflow import MlflowClient
 
-    from pyclassify.tracking.opening import Written
-    from pyclassify.tracking.spool.delivery import be_impatient
-    from pyclassify.tracking.spool.target import prepare
+    from pyclassify.spool.spooled_run import Written
+    from pyclassify.spool.target import prepare
+    from pyclassify.spool.upload_thread import be_impatient
 
     be_impatient()
     written = Written(prepare(folder, MlflowClient(uri), run_id), uri)

@@ -48,8 +48,8 @@ def send_spooled(client, run_id, root, count):
     from mlflow import MlflowClient
     from mlflow.entities import Metric
 
-    from pyclassify.tracking.spool.courier import Courier
-    from pyclassify.tracking.spool.target import prepare
+    from pyclassify.spool.target import prepare
+    from pyclassify.spool.uploader import Courier
 
     folder = prepare(root, client, run_id)
     spool = MlflowClient(f"spool://{root}")
@@ -113,7 +113,7 @@ def main():
         os.chdir(folder)
         from mlflow import MlflowClient
 
-        from pyclassify.tracking.spool.registry import register
+        from pyclassify.spool.registry import register
 
         register()
         server = Server(folder)

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from pyclassify.restore import make_absolute, saving_loggers, spell_name
+from pyclassify.spool import lock
 from pyclassify.tracking import capsule, spread
 from pyclassify.tracking.run import spool_root
-from pyclassify.tracking.spool import lock
 from pyclassify.utils.masking import MASK
 from pyclassify.utils.options import SHORT_OPTIONS
 

@@ -11,7 +11,7 @@ import pytest
 from mlflow.store.artifact import s3_artifact_repo
 
 from pyclassify.cli.main import main
-from pyclassify.tracking.spool import registry, target
+from pyclassify.spool import registry, target
 from tests.support.phrases import mentions
 from tests.support.servers import BucketProxy
 from tests.support.service import BUCKET, sign_in

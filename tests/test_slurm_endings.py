@@ -9,8 +9,8 @@ from pyclassify.slurm import delivery, reconcile, report
 from pyclassify.slurm.answers import Job
 from pyclassify.slurm.reconcile import Ending
 from pyclassify.slurm.states import STATES
-from pyclassify.tracking.spool import target
-from pyclassify.tracking.spool.courier import Courier
+from pyclassify.spool import target
+from pyclassify.spool.uploader import Courier
 from tests.support.phrases import mentions
 from tests.support.slurm_jobs import artifacts, note
 from tests.support.stores import experiment_id

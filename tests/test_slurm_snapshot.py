@@ -11,7 +11,7 @@ from mlflow.projects._project_spec import EntryPoint
 
 from pyclassify.slurm import clearing, snapshot
 from pyclassify.slurm.parameters import place
-from pyclassify.tracking.spool.courier import Courier
+from pyclassify.spool.uploader import Courier
 from pyclassify.utils import listing
 from tests.support import repositories, spooled
 from tests.support.stores import experiment_id

@@ -8,12 +8,12 @@ import mlflow
 import pytest
 from mlflow.entities import Metric
 
-from pyclassify.tracking.spool import records
-from pyclassify.tracking.spool.courier import BUSY, SPOOL_TAG, Courier, alone
-from pyclassify.tracking.spool.delivery import Delivery
-from pyclassify.tracking.spool.opened import open_run
-from pyclassify.tracking.spool.records import Segment, encode
-from pyclassify.tracking.spool.uploads import WaitingError
+from pyclassify.spool import records
+from pyclassify.spool.records import Segment, encode
+from pyclassify.spool.upload_thread import Delivery
+from pyclassify.spool.uploader import BUSY, SPOOL_TAG, Courier, alone
+from pyclassify.spool.uploads import WaitingError
+from pyclassify.spool.writer import open_run
 from tests.support.runs import MetaDataset
 from tests.support.spooled import answering, deliver, points
 from tests.support.waiting import scale, wait_until
@@ -304,7 +304,7 @@ def log_and_finish(spool, delivery):
     ("code", "words"), [(500, "500"), (403, "it refuses permission"), (404, "404")]
 )
 def test_server_that_refuses_is_told_once_and_logging_goes_on(code, words, spool, monkeypatch):
-    monkeypatch.setattr("pyclassify.tracking.spool.delivery.PERIOD", 0.05)
+    monkeypatch.setattr("pyclassify.spool.upload_thread.PERIOD", 0.05)
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     with answering(code) as address:
         delivery = Delivery(spool.folder, address)

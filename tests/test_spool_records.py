@@ -4,9 +4,9 @@ import math
 
 import pytest
 
-from pyclassify.tracking.spool import records, target
-from pyclassify.tracking.spool.opened import OpenRun
-from pyclassify.tracking.spool.records import DamagedRecord, Segment
+from pyclassify.spool import records, target
+from pyclassify.spool.records import DamagedRecord, Segment
+from pyclassify.spool.writer import OpenRun
 from tests.support.spooled import files_of_at_most
 
 RECORDS = [
@@ -117,7 +117,7 @@ def test_what_finds_no_room_is_kept_in_memory_and_written_when_there_is_some(ope
 def test_log_that_outgrows_the_memory_is_dropped_with_a_warning_and_training_goes_on(
     opened, monkeypatch
 ):
-    monkeypatch.setattr("pyclassify.tracking.spool.opened.MOST_BYTES", 1000)
+    monkeypatch.setattr("pyclassify.spool.writer.MOST_BYTES", 1000)
     with pytest.warns(UserWarning, match="lost until there is room") as said:
         log_without_room(opened, size=0, steps=100)
 

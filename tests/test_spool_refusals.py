@@ -5,8 +5,8 @@ import pytest
 from mlflow.protos.databricks_pb2 import BAD_REQUEST, INVALID_PARAMETER_VALUE
 from sqlalchemy import exc
 
-from pyclassify.tracking.spool.delivery import in_words
-from pyclassify.tracking.spool.refusals import is_final
+from pyclassify.spool.refusals import is_final
+from pyclassify.spool.upload_thread import in_words
 from tests.support.phrases import mentions
 from tests.support.spooled import deliver
 

@@ -9,11 +9,11 @@ import pytest
 from mlflow.entities import Metric
 
 from pyclassify.cli.main import main
+from pyclassify.spool import records, registry, target
+from pyclassify.spool.upload_thread import HASTE, PATIENCE
+from pyclassify.spool.uploader import SPOOL_TAG, Courier
 from pyclassify.tracking import run
 from pyclassify.tracking.logger import RunLogger
-from pyclassify.tracking.spool import records, registry, target
-from pyclassify.tracking.spool.courier import SPOOL_TAG, Courier
-from pyclassify.tracking.spool.delivery import HASTE, PATIENCE
 from tests.support import waiting
 from tests.support.phrases import mentions
 from tests.support.restarting_server import Server
@@ -112,7 +112,7 @@ def log_a_run():
 
 
 def test_server_that_comes_back_gets_what_was_logged_meanwhile(database, monkeypatch):
-    monkeypatch.setattr("pyclassify.tracking.spool.delivery.PERIOD", 0.1)
+    monkeypatch.setattr("pyclassify.spool.upload_thread.PERIOD", 0.1)
     with serving(database) as (server, there):
         monkeypatch.setenv("MLFLOW_TRACKING_URI", there.tracking_uri)
         logger = RunLogger()
@@ -132,7 +132,7 @@ def test_server_that_comes_back_gets_what_was_logged_meanwhile(database, monkeyp
 @pytest.fixture
 def full_disk(database, monkeypatch):
     """A server and its client, an open run, and how long a file of this process's may be then."""
-    monkeypatch.setattr("pyclassify.tracking.opening.STOP_SECONDS", 0.5)
+    monkeypatch.setattr("pyclassify.spool.spooled_run.STOP_SECONDS", 0.5)
     with serving(database) as (server, there):
         monkeypatch.setenv("MLFLOW_TRACKING_URI", there.tracking_uri)
         logger = RunLogger()
@@ -168,7 +168,7 @@ def log_and_end(logger, status):
 
 
 def test_second_attempt_without_a_server_goes_on_in_the_spool_of_the_first(database, monkeypatch):
-    monkeypatch.setattr("pyclassify.tracking.opening.STOP_SECONDS", 0.2)
+    monkeypatch.setattr("pyclassify.spool.spooled_run.STOP_SECONDS", 0.2)
     with serving(database) as (server, there):
         experiment = there.get_experiment_by_name("tested").experiment_id
         run_id = there.create_run(experiment).info.run_id

@@ -8,10 +8,10 @@ import pytest
 from mlflow.entities import DatasetInput, InputTag, LoggedModelInput, Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
 
-from pyclassify.tracking.spool import records
-from pyclassify.tracking.spool.courier import Courier
-from pyclassify.tracking.spool.registry import register
-from pyclassify.tracking.spool.target import prepare
+from pyclassify.spool import records
+from pyclassify.spool.registry import register
+from pyclassify.spool.target import prepare
+from pyclassify.spool.uploader import Courier
 from tests.support.runs import MetaDataset
 from tests.support.spooled import begin_again, points
 

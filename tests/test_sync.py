@@ -7,8 +7,8 @@ import mlflow
 import pytest
 
 from pyclassify.cli.main import main
-from pyclassify.tracking.spool import records, target
-from pyclassify.tracking.spool.sync import Sync, find
+from pyclassify.spool import records, target
+from pyclassify.spool.sync import Sync, find
 from tests.support import processes
 from tests.support.phrases import mentions
 from tests.support.spooled import answering, begin_again, points

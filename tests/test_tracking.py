@@ -12,10 +12,10 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from mlflow.entities import RunStatus
 from mlflow.exceptions import MlflowException
 
+from pyclassify.spool.spooled_run import Written
+from pyclassify.spool.uploader import Courier
 from pyclassify.tracking import insist, run
 from pyclassify.tracking.logger import RunLogger
-from pyclassify.tracking.opening import Written
-from pyclassify.tracking.spool.courier import Courier
 from tests.support import processes
 from tests.support.spooled import answering, files_of_at_most, points
 from tests.support.stores import using

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from pyclassify.tracking.spool import lock
+from pyclassify.spool import lock
 from tests.support import processes
 from tests.support.spooled import TAKE
 

@@ -11,8 +11,8 @@ from typing import Any
 
 from pyclassify.registry.aliases import Standing, Version
 from pyclassify.registry.decision import NOT_JUDGED, Decision, restore, restore_from_tags
+from pyclassify.spool.files import open_files
 from pyclassify.tracking.attempt import attempt
-from pyclassify.tracking.files import open_files
 
 FILE = "decision.json"
 

@@ -5,8 +5,8 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from pyclassify.tracking.spool import records
-from pyclassify.tracking.spool.records import FINAL
+from pyclassify.spool import records
+from pyclassify.spool.records import FINAL
 
 _DAY = 86_400.0
 

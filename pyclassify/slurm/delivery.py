@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
-from pyclassify.tracking.spool import records
+from pyclassify.spool import records
 from pyclassify.utils.masking import mask
 
 T = TypeVar("T")
@@ -56,7 +56,7 @@ def open_spool(root: Path) -> Any:
     """The `MlflowClient` of the spools in a folder, also where this package is not installed."""
     from mlflow import MlflowClient
 
-    from pyclassify.tracking.spool import registry
+    from pyclassify.spool import registry
 
     registry.register()
     return MlflowClient(records.uri_of(root))

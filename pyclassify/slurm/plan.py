@@ -16,7 +16,7 @@ from pyclassify.slurm.environment import Environment
 from pyclassify.slurm.keys import Config
 from pyclassify.slurm.parameters import find_files, place
 from pyclassify.slurm.topology import Topology
-from pyclassify.tracking.spool import records
+from pyclassify.spool import records
 from pyclassify.utils import listing
 
 _UNFIT = re.compile(r"[/\x00-\x1f\x7f]")

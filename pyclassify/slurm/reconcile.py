@@ -10,7 +10,7 @@ from typing import Any
 from pyclassify.slurm import description
 from pyclassify.slurm.answers import Job
 from pyclassify.slurm.states import STATES, state_by
-from pyclassify.tracking.spool.records import FINAL
+from pyclassify.spool.records import FINAL
 
 FOLDER = "slurm"  # of artifacts
 BY = "slurm_status_by"  # the tag that says who gave the run its status, where it may change

@@ -12,7 +12,7 @@ from pyclassify.slurm import accounting, client, reconcile
 from pyclassify.slurm.accounting import Account
 from pyclassify.slurm.logs import tail_of
 from pyclassify.slurm.reconcile import STATE, Ending
-from pyclassify.tracking.spool.records import FINAL
+from pyclassify.spool.records import FINAL
 
 FORGOTTEN = "UNKNOWN"
 _LOST = Ending("FAILED", "SLURM has forgotten the job, and nobody saw how it ended")

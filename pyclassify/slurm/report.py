@@ -18,7 +18,7 @@ from typing import Any
 
 from pyclassify.slurm import attempts, delivery, description, reconcile
 from pyclassify.slurm.reconcile import LEFT, RESUME, Ending
-from pyclassify.tracking.spool.records import FINAL
+from pyclassify.spool.records import FINAL
 
 STAYS = 3  # exit code: nothing is to be started, and the run stays as it is
 AGAIN = Ending("SCHEDULED", "the job is to start again")

@@ -11,8 +11,8 @@ from pyclassify.slurm import client, config, delivery, description, destination,
 from pyclassify.slurm.programs import SlurmError
 from pyclassify.slurm.submitted import SlurmRun
 from pyclassify.slurm.values import TIME
-from pyclassify.tracking.spool import records
-from pyclassify.tracking.spool.records import FINAL
+from pyclassify.spool import records
+from pyclassify.spool.records import FINAL
 
 _PATIENCE = 60.0  # seconds for a job that is about to end
 _ANEW = "`mlflow run --backend slurm` submits a new run"

@@ -27,14 +27,7 @@ from pyclassify.utils.listing import find_repository, list_files
 
 PACKAGE = Path(__file__).parents[1]
 # What reports to MLflow needs these packages and MLflow alone.
-_REPORTER = (
-    "__init__.py",
-    "slurm/*.py",
-    "tracking/__init__.py",
-    "tracking/files.py",
-    "tracking/spool/*.py",
-    "utils/*.py",
-)
+_REPORTER = ("__init__.py", "slurm/*.py", "spool/*.py", "utils/*.py")
 
 
 def take(project: Path, folder: Path, names: Sequence[str], left_out: dict[str, str]) -> None:

@@ -12,7 +12,7 @@ from pyclassify.slurm import client, description, reconcile
 from pyclassify.slurm.answers import Job
 from pyclassify.slurm.logs import tail_of
 from pyclassify.slurm.programs import SlurmSilent
-from pyclassify.tracking.spool.records import FINAL
+from pyclassify.spool.records import FINAL
 
 _POLL = 2.0  # seconds; each is a call of squeue
 _POLL_MOST = 15.0

@@ -9,7 +9,7 @@ from typing import Any
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
-from pyclassify.tracking.files import open_files
+from pyclassify.spool.files import open_files
 
 PREDICTIONS = "predictions.json"
 

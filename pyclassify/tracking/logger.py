@@ -53,7 +53,7 @@ class RunLogger(MLFlowLogger):
             return
         import mlflow
 
-        from pyclassify.tracking.spool.registry import register
+        from pyclassify.spool.registry import register
 
         register()  # MLFLOW_TRACKING_URI may name a spool
         super().__init__(

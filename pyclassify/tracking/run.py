@@ -10,9 +10,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from pyclassify.tracking import insist, opening
-from pyclassify.tracking.opening import Written
-from pyclassify.tracking.spool.lock import RunIsHeldError
+from pyclassify.spool import spooled_run
+from pyclassify.spool.lock import RunIsHeldError
+from pyclassify.spool.spooled_run import Written
+from pyclassify.tracking import insist
 
 # What MLflow calls a run that nobody named: "adjective-noun-number".
 _RANDOM_NAME = re.compile(r"[a-z]+-[a-z]+-\d+")
@@ -102,7 +103,7 @@ def start(
         uri = tracking_uri or mlflow.get_tracking_uri()
         root = spool_root(save_dir).absolute()
         try:
-            _open = opening.open_run(_given, experiment_name, run_name, tags, uri, root)
+            _open = spooled_run.open_run(_given, experiment_name, run_name, tags, uri, root)
         except RunIsHeldError:
             _marked = _LEFT  # its status is that of who holds it
             raise

@@ -21,7 +21,7 @@ PLAIN_VERBS = {
     "resume": "pyclassify.resumption:resume",
     "rollback": "pyclassify.registry.promotion:rollback",
     "slurm": "pyclassify.slurm.verbs:main",
-    "sync": "pyclassify.tracking.spool.sync:main",
+    "sync": "pyclassify.spool.sync:main",
 }
 
 SHORT_OPTIONS = {

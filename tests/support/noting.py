@@ -5,11 +5,11 @@ from pathlib import Path
 
 from lightning.pytorch import Callback
 
-from pyclassify.tracking.spool import delivery
+from pyclassify.spool import upload_thread
 
 EVERY = 10  # steps between two files that it logs
 # What fails, and what is well again, is soon found to be so.
-delivery.PERIOD, delivery.MOST_PAUSE = 0.5, 1.0
+upload_thread.PERIOD, upload_thread.MOST_PAUSE = 0.5, 1.0
 
 
 class Noting(Callback):

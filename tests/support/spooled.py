@@ -9,9 +9,9 @@ from types import SimpleNamespace
 
 import mlflow
 
-from pyclassify.tracking.spool import registry, target
-from pyclassify.tracking.spool.courier import Courier
-from pyclassify.tracking.spool.opened import forget
+from pyclassify.spool import registry, target
+from pyclassify.spool.uploader import Courier
+from pyclassify.spool.writer import forget
 from tests.support import waiting
 
 

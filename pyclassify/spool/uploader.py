@@ -7,12 +7,12 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from pyclassify.tracking.spool import records
-from pyclassify.tracking.spool.batches import Batch, read_batches
-from pyclassify.tracking.spool.records import Record
-from pyclassify.tracking.spool.refusals import Refusals
-from pyclassify.tracking.spool.sender import Sender
-from pyclassify.tracking.spool.uploads import Uploads, upload
+from pyclassify.spool import records
+from pyclassify.spool.batches import Batch, read_batches
+from pyclassify.spool.records import Record
+from pyclassify.spool.refusals import Refusals
+from pyclassify.spool.server import Sender
+from pyclassify.spool.uploads import Uploads, upload
 
 BUSY = "another process delivers this run"
 SPOOL_TAG = "pyclassify.spool"

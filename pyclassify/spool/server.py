@@ -4,9 +4,9 @@ from collections.abc import Callable
 from functools import cached_property
 from typing import Any
 
-from pyclassify.tracking.spool.batches import POINTS, Batch
-from pyclassify.tracking.spool.records import FINAL, Record
-from pyclassify.tracking.spool.refusals import INVALID, Refusals, is_final
+from pyclassify.spool.batches import POINTS, Batch
+from pyclassify.spool.records import FINAL, Record
+from pyclassify.spool.refusals import INVALID, Refusals, is_final
 
 _TAGS = 100  # MLflow's limit for a batch of tags or parameters
 
@@ -113,7 +113,7 @@ class Sender:
         self.client.update_run(self.run_id, name=name)
 
     def _input(self, datasets: list[Any]) -> None:
-        from pyclassify.tracking.spool.store import to_input
+        from pyclassify.spool.store import to_input
 
         self.client.log_inputs(self.run_id, [to_input(each) for each in datasets])
 

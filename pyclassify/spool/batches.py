@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pyclassify.tracking.spool import records
-from pyclassify.tracking.spool.records import DamagedRecord, Record
+from pyclassify.spool import records
+from pyclassify.spool.records import DamagedRecord, Record
 
 POINTS = 1000  # MLflow's limit for a batch of metrics
 _RECORDS = 5000  # of one batch; their metrics may take several calls

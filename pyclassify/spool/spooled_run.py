@@ -7,7 +7,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-from pyclassify.tracking.spool import records
+from pyclassify.spool import records
 from pyclassify.utils.masking import mask
 
 ATTEMPTS = "attempts"  # the tag that says how often training was started in a run
@@ -30,8 +30,8 @@ class Written:
     def __init__(self, folder: Path, tracking_uri: str = "", active: bool = False) -> None:
         from mlflow import MlflowClient
 
-        from pyclassify.tracking.spool import lock
-        from pyclassify.tracking.spool.delivery import Delivery
+        from pyclassify.spool import lock
+        from pyclassify.spool.upload_thread import Delivery
 
         lock.take(folder)
         self.folder, self.tracking_uri, self._active = folder, tracking_uri, active
@@ -72,7 +72,7 @@ class Written:
 
     def append(self, record: dict[str, Any]) -> None:
         """Write a record that is of this project and not of MLflow's store."""
-        from pyclassify.tracking.spool.opened import open_run
+        from pyclassify.spool.writer import open_run
 
         open_run(self.folder).append(record)
 
@@ -82,7 +82,7 @@ class Written:
         Raises:
             OSError: It takes nothing at the moment.
         """
-        from pyclassify.tracking.spool.opened import open_run
+        from pyclassify.spool.writer import open_run
 
         if self._over:
             return
@@ -123,8 +123,8 @@ class Written:
         import mlflow
         from mlflow.tracking._tracking_service import utils
 
-        from pyclassify.tracking.spool import lock
-        from pyclassify.tracking.spool.opened import forget
+        from pyclassify.spool import lock
+        from pyclassify.spool.writer import forget
 
         if self._active and (stack := mlflow.tracking.fluent._active_run_stack.get()):
             stack.pop()
@@ -158,11 +158,11 @@ def open_run(
     from mlflow import MlflowClient
     from mlflow.exceptions import MlflowException
 
-    from pyclassify.tracking.spool import lock
-    from pyclassify.tracking.spool.delivery import be_impatient, in_haste, in_words
-    from pyclassify.tracking.spool.registry import register
-    from pyclassify.tracking.spool.store import root_of
-    from pyclassify.tracking.spool.target import prepare
+    from pyclassify.spool import lock
+    from pyclassify.spool.registry import register
+    from pyclassify.spool.store import root_of
+    from pyclassify.spool.target import prepare
+    from pyclassify.spool.upload_thread import be_impatient, in_haste, in_words
 
     register()
     be_impatient()
@@ -209,7 +209,7 @@ def _make(
 
     from mlflow.tracking.context.registry import resolve_tags
 
-    from pyclassify.tracking.spool.target import make
+    from pyclassify.spool.target import make
 
     run_id = given or uuid.uuid4().hex
     if records.is_spool(root / run_id):

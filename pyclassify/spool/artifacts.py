@@ -10,8 +10,8 @@ from typing import Any
 from mlflow.entities import FileInfo
 from mlflow.store.artifact.artifact_repo import ArtifactRepository, verify_artifact_path
 
-from pyclassify.tracking.spool.opened import open_run
-from pyclassify.tracking.spool.store import root_of
+from pyclassify.spool.store import root_of
+from pyclassify.spool.writer import open_run
 
 _CHUNK = 1 << 20
 

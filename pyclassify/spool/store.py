@@ -30,10 +30,10 @@ from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE, RESOURCE_DOES_
 from mlflow.store.entities.paged_list import PagedList
 from mlflow.store.tracking.abstract_store import AbstractStore
 
-from pyclassify.tracking.spool import records
-from pyclassify.tracking.spool.mirror import Mirror
-from pyclassify.tracking.spool.opened import OpenRun, open_run, opened_under
-from pyclassify.tracking.spool.target import make
+from pyclassify.spool import records
+from pyclassify.spool.mirror import Mirror
+from pyclassify.spool.target import make
+from pyclassify.spool.writer import OpenRun, open_run, opened_under
 
 
 def root_of(uri: str) -> Path:

@@ -7,9 +7,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from pyclassify.tracking.spool import records
-from pyclassify.tracking.spool.mirror import Mirror, Steps
-from pyclassify.tracking.spool.records import Record, Segment
+from pyclassify.spool import records
+from pyclassify.spool.mirror import Mirror, Steps
+from pyclassify.spool.records import Record, Segment
 
 MOST_BYTES = 1 << 28  # kept in memory while the disk takes nothing
 

@@ -4,8 +4,8 @@ import json
 import warnings
 from pathlib import Path
 
-from pyclassify.tracking.spool.records import Record
-from pyclassify.tracking.spool.stores import is_database_failing
+from pyclassify.spool.records import Record
+from pyclassify.spool.stores import is_database_failing
 
 # What the server says of a request that it will never take, and what a proxy says of it.
 INVALID = ("INVALID_PARAMETER_VALUE", "BAD_REQUEST", "MALFORMED_REQUEST")

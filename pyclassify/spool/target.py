@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from pyclassify.tracking.spool import records
+from pyclassify.spool import records
 from pyclassify.utils.masking import mask
 
 

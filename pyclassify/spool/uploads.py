@@ -8,8 +8,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from pyclassify.tracking.files import open_files
-from pyclassify.tracking.spool.records import Record
+from pyclassify.spool.files import open_files
+from pyclassify.spool.records import Record
 
 # Spent on files that can't be stored: each may take a timeout, and what is logged has to go on.
 _PATIENCE = 10.0  # seconds

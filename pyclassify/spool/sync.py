@@ -7,8 +7,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from pyclassify.tracking.spool import records
-from pyclassify.tracking.spool.courier import Courier
+from pyclassify.spool import records
+from pyclassify.spool.uploader import Courier
 from pyclassify.utils.options import VerbParser
 
 DEEPEST = 3  # folders below the one given: WORK_DIR/<run>/spool/<run>
@@ -30,7 +30,7 @@ def main(args: Sequence[str]) -> int:
         ValueError: The command line is wrong.
         OSError: There is no such folder.
     """
-    from pyclassify.tracking.spool.delivery import be_impatient
+    from pyclassify.spool.upload_thread import be_impatient
 
     asked = _parse(args)
     if not asked.folder.is_dir():
@@ -151,7 +151,7 @@ class Sync:
         self._line = text
 
     def _complain(self, spool: Path, error: Exception) -> None:
-        from pyclassify.tracking.spool.delivery import in_words, refused_by
+        from pyclassify.spool.upload_thread import in_words, refused_by
 
         words = in_words(error)
         if self._told.get(spool) != words:

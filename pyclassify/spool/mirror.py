@@ -5,8 +5,8 @@ from bisect import bisect_left
 from pathlib import Path
 from typing import Any
 
-from pyclassify.tracking.spool import records
-from pyclassify.tracking.spool.records import DamagedRecord, Record
+from pyclassify.spool import records
+from pyclassify.spool.records import DamagedRecord, Record
 
 
 class Steps:

@@ -10,11 +10,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from pyclassify.tracking.spool import records, stores
-from pyclassify.tracking.spool.batches import Batch
-from pyclassify.tracking.spool.courier import BUSY, Courier, MakeVersion
-from pyclassify.tracking.spool.opened import open_run
-from pyclassify.tracking.spool.uploads import WaitingError
+from pyclassify.spool import records, stores
+from pyclassify.spool.batches import Batch
+from pyclassify.spool.uploader import BUSY, Courier, MakeVersion
+from pyclassify.spool.uploads import WaitingError
+from pyclassify.spool.writer import open_run
 from pyclassify.utils.masking import mask
 
 # Each time, and not the first alone, unless a person asked otherwise: a server may go away again.

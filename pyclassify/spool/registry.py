@@ -6,8 +6,8 @@ def register() -> None:
     from mlflow.store.artifact.artifact_repository_registry import _artifact_repository_registry
     from mlflow.tracking._tracking_service.utils import _tracking_store_registry
 
-    from pyclassify.tracking.spool.artifacts import SpoolArtifacts
-    from pyclassify.tracking.spool.store import SpoolStore
+    from pyclassify.spool.artifacts import SpoolArtifacts
+    from pyclassify.spool.store import SpoolStore
 
     _tracking_store_registry.register("spool", SpoolStore)
     _artifact_repository_registry.register("spool", SpoolArtifacts)
