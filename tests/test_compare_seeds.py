@@ -6,8 +6,8 @@ import mlflow
 import pytest
 from scipy.stats import ttest_ind
 
-from pyclassify.evaluation import mean_interval, welch
-from pyclassify.tracking.spread import in_words
+from pyclassify.runs.spread import in_words
+from pyclassify.runs.stats import mean_interval, welch
 from tests.support.phrases import mentions
 from tests.support.runs import record
 from tests.support.trainings import refusal

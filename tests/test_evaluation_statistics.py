@@ -5,7 +5,7 @@ from math import comb, isclose
 import pytest
 from scipy.stats import multinomial
 
-from pyclassify.evaluation import mcnemar, mean_interval, paired_interval
+from pyclassify.runs.stats import mcnemar, mean_interval, paired_interval
 
 
 @pytest.mark.parametrize(

@@ -10,8 +10,8 @@ import mlflow
 import pytest
 import torch
 
-from pyclassify.rerun import read_options
-from pyclassify.restore import prepare
+from pyclassify.runs.rerun import read_options
+from pyclassify.runs.restore import prepare
 from pyclassify.slurm.parameters import place
 from tests.support import tuned
 from tests.support.processes import ROOT

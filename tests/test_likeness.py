@@ -5,7 +5,7 @@ import json
 import pytest
 import yaml
 
-from pyclassify.tracking import likeness
+from pyclassify.runs import likeness
 from tests.support.phrases import mentions
 from tests.support.stores import experiment_id
 

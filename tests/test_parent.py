@@ -4,9 +4,9 @@ import math
 
 import pytest
 
+from pyclassify.runs.parent import Parent, list_children
+from pyclassify.runs.spread import find_logger
 from pyclassify.tracking import run
-from pyclassify.tracking.parent import Parent, list_children
-from pyclassify.tracking.spread import find_logger
 from tests.support.stores import experiment_id
 
 

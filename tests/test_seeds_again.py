@@ -9,8 +9,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from pyclassify import seeds
 from pyclassify.cli.main import main
+from pyclassify.runs import seeds
 from pyclassify.utils import launcher
 from tests.support import processes
 from tests.support.phrases import mentions

@@ -7,7 +7,7 @@ import sys
 import pytest
 from lightning.fabric.plugins.environments import SLURMEnvironment
 
-from pyclassify.seeds import leave_out, list_seeds, meet_elsewhere, read_count
+from pyclassify.runs.seeds import leave_out, list_seeds, meet_elsewhere, read_count
 from tests.support.phrases import mentions
 from tests.support.processes import ROOT
 
@@ -134,6 +134,8 @@ def test_nothing_is_changed_where_no_launcher_names_a_port(monkeypatch):
 
 
 def test_torch_is_not_loaded_to_hold_seeds_together():
-    code = "import sys, pyclassify.cli.main, pyclassify.tracking.parent; sys.exit('torch' in sys.modules)"
+    code = (
+        "import sys, pyclassify.cli.main, pyclassify.runs.parent; sys.exit('torch' in sys.modules)"
+    )
 
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0

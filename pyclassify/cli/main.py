@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 from pkgutil import resolve_name
 
-from pyclassify import seeds
+from pyclassify.runs import seeds
 from pyclassify.tracking import run
 from pyclassify.utils.options import PLAIN_VERBS, spell_out
 from pyclassify.utils.signals import stop_on_signals, stop_with_parent

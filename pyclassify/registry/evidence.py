@@ -9,8 +9,8 @@ from pyclassify.registry.aliases import Version
 from pyclassify.utils.masking import mask
 
 if TYPE_CHECKING:
+    from pyclassify.runs.pairing import PairedTest
     from pyclassify.tracking.answers import Answers
-    from pyclassify.tracking.pairing import PairedTest
 
 
 class NoEvidence(Exception):
@@ -77,8 +77,8 @@ class Evidence:
     def _pair(
         self, champion: Version, first: "tuple[Any, Answers]", second: "tuple[Any, Answers]"
     ) -> "PairedTest":
+        from pyclassify.runs.pairing import pair
         from pyclassify.tracking.answers import how_images_differ
-        from pyclassify.tracking.pairing import pair
 
         runs, answers = zip(first, second, strict=True)
         how = how_images_differ(runs, answers)

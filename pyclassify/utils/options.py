@@ -15,10 +15,10 @@ VERBS = ("train", "fit", "validate", "test", "predict", "prepare")
 # Verbs that train nothing and have no run of their own: functions of the arguments after the verb,
 # imported only when asked for.
 PLAIN_VERBS = {
-    "compare": "pyclassify.tracking.compare:main",
+    "compare": "pyclassify.runs.compare:main",
     "promote": "pyclassify.registry.promotion:promote",
-    "rerun": "pyclassify.rerun:rerun",
-    "resume": "pyclassify.resumption:resume",
+    "rerun": "pyclassify.runs.rerun:rerun",
+    "resume": "pyclassify.runs.resume:resume",
     "rollback": "pyclassify.registry.promotion:rollback",
     "slurm": "pyclassify.slurm.verbs:main",
     "sync": "pyclassify.spool.sync:main",

@@ -17,8 +17,9 @@ from typing import Any
 
 import yaml
 
-from pyclassify.restore import PATHS, find_code, locate, prepare
-from pyclassify.tracking import capsule, likeness
+from pyclassify.runs import likeness
+from pyclassify.runs.restore import PATHS, find_code, locate, prepare
+from pyclassify.tracking import capsule
 from pyclassify.tracking.dataset import OVERRIDDEN, SOURCE_RUN
 from pyclassify.tracking.run import hand_over
 from pyclassify.utils.masking import mask_command
@@ -121,7 +122,7 @@ def fetch(client: Any, run_id: str, folder: Path) -> Path:
         ValueError: It has none.
     """
     if not client.list_artifacts(run_id, capsule.FOLDER):
-        from pyclassify.tracking.parent import list_children
+        from pyclassify.runs.parent import list_children
 
         if children := list_children(client, client.get_run(run_id)):
             ids = ", ".join(f"{each.info.run_id} ({each.info.run_name})" for each in children)

@@ -6,8 +6,8 @@ from math import isfinite
 
 from mlflow.entities import Run
 
-from pyclassify.tracking.pairing import PairedTest, judge
-from pyclassify.tracking.seedtest import SeedsTest, judge_seeds
+from pyclassify.runs.pairing import PairedTest, judge
+from pyclassify.runs.seedtest import SeedsTest, judge_seeds
 from pyclassify.utils.options import PARTS, SHORT_OPTIONS
 
 # What `mlflow run -P` may have stored as typed; the same is there as resolved, with a slash.

@@ -13,10 +13,10 @@ import mlflow
 from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
 
-from pyclassify.tracking.comparison import Comparison, compare, differences
+from pyclassify.runs.comparison import Comparison, compare, differences
+from pyclassify.runs.report import report
 from pyclassify.tracking.find import be_brief, find_best, find_run, in_words, open_store
 from pyclassify.tracking.links import compare_link, server_address, start_quickly
-from pyclassify.tracking.report import report
 from pyclassify.utils.masking import mask
 from pyclassify.utils.options import VerbParser
 

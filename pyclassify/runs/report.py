@@ -5,10 +5,10 @@ from collections.abc import Sequence
 from math import inf
 from textwrap import fill
 
-from pyclassify.tracking.comparison import Comparison, differences
-from pyclassify.tracking.pairing import PairedTest
-from pyclassify.tracking.seedtest import SeedsTest
-from pyclassify.tracking.table import GAP, NARROWEST_COLUMN, cut, table
+from pyclassify.runs.comparison import Comparison, differences
+from pyclassify.runs.pairing import PairedTest
+from pyclassify.runs.seedtest import SeedsTest
+from pyclassify.runs.table import GAP, NARROWEST_COLUMN, cut, table
 
 UNSET = "-"
 

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 from mlflow.entities import Run
 
-from pyclassify.evaluation import mcnemar, paired_interval
+from pyclassify.runs.spread import SEEDS
+from pyclassify.runs.stats import mcnemar, paired_interval
 from pyclassify.tracking.answers import PREDICTIONS, Answers, how_images_differ, read_answers
-from pyclassify.tracking.spread import SEEDS
 
 
 @dataclass(frozen=True)

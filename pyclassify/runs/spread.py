@@ -8,7 +8,7 @@ from typing import Any
 
 from mlflow.entities import Run
 
-from pyclassify.evaluation import mean_interval
+from pyclassify.runs.stats import mean_interval
 
 # A tag with the seeds; it tells a parent from other runs.
 SEEDS = "pyclassify.seeds"

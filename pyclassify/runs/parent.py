@@ -19,7 +19,8 @@ from mlflow import MlflowClient
 from mlflow.entities import Metric, Run, RunInfo
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID, MLFLOW_RUN_NOTE
 
-from pyclassify.tracking import capsule, description, parameters, run, seedwords, spread
+from pyclassify.runs import seedwords, spread
+from pyclassify.tracking import capsule, description, parameters, run
 
 # Tags that say who started a run, and from what.
 _ORIGIN = ("mlflow.user", "mlflow.source.")

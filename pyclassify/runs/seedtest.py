@@ -7,9 +7,9 @@ from math import isfinite
 from mlflow.entities import Run
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 
-from pyclassify.evaluation import welch
+from pyclassify.runs.spread import FINISHED, SEEDS
+from pyclassify.runs.stats import welch
 from pyclassify.tracking.answers import list_test_digests
-from pyclassify.tracking.spread import FINISHED, SEEDS
 
 METRIC = "test_accuracy"
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from pyclassify.tracking import likeness
+from pyclassify.runs import likeness
 from pyclassify.utils.git import find_root, git
 from pyclassify.utils.masking import MASK
 from pyclassify.utils.options import SHORT_OPTIONS

@@ -116,7 +116,7 @@ def train(words: list[str], count: int) -> None:
         )
     parent, given = None, os.environ.get("MLFLOW_RUN_ID")  # which MLflow takes out of it
     if run.is_rank_zero():
-        from pyclassify.tracking.parent import Parent
+        from pyclassify.runs.parent import Parent
 
         parent = Parent(seeds, chosen)
     failed: list[int] = []
@@ -156,7 +156,7 @@ def choose_places(parent: Any, run_id: str | None, chosen: dict[str, Any], count
         return [*range(count)]
     if is_alone():
         return parent.unfinished() if parent else [*range(count)]
-    from pyclassify.tracking.spread import find_logger
+    from pyclassify.runs.spread import find_logger
 
     folder = Path(find_logger(chosen).get("save_dir") or "runs", "seeds", run_id)
     if parent:

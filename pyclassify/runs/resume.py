@@ -16,9 +16,10 @@ from pathlib import Path
 
 import yaml
 
-from pyclassify.rerun import environment, fetch, find_run, stoppable, train
-from pyclassify.restore import find_code, prepare
-from pyclassify.stopped import (
+from pyclassify.runs import spread
+from pyclassify.runs.rerun import environment, fetch, find_run, stoppable, train
+from pyclassify.runs.restore import find_code, prepare
+from pyclassify.runs.stopped import (
     RESUMED_WITH,
     Stopped,
     check_folder,
@@ -27,7 +28,7 @@ from pyclassify.stopped import (
     find_source,
     recall,
 )
-from pyclassify.tracking import capsule, spread
+from pyclassify.tracking import capsule
 from pyclassify.utils.git import find_root
 from pyclassify.utils.masking import mask_command
 from pyclassify.utils.options import VerbParser, split_words

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import mlflow
 from mlflow.entities import Run, RunInfo
 
-from pyclassify.tracking import spread
+from pyclassify.runs import spread
 from pyclassify.tracking.links import TRAINING, run_link, runs_link, start_quickly
 from pyclassify.tracking.markdown import plain
 from pyclassify.tracking.views import BY_RECIPE

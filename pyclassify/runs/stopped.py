@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pyclassify.restore import make_absolute, saving_loggers, spell_name
+from pyclassify.runs import spread
+from pyclassify.runs.restore import make_absolute, saving_loggers, spell_name
 from pyclassify.spool import lock
-from pyclassify.tracking import capsule, spread
+from pyclassify.tracking import capsule
 from pyclassify.tracking.run import spool_root
 from pyclassify.utils.masking import MASK
 from pyclassify.utils.options import SHORT_OPTIONS
@@ -75,7 +76,7 @@ def recall(run: Any) -> list[str]:
 
 def find_source(client: Any, run: Any) -> Any:
     """Find the run whose capsule tells how a run was started: its own, or that of a seed of it."""
-    from pyclassify.tracking.parent import list_children
+    from pyclassify.runs.parent import list_children
 
     if spread.SEEDS not in run.data.tags:
         return run
@@ -149,7 +150,7 @@ def check_options(stopped: Stopped, options: list[str], inexact: bool) -> None:
 
 def was_masked(config: dict[str, Any], name: str) -> bool:
     """Whether a setting lost its credentials in the capsule, and must be given."""
-    from pyclassify.tracking import likeness
+    from pyclassify.runs import likeness
 
     return any(name == key and MASK in value for key, value in likeness.settings(config))
 
