@@ -30,7 +30,7 @@ from pyclassify.tracking.logger import RunLogger
 from pyclassify.tracking.metrics import RunMetrics
 from pyclassify.tracking.predictions import KeepPredictions
 from pyclassify.tracking.record import RecordConfig
-from pyclassify.tracking.system import JobMonitor
+from pyclassify.tracking.system_metrics import JobMonitor
 
 RECIPE = Path(__file__).parents[1] / "configs" / "synthetic.yaml"
 HOOKS = [name for name in vars(RunMetrics) if name.startswith("on_") or name == "setup"]

@@ -12,7 +12,7 @@ from pyclassify.registry import decision_record, lock
 from pyclassify.registry.champion import judge
 from pyclassify.registry.lock import alone
 from pyclassify.registry.override import force, roll_back
-from pyclassify.tracking.answers import read_answers
+from pyclassify.tracking.prediction_table import read_answers
 from tests.support import processes
 from tests.support.judging import judge_together
 from tests.support.phrases import mentions

@@ -6,7 +6,7 @@ import mlflow
 import pytest
 
 from pyclassify.registry.champion import judge
-from pyclassify.tracking.answers import read_answers
+from pyclassify.tracking.prediction_table import read_answers
 from tests.support.phrases import mentions
 from tests.support.runs import (
     NAME,

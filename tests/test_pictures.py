@@ -8,14 +8,14 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from PIL import Image
 from torch.utils.data import TensorDataset
 
-from pyclassify.tracking.mistakes import as_shown, confident_mistakes
-from pyclassify.tracking.pictures import (
+from pyclassify.tracking.figures import (
     MOST_BYTES,
     class_accuracy,
     confusion_matrix,
     save,
     shorten,
 )
+from pyclassify.tracking.mistakes import as_shown, confident_mistakes
 from pyclassify.tracking.predictions import Predictions
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from pyclassify.tracking import run
 from pyclassify.tracking.logger import RunLogger
-from pyclassify.tracking.system import ProcessMonitor
+from pyclassify.tracking.system_metrics import ProcessMonitor
 from tests.support import processes
 from tests.support.trainings import SHAPES
 from tests.support.waiting import scale, wait_until

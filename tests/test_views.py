@@ -6,9 +6,9 @@ import sqlite3
 import mlflow
 import pytest
 
-from pyclassify.tracking import views
+from pyclassify.tracking import ui
 from pyclassify.tracking.recipes import RECIPE
-from pyclassify.tracking.views import BEST, BY_RECIPE, TAG
+from pyclassify.tracking.ui import BEST, BY_RECIPE, TAG
 from tests.support.trainings import SHAPES
 
 
@@ -38,10 +38,10 @@ def test_view_is_an_envelope_that_the_page_takes(view):
 
 
 def test_key_is_another_for_other_content():
-    renamed = views.View("Another name", BEST.word, BEST.state)
-    restated = views.View(BEST.name, BEST.word, {**BEST.state, "orderByAsc": True})
+    renamed = ui.View("Another name", BEST.word, BEST.state)
+    restated = ui.View(BEST.name, BEST.word, {**BEST.state, "orderByAsc": True})
 
-    assert BEST.key == views.View(BEST.name, BEST.word, dict(BEST.state)).key
+    assert BEST.key == ui.View(BEST.name, BEST.word, dict(BEST.state)).key
     assert len({BEST.key, renamed.key, restated.key}) == 3
 
 

@@ -10,7 +10,7 @@ from lightning.pytorch.callbacks import Callback
 from pyclassify.registry.registration import RegisterModel
 from pyclassify.tracking.links import run_link, runs_link, start_quickly
 from pyclassify.tracking.logger import find_run_logger
-from pyclassify.tracking.views import BEST, BY_RECIPE
+from pyclassify.tracking.ui import BEST, BY_RECIPE
 from pyclassify.training.prediction_writer import WriteTable
 
 

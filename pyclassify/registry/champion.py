@@ -12,7 +12,7 @@ from pyclassify.registry.gate import check_bounds, is_better
 from pyclassify.registry.settlement import settle
 
 if TYPE_CHECKING:
-    from pyclassify.tracking.answers import Answers
+    from pyclassify.tracking.prediction_table import Answers
 
 
 def judge(

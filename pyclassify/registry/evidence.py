@@ -10,7 +10,7 @@ from pyclassify.utils.masking import mask
 
 if TYPE_CHECKING:
     from pyclassify.runs.pairing import PairedTest
-    from pyclassify.tracking.answers import Answers
+    from pyclassify.tracking.prediction_table import Answers
 
 
 class NoEvidence(Exception):
@@ -78,7 +78,7 @@ class Evidence:
         self, champion: Version, first: "tuple[Any, Answers]", second: "tuple[Any, Answers]"
     ) -> "PairedTest":
         from pyclassify.runs.pairing import pair
-        from pyclassify.tracking.answers import how_images_differ
+        from pyclassify.tracking.prediction_table import how_images_differ
 
         runs, answers = zip(first, second, strict=True)
         how = how_images_differ(runs, answers)
@@ -111,7 +111,7 @@ class Evidence:
         return self._found[version.number]
 
     def _read(self, version: Version) -> "tuple[Any, Answers]":
-        from pyclassify.tracking.answers import PREDICTIONS, read_answers
+        from pyclassify.tracking.prediction_table import PREDICTIONS, read_answers
 
         who = f"version {version.number}"
         if not version.run_id:

@@ -13,7 +13,7 @@ from pyclassify.data.datasets import ImageFiles
 from pyclassify.data.decoding import read_image
 from pyclassify.serving.export import PROGRAM, load
 from pyclassify.serving.exported import PIXELS
-from pyclassify.tracking.answers import Answers
+from pyclassify.tracking.prediction_table import Answers
 
 BATCH = 128  # images of one size that are classified together
 

@@ -12,7 +12,7 @@ from pyclassify.registry.aliases import find_first, read_standing
 from pyclassify.registry.champion import judge
 from pyclassify.registry.decision import Decision
 from pyclassify.registry.override import force, roll_back
-from pyclassify.tracking.find import be_brief, open_store, tell_near
+from pyclassify.tracking.search import be_brief, open_store, tell_near
 from pyclassify.utils.masking import mask
 from pyclassify.utils.options import VerbParser
 

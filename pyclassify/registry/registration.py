@@ -17,7 +17,7 @@ from pyclassify.tracking.logger import RunLogger, find_run_logger
 from pyclassify.tracking.predictions import KeepPredictions
 
 if TYPE_CHECKING:
-    from pyclassify.tracking.answers import Answers
+    from pyclassify.tracking.prediction_table import Answers
 
 WAIT_SECONDS = 60.0  # for the model's files to arrive; later ones are registered as they do
 

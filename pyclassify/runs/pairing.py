@@ -8,7 +8,12 @@ from mlflow.entities import Run
 
 from pyclassify.runs.spread import SEEDS
 from pyclassify.runs.stats import mcnemar, paired_interval
-from pyclassify.tracking.answers import PREDICTIONS, Answers, how_images_differ, read_answers
+from pyclassify.tracking.prediction_table import (
+    PREDICTIONS,
+    Answers,
+    how_images_differ,
+    read_answers,
+)
 
 
 @dataclass(frozen=True)

@@ -106,13 +106,13 @@ def find_run(run_id: str) -> tuple[Any, Any]:
     """Find a run, and the client that has it."""
     from mlflow.exceptions import MlflowException
 
-    from pyclassify.tracking import find
+    from pyclassify.tracking import search
 
     try:
-        client = find.open_store()
-        return client, find.find_run(client, run_id)
+        client = search.open_store()
+        return client, search.find_run(client, run_id)
     except MlflowException as error:
-        raise ValueError(find.in_words(error)) from error
+        raise ValueError(search.in_words(error)) from error
 
 
 def fetch(client: Any, run_id: str, folder: Path) -> Path:

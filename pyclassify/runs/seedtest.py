@@ -9,7 +9,7 @@ from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 
 from pyclassify.runs.spread import FINISHED, SEEDS
 from pyclassify.runs.stats import welch
-from pyclassify.tracking.answers import list_test_digests
+from pyclassify.tracking.prediction_table import list_test_digests
 
 METRIC = "test_accuracy"
 

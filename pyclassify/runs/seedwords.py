@@ -8,7 +8,7 @@ from mlflow.entities import Run, RunInfo
 from pyclassify.runs import spread
 from pyclassify.tracking.links import TRAINING, run_link, runs_link, start_quickly
 from pyclassify.tracking.markdown import plain
-from pyclassify.tracking.views import BY_RECIPE
+from pyclassify.tracking.ui import BY_RECIPE
 
 Rows = Mapping[int, Run | None]
 """Each seed and its run, unless that is still to come."""

@@ -17,9 +17,9 @@ def of_run(run_id: str) -> SlurmRun:
         ValueError: There is no such run, or it is none of this backend.
         OSError: There are no runs here, or it has no job.
     """
-    from pyclassify.tracking import find
+    from pyclassify.tracking import search
 
-    run = find.find_run(find.open_store(), run_id)
+    run = search.find_run(search.open_store(), run_id)
     run_id, tags = run.info.run_id, run.data.tags
     if "slurm_folder" not in tags:
         raise ValueError(

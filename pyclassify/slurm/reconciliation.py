@@ -33,9 +33,9 @@ def main(asked: argparse.Namespace) -> int:
     Raises:
         SlurmError: SLURM does not answer; nothing is changed then.
     """
-    from pyclassify.tracking import find
+    from pyclassify.tracking import search
 
-    store = find.open_store()
+    store = search.open_store()
     runs = [run for run in _submitted(store) if not run.data.tags.get(STATE)]
     jobs = {run.info.run_id: _job_id(run) for run in runs}
     since = {

@@ -34,10 +34,10 @@ def resume(asked: argparse.Namespace) -> int:
     """
     import mlflow
 
-    from pyclassify.tracking import find
+    from pyclassify.tracking import search
 
-    mlflow_client = find.open_store()
-    run = find.find_run(mlflow_client, asked.run)
+    mlflow_client = search.open_store()
+    run = search.find_run(mlflow_client, asked.run)
     run_id = run.info.run_id
     script = _find_script(run)
     spools = config.read(_given(script)).tracking == "spool"

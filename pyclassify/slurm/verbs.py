@@ -53,9 +53,9 @@ def main(args: Sequence[str]) -> int:
         words = mask(" ".join(str(error).split()))
         if rest:
             raise ValueError(words) from error
-        from pyclassify.tracking import find
+        from pyclassify.tracking import search
 
-        raise ValueError(find.in_words(error)) from error
+        raise ValueError(search.in_words(error)) from error
 
 
 def _parse(args: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:

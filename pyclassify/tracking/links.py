@@ -58,7 +58,7 @@ def runs_link(tracking_uri: str, experiment_id: str, view: str) -> str:
     Args:
         tracking_uri: Where the runs are.
         experiment_id: The experiment.
-        view: The view's key, `pyclassify.tracking.views.BEST.key` for one.
+        view: The view's key, `pyclassify.tracking.ui.BEST.key` for one.
     """
     return (
         f"{_pages(tracking_uri)}/experiments/{experiment_id}/runs?viewStateShareKey={quote(view)}"

@@ -115,7 +115,7 @@ class RunLogger(MLFlowLogger):
             attempt("system metrics", self._watch, gpus)
 
     def _watch(self, gpus: Sequence[int]) -> None:
-        from pyclassify.tracking.system import JobMonitor
+        from pyclassify.tracking.system_metrics import JobMonitor
 
         monitor = JobMonitor(str(self.run_id), self.written.spool_uri, gpus)
         run.before_end(monitor.stop)

@@ -11,7 +11,7 @@ import torch
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from matplotlib.figure import Figure
 
-from pyclassify.tracking.pictures import DARK, ORANGE, shorten
+from pyclassify.tracking.figures import DARK, ORANGE, shorten
 
 if TYPE_CHECKING:
     from pyclassify.tracking.predictions import Predictions

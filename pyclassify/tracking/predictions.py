@@ -118,12 +118,15 @@ class KeepPredictions(Callback):
         attempt("the pictures", self._log_pictures, logger, kept, names)
 
     def _log_pictures(self, logger: RunLogger, kept: Predictions, names: list[str]) -> None:
-        from pyclassify.tracking import mistakes, pictures  # matplotlib: a second of import
+        from pyclassify.tracking import (
+            figures,  # matplotlib: a second of import
+            mistakes,  # matplotlib: a second of import
+        )
 
         loader = self._loaders[0]
         drawn: dict[str, Callable[[], Any]] = {
-            "confusion_matrix.png": lambda: pictures.confusion_matrix(kept, names),
-            "class_accuracy.png": lambda: pictures.class_accuracy(kept, names),
+            "confusion_matrix.png": lambda: figures.confusion_matrix(kept, names),
+            "class_accuracy.png": lambda: figures.class_accuracy(kept, names),
         }
         if _in_order(loader):
             drawn["confident_mistakes.png"] = lambda: mistakes.confident_mistakes(
@@ -134,11 +137,11 @@ class KeepPredictions(Callback):
 
 
 def _log_picture(logger: RunLogger, name: str, draw: Callable[[], Any]) -> bytes:
-    from pyclassify.tracking import pictures
+    from pyclassify.tracking import figures
 
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, name)
-        pictures.save(draw(), path)
+        figures.save(draw(), path)
         logger.experiment.log_artifact(logger.run_id, str(path))
         return path.read_bytes()
 

@@ -9,16 +9,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.cli import SaveConfigCallback
 from lightning.pytorch.trainer.states import TrainerFn
 
-from pyclassify.tracking import (
-    capsule,
-    dataset,
-    description,
-    parameters,
-    recipes,
-    run,
-    views,
-    weights,
-)
+from pyclassify.tracking import capsule, dataset, description, parameters, recipes, run, ui, weights
 from pyclassify.tracking.attempt import attempt
 from pyclassify.tracking.logger import RunLogger, find_run_logger
 from pyclassify.utils.masking import mask
@@ -90,7 +81,7 @@ class RecordConfig(SaveConfigCallback):
         }
         facts = capsule.keep(client, run_id, config, facts, [logger.save_dir])
         attempt("the description", description.begin, client, run_id, config, facts)
-        attempt("the views of `mlflow ui`", views.keep, logger, config, data, start)
+        attempt("the views of `mlflow ui`", ui.keep, logger, config, data, start)
         dataset.check(logger.written.server(), run_id, data)
 
 
