@@ -13,7 +13,7 @@ from pyclassify.cli.main import main
 from pyclassify.data import synthetic
 from pyclassify.data.transforms import Preprocess
 from pyclassify.module import Classifier
-from pyclassify.registry.registration import RegisterModel
+from pyclassify.registry.register import RegisterModel
 from pyclassify.registry.versions import register
 from tests.support import networks
 from tests.support.images import encode, file_of

@@ -30,7 +30,7 @@ from pyclassify.cli.errors import explain
 from pyclassify.cli.networks import find_network, find_program, is_registered
 from pyclassify.cli.options import TITLES, parser_options
 from pyclassify.cli.summary import summarise, summarise_table
-from pyclassify.registry.registration import RegisterModel
+from pyclassify.registry.register import RegisterModel
 from pyclassify.tracking.describe import DescribeRun
 from pyclassify.tracking.metrics import RunMetrics
 from pyclassify.tracking.predictions import KeepPredictions

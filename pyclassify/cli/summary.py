@@ -7,7 +7,7 @@ import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import Callback
 
-from pyclassify.registry.registration import RegisterModel
+from pyclassify.registry.register import RegisterModel
 from pyclassify.tracking.links import run_link, runs_link, start_quickly
 from pyclassify.tracking.logger import find_run_logger
 from pyclassify.tracking.ui import BEST, BY_RECIPE

@@ -16,10 +16,10 @@ VERBS = ("train", "fit", "validate", "test", "predict", "prepare")
 # imported only when asked for.
 PLAIN_VERBS = {
     "compare": "pyclassify.runs.compare:main",
-    "promote": "pyclassify.registry.promotion:promote",
+    "promote": "pyclassify.registry.promote:promote",
     "rerun": "pyclassify.runs.rerun:rerun",
     "resume": "pyclassify.runs.resume:resume",
-    "rollback": "pyclassify.registry.promotion:rollback",
+    "rollback": "pyclassify.registry.promote:rollback",
     "slurm": "pyclassify.slurm.verbs:main",
     "sync": "pyclassify.spool.sync:main",
 }
