@@ -153,7 +153,7 @@ before = {*sys.modules}
 import pyclassify.slurm.backend
 assert "torch" not in sys.modules
 print(*{name.partition(".")[0] for name in {*sys.modules} - before})
-import pyclassify.slurm.reconciliation, pyclassify.slurm.report, pyclassify.slurm.verbs
+import pyclassify.slurm.reconcile, pyclassify.slurm.reporter, pyclassify.slurm.cli
 assert "torch" not in sys.modules
 """
     imported = processes.run("-c", code, fresh=True, check=True).stdout.split()

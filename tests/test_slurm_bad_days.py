@@ -8,7 +8,7 @@ from pyclassify.cli import main
 from pyclassify.slurm import programs
 from pyclassify.slurm.logs import tail_of
 from pyclassify.slurm.states import STATES
-from pyclassify.slurm.submitted import SlurmRun
+from pyclassify.slurm.submitted_run import SlurmRun
 from tests.support import slurm_jobs
 from tests.support.phrases import mentions
 from tests.support.slurm_jobs import note, say, say_in_turn
@@ -24,7 +24,7 @@ PENDING, RUNNING = ("4|PENDING|BeginTime||0:00\n",), ("4|RUNNING|None|n1|0:01\n"
 def put(monkeypatch, tmp_path):
     """Put a program in the place of one of SLURM's; squeue has no job, and sacct's 4 timed out."""
     monkeypatch.setattr(programs, "PAUSES", ())
-    monkeypatch.setattr("pyclassify.slurm.verbs._POLL", 0.0)
+    monkeypatch.setattr("pyclassify.slurm.cli._POLL", 0.0)
     slurm_jobs.first_on_path(monkeypatch, tmp_path)
     slurm_jobs.put(tmp_path, "squeue", GONE)
     slurm_jobs.put(tmp_path, "scancel", GONE)

@@ -5,7 +5,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from pyclassify.slurm import client, programs, reconcile
+from pyclassify.slurm import client, programs
+from pyclassify.slurm import status as reconcile
 from pyclassify.slurm.programs import SlurmError, SlurmSilent
 from pyclassify.slurm.states import STATES
 from tests.support import slurm_jobs

@@ -5,10 +5,11 @@ import shutil
 import pytest
 from mlflow.exceptions import MlflowException
 
-from pyclassify.slurm import delivery, reconcile, report
+from pyclassify.slurm import delivery, reporter
+from pyclassify.slurm import status as reconcile
 from pyclassify.slurm.answers import Job
-from pyclassify.slurm.reconcile import Ending
 from pyclassify.slurm.states import STATES
+from pyclassify.slurm.status import Ending
 from pyclassify.spool import target
 from pyclassify.spool.uploader import Courier
 from tests.support.phrases import mentions
@@ -93,7 +94,7 @@ def test_second_ending_of_a_job_takes_the_place_of_the_first(client, run_id, tmp
     (tmp_path / "err").unlink()
     monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
 
-    assert report.start(run_id, "7", tmp_path) == 0
+    assert reporter.start(run_id, "7", tmp_path) == 0
     assert note(client.get_run(run_id)) == "Mine.\n\nMine too."
     reconcile.settle(client, run_id, Ending("FAILED", "second"), "7", [])
 
@@ -104,7 +105,7 @@ def test_second_ending_of_a_job_takes_the_place_of_the_first(client, run_id, tmp
 def test_status_of_the_training_after_a_requeue_is_no_guess(client, run_id, tmp_path, monkeypatch):
     reconcile.settle(client, run_id, reconcile.of_script(143, "COMPLETING None\n"), "7", [])
     monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
-    report.start(run_id, "7", tmp_path)
+    reporter.start(run_id, "7", tmp_path)
     client.set_terminated(run_id, "FAILED")
 
     ended = reconcile.of_job(Job("7", "CANCELLED"))
@@ -130,7 +131,7 @@ def test_what_an_earlier_start_left_in_the_spool_does_not_undo_a_later_one(
     spool.set_tag(run_id, "slurm_job_ids", "6")
     monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
 
-    report.start(run_id, "7", tmp_path)
+    reporter.start(run_id, "7", tmp_path)
     Courier(tmp_path / "spool" / run_id, client).deliver()
 
     run = client.get_run(run_id)
@@ -156,7 +157,7 @@ def test_job_that_was_stopped_starts_again_while_it_gains_steps_and_has_starts_l
     (tmp_path / "attempts").write_text(attempts)
     (tmp_path / "progress").write_text(step)
 
-    assert report.main(["end", "75", "RUNNING None\n", *job, limit]) == code
+    assert reporter.main(["end", "75", "RUNNING None\n", *job, limit]) == code
 
     run = client.get_run(run_id)
     assert run.info.status == status
@@ -167,7 +168,7 @@ def test_job_that_was_stopped_starts_again_while_it_gains_steps_and_has_starts_l
 
 
 def test_job_without_a_file_of_its_starts_may_start_again(client, run_id, job):
-    assert report.main(["end", "75", "RUNNING None\n", *job, "1"]) == 75
+    assert reporter.main(["end", "75", "RUNNING None\n", *job, "1"]) == 75
 
     assert client.get_run(run_id).info.status == "SCHEDULED"
 
@@ -183,7 +184,7 @@ def test_job_without_a_file_of_its_starts_may_start_again(client, run_id, job):
 def test_job_that_starts_once_gives_its_run_a_final_status(
     code, status, facts, client, run_id, job, capsys
 ):
-    assert report.main(["end", code, "RUNNING None\n", *job]) == 0
+    assert reporter.main(["end", code, "RUNNING None\n", *job]) == 0
 
     run = client.get_run(run_id)
     assert run.info.status == status
@@ -195,7 +196,7 @@ def test_job_that_starts_once_gives_its_run_a_final_status(
 def test_run_whose_job_slurm_does_not_start_again_failed(client, run_id, job):
     client.update_run(run_id, status="SCHEDULED")
 
-    assert report.main(["refused", "Job is disabled", *job]) == 0
+    assert reporter.main(["refused", "Job is disabled", *job]) == 0
 
     run = client.get_run(run_id)
     assert run.info.status == "FAILED"
@@ -208,7 +209,7 @@ def test_start_is_told_with_the_job_and_where_it_is(client, run_id, job, monkeyp
     monkeypatch.setenv("SLURM_JOB_NODELIST", "n[1-2]")
     monkeypatch.setenv("SLURM_JOB_PARTITION", "long")
 
-    assert report.main(["start"]) == 0
+    assert reporter.main(["start"]) == 0
 
     run = client.get_run(run_id)
     assert run.info.status == "RUNNING"
@@ -227,7 +228,7 @@ def test_job_starts_nothing_while_an_older_one_of_its_run_lives(
 ):
     client.update_run(run_id, status="SCHEDULED")
 
-    assert report.main(["start", "6 RUNNING"]) == report.STAYS
+    assert reporter.main(["start", "6 RUNNING"]) == reporter.STAYS
 
     said = capsys.readouterr().err
     assert mentions(said, run_id, "RUNNING", "`scancel 6`", f"`pyclassify slurm resume {run_id}`")
@@ -243,7 +244,7 @@ def test_job_of_a_run_that_has_ended_starts_nothing(how, client, run_id, job, ca
         client.set_terminated(run_id, how)
     before = client.get_run(run_id).to_dictionary()
 
-    assert report.main(["start"]) == report.STAYS
+    assert reporter.main(["start"]) == reporter.STAYS
 
     assert mentions(capsys.readouterr().err, run_id, how)
     assert client.get_run(run_id).to_dictionary() == before
@@ -255,7 +256,7 @@ def test_end_that_no_server_hears_is_kept_and_delivered(
     target.prepare(tmp_path / "spool", client, run_id)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://me:secret@127.0.0.1:9")
 
-    assert report.main(["end", "3", "RUNNING None\n", *job]) == 0
+    assert reporter.main(["end", "3", "RUNNING None\n", *job]) == 0
 
     said = capsys.readouterr().err
     assert mentions(said, f"`pyclassify sync {tmp_path}/spool`", "://***@127.0.0.1:9")
@@ -275,7 +276,7 @@ def test_end_that_no_server_hears_is_an_error_where_there_is_no_spool(
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
 
     with pytest.raises(MlflowException, match=r"127\.0\.0\.1"):
-        report.main(["end", "3", "RUNNING None\n", *job])
+        reporter.main(["end", "3", "RUNNING None\n", *job])
 
     assert not (tmp_path / "spool").exists()
 
@@ -291,7 +292,7 @@ def test_run_that_the_server_does_not_have_is_an_error_and_not_kept(
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{other}")
 
     with pytest.raises(MlflowException, match=run_id) as unknown:
-        report.main(["end", "3", "RUNNING None\n", *job])
+        reporter.main(["end", "3", "RUNNING None\n", *job])
 
     assert unknown.value.error_code == "RESOURCE_DOES_NOT_EXIST"
     assert read_files(spool) == before

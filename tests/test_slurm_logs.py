@@ -2,13 +2,13 @@
 
 import pytest
 
-from pyclassify.slurm import config, plan, submission
+from pyclassify.slurm import config, plan, submit
 from tests.support.slurm_jobs import write_project
 
 
 def test_folders_of_the_logs_are_made(tmp_path):
     read = config.read({"output": "logs/out/%j.out", "error": str(tmp_path / "else/%j.err")})
-    submission.make_folders_of_logs(tmp_path / "run", read)
+    submit.make_folders_of_logs(tmp_path / "run", read)
     assert (tmp_path / "run/logs/out").is_dir()
     assert (tmp_path / "else").is_dir()
 
@@ -17,7 +17,7 @@ def test_folder_that_cannot_be_made_is_named(tmp_path):
     (tmp_path / "job.sh").touch()
     read = config.read({"output": "job.sh/%j.out"})
     with pytest.raises(OSError, match=r'job\.sh.*"output"'):
-        submission.make_folders_of_logs(tmp_path, read)
+        submit.make_folders_of_logs(tmp_path, read)
 
 
 def test_name_of_a_project_makes_a_file_name(tmp_path):

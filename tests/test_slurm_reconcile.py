@@ -2,10 +2,10 @@
 
 import pytest
 
-from pyclassify.slurm import reconcile
+from pyclassify.slurm import status as reconcile
 from pyclassify.slurm.answers import Job
-from pyclassify.slurm.reconcile import Ending
 from pyclassify.slurm.states import STATES
+from pyclassify.slurm.status import Ending
 from tests.support.stores import experiment_id
 
 LIMIT, MEMORY, FELL = (STATES[name].words for name in ("TIMEOUT", "OUT_OF_MEMORY", "NODE_FAIL"))

@@ -7,7 +7,7 @@ again (SLURM_RESTART_COUNT), and the step in the file `progress` then, or `-` wh
 from dataclasses import dataclass
 from pathlib import Path
 
-from pyclassify.slurm.reconcile import RESUME
+from pyclassify.slurm.status import RESUME
 
 _NONE = "-"
 

@@ -7,8 +7,8 @@ from mlflow.projects.backend.abstract_backend import AbstractBackend
 
 from pyclassify.slurm import plan
 from pyclassify.slurm.proofread import check_script
-from pyclassify.slurm.submission import submit
-from pyclassify.slurm.submitted import SlurmRun
+from pyclassify.slurm.submit import submit
+from pyclassify.slurm.submitted_run import SlurmRun
 
 _logger = logging.getLogger("mlflow.projects.slurm")
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from pyclassify.slurm import client
 from pyclassify.slurm.programs import SlurmError
-from pyclassify.slurm.submitted import SlurmRun
+from pyclassify.slurm.submitted_run import SlurmRun
 
 
 def of_run(run_id: str) -> SlurmRun:

@@ -1,151 +1,138 @@
-"""A run's final status, from what SLURM says of its job."""
+"""`pyclassify slurm reconcile`: make every run's status true, and tell what its job took."""
 
-import pwd
-import signal
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+import argparse
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from pyclassify.slurm import description
-from pyclassify.slurm.answers import Job
-from pyclassify.slurm.states import STATES, state_by
+from pyclassify.slurm import accounting, client
+from pyclassify.slurm import status as reconcile
+from pyclassify.slurm.accounting import Account
+from pyclassify.slurm.logs import tail_of
+from pyclassify.slurm.status import STATE, Ending
 from pyclassify.spool.records import FINAL
 
-FOLDER = "slurm"  # of artifacts
-BY = "slurm_status_by"  # the tag that says who gave the run its status, where it may change
-STATE = "slurm_state"  # the tag that says how the job ended; there is nothing to ask after it
+FORGOTTEN = "UNKNOWN"
+_LOST = Ending("FAILED", "SLURM has forgotten the job, and nobody saw how it ended")
+_SETTLES = 300.0  # seconds after a submission in which neither queue nor accounting may know it
+_CLOCKS = 60.0  # seconds by which two hosts' clocks may differ
+_PARENT = "mlflow.parentRunId"
 
 
-# EX_TEMPFAIL of sysexits.h: the training was told to stop, has saved, and left to go on later.
-LEFT = 75
-RESUME = "go on by `pyclassify slurm resume RUN_ID`"
-
-_SIGNALS = {
-    int(signal.SIGUSR1): ", SIGUSR1: it warns of the time limit, and the training has "
-    f"to catch it, save and leave with exit code {LEFT}"
-}
-
-
-@dataclass(frozen=True)
-class Ending:
-    """How a job ended, or goes on.
+def main(asked: argparse.Namespace) -> int:
+    """Reconcile all runs that a job was submitted for, and whose end is not known for sure.
 
     Args:
-        status: The MLflow status of its run.
-        words: Why, for the run's description; empty where all is well.
-        certain: Whether SLURM says so; the script's exit code says less.
-    """
-
-    status: str
-    words: str = ""
-    certain: bool = True
-
-
-STOPPED = Ending("KILLED", f"the training was told to stop, has saved and left; {RESUME}")
-
-
-def of_job(job: Job) -> Ending:
-    """What a job's state means."""
-    words = job.meaning.words
-    if job.reason.startswith("by "):
-        words += f" {_name_user(job.reason)}"
-    if job.state == "FAILED" and job.exit_code:
-        words += f", exit code {job.exit_code.partition(':')[0]}"
-    return Ending(job.meaning.status, words, certain=job.state != "FAILED")
-
-
-def of_script(exit_code: int, said: str) -> Ending:
-    """What the end of a job's script means.
-
-    Args:
-        exit_code: Its exit code so far.
-        said: What SLURM says of the job meanwhile: the queue's state and reason in the first line,
-            accounting's states of the job and then its steps in those that follow.
-    """
-    if exit_code == 0:
-        return Ending("FINISHED")
-    queued, *booked = said.splitlines() or [""]
-    booked = [line for line in booked if line.strip()]
-    states = [line.split()[0] for line in booked]
-    if "OUT_OF_MEMORY" in states:  # of a step, which the job's own state follows
-        return of_job(Job("", "OUT_OF_MEMORY"))
-    if not queued.startswith("RUNNING"):  # the script was told to end
-        state = states[0] if states else ""
-        # The queue first: accounting has a job that makes room as PREEMPTED, and then once more.
-        if state == "REQUEUED" or queued.startswith(("PENDING", "REQUEUE", "SPECIAL_EXIT")):
-            return Ending("SCHEDULED")
-        if state in STATES and STATES[state].ended:
-            return of_job(Job("", state, booked[0].partition(" ")[2]))
-        if state := state_by(*queued.partition(" ")[::2]):
-            return of_job(Job("", state))
-        if queued.startswith("COMPLETING"):
-            return replace(of_job(Job("", "CANCELLED")), certain=False)
-    if exit_code == LEFT:
-        return STOPPED
-    if exit_code > 128:
-        words = f"the job was ended by signal {exit_code - 128}"
-        return Ending("FAILED", words + _SIGNALS.get(exit_code - 128, ""), certain=False)
-    return Ending("FAILED", f"the job ended with exit code {exit_code}", certain=False)
-
-
-def settle(client: Any, run_id: str, ending: Ending, job_id: str, logs: list[Path]) -> str:
-    """Give a run its final status, the reason and the logs.
-
-    A FAILED or KILLED of the training's stays, and so does FINISHED where the job ended well. What
-    the script made of its exit code gives way to what SLURM says later.
-
-    Args:
-        client: An `MlflowClient`.
-        run_id: The run.
-        ending: How its job ended.
-        job_id: The job's number.
-        logs: Its stdout and stderr; those that are not there are passed over.
+        asked: `dry_run`, whether only to show.
 
     Returns:
-        The status that the run has now.
+        The exit code.
+
+    Raises:
+        SlurmError: SLURM does not answer; nothing is changed then.
     """
-    run = client.get_run(run_id)
-    status, guessed = becomes(run, ending), run.data.tags.get(BY) == "script"
-    changes = status != run.info.status or (guessed and ending.certain)
-    words = ending.words if ending.status == status else "the training said so"
-    subject = description.of_job(job_id)
-    try:
-        if status == "FINISHED":
-            description.forget(client, run, subject)
-        elif changes or not description.tells(run, subject):
-            description.describe(client, run, subject, f"{words}.", logs)
-        if changes and guessed == ending.certain:
-            tag(client, run_id, {BY: "slurm" if ending.certain else "script"})
-    finally:  # whoever sees the status finds the reason, but a status there must be
-        if status != run.info.status:
-            client.set_terminated(run_id, status)
-    kept = {(each.path, each.file_size) for each in client.list_artifacts(run_id, FOLDER)}
-    for log in dict.fromkeys(logs):  # that of a job that started again has grown
-        if log.is_file() and (f"{FOLDER}/{log.name}", log.stat().st_size) not in kept:
-            client.log_artifact(run_id, str(log), FOLDER)
-    return str(status)
+    from pyclassify.tracking import search
+
+    store = search.open_store()
+    runs = [run for run in _submitted(store) if not run.data.tags.get(STATE)]
+    jobs = {run.info.run_id: _job_id(run) for run in runs}
+    since = {
+        job: run.info.start_time / 1000 - _CLOCKS for run in runs if (job := jobs[run.info.run_id])
+    }
+    known = accounting.ask(since, since)
+    count: Counter[str] = Counter(looked_at=len(runs))
+    for run in runs:
+        account = known.get(jobs[run.info.run_id])
+        for changed, status, words in _reconcile(store, run, account, asked.dry_run):
+            count["changed"] += 1
+            was = f"{changed.info.run_id} ({changed.info.run_name}): {changed.info.status}"
+            sys.stdout.write(f"run {was} -> {status}{words and f', {words}'}\n")
+    what = "would change" if asked.dry_run else "changed"
+    sys.stdout.write(f"{count['looked_at']} runs looked at, {count['changed']} {what}\n")
+    return 0
 
 
-def becomes(run: Any, ending: Ending) -> str:
-    """The status that a run gets from its job's ending; most often the one that it has."""
-    status = str(run.info.status)
-    # MLflow itself says FINISHED when Python exits, whatever the exit code.
-    open_yet = status not in FINAL or status == "FINISHED"
-    guessed = run.data.tags.get(BY) == "script"
-    return ending.status if open_yet or guessed else status
+def _submitted(store: Any) -> Iterator[Any]:
+    experiments = [each.experiment_id for each in store.search_experiments()]
+    token = None
+    while experiments:
+        page = store.search_runs(
+            experiments, "tags.slurm_folder LIKE '%'", max_results=1000, page_token=token
+        )
+        yield from page
+        if not (token := page.token):
+            return
 
 
-def tag(client: Any, run_id: str, tags: Mapping[str, str]) -> None:
-    """Set tags of a run, all at once: each write may be a sync of the disk."""
-    from mlflow.entities import RunTag
+def _job_id(run: Any) -> str:
+    tags = run.data.tags
+    if "slurm_job_id" not in tags and run.info.status == "SCHEDULED":  # its submitter was killed
+        return client.find_by_folder(Path(tags["slurm_folder"]))
+    return str(tags.get("slurm_job_id", ""))
 
-    client.log_batch(run_id, tags=[RunTag(name, value) for name, value in tags.items()])
+
+def _reconcile(
+    store: Any, run: Any, account: Account | None, dry_run: bool
+) -> Iterator[tuple[Any, str, str]]:
+    """Make one run's status true; gives what changes: the run as it was, its status, and why."""
+    if account is None:
+        if not _is_lost(run):
+            return
+        ending, state, metrics = _LOST, FORGOTTEN, {}
+    elif account.job.meaning.ended:
+        ending = reconcile.of_job(account.job)
+        state, metrics = account.job.state, account.metrics()
+    else:
+        yield from _follow(store, run, account.job.meaning.status, dry_run)
+        return
+    status = reconcile.becomes(run, ending) if account or run.info.status not in FINAL else ""
+    if status and status != run.info.status:
+        yield run, status, ending.words
+        if status != "FINISHED":
+            yield from _end_children(store, run, status, dry_run)
+    if not dry_run:
+        if status not in ("", run.info.status) or status in ("FAILED", "KILLED"):
+            job_id = run.data.tags.get("slurm_job_id", "")
+            files = tail_of(run.data.tags).files()
+            reconcile.settle(store, run.info.run_id, ending, job_id, files)
+        _log(store, run, state, metrics)
 
 
-def _name_user(by: str) -> str:
-    number = by.removeprefix("by ")
-    try:
-        return f"by {pwd.getpwuid(int(number)).pw_name}"
-    except (ValueError, KeyError):
-        return by
+def _is_lost(run: Any) -> bool:
+    """Whether SLURM ought to know a run's job: another cluster's folder is not to be seen here."""
+    old = time.time() - run.info.start_time / 1000 > _SETTLES
+    return old and Path(run.data.tags["slurm_folder"]).is_dir()
+
+
+def _follow(store: Any, run: Any, status: str, dry_run: bool) -> Iterator[tuple[Any, str, str]]:
+    """A job that waits or runs: so does its run, unless the training has said its end."""
+    now = store.get_run(run.info.run_id).info.status
+    if now in (*FINAL, status) or now != run.info.status:
+        return
+    yield run, status, ""
+    if not dry_run:
+        store.update_run(run.info.run_id, status=status)
+
+
+def _end_children(
+    store: Any, parent: Any, status: str, dry_run: bool
+) -> Iterator[tuple[Any, str, str]]:
+    """The runs that the job had under its own end with it."""
+    condition = f"tags.`{_PARENT}` = '{parent.info.run_id}'"
+    for run in store.search_runs([parent.info.experiment_id], condition):
+        if run.info.status not in FINAL:
+            yield run, status, "its parent's job ended"
+            if not dry_run:
+                store.set_terminated(run.info.run_id, status)
+
+
+def _log(store: Any, run: Any, state: str, metrics: dict[str, float]) -> None:
+    from mlflow.entities import Metric, RunTag
+
+    # The same time at each try, so that a value is never there twice.
+    timestamp = run.info.end_time or run.info.start_time
+    values = [Metric(name, value, timestamp, 0) for name, value in metrics.items()]
+    store.log_batch(run.info.run_id, metrics=values, tags=[RunTag(STATE, state)])

@@ -7,9 +7,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-from pyclassify.slurm import client, config, delivery, description, destination, reconcile
+from pyclassify.slurm import client, config, delivery, description, destination, status
 from pyclassify.slurm.programs import SlurmError
-from pyclassify.slurm.submitted import SlurmRun
+from pyclassify.slurm.submitted_run import SlurmRun
 from pyclassify.slurm.values import TIME
 from pyclassify.spool import records
 from pyclassify.spool.records import FINAL
@@ -117,7 +117,7 @@ def _submit(
     for each in clients:
         each.update_run(run_id, status="SCHEDULED")
         # Should this process die, the job is found by its folder.
-        reconcile.tag(each, run_id, {"slurm_job_id": "", reconcile.BY: "", reconcile.STATE: ""})
+        status.tag(each, run_id, {"slurm_job_id": "", status.BY: "", status.STATE: ""})
     try:
         job_id = client.submit(script, variables, [*given], options, known)
     except (SlurmError, KeyboardInterrupt):

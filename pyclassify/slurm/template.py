@@ -13,7 +13,7 @@ fail() {
 }
 
 report() {
-  (cd "$run_folder/reporter" && @PYTHON@ -m pyclassify.slurm.report "$@")
+  (cd "$run_folder/reporter" && @PYTHON@ -m pyclassify.slurm.reporter "$@")
 }
 
 # SLURM's own word on this job; accounting may have it a moment later than the queue.

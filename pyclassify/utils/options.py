@@ -20,7 +20,7 @@ PLAIN_VERBS = {
     "rerun": "pyclassify.runs.rerun:rerun",
     "resume": "pyclassify.runs.resume:resume",
     "rollback": "pyclassify.registry.promote:rollback",
-    "slurm": "pyclassify.slurm.verbs:main",
+    "slurm": "pyclassify.slurm.cli:main",
     "sync": "pyclassify.spool.sync:main",
 }
 

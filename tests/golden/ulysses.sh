@@ -32,7 +32,7 @@ fail() {
 }
 
 report() {
-  (cd "$run_folder/reporter" && python -m pyclassify.slurm.report "$@")
+  (cd "$run_folder/reporter" && python -m pyclassify.slurm.reporter "$@")
 }
 
 # SLURM's own word on this job; accounting may have it a moment later than the queue.

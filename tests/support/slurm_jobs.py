@@ -11,7 +11,7 @@ from types import SimpleNamespace
 
 import mlflow
 
-from pyclassify.slurm import config, script, topology, verbs
+from pyclassify.slurm import cli, config, script, topology
 from pyclassify.slurm.environment import choose
 from tests.support import slurm_python
 from tests.support.waiting import wait_until
@@ -187,7 +187,7 @@ class Submissions:
     def outcome(self, name):
         """The status that the run has by itself, and the one and the words that it then has."""
         at_once = self.status(name)
-        assert verbs.main(["status", self.runs[name].run_id]) == 0
+        assert cli.main(["status", self.runs[name].run_id]) == 0
         return self.described(self.runs[name].run_id, at_once)
 
     def described(self, run_id, at_once=None):

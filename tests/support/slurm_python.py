@@ -12,7 +12,7 @@ from tests.support import forking_python, processes
 
 PYTHON = """\
 #!/bin/bash
-if [ "$1 $2" = "-m pyclassify.slurm.report" ]; then exec {forking} "$@"; fi
+if [ "$1 $2" = "-m pyclassify.slurm.reporter" ]; then exec {forking} "$@"; fi
 exec {python} "$@"
 """
 EVERY_PYTHON = """\

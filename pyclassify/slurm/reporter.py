@@ -3,9 +3,9 @@
 Copied into the run's folder and started there by the job's own Python, which needs to have mlflow
 and nothing else:
 
-    python -m pyclassify.slurm.report start OLDER_JOB
-    python -m pyclassify.slurm.report end EXIT_CODE SAID STDOUT STDERR [STARTS_IN_ALL]
-    python -m pyclassify.slurm.report refused WORDS STDOUT STDERR
+    python -m pyclassify.slurm.reporter start OLDER_JOB
+    python -m pyclassify.slurm.reporter end EXIT_CODE SAID STDOUT STDERR [STARTS_IN_ALL]
+    python -m pyclassify.slurm.reporter refused WORDS STDOUT STDERR
 """
 
 import os
@@ -16,8 +16,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from pyclassify.slurm import attempts, delivery, description, reconcile
-from pyclassify.slurm.reconcile import LEFT, RESUME, Ending
+from pyclassify.slurm import attempts, delivery, description
+from pyclassify.slurm import status as reconcile
+from pyclassify.slurm.status import LEFT, RESUME, Ending
 from pyclassify.spool.records import FINAL
 
 STAYS = 3  # exit code: nothing is to be started, and the run stays as it is

@@ -8,7 +8,8 @@ from typing import Any
 
 from mlflow.projects.submitted_run import SubmittedRun
 
-from pyclassify.slurm import client, description, reconcile
+from pyclassify.slurm import client, description
+from pyclassify.slurm import status as reconcile
 from pyclassify.slurm.answers import Job
 from pyclassify.slurm.logs import tail_of
 from pyclassify.slurm.programs import SlurmSilent

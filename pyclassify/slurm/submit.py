@@ -8,11 +8,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from pyclassify.slurm import client, description, reconcile, snapshot
+from pyclassify.slurm import client, description, snapshot, status
 from pyclassify.slurm.keys import Config
 from pyclassify.slurm.logs import absolute, fill
 from pyclassify.slurm.plan import Plan
-from pyclassify.slurm.submitted import SlurmRun
+from pyclassify.slurm.submitted_run import SlurmRun
 from pyclassify.utils.masking import mask
 
 _logger = logging.getLogger("mlflow.projects.slurm")
@@ -93,8 +93,8 @@ def _prepare(made: Plan, mlflow_client: Any, run: Any, folder: Path) -> Path:
     given = made.config_given
     (folder / "backend_config.json").write_text(json.dumps(given, indent=2) + "\n")
     for name in ("job.sh", "backend_config.json"):
-        mlflow_client.log_artifact(run_id, str(folder / name), reconcile.FOLDER)
-    reconcile.tag(mlflow_client, run_id, _tags(made, folder))
+        mlflow_client.log_artifact(run_id, str(folder / name), status.FOLDER)
+    status.tag(mlflow_client, run_id, _tags(made, folder))
     prepare(folder / "spool", MlflowClient(made.destination.uri), run_id)
     return script
 

@@ -14,8 +14,8 @@ from pyclassify.slurm.commandline import LIKE_MLFLOW, plan_like_mlflow
 from pyclassify.slurm.logs import Tail, kept_logs, tail_of
 from pyclassify.slurm.plan import Plan
 from pyclassify.slurm.proofread import check_script
-from pyclassify.slurm.reconcile import of_job
 from pyclassify.slurm.resubmission import resume
+from pyclassify.slurm.status import of_job
 from pyclassify.utils.masking import mask
 from pyclassify.utils.options import VerbParser
 
@@ -117,7 +117,7 @@ def check(made: Plan) -> int:
 def status(asked: argparse.Namespace) -> int:
     """Show a run's status, and set it where the job could not."""
     from pyclassify.slurm.lookup import of_run
-    from pyclassify.slurm.submitted import FORGOTTEN
+    from pyclassify.slurm.submitted_run import FORGOTTEN
 
     run = of_run(asked.run)
     job = run.find()
@@ -178,7 +178,7 @@ def cancel(asked: argparse.Namespace) -> int:
 
 def reconcile(asked: argparse.Namespace) -> int:
     """Make the status of all runs true."""
-    from pyclassify.slurm import reconciliation
+    from pyclassify.slurm import reconcile as reconciliation
 
     return reconciliation.main(asked)
 

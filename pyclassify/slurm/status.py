@@ -1,0 +1,151 @@
+"""A run's final status, from what SLURM says of its job."""
+
+import pwd
+import signal
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from pyclassify.slurm import description
+from pyclassify.slurm.answers import Job
+from pyclassify.slurm.states import STATES, state_by
+from pyclassify.spool.records import FINAL
+
+FOLDER = "slurm"  # of artifacts
+BY = "slurm_status_by"  # the tag that says who gave the run its status, where it may change
+STATE = "slurm_state"  # the tag that says how the job ended; there is nothing to ask after it
+
+
+# EX_TEMPFAIL of sysexits.h: the training was told to stop, has saved, and left to go on later.
+LEFT = 75
+RESUME = "go on by `pyclassify slurm resume RUN_ID`"
+
+_SIGNALS = {
+    int(signal.SIGUSR1): ", SIGUSR1: it warns of the time limit, and the training has "
+    f"to catch it, save and leave with exit code {LEFT}"
+}
+
+
+@dataclass(frozen=True)
+class Ending:
+    """How a job ended, or goes on.
+
+    Args:
+        status: The MLflow status of its run.
+        words: Why, for the run's description; empty where all is well.
+        certain: Whether SLURM says so; the script's exit code says less.
+    """
+
+    status: str
+    words: str = ""
+    certain: bool = True
+
+
+STOPPED = Ending("KILLED", f"the training was told to stop, has saved and left; {RESUME}")
+
+
+def of_job(job: Job) -> Ending:
+    """What a job's state means."""
+    words = job.meaning.words
+    if job.reason.startswith("by "):
+        words += f" {_name_user(job.reason)}"
+    if job.state == "FAILED" and job.exit_code:
+        words += f", exit code {job.exit_code.partition(':')[0]}"
+    return Ending(job.meaning.status, words, certain=job.state != "FAILED")
+
+
+def of_script(exit_code: int, said: str) -> Ending:
+    """What the end of a job's script means.
+
+    Args:
+        exit_code: Its exit code so far.
+        said: What SLURM says of the job meanwhile: the queue's state and reason in the first line,
+            accounting's states of the job and then its steps in those that follow.
+    """
+    if exit_code == 0:
+        return Ending("FINISHED")
+    queued, *booked = said.splitlines() or [""]
+    booked = [line for line in booked if line.strip()]
+    states = [line.split()[0] for line in booked]
+    if "OUT_OF_MEMORY" in states:  # of a step, which the job's own state follows
+        return of_job(Job("", "OUT_OF_MEMORY"))
+    if not queued.startswith("RUNNING"):  # the script was told to end
+        state = states[0] if states else ""
+        # The queue first: accounting has a job that makes room as PREEMPTED, and then once more.
+        if state == "REQUEUED" or queued.startswith(("PENDING", "REQUEUE", "SPECIAL_EXIT")):
+            return Ending("SCHEDULED")
+        if state in STATES and STATES[state].ended:
+            return of_job(Job("", state, booked[0].partition(" ")[2]))
+        if state := state_by(*queued.partition(" ")[::2]):
+            return of_job(Job("", state))
+        if queued.startswith("COMPLETING"):
+            return replace(of_job(Job("", "CANCELLED")), certain=False)
+    if exit_code == LEFT:
+        return STOPPED
+    if exit_code > 128:
+        words = f"the job was ended by signal {exit_code - 128}"
+        return Ending("FAILED", words + _SIGNALS.get(exit_code - 128, ""), certain=False)
+    return Ending("FAILED", f"the job ended with exit code {exit_code}", certain=False)
+
+
+def settle(client: Any, run_id: str, ending: Ending, job_id: str, logs: list[Path]) -> str:
+    """Give a run its final status, the reason and the logs.
+
+    A FAILED or KILLED of the training's stays, and so does FINISHED where the job ended well. What
+    the script made of its exit code gives way to what SLURM says later.
+
+    Args:
+        client: An `MlflowClient`.
+        run_id: The run.
+        ending: How its job ended.
+        job_id: The job's number.
+        logs: Its stdout and stderr; those that are not there are passed over.
+
+    Returns:
+        The status that the run has now.
+    """
+    run = client.get_run(run_id)
+    status, guessed = becomes(run, ending), run.data.tags.get(BY) == "script"
+    changes = status != run.info.status or (guessed and ending.certain)
+    words = ending.words if ending.status == status else "the training said so"
+    subject = description.of_job(job_id)
+    try:
+        if status == "FINISHED":
+            description.forget(client, run, subject)
+        elif changes or not description.tells(run, subject):
+            description.describe(client, run, subject, f"{words}.", logs)
+        if changes and guessed == ending.certain:
+            tag(client, run_id, {BY: "slurm" if ending.certain else "script"})
+    finally:  # whoever sees the status finds the reason, but a status there must be
+        if status != run.info.status:
+            client.set_terminated(run_id, status)
+    kept = {(each.path, each.file_size) for each in client.list_artifacts(run_id, FOLDER)}
+    for log in dict.fromkeys(logs):  # that of a job that started again has grown
+        if log.is_file() and (f"{FOLDER}/{log.name}", log.stat().st_size) not in kept:
+            client.log_artifact(run_id, str(log), FOLDER)
+    return str(status)
+
+
+def becomes(run: Any, ending: Ending) -> str:
+    """The status that a run gets from its job's ending; most often the one that it has."""
+    status = str(run.info.status)
+    # MLflow itself says FINISHED when Python exits, whatever the exit code.
+    open_yet = status not in FINAL or status == "FINISHED"
+    guessed = run.data.tags.get(BY) == "script"
+    return ending.status if open_yet or guessed else status
+
+
+def tag(client: Any, run_id: str, tags: Mapping[str, str]) -> None:
+    """Set tags of a run, all at once: each write may be a sync of the disk."""
+    from mlflow.entities import RunTag
+
+    client.log_batch(run_id, tags=[RunTag(name, value) for name, value in tags.items()])
+
+
+def _name_user(by: str) -> str:
+    number = by.removeprefix("by ")
+    try:
+        return f"by {pwd.getpwuid(int(number)).pw_name}"
+    except (ValueError, KeyError):
+        return by
