@@ -6,7 +6,7 @@ import mlflow
 import pytest
 from scipy.stats import ttest_ind
 
-from pyclassify.runs.spread import in_words
+from pyclassify.runs.spread import format_mean_and_deviation
 from pyclassify.runs.stats import mean_interval, welch
 from tests.support.phrases import mentions
 from tests.support.runs import record
@@ -127,4 +127,4 @@ def test_single_seed_can_not_be_tested():
     ],
 )
 def test_mean_is_told_as_surely_as_it_is_known(values, words):
-    assert in_words(values) == words
+    assert format_mean_and_deviation(values) == words

@@ -5,7 +5,8 @@ import pickle
 
 import pytest
 
-from pyclassify.data.listing import Paths, list_classes, list_images
+from pyclassify.data.datasets import Paths
+from pyclassify.data.listing import list_classes, list_images
 
 
 def grow(folder, *files):

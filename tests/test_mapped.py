@@ -188,10 +188,10 @@ def test_file_that_can_not_be_mapped_is_left_alone(path):
 
 
 def test_writing_that_fails_leaves_what_was_there(path):
-    files.write(path, "before")
+    files.write_atomically(path, "before")
 
     def write_half():
-        with files.writing(path) as file:
+        with files.open_atomically(path) as file:
             file.write(b"half")
             raise ZeroDivisionError
 

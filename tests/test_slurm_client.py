@@ -44,7 +44,7 @@ def test_jobs_that_the_queue_has_forgotten(put, version, job_id, state, status, 
     put("sacct", slurm_jobs.replay(version))
 
     job = client.find(job_id)
-    ending = reconcile.of_job(job)
+    ending = reconcile.find_ending(job)
 
     assert (job.state, ending.status) == (state, status)
     assert ending.words.startswith(words)

@@ -13,20 +13,20 @@ SHIPPED = sorted(Path("slurm").glob("*.json"))
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
 def test_shipped_configurations_are_valid(path):
-    assert config.read(json.loads(path.read_text())).job_name == "pyclassify"
+    assert config.parse_config(json.loads(path.read_text())).job_name == "pyclassify"
 
 
 def test_keys_that_mlflow_adds_are_not_the_users():
     added = {"ENV_MANAGER": "local", "SYNCHRONOUS": False, "DOCKER_ARGS": {}, "STORAGE_DIR": None}
 
-    read = config.read({**added, "build_image": False, "docker_auth": None, "mem": "8G"})
+    read = config.parse_config({**added, "build_image": False, "docker_auth": None, "mem": "8G"})
 
     assert read == config.Config(mem="8G")
 
 
 def test_unknown_key_lists_the_nearest_and_the_valid_ones():
     with pytest.raises(ValueError, match=r"no key 'partion' \(nearest: partition\); there are ac"):
-        config.read({"partion": "gpu"})
+        config.parse_config({"partion": "gpu"})
 
 
 @pytest.mark.parametrize(
@@ -57,14 +57,14 @@ def test_unknown_key_lists_the_nearest_and_the_valid_ones():
 def test_wrong_value_says_what_is_allowed(key, value, allowed):
     # the form of this message
     with pytest.raises(ValueError, match=rf"^{key} is .* in the backend config.*; it {allowed}"):
-        config.read({key: value})
+        config.parse_config({key: value})
 
 
 @pytest.mark.parametrize(
     "time", [30, "30", "30:00", "02:00:00", "1-12", "1-12:30", "1-12:30:00", "120:00"]
 )
 def test_each_of_slurms_forms_of_a_time_is_taken(time):
-    assert config.read({"time": time}).time == str(time)
+    assert config.parse_config({"time": time}).time == str(time)
 
 
 @pytest.mark.parametrize(
@@ -80,7 +80,7 @@ def test_each_of_slurms_forms_of_a_time_is_taken(time):
 )
 def test_exports_take_no_credential_and_nothing_of_the_backends(exports, why):
     with pytest.raises(ValueError, match=f"exports in the backend config .{why}.*null for") as info:
-        config.read({"exports": exports})
+        config.parse_config({"exports": exports})
     assert "pass@" not in str(info.value)
     assert "abcdef" not in str(info.value)
 
@@ -88,10 +88,10 @@ def test_exports_take_no_credential_and_nothing_of_the_backends(exports, why):
 def test_exported_credential_must_be_set_where_the_job_is_submitted(monkeypatch):
     monkeypatch.delenv("HF_TOKEN", raising=False)
     with pytest.raises(ValueError, match=r"exports\.HF_TOKEN is null\b.* not set.*\bexport\b"):
-        config.read({"exports": {"HF_TOKEN": None}})
+        config.parse_config({"exports": {"HF_TOKEN": None}})
 
     monkeypatch.setenv("HF_TOKEN", "secret")
-    assert config.read({"exports": {"HF_TOKEN": None}}).exports == (("HF_TOKEN", None),)
+    assert config.parse_config({"exports": {"HF_TOKEN": None}}).exports == (("HF_TOKEN", None),)
 
 
 @pytest.mark.parametrize(
@@ -113,12 +113,12 @@ def test_exported_credential_must_be_set_where_the_job_is_submitted(monkeypatch)
 )
 def test_sbatch_arguments_are_those_that_have_no_key(argument, why):
     with pytest.raises(ValueError, match=f"sbatch_args has .*{why}"):
-        config.read({"sbatch_args": [argument]})
+        config.parse_config({"sbatch_args": [argument]})
 
 
 def test_other_options_of_sbatch_are_passed_on():
     given = ["--licenses=matlab:1", "--gres=tmpfs:1g", "--spread-job", "--mem-per-cpu=1G"]
-    assert config.read({"sbatch_args": given}).sbatch_args == tuple(given)
+    assert config.parse_config({"sbatch_args": given}).sbatch_args == tuple(given)
 
 
 @pytest.mark.parametrize(
@@ -136,7 +136,7 @@ def test_other_options_of_sbatch_are_passed_on():
 )
 def test_job_that_starts_again_needs_time_and_the_one_signal(given, error):
     with pytest.raises(ValueError, match=error):
-        config.read({"requeue": True, **given})
+        config.parse_config({"requeue": True, **given})
 
 
 @pytest.mark.parametrize(
@@ -154,14 +154,16 @@ def test_variables_in_the_folder_of_runs_are_those_of_the_submission(monkeypatch
     monkeypatch.setenv("SCRATCH", "/scratch/me")
     monkeypatch.delenv("NOWHERE", raising=False)
 
-    assert plan.choose_work_dir(config.read({"work_dir": "$SCRATCH/a"})) == Path("/scratch/me/a")
+    assert plan.choose_work_dir(config.parse_config({"work_dir": "$SCRATCH/a"})) == Path(
+        "/scratch/me/a"
+    )
     with pytest.raises(ValueError, match=r"^work_dir is '\$NOWHERE/a'.*export"):
-        plan.choose_work_dir(config.read({"work_dir": "$NOWHERE/a"}))
+        plan.choose_work_dir(config.parse_config({"work_dir": "$NOWHERE/a"}))
 
 
 def test_container_and_environment_are_one_too_many():
     with pytest.raises(ValueError, match=r"container is 'a.sif' and environment 'b'"):
-        config.read({"container": "a.sif", "environment": "b"})
+        config.parse_config({"container": "a.sif", "environment": "b"})
 
 
 def test_documentation_has_the_keys_and_the_states():

@@ -20,13 +20,13 @@ from tests.support.slurm_jobs import write_project
 def test_credential_in_a_line_is_refused_and_not_repeated(key, line, name):
     words = rf'{key} .*{name}.*credential.*"exports": ..\w+": null'
     with pytest.raises(ValueError, match=words) as info:
-        config.read({key: [line]})
+        config.parse_config({key: [line]})
     assert "0123456789" not in str(info.value)
 
 
 def test_password_of_an_image_is_refused():
     with pytest.raises(ValueError, match=r"^container .*credential"):
-        config.read({"container": "docker://me:pass@registry.example.org/image"})
+        config.parse_config({"container": "docker://me:pass@registry.example.org/image"})
 
 
 @pytest.mark.parametrize(
@@ -38,7 +38,7 @@ def test_password_of_an_image_is_refused():
     ],
 )
 def test_credential_that_is_read_in_the_job_is_taken(line):
-    assert config.read({"setup": [line]}).setup == (line,)
+    assert config.parse_config({"setup": [line]}).setup == (line,)
 
 
 def make(project, given, **configured):

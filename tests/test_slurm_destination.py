@@ -67,7 +67,7 @@ CONDA = SimpleNamespace(env_type="conda_env", env_config_path="conda.yaml")
 
 def activation(given, manager=None, project=CONDA):
     return "\n".join(
-        environment.choose(config.read(given), project, Path(), manager).activation
+        environment.choose(config.parse_config(given), project, Path(), manager).activation
     ).replace("# shellcheck source=/dev/null\n", "")
 
 

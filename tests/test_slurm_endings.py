@@ -69,7 +69,7 @@ def test_queue_tells_why_where_accounting_is_late_or_absent(said, status, words)
 def test_what_the_script_guessed_gives_way_to_what_slurm_says(
     said, state, status, words, client, run_id
 ):
-    ended = reconcile.of_job(Job("7", state))
+    ended = reconcile.find_ending(Job("7", state))
     reconcile.settle(client, run_id, reconcile.of_script(143, said), "7", [])
 
     for _ in range(2):
@@ -82,7 +82,7 @@ def test_what_the_script_guessed_gives_way_to_what_slurm_says(
 def test_what_slurm_says_stays_whatever_it_says_later(client, run_id):
     reconcile.settle(client, run_id, reconcile.of_script(143, "COMPLETING TimeLimit\n"), "7", [])
 
-    ended = reconcile.of_job(Job("7", "CANCELLED"))
+    ended = reconcile.find_ending(Job("7", "CANCELLED"))
     assert reconcile.settle(client, run_id, ended, "7", []) == "FAILED"
 
 
@@ -108,7 +108,7 @@ def test_status_of_the_training_after_a_requeue_is_no_guess(client, run_id, tmp_
     reporter.start(run_id, "7", tmp_path)
     client.set_terminated(run_id, "FAILED")
 
-    ended = reconcile.of_job(Job("7", "CANCELLED"))
+    ended = reconcile.find_ending(Job("7", "CANCELLED"))
     assert reconcile.settle(client, run_id, ended, "7", []) == "FAILED"
 
 

@@ -7,7 +7,9 @@ from tests.support.slurm_jobs import write_project
 
 
 def test_folders_of_the_logs_are_made(tmp_path):
-    read = config.read({"output": "logs/out/%j.out", "error": str(tmp_path / "else/%j.err")})
+    read = config.parse_config(
+        {"output": "logs/out/%j.out", "error": str(tmp_path / "else/%j.err")}
+    )
     submit.make_folders_of_logs(tmp_path / "run", read)
     assert (tmp_path / "run/logs/out").is_dir()
     assert (tmp_path / "else").is_dir()
@@ -15,7 +17,7 @@ def test_folders_of_the_logs_are_made(tmp_path):
 
 def test_folder_that_cannot_be_made_is_named(tmp_path):
     (tmp_path / "job.sh").touch()
-    read = config.read({"output": "job.sh/%j.out"})
+    read = config.parse_config({"output": "job.sh/%j.out"})
     with pytest.raises(OSError, match=r'job\.sh.*"output"'):
         submit.make_folders_of_logs(tmp_path, read)
 

@@ -45,7 +45,7 @@ def test_end_of_the_script_is_what_slurm_says(code, said, status, words):
 
 @pytest.mark.parametrize("by", ["by 4000000000", "by someone"])
 def test_canceler_without_an_account_here_is_named_as_slurm_does(by):
-    ending = reconcile.of_job(Job("7", "CANCELLED", by))
+    ending = reconcile.find_ending(Job("7", "CANCELLED", by))
 
     assert (ending.status, ending.words) == ("KILLED", f"the job was cancelled {by}")
 

@@ -78,7 +78,7 @@ def test_project_in_no_repository_is_copied_without_what_runs_and_installs_leave
     project.mkdir()
     repositories.write(project, files)
     with (project / "big.bin").open("wb") as big:
-        big.truncate(listing.LIMIT + 1)
+        big.truncate(listing.MAX_FILE_BYTES + 1)
 
     _, copied, left_out = take(project, tmp_path)
 
@@ -196,8 +196,10 @@ def test_folders_of_ended_runs_are_cleared_and_no_others(tmp_path, store):
         repositories.write(tmp_path / "work" / name, {"snapshot.json": "{}", "project/a": "1"})
     repositories.write(tmp_path / "work" / "no run's", {"a": "1"})
 
-    would = [folder.name for folder, _ in clearing.clear(tmp_path / "work", 7, dry_run=True)]
-    [*_] = clearing.clear(tmp_path / "work", 7)
+    would = [
+        folder.name for folder, _ in clearing.remove_old_folders(tmp_path / "work", 7, dry_run=True)
+    ]
+    [*_] = clearing.remove_old_folders(tmp_path / "work", 7)
 
     assert would == [old]
     left = {path.name for path in (tmp_path / "work").iterdir()}
@@ -206,7 +208,7 @@ def test_folders_of_ended_runs_are_cleared_and_no_others(tmp_path, store):
 
 def test_folder_of_runs_that_is_not_there_is_named(tmp_path):
     with pytest.raises(OSError, match=rf'no folder {tmp_path}/work\b.*"work_dir"'):
-        [*clearing.clear(tmp_path / "work", 7)]
+        [*clearing.remove_old_folders(tmp_path / "work", 7)]
 
 
 def test_folder_stays_that_holds_what_no_server_has(tmp_path, empty_store, monkeypatch):
@@ -218,8 +220,8 @@ def test_folder_stays_that_holds_what_no_server_has(tmp_path, empty_store, monke
         (tmp_path / "spool").rename(folder / "spool")
         made.there.set_terminated(made.run_id, "FAILED", int((time.time() - 8 * 86_400) * 1000))
 
-        assert [*clearing.clear(tmp_path / "work", 7)] == []
+        assert [*clearing.remove_old_folders(tmp_path / "work", 7)] == []
         Courier(folder / "spool" / made.run_id, made.there).deliver()
-        [(cleared, _)] = clearing.clear(tmp_path / "work", 7)
+        [(cleared, _)] = clearing.remove_old_folders(tmp_path / "work", 7)
 
     assert cleared == folder

@@ -14,7 +14,7 @@ from mlflow.exceptions import MlflowException
 
 from pyclassify.spool.spooled_run import Written
 from pyclassify.spool.uploader import Courier
-from pyclassify.tracking import insist, run
+from pyclassify.tracking import final_status, run
 from pyclassify.tracking.logger import RunLogger
 from tests.support import processes
 from tests.support.spooled import answering, files_of_at_most, points
@@ -240,22 +240,22 @@ def test_next_run_in_the_same_process_has_a_status_of_its_own(store):
 def test_stopped_run_is_killed_again_after_mlflow_run_called_it_failed(store, given):
     store.set_terminated(given, "FAILED")
 
-    insist.insist(given, "KILLED", parent=-1)
+    final_status.enforce_final_status(given, "KILLED", parent=-1)
     assert store.get_run(given).info.status == "KILLED"
 
 
 def test_insisting_ends_where_nobody_objects(store, given, monkeypatch):
-    monkeypatch.setattr(insist, "SECONDS", 0.2)
+    monkeypatch.setattr(final_status, "TIMEOUT_SECONDS", 0.2)
     store.set_terminated(given, "KILLED")
 
     started = time.monotonic()
-    insist.insist(given, "KILLED", parent=-1)
+    final_status.enforce_final_status(given, "KILLED", parent=-1)
     assert time.monotonic() - started > 0.2
     assert store.get_run(given).info.status == "KILLED"
 
 
 def test_mlflow_run_still_overwrites_a_status():
-    # Once this fails, MLflow is mended and pyclassify/tracking/insist.py can go.
+    # Once this fails, MLflow is mended and pyclassify/tracking/final_status.py can go.
     assert not RunStatus.is_terminated("KILLED")
 
 

@@ -3,8 +3,8 @@
 import os
 import sys
 
+import lightning.pytorch as pl
 import torch
-from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import Callback
 
 from pyclassify.registry.register import RegisterModel
@@ -15,7 +15,7 @@ from pyclassify.training.prediction_writer import WriteTable
 
 
 def summarise(
-    trainer: Trainer, metric: str, value: torch.Tensor | None, scored: str | None = None
+    trainer: pl.Trainer, metric: str, value: torch.Tensor | None, scored: str | None = None
 ) -> None:
     """Write the accuracy, the checkpoint, the model, the run and what to type next to stdout.
 

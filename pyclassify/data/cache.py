@@ -111,7 +111,7 @@ def _write(path: Path, source: str, content: Images) -> None:
     kept = {**content._asdict(), "source": source, "digest": _digest(content)}
     for part in path.parent.glob(f".{glob.escape(path.name)}.*.part"):  # whose writers were killed
         part.unlink(missing_ok=True)
-    with files.writing(path) as file:
+    with files.open_atomically(path) as file:
         torch.save(kept, file)
 
 

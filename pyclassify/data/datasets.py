@@ -1,9 +1,11 @@
 """Data sets that hand out bytes: images in memory, and folders of image files."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from PIL import Image
@@ -11,7 +13,6 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from pyclassify.data.decoding import read_image, read_scaled
-from pyclassify.data.listing import Paths
 from pyclassify.data.transforms import center_crop, resize
 
 UNREADABLE = -1
@@ -125,3 +126,25 @@ class ScoredFiles(Dataset[tuple[Tensor, int, int]]):
             except Exception:  # as in `read_image`
                 continue
         return sum(pixels) / max(len(pixels), 1)
+
+
+class Paths(Sequence[str]):
+    """Paths in one array of bytes.
+
+    Of a list, each process that reads an item gets a copy of the page that it is on, as Python
+    counts references in the item itself: soon of the whole list, in each worker.
+    """
+
+    def __init__(self, paths: Iterable[str]) -> None:
+        encoded = [os.fsencode(path) for path in paths]
+        self._bytes = np.frombuffer(b"".join(encoded), np.uint8)
+        self._ends = np.cumsum([0, *map(len, encoded)])
+
+    def __len__(self) -> int:
+        return len(self._ends) - 1
+
+    def __getitem__(self, place: Any) -> Any:
+        if isinstance(place, slice):
+            return [self[each] for each in range(*place.indices(len(self)))]
+        place = range(len(self))[place]
+        return os.fsdecode(self._bytes[self._ends[place] : self._ends[place + 1]].tobytes())

@@ -51,7 +51,7 @@ def digest_files(files: Sequence[str], folder: Path, memory: Path) -> str:
         memory: The file that earlier digests are in; it need not exist.
     """
     looks = sha256()
-    for look in _map(_look, files):
+    for look in _map_in_threads(_look, files):
         looks.update(look)
     key = looks.hexdigest()
     known = _recall(memory)
@@ -63,12 +63,12 @@ def digest_files(files: Sequence[str], folder: Path, memory: Path) -> str:
 
 def _digest_contents(files: Sequence[str], folder: Path) -> str:
     content = sha256()
-    for file, digest in zip(files, _map(_digest_file, files), strict=True):
+    for file, digest in zip(files, _map_in_threads(_digest_file, files), strict=True):
         content.update(f"{os.path.relpath(file, folder)}\0{digest}\n".encode())
     return content.hexdigest()[:_DIGITS]
 
 
-def _map(look: Callable[[str], _T], files: Sequence[str]) -> Iterator[_T]:
+def _map_in_threads(look: Callable[[str], _T], files: Sequence[str]) -> Iterator[_T]:
     # Many at once, as each may wait for a file system that is elsewhere, and some hundreds by each
     # thread at a time, since to hand over a single file takes as long as to read it.
     def look_at_all(start: int) -> list[_T]:
@@ -102,4 +102,4 @@ def _remember(memory: Path, known: dict[str, str]) -> None:
     # A memory that can't be written costs time, nothing else.
     with suppress(OSError):
         memory.parent.mkdir(parents=True, exist_ok=True)
-        atomic.write(memory, json.dumps(dict([*known.items()][-_REMEMBERED:]), indent=0))
+        atomic.write_atomically(memory, json.dumps(dict([*known.items()][-_REMEMBERED:]), indent=0))

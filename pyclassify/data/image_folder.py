@@ -9,10 +9,10 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from pyclassify.data.datasets import ImageFiles, ImageTensors, ScoredFiles
+from pyclassify.data.datasets import ImageFiles, ImageTensors, Paths, ScoredFiles
 from pyclassify.data.digest import digest_files
 from pyclassify.data.download import user_folder
-from pyclassify.data.listing import Paths, list_all_images, list_classes, list_images
+from pyclassify.data.listing import list_all_images, list_classes, list_images
 from pyclassify.data.loaders import ImageDataModule, keep_sizes
 from pyclassify.data.parts import PARTS, split
 from pyclassify.data.scaled import keep

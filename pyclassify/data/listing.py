@@ -1,35 +1,11 @@
 """The images and classes of a folder, and what keeps many paths in little memory."""
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torchvision.datasets.folder import IMG_EXTENSIONS, has_file_allowed_extension
-
-
-class Paths(Sequence[str]):
-    """Paths in one array of bytes.
-
-    Of a list, each process that reads an item gets a copy of the page that it is on, as Python
-    counts references in the item itself: soon of the whole list, in each worker.
-    """
-
-    def __init__(self, paths: Iterable[str]) -> None:
-        encoded = [os.fsencode(path) for path in paths]
-        self._bytes = np.frombuffer(b"".join(encoded), np.uint8)
-        self._ends = np.cumsum([0, *map(len, encoded)])
-
-    def __len__(self) -> int:
-        return len(self._ends) - 1
-
-    def __getitem__(self, place: Any) -> Any:
-        if isinstance(place, slice):
-            return [self[each] for each in range(*place.indices(len(self)))]
-        place = range(len(self))[place]
-        return os.fsdecode(self._bytes[self._ends[place] : self._ends[place + 1]].tobytes())
 
 
 def list_classes(folder: Path) -> list[str]:

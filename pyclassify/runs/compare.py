@@ -16,7 +16,7 @@ from mlflow.exceptions import MlflowException
 from pyclassify.runs.comparison import Comparison, compare, differences
 from pyclassify.runs.report import report
 from pyclassify.tracking.links import compare_link, server_address, start_quickly
-from pyclassify.tracking.search import be_brief, find_best, find_run, in_words, open_store
+from pyclassify.tracking.search import be_brief, find_best, find_run, format_error, open_store
 from pyclassify.utils.masking import mask
 from pyclassify.utils.options import VerbParser
 
@@ -41,7 +41,7 @@ def main(args: Sequence[str]) -> int:
     try:
         comparison = compare(_find(asked))
     except MlflowException as error:
-        raise ValueError(in_words(error)) from error
+        raise ValueError(format_error(error)) from error
     uri = mlflow.get_tracking_uri()
     infos = [run.info for run in comparison.runs]
     link = compare_link(uri, [i.run_id for i in infos], [i.experiment_id for i in infos])

@@ -9,6 +9,8 @@ from typing import Any
 
 import yaml
 
+from pyclassify.utils.options import flatten_config
+
 _NAMED = 5  # of many packages, those that are named
 # Of no consequence to a number.
 _IGNORED = ("system", "memory_gb", "cores")
@@ -109,22 +111,10 @@ def compare_capsules(kept: Path, other_kept: Path) -> Iterator[str]:
         yield f"files: the capsule lacks {', '.join(islice(left_out, _NAMED))}"
 
 
-def settings(config: dict[str, Any], path: str = "") -> Iterator[tuple[str, str]]:
-    """Spell a configuration as options, `model.learning_rate`, without those of the logger."""
-    for key, value in config.items():
-        name = ".".join(filter(None, (path, "" if key in ("class_path", "init_args") else key)))
-        if name == "trainer.logger":
-            continue
-        if isinstance(value, dict):
-            yield from settings(value, name)
-        elif value is not None:
-            yield name, value if isinstance(value, str) else json.dumps(value)
-
-
 def _read_settings(folder: Path, facts: dict[str, Any]) -> Iterator[tuple[str, str]]:
     # Paths are made absolute to make a run again, and what they name is compared by its content.
     left_out = ("ckpt_path", "data_path", *(["model.weights"] if _weights(facts) else []))
-    for name, value in settings(yaml.safe_load((folder / "config.yaml").read_text())):
+    for name, value in flatten_config(yaml.safe_load((folder / "config.yaml").read_text())):
         if not name.endswith(left_out) and not name.startswith("register."):
             yield name, value
 

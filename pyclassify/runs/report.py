@@ -34,14 +34,14 @@ def report(comparison: Comparison, width: int) -> str:
         title = "Metrics, and how far they are from those of run 1\n"
         parts.append(title + table(_show_metrics(metrics), headings, width, whole=True))
     if comparison.paired:
-        parts.append(_paragraph(in_words(comparison.paired), width))
+        parts.append(_paragraph(format_paired_test(comparison.paired), width))
     if comparison.seeds:
-        parts.append(_paragraph(seeds_in_words(comparison.seeds), width))
+        parts.append(_paragraph(format_seeds_test(comparison.seeds), width))
     parts += [_paragraph(f"Note: {note}.", width) for note in comparison.notes]
     return "\n".join(parts)
 
 
-def in_words(test: PairedTest) -> str:
+def format_paired_test(test: PairedTest) -> str:
     """Say what the predictions of two runs tell, for a reader who knows no statistics."""
     low, high = test.interval
     surprise, better = _judge(test.p_value, 1 if test.only_first > test.only_second else 2)
@@ -55,7 +55,7 @@ def in_words(test: PairedTest) -> str:
     )
 
 
-def seeds_in_words(test: SeedsTest) -> str:
+def format_seeds_test(test: SeedsTest) -> str:
     """Say what two recipes came to with several seeds each, for a reader of no statistics."""
     low, high = test.interval
     surprise, better = _judge(test.p_value, 1 if test.means[0] > test.means[1] else 2)

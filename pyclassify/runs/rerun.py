@@ -112,7 +112,7 @@ def find_run(run_id: str) -> tuple[Any, Any]:
         client = search.open_store()
         return client, search.find_run(client, run_id)
     except MlflowException as error:
-        raise ValueError(search.in_words(error)) from error
+        raise ValueError(search.format_error(error)) from error
 
 
 def fetch(client: Any, run_id: str, folder: Path) -> Path:

@@ -8,10 +8,9 @@ from typing import Any
 
 import yaml
 
-from pyclassify.runs import likeness
 from pyclassify.utils.git import find_root, git
 from pyclassify.utils.masking import MASK
-from pyclassify.utils.options import SHORT_OPTIONS
+from pyclassify.utils.options import SHORT_OPTIONS, flatten_config
 from pyclassify.utils.repository import Code
 
 # Settings that are paths, and count from where a person typed them.
@@ -45,7 +44,7 @@ def prepare(
         if isinstance(part.get(name), str):
             part[name] = locate(name, part[name], Path(facts["started_in"]))
     chosen = {spell_name(option) for option in options}
-    for name, value in likeness.settings(config):
+    for name, value in flatten_config(config):
         if MASK in value and name not in chosen:
             raise ValueError(
                 f"the capsule has {name} without its credentials, {value}; give it whole, "

@@ -23,7 +23,7 @@ def in_terminal(parent: RunInfo, rows: Rows) -> list[str]:
         if run:
             told = f"{run.info.run_id[:8]}  {run.info.status:8}  {_value(run, metric)}"
             lines[f"seed {seed}"] = told.rstrip()
-    lines[metric] = spread.in_words(spread.read(children, metric))
+    lines[metric] = spread.format_mean_and_deviation(spread.read(children, metric))
     uri, experiment = mlflow.get_tracking_uri(), parent.experiment_id
     lines |= {"run": parent.run_id, "next": start_quickly(uri)}
     links = ["", "These runs:", run_link(uri, experiment, parent.run_id)]
@@ -37,7 +37,7 @@ def in_markdown(parent: RunInfo, rows: Rows) -> str:
     children = list(filter(None, rows.values()))
     metric = spread.choose(children)
     title, page = metric.replace("_", " "), f"#/experiments/{parent.experiment_id}/runs"
-    said = spread.in_words(spread.read(children, metric))
+    said = spread.format_mean_and_deviation(spread.read(children, metric))
     lines = [f"**{title}: {said}**", "", f"| seed | run | status | {title} |", "|--|--|--|--|"]
     for seed, run in rows.items():
         link = status = value = ""

@@ -63,7 +63,7 @@ def read(children: Sequence[Run], metric: str) -> list[float]:
     ]
 
 
-def in_words(values: Sequence[float]) -> str:
+def format_mean_and_deviation(values: Sequence[float]) -> str:
     """Say a mean, the standard deviation and the mean's interval: 0.81 ± 0.01 (95%: ...)."""
     if not values:
         return "no seed that finished has it"

@@ -12,6 +12,7 @@ from pyclassify.runs.restore import make_absolute, saving_loggers, spell_name
 from pyclassify.spool import lock
 from pyclassify.tracking import capsule
 from pyclassify.tracking.run import spool_root
+from pyclassify.utils import options
 from pyclassify.utils.masking import MASK
 from pyclassify.utils.options import SHORT_OPTIONS
 
@@ -150,9 +151,8 @@ def check_options(stopped: Stopped, options: list[str], inexact: bool) -> None:
 
 def was_masked(config: dict[str, Any], name: str) -> bool:
     """Whether a setting lost its credentials in the capsule, and must be given."""
-    from pyclassify.runs import likeness
 
-    return any(name == key and MASK in value for key, value in likeness.settings(config))
+    return any(name == key and MASK in value for key, value in options.flatten_config(config))
 
 
 def check_folder(stopped: Stopped) -> None:

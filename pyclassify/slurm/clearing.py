@@ -11,7 +11,9 @@ from pyclassify.spool.records import FINAL
 _DAY = 86_400.0
 
 
-def clear(work_dir: Path, days: float, dry_run: bool = False) -> Iterator[tuple[Path, int]]:
+def remove_old_folders(
+    work_dir: Path, days: float, dry_run: bool = False
+) -> Iterator[tuple[Path, int]]:
     """Remove the folders of runs that ended some time ago; others stay.
 
     So do those that hold what no server has yet, for `pyclassify sync`.

@@ -15,7 +15,7 @@ from pyclassify.slurm.logs import Tail, kept_logs, tail_of
 from pyclassify.slurm.plan import Plan
 from pyclassify.slurm.proofread import check_script
 from pyclassify.slurm.resubmission import resume
-from pyclassify.slurm.status import of_job
+from pyclassify.slurm.status import find_ending
 from pyclassify.utils.masking import mask
 from pyclassify.utils.options import VerbParser
 
@@ -55,7 +55,7 @@ def main(args: Sequence[str]) -> int:
             raise ValueError(words) from error
         from pyclassify.tracking import search
 
-        raise ValueError(search.in_words(error)) from error
+        raise ValueError(search.format_error(error)) from error
 
 
 def _parse(args: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
@@ -124,7 +124,7 @@ def status(asked: argparse.Namespace) -> int:
     now = run.reconcile(job)
     facts = [FORGOTTEN]
     if job is not None:
-        why = of_job(job).words or job.reason
+        why = find_ending(job).words or job.reason
         facts = [job.state, why, job.elapsed, job.nodes and f"on {job.nodes}"]
     sys.stdout.write(f"run {run.run_id}: {now}\n")
     sys.stdout.write(f"job {run.job_id}: {', '.join(each for each in facts if each)}\n")
@@ -185,9 +185,9 @@ def reconcile(asked: argparse.Namespace) -> int:
 
 def clear(asked: argparse.Namespace) -> int:
     """Remove the folders of ended runs."""
-    given = config.read({"work_dir": asked.work_dir})
+    given = config.parse_config({"work_dir": asked.work_dir})
     work_dir = plan.choose_work_dir(given)
-    for folder, size in clearing.clear(work_dir, asked.days, asked.dry_run):
+    for folder, size in clearing.remove_old_folders(work_dir, asked.days, asked.dry_run):
         what = "would be removed" if asked.dry_run else "removed"
         sys.stdout.write(f"{what}: {folder} ({size / 2**20:.0f} MB)\n")
     return 0

@@ -11,7 +11,7 @@ from pyclassify.slurm.programs import (
     SlurmSilent,
     environment_of_job,
     environment_of_query,
-    in_words,
+    format_message,
     run_patiently,
     run_program,
 )
@@ -70,7 +70,7 @@ def try_out(script: Path, given: Sequence[str]) -> str:
     """
     words = ("sbatch", "--test-only", str(script))
     said = run_patiently(words, environment=environment_of_job(given))
-    return in_words(said.stderr)
+    return format_message(said.stderr)
 
 
 def find(job_id: str) -> Job:
@@ -185,7 +185,7 @@ def cancel(job_id: str) -> None:
             return
         raise
     if "denied" in said.stderr:  # scancel's exit code is 0 all the same
-        raise SlurmError(in_words(said.stderr))
+        raise SlurmError(format_message(said.stderr))
 
 
 def _target(job_id: str) -> list[str]:

@@ -18,7 +18,7 @@ MLFLOW_KEYS = (
 )
 
 
-def read(given: Mapping[str, Any]) -> Config:
+def parse_config(given: Mapping[str, Any]) -> Config:
     """Validate a configuration.
 
     Args:

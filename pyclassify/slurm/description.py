@@ -14,7 +14,7 @@ _LAST_BYTES = 4000  # some of MLflow's servers take 5000 for a description
 _QUOTED = "The last lines of stderr:"
 
 
-def of_job(job_id: str) -> str:
+def name_job(job_id: str) -> str:
     """What a paragraph on a job begins with, whether or not its id names the cluster."""
     return f"SLURM job {job_id.partition(';')[0]}"
 

@@ -129,7 +129,7 @@ def make(
     import mlflow
     from mlflow.projects.utils import fetch_and_validate_project, load_project
 
-    checked = config.read(backend_config)
+    checked = config.parse_config(backend_config)
     if checked.container is not None:
         checked = replace(checked, container=environment.find_image(checked.container))
     given = dict(given or {})

@@ -101,11 +101,11 @@ def run_program(
         raise SlurmSilent(f"{words[0]} timed out after {TIMEOUT:.0f} s") from None
     if said.returncode == 0:
         return said
-    text = in_words(said.stderr) or f"{words[0]} failed with exit code {said.returncode}"
+    text = format_message(said.stderr) or f"{words[0]} failed with exit code {said.returncode}"
     raise SlurmSilent(text) if _BUSY.search(text) else SlurmError(text)
 
 
-def in_words(text: str) -> str:
+def format_message(text: str) -> str:
     """One line of what a program says, without its name before each."""
     lines = (re.sub(r"^s\w+: (?:error: )?", "", line.strip()) for line in text.splitlines())
     return "; ".join(line for line in lines if line)

@@ -83,7 +83,7 @@ def _reconcile(
             return
         ending, state, metrics = _LOST, FORGOTTEN, {}
     elif account.job.meaning.ended:
-        ending = reconcile.of_job(account.job)
+        ending = reconcile.find_ending(account.job)
         state, metrics = account.job.state, account.metrics()
     else:
         yield from _follow(store, run, account.job.meaning.status, dry_run)

@@ -95,7 +95,7 @@ def _start(client: Any, run_id: str, job_id: str, begun: list[attempts.Attempt])
     }
     if again:  # what was said of its first end is no more
         tags |= {reconcile.BY: "", reconcile.STATE: ""}
-        description.forget(client, run, description.of_job(job_id))
+        description.forget(client, run, description.name_job(job_id))
     reconcile.tag(client, run_id, tags)
     return 0
 

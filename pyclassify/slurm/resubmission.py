@@ -40,7 +40,7 @@ def resume(asked: argparse.Namespace) -> int:
     run = search.find_run(mlflow_client, asked.run)
     run_id = run.info.run_id
     script = _find_script(run)
-    spools = config.read(_given(script)).tracking == "spool"
+    spools = config.parse_config(_given(script)).tracking == "spool"
     target = destination.resolve(mlflow.get_tracking_uri(), from_nodes=not spools)
     _wait_for_the_end(run)
     run = mlflow_client.get_run(run_id)
@@ -128,7 +128,7 @@ def _submit(
     for each in clients:
         each.set_tag(run_id, "slurm_job_id", job_id)
         if before:  # that was not the run's end
-            description.forget(each, each.get_run(run_id), description.of_job(before))
+            description.forget(each, each.get_run(run_id), description.name_job(before))
     return job_id
 
 

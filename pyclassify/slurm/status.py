@@ -45,7 +45,7 @@ class Ending:
 STOPPED = Ending("KILLED", f"the training was told to stop, has saved and left; {RESUME}")
 
 
-def of_job(job: Job) -> Ending:
+def find_ending(job: Job) -> Ending:
     """What a job's state means."""
     words = job.meaning.words
     if job.reason.startswith("by "):
@@ -69,18 +69,18 @@ def of_script(exit_code: int, said: str) -> Ending:
     booked = [line for line in booked if line.strip()]
     states = [line.split()[0] for line in booked]
     if "OUT_OF_MEMORY" in states:  # of a step, which the job's own state follows
-        return of_job(Job("", "OUT_OF_MEMORY"))
+        return find_ending(Job("", "OUT_OF_MEMORY"))
     if not queued.startswith("RUNNING"):  # the script was told to end
         state = states[0] if states else ""
         # The queue first: accounting has a job that makes room as PREEMPTED, and then once more.
         if state == "REQUEUED" or queued.startswith(("PENDING", "REQUEUE", "SPECIAL_EXIT")):
             return Ending("SCHEDULED")
         if state in STATES and STATES[state].ended:
-            return of_job(Job("", state, booked[0].partition(" ")[2]))
+            return find_ending(Job("", state, booked[0].partition(" ")[2]))
         if state := state_by(*queued.partition(" ")[::2]):
-            return of_job(Job("", state))
+            return find_ending(Job("", state))
         if queued.startswith("COMPLETING"):
-            return replace(of_job(Job("", "CANCELLED")), certain=False)
+            return replace(find_ending(Job("", "CANCELLED")), certain=False)
     if exit_code == LEFT:
         return STOPPED
     if exit_code > 128:
@@ -109,7 +109,7 @@ def settle(client: Any, run_id: str, ending: Ending, job_id: str, logs: list[Pat
     status, guessed = becomes(run, ending), run.data.tags.get(BY) == "script"
     changes = status != run.info.status or (guessed and ending.certain)
     words = ending.words if ending.status == status else "the training said so"
-    subject = description.of_job(job_id)
+    subject = description.name_job(job_id)
     try:
         if status == "FINISHED":
             description.forget(client, run, subject)

@@ -92,7 +92,7 @@ class SlurmRun(SubmittedRun):
         words = f"the job was cancelled by {getpass.getuser()}."
         if what == FORGOTTEN:
             words = f"{what}; the run was marked KILLED by {getpass.getuser()}."
-        description.describe(self._client, run, description.of_job(self.job_id), words)
+        description.describe(self._client, run, description.name_job(self.job_id), words)
         return what
 
     def _look(self) -> tuple[Job | None, str]:
@@ -150,7 +150,7 @@ class SlurmRun(SubmittedRun):
         if job is None:
             return status
         if job.meaning.ended:
-            ending = reconcile.of_job(job)
+            ending = reconcile.find_ending(job)
             files = tail_of(run.data.tags).files()
             return reconcile.settle(self._client, self._run_id, ending, self.job_id, files)
         said = job.meaning.status

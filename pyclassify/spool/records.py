@@ -174,7 +174,7 @@ class Segment:
 
 def replace(path: Path, content: dict[str, Any]) -> None:
     """Write a small JSON file whole or not at all."""
-    files.write(path, json.dumps(content, indent=2))
+    files.write_atomically(path, json.dumps(content, indent=2))
 
 
 def load(path: Path) -> dict[str, Any]:

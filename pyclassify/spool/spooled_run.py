@@ -162,7 +162,7 @@ def open_run(
     from pyclassify.spool.registry import register
     from pyclassify.spool.store import root_of
     from pyclassify.spool.target import prepare
-    from pyclassify.spool.upload_thread import be_impatient, in_haste, in_words
+    from pyclassify.spool.upload_thread import be_impatient, format_error, in_haste
 
     register()
     be_impatient()
@@ -189,8 +189,8 @@ def open_run(
         if error.error_code not in _AWAY:
             raise
         warnings.warn(
-            f"the tracking server {mask(tracking_uri)} can't be reached ({in_words(error)}); what "
-            f"is logged is kept in {root} and delivered when it can",
+            f"the tracking server {mask(tracking_uri)} can't be reached ({format_error(error)}); "
+            f"what is logged is kept in {root} and delivered when it can",
             stacklevel=2,
         )
     return Written(_make(given, experiment_name, run_name, tags, tracking_uri, root), tracking_uri)

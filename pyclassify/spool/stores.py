@@ -38,7 +38,7 @@ def is_database_failing(words: str) -> bool:
     return _OF_DATABASE.search(words) is not None
 
 
-def in_words(text: str) -> str:
+def translate_error(text: str) -> str:
     """Say what is wrong with a database or a bucket.
 
     Args:

@@ -151,9 +151,9 @@ class Sync:
         self._line = text
 
     def _complain(self, spool: Path, error: Exception) -> None:
-        from pyclassify.spool.upload_thread import in_words, refused_by
+        from pyclassify.spool.upload_thread import format_error, refused_by
 
-        words = in_words(error)
+        words = format_error(error)
         if self._told.get(spool) != words:
             refused = refused_by(error)
             sys.stderr.write(f"pyclassify: {spool.name}: {refused} delivered: {words}\n")

@@ -98,7 +98,7 @@ class Delivery(threading.Thread):
         except BlockingIOError:
             self.trouble = BUSY
         except Exception as error:  # whatever the server has to say
-            words = in_words(error)
+            words = format_error(error)
             if self.trouble in ("", BUSY):
                 warnings.warn(
                     f"the tracking server takes {refused_by(error)} ({words}); what is logged is "
@@ -150,7 +150,7 @@ class Delivery(threading.Thread):
                 self._courier.send(batch)
                 return True
         except Exception as error:  # whatever the server has to say
-            self.trouble = in_words(error)
+            self.trouble = format_error(error)
         return False
 
     def unsent(self) -> tuple[int, list[str]]:
@@ -203,10 +203,10 @@ def refused_by(error: BaseException) -> str:
     return error.what if isinstance(error, WaitingError) else "nothing"
 
 
-def in_words(error: BaseException) -> str:
+def format_error(error: BaseException) -> str:
     """Say in a line what is wrong with the server."""
     text = " ".join(str(error).split())
-    if words := stores.in_words(text):
+    if words := stores.translate_error(text):
         return mask(words)[:200]
     for told, words in (
         ("Connection refused", "nothing listens there"),

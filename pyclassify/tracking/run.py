@@ -13,7 +13,7 @@ from typing import Any
 from pyclassify.spool import spooled_run
 from pyclassify.spool.lock import RunIsHeldError
 from pyclassify.spool.spooled_run import Written
-from pyclassify.tracking import insist
+from pyclassify.tracking import final_status
 
 # What MLflow calls a run that nobody named: "adjective-noun-number".
 _RANDOM_NAME = re.compile(r"[a-z]+-[a-z]+-\d+")
@@ -160,7 +160,7 @@ def mark(status: str) -> None:
             mlflow.MlflowClient().set_terminated(run_id, status)
             delivered = True
         if status == "KILLED" and not left and _given is not None and delivered:
-            insist.start(run_id, status)
+            final_status.start_enforcing(run_id, status)
         while _after_end:
             _after_end.pop()()
 

@@ -132,7 +132,7 @@ def find_best(client: MlflowClient, experiment_name: str, metric: str, best: int
     return judged
 
 
-def in_words(error: MlflowException) -> str:
+def format_error(error: MlflowException) -> str:
     """Say in one line that the store can't be read, and why."""
     reason = mask(" ".join(str(error).split()))
     return f"the runs at {mask(mlflow.get_tracking_uri())} can't be read ({reason}); {_elsewhere()}"

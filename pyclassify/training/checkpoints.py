@@ -112,7 +112,7 @@ def write(checkpoint: dict[str, Any], path: Path, hashed: bool) -> None:
             os.fsync(file.fileno())
         if hashed:
             line = f"{hashing.digest.hexdigest()}  {path.name}\n"
-            files.write(_digest_of(path), line)
+            files.write_atomically(_digest_of(path), line)
         part.replace(path)
         _keep_folder(path.parent)
     except BaseException:

@@ -261,4 +261,4 @@ def _folder(trainer: pl.Trainer) -> Path | None:
 def report(step: int) -> None:
     """Tell whoever started this process that training can go on from a step."""
     if os.environ.get(PROGRESS):
-        files.write(Path(os.environ[PROGRESS]), f"{step}\n")
+        files.write_atomically(Path(os.environ[PROGRESS]), f"{step}\n")

@@ -10,10 +10,10 @@ from pathlib import Path
 from pyclassify.utils.git import git
 from pyclassify.utils.masking import holds_credentials
 
-LIMIT = 50 * 2**20  # bytes of the diff, and as many of untracked files
+MAX_CHANGES_BYTES = 50 * 2**20  # bytes of the diff, and as many of untracked files
 
 # What runs leave behind in the folder that they are started from.
-_LEAVINGS = ("mlflow.db*", "mlruns/*", "mlartifacts/*", "lightning_logs/*")
+_PATTERNS_LEFT_BY_RUNS = ("mlflow.db*", "mlruns/*", "mlartifacts/*", "lightning_logs/*")
 
 # No renames: the diff of one file is whole by itself. The rest is what users' settings can change.
 _DIFF = (
@@ -33,7 +33,7 @@ def diff(root: Path, left_out: dict[str, str]) -> bytes:
         OSError: git fails.
     """
     whole = git(root, *_DIFF, "HEAD")
-    if len(whole) <= LIMIT and not holds_credentials("", whole):
+    if len(whole) <= MAX_CHANGES_BYTES and not holds_credentials("", whole):
         return whole
     names = git(root, *_DIFF, "--name-only", "-z", "HEAD").split(b"\0")[:-1]
     parts = {
@@ -61,7 +61,7 @@ def pack_untracked(root: Path, leavings: Sequence[str], left_out: dict[str, str]
     listed = git(root, "ls-files", "--others", "--exclude-standard", "-z").split(b"\0")[:-1]
     sizes = {}
     for name in map(os.fsdecode, listed):
-        left_behind = any(fnmatch(f"/{name}", f"*/{each}") for each in _LEAVINGS)
+        left_behind = any(fnmatch(f"/{name}", f"*/{each}") for each in _PATTERNS_LEFT_BY_RUNS)
         if left_behind or any((root / name).is_relative_to(each) for each in leavings):
             continue
         if (root / name).is_symlink() or not (root / name).is_file():
@@ -83,10 +83,10 @@ def _choose(
 ) -> dict[str, bytes]:
     """Take as many as fit, the small ones first since code is small, and none with credentials."""
     kept: dict[str, bytes] = {}
-    room = LIMIT
+    room = MAX_CHANGES_BYTES
     for name in sorted(sizes, key=sizes.__getitem__):
         if sizes[name] > room:
-            left_out[name] = f"is over the limit of {LIMIT // 2**20} MB in all"
+            left_out[name] = f"is over the limit of {MAX_CHANGES_BYTES // 2**20} MB in all"
             continue
         try:
             content = read(name)

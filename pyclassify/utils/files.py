@@ -7,18 +7,18 @@ from pathlib import Path
 from typing import IO
 
 
-def write(path: Path, text: str) -> None:
-    """Write a small text file, as `writing` does.
+def write_atomically(path: Path, text: str) -> None:
+    """Write a small text file, as `open_atomically` does.
 
     Raises:
         OSError: It can't be written; what was there before is still there.
     """
-    with writing(path) as file:
+    with open_atomically(path) as file:
         file.write(text.encode())
 
 
 @contextmanager
-def writing(path: Path) -> Iterator[IO[bytes]]:
+def open_atomically(path: Path) -> Iterator[IO[bytes]]:
     """Write a file under another name, have the disk keep it, and only then name it.
 
     Raises:

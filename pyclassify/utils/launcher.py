@@ -31,7 +31,7 @@ def tell(folder: Path, decided: Any) -> None:
     """
     path = _file(folder)
     path.parent.mkdir(parents=True, exist_ok=True)
-    files.write(path, json.dumps(decided))
+    files.write_atomically(path, json.dumps(decided))
 
 
 def hear(folder: Path) -> Any:

@@ -7,10 +7,10 @@ from pathlib import Path
 from pyclassify.utils.git import find_root, git
 from pyclassify.utils.masking import holds_credentials
 
-LIMIT = 50 * 2**20  # bytes of a file that is not tracked: a larger one is data
+MAX_FILE_BYTES = 50 * 2**20  # bytes of a file that is not tracked: a larger one is data
 
 # What runs leave behind, and what is made anew.
-_LEAVINGS = {"mlruns", "mlartifacts", "mlflow.db", "lightning_logs", "__pycache__", ".git"}
+_LEFT_BY_RUNS = {"mlruns", "mlartifacts", "mlflow.db", "lightning_logs", "__pycache__", ".git"}
 
 
 def list_files(project: Path, without: Path | None = None) -> tuple[list[str], dict[str, str]]:
@@ -34,7 +34,7 @@ def list_files(project: Path, without: Path | None = None) -> tuple[list[str], d
         tracked, others = [], list(_walk(project))
     chosen = [name for name in tracked if os.path.lexists(project / name)]
     for name in others:
-        if _LEAVINGS & set(Path(name).parts) or _is_in(project / name, without):
+        if _LEFT_BY_RUNS & set(Path(name).parts) or _is_in(project / name, without):
             continue
         if why := _refuse(project / name):
             left_out[name] = why
@@ -63,7 +63,7 @@ def _walk(project: Path) -> Iterator[str]:
         inner[:] = [
             each
             for each in inner
-            if each not in _LEAVINGS and not _is_environment(Path(folder, each))
+            if each not in _LEFT_BY_RUNS and not _is_environment(Path(folder, each))
         ]
         for name in names:
             yield str(Path(folder, name).relative_to(project))
@@ -82,6 +82,6 @@ def _refuse(path: Path) -> str:
         return ""
     if not path.is_file():
         return "is no plain file"
-    if path.stat().st_size > LIMIT:
-        return f"is over {LIMIT // 2**20} MB"
+    if path.stat().st_size > MAX_FILE_BYTES:
+        return f"is over {MAX_FILE_BYTES // 2**20} MB"
     return "may have credentials in it" if holds_credentials(path.name, path.read_bytes()) else ""

@@ -4,6 +4,7 @@
 """
 
 import argparse
+import json
 from collections.abc import Iterable, Iterator
 from difflib import get_close_matches
 from typing import Any, NoReturn
@@ -11,7 +12,6 @@ from typing import Any, NoReturn
 import yaml
 
 VERBS = ("train", "fit", "validate", "test", "predict", "prepare")
-
 # Verbs that train nothing and have no run of their own: functions of the arguments after the verb,
 # imported only when asked for.
 PLAIN_VERBS = {
@@ -23,7 +23,6 @@ PLAIN_VERBS = {
     "slurm": "pyclassify.slurm.cli:main",
     "sync": "pyclassify.spool.sync:main",
 }
-
 SHORT_OPTIONS = {
     "accelerator": "trainer.accelerator",
     "batch_size": "data.batch_size",
@@ -38,17 +37,13 @@ SHORT_OPTIONS = {
     "seed": "seed_everything",
     "weights": "model.weights",
 }
-
 DEFAULT_PARTS = {
     "model": "pyclassify.module.Classifier",
     "data": "pyclassify.datamodule.CIFAR10DataModule",
 }
-
 PARTS = (*DEFAULT_PARTS, "optimizer", "lr_scheduler")
-
 # How a value says that there is none, in a file and on the command line.
 UNSET = (None, "null", "None")
-
 # The options that may stand without a value.
 FLAGS = ("-h", "--help", "--print_config")
 
@@ -193,3 +188,15 @@ def _flatten(config: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[str, Any
 
 def _shorten(path: Iterable[str]) -> Iterator[str]:
     return (key for key in path if key not in ("class_path", "init_args"))
+
+
+def flatten_config(config: dict[str, Any], path: str = "") -> Iterator[tuple[str, str]]:
+    """Spell a configuration as options, `model.learning_rate`, without those of the logger."""
+    for key, value in config.items():
+        name = ".".join(filter(None, (path, "" if key in ("class_path", "init_args") else key)))
+        if name == "trainer.logger":
+            continue
+        if isinstance(value, dict):
+            yield from flatten_config(value, name)
+        elif value is not None:
+            yield name, value if isinstance(value, str) else json.dumps(value)

@@ -249,7 +249,7 @@ exec({codes!r}[min(turn, {len(codes) - 1})])
 
 
 def render(given, parameters, **facts):
-    read = config.read(given)
+    read = config.parse_config(given)
     decided = topology.decide(read, parameters, {"devices": 1, "num_nodes": 1})
     known = {
         "run_id": "RUN_ID",

@@ -10,10 +10,10 @@ import subprocess
 import sys
 import time
 
-SECONDS = 30.0
+TIMEOUT_SECONDS = 30.0
 
 
-def start(run_id: str, status: str) -> None:
+def start_enforcing(run_id: str, status: str) -> None:
     """Start the process that has the last word, out of reach of the signals to this one.
 
     Args:
@@ -32,8 +32,8 @@ def start(run_id: str, status: str) -> None:
     )
 
 
-def insist(run_id: str, status: str, parent: int) -> None:
-    """Wait for another end and undo it; give up `SECONDS` after the parent process ended.
+def enforce_final_status(run_id: str, status: str, parent: int) -> None:
+    """Wait for another end and undo it; give up `TIMEOUT_SECONDS` after the parent process ended.
 
     Args:
         run_id: The run.
@@ -46,7 +46,7 @@ def insist(run_id: str, status: str, parent: int) -> None:
     deadline = None
     while deadline is None or time.monotonic() < deadline:
         if deadline is None and os.getppid() != parent:
-            deadline = time.monotonic() + SECONDS
+            deadline = time.monotonic() + TIMEOUT_SECONDS
         found = client.get_run(run_id).info.status
         if found in ("FAILED", "FINISHED"):
             client.set_terminated(run_id, status)
@@ -56,4 +56,4 @@ def insist(run_id: str, status: str, parent: int) -> None:
 
 
 if __name__ == "__main__":
-    insist(sys.argv[1], sys.argv[2], parent=int(sys.argv[3]))
+    enforce_final_status(sys.argv[1], sys.argv[2], parent=int(sys.argv[3]))
