@@ -71,9 +71,9 @@ def by_spool(run_id, uri, steps, pause, folder, files_every):
     """Through a spool, which a thread of the run's own delivers."""
     from mlflow import MlflowClient
 
+    from pyclassify.spool.server import be_impatient
     from pyclassify.spool.spooled_run import Written
     from pyclassify.spool.target import prepare
-    from pyclassify.spool.upload_thread import be_impatient
 
     be_impatient()
     written = Written(prepare(folder, MlflowClient(uri), run_id), uri)

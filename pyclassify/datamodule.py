@@ -1,18 +1,26 @@
 """Data modules: where images and labels come from, named on the command line by --data."""
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from torch import Tensor
+from torch.utils.data import DataLoader
 
 from pyclassify.data import cache, synthetic
 from pyclassify.data.cache import Images
-from pyclassify.data.datasets import ImageTensors
-from pyclassify.data.download import checksums, fetch, user_folder
-from pyclassify.data.image_folder import ImageFolderDataModule as ImageFolderDataModule
-from pyclassify.data.loaders import ImageDataModule
+from pyclassify.data.datasets import ImageFiles, ImageTensors, Paths, ScoredFiles
+from pyclassify.data.digest import digest_files
+from pyclassify.data.download import checksums, fetch
+from pyclassify.data.image_folder import BATCH_PIXELS
+from pyclassify.data.listing import list_all_images, list_classes, list_images
+from pyclassify.data.loaders import ImageDataModule, keep_sizes
 from pyclassify.data.parts import PARTS, split
+from pyclassify.data.scaled import keep
+from pyclassify.utils.cores import count_workers
+from pyclassify.utils.files import user_folder
 
 
 class TorchvisionDataModule(ImageDataModule):
@@ -156,3 +164,142 @@ class SyntheticDataModule(ImageDataModule):
         for part in PARTS[stage]:
             seed = 3 * self.draw_seed + list(self.sizes).index(part)
             setattr(self, part, ImageTensors(*synthetic.draw(self.sizes[part], seed)))
+
+
+class ImageFolderDataModule(ImageDataModule):
+    """A folder of images of any size: train/<class>/<image>, and val/ and test/ likewise.
+
+    The classes are train's folders. Where there is no val/, a part of train/ is held out. To
+    predict, any folder does: its images at any depth are taken, and no labels are looked for.
+
+    Args:
+        data_path: The folder that holds train/, or to predict the images.
+        classes: The classes' names, by label; by default train's folders, sorted, or to predict
+            those of the checkpoint.
+        unreadable: What to do, when predicting, with a file that does not decode: "skip" leaves
+            its row without a label, "stop" ends with an error.
+        val_size: The part of the training images held out where there is no val/, in 0..1.
+        split_seed: Decides which are; the run's seed does not.
+        mean: Each channel's mean, in 0..1, that normalisation takes off; ImageNet's by default.
+        std: Each channel's standard deviation that it divides by; ImageNet's by default.
+        exact: Whether training images too are to the last bit as validation, test and the served
+            model have them. By default they are read in half the time, and about one of
+            256 levels off at most: far less than what the crop changes.
+        num_workers: Processes that decode images, beside each training process; by default one
+            for each processor that it has but the one that it needs itself, 1 to 8.
+        cache: Whether to decode and scale all images of train/ once, and keep them as one file in
+            pyclassify/scaled in the user's cache folder (XDG_CACHE_HOME), 3 * resize^2 bytes an
+            image. Later epochs and runs read that, and give the network the same pixels. For
+            many small files, the more so on a network's file system.
+    """
+
+    def __init__(
+        self,
+        data_path: str,
+        classes: list[str] | None = None,
+        unreadable: Literal["skip", "stop"] = "skip",
+        val_size: float = 0.1,
+        split_seed: int = 0,
+        mean: tuple[float, float, float] = (0.485, 0.456, 0.406),
+        std: tuple[float, float, float] = (0.229, 0.224, 0.225),
+        exact: bool = False,
+        num_workers: int | None = None,
+        cache: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(mean=mean, std=std, **kwargs)
+        if not 0 < val_size < 1:
+            raise MisconfigurationException(
+                f"val_size is {val_size}; give the part of the training images to hold out for "
+                "validation, between 0 and 1"
+            )
+        if num_workers is not None and num_workers < 0:
+            raise MisconfigurationException(f"num_workers is {num_workers}; give 0 or more")
+        if cache and exact:
+            raise MisconfigurationException(
+                "data.cache keeps pixels as whole numbers, which data.exact does not round to; "
+                "give one of the two"
+            )
+        self.data_path = Path(data_path).expanduser()
+        self.val_size, self.split_seed = val_size, split_seed
+        self.unreadable, self.exact = unreadable, exact
+        self.cache, self._workers = cache, num_workers
+        self.num_workers = num_workers or 0
+        if classes is not None:
+            self.classes = list(classes)
+        elif (self.data_path / "train").is_dir():
+            self.classes = list_classes(self.data_path / "train")
+        self._listed: dict[str, tuple[Paths, Tensor]] = {}
+        self._sources: dict[str, ImageFiles] = {}
+        self._kept: ImageTensors | None = None
+
+    def prepare_data(self) -> None:
+        """Make the file of `cache`, if that is asked for; by one process a machine."""
+        if self.cache and (self.trainer is None or self.trainer.state.fn == "fit"):
+            self.setup("fit")
+
+    def setup(self, stage: str) -> None:
+        if self._workers is None:
+            self.num_workers = count_workers(self.trainer.num_devices if self.trainer else 1)
+        if stage == "predict":
+            found = list_all_images(self.data_path)
+            size = None if self._hands_out_bytes() else self.preprocess.resize
+            self.scored = ScoredFiles(self.data_path, found, size, self.unreadable == "skip")
+            return
+        for part in PARTS[stage]:
+            shared = part != "test" and not (self.data_path / "val").is_dir()
+            files, labels = self._list("train" if shared else part)
+            index = None
+            if shared:
+                held_out = max(1, round(len(files) * self.val_size))
+                index = split(len(files), held_out, self.split_seed)[part]
+            exact = self.exact or part != "train"
+            images = ImageFiles(files, labels, self.preprocess.resize, index, exact)
+            self._sources[part] = images
+            setattr(self, part, self._keep(images) if self.cache and part == "train" else images)
+
+    def _keep(self, images: ImageFiles) -> ImageTensors:
+        if self._kept is None:  # all of the file is read to check it
+            digest = self._digest(images.files)
+            self._kept = keep(images, self.classes, self.data_path, digest, self.num_workers)
+        return self._kept
+
+    def predict_dataloader(self) -> DataLoader[Any]:
+        files = self.scored
+        if self.trainer is not None and len(files) < self.trainer.world_size:
+            raise MisconfigurationException(
+                f"{self.data_path} has {len(files)} images for {self.trainer.world_size} "
+                f"processes; give at most --devices {len(files)}"
+            )
+        if files.size is not None:
+            return self._loader(files)
+        room = round(BATCH_PIXELS / max(files.mean_pixels(), 1))
+        return self._loader(
+            files, batch_size=min(max(room, 1), self.batch_size), collate=keep_sizes
+        )
+
+    def digest(self) -> dict[str, str]:
+        """Tell the data by their content: a digest of each set whose files are listed."""
+        return {
+            part: self._digest([each.files[place] for place in each.index.tolist()])
+            for part, each in self._sources.items()
+            if vars(self).get(part) in (each, self._kept)
+        }
+
+    def _digest(self, files: Sequence[str]) -> str:
+        return digest_files(files, self.data_path, user_folder() / "digests.json")
+
+    def _list(self, folder: str) -> tuple[Paths, Tensor]:
+        # Kept, since a large folder takes minutes to walk on a cluster's file system.
+        if folder not in self._listed:
+            if not hasattr(self, "classes"):  # there was no train/, which this says
+                self.classes = list_classes(self.data_path / "train")
+            files, labels = list_images(self.data_path / folder, self.classes)
+            empty = sorted(set(range(self.num_classes)) - set(labels))
+            if folder == "train" and empty:
+                raise MisconfigurationException(
+                    f"{self.data_path / folder / self.classes[empty[0]]} has no images; add those "
+                    "of the class, or remove the folder"
+                )
+            self._listed[folder] = Paths(files), torch.tensor(labels)
+        return self._listed[folder]

@@ -10,11 +10,11 @@ from lightning.pytorch.utilities.combined_loader import CombinedLoader
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch import Tensor, nn
-from torch.utils.data.distributed import DistributedSampler
 from torchmetrics import MeanMetric
 from torchmetrics.classification import MulticlassAccuracy
 
 from pyclassify.data.draws import random_draws
+from pyclassify.data.loaders import count_real
 from pyclassify.data.transforms import Preprocess
 from pyclassify.model import AlexNet
 from pyclassify.training import finetuning
@@ -194,18 +194,3 @@ class Classifier(LightningModule):
 def _is_laid_out_otherwise(kept: Any, weight: Tensor) -> bool:
     same = isinstance(kept, Tensor) and kept.shape == weight.shape
     return same and kept.stride() != weight.stride()
-
-
-def count_real(loader: Any, batch_idx: int, batch: int) -> int:
-    """Count the images of a batch that are no padding.
-
-    A DistributedSampler repeats images so that every process gets as many; the repeated ones are
-    the last of the last batch, and must not count twice in an evaluation.
-    """
-    batches: Any = getattr(loader, "batch_sampler", None)
-    sampler = getattr(batches, "sampler", None)
-    if not isinstance(sampler, DistributedSampler) or sampler.drop_last:
-        return batch
-    everything: Any = sampler.dataset
-    mine = len(range(sampler.rank, len(everything), sampler.num_replicas))
-    return min(batch, max(0, mine - batch_idx * batches.batch_size))

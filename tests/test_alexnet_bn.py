@@ -4,8 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from pyclassify.alexnet_bn import AlexNetBN
-from pyclassify.model import AlexNet
+from pyclassify.model import AlexNet, AlexNetBN
 
 
 def convolutions(network):

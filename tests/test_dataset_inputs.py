@@ -3,7 +3,7 @@
 import pytest
 
 from pyclassify.datamodule import MNISTDataModule, SyntheticDataModule
-from pyclassify.tracking import dataset
+from pyclassify.tracking import capsule, dataset
 from tests.support.networks import Data
 from tests.support.phrases import mentions
 from tests.support.stores import experiment_id
@@ -54,7 +54,7 @@ def again(store):
         source = store.create_run(experiment_id(store)).info.run_id
         if before is not None:
             store.log_dict(source, {"data": before}, "capsule/capsule.json")
-        tags = {dataset.SOURCE_RUN: source, **tags}
+        tags = {capsule.SOURCE_RUN: source, **tags}
         return source, store.create_run(experiment_id(store), tags=tags).info.run_id
 
     return make
@@ -85,7 +85,7 @@ def test_other_images_than_the_source_had_are_refused_with_both_digests(store, a
     ],
 )
 def test_same_images_and_those_asked_for_are_let_pass(store, again, before, now, overridden):
-    _, run_id = again(before, **{dataset.OVERRIDDEN: overridden})
+    _, run_id = again(before, **{capsule.OVERRIDDEN: overridden})
 
     assert dataset.check(store, run_id, now) is None
 

@@ -8,7 +8,8 @@ from torch import nn
 from torch.utils.data import BatchSampler, DataLoader
 from torch.utils.data.distributed import DistributedSampler
 
-from pyclassify.module import Classifier, count_real
+from pyclassify.data.loaders import count_real
+from pyclassify.module import Classifier
 from tests.support import networks
 
 

@@ -7,9 +7,8 @@ import pytest
 import torch
 from torchvision.models import resnet18
 
-from pyclassify.alexnet_bn import AlexNetBN
 from pyclassify.data.transforms import Preprocess
-from pyclassify.model import AlexNet
+from pyclassify.model import AlexNet, AlexNetBN
 from pyclassify.module import Classifier
 from pyclassify.serving.export import export
 from tests.support import networks

@@ -3,7 +3,8 @@
 import pytest
 import yaml
 
-from pyclassify.utils.options import SHORT_OPTIONS, spell_out
+from pyclassify.cli.options import spell_out
+from pyclassify.utils.options import SHORT_OPTIONS
 from tests.support.phrases import mentions
 
 PARTS = ["--data=pyclassify.datamodule.CIFAR10DataModule", "--model=pyclassify.module.Classifier"]

@@ -16,7 +16,7 @@ from pyclassify.tracking.figures import (
     shorten,
 )
 from pyclassify.tracking.mistakes import as_shown, confident_mistakes
-from pyclassify.tracking.predictions import Predictions
+from pyclassify.tracking.prediction_table import Predictions
 
 
 def predictions(num_classes, count=1000):

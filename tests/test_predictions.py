@@ -13,7 +13,8 @@ from torchmetrics.functional.classification import multiclass_calibration_error
 from pyclassify.module import Classifier
 from pyclassify.tracking import run
 from pyclassify.tracking.logger import RunLogger
-from pyclassify.tracking.predictions import KeepPredictions, class_names
+from pyclassify.tracking.prediction_table import class_names
+from pyclassify.tracking.predictions import KeepPredictions
 from tests.support import forking_python, networks, processes, waiting
 from tests.support.trainings import LINEAR, QUIET
 

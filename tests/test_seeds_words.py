@@ -7,7 +7,8 @@ import sys
 import pytest
 from lightning.fabric.plugins.environments import SLURMEnvironment
 
-from pyclassify.runs.seeds import leave_out, list_seeds, meet_elsewhere, read_count
+from pyclassify.runs.seeds import leave_out, list_seeds, read_count
+from pyclassify.utils.launcher import meet_elsewhere
 from tests.support.phrases import mentions
 from tests.support.processes import ROOT
 

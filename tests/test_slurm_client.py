@@ -7,8 +7,7 @@ import pytest
 
 from pyclassify.slurm import client, programs
 from pyclassify.slurm import status as reconcile
-from pyclassify.slurm.programs import SlurmError, SlurmSilent
-from pyclassify.slurm.states import STATES
+from pyclassify.slurm.states import STATES, SlurmError, SlurmSilent
 from tests.support import slurm_jobs
 from tests.support.slurm_jobs import say, say_in_turn
 

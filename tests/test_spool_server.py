@@ -10,7 +10,7 @@ from mlflow.entities import Metric
 
 from pyclassify.cli.main import main
 from pyclassify.spool import records, registry, target
-from pyclassify.spool.upload_thread import HASTE, PATIENCE
+from pyclassify.spool.server import HASTE, PATIENCE
 from pyclassify.spool.uploader import SPOOL_TAG, Courier
 from pyclassify.tracking import run
 from pyclassify.tracking.logger import RunLogger

@@ -16,6 +16,7 @@ from pyclassify.spool.spooled_run import Written
 from pyclassify.spool.uploader import Courier
 from pyclassify.tracking import final_status, run
 from pyclassify.tracking.logger import RunLogger
+from pyclassify.utils import launcher
 from tests.support import processes
 from tests.support.spooled import answering, files_of_at_most, points
 from tests.support.stores import using
@@ -168,7 +169,7 @@ def test_first_process_is_told_by_what_launchers_set(variables, is_first, monkey
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
 
-    assert run.is_rank_zero() is is_first
+    assert launcher.is_rank_zero() is is_first
 
 
 def test_what_a_callback_logs_by_mlflow_itself_goes_to_the_same_run(store):

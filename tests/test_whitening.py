@@ -9,8 +9,7 @@ import torch
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import nn
 
-from pyclassify.alexnet_bn import AlexNetBN
-from pyclassify.model import AlexNet
+from pyclassify.model import AlexNet, AlexNetBN
 from pyclassify.module import Classifier
 from pyclassify.training.averaging import AverageWeights
 from pyclassify.training.whitening import WhitenStem, whiten

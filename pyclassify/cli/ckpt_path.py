@@ -2,61 +2,12 @@
 
 import re
 from pathlib import Path
-from typing import Any
 
-from lightning.pytorch.accelerators import CUDAAccelerator, MPSAccelerator
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from pyclassify.cli.networks import MODELS
 from pyclassify.tracking.logger import WEIGHTS
 from pyclassify.utils.masking import mask
-
-TABLES = (".parquet", ".csv")
-
-
-def check_devices(devices: Any, accelerator: str) -> None:
-    """Refuse a number of devices that this machine can't give.
-
-    Raises:
-        MisconfigurationException: There are fewer, or none was asked for.
-    """
-    if devices == "auto" or re.search(r"[\[,]", str(devices)):
-        return  # which Lightning judges
-    kinds = [kind for kind in (CUDAAccelerator, MPSAccelerator) if kind.is_available()]
-    gpus = kinds[0].auto_device_count() if kinds else 0
-    on_gpu = accelerator in ("gpu", "cuda", "mps") or (accelerator == "auto" and gpus > 0)
-    count = int(devices) if re.fullmatch(r"-?\d+", str(devices)) else 0
-    if count < 1 and not (count == -1 and on_gpu):
-        raise MisconfigurationException(
-            f"devices is {devices}; give 1 or more, a list of GPU indices, or auto"
-        )
-    if on_gpu and count > gpus:
-        raise MisconfigurationException(
-            f"devices is {devices} and this machine has {gpus} GPUs; give at most as many, or "
-            "--accelerator cpu"
-        )
-
-
-def check_output(given: str | Path) -> Path:
-    """Refuse a table's name before anything is computed for it.
-
-    Raises:
-        MisconfigurationException: It is of no known format, its folder is missing, or it exists.
-    """
-    path = Path(given).expanduser()
-    if path.suffix not in TABLES:
-        raise MisconfigurationException(
-            f"output is {given}; give a file that ends in {' or '.join(TABLES)}"
-        )
-    if not path.parent.is_dir():
-        raise MisconfigurationException(
-            f"output is {given}, and {path.parent} is no folder; make it"
-        )
-    if path.exists():
-        raise MisconfigurationException(
-            f"output is {given}, which exists; name another file by --output, or remove it"
-        )
-    return path
 
 
 def check_resumable(given: str | Path | None, verb: str) -> None:
@@ -71,16 +22,6 @@ def check_resumable(given: str | Path | None, verb: str) -> None:
             f"ckpt_path {given} is no file; {verb} goes on from a checkpoint file (a run's id is "
             "not enough: a run keeps its best weights, without the optimizer's state)"
         )
-
-
-def check_seed(seed: int | bool) -> None:
-    """Refuse a seed that some random generator does not take.
-
-    Raises:
-        MisconfigurationException: It is not among those of numpy's.
-    """
-    if not 0 <= seed < 2**32:
-        raise MisconfigurationException(f"seed is {seed}; give a whole number from 0 to 2^32 - 1")
 
 
 def find_checkpoint(

@@ -3,6 +3,7 @@
 import logging
 import os
 import pickle
+import re
 import sys
 import tempfile
 import warnings
@@ -11,6 +12,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 from jsonargparse import Namespace
+from lightning.pytorch.accelerators import CUDAAccelerator, MPSAccelerator
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
@@ -19,13 +21,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only, rank_zero_warn
 # Imported so that their bare names can be given to --model and --data.
 from pyclassify import datamodule, module  # noqa: F401
 from pyclassify.cli.alike import show_alike
-from pyclassify.cli.ckpt_path import (
-    check_devices,
-    check_output,
-    check_resumable,
-    check_seed,
-    find_checkpoint,
-)
+from pyclassify.cli.ckpt_path import check_resumable, find_checkpoint
 from pyclassify.cli.errors import explain
 from pyclassify.cli.networks import find_network, find_program, is_registered
 from pyclassify.cli.options import TITLES, parser_options
@@ -42,7 +38,7 @@ from pyclassify.training.exact_resume import Resume
 from pyclassify.training.finetuning import learning
 from pyclassify.training.launch import LaunchCheck
 from pyclassify.training.optim import WarmupCosine, count_steps, spare_biases
-from pyclassify.training.prediction_writer import WriteTable
+from pyclassify.training.prediction_writer import WriteTable, check_output
 from pyclassify.training.trainer import Trainer
 from pyclassify.utils.options import UNSET, settings
 
@@ -52,10 +48,8 @@ EXAMPLES = {
     "resume": "every_minutes",
     "register": "name",
 }
-
 RUN_LOGGER = "pyclassify.tracking.logger.RunLogger"
 EXPORTED = "pyclassify.serving.exported.ExportedClassifier"
-
 # What `prepare` runs with: a login node has none of the devices that the data is for.
 ANYWHERE = {
     "accelerator": "cpu",
@@ -294,3 +288,36 @@ def quieten() -> None:
 
 def _is_no_advertisement(record: logging.LogRecord) -> bool:
     return "Tip:" not in record.getMessage()
+
+
+def check_devices(devices: Any, accelerator: str) -> None:
+    """Refuse a number of devices that this machine can't give.
+
+    Raises:
+        MisconfigurationException: There are fewer, or none was asked for.
+    """
+    if devices == "auto" or re.search(r"[\[,]", str(devices)):
+        return  # which Lightning judges
+    kinds = [kind for kind in (CUDAAccelerator, MPSAccelerator) if kind.is_available()]
+    gpus = kinds[0].auto_device_count() if kinds else 0
+    on_gpu = accelerator in ("gpu", "cuda", "mps") or (accelerator == "auto" and gpus > 0)
+    count = int(devices) if re.fullmatch(r"-?\d+", str(devices)) else 0
+    if count < 1 and not (count == -1 and on_gpu):
+        raise MisconfigurationException(
+            f"devices is {devices}; give 1 or more, a list of GPU indices, or auto"
+        )
+    if on_gpu and count > gpus:
+        raise MisconfigurationException(
+            f"devices is {devices} and this machine has {gpus} GPUs; give at most as many, or "
+            "--accelerator cpu"
+        )
+
+
+def check_seed(seed: int | bool) -> None:
+    """Refuse a seed that some random generator does not take.
+
+    Raises:
+        MisconfigurationException: It is not among those of numpy's.
+    """
+    if not 0 <= seed < 2**32:
+        raise MisconfigurationException(f"seed is {seed}; give a whole number from 0 to 2^32 - 1")

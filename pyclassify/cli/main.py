@@ -11,9 +11,10 @@ from functools import partial
 from pathlib import Path
 from pkgutil import resolve_name
 
+from pyclassify.cli.options import PLAIN_VERBS, spell_out
 from pyclassify.runs import seeds
 from pyclassify.tracking import run
-from pyclassify.utils.options import PLAIN_VERBS, spell_out
+from pyclassify.utils import launcher, options
 from pyclassify.utils.signals import stop_on_signals, stop_with_parent
 
 TURN_SECONDS = 3.0  # that another process may take to run into the same error
@@ -33,11 +34,11 @@ def main(args: Sequence[str] | None = None) -> int:
     given = list(sys.argv[1:] if args is None else args)
     if given and given[0] in PLAIN_VERBS:
         return run_plain(given[0], given[1:])
-    if run.adopt() or not run.is_rank_zero():
+    if run.adopt() or not launcher.is_rank_zero():
         stop_with_parent()
     status = "FAILED"
     with stop_on_signals(
-        partial(on_stop, given), seeds.PATIENCE if seeds.are_asked_for(given) else 1.0
+        partial(on_stop, given), seeds.PATIENCE if options.are_asked_for(given) else 1.0
     ):
         try:
             train(given)
@@ -58,7 +59,7 @@ def main(args: Sequence[str] | None = None) -> int:
             words = explain(error)
             if words is None:
                 raise
-            return complain(words, turn=int(not run.is_rank_zero()) + 2 * int(words == LOST))
+            return complain(words, turn=int(not launcher.is_rank_zero()) + 2 * int(words == LOST))
         finally:
             run.end(status)
 
@@ -84,7 +85,7 @@ def run_plain(verb: str, given: list[str]) -> int:
 
 def on_stop(given: list[str], signal_name: str) -> None:
     """Tell who watches and who looks later that this is no failure, and how to go on."""
-    if run.is_rank_zero():
+    if launcher.is_rank_zero():
         run_id = run.current()
         goes_on = run_id is not None and not {"fit", "train"}.isdisjoint(given)
         how = f"; `pyclassify resume {run_id}` goes on with it" if goes_on else ""
@@ -152,7 +153,7 @@ def complain(text: str, turn: int = 0) -> int:
         The exit code of a failure.
     """
     who = "pyclassify"
-    if not run.is_rank_zero():
+    if not launcher.is_rank_zero():
         who += f" (rank {os.environ.get('RANK') or os.environ.get('LOCAL_RANK')})"
     with suppress(KeyboardInterrupt):
         time.sleep(turn * TURN_SECONDS)

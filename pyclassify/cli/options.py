@@ -1,8 +1,18 @@
 """What `--help` of the training verbs says beside the options themselves."""
 
+from difflib import get_close_matches
 from typing import Any
 
-from pyclassify.utils.options import PLAIN_VERBS, SHORT_OPTIONS, VERBS
+from pyclassify.utils.options import (
+    DEFAULT_PARTS,
+    PARTS,
+    SHORT_OPTIONS,
+    UNSET,
+    VERBS,
+    _turn,
+    settings,
+    split_words,
+)
 
 DESCRIPTION = "Train any network on any images as one MLflow run."
 EPILOG = "Short options: " + ", ".join(
@@ -13,8 +23,18 @@ EPILOG += (
     "--seeds N trains with N seeds, from --seed on, and one run above theirs has the means. "
     "--model.help and --data.help show the options that the network and the data have."
 )
+# Verbs that train nothing and have no run of their own: functions of the arguments after the verb,
+# imported only when asked for.
+PLAIN_VERBS = {
+    "compare": "pyclassify.runs.compare:main",
+    "promote": "pyclassify.registry.promote:promote",
+    "rerun": "pyclassify.runs.rerun:rerun",
+    "resume": "pyclassify.runs.resume:resume",
+    "rollback": "pyclassify.registry.promote:rollback",
+    "slurm": "pyclassify.slurm.cli:main",
+    "sync": "pyclassify.spool.sync:main",
+}
 MORE_VERBS = "More verbs, for runs that there are: " + ", ".join(PLAIN_VERBS)
-
 # The headings of the help, where the docstrings of Lightning and torch are for other readers.
 TITLES = {
     "trainer": "How to train",
@@ -39,3 +59,63 @@ def parser_options() -> dict[str, Any]:
         **strict,
         **{verb: {"usage": usage.format(verb), "epilog": EPILOG, **strict} for verb in VERBS},
     }
+
+
+def spell_out(given: list[str]) -> list[str]:
+    """Put the verb first, full options in place of short ones, and what trains by default.
+
+    Options may stand in any order: configuration files are read first, so that an option wins over
+    them, and a part's class is set before its arguments.
+
+    The defaults are options, not defaults of the parser: those would leave their arguments (the
+    size of CIFAR-10's validation set) to whichever class a recipe names in their place.
+
+    Raises:
+        OSError: A configuration file can't be read.
+        ValueError: There is no verb, or a configuration file is no mapping in YAML.
+    """
+    options = list(split_words(given))
+    verb = _find_verb(options)
+    if verb is None:
+        return given
+    chosen = dict(settings(given))
+    classes = {**DEFAULT_PARTS, **chosen}
+    for part in PARTS:
+        argument = next((key for key in chosen if key.startswith(f"{part}.")), f"{part}.help")
+        if not (part in chosen or part in DEFAULT_PARTS or argument == f"{part}.help"):
+            raise ValueError(f"{argument} is given and no {part}; name its class by --{part}")
+    if "optimizer" not in chosen and chosen.get("lr_scheduler") not in UNSET:
+        raise ValueError(
+            f"lr_scheduler {chosen['lr_scheduler']} is given and no optimizer, whose learning rate "
+            "it would change; name one by --optimizer, such as Adam"
+        )
+    rate = "model.learning_rate" if chosen.get("optimizer") in UNSET else "optimizer.lr"
+    short = {**SHORT_OPTIONS, "learning_rate": rate}
+    missing = DEFAULT_PARTS.keys() - chosen.keys()
+    spelled = [verb, *(f"--{part}={DEFAULT_PARTS[part]}" for part in sorted(missing))]
+    for name, *value in sorted(options, key=_turn):
+        part = name.removeprefix("--").removesuffix(".help")
+        if name.endswith(".help") and not value and part in classes:
+            value = [str(classes[part])]
+        head, equals, tail = name.partition("=")
+        full = short.get(head.removeprefix("--")) if head.startswith("--") else None
+        spelled += [f"--{full}{equals}{tail}" if full else name, *value]
+    return spelled
+
+
+def _find_verb(options: list[list[str]]) -> str | None:
+    """Take the verb out of a command line; there is none where only help is asked for."""
+    takes = f"give one of {', '.join((*VERBS, *PLAIN_VERBS))}"
+    verb = next((option for option in options if not option[0].startswith("-")), None)
+    if verb is None:
+        if any(option[0] in ("-h", "--help") for option in options):
+            return None
+        raise ValueError(f"no verb was given; {takes}")
+    if verb[0] not in VERBS:
+        if verb[0] in PLAIN_VERBS:
+            raise ValueError(f"{verb[0]} stands before its options: pyclassify {verb[0]} ...")
+        near = get_close_matches(verb[0], (*VERBS, *PLAIN_VERBS), n=1)
+        hint = f" (nearest: {near[0]})" if near else ""
+        raise ValueError(f"there is no verb {verb[0]!r}{hint}; {takes}")
+    options.remove(verb)
+    return verb[0]

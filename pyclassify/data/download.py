@@ -1,7 +1,6 @@
 """torchvision's data sets, fetched whole or not at all."""
 
 import io
-import os
 import socket
 import sys
 import tarfile
@@ -25,7 +24,6 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 from torchvision.datasets.utils import check_integrity
 
 PATIENCE = 60.0  # seconds that a server may be silent
-
 # torchvision's word for "not there or not whole" is RuntimeError. MNIST's unpacked files have no
 # hash, so that its reader trips over what they lack. The rest is what a transfer fails with.
 _TROUBLE = (
@@ -38,11 +36,6 @@ _TROUBLE = (
     tarfile.TarError,
     zlib.error,
 )
-
-
-def user_folder() -> Path:
-    """The cache folder of this project (XDG Base Directory Specification)."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "pyclassify"
 
 
 def fetch(name: str, root: Path, train: bool) -> Any:

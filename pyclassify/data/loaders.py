@@ -210,3 +210,18 @@ def _take_apart(pixels: Tensor, sides: list[int]) -> list[Tensor]:
 
 def _as_fetched(batch: Any) -> Any:
     return batch
+
+
+def count_real(loader: Any, batch_idx: int, batch: int) -> int:
+    """Count the images of a batch that are no padding.
+
+    A DistributedSampler repeats images so that every process gets as many; the repeated ones are
+    the last of the last batch, and must not count twice in an evaluation.
+    """
+    batches: Any = getattr(loader, "batch_sampler", None)
+    sampler = getattr(batches, "sampler", None)
+    if not isinstance(sampler, DistributedSampler) or sampler.drop_last:
+        return batch
+    everything: Any = sampler.dataset
+    mine = len(range(sampler.rank, len(everything), sampler.num_replicas))
+    return min(batch, max(0, mine - batch_idx * batches.batch_size))

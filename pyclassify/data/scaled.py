@@ -14,8 +14,8 @@ from torch.utils.data import DataLoader
 from pyclassify.data import cache
 from pyclassify.data.cache import Images
 from pyclassify.data.datasets import ImageFiles, ImageTensors
-from pyclassify.data.download import user_folder
 from pyclassify.data.loaders import start_worker
+from pyclassify.utils.files import user_folder
 
 _AT_ONCE = 64  # images that a worker hands over
 

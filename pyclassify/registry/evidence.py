@@ -77,8 +77,7 @@ class Evidence:
     def _pair(
         self, champion: Version, first: "tuple[Any, Answers]", second: "tuple[Any, Answers]"
     ) -> "PairedTest":
-        from pyclassify.runs.pairing import pair
-        from pyclassify.tracking.prediction_table import how_images_differ
+        from pyclassify.runs.pairing import how_images_differ, pair
 
         runs, answers = zip(first, second, strict=True)
         how = how_images_differ(runs, answers)

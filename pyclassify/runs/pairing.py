@@ -8,12 +8,7 @@ from mlflow.entities import Run
 
 from pyclassify.runs.spread import SEEDS
 from pyclassify.runs.stats import mcnemar, paired_interval
-from pyclassify.tracking.prediction_table import (
-    PREDICTIONS,
-    Answers,
-    how_images_differ,
-    read_answers,
-)
+from pyclassify.tracking.prediction_table import PREDICTIONS, Answers, read_answers
 
 
 @dataclass(frozen=True)
@@ -95,3 +90,40 @@ def _others(runs: Sequence[Run], answers: dict[int, Answers]) -> list[str]:
                 "their test metrics don't say which network is better"
             )
     return notes
+
+
+def how_images_differ(
+    runs: tuple[Run | None, Run | None], answers: tuple[Answers, Answers]
+) -> str | None:
+    """Say in what two runs' test images differ: number, indices, labels or content.
+
+    Args:
+        runs: The runs; None for answers that are no run's, of which the content can't be told.
+        answers: What each one answered.
+
+    Returns:
+        None where they don't, as far as the runs tell.
+    """
+    first, second = answers
+    if len(first) != len(second):
+        return f"{len(second):,} images, not {len(first):,}"
+    if first.keys() != second.keys():
+        return "other indices"
+    if any(first[index][0] != second[index][0] for index in first):
+        return "other labels"
+    digests = [list_test_digests(run) if run else set() for run in runs]
+    if all(digests) and digests[0] != digests[1]:
+        return "other content, by the data's digest"
+    return None
+
+
+def list_test_digests(run: Run) -> set[str]:
+    """The digests of a run's test images, or else of all its data; empty where it kept none."""
+    inputs = run.inputs.dataset_inputs if run.inputs else []
+    contexts = [
+        "".join(tag.value for tag in each.tags if tag.key == "mlflow.data.context")
+        for each in inputs
+    ]
+    digests = [each.dataset.digest for each in inputs]
+    test = {d for d, context in zip(digests, contexts, strict=True) if context.startswith("test")}
+    return test or set(digests)

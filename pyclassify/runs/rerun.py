@@ -6,25 +6,27 @@ No torch here: the training is a process of its own, on the code that the run ha
 import json
 import os
 import shlex
-import signal
-import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
 
 import yaml
 
 from pyclassify.runs import likeness
-from pyclassify.runs.restore import PATHS, find_code, locate, prepare
-from pyclassify.tracking import capsule
-from pyclassify.tracking.dataset import OVERRIDDEN, SOURCE_RUN
-from pyclassify.tracking.run import hand_over
+from pyclassify.runs.restore import (
+    PATHS,
+    environment,
+    fetch,
+    find_code,
+    find_run,
+    locate,
+    prepare,
+    stoppable,
+    train,
+)
+from pyclassify.tracking.capsule import OVERRIDDEN, SOURCE_RUN
 from pyclassify.utils.masking import mask_command
 from pyclassify.utils.repository import checked_out
-from pyclassify.utils.signals import STOP_SIGNALS, raise_on_stop, wait_for
 
 USAGE = """usage: pyclassify rerun RUN_ID [--OPTION VALUE ...]
 
@@ -100,77 +102,3 @@ def read_options(given: list[str]) -> tuple[str, list[str]]:
             elif place + 1 < len(options):
                 options[place + 1] = locate(last, options[place + 1], Path.cwd())
     return ids[0], options
-
-
-def find_run(run_id: str) -> tuple[Any, Any]:
-    """Find a run, and the client that has it."""
-    from mlflow.exceptions import MlflowException
-
-    from pyclassify.tracking import search
-
-    try:
-        client = search.open_store()
-        return client, search.find_run(client, run_id)
-    except MlflowException as error:
-        raise ValueError(search.format_error(error)) from error
-
-
-def fetch(client: Any, run_id: str, folder: Path) -> Path:
-    """Download a run's capsule.
-
-    Raises:
-        ValueError: It has none.
-    """
-    if not client.list_artifacts(run_id, capsule.FOLDER):
-        from pyclassify.runs.parent import list_children
-
-        if children := list_children(client, client.get_run(run_id)):
-            ids = ", ".join(f"{each.info.run_id} ({each.info.run_name})" for each in children)
-            raise ValueError(
-                f"run {run_id} is the parent of {len(children)} seeds and trained nothing itself; "
-                f"rerun one of them: {ids}"
-            )
-        raise ValueError(
-            f"run {run_id} has no capsule (the artifacts {capsule.FOLDER}/), so it is another "
-            "project's or older than capsules; give a run that pyclassify made"
-        )
-    folder.mkdir(exist_ok=True)
-    return Path(client.download_artifacts(run_id, capsule.FOLDER, str(folder)))
-
-
-def environment(made: Any, facts: dict[str, Any], root: Path, folder: str) -> dict[str, str]:
-    """The environment of the training: the new run, the old code and number of threads."""
-    changed = hand_over(made)
-    if paths := os.environ.get("PYTHONPATH"):
-        there = [
-            os.path.join(folder, "tree", os.path.relpath(path, root))
-            if Path(path).resolve().is_relative_to(root)
-            else path
-            for path in paths.split(os.pathsep)
-        ]
-        changed["PYTHONPATH"] = os.pathsep.join(there)
-    threads = {"OMP_NUM_THREADS": str(facts["hardware"]["threads"])}
-    inherited = {key: os.environ[key] for key in os.environ.keys() - {"MLFLOW_EXPERIMENT_NAME"}}
-    return {**threads, **inherited, **changed}
-
-
-def train(command: list[str], started_in: Path, environ: dict[str, str]) -> int:
-    """Train in a process of its own, and pass the stop signals on to it."""
-    words = [sys.executable, "-m", "pyclassify", *command]
-    with subprocess.Popen(words, cwd=started_in, env=environ) as child:
-        with suppress(KeyboardInterrupt):
-            wait_for(child)
-        return child.wait()
-
-
-@contextmanager
-def stoppable() -> Iterator[None]:
-    """Within this context a stop signal is a KeyboardInterrupt, so that files are removed."""
-    before = {signum: signal.getsignal(signum) for signum in STOP_SIGNALS}
-    raise_on_stop()
-    try:
-        yield
-    finally:
-        with suppress(ValueError):  # not in the main thread
-            for signum, handler in before.items():
-                signal.signal(signum, handler)

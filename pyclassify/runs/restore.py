@@ -2,16 +2,23 @@
 
 import os
 import re
+import signal
+import subprocess
+import sys
 from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from pyclassify.tracking import capsule
+from pyclassify.tracking.run import hand_over
 from pyclassify.utils.git import find_root, git
 from pyclassify.utils.masking import MASK
 from pyclassify.utils.options import SHORT_OPTIONS, flatten_config
 from pyclassify.utils.repository import Code
+from pyclassify.utils.signals import STOP_SIGNALS, raise_on_stop, wait_for
 
 # Settings that are paths, and count from where a person typed them.
 PATHS = ("data_path", "ckpt_path", "weights")
@@ -131,3 +138,77 @@ def make_absolute(path: str, start: Path) -> str:
     if re.match(r"\w+:/", path) or re.fullmatch(r"[0-9a-f]{32}|best|last|hpc|registry.*", path):
         return path
     return os.path.abspath(start / Path(path).expanduser())
+
+
+def find_run(run_id: str) -> tuple[Any, Any]:
+    """Find a run, and the client that has it."""
+    from mlflow.exceptions import MlflowException
+
+    from pyclassify.tracking import search
+
+    try:
+        client = search.open_store()
+        return client, search.find_run(client, run_id)
+    except MlflowException as error:
+        raise ValueError(search.format_error(error)) from error
+
+
+def fetch(client: Any, run_id: str, folder: Path) -> Path:
+    """Download a run's capsule.
+
+    Raises:
+        ValueError: It has none.
+    """
+    if not client.list_artifacts(run_id, capsule.FOLDER):
+        from pyclassify.runs.parent import list_children
+
+        if children := list_children(client, client.get_run(run_id)):
+            ids = ", ".join(f"{each.info.run_id} ({each.info.run_name})" for each in children)
+            raise ValueError(
+                f"run {run_id} is the parent of {len(children)} seeds and trained nothing itself; "
+                f"rerun one of them: {ids}"
+            )
+        raise ValueError(
+            f"run {run_id} has no capsule (the artifacts {capsule.FOLDER}/), so it is another "
+            "project's or older than capsules; give a run that pyclassify made"
+        )
+    folder.mkdir(exist_ok=True)
+    return Path(client.download_artifacts(run_id, capsule.FOLDER, str(folder)))
+
+
+def environment(made: Any, facts: dict[str, Any], root: Path, folder: str) -> dict[str, str]:
+    """The environment of the training: the new run, the old code and number of threads."""
+    changed = hand_over(made)
+    if paths := os.environ.get("PYTHONPATH"):
+        there = [
+            os.path.join(folder, "tree", os.path.relpath(path, root))
+            if Path(path).resolve().is_relative_to(root)
+            else path
+            for path in paths.split(os.pathsep)
+        ]
+        changed["PYTHONPATH"] = os.pathsep.join(there)
+    threads = {"OMP_NUM_THREADS": str(facts["hardware"]["threads"])}
+    inherited = {key: os.environ[key] for key in os.environ.keys() - {"MLFLOW_EXPERIMENT_NAME"}}
+    return {**threads, **inherited, **changed}
+
+
+def train(command: list[str], started_in: Path, environ: dict[str, str]) -> int:
+    """Train in a process of its own, and pass the stop signals on to it."""
+    words = [sys.executable, "-m", "pyclassify", *command]
+    with subprocess.Popen(words, cwd=started_in, env=environ) as child:
+        with suppress(KeyboardInterrupt):
+            wait_for(child)
+        return child.wait()
+
+
+@contextmanager
+def stoppable() -> Iterator[None]:
+    """Within this context a stop signal is a KeyboardInterrupt, so that files are removed."""
+    before = {signum: signal.getsignal(signum) for signum in STOP_SIGNALS}
+    raise_on_stop()
+    try:
+        yield
+    finally:
+        with suppress(ValueError):  # not in the main thread
+            for signum, handler in before.items():
+                signal.signal(signum, handler)

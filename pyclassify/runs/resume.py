@@ -17,8 +17,15 @@ from pathlib import Path
 import yaml
 
 from pyclassify.runs import spread
-from pyclassify.runs.rerun import environment, fetch, find_run, stoppable, train
-from pyclassify.runs.restore import find_code, prepare
+from pyclassify.runs.restore import (
+    environment,
+    fetch,
+    find_code,
+    find_run,
+    prepare,
+    stoppable,
+    train,
+)
 from pyclassify.runs.stopped import (
     RESUMED_WITH,
     Stopped,

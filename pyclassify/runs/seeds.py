@@ -16,23 +16,16 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from pyclassify.tracking import run
+from pyclassify.cli.options import spell_out
 from pyclassify.utils import launcher
-from pyclassify.utils.options import FLAGS, VERBS, settings, spell_out, split_words
+from pyclassify.utils.launcher import is_alone, meet_elsewhere
+from pyclassify.utils.options import FLAGS, VERBS, are_asked_for, settings, split_words
 from pyclassify.utils.signals import wait_for
 
 SEED_OPTIONS = ("--seed", "--seed_everything")
-
 # On a stop a process waits for its child, which may have a checkpoint to write before it leaves,
 # and ends by itself where it hangs.
 PATIENCE = 60.0
-
-LOWEST_PORT, PORTS, APART = 10_000, 20_000, 997  # below those that a system gives out by itself
-
-
-def are_asked_for(given: list[str]) -> bool:
-    """Whether a command line has --seeds in it, be it right or wrong."""
-    return any(word.partition("=")[0] == "--seeds" for word in given)
 
 
 def read_count(given: list[str]) -> tuple[int, list[str]]:
@@ -115,7 +108,7 @@ def train(words: list[str], count: int) -> None:
             "runs; train one seed a job, or have the nodes reach the server"
         )
     parent, given = None, os.environ.get("MLFLOW_RUN_ID")  # which MLflow takes out of it
-    if run.is_rank_zero():
+    if launcher.is_rank_zero():
         from pyclassify.runs.parent import Parent
 
         parent = Parent(seeds, chosen)
@@ -189,31 +182,3 @@ def train_one(command: list[str], place: int, parent: Any) -> int:
         if parent:
             parent.close(code)
     return code
-
-
-def is_alone() -> bool:
-    """Whether no other process takes part, which could not know what this one decides."""
-    return int(os.environ.get("WORLD_SIZE") or os.environ.get("SLURM_NTASKS") or 1) == 1
-
-
-def meet_elsewhere(place: int) -> dict[str, str]:
-    """Have each seed's processes meet at a port of their own.
-
-    The first process may still be busy with one seed's artifacts, and listen, when another is
-    through with it and starts the next: it would join the wrong ones.
-
-    Args:
-        place: How many seeds were trained before; the first keeps the port that there is.
-
-    Returns:
-        Variables of the environment, the same in each process; none where no launcher names a port.
-    """
-    environ = os.environ
-    port = environ.get("MASTER_PORT")
-    if port is None and int(environ.get("SLURM_NTASKS", 1)) > 1 and "SLURM_JOB_ID" in environ:
-        port = str(15_000 + int(environ["SLURM_JOB_ID"][-4:]))  # as Lightning's SLURMEnvironment
-    if port is None or place == 0:
-        return {}
-    other = LOWEST_PORT + (int(port) - LOWEST_PORT + place * APART) % PORTS
-    # At a port of its own torchrun's agent does not listen.
-    return {"MASTER_PORT": str(other), "TORCHELASTIC_USE_AGENT_STORE": "False"}

@@ -7,9 +7,9 @@ from math import isfinite
 from mlflow.entities import Run
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 
+from pyclassify.runs.pairing import list_test_digests
 from pyclassify.runs.spread import FINISHED, SEEDS
 from pyclassify.runs.stats import welch
-from pyclassify.tracking.prediction_table import list_test_digests
 
 METRIC = "test_accuracy"
 

@@ -2,8 +2,7 @@
 
 from dataclasses import dataclass
 
-from pyclassify.slurm.programs import SlurmError
-from pyclassify.slurm.states import STATES, State
+from pyclassify.slurm.states import STATES, SlurmError, State
 
 
 @dataclass(frozen=True)

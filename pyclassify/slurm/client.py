@@ -7,14 +7,13 @@ from pathlib import Path
 
 from pyclassify.slurm.answers import Job, make_job, rows_among, rows_of
 from pyclassify.slurm.programs import (
-    SlurmError,
-    SlurmSilent,
     environment_of_job,
     environment_of_query,
     format_message,
     run_patiently,
     run_program,
 )
+from pyclassify.slurm.states import SlurmError, SlurmSilent
 
 _AT_ONCE = 1000  # jobs of a command line
 _QUEUE = "%i|%T|%r|%N|%M"

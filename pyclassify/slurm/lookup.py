@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from pyclassify.slurm import client
-from pyclassify.slurm.programs import SlurmError
+from pyclassify.slurm.states import SlurmError
 from pyclassify.slurm.submitted_run import SlurmRun
 
 

@@ -7,9 +7,10 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 
+from pyclassify.slurm.states import SlurmError, SlurmSilent
+
 TIMEOUT = 60.0  # seconds for one call; SLURM's own programs give up after some ten
 PAUSES = (1.0, 2.0, 4.0)  # seconds before each next try
-
 # What a controller or database says that is busy or away, not what it says of the job.
 _BUSY = re.compile(
     r"Socket timed out|Unable to contact slurm controller|Zero Bytes were transmitted"
@@ -17,10 +18,8 @@ _BUSY = re.compile(
     r"|Problem talking to the database|SlurmDBD",
     re.IGNORECASE,
 )
-
 # What was never heard can't have been done.
 _NEVER_HEARD = re.compile(r"Unable to contact slurm controller", re.IGNORECASE)
-
 # Variables that change what the programs print or ask, and those of a job that this may run in.
 _FORMATS = ("SACCT_", "SQUEUE_", "SCANCEL_", "SLURM_TIME_FORMAT", "SLURM_JSON", "SLURM_YAML")
 _OF_A_JOB = ("SLURM_", "SLURMD_", "SRUN_", "SBATCH_", "PMI_", "PMIX_", "CUDA_VISIBLE_DEVICES")
@@ -32,14 +31,6 @@ _KEPT = ("SLURM_CONF", "SLURM_CLUSTERS", "SLURM_JWT")
 # A site's or a person's own defaults, for what the configuration leaves open.
 _DEFAULTS = {f"SBATCH_{name.upper()}": name for name in ("account", "partition", "qos")}
 _DEFAULTS |= {"SBATCH_RESERVATION": "reservation", "SBATCH_CONSTRAINT": "constraint"}
-
-
-class SlurmError(OSError):
-    """SLURM refuses something; its own words."""
-
-
-class SlurmSilent(SlurmError):
-    """SLURM does not answer, so that nothing is known."""
 
 
 def run_patiently(

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from pyclassify.slurm import client, config, delivery, description, destination, status
-from pyclassify.slurm.programs import SlurmError
+from pyclassify.slurm.states import SlurmError
 from pyclassify.slurm.submitted_run import SlurmRun
 from pyclassify.slurm.values import TIME
 from pyclassify.spool import records

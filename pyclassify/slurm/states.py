@@ -5,6 +5,8 @@ From "JOB STATE CODES" in squeue(1) and sacct(1), of versions 2.6 to 25.05.
 
 from dataclasses import dataclass
 
+_ON = "; `pyclassify slurm resume` goes on"
+
 
 @dataclass(frozen=True)
 class State:
@@ -21,7 +23,6 @@ class State:
     words: str = ""
 
 
-_ON = "; `pyclassify slurm resume` goes on"
 _WAITING, _RUNNING = State("SCHEDULED"), State("RUNNING")
 
 
@@ -60,7 +61,6 @@ STATES = {
     "TIMEOUT": _failed('the job came to its time limit; give more by "time"'),
     "UPDATE_DB": _RUNNING,
 }
-
 # The queue's reasons of a job that ends, by their beginnings.
 _REASONS = {
     "deadline": "DEADLINE",
@@ -77,3 +77,11 @@ def state_by(state: str, reason: str) -> str:
         return next((_REASONS[each] for each in _REASONS if reason.lower().startswith(each)), "")
     told = state in STATES and STATES[state].ended and state not in ("COMPLETED", "FAILED")
     return state if told else ""
+
+
+class SlurmError(OSError):
+    """SLURM refuses something; its own words."""
+
+
+class SlurmSilent(SlurmError):
+    """SLURM does not answer, so that nothing is known."""

@@ -12,7 +12,7 @@ from pyclassify.slurm import client, description
 from pyclassify.slurm import status as reconcile
 from pyclassify.slurm.answers import Job
 from pyclassify.slurm.logs import tail_of
-from pyclassify.slurm.programs import SlurmSilent
+from pyclassify.slurm.states import SlurmSilent
 from pyclassify.spool.records import FINAL
 
 _POLL = 2.0  # seconds; each is a call of squeue

@@ -1,14 +1,22 @@
 """A run's records as calls to the tracking server, but for those that go to other stores."""
 
-from collections.abc import Callable
+import os
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cached_property
 from typing import Any
 
+from pyclassify.spool import stores
 from pyclassify.spool.batches import POINTS, Batch
 from pyclassify.spool.records import FINAL, Record
 from pyclassify.spool.refusals import INVALID, Refusals, is_final
+from pyclassify.utils.masking import mask
 
 _TAGS = 100  # MLflow's limit for a batch of tags or parameters
+# A call that fails is made again here, in good time; MLflow's own patience is minutes.
+PATIENCE = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "30"}
+HASTE = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0", "MLFLOW_HTTP_REQUEST_TIMEOUT": "8"}
 
 
 class Sender:
@@ -131,3 +139,48 @@ class Sender:
             # Who may write runs need not be one who may change what all of them share; and the next
             # run writes what a failing database did not take.
             self.refusals.add({"kind": "experiment_tag", "name": name}, str(error))
+
+
+def be_impatient() -> None:
+    """Have MLflow give up on a server that is away in seconds, unless a person said how long."""
+    for name, value in PATIENCE.items():
+        os.environ.setdefault(name, value)
+
+
+@contextmanager
+def in_haste() -> Iterator[None]:
+    """Within this context a server that gives no answer is given up sooner: somebody waits."""
+    ours = [name for name, value in PATIENCE.items() if os.environ.get(name) == value]
+    os.environ.update({name: HASTE[name] for name in ours})
+    try:
+        yield
+    finally:
+        os.environ.update({name: PATIENCE[name] for name in ours})
+
+
+def format_error(error: BaseException) -> str:
+    """Say in a line what is wrong with the server."""
+    text = " ".join(str(error).split())
+    if words := stores.translate_error(text):
+        return mask(words)[:200]
+    for told, words in (
+        ("Connection refused", "nothing listens there"),
+        ("Connection aborted", "it broke off the connection"),
+        ("Connection reset", "it broke off the connection"),
+        ("Name or service not known", "its name is not known here"),
+        ("Temporary failure in name resolution", "its name is not known here"),
+        ("No route to host", "there is no route to it"),
+        ("Network is unreachable", "there is no route to it"),
+        ("timed out", "it does not answer in time"),
+        ("PERMISSION_DENIED", "it refuses permission"),
+        ("error code 401", "it asks for a user and a password, or for others"),
+        ("401 Client Error", "it asks for a user and a password, or for others"),
+        ("error code 403", "it refuses permission"),
+        ("403 Client Error", "it refuses permission"),
+        ("database is locked", "another process has locked the database"),
+    ):
+        if told in text:
+            return words
+    if found := re.search(r"too many (\d+) error responses", text):
+        return f"it answers with error {found[1]}"
+    return mask(text)[:200]

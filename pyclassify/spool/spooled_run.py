@@ -160,9 +160,9 @@ def open_run(
 
     from pyclassify.spool import lock
     from pyclassify.spool.registry import register
+    from pyclassify.spool.server import be_impatient, format_error, in_haste
     from pyclassify.spool.store import root_of
     from pyclassify.spool.target import prepare
-    from pyclassify.spool.upload_thread import be_impatient, format_error, in_haste
 
     register()
     be_impatient()

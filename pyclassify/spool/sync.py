@@ -30,7 +30,7 @@ def main(args: Sequence[str]) -> int:
         ValueError: The command line is wrong.
         OSError: There is no such folder.
     """
-    from pyclassify.spool.upload_thread import be_impatient
+    from pyclassify.spool.server import be_impatient
 
     asked = _parse(args)
     if not asked.folder.is_dir():
@@ -151,7 +151,8 @@ class Sync:
         self._line = text
 
     def _complain(self, spool: Path, error: Exception) -> None:
-        from pyclassify.spool.upload_thread import format_error, refused_by
+        from pyclassify.spool.server import format_error
+        from pyclassify.spool.upload_thread import refused_by
 
         words = format_error(error)
         if self._told.get(spool) != words:

@@ -1,49 +1,27 @@
 """The thread that delivers a run while it trains."""
 
-import os
 import random
 import re
 import threading
 import time
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 
-from pyclassify.spool import records, stores
+from pyclassify.spool import records
 from pyclassify.spool.batches import Batch
+from pyclassify.spool.server import format_error
 from pyclassify.spool.uploader import BUSY, Courier, MakeVersion
 from pyclassify.spool.uploads import WaitingError
 from pyclassify.spool.writer import open_run
-from pyclassify.utils.masking import mask
 
 # Each time, and not the first alone, unless a person asked otherwise: a server may go away again.
 warnings.filterwarnings("always", module=re.escape(__name__), append=True)
 
+
 PERIOD = 2.0  # seconds between two batches: what a person who watches waits for
 MOST_PAUSE = 60.0  # between two tries at a server that is away
 REFRESH = 5.0  # that a reader waits for the server
-
-# A call that fails is made again here, in good time; MLflow's own patience is minutes.
-PATIENCE = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "30"}
-HASTE = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0", "MLFLOW_HTTP_REQUEST_TIMEOUT": "8"}
-
-
-def be_impatient() -> None:
-    """Have MLflow give up on a server that is away in seconds, unless a person said how long."""
-    for name, value in PATIENCE.items():
-        os.environ.setdefault(name, value)
-
-
-@contextmanager
-def in_haste() -> Iterator[None]:
-    """Within this context a server that gives no answer is given up sooner: somebody waits."""
-    ours = [name for name, value in PATIENCE.items() if os.environ.get(name) == value]
-    os.environ.update({name: HASTE[name] for name in ours})
-    try:
-        yield
-    finally:
-        os.environ.update({name: PATIENCE[name] for name in ours})
 
 
 class Delivery(threading.Thread):
@@ -201,31 +179,3 @@ class Delivery(threading.Thread):
 def refused_by(error: BaseException) -> str:
     """Name what a delivery that failed could not deliver."""
     return error.what if isinstance(error, WaitingError) else "nothing"
-
-
-def format_error(error: BaseException) -> str:
-    """Say in a line what is wrong with the server."""
-    text = " ".join(str(error).split())
-    if words := stores.translate_error(text):
-        return mask(words)[:200]
-    for told, words in (
-        ("Connection refused", "nothing listens there"),
-        ("Connection aborted", "it broke off the connection"),
-        ("Connection reset", "it broke off the connection"),
-        ("Name or service not known", "its name is not known here"),
-        ("Temporary failure in name resolution", "its name is not known here"),
-        ("No route to host", "there is no route to it"),
-        ("Network is unreachable", "there is no route to it"),
-        ("timed out", "it does not answer in time"),
-        ("PERMISSION_DENIED", "it refuses permission"),
-        ("error code 401", "it asks for a user and a password, or for others"),
-        ("401 Client Error", "it asks for a user and a password, or for others"),
-        ("error code 403", "it refuses permission"),
-        ("403 Client Error", "it refuses permission"),
-        ("database is locked", "another process has locked the database"),
-    ):
-        if told in text:
-            return words
-    if found := re.search(r"too many (\d+) error responses", text):
-        return f"it answers with error {found[1]}"
-    return mask(text)[:200]

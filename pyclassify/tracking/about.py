@@ -6,8 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from pyclassify.tracking import parameters
-from pyclassify.tracking.capsule import FOLDER
-from pyclassify.tracking.dataset import OVERRIDDEN, SOURCE_RUN
+from pyclassify.tracking.capsule import FOLDER, OVERRIDDEN, SOURCE_RUN
 from pyclassify.tracking.links import TRAINING
 from pyclassify.tracking.markdown import code, plain, table
 

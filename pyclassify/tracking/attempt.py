@@ -4,7 +4,7 @@ import warnings
 from collections.abc import Callable
 from typing import Any
 
-from pyclassify.tracking.run import is_rank_zero
+from pyclassify.utils.launcher import is_rank_zero
 from pyclassify.utils.masking import mask
 
 

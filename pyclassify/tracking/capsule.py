@@ -47,6 +47,8 @@ from pyclassify.utils.masking import mask, mask_command
 FOLDER = "capsule"
 LAYOUT = 1
 PACKAGE = Path(__file__).parents[1]
+SOURCE_RUN = "pyclassify.source_run"
+OVERRIDDEN = "pyclassify.overridden"
 
 
 def keep(

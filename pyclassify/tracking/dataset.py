@@ -5,9 +5,7 @@ import shlex
 from typing import Any
 
 from pyclassify.tracking import capsule
-
-SOURCE_RUN = "pyclassify.source_run"
-OVERRIDDEN = "pyclassify.overridden"
+from pyclassify.tracking.capsule import OVERRIDDEN, SOURCE_RUN
 
 # Options of the data that change how images are fed, or where they lie, but not which they are.
 _SAME_IMAGES = (

@@ -15,7 +15,8 @@ from PIL import Image
 from pyclassify.tracking import description, run
 from pyclassify.tracking.attempt import attempt
 from pyclassify.tracking.logger import RunLogger, find_run_logger
-from pyclassify.tracking.predictions import KeepPredictions, Predictions, class_names
+from pyclassify.tracking.prediction_table import Predictions, class_names
+from pyclassify.tracking.predictions import KeepPredictions
 from pyclassify.tracking.results import Scores
 
 MATRIX = "confusion_matrix.png"

@@ -17,7 +17,7 @@ from PIL import Image
 from torchmetrics.classification import MulticlassConfusionMatrix
 
 if TYPE_CHECKING:
-    from pyclassify.tracking.predictions import Predictions
+    from pyclassify.tracking.prediction_table import Predictions
 
 DARK, BLUE, ORANGE, PALE = "#1f2933", "#2b6cb0", "#c05621", "#d2d6dc"
 MOST_BYTES = 300_000

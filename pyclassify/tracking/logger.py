@@ -18,6 +18,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only, rank_zero_warn
 from pyclassify.tracking import run
 from pyclassify.tracking.attempt import attempt
 from pyclassify.training import checkpoints
+from pyclassify.utils import launcher
 
 WEIGHTS = "weights/best.ckpt"
 
@@ -46,7 +47,7 @@ class RunLogger(MLFlowLogger):
         system_metrics: bool = True,
     ) -> None:
         self._folder, self._unwatched = save_dir, system_metrics
-        if not run.is_rank_zero():
+        if not launcher.is_rank_zero():
             # The other ranks neither import mlflow nor open its database.
             Logger.__init__(self)
             self._run_id = self._experiment_id = None

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from pyclassify.tracking.figures import DARK, ORANGE, shorten
 
 if TYPE_CHECKING:
-    from pyclassify.tracking.predictions import Predictions
+    from pyclassify.tracking.prediction_table import Predictions
 
 ROWS, COLUMNS = 4, 6
 

@@ -3,17 +3,27 @@
 import json
 import tempfile
 from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from mlflow import MlflowClient
 from mlflow.entities import Run
+from torch import Tensor
+from torchmetrics.functional.classification import multiclass_calibration_error
 
 from pyclassify.spool.files import open_files
+from pyclassify.tracking.logger import RunLogger
 
 PREDICTIONS = "predictions.json"
+TABLE = "predictions.json"
+
 
 Answers = dict[Any, tuple[str, bool]]
+
+
 """A test image's index: its label, and whether the run has it right."""
 
 
@@ -52,38 +62,49 @@ def read_answers(run: Run, client: MlflowClient | None = None) -> Answers | None
     return answers
 
 
-def how_images_differ(
-    runs: tuple[Run | None, Run | None], answers: tuple[Answers, Answers]
-) -> str | None:
-    """Say in what two runs' test images differ: number, indices, labels or content.
+@dataclass
+class Predictions:
+    """One row for each test image, on the host, in the order of the test set.
 
-    Args:
-        runs: The runs; None for answers that are no run's, of which the content can't be told.
-        answers: What each one answered.
-
-    Returns:
-        None where they don't, as far as the runs tell.
+    Attributes:
+        places: The image's place in its set, int64 [n].
+        labels: The true class, int64 [n].
+        predicted: The most probable class, int64 [n].
+        probability: Its probability, float32 [n].
+        num_classes: How many classes there are.
     """
-    first, second = answers
-    if len(first) != len(second):
-        return f"{len(second):,} images, not {len(first):,}"
-    if first.keys() != second.keys():
-        return "other indices"
-    if any(first[index][0] != second[index][0] for index in first):
-        return "other labels"
-    digests = [list_test_digests(run) if run else set() for run in runs]
-    if all(digests) and digests[0] != digests[1]:
-        return "other content, by the data's digest"
-    return None
+
+    places: Tensor
+    labels: Tensor
+    predicted: Tensor
+    probability: Tensor
+    num_classes: int
+
+    def calibration_error(self) -> Tensor:
+        """The expected calibration error [], over 15 bins (Guo et al., arXiv:1706.04599)."""
+        # Only the highest probability counts, and whether it is right: two classes can say both.
+        scores = torch.stack([self.probability, torch.zeros_like(self.probability)], dim=1)
+        wrong = (self.predicted != self.labels).long()
+        return multiclass_calibration_error(scores, wrong, num_classes=2, validate_args=False)
 
 
-def list_test_digests(run: Run) -> set[str]:
-    """The digests of a run's test images, or else of all its data; empty where it kept none."""
-    inputs = run.inputs.dataset_inputs if run.inputs else []
-    contexts = [
-        "".join(tag.value for tag in each.tags if tag.key == "mlflow.data.context")
-        for each in inputs
-    ]
-    digests = [each.dataset.digest for each in inputs]
-    test = {d for d, context in zip(digests, contexts, strict=True) if context.startswith("test")}
-    return test or set(digests)
+def log_table(logger: RunLogger, kept: Predictions, names: Sequence[str]) -> None:
+    """Log predictions as a table that `mlflow ui` shows and compares across runs."""
+    import numpy as np
+
+    words = np.array(names, dtype=object)
+    columns = {
+        "index": kept.places.numpy(),
+        "label": words[kept.labels.numpy()],
+        "predicted": words[kept.predicted.numpy()],
+        "probability": kept.probability.double().numpy().round(6),
+    }
+    logger.experiment.log_table(logger.run_id, columns, TABLE)
+
+
+def class_names(data: Any, num_classes: int) -> list[str]:
+    """Name the classes: as the data module's `classes` do, else by their numbers."""
+    given = getattr(data, "classes", None)
+    if isinstance(given, Sequence) and len(given) == num_classes:
+        return [str(name) for name in given]
+    return [str(number) for number in range(num_classes)]

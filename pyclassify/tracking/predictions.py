@@ -1,8 +1,7 @@
 """What the network said of each test image, gathered over all processes and kept with the run."""
 
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -14,40 +13,12 @@ from lightning.pytorch.utilities.combined_loader import CombinedLoader
 from torch import Tensor
 from torch.utils.data import SequentialSampler
 from torch.utils.data.distributed import DistributedSampler
-from torchmetrics.functional.classification import multiclass_calibration_error
 
-from pyclassify.module import count_real
+from pyclassify.data.loaders import count_real
 from pyclassify.tracking.attempt import attempt
 from pyclassify.tracking.logger import RunLogger, find_run_logger
+from pyclassify.tracking.prediction_table import TABLE, Predictions, class_names, log_table
 from pyclassify.training.distributed import gather
-
-TABLE = "predictions.json"
-
-
-@dataclass
-class Predictions:
-    """One row for each test image, on the host, in the order of the test set.
-
-    Attributes:
-        places: The image's place in its set, int64 [n].
-        labels: The true class, int64 [n].
-        predicted: The most probable class, int64 [n].
-        probability: Its probability, float32 [n].
-        num_classes: How many classes there are.
-    """
-
-    places: Tensor
-    labels: Tensor
-    predicted: Tensor
-    probability: Tensor
-    num_classes: int
-
-    def calibration_error(self) -> Tensor:
-        """The expected calibration error [], over 15 bins (Guo et al., arXiv:1706.04599)."""
-        # Only the highest probability counts, and whether it is right: two classes can say both.
-        scores = torch.stack([self.probability, torch.zeros_like(self.probability)], dim=1)
-        wrong = (self.predicted != self.labels).long()
-        return multiclass_calibration_error(scores, wrong, num_classes=2, validate_args=False)
 
 
 class KeepPredictions(Callback):
@@ -144,28 +115,6 @@ def _log_picture(logger: RunLogger, name: str, draw: Callable[[], Any]) -> bytes
         figures.save(draw(), path)
         logger.experiment.log_artifact(logger.run_id, str(path))
         return path.read_bytes()
-
-
-def log_table(logger: RunLogger, kept: Predictions, names: Sequence[str]) -> None:
-    """Log predictions as a table that `mlflow ui` shows and compares across runs."""
-    import numpy as np
-
-    words = np.array(names, dtype=object)
-    columns = {
-        "index": kept.places.numpy(),
-        "label": words[kept.labels.numpy()],
-        "predicted": words[kept.predicted.numpy()],
-        "probability": kept.probability.double().numpy().round(6),
-    }
-    logger.experiment.log_table(logger.run_id, columns, TABLE)
-
-
-def class_names(data: Any, num_classes: int) -> list[str]:
-    """Name the classes: as the data module's `classes` do, else by their numbers."""
-    given = getattr(data, "classes", None)
-    if isinstance(given, Sequence) and len(given) == num_classes:
-        return [str(name) for name in given]
-    return [str(number) for number in range(num_classes)]
 
 
 def _is_classified(logits: Any, batch: Any) -> bool:

@@ -14,33 +14,36 @@ from pyclassify.spool import spooled_run
 from pyclassify.spool.lock import RunIsHeldError
 from pyclassify.spool.spooled_run import Written
 from pyclassify.tracking import final_status
+from pyclassify.utils.launcher import is_rank_zero
 
 # What MLflow calls a run that nobody named: "adjective-noun-number".
 _RANDOM_NAME = re.compile(r"[a-z]+-[a-z]+-\d+")
-
 # Set to the run of a job of the SLURM backend (pyclassify.slurm.script): a stop may be its time
 # limit or its cancelling, which SLURM knows, and the job's script gives the run its status by that.
 _BY_SLURM = "PYCLASSIFY_STATUS_BY_SLURM"
 _LEFT = "left as it is"
-
 _SPOOL = "PYCLASSIFY_SPOOL"
 
+
 _lock = threading.Lock()
+
+
 _given: str | None = None  # the run that `mlflow run` made
+
+
 _open: Written | None = None
+
+
 _latest: str | None = None  # the id of either, also after its end
+
+
 _marked: str | None = None
+
+
 _before_end: list[Callable[[], None]] = []
+
+
 _after_end: list[Callable[[], None]] = []
-
-
-def is_rank_zero() -> bool:
-    """Whether this process is the first of its job, as launchers say it in the environment."""
-    if "RANK" in os.environ:
-        return int(os.environ["RANK"]) == 0
-    # In a shell of srun's, what Lightning launches has that shell's SLURM_PROCID.
-    ranks = ("SLURM_PROCID", "LOCAL_RANK", "NODE_RANK")
-    return all(int(os.environ.get(name, 0)) == 0 for name in ranks)
 
 
 def adopt() -> bool:

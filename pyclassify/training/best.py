@@ -7,7 +7,7 @@ import lightning.pytorch as pl
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
-from pyclassify.training.exact_resume import WRITE_SECONDS
+from pyclassify.training.checkpoints import WRITE_SECONDS
 from pyclassify.utils.signals import busy
 
 

@@ -15,6 +15,8 @@ from pyclassify.utils import files
 
 _STEP = re.compile(r"step=(\d+)\.ckpt")
 _CHUNK = 1 << 20
+WRITE_SECONDS = 120.0  # that a checkpoint may take once a stop is asked for
+
 
 _first: list[Callable[[], None]] = []
 

@@ -13,14 +13,13 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
 from pyclassify.training import checkpoints, randomness
-from pyclassify.training.checkpoints import AtomicCheckpointIO
+from pyclassify.training.checkpoints import WRITE_SECONDS, AtomicCheckpointIO
 from pyclassify.training.distributed import Agreement
 from pyclassify.training.steps import BetweenSteps, forget_restart, step_loop
 from pyclassify.utils import files, signals
 
 PROGRESS = "PYCLASSIFY_PROGRESS"  # the file that the last saved step is written to
 KEY = "pyclassify.resume"  # in a checkpoint
-WRITE_SECONDS = 120.0  # that a checkpoint may take once a stop is asked for
 SHARE = 50  # a checkpoint each epoch must take less than 1 in so many seconds
 
 

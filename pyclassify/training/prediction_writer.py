@@ -12,11 +12,11 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor
 
-from pyclassify.cli.ckpt_path import check_output
 from pyclassify.data.datasets import UNREADABLE, ScoredFiles
 from pyclassify.training.distributed import gather
 
 NAMED = 10  # of the files that do not decode, in the warning
+TABLES = (".parquet", ".csv")
 
 
 class WriteTable(BasePredictionWriter):
@@ -148,3 +148,25 @@ def _warn_of(files: list[str], total: int) -> None:
             f"{len(files)} of {total} files do not decode as images, and have no label in the "
             f"table: {', '.join(files[:NAMED])}{rest}"
         )
+
+
+def check_output(given: str | Path) -> Path:
+    """Refuse a table's name before anything is computed for it.
+
+    Raises:
+        MisconfigurationException: It is of no known format, its folder is missing, or it exists.
+    """
+    path = Path(given).expanduser()
+    if path.suffix not in TABLES:
+        raise MisconfigurationException(
+            f"output is {given}; give a file that ends in {' or '.join(TABLES)}"
+        )
+    if not path.parent.is_dir():
+        raise MisconfigurationException(
+            f"output is {given}, and {path.parent} is no folder; make it"
+        )
+    if path.exists():
+        raise MisconfigurationException(
+            f"output is {given}, which exists; name another file by --output, or remove it"
+        )
+    return path

@@ -2,7 +2,9 @@
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import (
+    contextmanager,
+)
 from pathlib import Path
 from typing import IO
 
@@ -34,3 +36,8 @@ def open_atomically(path: Path) -> Iterator[IO[bytes]]:
     except BaseException:
         part.unlink(missing_ok=True)
         raise
+
+
+def user_folder() -> Path:
+    """The cache folder of this project (XDG Base Directory Specification)."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "pyclassify"

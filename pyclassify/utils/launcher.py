@@ -14,12 +14,12 @@ from typing import Any
 from pyclassify.utils import files
 
 PATIENCE = 600.0  # seconds for the first process to decide
-
 # By these a start of a job, or of a launcher's processes, differs from the one before.
 _START = (
     *("SLURM_JOB_ID", "SLURM_STEP_ID", "SLURM_RESTART_COUNT"),
     *("TORCHELASTIC_RUN_ID", "TORCHELASTIC_RESTART_COUNT"),
 )
+LOWEST_PORT, PORTS, APART = 10_000, 20_000, 997  # below those that a system gives out by itself
 
 
 def tell(folder: Path, decided: Any) -> None:
@@ -53,3 +53,40 @@ def hear(folder: Path) -> Any:
 
 def _file(folder: Path) -> Path:
     return folder / ("-".join(os.environ.get(name, "0") for name in _START) + ".json")
+
+
+def is_rank_zero() -> bool:
+    """Whether this process is the first of its job, as launchers say it in the environment."""
+    if "RANK" in os.environ:
+        return int(os.environ["RANK"]) == 0
+    # In a shell of srun's, what Lightning launches has that shell's SLURM_PROCID.
+    ranks = ("SLURM_PROCID", "LOCAL_RANK", "NODE_RANK")
+    return all(int(os.environ.get(name, 0)) == 0 for name in ranks)
+
+
+def is_alone() -> bool:
+    """Whether no other process takes part, which could not know what this one decides."""
+    return int(os.environ.get("WORLD_SIZE") or os.environ.get("SLURM_NTASKS") or 1) == 1
+
+
+def meet_elsewhere(place: int) -> dict[str, str]:
+    """Have each seed's processes meet at a port of their own.
+
+    The first process may still be busy with one seed's artifacts, and listen, when another is
+    through with it and starts the next: it would join the wrong ones.
+
+    Args:
+        place: How many seeds were trained before; the first keeps the port that there is.
+
+    Returns:
+        Variables of the environment, the same in each process; none where no launcher names a port.
+    """
+    environ = os.environ
+    port = environ.get("MASTER_PORT")
+    if port is None and int(environ.get("SLURM_NTASKS", 1)) > 1 and "SLURM_JOB_ID" in environ:
+        port = str(15_000 + int(environ["SLURM_JOB_ID"][-4:]))  # as Lightning's SLURMEnvironment
+    if port is None or place == 0:
+        return {}
+    other = LOWEST_PORT + (int(port) - LOWEST_PORT + place * APART) % PORTS
+    # At a port of its own torchrun's agent does not listen.
+    return {"MASTER_PORT": str(other), "TORCHELASTIC_USE_AGENT_STORE": "False"}

@@ -6,23 +6,11 @@
 import argparse
 import json
 from collections.abc import Iterable, Iterator
-from difflib import get_close_matches
 from typing import Any, NoReturn
 
 import yaml
 
 VERBS = ("train", "fit", "validate", "test", "predict", "prepare")
-# Verbs that train nothing and have no run of their own: functions of the arguments after the verb,
-# imported only when asked for.
-PLAIN_VERBS = {
-    "compare": "pyclassify.runs.compare:main",
-    "promote": "pyclassify.registry.promote:promote",
-    "rerun": "pyclassify.runs.rerun:rerun",
-    "resume": "pyclassify.runs.resume:resume",
-    "rollback": "pyclassify.registry.promote:rollback",
-    "slurm": "pyclassify.slurm.cli:main",
-    "sync": "pyclassify.spool.sync:main",
-}
 SHORT_OPTIONS = {
     "accelerator": "trainer.accelerator",
     "batch_size": "data.batch_size",
@@ -55,48 +43,6 @@ class VerbParser(argparse.ArgumentParser):
         raise ValueError(f"{message}; `{self.prog} --help` shows what there is")
 
 
-def spell_out(given: list[str]) -> list[str]:
-    """Put the verb first, full options in place of short ones, and what trains by default.
-
-    Options may stand in any order: configuration files are read first, so that an option wins over
-    them, and a part's class is set before its arguments.
-
-    The defaults are options, not defaults of the parser: those would leave their arguments (the
-    size of CIFAR-10's validation set) to whichever class a recipe names in their place.
-
-    Raises:
-        OSError: A configuration file can't be read.
-        ValueError: There is no verb, or a configuration file is no mapping in YAML.
-    """
-    options = list(split_words(given))
-    verb = _find_verb(options)
-    if verb is None:
-        return given
-    chosen = dict(settings(given))
-    classes = {**DEFAULT_PARTS, **chosen}
-    for part in PARTS:
-        argument = next((key for key in chosen if key.startswith(f"{part}.")), f"{part}.help")
-        if not (part in chosen or part in DEFAULT_PARTS or argument == f"{part}.help"):
-            raise ValueError(f"{argument} is given and no {part}; name its class by --{part}")
-    if "optimizer" not in chosen and chosen.get("lr_scheduler") not in UNSET:
-        raise ValueError(
-            f"lr_scheduler {chosen['lr_scheduler']} is given and no optimizer, whose learning rate "
-            "it would change; name one by --optimizer, such as Adam"
-        )
-    rate = "model.learning_rate" if chosen.get("optimizer") in UNSET else "optimizer.lr"
-    short = {**SHORT_OPTIONS, "learning_rate": rate}
-    missing = DEFAULT_PARTS.keys() - chosen.keys()
-    spelled = [verb, *(f"--{part}={DEFAULT_PARTS[part]}" for part in sorted(missing))]
-    for name, *value in sorted(options, key=_turn):
-        part = name.removeprefix("--").removesuffix(".help")
-        if name.endswith(".help") and not value and part in classes:
-            value = [str(classes[part])]
-        head, equals, tail = name.partition("=")
-        full = short.get(head.removeprefix("--")) if head.startswith("--") else None
-        spelled += [f"--{full}{equals}{tail}" if full else name, *value]
-    return spelled
-
-
 def split_words(given: list[str]) -> Iterator[list[str]]:
     """Cut a command line into options, each with its value, and other words one by one."""
     left = [*given]
@@ -106,24 +52,6 @@ def split_words(given: list[str]) -> Iterator[list[str]]:
         if takes_value and left and not left[0].startswith("--"):
             group.append(left.pop(0))
         yield group
-
-
-def _find_verb(options: list[list[str]]) -> str | None:
-    """Take the verb out of a command line; there is none where only help is asked for."""
-    takes = f"give one of {', '.join((*VERBS, *PLAIN_VERBS))}"
-    verb = next((option for option in options if not option[0].startswith("-")), None)
-    if verb is None:
-        if any(option[0] in ("-h", "--help") for option in options):
-            return None
-        raise ValueError(f"no verb was given; {takes}")
-    if verb[0] not in VERBS:
-        if verb[0] in PLAIN_VERBS:
-            raise ValueError(f"{verb[0]} stands before its options: pyclassify {verb[0]} ...")
-        near = get_close_matches(verb[0], (*VERBS, *PLAIN_VERBS), n=1)
-        hint = f" (nearest: {near[0]})" if near else ""
-        raise ValueError(f"there is no verb {verb[0]!r}{hint}; {takes}")
-    options.remove(verb)
-    return verb[0]
 
 
 def _turn(option: list[str]) -> int:
@@ -200,3 +128,8 @@ def flatten_config(config: dict[str, Any], path: str = "") -> Iterator[tuple[str
             yield from flatten_config(value, name)
         elif value is not None:
             yield name, value if isinstance(value, str) else json.dumps(value)
+
+
+def are_asked_for(given: list[str]) -> bool:
+    """Whether a command line has --seeds in it, be it right or wrong."""
+    return any(word.partition("=")[0] == "--seeds" for word in given)
