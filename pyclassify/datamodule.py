@@ -19,8 +19,8 @@ from pyclassify.data.listing import list_all_images, list_classes, list_images
 from pyclassify.data.loaders import ImageDataModule, keep_sizes
 from pyclassify.data.parts import PARTS, split
 from pyclassify.data.scaled import keep
-from pyclassify.utils.cores import count_workers
 from pyclassify.utils.files import user_folder
+from pyclassify.utils.launcher import count_workers
 
 
 class TorchvisionDataModule(ImageDataModule):

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from pyclassify.utils.cores import count_cores, count_workers
+from pyclassify.utils.launcher import count_cores, count_workers
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a process's own")
 

@@ -7,7 +7,7 @@ import tarfile
 import pytest
 
 from pyclassify.tracking import capsule
-from pyclassify.utils import changes, repository
+from pyclassify.utils import repository
 from tests.support import repositories
 from tests.support.repositories import git
 
@@ -107,7 +107,7 @@ def test_what_runs_leave_behind_and_what_git_ignores_is_not_packed(write_capsule
 def test_files_over_the_limit_are_left_out_by_name_and_small_ones_kept(
     write_capsule, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(changes, "MAX_CHANGES_BYTES", 2**20)
+    monkeypatch.setattr(repository, "MAX_CHANGES_BYTES", 2**20)
     repo = repositories.start(tmp_path / "repo", {"tracked": b"a"})
     repositories.write(repo, {"a.bin": bytes(2**20), "net.py": "n", "tracked": os.urandom(2**21)})
 

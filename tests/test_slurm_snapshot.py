@@ -12,7 +12,7 @@ from mlflow.projects._project_spec import EntryPoint
 from pyclassify.slurm import clearing, snapshot
 from pyclassify.slurm.parameters import place
 from pyclassify.spool.uploader import Courier
-from pyclassify.utils import listing
+from pyclassify.utils import repository
 from tests.support import repositories, spooled
 from tests.support.stores import experiment_id
 
@@ -20,7 +20,7 @@ from tests.support.stores import experiment_id
 def take(project, tmp_path):
     folder = tmp_path / "work" / "run"
     folder.mkdir(parents=True)
-    names, left_out = listing.list_files(project, without=folder.parent)
+    names, left_out = repository.list_files(project, without=folder.parent)
     snapshot.take(project, folder, names, left_out)
     files = {
         str(path.relative_to(folder / "project"))
@@ -78,7 +78,7 @@ def test_project_in_no_repository_is_copied_without_what_runs_and_installs_leave
     project.mkdir()
     repositories.write(project, files)
     with (project / "big.bin").open("wb") as big:
-        big.truncate(listing.MAX_FILE_BYTES + 1)
+        big.truncate(repository.MAX_FILE_BYTES + 1)
 
     _, copied, left_out = take(project, tmp_path)
 
@@ -114,7 +114,7 @@ def test_repository_that_git_can_not_read_is_an_error(tmp_path):
     (project / ".git/config").write_text("[core\n")
 
     with pytest.raises(OSError, match=r"git .* config"):
-        listing.list_files(project)
+        repository.list_files(project)
 
 
 def test_project_in_a_folder_of_a_repository_has_its_commit_and_its_own_files(tmp_path):

@@ -14,10 +14,9 @@ import yaml
 
 from pyclassify.tracking import capsule
 from pyclassify.tracking.run import hand_over
-from pyclassify.utils.git import find_root, git
 from pyclassify.utils.masking import MASK
 from pyclassify.utils.options import SHORT_OPTIONS, flatten_config
-from pyclassify.utils.repository import Code
+from pyclassify.utils.repository import Code, find_root, git
 from pyclassify.utils.signals import STOP_SIGNALS, raise_on_stop, wait_for
 
 # Settings that are paths, and count from where a person typed them.

@@ -36,10 +36,9 @@ from pyclassify.runs.stopped import (
     recall,
 )
 from pyclassify.tracking import capsule
-from pyclassify.utils.git import find_root
 from pyclassify.utils.masking import mask_command
 from pyclassify.utils.options import VerbParser, split_words
-from pyclassify.utils.repository import checked_out
+from pyclassify.utils.repository import checked_out, find_root
 
 
 def resume(given: list[str]) -> int:

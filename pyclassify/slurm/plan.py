@@ -17,7 +17,7 @@ from pyclassify.slurm.keys import Config
 from pyclassify.slurm.parameters import find_files, place
 from pyclassify.slurm.topology import Topology
 from pyclassify.spool import records
-from pyclassify.utils import listing
+from pyclassify.utils import repository
 
 _UNFIT = re.compile(r"[/\x00-\x1f\x7f]")
 
@@ -63,7 +63,7 @@ class Plan:
     @cached_property
     def files(self) -> tuple[list[str], dict[str, str]]:
         """The files of the snapshot, and those left out of it with the reason."""
-        return listing.list_files(self.folder, without=self.work_dir)
+        return repository.list_files(self.folder, without=self.work_dir)
 
     def write_script(self, run_id: str, experiment_id: str, downloads: str | None = None) -> str:
         """The script of a run.

@@ -21,9 +21,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from pyclassify.utils.changes import diff
-from pyclassify.utils.git import git
-from pyclassify.utils.listing import find_repository, list_files
+from pyclassify.utils.repository import diff, find_repository, git, list_files
 
 PACKAGE = Path(__file__).parents[1]
 # What reports to MLflow needs these packages and MLflow alone.
