@@ -10,15 +10,17 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from pyclassify.data import cache, synthetic
-from pyclassify.data.cache import Images
+from pyclassify.data.cache import Images, digest_files
 from pyclassify.data.datasets import ImageFiles, ImageTensors, Paths, ScoredFiles
-from pyclassify.data.digest import digest_files
 from pyclassify.data.download import checksums, fetch
-from pyclassify.data.image_folder import BATCH_PIXELS
-from pyclassify.data.listing import list_all_images, list_classes, list_images
-from pyclassify.data.loaders import ImageDataModule, keep_sizes
-from pyclassify.data.parts import PARTS, split
-from pyclassify.data.scaled import keep
+from pyclassify.data.image_folder import (
+    BATCH_PIXELS,
+    keep,
+    list_all_images,
+    list_classes,
+    list_images,
+)
+from pyclassify.data.loaders import PARTS, ImageDataModule, keep_sizes, split
 from pyclassify.utils.files import user_folder
 from pyclassify.utils.launcher import count_workers
 

@@ -13,9 +13,8 @@ from torch import Tensor, nn
 from torchmetrics import MeanMetric
 from torchmetrics.classification import MulticlassAccuracy
 
-from pyclassify.data.draws import random_draws
 from pyclassify.data.loaders import count_real
-from pyclassify.data.transforms import Preprocess
+from pyclassify.data.transforms import Preprocess, random_draws
 from pyclassify.model import AlexNet
 from pyclassify.training import finetuning
 from pyclassify.training.exact_resume import goes_on

@@ -4,11 +4,10 @@ import pytest
 import torch
 from torchvision.transforms.v2 import functional as reference
 
-from pyclassify.data import augmentation
+from pyclassify.data import transforms
 from pyclassify.data.datasets import ImageTensors
-from pyclassify.data.draws import draw
 from pyclassify.data.loaders import ImageDataModule
-from pyclassify.data.transforms import Preprocess
+from pyclassify.data.transforms import Preprocess, draw
 from pyclassify.module import Classifier
 from tests.support import networks
 
@@ -97,7 +96,7 @@ def test_colours_are_those_of_torchvision(place, name, channels, factor):
     factors = torch.ones(4, 3)
     factors[:, place] = factor
 
-    changed = augmentation.change_colors(images, factors)
+    changed = transforms.change_colors(images, factors)
 
     change = getattr(reference, f"adjust_{name}")
     expected = torch.stack([change(image / 255, factor) * 255 for image in images])

@@ -6,7 +6,7 @@ import os
 import pytest
 import torch
 
-from pyclassify.data import digest
+from pyclassify.data import cache
 from pyclassify.datamodule import ImageFolderDataModule, SyntheticDataModule
 from tests.support.images import grow
 
@@ -41,14 +41,14 @@ def digests(folder):
     ids=["pixel", "labels", "fewer", "order", "shape", "type"],
 )
 def test_digest_of_tensors_tells_every_change(changed):
-    assert digest.digest_tensors(*changed) != digest.digest_tensors(IMAGES, LABELS, ALL)
+    assert cache.digest_tensors(*changed) != cache.digest_tensors(IMAGES, LABELS, ALL)
 
 
 def test_digest_of_tensors_does_not_depend_on_how_they_are_read(monkeypatch):
-    at_once = digest.digest_tensors(IMAGES, LABELS, ALL)
-    monkeypatch.setattr(digest, "_AT_ONCE", 4)
+    at_once = cache.digest_tensors(IMAGES, LABELS, ALL)
+    monkeypatch.setattr(cache, "_AT_ONCE", 4)
 
-    assert digest.digest_tensors(IMAGES[[5, *range(5)]], LABELS[[5, *range(5)]], ALL.roll(-1)) == (
+    assert cache.digest_tensors(IMAGES[[5, *range(5)]], LABELS[[5, *range(5)]], ALL.roll(-1)) == (
         at_once
     )
 
@@ -87,7 +87,7 @@ def test_digest_of_a_folder_tells_a_change(change, tmp_path):
 def test_files_that_look_the_same_are_not_read_again(tmp_path, memory, monkeypatch):
     grow(tmp_path, "train/cat", "train/dog")
     before = digests(tmp_path)
-    monkeypatch.setattr(digest, "_digest_contents", lambda files, folder: "read again")
+    monkeypatch.setattr(cache, "_digest_contents", lambda files, folder: "read again")
 
     assert digests(tmp_path) == before
     assert set(json.loads(memory.read_text()).values()) == set(before.values())

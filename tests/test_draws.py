@@ -4,7 +4,7 @@ import pytest
 import torch
 from scipy.stats import chi2
 
-from pyclassify.data.draws import draw
+from pyclassify.data.transforms import draw
 
 GOLDEN, MASK = 0x9E3779B97F4A7C15, 2**64 - 1
 LARGEST_SEED = 2**32 - 1  # that seed_everything takes

@@ -6,7 +6,7 @@ import torch
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from PIL import Image
 
-from pyclassify.data.decoding import read_image, read_scaled
+from pyclassify.data.datasets import read_image, read_scaled
 from pyclassify.data.transforms import resize
 
 ORIENTATION = 0x0112  # the EXIF tag

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pyclassify.data.decoding import read_image
+from pyclassify.data.datasets import read_image
 from pyclassify.data.images import read
 from tests.support.images import encode, file_of, raw
 

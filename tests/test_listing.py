@@ -6,7 +6,7 @@ import pickle
 import pytest
 
 from pyclassify.data.datasets import Paths
-from pyclassify.data.listing import list_classes, list_images
+from pyclassify.data.image_folder import list_classes, list_images
 
 
 def grow(folder, *files):

@@ -8,7 +8,7 @@ import torch
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from PIL import Image
 
-from pyclassify.data import scaled
+from pyclassify.data import image_folder
 from pyclassify.data.datasets import ImageTensors
 from pyclassify.datamodule import ImageFolderDataModule
 from pyclassify.module import Classifier
@@ -104,7 +104,7 @@ def test_each_size_has_a_file_and_only_training_makes_one(folder, cache):
 
 def test_images_beyond_the_memory_are_refused(folder, monkeypatch):
     little = SimpleNamespace(available=1000)
-    monkeypatch.setattr(scaled.psutil, "virtual_memory", lambda: little)
+    monkeypatch.setattr(image_folder.psutil, "virtual_memory", lambda: little)
 
     with pytest.raises(MisconfigurationException, match=r"13 images of 10 pixels .* data\.resize"):
         module(folder, cache=True).setup("fit")

@@ -5,7 +5,7 @@ import torch
 from lightning.pytorch import seed_everything
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
-from pyclassify.data.parts import split
+from pyclassify.data.loaders import split
 from pyclassify.datamodule import CIFAR10DataModule
 
 

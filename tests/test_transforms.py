@@ -5,8 +5,15 @@ import torch
 from torch.export import Dim, export
 from torchvision.transforms.v2 import functional as reference
 
-from pyclassify.data.draws import draw, random_draws
-from pyclassify.data.transforms import Preprocess, center_crop, crop, resize, resize_quickly
+from pyclassify.data.transforms import (
+    Preprocess,
+    center_crop,
+    crop,
+    draw,
+    random_draws,
+    resize,
+    resize_quickly,
+)
 
 # One that is smaller than the output, a square one, a wide one, a tall one.
 SIZES = [(20, 24), (32, 32), (50, 200), (131, 77)]

@@ -13,10 +13,13 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torch.utils.data.distributed import DistributedSampler
 
+from pyclassify.data.cache import digest_tensors
 from pyclassify.data.datasets import ImageFiles, ImageTensors
-from pyclassify.data.digest import digest_tensors
 from pyclassify.data.transforms import Preprocess
 from pyclassify.utils.signals import outlive_stop
+
+# What each stage of Lightning's asks for; predicting takes the test images as well.
+PARTS = {"fit": ("train", "val"), "validate": ("val",), "test": ("test",), "predict": ("test",)}
 
 
 class Batch(tuple[Tensor, Tensor]):
@@ -225,3 +228,26 @@ def count_real(loader: Any, batch_idx: int, batch: int) -> int:
     everything: Any = sampler.dataset
     mine = len(range(sampler.rank, len(everything), sampler.num_replicas))
     return min(batch, max(0, mine - batch_idx * batches.batch_size))
+
+
+def split(count: int, held_out: int, seed: int) -> dict[str, Tensor]:
+    """Share out images at random between training and validation.
+
+    Args:
+        count: How many images there are.
+        held_out: How many of them are for validation.
+        seed: Decides which.
+
+    Returns:
+        Places among the images, "train" and "val", each int64 and in order.
+
+    Raises:
+        MisconfigurationException: Training or validation would get no image.
+    """
+    if not 0 < held_out < count:
+        raise MisconfigurationException(
+            f"{held_out} images can't be held out of {count} for validation; change val_size so "
+            "that both training and validation get some"
+        )
+    order = torch.randperm(count, generator=torch.Generator().manual_seed(seed))
+    return {"train": order[held_out:].sort().values, "val": order[:held_out].sort().values}

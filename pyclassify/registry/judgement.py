@@ -9,8 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from pyclassify.data.datasets import ImageFiles
-from pyclassify.data.decoding import read_image
+from pyclassify.data.datasets import ImageFiles, read_image
 from pyclassify.serving.export import PROGRAM, load
 from pyclassify.serving.exported import PIXELS
 from pyclassify.tracking.prediction_table import Answers
