@@ -10,8 +10,8 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from pyclassify.module import Classifier
-from pyclassify.training.averaging import AverageWeights
-from pyclassify.training.best import BestCheckpoint
+from pyclassify.training.checkpoints import BestCheckpoint
+from pyclassify.training.optim import AverageWeights
 from pyclassify.training.trainer import Trainer
 from tests.support import stopping
 from tests.support.trainings import SHAPES
@@ -141,7 +141,7 @@ def test_average_that_would_learn_nothing_is_refused(wrong):
 
 def test_run_is_scored_again_to_the_very_figure(cli, tmp_path):
     recipe = {
-        "trainer": {"callbacks": [{"class_path": "pyclassify.training.averaging.AverageWeights"}]}
+        "trainer": {"callbacks": [{"class_path": "pyclassify.training.optim.AverageWeights"}]}
     }
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
     options = f"--config=recipe.yaml {SHAPES} --model.label_smoothing=0.1 --learning_rate=0.01"

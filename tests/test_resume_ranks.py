@@ -13,7 +13,7 @@ import torch
 from pyclassify.datamodule import ImageFolderDataModule
 from pyclassify.module import Classifier
 from pyclassify.training import distributed
-from pyclassify.training.averaging import AverageWeights
+from pyclassify.training.optim import AverageWeights
 from tests.support import processes, stopping
 from tests.support.ports import free_port
 from tests.support.processes import PIPE, ROOT, STDOUT

@@ -12,9 +12,8 @@ from lightning.pytorch.strategies import DDPStrategy
 
 from pyclassify.datamodule import SyntheticDataModule
 from pyclassify.module import Classifier
-from pyclassify.training.best import BestCheckpoint
-from pyclassify.training.launch import LaunchCheck
-from pyclassify.training.trainer import Trainer
+from pyclassify.training.checkpoints import BestCheckpoint
+from pyclassify.training.trainer import LaunchCheck, Trainer
 from tests.support import networks
 from tests.support.images import grow
 from tests.support.phrases import mentions

@@ -11,7 +11,7 @@ from torch import nn
 
 from pyclassify.model import AlexNet, AlexNetBN
 from pyclassify.module import Classifier
-from pyclassify.training.averaging import AverageWeights
+from pyclassify.training.optim import AverageWeights
 from pyclassify.training.whitening import WhitenStem, whiten
 from tests.support import tuned
 from tests.support.processes import ROOT, run

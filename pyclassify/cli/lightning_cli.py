@@ -31,15 +31,13 @@ from pyclassify.tracking.describe import DescribeRun
 from pyclassify.tracking.metrics import RunMetrics
 from pyclassify.tracking.predictions import KeepPredictions
 from pyclassify.tracking.record import RecordConfig
-from pyclassify.training.best import BestCheckpoint
-from pyclassify.training.checkpoints import read_data_state
+from pyclassify.training.checkpoints import BestCheckpoint, read_data_state
 from pyclassify.training.distributed import parting
 from pyclassify.training.exact_resume import Resume
 from pyclassify.training.finetuning import learning
-from pyclassify.training.launch import LaunchCheck
 from pyclassify.training.optim import WarmupCosine, count_steps, spare_biases
 from pyclassify.training.prediction_writer import WriteTable, check_output
-from pyclassify.training.trainer import Trainer
+from pyclassify.training.trainer import LaunchCheck, Trainer
 from pyclassify.utils.options import UNSET, settings
 
 EXAMPLES = {

@@ -1,26 +1,38 @@
 """Going on where a run was stopped, so that its training is the very one that nothing disturbed."""
 
 import os
+import random
 import time
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
+import numpy as np
+import torch
 from lightning.fabric.plugins.io import TorchCheckpointIO
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from lightning.pytorch.loops.loop import _Loop
+from lightning.pytorch.loops.training_epoch_loop import _TrainingEpochLoop
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.utilities.rank_zero import rank_zero_warn
+from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
+from torchmetrics import Metric
 
-from pyclassify.training import checkpoints, randomness
+from pyclassify.training import checkpoints
 from pyclassify.training.checkpoints import WRITE_SECONDS, AtomicCheckpointIO
 from pyclassify.training.distributed import Agreement
-from pyclassify.training.steps import BetweenSteps, forget_restart, step_loop
 from pyclassify.utils import files, signals
 
 PROGRESS = "PYCLASSIFY_PROGRESS"  # the file that the last saved step is written to
 KEY = "pyclassify.resume"  # in a checkpoint
 SHARE = 50  # a checkpoint each epoch must take less than 1 in so many seconds
+
+
+class BetweenSteps(Callback):
+    """A callback with one more hook."""
+
+    def between_steps(self, trainer: pl.Trainer) -> None:
+        """Called before each batch that begins an optimizer step, when the last is all done."""
 
 
 class Resume(BetweenSteps):
@@ -129,11 +141,11 @@ class Resume(BetweenSteps):
             {name: each.to(pl_module.device) for name, each in state["callback_metrics"].items()}
         )
         mine = state["ranks"][trainer.global_rank % len(state["ranks"])]
-        randomness.restore_metrics(pl_module, mine["metrics"])
+        restore_metrics(pl_module, mine["metrics"])
         self._means = dict(mine["means"])
         if state["epoch_done"]:
             forget_restart(trainer)
-            randomness.restore(mine["random"], trainer.strategy.root_device)
+            restore(mine["random"], trainer.strategy.root_device)
         else:
             step_loop(trainer).resumed = mine
 
@@ -189,10 +201,10 @@ class Resume(BetweenSteps):
             return
         device, loop = trainer.strategy.root_device, step_loop(trainer)
         mine = {
-            "random": randomness.collect(device),
+            "random": collect(device),
             "opened": loop.opened,
-            "metrics": randomness.collect_metrics(pl_module),
-            "means": randomness.collect_means(loop._results),
+            "metrics": collect_metrics(pl_module),
+            "means": collect_means(loop._results),
         }
         checkpoint[KEY] = {
             "ranks": self._agreement.gather(mine),
@@ -210,7 +222,7 @@ class Resume(BetweenSteps):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, *args: Any
     ) -> None:
         if self._means:
-            randomness.add_means(trainer.fit_loop.epoch_loop._results, self._means)
+            add_means(trainer.fit_loop.epoch_loop._results, self._means)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._means = {}
@@ -261,3 +273,192 @@ def report(step: int) -> None:
     """Tell whoever started this process that training can go on from a step."""
     if os.environ.get(PROGRESS):
         files.write_atomically(Path(os.environ[PROGRESS]), f"{step}\n")
+
+
+def collect(device: torch.device) -> dict[str, Any]:
+    """The random states of Python, NumPy, torch and, on a GPU, of the device."""
+    state: Any = np.random.get_state()
+    kind, keys, *rest = state
+    return {
+        "python": random.getstate(),
+        "numpy": [kind, torch.as_tensor(keys.astype(np.int64)), *rest],
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state(device) if device.type == "cuda" else None,
+    }
+
+
+def restore(states: dict[str, Any], device: torch.device) -> None:
+    """Set the random states that `collect` found."""
+    version, numbers, gauss = states["python"]
+    random.setstate((version, tuple(numbers), gauss))
+    kind, keys, *rest = states["numpy"]
+    np.random.set_state((kind, keys.cpu().numpy().astype(np.uint32), *rest))
+    torch.set_rng_state(states["torch"].cpu())
+    if states["cuda"] is not None and device.type == "cuda":
+        torch.cuda.set_rng_state(states["cuda"].cpu(), device)
+
+
+def collect_metrics(module: torch.nn.Module) -> dict[str, Any]:
+    """What each of torchmetrics' metrics in a module has counted in this process so far."""
+    return {
+        name: {
+            "count": metric._update_count,
+            "states": {key: _copy(getattr(metric, key)) for key in metric._defaults},
+        }
+        for name, metric in module.named_modules()
+        if isinstance(metric, Metric)
+    }
+
+
+def restore_metrics(module: torch.nn.Module, saved: dict[str, Any]) -> None:
+    """Have the metrics of a module go on counting from what `collect_metrics` found."""
+    for name, metric in module.named_modules():
+        if isinstance(metric, Metric) and name in saved:
+            metric.reset()
+            metric._update_count = saved[name]["count"]
+            for key, value in saved[name]["states"].items():
+                setattr(metric, key, _copy(value, metric.device))
+
+
+def _copy(value: Any, device: torch.device | None = None) -> Any:
+    if isinstance(value, torch.Tensor):
+        return value.detach().clone().to(device or "cpu")
+    return [_copy(each, device) for each in value]
+
+
+def collect_means(results: dict[str, Any]) -> dict[str, Any]:
+    """What Lightning itself has summed up of values logged with `on_epoch`, by their key."""
+    return {
+        key: {state: _copy(getattr(item, state)) for state in item._defaults}
+        for key, item in results.items()
+        if item.is_tensor and item.meta.on_epoch and not item.has_reset
+    }
+
+
+def add_means(results: dict[str, Any], saved: dict[str, Any]) -> None:
+    """Add what was summed up before a stop to what was logged since; `saved` loses what is added.
+
+    Call it after the first batch that logs, when Lightning has made its sums.
+    """
+    for key in [key for key in saved if key in results and not results[key].has_reset]:
+        item, before = results[key], saved.pop(key)
+        before = {state: _copy(value, item.value.device) for state, value in before.items()}
+        if item.meta.is_max_reduction or item.meta.is_min_reduction:
+            item.value = item.meta.reduce_fx(before["value"], item.value)
+            continue
+        for state, value in before.items():
+            setattr(item, state, value + getattr(item, state))
+        item._computed = None
+
+
+class StepLoop(_TrainingEpochLoop):
+    """Lightning's loop over an epoch's batches, which can go on between any two of them."""
+
+    resumed: dict[str, Any] | None = None  # this process's part of a checkpoint, until it is used
+    opened: dict[str, Any]  # the random states that this epoch's loader started with
+
+    def reset(self) -> None:
+        if self.resumed is None:
+            super().reset()
+        else:
+            forget_restart(self.trainer)
+
+    def move(self, factor: float) -> None:
+        """Count the batches of this epoch that are done in batches of another size."""
+        done = int(self.batch_progress.current.ready * factor)
+        done -= done % self.trainer.accumulate_grad_batches
+        for count in vars(self.batch_progress.current):
+            setattr(self.batch_progress.current, count, done)
+
+    def on_run_start(self, data_fetcher: Any) -> None:
+        device = self.trainer.strategy.root_device
+        loaders = data_fetcher.combined_loader.flattened
+        by_lightning = self.trainer.current_epoch > 0 and not self.trainer.fit_loop.is_resuming
+        if self.resumed is not None:
+            restore(self.resumed["opened"], device)
+        self.opened = collect(device)
+        if any(hasattr(each, "state_dict") for each in loaders):
+            self._give_states(data_fetcher)
+        elif self.resumed is not None:
+            self._catch_up(data_fetcher, loaders)
+        elif not by_lightning and not (self.trainer.current_epoch == 0 and _can_skip(loaders)):
+            # Lightning has opened it already, at random states and for an epoch not known here.
+            iter(data_fetcher)
+        super().on_run_start(data_fetcher)
+
+    def _give_states(self, data_fetcher: Any) -> None:
+        """Give loaders that keep a state of their own that of the checkpoint.
+
+        Lightning does so as it sets up the data, which is before it reads the checkpoint's loops
+        if `configure_optimizers` has asked for the number of steps, and does not do so again.
+        """
+        fit_loop = self.trainer.fit_loop
+        states = fit_loop._combined_loader_states_to_load
+        if states and (self.resumed is not None or fit_loop.restarting):
+            data_fetcher.combined_loader._load_state_dicts(states)
+            iter(data_fetcher)
+        fit_loop._combined_loader_states_to_load = []
+
+    def _catch_up(self, data_fetcher: Any, loaders: list[Any]) -> None:
+        """Bring the loader to the batch that comes next."""
+        batches = self.batch_progress.current.ready
+        if _can_skip(loaders):
+            for each in loaders:
+                each.sampler.skip(batches * each.batch_size)
+            iter(data_fetcher)
+            return
+        if any(getattr(each, "persistent_workers", False) for each in loaders):
+            rank_zero_warn(
+                "the data loader has persistent workers, whose random states can't be kept: what "
+                "they draw from here on is other than it would have been; no image is seen twice"
+            )
+        if batches:
+            rank_zero_info(f"Reading the epoch's first {batches} batches once more, to go on there")
+        iter(data_fetcher)
+        for _ in range(batches):
+            next(data_fetcher)
+            signals.beat()
+        data_fetcher.fetched -= batches  # Lightning adds them
+
+    def on_advance_end(self, data_fetcher: Any) -> None:
+        if not self._should_check_val_fx(data_fetcher):
+            super().on_advance_end(data_fetcher)
+            return
+        # A loader draws a seed where it starts workers, but not where they are there from before.
+        device = self.trainer.strategy.root_device
+        before = collect(device)
+        super().on_advance_end(data_fetcher)
+        restore(before, device)
+
+    def _broadcast_sigterm_tensor(self) -> None:
+        """Nothing: processes agree on a stop between steps, and not by the device at each."""
+
+    def advance(self, data_fetcher: Any) -> None:
+        if self.resumed is not None:
+            resumed, self.resumed = self.resumed, None
+            restore(resumed["random"], self.trainer.strategy.root_device)
+        if not self._should_accumulate():
+            callbacks: list[Callback] = self.trainer.callbacks  # type: ignore[attr-defined]
+            for callback in callbacks:
+                if isinstance(callback, BetweenSteps):
+                    callback.between_steps(self.trainer)
+        super().advance(data_fetcher)
+
+
+def forget_restart(trainer: pl.Trainer) -> None:
+    # Nothing is half done that Lightning would have to finish or to do again. Its fit loop's own
+    # setter can't be told so where `max_steps` is given.
+    _Loop.restarting.fset(trainer.fit_loop, False)  # type: ignore[attr-defined]
+
+
+def _can_skip(loaders: list[Any]) -> bool:
+    return all(getattr(getattr(each, "sampler", None), "can_skip", False) for each in loaders)
+
+
+def step_loop(trainer: pl.Trainer) -> StepLoop:
+    loop = trainer.fit_loop.epoch_loop
+    if not isinstance(loop, StepLoop):
+        raise MisconfigurationException(
+            "Resume needs a loop that it can stop in; use pyclassify.training.trainer.Trainer"
+        )
+    return loop

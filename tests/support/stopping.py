@@ -17,11 +17,10 @@ from pyclassify.data import synthetic
 from pyclassify.datamodule import SyntheticDataModule
 from pyclassify.module import Classifier
 from pyclassify.tracking.metrics import RunMetrics
-from pyclassify.training.best import BestCheckpoint
+from pyclassify.training.checkpoints import BestCheckpoint
 from pyclassify.training.exact_resume import Resume
-from pyclassify.training.launch import LaunchCheck
 from pyclassify.training.optim import WarmupCosine
-from pyclassify.training.trainer import Trainer
+from pyclassify.training.trainer import LaunchCheck, Trainer
 from pyclassify.utils import signals
 
 MAX_PATIENCE = 60  # times the time that a training has to stop in before its process is ended
