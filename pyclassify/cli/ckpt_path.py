@@ -1,13 +1,21 @@
 """Whether what a command line asks for can be had: devices, checkpoints, a file to write."""
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
+import yaml
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
-from pyclassify.cli.networks import MODELS
+from pyclassify.serving.export import PROGRAM
 from pyclassify.tracking.logger import WEIGHTS
 from pyclassify.utils.masking import mask
+
+# A model of MLflow's registry, and how one is given.
+REGISTERED = r"models:/[^/@]+(@[^/@]+|/[^/@]+)"
+MODELS = "models:/NAME@ALIAS or models:/NAME/VERSION"
 
 
 def check_resumable(given: str | Path | None, verb: str) -> None:
@@ -67,4 +75,80 @@ def find_checkpoint(
         raise MisconfigurationException(
             f"run {given} has no {WEIGHTS} at {where} ({mask(str(error))}); `mlflow ui` "
             "lists the runs there, MLFLOW_TRACKING_URI names another place"
+        ) from error
+
+
+def show_alike(chosen: Any, kept: Mapping[str, Any], given: Mapping[str, Any]) -> None:
+    """Have a data module show the network its images as the network was shown those of its own.
+
+    Args:
+        chosen: The settings of a prediction, which are changed: its data module's options become
+            those of the checkpoint, but for those that were given.
+        kept: What the checkpoint keeps of the data (`ImageDataModule.state_dict`).
+        given: The settings that were given, by dotted name.
+
+    Raises:
+        MisconfigurationException: How many classes there are is neither kept nor given.
+    """
+    options, network = (chosen[part].get("init_args", {}) for part in ("data", "model"))
+    # Of no use here, and where a run's config.yaml is given, perhaps of another data module.
+    options.pop("val_size", None)
+    for name, value in kept.items():
+        if value and name in options and f"data.{name}" not in given:
+            options[name] = value
+    if "classes" not in options or options["classes"] is not None:
+        return
+    if "num_classes" in network:
+        count = given.get("model.num_classes")
+        if count is None:
+            raise MisconfigurationException(
+                f"ckpt_path {chosen.ckpt_path} does not tell its classes; give their names by "
+                "--data.classes='[cat, dog]', or their number by --model.num_classes"
+            )
+        options["classes"] = [str(number) for number in range(int(count))]
+        rank_zero_warn("the checkpoint does not name its classes: the labels are numbers")
+
+
+def find_network(run_id: str, downloads: str, tracking_uri: str | None = None) -> dict[str, Any]:
+    """Read which network a run trained, as its config.yaml has it; empty where it keeps none."""
+    import mlflow
+
+    try:
+        path = mlflow.artifacts.download_artifacts(
+            None, run_id, "config.yaml", downloads, tracking_uri
+        )
+        return dict(yaml.safe_load(Path(path).read_text(encoding="utf-8"))["model"])
+    except (mlflow.exceptions.MlflowException, OSError, ValueError, KeyError, TypeError):
+        return {}
+
+
+def is_registered(given: str | None, verb: str) -> bool:
+    """Whether what is to be scored is a registered model, which can only predict."""
+    return verb == "predict" and re.fullmatch(REGISTERED, str(given)) is not None
+
+
+def find_program(given: str, downloads: str, tracking_uri: str | None = None) -> str:
+    """Copy the exported program of a registered model here.
+
+    Args:
+        given: The model, `models:/NAME@ALIAS` or `models:/NAME/VERSION`.
+        downloads: The folder that it is copied to.
+        tracking_uri: Where the registry is, if not where MLflow would look.
+
+    Raises:
+        MisconfigurationException: There is no such model, or it holds no program.
+    """
+    import mlflow
+
+    try:
+        return str(
+            mlflow.artifacts.download_artifacts(
+                f"{given}/{PROGRAM}", None, None, downloads, tracking_uri, tracking_uri
+            )
+        )
+    except (mlflow.exceptions.MlflowException, OSError) as error:
+        where = mask(tracking_uri or mlflow.get_registry_uri())
+        raise MisconfigurationException(
+            f"{given} can't be had from {where} ({mask(str(error))}); `mlflow ui` lists the "
+            "models there, and predict takes those that were registered here"
         ) from error
