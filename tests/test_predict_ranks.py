@@ -10,8 +10,7 @@ import torch
 
 from pyclassify.datamodule import ImageFolderDataModule
 from pyclassify.module import Classifier
-from pyclassify.serving.export import export
-from pyclassify.serving.exported import ExportedClassifier
+from pyclassify.serving.export import ExportedClassifier, export
 from pyclassify.training.distributed import parting
 from pyclassify.training.prediction_writer import WriteTable
 from pyclassify.utils.signals import stop_with_parent

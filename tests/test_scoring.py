@@ -13,8 +13,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from pyclassify.data import image_folder
 from pyclassify.datamodule import ImageFolderDataModule
 from pyclassify.module import Classifier
-from pyclassify.serving.export import export
-from pyclassify.serving.exported import ExportedClassifier
+from pyclassify.serving.export import ExportedClassifier, export
 from pyclassify.training.prediction_writer import WriteTable
 from tests.support import networks
 from tests.support.images import grow

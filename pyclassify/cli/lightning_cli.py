@@ -55,7 +55,7 @@ EXAMPLES = {
     "register": "name",
 }
 RUN_LOGGER = "pyclassify.tracking.logger.RunLogger"
-EXPORTED = "pyclassify.serving.exported.ExportedClassifier"
+EXPORTED = "pyclassify.serving.export.ExportedClassifier"
 # What `prepare` runs with: a login node has none of the devices that the data is for.
 ANYWHERE = {
     "accelerator": "cpu",

@@ -10,8 +10,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from pyclassify.data.datasets import ImageFiles, read_image
-from pyclassify.serving.export import PROGRAM, load
-from pyclassify.serving.exported import PIXELS
+from pyclassify.serving.export import PIXELS, PROGRAM, load
 from pyclassify.tracking.prediction_table import Answers
 
 BATCH = 128  # images of one size that are classified together
