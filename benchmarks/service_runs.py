@@ -27,10 +27,10 @@ def log(run_ids, uri, by, rate, seconds, folder, files_every=0):
     """
     from mlflow import MlflowClient
 
-    from pyclassify.spool import registry
+    from pyclassify.spool import store
 
     os.environ.pop("MLFLOW_RUN_ID", None)
-    registry.register()
+    store.register()
     batches = Batches(MlflowClient)
     steps = round(rate * seconds / len(NAMES))
     with ThreadPoolExecutor(len(run_ids)) as pool:
@@ -71,9 +71,9 @@ def by_spool(run_id, uri, steps, pause, folder, files_every):
     """Through a spool, which a thread of the run's own delivers."""
     from mlflow import MlflowClient
 
+    from pyclassify.spool.records import prepare
     from pyclassify.spool.server import be_impatient
     from pyclassify.spool.spooled_run import Written
-    from pyclassify.spool.target import prepare
 
     be_impatient()
     written = Written(prepare(folder, MlflowClient(uri), run_id), uri)

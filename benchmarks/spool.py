@@ -48,7 +48,7 @@ def send_spooled(client, run_id, root, count):
     from mlflow import MlflowClient
     from mlflow.entities import Metric
 
-    from pyclassify.spool.target import prepare
+    from pyclassify.spool.records import prepare
     from pyclassify.spool.uploader import Courier
 
     folder = prepare(root, client, run_id)
@@ -113,7 +113,7 @@ def main():
         os.chdir(folder)
         from mlflow import MlflowClient
 
-        from pyclassify.spool.registry import register
+        from pyclassify.spool.store import register
 
         register()
         server = Server(folder)

@@ -11,7 +11,7 @@ import pytest
 from mlflow.store.artifact import s3_artifact_repo
 
 from pyclassify.cli.main import main
-from pyclassify.spool import registry, target
+from pyclassify.spool import records, store
 from tests.support.phrases import mentions
 from tests.support.servers import BucketProxy
 from tests.support.service import BUCKET, sign_in
@@ -37,13 +37,13 @@ def direct(service, proxy, tmp_path, monkeypatch):
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.setenv(name, service.env[name])
     s3_artifact_repo._cached_get_s3_client.cache_clear()  # which knows another address
-    registry.register()
+    store.register()
     there, made = mlflow.MlflowClient(service.uri), []
 
     def make(bucket=BUCKET):
         experiment = there.create_experiment(f"direct {os.urandom(4).hex()}", f"s3://{bucket}/runs")
         run_id = there.create_run(experiment).info.run_id
-        made.append(target.prepare(tmp_path / "spool", there, run_id))
+        made.append(records.prepare(tmp_path / "spool", there, run_id))
         client = mlflow.MlflowClient(f"spool://{tmp_path}/spool")
         return SimpleNamespace(there=there, run_id=run_id, folder=made[-1], client=client)
 

@@ -11,8 +11,7 @@ from mlflow.entities import Metric
 from pyclassify.spool import records
 from pyclassify.spool.records import Segment, encode
 from pyclassify.spool.upload_thread import Delivery
-from pyclassify.spool.uploader import BUSY, SPOOL_TAG, Courier, alone
-from pyclassify.spool.uploads import WaitingError
+from pyclassify.spool.uploader import BUSY, SPOOL_TAG, Courier, WaitingError, alone
 from pyclassify.spool.writer import open_run
 from tests.support.runs import MetaDataset
 from tests.support.spooled import answering, deliver, points

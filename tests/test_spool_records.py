@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from pyclassify.spool import records, target
+from pyclassify.spool import records
 from pyclassify.spool.records import DamagedRecord, Segment
 from pyclassify.spool.writer import OpenRun
 from tests.support.spooled import files_of_at_most
@@ -93,7 +93,7 @@ def test_record_that_finds_no_room_leaves_none_of_its_bytes(tmp_path):
 
 @pytest.fixture
 def opened(tmp_path):
-    return OpenRun(target.make(tmp_path / "run", "0", "name", {}, 0))
+    return OpenRun(records.make(tmp_path / "run", "0", "name", {}, 0))
 
 
 def log_without_room(opened, size, steps):

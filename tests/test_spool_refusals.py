@@ -5,8 +5,7 @@ import pytest
 from mlflow.protos.databricks_pb2 import BAD_REQUEST, INVALID_PARAMETER_VALUE
 from sqlalchemy import exc
 
-from pyclassify.spool.refusals import is_final
-from pyclassify.spool.server import format_error
+from pyclassify.spool.server import format_error, is_final
 from tests.support.phrases import mentions
 from tests.support.spooled import deliver
 

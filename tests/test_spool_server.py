@@ -9,7 +9,8 @@ import pytest
 from mlflow.entities import Metric
 
 from pyclassify.cli.main import main
-from pyclassify.spool import records, registry, target
+from pyclassify.spool import records
+from pyclassify.spool import store as registry
 from pyclassify.spool.server import HASTE, PATIENCE
 from pyclassify.spool.uploader import SPOOL_TAG, Courier
 from pyclassify.tracking import run
@@ -48,7 +49,7 @@ def test_server_that_is_killed_during_a_delivery_has_all_of_it_once(database, st
     with serving(database) as (server, there):
         experiment = there.get_experiment_by_name("tested").experiment_id
         run_id = there.create_run(experiment).info.run_id
-        folder = target.prepare(root, there, run_id)
+        folder = records.prepare(root, there, run_id)
         spool = mlflow.MlflowClient(f"spool://{root}")
         for start in steps[::1000]:
             batch = [Metric("loss", step / 8, step, step) for step in range(start, start + 1000)]

@@ -9,8 +9,8 @@ from mlflow.entities import DatasetInput, InputTag, LoggedModelInput, Metric, Pa
 from mlflow.exceptions import MlflowException
 
 from pyclassify.spool import records
-from pyclassify.spool.registry import register
-from pyclassify.spool.target import prepare
+from pyclassify.spool.records import prepare
+from pyclassify.spool.store import register
 from pyclassify.spool.uploader import Courier
 from tests.support.runs import MetaDataset
 from tests.support.spooled import begin_again, points

@@ -7,7 +7,7 @@ import mlflow
 import pytest
 
 from pyclassify.cli.main import main
-from pyclassify.spool import records, target
+from pyclassify.spool import records
 from pyclassify.spool.sync import Sync, find
 from tests.support import processes
 from tests.support.phrases import mentions
@@ -21,7 +21,7 @@ def work_dir(spool, tmp_path, monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", spool.there.tracking_uri)
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     root = tmp_path / "work" / spool.run_id / "spool"
-    spool.folder = target.prepare(root, spool.there, spool.run_id)
+    spool.folder = records.prepare(root, spool.there, spool.run_id)
     spool.client = mlflow.MlflowClient(f"spool://{root}")
     spool.client.log_metric(spool.run_id, "loss", 0.5, step=1)
     spool.client.log_text(spool.run_id, "words", "a.txt")
@@ -181,7 +181,7 @@ def test_folder_that_is_not_there_is_told_with_those_that_may_be(tmp_path, capsy
 
 def test_database_named_from_a_folder_is_found_from_any(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    target.make(tmp_path / "run", "0", "name", {}, 0, tracking_uri="sqlite:///mlflow.db")
+    records.make(tmp_path / "run", "0", "name", {}, 0, tracking_uri="sqlite:///mlflow.db")
 
     known = json.loads((tmp_path / "run" / records.SPOOL).read_text())
     assert known["tracking_uri"] == f"sqlite:///{tmp_path}/mlflow.db"

@@ -11,7 +11,7 @@ from typing import Any
 
 from pyclassify.registry.aliases import Standing, Version
 from pyclassify.registry.decision import NOT_JUDGED, Decision, restore, restore_from_tags
-from pyclassify.spool.files import open_files
+from pyclassify.spool.server import open_files
 from pyclassify.tracking.attempt import attempt
 
 FILE = "decision.json"

@@ -56,7 +56,7 @@ def open_spool(root: Path) -> Any:
     """The `MlflowClient` of the spools in a folder, also where this package is not installed."""
     from mlflow import MlflowClient
 
-    from pyclassify.spool import registry
+    from pyclassify.spool import store
 
-    registry.register()
+    store.register()
     return MlflowClient(records.uri_of(root))

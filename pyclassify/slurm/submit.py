@@ -71,7 +71,7 @@ def _prepare(made: Plan, mlflow_client: Any, run: Any, folder: Path) -> Path:
     """Make the run's folder, and say in the run what is submitted; returns the script's path."""
     from mlflow import MlflowClient
 
-    from pyclassify.spool.target import prepare
+    from pyclassify.spool.records import prepare
 
     run_id = run.info.run_id
     try:

@@ -31,18 +31,26 @@ A file has one writer. A last line that is not whole is where its process died w
 import json
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 from zlib import crc32
 
 from pyclassify.utils import files
+from pyclassify.utils.masking import mask
 
 FINAL = ("FINISHED", "FAILED", "KILLED")  # the statuses that a run ends with
 SPOOL = "spool.json"
 DONE = "done"
 _NAME = re.compile(r"(\d{6})\.records")
+POINTS = 1000  # MLflow's limit for a batch of metrics
+_RECORDS = 5000  # of one batch; their metrics may take several calls
+# PostgreSQL takes no NUL, and half of a surrogate pair, as Python reads a name of a file that is
+# not of UTF-8, can't be sent: the server would fail at each try, and get nothing of the run.
+_UNSTORABLE = re.compile("[\0\ud800-\udfff]")
+
 
 Record = dict[str, Any]
 
@@ -180,3 +188,179 @@ def replace(path: Path, content: dict[str, Any]) -> None:
 def load(path: Path) -> dict[str, Any]:
     """Read what `replace` wrote."""
     return dict(json.loads(path.read_text()))
+
+
+@dataclass
+class Batch:
+    """Some records of a run, by what they are."""
+
+    points: list[list[Any]] = field(default_factory=list)
+    params: dict[str, str] = field(default_factory=dict)
+    tags: dict[str, str | None] = field(default_factory=dict)
+    inputs: list[Any] = field(default_factory=list)
+    experiment_tags: dict[str, str] = field(default_factory=dict)
+    artifacts: dict[str, Record] = field(default_factory=dict)
+    versions: dict[str, Record] = field(default_factory=dict)
+    name: str = ""
+    status: Record | None = None
+    damaged: list[str] = field(default_factory=list)
+    places: dict[int, int] = field(default_factory=dict)
+    count: int = 0
+
+    def add(self, record: Record | DamagedRecord) -> None:
+        """Take a record in; of what can be said again the latest counts."""
+        self.count += 1
+        if isinstance(record, DamagedRecord):
+            self.damaged.append(str(record))
+            return
+        match record["kind"]:
+            case "metrics":
+                self.points += record["points"]
+            case "params":
+                self.params |= _storable(record["values"])
+            case "tags":
+                self.tags |= _storable(record["values"])
+            case "inputs":
+                self.inputs += _storable(record["datasets"])
+            case "experiment_tag":
+                tag = _storable(record)
+                self.experiment_tags.setdefault(tag["name"], tag["value"])
+            case "artifact":
+                self.artifacts[record["path"]] = record
+            case "version":
+                self.versions[f"version of {record['name']} ({record['path']})"] = record
+            case "name":
+                self.name = _storable(record["name"])
+            case "status":
+                self.status = record
+
+
+def _storable(value: Any) -> Any:
+    """A value of JSON with U+FFFD, the replacement character, for what no server can store."""
+    match value:
+        case str():
+            return _UNSTORABLE.sub("\N{REPLACEMENT CHARACTER}", value)
+        case dict():
+            return {_storable(name): _storable(inner) for name, inner in value.items()}
+        case list():
+            return [_storable(inner) for inner in value]
+    return value
+
+
+def read_batches(folder: Path, places: Mapping[int, int]) -> Iterator[Batch]:
+    """Read a run's records; the last batch may be small.
+
+    Args:
+        folder: The run's folder.
+        places: How many bytes of each file are left out, by its number.
+    """
+    batch = Batch()
+    for number, path in segments(folder).items():
+        for after, record in read(path, places.get(number, 0)):
+            batch.add(record)
+            batch.places[number] = after
+            if batch.count >= _RECORDS or len(batch.points) >= POINTS:
+                yield batch
+                batch = Batch()
+    if batch.count:
+        yield batch
+
+
+def prepare(root: Path, client: Any, run_id: str) -> Path:
+    """Make the spool of a run that the server has, unless there is one.
+
+    Args:
+        root: The folder of the spools.
+        client: An `MlflowClient` of the server.
+        run_id: The run.
+
+    Returns:
+        The run's folder.
+
+    Raises:
+        mlflow.exceptions.MlflowException: The server does not know it, or does not answer.
+        OSError: The folder can't be written.
+    """
+    folder = root / run_id
+    if is_spool(folder):
+        return folder
+    run = client.get_run(run_id)
+    info, data = run.info, run.data
+    experiment = client.get_experiment(info.experiment_id)
+    known = {
+        "experiment": {
+            "name": experiment.name,
+            "creation_time": experiment.creation_time,
+            "tags": experiment.tags,
+        },
+        "info": {
+            **{name: getattr(info, name) for name in ("run_id", "experiment_id", "run_name")},
+            **{name: getattr(info, name) for name in ("status", "start_time", "end_time")},
+            "user_id": info.user_id,
+        },
+        "params": data.params,
+        "tags": data.tags,
+        "metrics": [[m.key, m.value, m.timestamp, m.step] for m in data._metric_objs],
+        "steps": {  # that are not to be logged again
+            name: [each.step for each in client.get_metric_history(run_id, name)]
+            for name in data.metrics
+        },
+        "inputs": [each.to_dictionary() for each in run.inputs.dataset_inputs],
+    }
+    _write(folder, known, client.tracking_uri)
+    return folder
+
+
+def make(
+    folder: Path,
+    experiment_id: str,
+    run_name: str,
+    tags: dict[str, str],
+    start_time: int,
+    tracking_uri: str = "",
+    given_id: bool = False,
+) -> Path:
+    """Make the spool of a run that no server was asked about.
+
+    Args:
+        folder: The run's folder, called by its id.
+        experiment_id: The experiment's id; `name:` and its name where that alone is known.
+        run_name: The run's name.
+        tags: Its tags.
+        start_time: When it started, in milliseconds since 1970.
+        tracking_uri: Where it is to be delivered; nothing where MLFLOW_TRACKING_URI shall say.
+        given_id: Whether the server has a run of this id; else delivery makes one.
+
+    Returns:
+        The run's folder.
+    """
+    info: dict[str, Any] = {
+        "run_id": folder.name,
+        "experiment_id": experiment_id,
+        "run_name": run_name,
+    }
+    info |= {"status": "RUNNING", "start_time": start_time, "end_time": None}
+    info |= {"user_id": tags.get("mlflow.user")}
+    known: dict[str, Any] = {
+        "info": info,
+        "params": {},
+        "tags": {**tags, "mlflow.runName": run_name},
+    }
+    name = experiment_id.removeprefix("name:")
+    known |= {"metrics": [], "inputs": []}
+    known |= {"experiment": {"name": name, "creation_time": start_time, "tags": {}}}
+    _write(folder, known, tracking_uri, made_here=not given_id)
+    return folder
+
+
+def _write(folder: Path, known: dict[str, Any], tracking_uri: str, made_here: bool = False) -> None:
+    (folder / "artifacts").mkdir(parents=True, exist_ok=True, mode=0o700)
+    uri = mask(_absolute(tracking_uri))
+    target = {"layout": 1, "tracking_uri": uri, "made_here": made_here}
+    replace(folder / SPOOL, {**target, **known})
+
+
+def _absolute(uri: str) -> str:
+    """Let a database's address be the same from every folder."""
+    path = uri.removeprefix("sqlite:///")
+    return uri if path == uri or path.startswith("/") else f"sqlite:///{Path(path).absolute()}"

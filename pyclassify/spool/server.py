@@ -1,22 +1,69 @@
 """A run's records as calls to the tracking server, but for those that go to other stores."""
 
+import json
 import os
 import re
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
-from pyclassify.spool import stores
-from pyclassify.spool.batches import POINTS, Batch
-from pyclassify.spool.records import FINAL, Record
-from pyclassify.spool.refusals import INVALID, Refusals, is_final
+from pyclassify.spool.records import FINAL, POINTS, Batch, Record
 from pyclassify.utils.masking import mask
 
 _TAGS = 100  # MLflow's limit for a batch of tags or parameters
 # A call that fails is made again here, in good time; MLflow's own patience is minutes.
 PATIENCE = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "30"}
 HASTE = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0", "MLFLOW_HTTP_REQUEST_TIMEOUT": "8"}
+# What the server says of a request that it will never take, and what a proxy says of it.
+INVALID = ("INVALID_PARAMETER_VALUE", "BAD_REQUEST", "MALFORMED_REQUEST")
+_REJECTED = (400, 413, 414, 422)
+# SQLAlchemy ends what it says with the address of its page about the kind of error; 9h9h is its
+# DataError, of values that no try will have stored.
+_OF_DATABASE = re.compile(r"https://sqlalche\.me/e/\d+/(?!9h9h)")
+_DATABASE = re.compile(r"\([\w.]*(?:Error|Exception|psycopg2\.errors\.\w+)\) (.+?) \[SQL: ")
+_BUCKET = re.compile(r"Failed to upload .* to ([^/ ]+)/.*: An error occurred \((\w+)\) when")
+_ADDRESS = re.compile(r'Could not connect to the endpoint URL: "(\w+://[^/"]+)')
+# By the code that S3 answers with: https://docs.aws.amazon.com/AmazonS3/latest/API/ErrorResponses
+_MISSING = "there is no bucket {}; make it, or give the experiment another artifact location"
+_REFUSED = "the bucket {} refuses permission to write; its policy must allow s3:PutObject"
+_KEYS = "the bucket {} does not take these keys; see AWS_ACCESS_KEY_ID"
+_WORDS = {
+    "NoSuchBucket": _MISSING,
+    "AccessDenied": _REFUSED,
+    "AllAccessDisabled": _REFUSED,
+    "403": _REFUSED,
+    "InvalidAccessKeyId": _KEYS,
+    "SignatureDoesNotMatch": _KEYS,
+}
+
+
+class Refusals:
+    """The records of a run that were set aside.
+
+    Args:
+        folder: The run's folder.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._name, self._file = folder.name, folder / "refused.records"
+
+    def add(self, record: Record, words: str) -> None:
+        """Set aside what can't be delivered, and say so."""
+        with self._file.open("a") as file:
+            file.write(json.dumps({**record, "words": words}) + "\n")
+        warnings.warn(f"{self._name}: not delivered: {words}", stacklevel=2)
+
+    def find(self, path: str) -> str:
+        """A file of a folder of the run's files that was set aside; empty where none was."""
+        try:
+            lines = self._file.read_text().splitlines()
+        except FileNotFoundError:
+            return ""
+        names = (str(json.loads(line).get("path", "")) for line in lines)
+        return next((name for name in names if name.startswith(f"{path}/")), "")
 
 
 class Sender:
@@ -161,7 +208,7 @@ def in_haste() -> Iterator[None]:
 def format_error(error: BaseException) -> str:
     """Say in a line what is wrong with the server."""
     text = " ".join(str(error).split())
-    if words := stores.translate_error(text):
+    if words := translate_error(text):
         return mask(words)[:200]
     for told, words in (
         ("Connection refused", "nothing listens there"),
@@ -184,3 +231,64 @@ def format_error(error: BaseException) -> str:
     if found := re.search(r"too many (\d+) error responses", text):
         return f"it answers with error {found[1]}"
     return mask(text)[:200]
+
+
+def open_files(client: Any, artifact_uri: str) -> Any:
+    """The repository of a run's files, MLflow's `ArtifactRepository`.
+
+    Not by the client's own way, which remembers the repository of a run's id: in a process that
+    writes the run to a spool that is the spool, whichever store is asked.
+
+    Args:
+        client: An `MlflowClient` of the run's server.
+        artifact_uri: The run's.
+    """
+    from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+
+    return get_artifact_repository(artifact_uri, tracking_uri=client.tracking_uri)
+
+
+def is_final(error: Exception) -> bool:
+    """Whether a server will never take what it answered so."""
+    from mlflow.exceptions import MlflowException
+
+    if isinstance(error, MlflowException):
+        words = str(error)
+        refused = error.error_code in INVALID and not is_database_failing(words)
+        # A proxy's own page has no code of MLflow's.
+        return refused or "failed with error code 413" in words
+    status = getattr(getattr(error, "response", None), "status_code", None)
+    return status in _REJECTED
+
+
+def is_database_failing(words: str) -> bool:
+    """Whether it is the database that could not do something now, and not the values at fault.
+
+    MLflow answers BAD_REQUEST to both: also where the database is read-only for a while, has
+    closed the connection, or has fewer connections than there are requests at once.
+
+    Args:
+        words: What the server answered.
+    """
+    return _OF_DATABASE.search(words) is not None
+
+
+def translate_error(text: str) -> str:
+    """Say what is wrong with a database or a bucket.
+
+    Args:
+        text: What MLflow said, in one line.
+
+    Returns:
+        Nothing where it is about neither.
+    """
+    if found := _BUCKET.search(text):
+        bucket, code = found.groups()
+        return _WORDS.get(code, f"the bucket {{}} answers with {code}").format(bucket)
+    if found := _ADDRESS.search(text):
+        return f"no bucket answers at {found[1]}; see MLFLOW_S3_ENDPOINT_URL"
+    if "Unable to locate credentials" in text:
+        return "there are no keys for the bucket; give AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
+    if found := _DATABASE.search(text):
+        return f"its database says: {found[1]}"
+    return ""

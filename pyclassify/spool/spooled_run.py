@@ -159,10 +159,9 @@ def open_run(
     from mlflow.exceptions import MlflowException
 
     from pyclassify.spool import lock
-    from pyclassify.spool.registry import register
+    from pyclassify.spool.records import prepare
     from pyclassify.spool.server import be_impatient, format_error, in_haste
-    from pyclassify.spool.store import root_of
-    from pyclassify.spool.target import prepare
+    from pyclassify.spool.store import register, root_of
 
     register()
     be_impatient()
@@ -209,7 +208,7 @@ def _make(
 
     from mlflow.tracking.context.registry import resolve_tags
 
-    from pyclassify.spool.target import make
+    from pyclassify.spool.records import make
 
     run_id = given or uuid.uuid4().hex
     if records.is_spool(root / run_id):

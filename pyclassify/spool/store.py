@@ -3,8 +3,12 @@
 `spool:///ROOT` is the URI: MLFLOW_TRACKING_URI for a whole process, or of one `MlflowClient`.
 """
 
+import os
+import shutil
+import threading
 import time
 import uuid
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
@@ -14,6 +18,7 @@ from mlflow.entities import (
     DatasetInput,
     Experiment,
     ExperimentTag,
+    FileInfo,
     InputTag,
     LifecycleStage,
     Metric,
@@ -27,13 +32,15 @@ from mlflow.entities import (
 )
 from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE, RESOURCE_DOES_NOT_EXIST
+from mlflow.store.artifact.artifact_repo import ArtifactRepository, verify_artifact_path
 from mlflow.store.entities.paged_list import PagedList
 from mlflow.store.tracking.abstract_store import AbstractStore
 
 from pyclassify.spool import records
-from pyclassify.spool.mirror import Mirror
-from pyclassify.spool.target import make
-from pyclassify.spool.writer import OpenRun, open_run, opened_under
+from pyclassify.spool.records import make
+from pyclassify.spool.writer import Mirror, OpenRun, open_run, opened_under
+
+_CHUNK = 1 << 20
 
 
 def root_of(uri: str) -> Path:
@@ -229,3 +236,73 @@ def to_input(given: dict[str, Any]) -> DatasetInput:
     """A data set of a run's as MLflow's own entity."""
     tags = [InputTag(*each) for each in given["tags"].items()]
     return DatasetInput(Dataset(**given["dataset"]), tags)
+
+
+class SpoolArtifacts(ArtifactRepository):
+    """A run's files: copied into its spool, then recorded, so that a record's file is whole.
+
+    Args:
+        artifact_uri: `spool:///ROOT/<run_id>/artifacts`.
+    """
+
+    def __init__(self, artifact_uri: str, *args: Any, **kwargs: Any) -> None:
+        super().__init__(artifact_uri, *args, **kwargs)
+        self.folder = root_of(artifact_uri)
+
+    def log_artifact(self, local_file: str, artifact_path: str | None = None) -> None:
+        verify_artifact_path(artifact_path)
+        name = Path(artifact_path or "", Path(local_file).name)
+        target = self.folder / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        temporary = self.folder.parent / f"copy.{os.getpid()}.{threading.get_ident()}"
+        try:
+            digest, size = _copy(Path(local_file), temporary)
+            temporary.replace(target)
+        finally:
+            temporary.unlink(missing_ok=True)  # half a file on a disk that is full
+        record = {"kind": "artifact", "path": name.as_posix(), "size": size, "sha256": digest}
+        open_run(self.folder.parent).append(record)
+
+    def log_artifacts(self, local_dir: str, artifact_path: str | None = None) -> None:
+        for path in sorted(Path(local_dir).rglob("*")):
+            if path.is_file():
+                inside = path.parent.relative_to(local_dir)
+                self.log_artifact(str(path), Path(artifact_path or "", inside).as_posix())
+
+    def list_artifacts(self, path: str | None = None) -> list[FileInfo]:
+        folder = self.folder / (path or "")
+        found = sorted(folder.iterdir()) if folder.is_dir() else []
+        return [
+            FileInfo(
+                each.relative_to(self.folder).as_posix(),
+                each.is_dir(),
+                None if each.is_dir() else each.stat().st_size,
+            )
+            for each in found
+        ]
+
+    def _download_file(self, remote_file_path: str, local_path: str) -> None:
+        shutil.copyfile(self.folder / remote_file_path, local_path)
+
+    def delete_artifacts(self, artifact_path: str | None = None) -> None:
+        raise NotImplementedError("a spool deletes nothing; delete it at the server")
+
+
+def _copy(source: Path, target: Path) -> tuple[str, int]:
+    digest, size = sha256(), 0
+    with source.open("rb") as original, target.open("wb") as copy:
+        while chunk := original.read(_CHUNK):
+            digest.update(chunk)
+            size += copy.write(chunk)
+        copy.flush()
+        os.fsync(copy.fileno())
+    return digest.hexdigest(), size
+
+
+def register() -> None:
+    """Have MLflow know the URI scheme `spool` in this process."""
+    from mlflow.store.artifact.artifact_repository_registry import _artifact_repository_registry
+    from mlflow.tracking._tracking_service.utils import _tracking_store_registry
+
+    _tracking_store_registry.register("spool", SpoolStore)
+    _artifact_repository_registry.register("spool", SpoolArtifacts)

@@ -9,10 +9,9 @@ from contextlib import suppress
 from pathlib import Path
 
 from pyclassify.spool import records
-from pyclassify.spool.batches import Batch
+from pyclassify.spool.records import Batch
 from pyclassify.spool.server import format_error
-from pyclassify.spool.uploader import BUSY, Courier, MakeVersion
-from pyclassify.spool.uploads import WaitingError
+from pyclassify.spool.uploader import BUSY, Courier, MakeVersion, WaitingError
 from pyclassify.spool.writer import open_run
 
 # Each time, and not the first alone, unless a person asked otherwise: a server may go away again.

@@ -54,7 +54,7 @@ class RunLogger(MLFlowLogger):
             return
         import mlflow
 
-        from pyclassify.spool.registry import register
+        from pyclassify.spool.store import register
 
         register()  # MLFLOW_TRACKING_URI may name a spool
         super().__init__(

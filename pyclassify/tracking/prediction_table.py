@@ -14,7 +14,7 @@ from mlflow.entities import Run
 from torch import Tensor
 from torchmetrics.functional.classification import multiclass_calibration_error
 
-from pyclassify.spool.files import open_files
+from pyclassify.spool.server import open_files
 from pyclassify.tracking.logger import RunLogger
 
 PREDICTIONS = "predictions.json"

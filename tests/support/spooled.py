@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 import mlflow
 
-from pyclassify.spool import registry, target
+from pyclassify.spool import records, store
 from pyclassify.spool.uploader import Courier
 from pyclassify.spool.writer import forget
 from tests.support import waiting
@@ -42,10 +42,10 @@ def open_store(empty_store, folder):
 @contextlib.contextmanager
 def a_run(empty_store, folder):
     """A run in a database (`there`), its spool's `folder`, and the `client` that writes to it."""
-    registry.register()
+    store.register()
     there, root = open_store(empty_store, folder), folder / "spool"
     run_id = there.create_run(there.get_experiment_by_name("tested").experiment_id).info.run_id
-    folder = target.prepare(root, there, run_id)
+    folder = records.prepare(root, there, run_id)
     client = mlflow.MlflowClient(f"spool://{root}")
     yield SimpleNamespace(there=there, run_id=run_id, folder=folder, client=client, root=root)
     forget(folder)
