@@ -25,7 +25,7 @@ from lightning.pytorch.trainer.connectors.logger_connector.logger_connector impo
 
 from benchmarks import report
 from pyclassify.cli.main import main as pyclassify
-from pyclassify.tracking import capsule, dataset, describe, description, predictions, run
+from pyclassify.tracking import capsule, description, predictions, record, run
 from pyclassify.tracking.logger import RunLogger
 from pyclassify.tracking.metrics import RunMetrics
 from pyclassify.tracking.predictions import KeepPredictions
@@ -40,8 +40,8 @@ TRACKING = {
     "speed, learning rate and bests": [(RunMetrics, name) for name in HOOKS],
     "parameters and config.yaml": [(RecordConfig, "save_config")],
     "capsule": [(capsule, "keep")],
-    "data digests": [(dataset, "describe"), (dataset, "log"), (dataset, "check")],
-    "description": [(description, "begin"), (description, "finish"), (describe, "_log_preview")],
+    "data digests": [(record, "describe"), (record, "log"), (record, "check")],
+    "description": [(description, "begin"), (description, "finish"), (record, "_log_preview")],
     "predictions": [
         (KeepPredictions, "on_test_batch_end"),
         (KeepPredictions, "on_test_epoch_end"),

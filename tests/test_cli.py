@@ -13,7 +13,7 @@ import torch
 import yaml
 
 from pyclassify.cli.main import main
-from pyclassify.tracking.links import show_runs, start_quickly
+from pyclassify.tracking.ui import show_runs, start_quickly
 from tests.support import processes
 from tests.support.phrases import mentions
 from tests.support.stores import list_runs, using

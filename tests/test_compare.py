@@ -7,7 +7,7 @@ from urllib.parse import unquote
 import mlflow
 import pytest
 
-from pyclassify.tracking.links import compare_link
+from pyclassify.tracking.ui import compare_link
 from tests.support.phrases import mentions
 from tests.support.runs import record, two_runs
 

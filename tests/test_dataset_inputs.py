@@ -3,7 +3,7 @@
 import pytest
 
 from pyclassify.datamodule import MNISTDataModule, SyntheticDataModule
-from pyclassify.tracking import capsule, dataset
+from pyclassify.tracking import capsule, record
 from tests.support.networks import Data
 from tests.support.phrases import mentions
 from tests.support.stores import experiment_id
@@ -13,7 +13,7 @@ def test_sets_are_described_by_size_and_content():
     data = SyntheticDataModule(train_size=20, val_size=10)
     data.setup("validate")
 
-    described = dataset.describe(data)
+    described = record.describe(data)
 
     digest = data.digest()["val"]
     sets = {"val": {"images": 10, "digest": digest}}
@@ -21,12 +21,12 @@ def test_sets_are_described_by_size_and_content():
 
 
 def test_set_of_torchvision_has_its_own_name():
-    assert dataset.describe(MNISTDataModule())["name"] == "MNIST"
+    assert record.describe(MNISTDataModule())["name"] == "MNIST"
 
 
 def test_data_that_can_not_tell_their_content_are_described_by_name():
-    assert dataset.describe(Data()) == {"name": "Data", "classes": None, "sets": {}}
-    assert dataset.describe(None) is None
+    assert record.describe(Data()) == {"name": "Data", "classes": None, "sets": {}}
+    assert record.describe(None) is None
 
 
 @pytest.mark.parametrize(
@@ -43,7 +43,7 @@ def test_data_that_can_not_tell_their_content_are_described_by_name():
     ],
 )
 def test_data_are_checked_unless_others_were_asked_for(options, asks):
-    assert dataset.asks_for_other_images(options) == asks
+    assert record.asks_for_other_images(options) == asks
 
 
 @pytest.fixture
@@ -68,7 +68,7 @@ def test_other_images_than_the_source_had_are_refused_with_both_digests(store, a
     source, run_id = again(sets(train="aaaa", val="bbbb"))
 
     with pytest.raises(ValueError, match="val") as error:
-        dataset.check(store, run_id, sets(5, train="aaaa", val="cccc"))
+        record.check(store, run_id, sets(5, train="aaaa", val="cccc"))
 
     assert mentions(str(error.value), source, "bbbb", "4 images", "cccc", "5 images")
     assert mentions(str(error.value), "--data_path")
@@ -87,18 +87,18 @@ def test_other_images_than_the_source_had_are_refused_with_both_digests(store, a
 def test_same_images_and_those_asked_for_are_let_pass(store, again, before, now, overridden):
     _, run_id = again(before, **{capsule.OVERRIDDEN: overridden})
 
-    assert dataset.check(store, run_id, now) is None
+    assert record.check(store, run_id, now) is None
 
 
 def test_source_that_had_no_data_module_is_let_pass(store, again):
     source, run_id = again({})
     store.log_dict(source, {"data": None}, "capsule/capsule.json")
 
-    assert dataset.check(store, run_id, sets(train="b")) is None
+    assert record.check(store, run_id, sets(train="b")) is None
 
 
 def test_source_whose_capsule_can_not_be_read_is_warned_of(store, again):
     _, run_id = again(None)
 
     with pytest.warns(UserWarning, match="data can't be checked"):
-        dataset.check(store, run_id, sets(train="b"))
+        record.check(store, run_id, sets(train="b"))

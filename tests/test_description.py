@@ -7,9 +7,7 @@ from pathlib import Path
 import markdown
 import pytest
 
-from pyclassify.tracking.about import tell_what_was_run
-from pyclassify.tracking.markdown import code, plain
-from pyclassify.tracking.results import Scores, tell_results
+from pyclassify.tracking.description import Scores, code, plain, tell_results, tell_what_was_run
 from tests.support.phrases import mentions
 from tests.support.runs import CONFIG, FACTS, PAGE, TAGS
 

@@ -5,8 +5,7 @@ import shlex
 
 import pytest
 
-from pyclassify.tracking.links import run_link, runs_link, start_quickly
-from pyclassify.tracking.ui import BEST, BY_RECIPE
+from pyclassify.tracking.ui import BEST, BY_RECIPE, run_link, runs_link, start_quickly
 from tests.support.trainings import SHAPES
 
 LOCAL = "http://127.0.0.1:5000/#/experiments"

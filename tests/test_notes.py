@@ -4,8 +4,7 @@ import mlflow
 import pytest
 
 from pyclassify.tracking import description
-from pyclassify.tracking.description import NOTE, begin, fail, finish
-from pyclassify.tracking.results import Scores
+from pyclassify.tracking.description import NOTE, Scores, begin, fail, finish
 from tests.support.runs import CONFIG, FACTS, record
 from tests.support.trainings import SHAPES
 

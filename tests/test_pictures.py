@@ -10,12 +10,13 @@ from torch.utils.data import TensorDataset
 
 from pyclassify.tracking.figures import (
     MOST_BYTES,
+    as_shown,
     class_accuracy,
+    confident_mistakes,
     confusion_matrix,
     save,
     shorten,
 )
-from pyclassify.tracking.mistakes import as_shown, confident_mistakes
 from pyclassify.tracking.prediction_table import Predictions
 
 

@@ -3,7 +3,7 @@
 import pytest
 import yaml
 
-from pyclassify.tracking.recipes import RECIPE, recipe
+from pyclassify.tracking.parameters import RECIPE, recipe
 from tests.support.trainings import SHAPES
 
 CONFIG = {

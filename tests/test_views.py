@@ -7,7 +7,7 @@ import mlflow
 import pytest
 
 from pyclassify.tracking import ui
-from pyclassify.tracking.recipes import RECIPE
+from pyclassify.tracking.parameters import RECIPE
 from pyclassify.tracking.ui import BEST, BY_RECIPE, TAG
 from tests.support.trainings import SHAPES
 

@@ -32,13 +32,11 @@ from pyclassify.cli.ckpt_path import (
 from pyclassify.cli.errors import explain
 from pyclassify.cli.options import TITLES, parser_options
 from pyclassify.registry.register import RegisterModel
-from pyclassify.tracking.describe import DescribeRun
-from pyclassify.tracking.links import run_link, runs_link, start_quickly
 from pyclassify.tracking.logger import find_run_logger
 from pyclassify.tracking.metrics import RunMetrics
 from pyclassify.tracking.predictions import KeepPredictions
-from pyclassify.tracking.record import RecordConfig
-from pyclassify.tracking.ui import BEST, BY_RECIPE
+from pyclassify.tracking.record import DescribeRun, RecordConfig
+from pyclassify.tracking.ui import BEST, BY_RECIPE, run_link, runs_link, start_quickly
 from pyclassify.training.checkpoints import BestCheckpoint, read_data_state
 from pyclassify.training.distributed import parting
 from pyclassify.training.exact_resume import Resume

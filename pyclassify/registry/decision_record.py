@@ -12,7 +12,7 @@ from typing import Any
 from pyclassify.registry.aliases import Standing, Version
 from pyclassify.registry.decision import NOT_JUDGED, Decision, restore, restore_from_tags
 from pyclassify.spool.server import open_files
-from pyclassify.tracking.attempt import attempt
+from pyclassify.tracking.run import attempt
 
 FILE = "decision.json"
 

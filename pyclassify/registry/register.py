@@ -12,9 +12,9 @@ from pyclassify.registry.delivered import make_version
 from pyclassify.registry.gate import check_bounds
 from pyclassify.registry.keeping import keep
 from pyclassify.registry.versions import find_version, source_of
-from pyclassify.tracking.attempt import attempt
 from pyclassify.tracking.logger import RunLogger, find_run_logger
 from pyclassify.tracking.predictions import KeepPredictions
+from pyclassify.tracking.run import attempt
 
 if TYPE_CHECKING:
     from pyclassify.tracking.prediction_table import Answers

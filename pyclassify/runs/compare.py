@@ -15,8 +15,8 @@ from mlflow.exceptions import MlflowException
 
 from pyclassify.runs.comparison import Comparison, compare, differences
 from pyclassify.runs.report import report
-from pyclassify.tracking.links import compare_link, server_address, start_quickly
 from pyclassify.tracking.search import be_brief, find_best, find_run, format_error, open_store
+from pyclassify.tracking.ui import compare_link, server_address, start_quickly
 from pyclassify.utils.masking import mask
 from pyclassify.utils.options import VerbParser
 

@@ -6,9 +6,8 @@ import mlflow
 from mlflow.entities import Run, RunInfo
 
 from pyclassify.runs import spread
-from pyclassify.tracking.links import TRAINING, run_link, runs_link, start_quickly
-from pyclassify.tracking.markdown import plain
-from pyclassify.tracking.ui import BY_RECIPE
+from pyclassify.tracking.description import plain
+from pyclassify.tracking.ui import BY_RECIPE, TRAINING, run_link, runs_link, start_quickly
 
 Rows = Mapping[int, Run | None]
 """Each seed and its run, unless that is still to come."""

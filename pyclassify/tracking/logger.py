@@ -16,7 +16,7 @@ from lightning.pytorch.loggers.logger import Logger, rank_zero_experiment
 from lightning.pytorch.utilities.rank_zero import rank_zero_only, rank_zero_warn
 
 from pyclassify.tracking import run
-from pyclassify.tracking.attempt import attempt
+from pyclassify.tracking.run import attempt
 from pyclassify.training import checkpoints
 from pyclassify.utils import launcher
 

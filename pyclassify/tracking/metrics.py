@@ -13,8 +13,8 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 
-from pyclassify.tracking.attempt import attempt
 from pyclassify.tracking.logger import find_run_logger
+from pyclassify.tracking.run import attempt
 
 
 class RunMetrics(Callback):

@@ -15,9 +15,9 @@ from torch.utils.data import SequentialSampler
 from torch.utils.data.distributed import DistributedSampler
 
 from pyclassify.data.loaders import count_real
-from pyclassify.tracking.attempt import attempt
 from pyclassify.tracking.logger import RunLogger, find_run_logger
 from pyclassify.tracking.prediction_table import TABLE, Predictions, class_names, log_table
+from pyclassify.tracking.run import attempt
 from pyclassify.training.distributed import gather
 
 
@@ -89,10 +89,7 @@ class KeepPredictions(Callback):
         attempt("the pictures", self._log_pictures, logger, kept, names)
 
     def _log_pictures(self, logger: RunLogger, kept: Predictions, names: list[str]) -> None:
-        from pyclassify.tracking import (
-            figures,  # matplotlib: a second of import
-            mistakes,  # matplotlib: a second of import
-        )
+        from pyclassify.tracking import figures
 
         loader = self._loaders[0]
         drawn: dict[str, Callable[[], Any]] = {
@@ -100,7 +97,7 @@ class KeepPredictions(Callback):
             "class_accuracy.png": lambda: figures.class_accuracy(kept, names),
         }
         if _in_order(loader):
-            drawn["confident_mistakes.png"] = lambda: mistakes.confident_mistakes(
+            drawn["confident_mistakes.png"] = lambda: figures.confident_mistakes(
                 kept, names, loader.dataset
             )
         made = {name: attempt(name, _log_picture, logger, name, drawn[name]) for name in drawn}

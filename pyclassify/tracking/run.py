@@ -6,6 +6,7 @@ No torch here: a run must be told its end even when torch was never loaded.
 import os
 import re
 import threading
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from pyclassify.spool.lock import RunIsHeldError
 from pyclassify.spool.spooled_run import Written
 from pyclassify.tracking import final_status
 from pyclassify.utils.launcher import is_rank_zero
+from pyclassify.utils.masking import mask
 
 # What MLflow calls a run that nobody named: "adjective-noun-number".
 _RANDOM_NAME = re.compile(r"[a-z]+-[a-z]+-\d+")
@@ -183,3 +185,20 @@ def end(status: str) -> None:
         _open.let_go()
     _given = _open = None
     os.environ.pop("MLFLOW_RUN_ID", None)
+
+
+def attempt(what: str, make: Callable[..., Any], *args: Any) -> Any:
+    """Make something that a run can do without; a failure costs a warning and gives None.
+
+    Args:
+        what: Its name, for the warning.
+        make: Makes it.
+        args: What `make` is called with.
+    """
+    try:
+        return make(*args)
+    except Exception as error:
+        if is_rank_zero():
+            reason = mask(f"{type(error).__name__}: {error}")
+            warnings.warn(f"{what} can't be made ({reason}); the run goes on without", stacklevel=2)
+        return None

@@ -11,7 +11,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Run, ViewType
 from mlflow.exceptions import MlflowException
 
-from pyclassify.tracking.links import show_runs
+from pyclassify.tracking.ui import show_runs
 from pyclassify.utils.masking import mask
 
 # Metrics of which less is better; of all others more is.

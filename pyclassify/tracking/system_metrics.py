@@ -13,7 +13,7 @@ import torch
 from mlflow.system_metrics.metrics.base_metrics_monitor import BaseMetricsMonitor
 from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 
-from pyclassify.tracking.attempt import attempt
+from pyclassify.tracking.run import attempt
 
 # It tells at the start and at the end that it starts and ends.
 logging.getLogger("mlflow.system_metrics").setLevel(logging.WARNING)

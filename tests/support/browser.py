@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 from playwright.sync_api import expect, sync_playwright
 
-from pyclassify.tracking.links import LOCAL
+from pyclassify.tracking.ui import LOCAL
 from tests.support.ports import free_port
 from tests.support.required import lack
 from tests.support.service import is_up, write_forking_programs
