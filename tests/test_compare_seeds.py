@@ -6,8 +6,7 @@ import mlflow
 import pytest
 from scipy.stats import ttest_ind
 
-from pyclassify.runs.spread import format_mean_and_deviation
-from pyclassify.runs.stats import mean_interval, welch
+from pyclassify.runs.stats import format_mean_and_deviation, mean_interval, welch
 from tests.support.phrases import mentions
 from tests.support.runs import record
 from tests.support.trainings import refusal

@@ -5,7 +5,7 @@ import pytest
 from scipy.stats import norm
 
 from pyclassify.registry.gate import is_better
-from pyclassify.runs.pairing import pair
+from pyclassify.runs.stats import pair
 
 IMAGES, PAIRS, ALPHA = 10_000, 200, 0.05
 

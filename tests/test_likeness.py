@@ -5,7 +5,7 @@ import json
 import pytest
 import yaml
 
-from pyclassify.runs import likeness
+from pyclassify.runs import rerun
 from tests.support.phrases import mentions
 from tests.support.stores import experiment_id
 
@@ -68,7 +68,7 @@ def log(module_store):
 def test_losses_are_compared_to_the_last_bit(then, now, is_same, facts, log):
     run_id, other = log(then), log(now)
 
-    same, said = likeness.compare_metrics(log.client, run_id, other)
+    same, said = rerun.compare_metrics(log.client, run_id, other)
 
     assert mentions(said, *(each.format(id=run_id, other=other) for each in facts))
     assert same == is_same
@@ -125,7 +125,7 @@ def write_capsule(folder, facts=(), config=(), packages="torch==2.11.0\n"):
 def test_capsules_are_compared_by_what_decides_a_loss(changed, facts, tmp_path):
     then, now = write_capsule(tmp_path / "then"), write_capsule(tmp_path / "now", **changed)
 
-    lines = [*likeness.compare_capsules(then, now)]
+    lines = [*rerun.compare_capsules(then, now)]
 
     assert len(lines) == (facts is not None)
     assert facts is None or mentions(lines[0], *facts)
@@ -136,7 +136,7 @@ def test_files_that_the_capsule_lacks_are_named(tmp_path):
     facts = {"git": {"left_out": {"a.bin": "is over the limit"}}}
     then, now = write_capsule(tmp_path / "then", facts), write_capsule(tmp_path / "now")
 
-    (line,) = likeness.compare_capsules(then, now)
+    (line,) = rerun.compare_capsules(then, now)
     assert mentions(line, "files", "lacks a.bin")
 
 
@@ -153,7 +153,7 @@ def test_runs_that_differ_are_told_with_what_may_be_why(packages, overridden, fa
     then = write_capsule(tmp_path / "then")
     now = write_capsule(tmp_path / "now", packages=packages)
 
-    first, line = likeness.tell(log.client, *runs, then, now, overridden)
+    first, line = rerun.tell(log.client, *runs, then, now, overridden)
 
     assert first.startswith("not the same as ")
     assert mentions(line, *facts)
@@ -163,7 +163,7 @@ def test_override_of_a_run_that_is_the_same_so_far_is_named(log, tmp_path):
     runs = log(LOSSES), log({"train_loss": LOSSES["train_loss"][:2]})
     folders = [write_capsule(tmp_path / name) for name in ("then", "now")]
 
-    lines = likeness.tell(log.client, *runs, *folders, "--max_epochs 1")
+    lines = rerun.tell(log.client, *runs, *folders, "--max_epochs 1")
 
     assert lines[0].endswith("train_loss at 2 of 3 steps")
     assert lines[1:] == ["overridden: --max_epochs 1"]

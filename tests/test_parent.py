@@ -4,8 +4,8 @@ import math
 
 import pytest
 
-from pyclassify.runs.parent import Parent, list_children
-from pyclassify.runs.spread import find_logger
+from pyclassify.runs.seeds import Parent, list_children
+from pyclassify.runs.stats import find_logger
 from pyclassify.tracking import run
 from tests.support.stores import experiment_id
 

@@ -136,7 +136,7 @@ def test_nothing_is_changed_where_no_launcher_names_a_port(monkeypatch):
 
 def test_torch_is_not_loaded_to_hold_seeds_together():
     code = (
-        "import sys, pyclassify.cli.main, pyclassify.runs.parent; sys.exit('torch' in sys.modules)"
+        "import sys, pyclassify.cli.main, pyclassify.runs.seeds; sys.exit('torch' in sys.modules)"
     )
 
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0

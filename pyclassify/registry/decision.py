@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from pyclassify.registry.gate import measure_difference, spell_difference
 
 if TYPE_CHECKING:
-    from pyclassify.runs.pairing import PairedTest
+    from pyclassify.runs.stats import PairedTest
 
 # What a decision can be.
 FIRST, BELOW = "first", "below min_accuracy"
@@ -134,7 +134,7 @@ def restore(data: Mapping[str, Any]) -> Decision:
     Raises:
         KeyError, TypeError: It is none.
     """
-    from pyclassify.runs.pairing import PairedTest
+    from pyclassify.runs.stats import PairedTest
 
     fields = {key: data[key] for key in Decision.__dataclass_fields__}
     if test := fields["paired"]:

@@ -9,7 +9,7 @@ from pyclassify.registry.aliases import Version
 from pyclassify.utils.masking import mask
 
 if TYPE_CHECKING:
-    from pyclassify.runs.pairing import PairedTest
+    from pyclassify.runs.stats import PairedTest
     from pyclassify.tracking.prediction_table import Answers
 
 
@@ -77,7 +77,7 @@ class Evidence:
     def _pair(
         self, champion: Version, first: "tuple[Any, Answers]", second: "tuple[Any, Answers]"
     ) -> "PairedTest":
-        from pyclassify.runs.pairing import how_images_differ, pair
+        from pyclassify.runs.stats import how_images_differ, pair
 
         runs, answers = zip(first, second, strict=True)
         how = how_images_differ(runs, answers)

@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from pyclassify.runs.pairing import PairedTest
+    from pyclassify.runs.stats import PairedTest
 
 
 def is_better(test: "PairedTest", alpha: float) -> bool:

@@ -159,7 +159,7 @@ def fetch(client: Any, run_id: str, folder: Path) -> Path:
         ValueError: It has none.
     """
     if not client.list_artifacts(run_id, capsule.FOLDER):
-        from pyclassify.runs.parent import list_children
+        from pyclassify.runs.seeds import list_children
 
         if children := list_children(client, client.get_run(run_id)):
             ids = ", ".join(f"{each.info.run_id} ({each.info.run_name})" for each in children)

@@ -8,15 +8,28 @@ Started again under the same parent run, they go on where they were: a seed that
 one that was stopped goes on, and one that is missing is trained.
 """
 
+import math
 import os
 import re
 import signal
 import subprocess
 import sys
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import mlflow
+from mlflow import MlflowClient
+from mlflow.entities import Metric, Run, RunInfo
+from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID, MLFLOW_RUN_NOTE
+
 from pyclassify.cli.options import spell_out
+from pyclassify.runs import stats
+from pyclassify.tracking import capsule, description, parameters, run
+from pyclassify.tracking.description import plain
+from pyclassify.tracking.ui import BY_RECIPE, TRAINING, run_link, runs_link, start_quickly
 from pyclassify.utils import launcher
 from pyclassify.utils.launcher import is_alone, meet_elsewhere
 from pyclassify.utils.options import FLAGS, VERBS, are_asked_for, settings, split_words
@@ -26,6 +39,11 @@ SEED_OPTIONS = ("--seed", "--seed_everything")
 # On a stop a process waits for its child, which may have a checkpoint to write before it leaves,
 # and ends by itself where it hangs.
 PATIENCE = 60.0
+# Tags that say who started a run, and from what.
+_ORIGIN = ("mlflow.user", "mlflow.source.")
+_OF_NO_LEARNING = ("parameters", "system/")
+# A tag of a run under a parent: its seed, which the run has as a parameter once it has begun.
+_SEED = "pyclassify.seed"
 
 
 def read_count(given: list[str]) -> tuple[int, list[str]]:
@@ -109,8 +127,6 @@ def train(words: list[str], count: int) -> None:
         )
     parent, given = None, os.environ.get("MLFLOW_RUN_ID")  # which MLflow takes out of it
     if launcher.is_rank_zero():
-        from pyclassify.runs.parent import Parent
-
         parent = Parent(seeds, chosen)
     failed: list[int] = []
     try:
@@ -149,7 +165,7 @@ def choose_places(parent: Any, run_id: str | None, chosen: dict[str, Any], count
         return [*range(count)]
     if is_alone():
         return parent.unfinished() if parent else [*range(count)]
-    from pyclassify.runs.spread import find_logger
+    from pyclassify.runs.stats import find_logger
 
     folder = Path(find_logger(chosen).get("save_dir") or "runs", "seeds", run_id)
     if parent:
@@ -182,3 +198,201 @@ def train_one(command: list[str], place: int, parent: Any) -> int:
         if parent:
             parent.close(code)
     return code
+
+
+Rows = Mapping[int, Run | None]
+
+
+class Parent:
+    """A parent run that is being made: the one of `mlflow run`, or a new one.
+
+    Args:
+        seeds: The seeds, in the order of training.
+        chosen: What options and configuration files set, of which the logger's settings count.
+    """
+
+    def __init__(self, seeds: Sequence[int], chosen: Mapping[str, Any]) -> None:
+        logger = stats.find_logger(chosen)
+        if uri := logger.get("tracking_uri"):
+            mlflow.set_tracking_uri(uri)
+        name = logger.get("run_name")
+        started = run.start(
+            logger.get("experiment_name"),
+            f"{name}-{len(seeds)}seeds" if name else None,
+            {stats.SEEDS: f"{seeds[0]} to {seeds[-1]}"},
+            save_dir=logger.get("save_dir") or "runs",
+        ).read()
+        self._seeds, self._ids = seeds, [""] * len(seeds)
+        self._info, self._client = started.info, MlflowClient()
+        self._origin = {k: v for k, v in started.data.tags.items() if k.startswith(_ORIGIN)}
+        self._children: list[Run] = []
+        self._logged: dict[str, float] = {}
+        self._lock = threading.Lock()  # a stop is recorded by another thread
+        self._attempt(self._recall)
+        self._attempt(parameters.log, self._client, self._info.run_id, {"seeds": str(len(seeds))})
+        run.after_end(self._finish)
+
+    def _recall(self) -> None:
+        """Find what an earlier attempt came to, and its runs."""
+        self._logged = dict(self._client.get_run(self._info.run_id).data.metrics)
+        found = {_seed_of(child): child for child in _search(self._client, self._info)}
+        self._ids = [found[seed].info.run_id if seed in found else "" for seed in self._seeds]
+        self._children = [found[seed] for seed in self._seeds if seed in found]
+
+    def unfinished(self) -> list[int]:
+        """List the places of the seeds that have no finished run yet."""
+        done = {child.info.run_id for child in self._children if child.info.status == "FINISHED"}
+        return [place for place, run_id in enumerate(self._ids) if run_id not in done]
+
+    def begin(self, place: int) -> dict[str, str]:
+        """Make the run of a seed, unless there is one that was stopped.
+
+        Args:
+            place: Which of the seeds.
+
+        Returns:
+            The environment of the process that is to log to it.
+        """
+        if self._ids[place]:
+            made = self._client.get_run(self._ids[place]).info
+        else:
+            tags = {**self._origin, MLFLOW_PARENT_RUN_ID: self._info.run_id}
+            tags[_SEED] = str(self._seeds[place])
+            made = self._client.create_run(self._info.experiment_id, tags=tags).info
+            self._ids[place] = made.run_id
+        self._attempt(self._record)
+        return run.hand_over(made)
+
+    def close(self, code: int) -> None:
+        """Bring the runs up to date after a seed's process has ended.
+
+        Args:
+            code: Its exit code, negative where a signal ended it.
+        """
+        self._attempt(self._close, code)
+
+    def has_learnt_nothing(self) -> bool:
+        """Whether all that ran has failed before a metric of its training was logged."""
+        names = [name for child in self._children for name in child.data.metrics]
+        failed = [child.info.status == "FAILED" for child in self._children]
+        return any(failed) and all(failed) and all(n.startswith(_OF_NO_LEARNING) for n in names)
+
+    def tell(self) -> list[str]:
+        """Say what the seeds came to, in lines for a terminal."""
+        return in_terminal(self._info, self._rows())
+
+    def _rows(self) -> Rows:
+        known = {child.info.run_id: child for child in self._children}
+        pairs = zip(self._seeds, self._ids, strict=True)
+        return {seed: known.get(run_id) for seed, run_id in pairs}
+
+    def _close(self, code: int) -> None:
+        for run_id in filter(None, self._ids):
+            if not self._client.get_run(run_id).info.end_time:  # gone before it could say so
+                status = "FINISHED" if code == 0 else "KILLED" if code < 0 else "FAILED"
+                self._client.set_terminated(run_id, status)
+        self._record()
+
+    def _record(self) -> None:
+        with self._lock:
+            self._children = [self._client.get_run(each) for each in self._ids if each]
+            found = stats.summarise(self._children)
+            # What a later seed took back, such as the interval of a loss that is not finite now.
+            found = {**dict.fromkeys(self._logged.keys() - found.keys(), math.nan), **found}
+            now = int(time.time() * 1000)
+            changed = [
+                Metric(name, value, now, 0)
+                for name, value in found.items()
+                if self._logged.get(name) != value
+            ]
+            self._client.log_batch(self._info.run_id, changed)
+            self._logged = found
+            self._describe()
+            if name := stats.name_parent(self._children, len(self._seeds)):
+                run.name(name)
+
+    def _describe(self) -> None:
+        """Write the run's description, unless a person wrote one."""
+        there = self._client.get_run(self._info.run_id).data.tags.get(MLFLOW_RUN_NOTE, "")
+        ours, theirs = description.unseal(there)
+        if ours or not there:
+            note = description.seal(in_markdown(self._info, self._rows()))
+            self._client.set_tag(self._info.run_id, MLFLOW_RUN_NOTE, note + theirs)
+
+    def _finish(self) -> None:
+        self._attempt(self._record)
+        self._attempt(self._inherit)
+
+    def _inherit(self) -> None:
+        """Take over what the children agree on: parameters of ours, and the data."""
+        children = [child for child in self._children if child.data.params]
+        if children:
+            agreed = stats.agree([child.data.params for child in children])
+            parameters.log(self._client, self._info.run_id, agreed)
+            if data := children[0].inputs:
+                self._client.log_inputs(self._info.run_id, data.dataset_inputs)
+
+    def _attempt(self, act: Callable[..., None], *args: Any) -> None:
+        """Do what the seeds can go on without."""
+        try:
+            act(*args)
+        except Exception as error:  # whatever the server has to say
+            capsule.warn(f"the seeds' parent run {self._info.run_id} is not up to date ({error})")
+
+
+def list_children(client: MlflowClient, parent: Run) -> list[Run]:
+    """List the runs under a parent run of seeds, the first made first; none under other runs."""
+    return _search(client, parent.info) if stats.SEEDS in parent.data.tags else []
+
+
+def _search(client: MlflowClient, parent: RunInfo) -> list[Run]:
+    condition = f"tags.`{MLFLOW_PARENT_RUN_ID}` = '{parent.run_id}'"
+    order = ["attributes.start_time ASC"]
+    return list(client.search_runs([parent.experiment_id], condition, order_by=order))
+
+
+def _seed_of(child: Run) -> int | None:
+    seed = child.data.tags.get(_SEED) or child.data.params.get("seed_everything", "")
+    return int(seed) if seed.isdigit() else None
+
+
+"""Each seed and its run, unless that is still to come."""
+
+
+def in_terminal(parent: RunInfo, rows: Rows) -> list[str]:
+    """Say what seeds came to, in lines for a terminal."""
+    children = list(filter(None, rows.values()))
+    metric = stats.choose(children)
+    lines = {}
+    for seed, child in rows.items():
+        if child:
+            told = f"{child.info.run_id[:8]}  {child.info.status:8}  {_value(child, metric)}"
+            lines[f"seed {seed}"] = told.rstrip()
+    lines[metric] = stats.format_mean_and_deviation(stats.read(children, metric))
+    uri, experiment = mlflow.get_tracking_uri(), parent.experiment_id
+    lines |= {"run": parent.run_id, "next": start_quickly(uri)}
+    links = ["", "These runs:", run_link(uri, experiment, parent.run_id)]
+    links += ["", "Recipes, each the mean of its runs:"]
+    links.append(runs_link(uri, experiment, BY_RECIPE.key))
+    return [*(f"{key:14} {line}" for key, line in lines.items()), *links]
+
+
+def in_markdown(parent: RunInfo, rows: Rows) -> str:
+    """Say it with a table of the seeds, for the run's page."""
+    children = list(filter(None, rows.values()))
+    metric = stats.choose(children)
+    title, page = metric.replace("_", " "), f"#/experiments/{parent.experiment_id}/runs"
+    said = stats.format_mean_and_deviation(stats.read(children, metric))
+    lines = [f"**{title}: {said}**", "", f"| seed | run | status | {title} |", "|--|--|--|--|"]
+    for seed, child in rows.items():
+        link = status = value = ""
+        if child:
+            link = f"[{plain(child.info.run_name)}]({page}/{child.info.run_id}?{TRAINING})"
+            status, value = child.info.status, _value(child, metric)
+        lines.append(f"| {seed} | {link} | {status} | {value} |")
+    return "\n".join(lines)
+
+
+def _value(run: Run, metric: str) -> str:
+    value = run.data.metrics.get(metric)
+    return "" if value is None else f"{value:.4f}"
