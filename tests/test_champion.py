@@ -7,10 +7,8 @@ from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import PERMISSION_DENIED, TEMPORARILY_UNAVAILABLE
 
-from pyclassify.registry.aliases import find_first
-from pyclassify.registry.champion import judge
-from pyclassify.registry.delivered import make_version
-from pyclassify.registry.override import force
+from pyclassify.registry.champion import force, judge, make_version
+from pyclassify.registry.versions import find_first
 from pyclassify.registry.versions import register as register_model
 from pyclassify.runs.stats import mcnemar
 from tests.support.phrases import mentions

@@ -8,10 +8,9 @@ from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import PERMISSION_DENIED
 
-from pyclassify.registry import decision_record, lock
-from pyclassify.registry.champion import judge
-from pyclassify.registry.lock import alone
-from pyclassify.registry.override import force, roll_back
+from pyclassify.registry import champion as lock
+from pyclassify.registry import decision as decision_record
+from pyclassify.registry.champion import alone, force, judge, roll_back
 from pyclassify.tracking.prediction_table import read_answers
 from tests.support import processes
 from tests.support.judging import judge_together

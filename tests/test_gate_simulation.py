@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy.stats import norm
 
-from pyclassify.registry.gate import is_better
+from pyclassify.registry.decision import is_better
 from pyclassify.runs.stats import pair
 
 IMAGES, PAIRS, ALPHA = 10_000, 200, 0.05

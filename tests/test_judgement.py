@@ -17,7 +17,7 @@ from pyclassify.cli.main import main
 from pyclassify.data import synthetic
 from pyclassify.data.datasets import ImageFiles, ImageTensors
 from pyclassify.datamodule import SyntheticDataModule
-from pyclassify.registry.judgement import answer
+from pyclassify.registry.register import answer
 from tests.support.phrases import mentions
 from tests.support.stores import list_runs, new_store
 from tests.support.trainings import LINEAR, QUIET

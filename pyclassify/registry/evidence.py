@@ -5,7 +5,7 @@ from contextlib import suppress
 from math import isfinite
 from typing import TYPE_CHECKING, Any
 
-from pyclassify.registry.aliases import Version
+from pyclassify.registry.versions import Version
 from pyclassify.utils.masking import mask
 
 if TYPE_CHECKING:

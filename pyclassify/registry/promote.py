@@ -8,10 +8,9 @@ import mlflow
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
-from pyclassify.registry.aliases import find_first, read_standing
-from pyclassify.registry.champion import judge
+from pyclassify.registry.champion import force, judge, roll_back
 from pyclassify.registry.decision import Decision
-from pyclassify.registry.override import force, roll_back
+from pyclassify.registry.versions import find_first, read_standing
 from pyclassify.tracking.search import be_brief, open_store, tell_near
 from pyclassify.utils.masking import mask
 from pyclassify.utils.options import VerbParser

@@ -1,25 +1,36 @@
 """A network that was trained and tested becomes a version of a registered model by itself."""
 
+import tempfile
+from collections import defaultdict
+from collections.abc import Collection, Iterator, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
+from torch import Tensor
+from torch.utils.data import Dataset
 
-from pyclassify.registry.champion import judge
-from pyclassify.registry.delivered import make_version
-from pyclassify.registry.gate import check_bounds
-from pyclassify.registry.keeping import keep
-from pyclassify.registry.versions import find_version, source_of
+from pyclassify.data.datasets import ImageFiles, read_image
+from pyclassify.registry.champion import judge, make_version
+from pyclassify.registry.decision import check_bounds
+from pyclassify.registry.versions import FOLDER, find_version, source_of
+from pyclassify.serving.export import PIXELS, PROGRAM, load
 from pyclassify.tracking.logger import RunLogger, find_run_logger
+from pyclassify.tracking.prediction_table import Answers
 from pyclassify.tracking.predictions import KeepPredictions
 from pyclassify.tracking.run import attempt
 
 if TYPE_CHECKING:
     from pyclassify.tracking.prediction_table import Answers
 
+
 WAIT_SECONDS = 60.0  # for the model's files to arrive; later ones are registered as they do
+BATCH = 128  # images of one size that are classified together
+KEPT = "pyclassify.models"  # the tag with the steps whose models a run keeps, the first in FOLDER
 
 
 class RegisterModel(Callback):
@@ -98,7 +109,6 @@ class RegisterModel(Callback):
 
     def _judge(self, logger: RunLogger, name: str, trainer: Trainer) -> None:
         """Compare it with the champion by what this process has of the images, where need be."""
-        from pyclassify.registry.judgement import answer
 
         client = logger.written.server()
         data: Any = getattr(trainer, "datamodule", None)
@@ -119,3 +129,131 @@ class RegisterModel(Callback):
             min_accuracy=self.min_accuracy,
         )
         self.told = decision.text
+
+
+def answer(
+    client: Any,
+    name: str,
+    version: str,
+    dataset: Dataset[Any],
+    classes: Sequence[str],
+    places: Collection[int] | None = None,
+) -> Answers:
+    """Classify images by a version, on the CPU.
+
+    Args:
+        client: An `MlflowClient`.
+        name: The registered model.
+        version: Its version.
+        dataset: Gives (image, label, ...), the image uint8 [1 or 3, height, width].
+        classes: The classes' names, by label.
+        places: The places of the images in their set; all of them by default.
+
+    Returns:
+        For each place its label's name, and whether the version has it right.
+
+    Raises:
+        ValueError: The version was made for other classes, or the data set gives no bytes.
+        mlflow.exceptions.MlflowException: The version's files can't be had.
+    """
+    program, names = _load(client, name, version)
+    if sorted(names) != sorted(classes):
+        raise ValueError(
+            f"version {version} tells {len(names)} classes apart ({', '.join(names[:3])}, ...), "
+            f"and the images are of {len(classes)} ({', '.join(classes[:3])}, ...)"
+        )
+    answers: Answers = {}
+    for images, numbers, labels in _group(dataset, places):
+        with torch.inference_mode():
+            best = program(images).argmax(dim=1).tolist()
+        for place, label, guess in zip(numbers, labels, best, strict=True):
+            answers[place] = (classes[label], classes[label] == names[guess])
+    return answers
+
+
+def _load(client: Any, name: str, version: str) -> tuple[Any, list[str]]:
+    import mlflow
+
+    source = client.get_model_version_download_uri(name, version)
+    with tempfile.TemporaryDirectory() as folder:
+        path = mlflow.artifacts.download_artifacts(
+            artifact_uri=f"{source}/{PROGRAM}",
+            dst_path=folder,
+            tracking_uri=client.tracking_uri,
+        )
+        program, names = load(path)
+    return program.module(), names
+
+
+def _group(
+    dataset: Any, places: Collection[int] | None
+) -> Iterator[tuple[Tensor, list[int], list[int]]]:
+    """Images of one size together, with their places and labels."""
+    groups: dict[torch.Size, list[tuple[Tensor, int, int]]] = defaultdict(list)
+    index = getattr(dataset, "index", range(len(dataset)))
+    pixels = 0
+    for item, place in enumerate(map(int, index)):
+        if places is not None and place not in places:
+            continue
+        if isinstance(dataset, ImageFiles):  # whole, as each version sees another part of it
+            image, label = read_image(dataset.files[place]), int(dataset.labels[place])
+        else:
+            image, label, *_ = dataset[item]
+        if image.dtype != torch.uint8:
+            raise ValueError(f"the data set gives {image.dtype} and not the images' bytes")
+        group = groups[image.shape]
+        group.append((image.expand(3, -1, -1), place, int(label)))
+        pixels += image.shape[1] * image.shape[2]
+        if len(group) == BATCH or pixels > PIXELS:
+            yield from map(_stack, groups.values())
+            groups.clear()
+            pixels = 0
+    yield from map(_stack, groups.values())
+
+
+def _stack(group: list[tuple[Tensor, int, int]]) -> tuple[Tensor, list[int], list[int]]:
+    images, places, labels = zip(*group, strict=True)
+    return torch.stack(images), list(places), list(labels)
+
+
+def keep(logger: RunLogger, trainer: Trainer, network: LightningModule) -> dict[str, Any]:
+    """Keep the network with its preprocessing in the run.
+
+    Returns:
+        `path`, the folder in the run, and `tags` of a version that is made of it.
+
+    Raises:
+        MisconfigurationException: Nothing tells how bytes become what the network takes.
+    """
+    from pyclassify.serving.artifact import save_model
+
+    data = getattr(trainer, "datamodule", None)
+    preprocess = getattr(data, "preprocess", None) or getattr(network, "preprocess", None)
+    if preprocess is None:
+        raise MisconfigurationException(
+            "neither the data module nor the LightningModule has a `preprocess`, which makes "
+            "bytes into what the network takes; give one of them one"
+        )
+    path, run_id = _name_folder(logger, trainer.global_step), str(logger.run_id)
+    classes = getattr(data, "classes", ())
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary, path)
+        names = save_model(folder, network, preprocess, classes, origin=(run_id, path))
+        logger.experiment.log_artifacts(run_id, str(folder), path)
+    accuracy = trainer.callback_metrics.get("test_accuracy")
+    known = {
+        "classes": len(names),
+        "input_size": getattr(preprocess, "crop", None),
+        "test_accuracy": None if accuracy is None else round(float(accuracy), 6),
+    }
+    tags = {name: str(value) for name, value in known.items() if value is not None}
+    return {"path": path, "tags": tags}
+
+
+def _name_folder(logger: RunLogger, step: int) -> str:
+    """Where a run keeps the model of a step: a run that is trained for longer has several."""
+    kept = [each for each in logger.written.read().data.tags.get(KEPT, "").split(",") if each]
+    if str(step) not in kept:
+        kept.append(str(step))
+        logger.experiment.set_tag(logger.run_id, KEPT, ",".join(kept))
+    return FOLDER if kept[0] == str(step) else f"{FOLDER}-{step}"

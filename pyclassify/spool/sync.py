@@ -116,7 +116,7 @@ class Sync:
     def _deliver(self, spool: Path, size: int) -> None:
         from mlflow import MlflowClient
 
-        from pyclassify.registry.delivered import make_version
+        from pyclassify.registry.champion import make_version
 
         client = MlflowClient(_target(records.load(spool / records.SPOOL)))
         courier = Courier(spool, client, make_version)
