@@ -25,7 +25,7 @@ ROOT = Path(__file__).parents[1]
 NOTHING = "name: nothing\nentry_points:\n  main:\n    command: 'true'\n"
 IMPORT = (
     "import time, mlflow.projects, mlflow.tracking; started = time.perf_counter(); "
-    "import pyclassify.slurm.backend; print(time.perf_counter() - started)"
+    "import pyclassify.slurm.submit; print(time.perf_counter() - started)"
 )
 
 

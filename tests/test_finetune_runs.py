@@ -12,7 +12,7 @@ import torch
 
 from pyclassify.runs.rerun import read_options
 from pyclassify.runs.restore import prepare
-from pyclassify.slurm.parameters import place
+from pyclassify.slurm.topology import place
 from tests.support import tuned
 from tests.support.processes import ROOT
 from tests.support.processes import run as run_python

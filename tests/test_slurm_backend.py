@@ -9,7 +9,7 @@ import mlflow
 import pytest
 from mlflow.exceptions import ExecutionException
 
-from pyclassify.slurm import destination
+from pyclassify.slurm import environment
 from tests.support import processes, repositories, slurm_jobs
 from tests.support.phrases import mentions
 from tests.support.slurm_jobs import (
@@ -96,7 +96,7 @@ def test_submission_warns_of_files_left_out_and_of_a_database_on_a_network(
     store, tmp_path, monkeypatch, caplog
 ):
     monkeypatch.setattr(logging.getLogger("mlflow"), "propagate", True)
-    monkeypatch.setattr(destination, "file_system", lambda path: "nfs4")
+    monkeypatch.setattr(environment, "file_system", lambda path: "nfs4")
     (tmp_path / "bin").mkdir()
     slurm_jobs.first_on_path(monkeypatch, tmp_path / "bin")
     slurm_jobs.put(tmp_path / "bin", "sbatch", slurm_jobs.say("8\n"))
@@ -150,7 +150,7 @@ def test_importing_the_backend_takes_no_library_that_mlflow_has_not_imported():
 import sys
 import mlflow.projects, mlflow.tracking
 before = {*sys.modules}
-import pyclassify.slurm.backend
+import pyclassify.slurm.submit
 assert "torch" not in sys.modules
 print(*{name.partition(".")[0] for name in {*sys.modules} - before})
 import pyclassify.slurm.reconcile, pyclassify.slurm.reporter, pyclassify.slurm.cli

@@ -5,10 +5,9 @@ import getpass
 import pytest
 
 from pyclassify.cli import main
-from pyclassify.slurm import programs
-from pyclassify.slurm.logs import tail_of
+from pyclassify.slurm import client as programs
 from pyclassify.slurm.states import STATES
-from pyclassify.slurm.submitted_run import SlurmRun
+from pyclassify.slurm.submitted_run import SlurmRun, tail_of
 from tests.support import slurm_jobs
 from tests.support.phrases import mentions
 from tests.support.slurm_jobs import note, say, say_in_turn

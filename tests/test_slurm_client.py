@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from pyclassify.slurm import client, programs
+from pyclassify.slurm import client
 from pyclassify.slurm import status as reconcile
 from pyclassify.slurm.states import STATES, SlurmError, SlurmSilent
 from tests.support import slurm_jobs
@@ -21,7 +21,7 @@ def put(monkeypatch, tmp_path):
     """Put a program in the place of one of SLURM's; nothing waits between tries."""
     (tmp_path / "bin").mkdir()
     slurm_jobs.first_on_path(monkeypatch, tmp_path / "bin")
-    monkeypatch.setattr(programs, "PAUSES", (0.0, 0.0))
+    monkeypatch.setattr(client, "PAUSES", (0.0, 0.0))
     return lambda name, code: slurm_jobs.put(tmp_path / "bin", name, code)
 
 
@@ -128,7 +128,7 @@ def test_submission_whose_answers_are_all_lost_is_an_error(put, tmp_path):
 
 
 def test_submission_that_hangs_is_ended_and_looked_for(put, tmp_path, monkeypatch):
-    monkeypatch.setattr(programs, "TIMEOUT", 1.0)
+    monkeypatch.setattr(client, "TIMEOUT", 1.0)
     put("sbatch", f"open({str(tmp_path / 'turn')!r}, 'a').write('1')\nimport time; time.sleep(600)")
     put("squeue", say(f"7|{tmp_path}\n"))
 
@@ -137,9 +137,9 @@ def test_submission_that_hangs_is_ended_and_looked_for(put, tmp_path, monkeypatc
 
 
 def test_program_that_hangs_says_nothing(monkeypatch):
-    monkeypatch.setattr(programs, "TIMEOUT", 0.1)
+    monkeypatch.setattr(client, "TIMEOUT", 0.1)
     with pytest.raises(SlurmSilent, match="sleep timed out"):
-        programs.run_program(["sleep", "600"], programs.environment_of_query())
+        client.run_program(["sleep", "600"], client.environment_of_query())
 
 
 def test_id_of_a_job_is_found_among_what_a_site_says(put, tmp_path):
@@ -197,10 +197,10 @@ def test_busy_slurm_is_asked_again_after_pauses_that_grow(monkeypatch, tmp_path)
     slurm_jobs.first_on_path(monkeypatch, tmp_path)
     slurm_jobs.put(tmp_path, "squeue", say(*DOWN))
     slept = []
-    monkeypatch.setattr(programs, "time", SimpleNamespace(sleep=slept.append))
+    monkeypatch.setattr(client, "time", SimpleNamespace(sleep=slept.append))
 
     with pytest.raises(SlurmSilent, match="Unable to contact"):
-        programs.run_patiently(["squeue"])
+        client.run_patiently(["squeue"])
     assert slept == [0.0, 1.0, 2.0, 4.0]
 
 

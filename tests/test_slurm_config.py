@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from pyclassify.slurm import config, keys, plan, values
+from pyclassify.slurm import config, plan
 from pyclassify.slurm.states import STATES
 
 SHIPPED = sorted(Path("slurm").glob("*.json"))
@@ -147,7 +147,7 @@ def test_job_that_starts_again_needs_time_and_the_one_signal(given, error):
     ],
 )
 def test_each_of_slurms_forms_of_a_time_is_so_many_seconds(time, seconds):
-    assert values.seconds_of(time) == seconds
+    assert config.seconds_of(time) == seconds
 
 
 def test_variables_in_the_folder_of_runs_are_those_of_the_submission(monkeypatch):
@@ -168,6 +168,6 @@ def test_container_and_environment_are_one_too_many():
 
 def test_documentation_has_the_keys_and_the_states():
     text = Path("docs/slurm.md").read_text()
-    assert "\n".join(keys.table()) in text
+    assert "\n".join(config.table()) in text
     states = [f"| `{name}` | {each.status} | {each.words} |" for name, each in STATES.items()]
     assert "\n".join(states) in text

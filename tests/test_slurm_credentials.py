@@ -2,7 +2,7 @@
 
 import pytest
 
-from pyclassify.slurm import config, plan, proofread
+from pyclassify.slurm import config, plan, script
 from tests.support.slurm_jobs import write_project
 
 
@@ -71,7 +71,7 @@ def test_credential_in_a_script_is_named_by_its_line_and_not_repeated():
     with pytest.raises(
         ValueError, match=r"line 2\b.*`pyclassify slurm render`.*\"exports\""
     ) as info:
-        proofread.check_script(text)
+        script.check_script(text)
     assert "0123456789" not in str(info.value)
 
 

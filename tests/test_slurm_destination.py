@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 from mlflow.utils.conda import _get_conda_env_name
 
-from pyclassify.slurm import config, destination, environment
+from pyclassify.slurm import config, environment
 
 
 @pytest.mark.parametrize(
@@ -23,7 +23,7 @@ from pyclassify.slurm import config, destination, environment
 )
 def test_tracking_uri_is_the_same_in_any_folder(uri, expected, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    resolved = destination.resolve(uri)
+    resolved = environment.resolve(uri)
     assert (resolved.uri, resolved.secret) == (expected.format(here=tmp_path), False)
 
 
@@ -32,34 +32,34 @@ def test_server_of_the_login_node_alone_is_refused(host):
     name = os.uname().nodename
     words = f"is this host's own.*--host 0.0.0.0 and give MLFLOW_TRACKING_URI=http://{name}:5000/mlflow$"
     with pytest.raises(ValueError, match=words):
-        destination.resolve(f"http://{host}:5000/mlflow")
+        environment.resolve(f"http://{host}:5000/mlflow")
 
 
 def test_database_of_the_login_node_alone_is_refused():
     words = r"//\*\*\*@localhost/db is this host's own.* address"
     with pytest.raises(ValueError, match=words) as info:
-        destination.resolve("postgresql://me:pass@localhost/db")
+        environment.resolve("postgresql://me:pass@localhost/db")
     assert "--host" not in str(info.value)
 
 
 def test_password_is_found():
-    assert destination.resolve("postgresql://me:pass@db.example.org/mlflow").secret
+    assert environment.resolve("postgresql://me:pass@db.example.org/mlflow").secret
 
 
 def test_database_in_memory_is_refused():
     with pytest.raises(ValueError, match="in this process's memory; give a file"):
-        destination.resolve("sqlite:///:memory:")
+        environment.resolve("sqlite:///:memory:")
 
 
 def test_database_on_a_network_file_system_is_warned_of(tmp_path, monkeypatch):
     mounts = tmp_path / "mounts"
     mounts.write_text(f"/dev/sda1 / ext4 rw 0 0\nhome:/export {tmp_path}/ho\\040me nfs4 rw 0 0\n")
     (tmp_path / "ho me").mkdir()
-    kind = destination.file_system(tmp_path / "ho me/me/mlflow.db", mounts)
-    assert (kind, destination.file_system(tmp_path / "else", mounts)) == ("nfs4", "ext4")
+    kind = environment.file_system(tmp_path / "ho me/me/mlflow.db", mounts)
+    assert (kind, environment.file_system(tmp_path / "else", mounts)) == ("nfs4", "ext4")
 
-    monkeypatch.setattr(destination, "file_system", lambda path: kind)
-    assert "on a network file system (nfs4)" in destination.resolve("sqlite:///a.db").warning
+    monkeypatch.setattr(environment, "file_system", lambda path: kind)
+    assert "on a network file system (nfs4)" in environment.resolve("sqlite:///a.db").warning
 
 
 CONDA = SimpleNamespace(env_type="conda_env", env_config_path="conda.yaml")

@@ -5,10 +5,9 @@ import shutil
 import pytest
 from mlflow.exceptions import MlflowException
 
-from pyclassify.slurm import delivery, reporter
+from pyclassify.slurm import reporter
 from pyclassify.slurm import status as reconcile
-from pyclassify.slurm.answers import Job
-from pyclassify.slurm.states import STATES
+from pyclassify.slurm.states import STATES, Job
 from pyclassify.slurm.status import Ending
 from pyclassify.spool import records
 from pyclassify.spool.uploader import Courier
@@ -126,7 +125,7 @@ def test_what_an_earlier_start_left_in_the_spool_does_not_undo_a_later_one(
 ):
     records.prepare(tmp_path / "spool", client, run_id)
     (tmp_path / "attempts").write_text("6 0 -\n")
-    spool = delivery.open_spool(tmp_path / "spool")
+    spool = reporter.open_spool(tmp_path / "spool")
     spool.update_run(run_id, status="SCHEDULED")  # the server was away
     spool.set_tag(run_id, "slurm_job_ids", "6")
     monkeypatch.setenv("SLURM_RESTART_COUNT", "1")

@@ -7,7 +7,7 @@ import mlflow
 import pytest
 from mlflow.exceptions import ExecutionException
 
-from pyclassify.slurm import programs
+from pyclassify.slurm import client
 from tests.support import cluster, slurm_jobs
 from tests.support.slurm_jobs import Submissions
 from tests.support.waiting import scale, wait_until
@@ -40,7 +40,7 @@ def outcomes(cluster, empty_store, tmp_path_factory):
     folder = tmp_path_factory.mktemp("outcomes")
     with pytest.MonkeyPatch.context() as patch:
         slurm_jobs.enter(patch, cluster, empty_store, folder)
-        patch.setattr(programs, "PAUSES", (0.5,))  # how patient it is, test_slurm_client.py tells
+        patch.setattr(client, "PAUSES", (0.5,))  # how patient it is, test_slurm_client.py tells
         submissions = Submissions(cluster, slurm_jobs.write_foreign_project(folder / "project"))
         yield (
             submissions,

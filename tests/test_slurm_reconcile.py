@@ -3,8 +3,7 @@
 import pytest
 
 from pyclassify.slurm import status as reconcile
-from pyclassify.slurm.answers import Job
-from pyclassify.slurm.states import STATES
+from pyclassify.slurm.states import STATES, Job
 from pyclassify.slurm.status import Ending
 from tests.support.stores import experiment_id
 

@@ -8,7 +8,7 @@ import mlflow
 import pytest
 
 from pyclassify.cli.main import main
-from pyclassify.slurm import programs
+from pyclassify.slurm import client
 from tests.support import slurm_jobs
 from tests.support.phrases import mentions
 from tests.support.slurm_jobs import say, say_in_turn
@@ -18,7 +18,7 @@ from tests.support.stores import experiment_id
 @pytest.fixture
 def store(store, tmp_path, monkeypatch):
     """An `MlflowClient`; nothing waits between tries at SLURM."""
-    monkeypatch.setattr(programs, "PAUSES", (0.0,))
+    monkeypatch.setattr(client, "PAUSES", (0.0,))
     (tmp_path / "bin").mkdir()
     slurm_jobs.first_on_path(monkeypatch, tmp_path / "bin")
     return store

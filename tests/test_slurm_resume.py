@@ -6,7 +6,7 @@ import mlflow
 import pytest
 
 from pyclassify.cli import main
-from pyclassify.slurm import programs
+from pyclassify.slurm import client
 from tests.support import restarting_project, slurm_jobs
 from tests.support.phrases import mentions
 from tests.support.slurm_jobs import log, note, read, say, say_in_turn, submit, wait_for_status
@@ -76,7 +76,7 @@ def test_second_job_of_a_run_starts_nothing_while_the_first_lives(slurm, tmp_pat
 @pytest.fixture
 def killed(store, tmp_path, monkeypatch):
     """Make a KILLED run of job 4, which has ended; SLURM refuses every other."""
-    monkeypatch.setattr(programs, "PAUSES", ())
+    monkeypatch.setattr(client, "PAUSES", ())
     (tmp_path / "bin").mkdir()
     slurm_jobs.first_on_path(monkeypatch, tmp_path / "bin")
     slurm_jobs.put(tmp_path / "bin", "squeue", say("4|TIMEOUT|TimeLimit|n1|1:00\n"))

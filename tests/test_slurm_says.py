@@ -4,7 +4,7 @@ import subprocess
 
 import pytest
 
-from pyclassify.slurm import template
+from pyclassify.slurm import script as template
 from tests.support import slurm_jobs
 
 SRUN_ENDS = "(exit 1) &\nwait $!\n"

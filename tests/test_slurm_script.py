@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from pyclassify.slurm import config, values
+from pyclassify.slurm import config
 from tests.support import required
 from tests.support.slurm_jobs import check, render
 
@@ -82,7 +82,7 @@ IN_AN_IMAGE = {"container": EVIL}
 @pytest.mark.parametrize("inside", [IN_CONDA, IN_AN_IMAGE], ids=["conda", "image"])
 def test_nothing_that_is_quoted_runs(tmp_path, inside):
     given = {
-        **{key: EVIL for key, each in config.KEYS.items() if each.metadata["kind"] is values.TEXT},
+        **{key: EVIL for key, each in config.KEYS.items() if each.metadata["kind"] is config.TEXT},
         **{"job_name": EVIL, "output": EVIL, "modules": [EVIL], "exports": {"A": EVIL}},
         **{"environment": None, "container": None, **inside},
         **{"srun_args": [f"--prolog={EVIL}"], "sbatch_args": [f"--comment={EVIL}"]},

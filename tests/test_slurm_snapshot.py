@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from mlflow.projects._project_spec import EntryPoint
 
-from pyclassify.slurm import clearing, snapshot
-from pyclassify.slurm.parameters import place
+from pyclassify.slurm import cli, snapshot
+from pyclassify.slurm.topology import place
 from pyclassify.spool.uploader import Courier
 from pyclassify.utils import repository
 from tests.support import repositories, spooled
@@ -197,9 +197,9 @@ def test_folders_of_ended_runs_are_cleared_and_no_others(tmp_path, store):
     repositories.write(tmp_path / "work" / "no run's", {"a": "1"})
 
     would = [
-        folder.name for folder, _ in clearing.remove_old_folders(tmp_path / "work", 7, dry_run=True)
+        folder.name for folder, _ in cli.remove_old_folders(tmp_path / "work", 7, dry_run=True)
     ]
-    [*_] = clearing.remove_old_folders(tmp_path / "work", 7)
+    [*_] = cli.remove_old_folders(tmp_path / "work", 7)
 
     assert would == [old]
     left = {path.name for path in (tmp_path / "work").iterdir()}
@@ -208,7 +208,7 @@ def test_folders_of_ended_runs_are_cleared_and_no_others(tmp_path, store):
 
 def test_folder_of_runs_that_is_not_there_is_named(tmp_path):
     with pytest.raises(OSError, match=rf'no folder {tmp_path}/work\b.*"work_dir"'):
-        [*clearing.remove_old_folders(tmp_path / "work", 7)]
+        [*cli.remove_old_folders(tmp_path / "work", 7)]
 
 
 def test_folder_stays_that_holds_what_no_server_has(tmp_path, empty_store, monkeypatch):
@@ -220,8 +220,8 @@ def test_folder_stays_that_holds_what_no_server_has(tmp_path, empty_store, monke
         (tmp_path / "spool").rename(folder / "spool")
         made.there.set_terminated(made.run_id, "FAILED", int((time.time() - 8 * 86_400) * 1000))
 
-        assert [*clearing.remove_old_folders(tmp_path / "work", 7)] == []
+        assert [*cli.remove_old_folders(tmp_path / "work", 7)] == []
         Courier(folder / "spool" / made.run_id, made.there).deliver()
-        [(cleared, _)] = clearing.remove_old_folders(tmp_path / "work", 7)
+        [(cleared, _)] = cli.remove_old_folders(tmp_path / "work", 7)
 
     assert cleared == folder

@@ -2,25 +2,31 @@
 
 import argparse
 import itertools
+import json
 import os
+import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
-from pyclassify.slurm import clearing, client, config, plan
-from pyclassify.slurm.commandline import LIKE_MLFLOW, plan_like_mlflow
-from pyclassify.slurm.logs import Tail, kept_logs, tail_of
+from pyclassify.slurm import client, config, plan
 from pyclassify.slurm.plan import Plan
-from pyclassify.slurm.proofread import check_script
-from pyclassify.slurm.resubmission import resume
+from pyclassify.slurm.script import check_script
 from pyclassify.slurm.status import find_ending
+from pyclassify.slurm.submit import resume
+from pyclassify.slurm.submitted_run import Tail, kept_logs, tail_of
+from pyclassify.spool import records
+from pyclassify.spool.records import FINAL
 from pyclassify.utils.masking import mask
 from pyclassify.utils.options import VerbParser
 
 _POLL = 1.0  # seconds between looks at a log
 _LOOKS = 4  # at a log for each question to SLURM
+_DAY = 86_400.0
+LIKE_MLFLOW = "the arguments of `mlflow run`"
 
 
 def main(args: Sequence[str]) -> int:
@@ -116,8 +122,7 @@ def check(made: Plan) -> int:
 
 def status(asked: argparse.Namespace) -> int:
     """Show a run's status, and set it where the job could not."""
-    from pyclassify.slurm.lookup import of_run
-    from pyclassify.slurm.submitted_run import FORGOTTEN
+    from pyclassify.slurm.submitted_run import FORGOTTEN, of_run
 
     run = of_run(asked.run)
     job = run.find()
@@ -138,7 +143,7 @@ def status(asked: argparse.Namespace) -> int:
 
 def logs(asked: argparse.Namespace) -> int:
     """Show a run's logs, until its job's end with --follow."""
-    from pyclassify.slurm.lookup import of_run
+    from pyclassify.slurm.submitted_run import of_run
 
     run = of_run(asked.run)
     tail = tail_of(run.tags)
@@ -168,7 +173,7 @@ def _no_log(tail: Tail) -> str:
 
 def cancel(asked: argparse.Namespace) -> int:
     """Cancel a run's job."""
-    from pyclassify.slurm.lookup import of_run
+    from pyclassify.slurm.submitted_run import of_run
 
     run = of_run(asked.run)
     became = run.cancel()
@@ -178,16 +183,98 @@ def cancel(asked: argparse.Namespace) -> int:
 
 def reconcile(asked: argparse.Namespace) -> int:
     """Make the status of all runs true."""
-    from pyclassify.slurm import reconcile as reconciliation
+    from pyclassify.slurm.reconcile import main
 
-    return reconciliation.main(asked)
+    return main(asked)
 
 
 def clear(asked: argparse.Namespace) -> int:
     """Remove the folders of ended runs."""
     given = config.parse_config({"work_dir": asked.work_dir})
     work_dir = plan.choose_work_dir(given)
-    for folder, size in clearing.remove_old_folders(work_dir, asked.days, asked.dry_run):
+    for folder, size in remove_old_folders(work_dir, asked.days, asked.dry_run):
         what = "would be removed" if asked.dry_run else "removed"
         sys.stdout.write(f"{what}: {folder} ({size / 2**20:.0f} MB)\n")
     return 0
+
+
+def remove_old_folders(
+    work_dir: Path, days: float, dry_run: bool = False
+) -> Iterator[tuple[Path, int]]:
+    """Remove the folders of runs that ended some time ago; others stay.
+
+    So do those that hold what no server has yet, for `pyclassify sync`.
+
+    Args:
+        work_dir: The folder of the folders.
+        days: How long ago at least.
+        dry_run: Whether to remove nothing.
+
+    Yields:
+        Each folder that goes, and its size in bytes.
+
+    Raises:
+        OSError: There is no such folder.
+    """
+    from mlflow import MlflowClient
+    from mlflow.exceptions import MlflowException
+
+    if not work_dir.is_dir():
+        raise OSError(f'there is no folder {work_dir}; give "work_dir" of the backend config')
+    client = MlflowClient()
+    for marker in sorted(work_dir.glob("*/snapshot.json")):
+        folder = marker.parent
+        try:
+            info = client.get_run(folder.name).info
+        except MlflowException:  # a run of another store, or one that was deleted for good
+            continue
+        ended = (info.end_time or 0) / 1000
+        long_ago = ended < time.time() - days * _DAY
+        if info.status in FINAL and long_ago and _is_delivered(folder):
+            size = sum(each.lstat().st_size for each in folder.rglob("*"))
+            if not dry_run:
+                shutil.rmtree(folder)
+            yield folder, size
+
+
+def _is_delivered(folder: Path) -> bool:
+    spools = folder.glob(f"spool/*/{records.SPOOL}")
+    return all(records.is_delivered(each.parent) for each in spools)
+
+
+def plan_like_mlflow(args: list[str]) -> Plan:
+    """Read a command line as `mlflow run` does, and plan what it would do.
+
+    Raises:
+        ValueError: It is wrong.
+    """
+    import click
+    from mlflow.cli import run
+    from mlflow.projects.utils import PROJECT_ENV_MANAGER
+
+    try:
+        asked = run.make_context("pyclassify slurm", args).params
+        given = dict(each.split("=", 1) for each in asked["param_list"])
+    except click.UsageError as error:
+        raise ValueError(f"{error.format_message().rstrip('.')}; {LIKE_MLFLOW} are taken") from None
+    except ValueError:
+        raise ValueError(f"-P takes NAME=VALUE, not {' '.join(asked['param_list'])}") from None
+    backend_config = _read_config(asked["backend_config"])
+    backend_config[PROJECT_ENV_MANAGER] = asked["env_manager"]
+    return plan.make(asked["uri"], asked["entry_point"], given, asked["version"], backend_config)
+
+
+def _read_config(given: str | None) -> dict[str, Any]:
+    if given is None:
+        return {}
+    try:
+        text = Path(given).read_text() if given.endswith(".json") else given
+        read = json.loads(text)
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"--backend-config {given} can't be read ({error}); it takes a file that ends with "
+            ".json, or JSON"
+        ) from None
+    if not isinstance(read, dict):
+        raise ValueError(f"--backend-config {given} is no object in JSON, such as {{}}")
+    return read

@@ -1,23 +1,45 @@
 """The only door to SLURM: its programs sbatch, squeue, sacct and scancel, and what they say."""
 
 import getpass
+import os
 import re
-from collections.abc import Container, Iterator, Mapping, Sequence
+import subprocess
+import time
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from pyclassify.slurm.answers import Job, make_job, rows_among, rows_of
-from pyclassify.slurm.programs import (
-    environment_of_job,
-    environment_of_query,
-    format_message,
-    run_patiently,
-    run_program,
-)
-from pyclassify.slurm.states import SlurmError, SlurmSilent
+from pyclassify.slurm.states import Job, SlurmError, SlurmSilent, make_job, rows_among, rows_of
 
 _AT_ONCE = 1000  # jobs of a command line
 _QUEUE = "%i|%T|%r|%N|%M"
 _GONE = re.compile(r"Invalid job id", re.IGNORECASE)
+COLUMNS = "JobID,State,ExitCode,NodeList,ElapsedRaw,Submit,Start,AllocTRES,MaxRSS"
+_GPUS = re.compile(r"gres/gpu=(\d+)")
+_UNITS = {"": 1e-6, "K": 1024e-6, "M": 1024**2 * 1e-6, "G": 1024**3 * 1e-6}
+TIMEOUT = 60.0  # seconds for one call; SLURM's own programs give up after some ten
+PAUSES = (1.0, 2.0, 4.0)  # seconds before each next try
+# What a controller or database says that is busy or away, not what it says of the job.
+_BUSY = re.compile(
+    r"Socket timed out|Unable to contact slurm controller|Zero Bytes were transmitted"
+    r"|Connection (refused|reset|timed out)|Transport endpoint|temporarily un"
+    r"|Problem talking to the database|SlurmDBD",
+    re.IGNORECASE,
+)
+# What was never heard can't have been done.
+_NEVER_HEARD = re.compile(r"Unable to contact slurm controller", re.IGNORECASE)
+# Variables that change what the programs print or ask, and those of a job that this may run in.
+_FORMATS = ("SACCT_", "SQUEUE_", "SCANCEL_", "SLURM_TIME_FORMAT", "SLURM_JSON", "SLURM_YAML")
+_OF_A_JOB = ("SLURM_", "SLURMD_", "SRUN_", "SBATCH_", "PMI_", "PMIX_", "CUDA_VISIBLE_DEVICES")
+_OF_A_LAUNCHER = (
+    *("RANK", "LOCAL_RANK", "NODE_RANK", "GROUP_RANK", "WORLD_SIZE"),
+    *("MASTER_ADDR", "MASTER_PORT", "MLFLOW_RUN_ID"),
+)
+_KEPT = ("SLURM_CONF", "SLURM_CLUSTERS", "SLURM_JWT")
+# A site's or a person's own defaults, for what the configuration leaves open.
+_DEFAULTS = {f"SBATCH_{name.upper()}": name for name in ("account", "partition", "qos")}
+_DEFAULTS |= {"SBATCH_RESERVATION": "reservation", "SBATCH_CONSTRAINT": "constraint"}
 
 
 class JobUnknown(SlurmError):
@@ -209,3 +231,193 @@ def find_by_folder(folder: Path, known: Container[str] = ()) -> str:
     rows = [line.strip().split("|", 1) for line in said.stdout.splitlines() if "|" in line]
     found = [row[0] for row in rows if row[1] == str(folder) and row[0] not in known]
     return max(found, key=int, default="")
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """One start of a job, or its waiting for one.
+
+    Args:
+        submitted: When it was submitted or requeued, in seconds of Unix time.
+        started: When it started; nothing where it did not.
+        seconds: How long it ran.
+        gpus: How many GPUs it had.
+    """
+
+    submitted: float
+    started: float | None
+    seconds: int
+    gpus: int
+
+
+@dataclass
+class Account:
+    """A job, whatever the number of its attempts.
+
+    Args:
+        job: Its state now, or its last.
+        attempts: All of them, in order.
+        max_rss_mb: The most resident memory of one of its processes, in MB; 0 where none was told.
+    """
+
+    job: Job
+    attempts: list[Attempt] = field(default_factory=list)
+    max_rss_mb: float = 0.0
+
+    def metrics(self) -> dict[str, float]:
+        """What it took, as metrics of its run; of waiting and running all attempts together."""
+        started = [each for each in self.attempts if each.started is not None]
+        told = {
+            "attempts": len(started),
+            "elapsed_seconds": sum(each.seconds for each in started),
+            "gpu_hours": round(sum(each.seconds * each.gpus for each in started) / 3600, 4),
+            "queue_seconds": sum((each.started or 0) - each.submitted for each in started),
+        }
+        if self.max_rss_mb:
+            told["max_rss_mb"] = round(self.max_rss_mb, 1)
+        return told
+
+
+def ask(job_ids: Iterable[str], since: dict[str, float]) -> dict[str, Account]:
+    """Ask accounting for many jobs, and the queue for those that it does not know yet.
+
+    Args:
+        job_ids: As sbatch gave them, perhaps with the cluster's name.
+        since: For each, when it was submitted at the earliest, in seconds of Unix time: a cluster
+            may give a number a second time.
+
+    Returns:
+        The jobs that SLURM knows, by their ids.
+
+    Raises:
+        SlurmError: It does not answer, or keeps no accounts.
+    """
+    known: dict[str, Account] = {}
+    clusters: dict[str, dict[str, str]] = {}
+    for job_id in job_ids:
+        number, _, cluster = job_id.partition(";")
+        clusters.setdefault(cluster, {})[number] = job_id
+    for cluster, numbers in clusters.items():
+        for row in account(list(numbers), cluster, COLUMNS):
+            number, _, step = row[0].partition(".")
+            job_id = numbers.get(number, "")
+            if job_id and _seconds(row[5]) >= since[job_id]:
+                _add(known, job_id, step, row)
+        unknown = [number for number, job_id in numbers.items() if job_id not in known]
+        for number, state, reason, nodes, elapsed in queue(unknown, cluster):
+            if number in numbers:
+                job_id = numbers[number]
+                known[job_id] = Account(make_job(job_id, state, reason, nodes, elapsed))
+    return known
+
+
+def _add(known: dict[str, Account], job_id: str, step: str, row: list[str]) -> None:
+    _, state, exit_code, nodes, elapsed, submit, start, allocated, memory = row
+    if step:
+        if job_id in known:
+            known[job_id].max_rss_mb = max(known[job_id].max_rss_mb, _megabytes(memory))
+        return
+    account = known.setdefault(job_id, Account(Job(job_id, "PENDING")))
+    gpus = _GPUS.search(allocated)
+    began = _seconds(start) if start.isdigit() else None
+    attempt = Attempt(_seconds(submit), began, int(elapsed), int(gpus[1]) if gpus else 0)
+    account.attempts = sorted([*account.attempts, attempt], key=lambda each: each.submitted)
+    if attempt is account.attempts[-1]:
+        account.job = make_job(job_id, state, "", nodes, elapsed, exit_code)
+
+
+def _seconds(time: str) -> float:
+    return float(time) if time.isdigit() else 0.0
+
+
+def _megabytes(text: str) -> float:
+    found = re.fullmatch(r"([\d.]+)([KMG]?)", text)
+    return float(found[1]) * _UNITS[found[2]] if found else 0.0
+
+
+def run_patiently(
+    words: Sequence[str],
+    environment: Mapping[str, str] | None = None,
+    look: Callable[[], str] | None = None,
+) -> subprocess.CompletedProcess[str]:
+    """Run a program, again where SLURM is busy.
+
+    Args:
+        words: Its command line.
+        environment: Its environment.
+        look: Finds out what the lost answer was; nothing where there was none.
+    """
+    silence, lost = SlurmSilent(), False
+    for pause in (0.0, *PAUSES):
+        time.sleep(pause)
+        with suppress(SlurmError):  # as long as that is not known, nothing is tried again
+            if lost and look and (answer := look()):
+                return subprocess.CompletedProcess(words, 0, answer, "")
+            lost = False
+        if lost and look:
+            continue
+        try:
+            return run_program(words, environment or environment_of_query())
+        except SlurmSilent as error:
+            silence, lost = error, not _NEVER_HEARD.search(str(error))
+    if lost and look:
+        with suppress(SlurmError):
+            if answer := look():
+                return subprocess.CompletedProcess(words, 0, answer, "")
+    raise silence
+
+
+def run_program(
+    words: Sequence[str], environment: Mapping[str, str]
+) -> subprocess.CompletedProcess[str]:
+    """Run a program once.
+
+    Raises:
+        SlurmSilent: SLURM is busy or away.
+        SlurmError: It refuses; its own words, in one line.
+    """
+    try:
+        said = subprocess.run(
+            words,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=TIMEOUT,
+        )
+    except FileNotFoundError:
+        raise SlurmError(
+            f"there is no {words[0]} on PATH; this is for the login node of a SLURM cluster"
+        ) from None
+    except subprocess.TimeoutExpired:
+        raise SlurmSilent(f"{words[0]} timed out after {TIMEOUT:.0f} s") from None
+    if said.returncode == 0:
+        return said
+    text = format_message(said.stderr) or f"{words[0]} failed with exit code {said.returncode}"
+    raise SlurmSilent(text) if _BUSY.search(text) else SlurmError(text)
+
+
+def format_message(text: str) -> str:
+    """One line of what a program says, without its name before each."""
+    lines = (re.sub(r"^s\w+: (?:error: )?", "", line.strip()) for line in text.splitlines())
+    return "; ".join(line for line in lines if line)
+
+
+def environment_of_query() -> dict[str, str]:
+    """This process's environment without what changes the programs' output."""
+    return {k: v for k, v in os.environ.items() if not k.startswith(_FORMATS)}
+
+
+def environment_of_job(given: Sequence[str]) -> dict[str, str]:
+    """This process's environment without what would change the job.
+
+    Options of sbatch in the environment win over those in the script, a job that this runs in
+    has variables that the new one has too, and so has a launcher.
+    """
+    kept = {k: v for k, v in os.environ.items() if not k.startswith((*_OF_A_JOB, *_FORMATS))}
+    kept |= {name: os.environ[name] for name in _KEPT if name in os.environ}
+    for name, key in _DEFAULTS.items():
+        if name in os.environ and key not in given:
+            kept[name] = os.environ[name]
+    return {name: text for name, text in kept.items() if name not in _OF_A_LAUNCHER}

@@ -9,13 +9,10 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from pyclassify.slurm import config, destination, environment, script, topology
-from pyclassify.slurm.credentials import check_parameters
-from pyclassify.slurm.destination import Destination
-from pyclassify.slurm.environment import Environment
-from pyclassify.slurm.keys import Config
-from pyclassify.slurm.parameters import find_files, place
-from pyclassify.slurm.topology import Topology
+from pyclassify.slurm import config, script, topology
+from pyclassify.slurm.config import Config, check_parameters
+from pyclassify.slurm.environment import Destination, Environment, choose, find_image, resolve
+from pyclassify.slurm.topology import Topology, find_files, place
 from pyclassify.spool import records
 from pyclassify.utils import repository
 
@@ -131,7 +128,7 @@ def make(
 
     checked = config.parse_config(backend_config)
     if checked.container is not None:
-        checked = replace(checked, container=environment.find_image(checked.container))
+        checked = replace(checked, container=find_image(checked.container))
     given = dict(given or {})
     check_parameters(given)
     folder = Path(fetch_and_validate_project(uri, revision, entry_point, given))
@@ -155,10 +152,8 @@ def make(
         entry_point=entry_point,
         given=given,
         topology=topology.decide(checked, given, defaults),
-        destination=destination.resolve(
-            mlflow.get_tracking_uri(), from_nodes=checked.tracking == "direct"
-        ),
-        environment=environment.choose(checked, project, folder, backend_config.get("ENV_MANAGER")),
+        destination=resolve(mlflow.get_tracking_uri(), from_nodes=checked.tracking == "direct"),
+        environment=choose(checked, project, folder, backend_config.get("ENV_MANAGER")),
         work_dir=choose_work_dir(checked),
     )
 

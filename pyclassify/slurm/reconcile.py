@@ -8,11 +8,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from pyclassify.slurm import accounting, client
-from pyclassify.slurm import status as reconcile
-from pyclassify.slurm.accounting import Account
-from pyclassify.slurm.logs import tail_of
-from pyclassify.slurm.status import STATE, Ending
+from pyclassify.slurm import client
+from pyclassify.slurm.client import Account
+from pyclassify.slurm.status import STATE, Ending, becomes, find_ending, settle
+from pyclassify.slurm.submitted_run import tail_of
 from pyclassify.spool.records import FINAL
 
 FORGOTTEN = "UNKNOWN"
@@ -42,7 +41,7 @@ def main(asked: argparse.Namespace) -> int:
     since = {
         job: run.info.start_time / 1000 - _CLOCKS for run in runs if (job := jobs[run.info.run_id])
     }
-    known = accounting.ask(since, since)
+    known = client.ask(since, since)
     count: Counter[str] = Counter(looked_at=len(runs))
     for run in runs:
         account = known.get(jobs[run.info.run_id])
@@ -83,12 +82,12 @@ def _reconcile(
             return
         ending, state, metrics = _LOST, FORGOTTEN, {}
     elif account.job.meaning.ended:
-        ending = reconcile.find_ending(account.job)
+        ending = find_ending(account.job)
         state, metrics = account.job.state, account.metrics()
     else:
         yield from _follow(store, run, account.job.meaning.status, dry_run)
         return
-    status = reconcile.becomes(run, ending) if account or run.info.status not in FINAL else ""
+    status = becomes(run, ending) if account or run.info.status not in FINAL else ""
     if status and status != run.info.status:
         yield run, status, ending.words
         if status != "FINISHED":
@@ -97,7 +96,7 @@ def _reconcile(
         if status not in ("", run.info.status) or status in ("FAILED", "KILLED"):
             job_id = run.data.tags.get("slurm_job_id", "")
             files = tail_of(run.data.tags).files()
-            reconcile.settle(store, run.info.run_id, ending, job_id, files)
+            settle(store, run.info.run_id, ending, job_id, files)
         _log(store, run, state, metrics)
 
 

@@ -10,19 +10,34 @@ and nothing else:
 
 import os
 import sys
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from pyclassify.slurm import attempts, delivery, description
-from pyclassify.slurm import status as reconcile
-from pyclassify.slurm.status import LEFT, RESUME, Ending
+from pyclassify.slurm.status import (
+    BY,
+    LEFT,
+    RESUME,
+    STATE,
+    STOPPED,
+    Ending,
+    forget,
+    name_job,
+    of_script,
+    settle,
+    tag,
+)
+from pyclassify.spool import records
 from pyclassify.spool.records import FINAL
+from pyclassify.utils.masking import mask
 
 STAYS = 3  # exit code: nothing is to be started, and the run stays as it is
 AGAIN = Ending("SCHEDULED", "the job is to start again")
+_NONE = "-"
+T = TypeVar("T")
+_NO_SUCH_RUN = "RESOURCE_DOES_NOT_EXIST"
 
 
 def main(args: Sequence[str]) -> int:
@@ -44,9 +59,9 @@ def main(args: Sequence[str]) -> int:
         ending = Ending("FAILED", f"SLURM did not start the job again ({words}); {RESUME}")
         return end(run_id, job_id, folder, ending, [Path(log) for log in logs])
     code, said, out, err, *limit = rest
-    ending = reconcile.of_script(int(code), said)
-    if limit and ending == reconcile.STOPPED:
-        why = attempts.why_not_again(folder, job_id, int(limit[0]))
+    ending = of_script(int(code), said)
+    if limit and ending == STOPPED:
+        why = why_not_again(folder, job_id, int(limit[0]))
         ending = Ending("FAILED", why) if why else AGAIN
     end(run_id, job_id, folder, ending, [Path(out), Path(err)])
     return LEFT if ending == AGAIN else 0
@@ -69,15 +84,30 @@ def start(run_id: str, job_id: str, folder: Path, older: str = "") -> int:
         )
         return STAYS
     restarts = int(os.environ.get("SLURM_RESTART_COUNT", "0"))
-    begun, root = attempts.begin(folder, job_id, restarts), folder / "spool"
+    begun, root = begin(folder, job_id, restarts), folder / "spool"
     said = partial(_start, run_id=run_id, job_id=job_id, begun=begun)
-    code = delivery.tell(run_id, root, said)
-    if code == 0 and not delivery.is_spooled() and [*root.glob(f"{run_id}/*.records")]:
-        said(delivery.open_spool(root))  # what is delivered later must not undo it
+    code = tell(run_id, root, said)
+    if code == 0 and not is_spooled() and [*root.glob(f"{run_id}/*.records")]:
+        said(open_spool(root))  # what is delivered later must not undo it
     return code
 
 
-def _start(client: Any, run_id: str, job_id: str, begun: list[attempts.Attempt]) -> int:
+@dataclass(frozen=True)
+class Attempt:
+    """A start of a job.
+
+    Args:
+        job_id: The job's number.
+        restarts: How often SLURM had started the job again.
+        step: The step of the newest checkpoint by then; empty where nothing says it.
+    """
+
+    job_id: str
+    restarts: int
+    step: str = ""
+
+
+def _start(client: Any, run_id: str, job_id: str, begun: list[Attempt]) -> int:
     run, again = client.get_run(run_id), begun[-1].restarts > 0
     status, known = run.info.status, run.data.tags.get("slurm_job_id", "")
     if run.info.lifecycle_stage == "deleted" or (status in FINAL and not again):
@@ -89,14 +119,14 @@ def _start(client: Any, run_id: str, job_id: str, begun: list[attempts.Attempt])
         # As sbatch gave it, it may have the cluster's name too.
         "slurm_job_id": known if known.partition(";")[0] == job_id else job_id,
         "slurm_job_ids": ",".join(dict.fromkeys(each.job_id for each in begun)),
-        "slurm_restarts": str(attempts.count_restarts(begun)),
+        "slurm_restarts": str(count_restarts(begun)),
         "slurm_nodes": os.environ.get("SLURM_JOB_NODELIST", ""),
         "slurm_partition": os.environ.get("SLURM_JOB_PARTITION", ""),
     }
     if again:  # what was said of its first end is no more
-        tags |= {reconcile.BY: "", reconcile.STATE: ""}
-        description.forget(client, run, description.name_job(job_id))
-    reconcile.tag(client, run_id, tags)
+        tags |= {BY: "", STATE: ""}
+        forget(client, run, name_job(job_id))
+    tag(client, run_id, tags)
     return 0
 
 
@@ -104,17 +134,128 @@ def end(run_id: str, job_id: str, folder: Path, ending: Ending, logs: list[Path]
     """Give the run its final status, unless the training has."""
     ending = replace(ending, words=ending.words.replace("RUN_ID", run_id))
     said = partial(_end, run_id=run_id, job_id=job_id, ending=ending, logs=logs)
-    return delivery.tell(run_id, folder / "spool", said)
+    return tell(run_id, folder / "spool", said)
 
 
 def _end(client: Any, run_id: str, job_id: str, ending: Ending, logs: list[Path]) -> int:
     if ending.status not in FINAL:  # it is to start again
         client.update_run(run_id, status=ending.status)
         return 0
-    status = reconcile.settle(client, run_id, ending, job_id, logs)
+    status = settle(client, run_id, ending, job_id, logs)
     sys.stdout.write(f"run {run_id}: {status}\n")
     return 0
 
 
+def begin(folder: Path, job_id: str, restarts: int) -> list[Attempt]:
+    """Note a start; returns all so far.
+
+    Args:
+        folder: The run's folder.
+        job_id: The job's number.
+        restarts: How often SLURM had started it again.
+    """
+    with (folder / "attempts").open("a") as file:
+        file.write(f"{job_id} {restarts} {step_of(folder) or _NONE}\n")
+    return read(folder)
+
+
+def is_spooled() -> bool:
+    """Whether this process writes to a spool alone."""
+    return os.environ.get("MLFLOW_TRACKING_URI", "").startswith("spool:")
+
+
+def open_spool(root: Path) -> Any:
+    """The `MlflowClient` of the spools in a folder, also where this package is not installed."""
+    from mlflow import MlflowClient
+
+    from pyclassify.spool import store
+
+    store.register()
+    return MlflowClient(records.uri_of(root))
+
+
+def read(folder: Path) -> list[Attempt]:
+    """The starts so far, in order; a line that is cut off is none."""
+    try:
+        lines = (folder / "attempts").read_text().splitlines()
+    except OSError:
+        return []
+    rows = [line.split() for line in lines]
+    return [
+        Attempt(job_id, int(restarts), "" if step == _NONE else step)
+        for job_id, restarts, step in (row for row in rows if len(row) == 3)
+    ]
+
+
+def step_of(folder: Path) -> str:
+    """The step of the newest checkpoint, where the training says it."""
+    try:
+        return (folder / "progress").read_text().strip()
+    except OSError:
+        return ""
+
+
+def tell(run_id: str, root: Path, say: Callable[[Any], T]) -> T:
+    """Say something to MLflow, or to the run's spool where that can't be.
+
+    Args:
+        run_id: The run.
+        root: The folder of its spool.
+        say: Called with an `MlflowClient`, and once more with that of the spool.
+
+    Returns:
+        What that returns.
+
+    Raises:
+        mlflow.exceptions.MlflowException: There is no such run, or the run has no spool.
+    """
+    from mlflow import MlflowClient
+    from mlflow.exceptions import MlflowException
+
+    if is_spooled():
+        return say(open_spool(root))
+    try:
+        return say(MlflowClient())
+    except Exception as error:  # a database's driver has its own
+        unknown = isinstance(error, MlflowException) and error.error_code == _NO_SUCH_RUN
+        if unknown or not records.is_spool(root / run_id):
+            raise
+        sys.stderr.write(
+            f"MLflow can't be told ({mask(' '.join(str(error).split()))}); it is kept for "
+            f"`pyclassify sync {root}`\n"
+        )
+        return say(open_spool(root))
+
+
+def why_not_again(folder: Path, job_id: str, limit: int) -> str:
+    """Say why a job is not to start again; nothing where it may.
+
+    Args:
+        folder: The run's folder.
+        job_id: The job's number.
+        limit: How often a job may start in all.
+    """
+    ours = [each for each in read(folder) if each.job_id == job_id]
+    if not ours:
+        return ""
+    started, step = ours[-1].restarts + 1, step_of(folder)
+    if step and step == ours[-1].step:
+        return (
+            f"no step was gained since the last start (step {step}); {RESUME} --time TIME, with "
+            "more time"
+        )
+    if started >= limit:
+        return f'the job has started {started} times, and "requeue_attempts" is {limit}; {RESUME}'
+    return ""
+
+
 if __name__ == "__main__":
     sys.exit(main(sys.argv[1:]))
+
+
+def count_restarts(attempts: list[Attempt]) -> int:
+    """How often SLURM started the run's jobs again."""
+    most: dict[str, int] = {}
+    for each in attempts:
+        most[each.job_id] = max(each.restarts, most.get(each.job_id, 0))
+    return sum(most.values())

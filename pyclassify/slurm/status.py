@@ -1,26 +1,24 @@
 """A run's final status, from what SLURM says of its job."""
 
+import os
 import pwd
+import re
 import signal
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from pyclassify.slurm import description
-from pyclassify.slurm.answers import Job
-from pyclassify.slurm.states import STATES, state_by
+from pyclassify.slurm.states import STATES, Job, state_by
 from pyclassify.spool.records import FINAL
+from pyclassify.utils.masking import mask
 
 FOLDER = "slurm"  # of artifacts
 BY = "slurm_status_by"  # the tag that says who gave the run its status, where it may change
 STATE = "slurm_state"  # the tag that says how the job ended; there is nothing to ask after it
-
-
 # EX_TEMPFAIL of sysexits.h: the training was told to stop, has saved, and left to go on later.
 LEFT = 75
 RESUME = "go on by `pyclassify slurm resume RUN_ID`"
-
 _SIGNALS = {
     int(signal.SIGUSR1): ", SIGUSR1: it warns of the time limit, and the training has "
     f"to catch it, save and leave with exit code {LEFT}"
@@ -43,6 +41,10 @@ class Ending:
 
 
 STOPPED = Ending("KILLED", f"the training was told to stop, has saved and left; {RESUME}")
+_NOTE = "mlflow.note.content"  # MLflow's tag for a run's description
+_LAST_LINES = 20
+_LAST_BYTES = 4000  # some of MLflow's servers take 5000 for a description
+_QUOTED = "The last lines of stderr:"
 
 
 def find_ending(job: Job) -> Ending:
@@ -109,12 +111,12 @@ def settle(client: Any, run_id: str, ending: Ending, job_id: str, logs: list[Pat
     status, guessed = becomes(run, ending), run.data.tags.get(BY) == "script"
     changes = status != run.info.status or (guessed and ending.certain)
     words = ending.words if ending.status == status else "the training said so"
-    subject = description.name_job(job_id)
+    subject = name_job(job_id)
     try:
         if status == "FINISHED":
-            description.forget(client, run, subject)
-        elif changes or not description.tells(run, subject):
-            description.describe(client, run, subject, f"{words}.", logs)
+            forget(client, run, subject)
+        elif changes or not tells(run, subject):
+            describe(client, run, subject, f"{words}.", logs)
         if changes and guessed == ending.certain:
             tag(client, run_id, {BY: "slurm" if ending.certain else "script"})
     finally:  # whoever sees the status finds the reason, but a status there must be
@@ -149,3 +151,62 @@ def _name_user(by: str) -> str:
         return f"by {pwd.getpwuid(int(number)).pw_name}"
     except (ValueError, KeyError):
         return by
+
+
+def name_job(job_id: str) -> str:
+    """What a paragraph on a job begins with, whether or not its id names the cluster."""
+    return f"SLURM job {job_id.partition(';')[0]}"
+
+
+def tells(run: Any, subject: str) -> bool:
+    """Whether a run's description has a paragraph on a subject."""
+    return bool(_find(subject).search(_read(run)))
+
+
+def describe(client: Any, run: Any, subject: str, words: str, logs: Sequence[Path] = ()) -> None:
+    """Say something in a run's description, in the place of what was said on the same subject.
+
+    Args:
+        client: An `MlflowClient`.
+        run: The run.
+        subject: What it is about.
+        words: A line.
+        logs: Stdout and stderr, whose last lines are told too.
+    """
+    more = _quote_last_lines(logs)
+    _write(client, run, subject, "\n\n".join([f"{subject}: {words}", *more]))
+
+
+def forget(client: Any, run: Any, subject: str) -> None:
+    """Take back what was said on a subject."""
+    if tells(run, subject):
+        _write(client, run, subject, "")
+
+
+def _write(client: Any, run: Any, subject: str, text: str) -> None:
+    note, found = _find(subject).subn("", _read(run))
+    note = note.strip("\n") if found else note
+    client.set_tag(run.info.run_id, _NOTE, "\n\n".join(each for each in (note, text) if each))
+
+
+def _read(run: Any) -> str:
+    return str(run.data.tags.get(_NOTE, ""))
+
+
+def _find(subject: str) -> re.Pattern[str]:
+    """The paragraph on a subject, and what it quotes."""
+    quote = rf"\n\n{_QUOTED}\n\n(`{{3,}})\n(?s:.*?)\n\1$"
+    return re.compile(rf"(?:\A|\n\n){re.escape(subject)}: .*(?:{quote})?", re.MULTILINE)
+
+
+def _quote_last_lines(logs: Sequence[Path]) -> list[str]:
+    if not logs or not logs[-1].is_file():
+        return []
+    with logs[-1].open("rb") as file:
+        file.seek(-min(_LAST_BYTES, file.seek(0, os.SEEK_END)), os.SEEK_END)
+        lines = file.read().decode(errors="replace").splitlines()[-_LAST_LINES:]
+    if not any(line.strip() for line in lines):
+        return []
+    text = "\n".join(mask(line) for line in lines)
+    fence = max(("```", *(f"{each}`" for each in re.findall("`+", text))), key=len)
+    return [_QUOTED, f"{fence}\n{text}\n{fence}"]
