@@ -18,8 +18,8 @@ from pathlib import Path
 
 import yaml
 
-from benchmarks import report
 from benchmarks.accuracy import ROOT, choose, run
+from benchmarks.parts import report
 
 RECIPES = ("alexnet-bn-cifar10.yaml", "alexnet-cifar10-best.yaml")
 

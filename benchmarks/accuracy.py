@@ -29,8 +29,8 @@ from torch.utils.data import DataLoader
 from torchvision.datasets import ImageFolder
 from torchvision.models import alexnet
 
-from benchmarks import report
-from benchmarks.reference import prepare_as
+from benchmarks.parts import report
+from benchmarks.parts.reference import prepare_as
 from pyclassify.datamodule import ImageFolderDataModule
 
 ROOT = Path(__file__).parents[1]

@@ -12,7 +12,7 @@ import itertools
 
 from matplotlib.figure import Figure
 
-from benchmarks import report
+from benchmarks.parts import report
 from pyclassify.tracking.search import find_run, open_store
 
 COLOURS = ("#2b6cb0", "#c05621", "#2f855a", "#6b46c1", "#b83280")

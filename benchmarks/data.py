@@ -26,8 +26,8 @@ import torch
 from torch.utils.data import DataLoader
 from torchvision.datasets import ImageFolder
 
-from benchmarks import jpegs, report
-from benchmarks.reference import PILImages, prepare_as
+from benchmarks.parts import jpegs, report
+from benchmarks.parts.reference import PILImages, prepare_as
 from pyclassify.data import synthetic
 from pyclassify.data.datasets import ImageTensors
 from pyclassify.datamodule import (

@@ -23,7 +23,7 @@ import numpy as np
 from PIL import Image
 from torch import nn
 
-from benchmarks.server import running
+from benchmarks.parts.server import running
 from pyclassify.data.transforms import Preprocess
 from pyclassify.serving.artifact import save_model
 

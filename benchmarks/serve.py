@@ -26,8 +26,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-from benchmarks import report
-from benchmarks.server import running, tree
+from benchmarks.parts import report
+from benchmarks.parts.server import running, tree
 from pyclassify.data.transforms import Preprocess
 from pyclassify.model import AlexNet
 from pyclassify.serving.artifact import save_model

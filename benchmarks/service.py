@@ -22,8 +22,8 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.service_runs import log
-from benchmarks.watch import Watch
+from benchmarks.parts.service_runs import log
+from benchmarks.parts.watch import Watch
 from tests.support.service import ADMIN, Service, commands, is_up
 
 POSTGRES = "postgresql+psycopg2:///mlflow"

@@ -17,7 +17,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from benchmarks.tortured import Server
+from benchmarks.parts.tortured import Server
 
 NAMES = [f"metric_{number}" for number in range(10)]
 BATCH = 1000  # MLflow's limit

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import mlflow
 
-from benchmarks import report
+from benchmarks.parts import report
 
 ROOT = Path(__file__).parents[1]
 NOTHING = "name: nothing\nentry_points:\n  main:\n    command: 'true'\n"

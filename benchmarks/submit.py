@@ -18,7 +18,7 @@ from pathlib import Path
 
 import mlflow
 
-from benchmarks import report
+from benchmarks.parts import report
 from tests.support.cluster import Cluster
 
 ROOT = Path(__file__).parents[1]

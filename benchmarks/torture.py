@@ -20,9 +20,9 @@ from pathlib import Path
 
 import mlflow
 
-from benchmarks import tally
-from benchmarks.kills import KILLS, LASTS, draw_kills
-from benchmarks.tortured import Server, Training, wait_for
+from benchmarks.parts import tally
+from benchmarks.parts.kills import KILLS, LASTS, draw_kills
+from benchmarks.parts.tortured import Server, Training, wait_for
 from tests.support.cluster import Cluster
 
 ROOT = Path(__file__).parents[1]

@@ -23,7 +23,7 @@ import torch
 from lightning.pytorch.loops.fit_loop import _FitLoop
 from lightning.pytorch.trainer.connectors.logger_connector.logger_connector import _LoggerConnector
 
-from benchmarks import report
+from benchmarks.parts import report
 from pyclassify.cli.main import main as pyclassify
 from pyclassify.tracking import capsule, description, predictions, record, run
 from pyclassify.tracking.logger import RunLogger

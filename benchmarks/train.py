@@ -2,7 +2,7 @@
 
     python -m benchmarks.train [--batch 64 256 1024] [--processes 1 2] [--repeats 3] [--json FILE]
 
-The ways are those of benchmarks.loops; each is a process of its own (or several), and they take
+The ways are those of benchmarks.parts.loops; each is its own process (or several), and they take
 turns. Rates are from the first steps, which warm up, to the last. Where there is a GPU, all run on
 it: --precision bf16-mixed --compile --batch 1024 --steps 100 is for one.
 """
@@ -15,8 +15,8 @@ import sys
 import tempfile
 from pathlib import Path
 
-from benchmarks import report
-from benchmarks.loops import WAYS
+from benchmarks.parts import report
+from benchmarks.parts.loops import WAYS
 
 WARM_UP = 3  # steps
 STEPS = {64: 40, 256: 14, 1024: 8}  # about as long for each
@@ -31,7 +31,7 @@ def main(args=None):
     parser.add_argument("--steps", type=int, help="of each way")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--json", type=Path, help="a file for all figures")
-    given, options = parser.parse_known_args(args)  # the others are those of benchmarks.loops
+    given, options = parser.parse_known_args(args)  # the others are those of benchmarks.parts.loops
     rows = [
         compare(given, batch, processes, options)
         for processes in given.processes
@@ -67,7 +67,7 @@ def compare(given, batch, processes, options):
 
 def run(way, processes, options):
     with tempfile.TemporaryDirectory() as own:
-        words = ["-m", "benchmarks.loops", way, f"{own}/told.json", "--processes", processes]
+        words = ["-m", "benchmarks.parts.loops", way, f"{own}/told.json", "--processes", processes]
         if processes > 1 and way != "fit":
             launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node"]
             words = [*launcher, processes, *words]

@@ -198,7 +198,7 @@ class Submissions:
         )
 
 
-VERSIONS = Path(__file__).parents[1] / "slurm_versions"
+VERSIONS = Path(__file__).parents[1] / "slurm" / "versions"
 
 
 def put(folder, name, code):

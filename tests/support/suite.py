@@ -61,4 +61,4 @@ def pytest_collection_modifyitems(config, items):
 
 def group_of(item):
     """Tests of one group are run by one process of xdist, one after another."""
-    return next(filter(item.get_closest_marker, TOGETHER), item.module.__name__.split(".")[-1])
+    return next(filter(item.get_closest_marker, TOGETHER), item.module.__name__)

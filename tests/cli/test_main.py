@@ -1,0 +1,177 @@
+"""Whole command lines, one run each: what is trained, on what, and what is said in the end."""
+
+import os
+import re
+import shutil
+import tomllib
+from pathlib import Path
+from pkgutil import resolve_name
+
+import mlflow
+import pytest
+import torch
+import yaml
+
+from pyclassify.cli.main import main
+from pyclassify.tracking.ui import show_runs, start_quickly
+from tests.support import processes
+from tests.support.phrases import mentions
+from tests.support.stores import list_runs, using
+from tests.support.trainings import ERROR, SHAPES, train_beside
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def trained(module_store):
+    """What was said by a training, which is one run, and that run."""
+    before = len(list_runs(module_store))
+    done = train_beside(module_store, f"{SHAPES} --seed 3")
+    assert len(list_runs(module_store)) == before + 1
+    return done
+
+
+@pytest.fixture
+def store(module_store):
+    """All tests of this module share a store, for the sake of the run that was trained."""
+    with using(module_store):
+        yield module_store
+
+
+def test_train_fits_then_tests_the_best_checkpoint_as_one_run(trained):
+    run = trained.run
+    assert run.info.status == "FINISHED"
+    assert {"train_loss", "val_accuracy", "test_accuracy"} <= run.data.metrics.keys()
+
+
+def test_summary_tells_the_accuracy_the_checkpoint_the_run_and_what_is_next(trained):
+    run, out = trained.run, trained.out
+    lines = out[out.rindex("\ntest_accuracy  ") :].split("\n\n")[0].strip().splitlines()
+    said = dict(line.split(maxsplit=1) for line in lines)
+    assert said["test_accuracy"] == f"{run.data.metrics['test_accuracy']:.4f}"
+    assert os.path.isfile(said["checkpoint"])
+    assert os.path.isabs(said["checkpoint"])
+    assert said["run"] == run.info.run_id
+    assert said["next"] == start_quickly("sqlite:///mlflow.db")
+    assert max(map(len, lines[2:])) <= 80
+
+
+@pytest.mark.parametrize(
+    ("uri", "next_step"),
+    [
+        ("sqlite:///mlflow.db", "mlflow ui"),
+        ("sqlite:///other.db", "mlflow ui --backend-store-uri sqlite:///other.db"),
+        ("sqlite:////a b/mlflow.db", "mlflow ui --backend-store-uri 'sqlite:////a b/mlflow.db'"),
+        ("file:./mlruns", "mlflow ui --backend-store-uri file:./mlruns"),
+        ("https://runs.example.org/team", "open https://runs.example.org/team"),
+        ("http://me:secret@runs.example.org:5000", "open http://runs.example.org:5000"),
+        ("mysql://me:secret@db/runs", 'mlflow ui --backend-store-uri "$MLFLOW_TRACKING_URI"'),
+    ],
+)
+def test_next_step_shows_the_runs_where_they_are_and_no_password(uri, next_step):
+    assert show_runs(uri) == next_step
+
+
+@pytest.mark.parametrize("verb", ["validate", "test"])
+def test_score_of_a_run_is_the_one_that_it_reported(verb, trained, cli, store):
+    run, before = trained.run, len(list_runs(store))
+    metric = {"validate": "val_accuracy", "test": "test_accuracy"}[verb]
+
+    scored = cli(f"{verb} {SHAPES} --ckpt_path {run.info.run_id}")
+
+    assert scored.code == 0
+    assert len(scored.runs) == before + 1
+    assert scored.runs[0].data.metrics[metric] == run.data.metrics[metric]
+    assert f"{metric:14} {run.data.metrics[metric]:.4f}" in scored.out
+
+
+def test_score_by_mlflow_run_keeps_the_id_that_it_was_given(trained, cli, monkeypatch):
+    run_id = trained.run.info.run_id
+    client = mlflow.MlflowClient()
+    made = client.create_run(trained.run.info.experiment_id)
+    client.log_param(made.info.run_id, "ckpt_path", run_id)
+    monkeypatch.setenv("MLFLOW_RUN_ID", made.info.run_id)
+
+    scored = cli(f"test {SHAPES} --ckpt_path {run_id}")
+
+    assert scored.code == 0, scored.err
+    config = client.download_artifacts(made.info.run_id, "config.yaml")
+    assert yaml.safe_load(Path(config).read_text())["ckpt_path"] == run_id
+    assert client.get_run(made.info.run_id).info.status == "FINISHED"
+
+
+def test_score_of_a_run_in_another_store_is_found(cli, tmp_path, empty_store):
+    other = f"--trainer.logger.tracking_uri sqlite:///{tmp_path}/other.db"
+    shutil.copy(empty_store, tmp_path / "other.db")
+    run_id = re.search(r"^run +(\S+)", cli(f"fit {SHAPES} {other}").out, re.MULTILINE)[1]
+
+    assert cli(f"test {SHAPES} {other} --ckpt_path {run_id}").code == 0
+
+
+def test_score_of_a_file_is_that_of_its_run(trained, cli):
+    path = re.search(r"checkpoint +(\S+)", trained.out)[1]
+
+    scored = cli(f"validate {SHAPES} --ckpt_path {path}")
+
+    best = trained.run.data.metrics["val_accuracy"]
+    assert scored.runs[0].data.metrics["val_accuracy"] == best
+
+
+def test_configuration_that_a_run_keeps_makes_it_again(trained, cli):
+    first = trained.run
+    config = mlflow.artifacts.download_artifacts(
+        run_id=first.info.run_id, artifact_path="config.yaml"
+    )
+
+    second = cli(f"train --config {config}").runs[0]
+
+    assert second.data.params == first.data.params
+    timed = {"epoch_seconds", "images_per_second", "wall_seconds"}
+    found = [
+        {k: v for k, v in run.data.metrics.items() if k not in timed} for run in (first, second)
+    ]
+    assert found[0] == found[1]
+    assert timed < second.data.metrics.keys()
+
+
+def test_fit_goes_on_from_a_checkpoint(trained, cli):
+    path = re.search(r"checkpoint +(\S+)", trained.out)[1]
+
+    second = cli(f"fit {SHAPES} --max_epochs 2 --ckpt_path {path}")
+
+    history = mlflow.MlflowClient().get_metric_history(second.runs[0].info.run_id, "val_loss")
+    assert [point.step for point in history] == [9]  # five steps an epoch
+
+
+def test_predict_hands_probabilities_to_a_callback(trained, cli):
+    run_id = trained.run.info.run_id
+
+    cli(f"predict {SHAPES} --ckpt_path {run_id} --trainer.callbacks+=tests.support.networks.Writer")
+
+    predictions = torch.load("predictions.pt")
+    assert predictions.shape == (20, 10)
+    torch.testing.assert_close(predictions.sum(dim=1), torch.ones(20))
+
+
+def test_prepare_trains_nothing_and_asks_for_no_devices(cli, store):
+    before = len(list_runs(store))
+
+    done = cli(f"prepare {SHAPES} --devices 64 --accelerator gpu --num_nodes 2")
+
+    assert done.code == 0
+    assert len(done.runs) == before
+    assert done.out == "The data is in place; next: pyclassify train\n"  # the form of this message
+
+
+def test_module_runs_as_a_command():
+    done = processes.run("-m", "pyclassify", "trian", cwd=ROOT)
+
+    assert done.returncode == 1
+    assert done.stderr.startswith(ERROR)
+    assert mentions(done.stderr, "'trian'", "train")
+
+
+def test_console_script_is_the_same_function():
+    script = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]
+
+    assert resolve_name(script["pyclassify"]) is main

@@ -1,0 +1,96 @@
+"""What each process of a job finds: its GPUs, its rank, and the others."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from tests.support.slurm_jobs import enter, log, note, submit, wait_for_status, write_project
+
+# Of the shipped configurations, what the tests' cluster does not have.
+LACKING = ("partition", "qos", "constraint", "time", "modules", "environment", "work_dir")
+
+TELL = """
+    import json, os, sys
+    names = "CUDA_VISIBLE_DEVICES SLURM_PROCID SLURM_NTASKS SLURM_NTASKS_PER_NODE MASTER_ADDR"
+    names += " MASTER_PORT SLURM_JOB_ID SLURM_CPUS_PER_TASK SLURM_NODEID"
+    sys.stdout.write(json.dumps({name: os.environ.get(name) for name in names.split()}) + "\\n")
+"""
+PARAMETERS = "devices: {default: 1}, num_nodes: {default: 1}"
+
+
+def ranks(submitted):
+    run = wait_for_status(submitted)
+    assert run.info.status == "FINISHED", note(run)
+    told = [json.loads(line) for line in log(submitted).splitlines() if line.startswith("{")]
+    return sorted(told, key=lambda each: int(each["SLURM_PROCID"]))
+
+
+SHIPPED = {"ulysses": (2, 1), "leonardo": (4, 2), "perlmutter": (2, 1)}
+
+
+@pytest.fixture(scope="module")
+def told(cluster, empty_store, tmp_path_factory):
+    """What the processes of each shipped configuration tell; the jobs run at once."""
+    folder = tmp_path_factory.mktemp("shipped")
+    with pytest.MonkeyPatch.context() as patch:
+        enter(patch, cluster, empty_store, folder)
+        project = write_project(folder / "submitted", TELL, PARAMETERS)
+        submitted = {
+            name: submit(project, adapt(name), parameters={"devices": devices, "num_nodes": nodes})
+            for name, (devices, nodes) in SHIPPED.items()
+        }
+        yield {name: ranks(each) for name, each in submitted.items()}
+
+
+def adapt(name):
+    shipped = json.loads(Path(__file__).parents[3].joinpath(f"slurm/{name}.json").read_text())
+    config = {key: value for key, value in shipped.items() if key not in LACKING}
+    return {**config, "mem": "8G", "cpus_per_task": min(config.get("cpus_per_task", 1), 4)}
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_every_process_sees_all_gpus_of_its_node(name, told):
+    devices, num_nodes = SHIPPED[name]
+    seen = {key: {each[key] for each in told[name]} for key in told[name][0]}
+    assert [each["SLURM_PROCID"] for each in told[name]] == [
+        str(rank) for rank in range(devices * num_nodes)
+    ]
+    (gpus,) = seen["CUDA_VISIBLE_DEVICES"]  # the same for all; which ones, other jobs decide
+    assert len({*gpus.split(",")}) == devices
+    assert seen["SLURM_NTASKS_PER_NODE"] == {str(devices)}
+    assert seen["SLURM_CPUS_PER_TASK"] == {str(adapt(name)["cpus_per_task"])}
+    assert len(seen["SLURM_NODEID"]) == num_nodes
+
+
+def test_two_jobs_on_one_node_meet_at_places_of_their_own(slurm, tmp_path):
+    project = write_project(tmp_path / "submitted", TELL, PARAMETERS)
+    config = {"nodelist": "n1", "mem": "2G"}
+
+    both = [submit(project, config, parameters={"devices": 2}) for _ in range(2)]
+    told = [ranks(each) for each in both]
+
+    # The nodes' names don't resolve here.
+    assert {each["MASTER_ADDR"] for ranks in told for each in ranks} == {"127.0.0.1"}
+    ports = [{each["MASTER_PORT"] for each in ranks} for ranks in told]
+    assert [len(each) for each in ports] == [1, 1]
+    assert ports[0] != ports[1]
+
+
+@pytest.mark.parametrize(
+    ("srun_args", "words"),
+    [
+        (["--ntasks=1", "--ntasks-per-node=1"], r"\b1 processes\b.*\b2 were asked"),
+        (["--gpus-per-task=1"], r"process [01] has 1 GPUs\b.*\b2 were asked"),
+    ],
+)
+def test_too_few_processes_or_gpus_are_never_silent(srun_args, words, slurm, tmp_path):
+    project = write_project(tmp_path / "submitted", TELL, PARAMETERS)
+
+    submitted = submit(project, {"srun_args": srun_args}, parameters={"devices": 2})
+    run = wait_for_status(submitted)
+
+    assert run.info.status == "FAILED"
+    assert re.search(words, note(run))
+    assert "{" not in log(submitted)

@@ -1,0 +1,272 @@
+"""`pyclassify promote` and `pyclassify rollback`: the champion, moved by a person."""
+
+import getpass
+import json
+from pathlib import Path
+from types import SimpleNamespace
+
+import mlflow
+import pytest
+
+from pyclassify.cli.main import main
+from pyclassify.registry.champion import judge
+from tests.support import processes
+from tests.support.phrases import mentions
+from tests.support.runs import NAME, challenger, champion, decided, record, register, tags
+from tests.support.trainings import refusal
+
+ROOT = Path(__file__).parents[2]
+
+WORST, FAIR, GOOD, BEST = ("y" * right + "n" * (40 - right) for right in (10, 20, 30, 40))
+
+
+@pytest.fixture
+def cli(registry, capsys):
+    """Run a command line: the exit code, and what was written."""
+
+    def run(line, *more):
+        code = main([*line.split(), *more])
+        out, err = capsys.readouterr()
+        return SimpleNamespace(code=code, out=out, err=err)
+
+    return run
+
+
+def judged(*answers):
+    """Versions that were judged one after the other."""
+    for each in answers:
+        judge(mlflow.MlflowClient(), NAME, register(each))
+
+
+def test_version_is_promoted_by_its_answers(cli):
+    judged(FAIR)
+    register(GOOD)
+
+    done = cli("promote alexnet 2")
+
+    assert (done.code, done.err, champion()) == (0, "", "2")
+    assert mentions(done.out, "alexnet version 2 is champion", "better", "version 1", "40 images")
+
+
+def test_version_that_is_not_better_is_not_promoted_and_the_exit_code_says_so(cli):
+    judged(GOOD)
+    register(GOOD)
+
+    done = cli("promote alexnet 2")
+
+    assert (done.code, done.err, champion(), challenger()) == (1, "", "1", "2")
+    assert mentions(done.out, "alexnet version 1 stays champion", "version 2", "not")
+
+
+def test_version_is_judged_again_by_other_bounds(cli):
+    judged(FAIR, "y" * 25 + "n" * 15)
+    assert tags("2")["p_value"] == "0.062"
+
+    assert cli("promote alexnet 2 --alpha 0.1").code == 0
+    assert champion() == "2"
+
+
+def test_first_version_takes_min_accuracy(cli):
+    register(FAIR)
+
+    assert cli("promote alexnet 1 --min-accuracy 0.6").code == 1
+    assert cli("promote alexnet 1 --min-accuracy 0.5").code == 0
+
+
+def test_forced_version_tells_who_did_it_and_why(cli):
+    judged(GOOD, WORST)
+
+    done = cli("promote alexnet 2 --force --why", "it is half the size")
+
+    who = getpass.getuser()
+    # the form of this message
+    told = f"alexnet version 2 is champion: forced, after version 1 by {who}: it is half the size"
+    assert (done.code, done.out, champion(), challenger()) == (0, f"{told}\n", "2", None)
+    kept = decided("2")
+    assert (kept["by"], kept["why"]) == (who, "it is half the size")
+    assert kept["time"].endswith(" UTC")
+    assert kept["earlier"][0]["outcome"] == "kept"
+    shown = {key: value for key, value in tags("2").items() if key != "decided"}
+    assert shown == {
+        "decision": "forced",
+        "against": "version 1",
+        "decided_by": who,
+        "why": "it is half the size",
+    }
+
+
+def test_user_without_a_name_is_told_by_number(cli, monkeypatch):
+    for name in ("LOGNAME", "USER", "LNAME", "USERNAME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("os.getuid", lambda: 2**31 - 3)  # as in a container
+    judged(GOOD, WORST)
+
+    assert cli("promote alexnet 2 --force --why", "it is half the size").code == 0
+    assert decided("2")["by"] == tags("2")["decided_by"] == f"user {2**31 - 3}"
+
+
+def test_rollback_goes_back_any_number_of_times(cli):
+    judged(WORST, FAIR, GOOD)
+
+    done = cli("rollback alexnet --why", "too slow")
+
+    who = getpass.getuser()
+    # the form of this message
+    told = f"alexnet version 2 is champion again: version 3 was rolled back by {who}: too slow\n"
+    assert (done.code, done.out, champion()) == (0, told, "2")
+    assert tags("3")["decision"] == decided("3")["outcome"] == "rolled back"
+    assert cli("rollback alexnet").code == 0
+    assert champion() == "1"
+    assert refusal(cli("rollback alexnet")) == (  # the form of this message
+        "no version of alexnet was champion before; `pyclassify promote alexnet VERSION --force "
+        "--why TEXT` makes another one champion\n"
+    )
+
+
+def test_rollback_follows_a_champion_that_came_back(cli):
+    judged(WORST, FAIR, GOOD)
+    cli("promote alexnet 1 --force --why", "a fault in 3")
+
+    seen = [champion()]
+    while cli("rollback alexnet").code == 0:
+        seen.append(champion())
+
+    assert seen == ["1", "3", "2", "1"]
+
+
+def test_version_that_was_rolled_back_stays_so_when_it_is_delivered_again(cli):
+    judged(FAIR, GOOD)
+    cli("rollback alexnet")
+
+    assert judge(mlflow.MlflowClient(), NAME, "2").outcome == "rolled back"
+    assert champion() == "1"
+
+
+def test_next_version_is_judged_against_the_one_that_came_back(cli):
+    judged(FAIR, GOOD)
+    cli("rollback alexnet")
+    register(BEST)
+
+    assert cli("promote alexnet 3").code == 0
+    assert tags("3")["against"] == "version 1"
+
+
+def test_rollback_passes_over_versions_that_are_deleted(cli):
+    client = mlflow.MlflowClient()
+    judged(WORST, FAIR, GOOD)
+    client.delete_model_version(NAME, "2")
+
+    assert "version 1 is champion again" in cli("rollback alexnet").out
+    client.delete_model_version(NAME, "1")
+    said = refusal(cli("rollback alexnet"))
+    assert mentions(said, "alexnet", "deleted (1)", "`pyclassify promote alexnet VERSION --force")
+
+
+def test_rollback_puts_the_one_before_in_the_place_of_a_deleted_champion(cli):
+    judged(FAIR, GOOD)
+    mlflow.MlflowClient().delete_model_version(NAME, "2")
+
+    said = cli("rollback alexnet").out
+    assert mentions(said, "alexnet version 1 is champion", "version 2 is deleted")
+    assert champion() == "1"
+
+
+def test_rollback_gives_back_an_alias_that_was_taken(cli):
+    judged(FAIR, GOOD)
+    mlflow.MlflowClient().delete_registered_model_alias(NAME, "champion")
+
+    assert mentions(cli("rollback alexnet").out, "alexnet version 2 is champion", "alias")
+    assert champion() == "2"
+
+
+@pytest.mark.parametrize(
+    ("line", "facts"),
+    [
+        # the forms of these messages
+        ("promote alexnet 1", ["alexnet version 1 is champion already"]),
+        ("promote alexnet 9", ["alexnet has no version 9; there are: 1, 2"]),
+        ("promote alexnte 1", ["there is no registered model 'alexnte' at sqlite:///"]),
+        # of the same kinds
+        ("promote alexnet 1 --force --why x", ["alexnet version 1", "champion"]),
+        ("promote alexnet one", ["alexnet", "version one", "1, 2"]),
+        ("rollback alexnte", ["'alexnte'", "sqlite:///"]),
+        ("promote alexnet 2 --alpha 5", ["alpha", "5", "between 0 and 1"]),
+        ("promote alexnet 2 --min-accuracy 50", ["min_accuracy", "50", "from 0 to 1"]),
+    ],
+)
+def test_mistake_is_answered_in_one_line(line, facts, cli):
+    run_id = record()
+    for _ in range(2):
+        register(run_id=run_id)
+    mlflow.MlflowClient().set_registered_model_alias(NAME, "champion", "1")
+
+    done = cli(line)
+    assert done.out == ""
+    assert mentions(refusal(done), *facts)
+    assert (champion(), challenger()) == ("1", None)
+
+
+@pytest.mark.parametrize(
+    ("line", "facts"),
+    [
+        ("promote net 2 --force", ["--force", "--why TEXT"]),
+        ("promote net 2 --why x", ["--why", "--force"]),
+        ("promote net 2 --force --why x --alpha 0.1", ["--force", "--alpha", "--min-accuracy"]),
+        ("promote net", ["required: VERSION", "`pyclassify promote --help`"]),
+        ("rollback", ["required: NAME", "`pyclassify rollback --help`"]),
+    ],
+)
+def test_wrong_command_line_is_answered_before_anything_is_opened(line, facts, cli, monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:///nowhere.db")
+
+    done = cli(line)
+    assert done.out == ""
+    assert mentions(refusal(done), *facts)
+    assert not Path("nowhere.db").exists()
+
+
+def test_model_of_a_like_name_is_named(cli):
+    judged(FAIR)
+
+    assert cli("rollback alexnte").err.endswith("mlflow.db; nearest: alexnet\n")
+
+
+def test_model_without_a_champion_has_nothing_to_go_back_to(cli):
+    register(FAIR)
+
+    said = refusal(cli("rollback alexnet"))
+    assert mentions(said, "alexnet", "no champion", "`pyclassify promote alexnet VERSION`")
+
+
+def test_registry_that_is_away_is_told_in_one_line(cli, monkeypatch):
+    monkeypatch.setenv("MLFLOW_REGISTRY_URI", "http://me:secret@127.0.0.1:9")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+
+    said = refusal(cli("rollback alexnet"))
+
+    assert mentions(said, "registry", "http://***@127.0.0.1:9", "MLFLOW_REGISTRY_URI")
+    assert "secret" not in said
+
+
+WITHOUT_TORCH = """
+import sys
+from pyclassify.cli.main import main
+for line in {lines}:
+    main(line)
+    if "torch" in sys.modules:
+        sys.exit(f"torch was loaded to {{line[0]}}")
+"""
+
+
+def test_torch_is_not_loaded_to_promote_and_to_compare(registry):
+    judged(FAIR)
+    register(GOOD)
+    compare = ["compare", record(answers="yn"), record(answers="yy"), "--json"]
+    code = WITHOUT_TORCH.format(lines=[compare, ["promote", "alexnet", "2"]])
+
+    done = processes.run("-c", code, cwd=ROOT, fresh=True)
+
+    assert done.returncode == 0, done.stderr
+    assert champion() == "2"
+    compared, _ = json.JSONDecoder().raw_decode(done.stdout)
+    assert compared["paired_test"]["count"] == 2

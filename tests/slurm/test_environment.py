@@ -1,0 +1,130 @@
+"""Where tracking goes, and the environment that a job gets."""
+
+import os
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from mlflow.utils.conda import _get_conda_env_name
+
+from pyclassify.slurm import config, environment
+
+
+@pytest.mark.parametrize(
+    ("uri", "expected"),
+    [
+        ("sqlite:///mlflow.db", "sqlite:///{here}/mlflow.db"),
+        ("sqlite:////abs/mlflow.db?timeout=60", "sqlite:////abs/mlflow.db?timeout=60"),
+        ("mlruns", "file://{here}/mlruns"),
+        ("file:///abs/mlruns", "file:///abs/mlruns"),
+        ("https://tracking.example.org", "https://tracking.example.org"),
+        ("databricks", "databricks"),
+    ],
+)
+def test_tracking_uri_is_the_same_in_any_folder(uri, expected, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    resolved = environment.resolve(uri)
+    assert (resolved.uri, resolved.secret) == (expected.format(here=tmp_path), False)
+
+
+@pytest.mark.parametrize("host", ["localhost", "127.0.0.1", "[::1]", "0.0.0.0"])
+def test_server_of_the_login_node_alone_is_refused(host):
+    name = os.uname().nodename
+    words = f"is this host's own.*--host 0.0.0.0 and give MLFLOW_TRACKING_URI=http://{name}:5000/mlflow$"
+    with pytest.raises(ValueError, match=words):
+        environment.resolve(f"http://{host}:5000/mlflow")
+
+
+def test_database_of_the_login_node_alone_is_refused():
+    words = r"//\*\*\*@localhost/db is this host's own.* address"
+    with pytest.raises(ValueError, match=words) as info:
+        environment.resolve("postgresql://me:pass@localhost/db")
+    assert "--host" not in str(info.value)
+
+
+def test_password_is_found():
+    assert environment.resolve("postgresql://me:pass@db.example.org/mlflow").secret
+
+
+def test_database_in_memory_is_refused():
+    with pytest.raises(ValueError, match="in this process's memory; give a file"):
+        environment.resolve("sqlite:///:memory:")
+
+
+def test_database_on_a_network_file_system_is_warned_of(tmp_path, monkeypatch):
+    mounts = tmp_path / "mounts"
+    mounts.write_text(f"/dev/sda1 / ext4 rw 0 0\nhome:/export {tmp_path}/ho\\040me nfs4 rw 0 0\n")
+    (tmp_path / "ho me").mkdir()
+    kind = environment.file_system(tmp_path / "ho me/me/mlflow.db", mounts)
+    assert (kind, environment.file_system(tmp_path / "else", mounts)) == ("nfs4", "ext4")
+
+    monkeypatch.setattr(environment, "file_system", lambda path: kind)
+    assert "on a network file system (nfs4)" in environment.resolve("sqlite:///a.db").warning
+
+
+CONDA = SimpleNamespace(env_type="conda_env", env_config_path="conda.yaml")
+
+
+def activation(given, manager=None, project=CONDA):
+    return "\n".join(
+        environment.choose(config.parse_config(given), project, Path(), manager).activation
+    ).replace("# shellcheck source=/dev/null\n", "")
+
+
+def test_conda_environment_is_activated_by_its_hook():
+    lines = activation({"environment": "mine"}).splitlines()
+    assert lines[0] == 'eval "$("${CONDA_EXE:-conda}" shell.bash hook)"'
+    assert lines[1].startswith("conda activate mine || fail ")
+
+
+@pytest.mark.parametrize(
+    ("marker", "command"),
+    [
+        ("conda-meta/history", "conda activate {folder} ||"),
+        ("bin/activate", "source {folder}/bin/"),
+    ],
+)
+def test_kind_of_a_folder_is_seen(marker, command, tmp_path, monkeypatch):
+    (tmp_path / marker).parent.mkdir()
+    (tmp_path / marker).touch()
+    monkeypatch.setenv("ENVIRONMENTS", str(tmp_path.parent))
+    given = {"environment": f"$ENVIRONMENTS/{tmp_path.name}"}
+    assert command.format(folder=tmp_path) in activation(given)
+
+
+def test_folder_that_is_no_environment_is_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"neither bin/activate nor conda-meta in that folder"):
+        activation({"environment": str(tmp_path)})
+
+
+def test_environment_wins_over_the_manager():
+    assert "activate mine" in activation({"environment": "mine"}, manager="local")
+    assert activation({"environment": "none"}, manager="conda") == ""
+
+
+def test_without_environment_the_manager_builds_before_the_submission(monkeypatch):
+    monkeypatch.chdir(Path(__file__).parents[2])
+    built = []
+    monkeypatch.setattr("mlflow.utils.conda.get_or_create_conda_env", built.append)
+
+    chosen = environment.choose(config.Config(), CONDA, Path(), manager=None)
+    chosen.build()
+
+    assert built == ["conda.yaml"]
+    assert f"conda activate {_get_conda_env_name('conda.yaml')} ||" in chosen.activation[1]
+
+
+def test_local_is_the_environment_of_the_submission():
+    assert "/bin/activate" in activation({}, manager="local")
+
+
+def test_virtualenv_of_a_project_for_conda_follows_its_packages(tmp_path):
+    def activate(*packages):
+        pip = "".join(f"\n    - {package}" for package in packages)
+        text = f"dependencies:\n- python=3.11\n- pip\n- pip:{pip}\n"
+        (tmp_path / "conda.yaml").write_text(text)
+        project = SimpleNamespace(env_type="conda_env", env_config_path=tmp_path / "conda.yaml")
+        return activation({}, "virtualenv", project)
+
+    assert "/bin/activate" in activate("numpy")
+    assert activate("numpy") == activate("numpy") != activate("numpy", "scipy")
