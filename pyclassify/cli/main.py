@@ -66,7 +66,7 @@ def main(args: Sequence[str] | None = None) -> int:
 
 def exit_code(stop: KeyboardInterrupt) -> int:
     """75 tells a job's script to have it started again; any other stop is a failure's."""
-    return os.EX_TEMPFAIL if str(stop) == "SIGUSR1" else 1
+    return launcher.REQUEUE_EXIT_CODE if str(stop) == "SIGUSR1" else 1
 
 
 def run_plain(verb: str, given: list[str]) -> int:

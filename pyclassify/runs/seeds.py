@@ -134,7 +134,7 @@ def train(words: list[str], count: int) -> None:
             seed = seeds[place]
             command = [*leave_out(words, *SEED_OPTIONS), "--seed", str(seed)]
             code = train_one(command, place, parent)
-            if code == os.EX_TEMPFAIL:  # it has saved and left, to go on later
+            if code == launcher.REQUEUE_EXIT_CODE:  # it has saved and left, to go on later
                 raise KeyboardInterrupt("SIGUSR1")
             if code != 0:
                 failed.append(seed)

@@ -11,6 +11,7 @@ from difflib import get_close_matches
 from itertools import pairwise
 from typing import Any
 
+from pyclassify.utils.launcher import PROGRESS_ENV, SPOOL_ENV, STATUS_BY_SLURM_ENV
 from pyclassify.utils.masking import MASK, holds_credentials, mask
 
 # What MLflow adds to what the user gave (mlflow.projects.utils, 3.17).
@@ -304,7 +305,7 @@ _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 # What the script sets itself.
 _OURS = (
     *("MLFLOW_EXPERIMENT_ID", "MLFLOW_RUN_ID", "MLFLOW_TRACKING_URI"),
-    *("PYCLASSIFY_PROGRESS", "PYCLASSIFY_SPOOL", "PYCLASSIFY_STATUS_BY_SLURM"),
+    *(PROGRESS_ENV, SPOOL_ENV, STATUS_BY_SLURM_ENV),
 )
 
 

@@ -18,7 +18,6 @@ from typing import Any, TypeVar
 
 from pyclassify.slurm.status import (
     BY,
-    LEFT,
     RESUME,
     STATE,
     STOPPED,
@@ -31,6 +30,7 @@ from pyclassify.slurm.status import (
 )
 from pyclassify.spool import records
 from pyclassify.spool.records import FINAL
+from pyclassify.utils.launcher import REQUEUE_EXIT_CODE, SPOOL_ENV
 from pyclassify.utils.masking import mask
 
 STAYS = 3  # exit code: nothing is to be started, and the run stays as it is
@@ -44,13 +44,13 @@ def main(args: Sequence[str]) -> int:
     """Report the start or the end of this job.
 
     Returns:
-        The exit code: `STAYS`, `LEFT` where the job is to be requeued, 1 for what is wrong.
+        The exit code: `STAYS`, `REQUEUE_EXIT_CODE` to have the job requeued, 1 after an error.
     """
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
     run_id, job_id = os.environ["MLFLOW_RUN_ID"], os.environ["SLURM_JOB_ID"]
-    folder = Path(os.environ["PYCLASSIFY_SPOOL"]).parent
+    folder = Path(os.environ[SPOOL_ENV]).parent
     verb, *rest = args
     if verb == "start":
         return start(run_id, job_id, folder, *rest)
@@ -64,7 +64,7 @@ def main(args: Sequence[str]) -> int:
         why = why_not_again(folder, job_id, int(limit[0]))
         ending = Ending("FAILED", why) if why else AGAIN
     end(run_id, job_id, folder, ending, [Path(out), Path(err)])
-    return LEFT if ending == AGAIN else 0
+    return REQUEUE_EXIT_CODE if ending == AGAIN else 0
 
 
 def start(run_id: str, job_id: str, folder: Path, older: str = "") -> int:

@@ -10,10 +10,14 @@ from typing import Any
 
 from pyclassify.slurm.config import KEYS, Config
 from pyclassify.slurm.topology import Topology
+from pyclassify.utils.launcher import (
+    PROGRESS_ENV,
+    REQUEUE_EXIT_CODE,
+    SPOOL_ENV,
+    STATUS_BY_SLURM_ENV,
+)
 from pyclassify.utils.masking import holds_credentials
 
-# What the training looks for: a signal says nothing of this run's end, SLURM's state does.
-STATUS_BY_SLURM = "PYCLASSIFY_STATUS_BY_SLURM"
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 _PLAIN = re.compile(r"[\w@%+=:,./-]+", re.ASCII)
 INTRODUCTION = """\
@@ -293,7 +297,9 @@ def _functions(config: Config, inside: tuple[str, ...]) -> str:
     text = text.replace("@SIGNALS@", _signals(config))
     if not config.requeue:
         return text.replace("@REQUEUE@", "")
-    text = text.replace("@REQUEUE@", f" {config.attempts} || [ $? -ne 75 ] || requeue")
+    text = text.replace(
+        "@REQUEUE@", f" {config.attempts} || [ $? -ne {REQUEUE_EXIT_CODE} ] || requeue"
+    )
     return f"{text}\n{REQUEUE}"
 
 
@@ -318,9 +324,9 @@ def _exports(config: Config, facts: Facts) -> Iterator[str]:
         yield "# MLFLOW_TRACKING_URI has a password in it: it comes with the job's environment."
     else:
         yield f"export MLFLOW_TRACKING_URI={shlex.quote(facts.tracking_uri)}"
-    yield f"export {STATUS_BY_SLURM}={shlex.quote(facts.run_id)}"
-    yield 'export PYCLASSIFY_SPOOL="$run_folder/spool"'
-    yield 'export PYCLASSIFY_PROGRESS="$run_folder/progress"'
+    yield f"export {STATUS_BY_SLURM_ENV}={shlex.quote(facts.run_id)}"
+    yield f'export {SPOOL_ENV}="$run_folder/spool"'
+    yield f'export {PROGRESS_ENV}="$run_folder/progress"'
     yield "export PYTHONUNBUFFERED=1"
     for name, value in config.exports:
         if value is not None:

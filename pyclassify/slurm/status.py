@@ -11,17 +11,16 @@ from typing import Any
 
 from pyclassify.slurm.states import STATES, Job, state_by
 from pyclassify.spool.records import FINAL
+from pyclassify.utils.launcher import REQUEUE_EXIT_CODE
 from pyclassify.utils.masking import mask
 
 FOLDER = "slurm"  # of artifacts
 BY = "slurm_status_by"  # the tag that says who gave the run its status, where it may change
 STATE = "slurm_state"  # the tag that says how the job ended; there is nothing to ask after it
-# EX_TEMPFAIL of sysexits.h: the training was told to stop, has saved, and left to go on later.
-LEFT = 75
 RESUME = "go on by `pyclassify slurm resume RUN_ID`"
 _SIGNALS = {
     int(signal.SIGUSR1): ", SIGUSR1: it warns of the time limit, and the training has "
-    f"to catch it, save and leave with exit code {LEFT}"
+    f"to catch it, save and leave with exit code {REQUEUE_EXIT_CODE}"
 }
 
 
@@ -83,7 +82,7 @@ def of_script(exit_code: int, said: str) -> Ending:
             return find_ending(Job("", state))
         if queued.startswith("COMPLETING"):
             return replace(find_ending(Job("", "CANCELLED")), certain=False)
-    if exit_code == LEFT:
+    if exit_code == REQUEUE_EXIT_CODE:
         return STOPPED
     if exit_code > 128:
         words = f"the job was ended by signal {exit_code - 128}"

@@ -15,16 +15,12 @@ from pyclassify.spool import spooled_run
 from pyclassify.spool.lock import RunIsHeldError
 from pyclassify.spool.spooled_run import Written
 from pyclassify.tracking import final_status
-from pyclassify.utils.launcher import is_rank_zero
+from pyclassify.utils.launcher import SPOOL_ENV, STATUS_BY_SLURM_ENV, is_rank_zero
 from pyclassify.utils.masking import mask
 
 # What MLflow calls a run that nobody named: "adjective-noun-number".
 _RANDOM_NAME = re.compile(r"[a-z]+-[a-z]+-\d+")
-# Set to the run of a job of the SLURM backend (pyclassify.slurm.script): a stop may be its time
-# limit or its cancelling, which SLURM knows, and the job's script gives the run its status by that.
-_BY_SLURM = "PYCLASSIFY_STATUS_BY_SLURM"
 _LEFT = "left as it is"
-_SPOOL = "PYCLASSIFY_SPOOL"
 
 
 _lock = threading.Lock()
@@ -118,7 +114,7 @@ def start(
 
 def spool_root(save_dir: str | Path) -> Path:
     """The folder of the spools of runs that are saved in a folder, or PYCLASSIFY_SPOOL's."""
-    return Path(os.environ.get(_SPOOL) or Path(save_dir, "spool"))
+    return Path(os.environ.get(SPOOL_ENV) or Path(save_dir, "spool"))
 
 
 def name(run_name: str) -> None:
@@ -139,7 +135,7 @@ def after_end(finish: Callable[[], None]) -> None:
 
 def current() -> str | None:
     """The run that someone may go on with by hand; a job's own script sees to that of a job."""
-    return None if os.environ.get(_BY_SLURM) == _latest else _latest
+    return None if os.environ.get(STATUS_BY_SLURM_ENV) == _latest else _latest
 
 
 def mark(status: str) -> None:
@@ -155,7 +151,7 @@ def mark(status: str) -> None:
             return
         while _before_end:
             _before_end.pop()()
-        left = status == "KILLED" and os.environ.get(_BY_SLURM) == run_id
+        left = status == "KILLED" and os.environ.get(STATUS_BY_SLURM_ENV) == run_id
         _marked = _LEFT if left else status
         if _open is not None:
             delivered = _open.close("" if left else status)

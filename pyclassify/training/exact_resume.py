@@ -22,8 +22,8 @@ from pyclassify.training import checkpoints
 from pyclassify.training.checkpoints import WRITE_SECONDS, AtomicCheckpointIO
 from pyclassify.training.distributed import Agreement
 from pyclassify.utils import files, signals
+from pyclassify.utils.launcher import PROGRESS_ENV
 
-PROGRESS = "PYCLASSIFY_PROGRESS"  # the file that the last saved step is written to
 KEY = "pyclassify.resume"  # in a checkpoint
 SHARE = 50  # a checkpoint each epoch must take less than 1 in so many seconds
 
@@ -271,8 +271,8 @@ def _folder(trainer: pl.Trainer) -> Path | None:
 
 def report(step: int) -> None:
     """Tell whoever started this process that training can go on from a step."""
-    if os.environ.get(PROGRESS):
-        files.write_atomically(Path(os.environ[PROGRESS]), f"{step}\n")
+    if os.environ.get(PROGRESS_ENV):
+        files.write_atomically(Path(os.environ[PROGRESS_ENV]), f"{step}\n")
 
 
 def collect(device: torch.device) -> dict[str, Any]:

@@ -1,7 +1,23 @@
-"""What the first of several processes decides, told to the others by a file of a shared folder.
+"""What a launcher (srun, torchrun, a job's script) and the processes that it starts agree on.
 
-Each of them was started by a launcher (srun, torchrun), perhaps on a node of its own, and has not
-met the others yet.
+A SLURM job's script (slurm/script) and the training in it know each other by three environment
+variables, which the script sets, and one exit code:
+
+    PYCLASSIFY_SPOOL            The folder of the job's spools. tracking/run opens the run's spool
+                                there; slurm/reporter writes there while the server is away.
+    PYCLASSIFY_PROGRESS         A file. training/exact_resume writes the step of each checkpoint to
+                                it; slurm/reporter reads it, to requeue only what gains steps.
+    PYCLASSIFY_STATUS_BY_SLURM  The id of the job's run. tracking/run leaves the status of that run
+                                to slurm/reporter after a stop signal: the time limit and a
+                                cancellation send the same signal, and SLURM knows which it was.
+    exit code 75                The training has saved after SIGUSR1 and is to be started again.
+                                cli and runs/seeds exit with it, the script and slurm/reporter
+                                requeue the job.
+
+Any other project can take part in the same way (docs/stops.md).
+
+Processes that have no process group yet, perhaps on several nodes, share what the first of them
+decides by a file in a shared folder.
 """
 
 import json
@@ -13,6 +29,11 @@ from pathlib import Path
 from typing import Any
 
 from pyclassify.utils import files
+
+SPOOL_ENV = "PYCLASSIFY_SPOOL"
+PROGRESS_ENV = "PYCLASSIFY_PROGRESS"
+STATUS_BY_SLURM_ENV = "PYCLASSIFY_STATUS_BY_SLURM"
+REQUEUE_EXIT_CODE = os.EX_TEMPFAIL  # 75, of sysexits.h
 
 PATIENCE = 600.0  # seconds for the first process to decide
 # By these a start of a job, or of a launcher's processes, differs from the one before.

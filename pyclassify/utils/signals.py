@@ -16,6 +16,8 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import NoReturn
 
+from pyclassify.utils.launcher import REQUEUE_EXIT_CODE
+
 # SIGUSR1 is what a batch system is asked to send some time before a job's time is up.
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 GRACE_SECONDS = 5.0
@@ -102,12 +104,12 @@ def stop(signum: int) -> NoReturn:
 
 
 def exit_code(name: str) -> int:
-    """The exit code after a stop: 75 after SIGUSR1, which tells a job's script to start it again.
+    """The exit code after a stop: after SIGUSR1 the one that has a job's script requeue the job.
 
-    That is EX_TEMPFAIL of sysexits.h. It is meant for who ends a process from outside its main
-    thread; who ends by itself says 1 after the other signals.
+    It is meant for ending a process from outside its main thread; the main thread ends with 1 after
+    the other signals.
     """
-    return os.EX_TEMPFAIL if name == "SIGUSR1" else 128 + signal.Signals[name]
+    return REQUEUE_EXIT_CODE if name == "SIGUSR1" else 128 + signal.Signals[name]
 
 
 def act_again() -> None:

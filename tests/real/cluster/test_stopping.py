@@ -8,8 +8,8 @@ import signal
 import mlflow
 import pytest
 
-from pyclassify.slurm import script
 from pyclassify.tracking import run
+from pyclassify.utils.launcher import STATUS_BY_SLURM_ENV
 from tests.support import processes, slurm_python
 from tests.support.phrases import mentions
 from tests.support.slurm_jobs import (
@@ -99,7 +99,7 @@ def test_stop_leaves_the_status_of_the_jobs_run_to_slurm(of_the_job, status, slu
     experiment = mlflow.get_experiment_by_name("tested").experiment_id
     run_id = mlflow.MlflowClient().create_run(experiment).info.run_id
     monkeypatch.setenv("MLFLOW_RUN_ID", run_id)
-    monkeypatch.setenv(script.STATUS_BY_SLURM, run_id if of_the_job else "another")
+    monkeypatch.setenv(STATUS_BY_SLURM_ENV, run_id if of_the_job else "another")
 
     run.start(None, None, None)
     run.mark("KILLED")  # as on SIGTERM, which a time limit sends too
