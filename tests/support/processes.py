@@ -223,7 +223,7 @@ def _start_server():
 
 STOP = """
 import os, signal, sys, time
-from pyclassify import signals
+from pyclassify.utils import signals
 
 def say(*words):
     os.write(1, (" ".join(map(str, words)) + "\\n").encode())
