@@ -28,7 +28,7 @@ from pyclassify.cli.main import main as pyclassify
 from pyclassify.tracking import capsule, description, predictions, record, run
 from pyclassify.tracking.logger import RunLogger
 from pyclassify.tracking.metrics import RunMetrics
-from pyclassify.tracking.predictions import KeepPredictions
+from pyclassify.tracking.predictions import PredictionLogger
 from pyclassify.tracking.record import RecordConfig
 from pyclassify.tracking.system_metrics import JobMonitor
 
@@ -43,11 +43,11 @@ TRACKING = {
     "data digests": [(record, "describe"), (record, "log"), (record, "check")],
     "description": [(description, "begin"), (description, "finish"), (record, "_log_preview")],
     "predictions": [
-        (KeepPredictions, "on_test_batch_end"),
-        (KeepPredictions, "on_test_epoch_end"),
-        (predictions, "log_table"),
+        (PredictionLogger, "on_test_batch_end"),
+        (PredictionLogger, "on_test_epoch_end"),
+        (predictions, "log_predictions"),
     ],
-    "pictures": [(KeepPredictions, "_log_pictures"), (predictions, "_log_picture")],
+    "pictures": [(PredictionLogger, "_log_figures"), (predictions, "_log_figure")],
     "weights": [(RunLogger, "_log_weights")],
     "system metrics": [
         (RunLogger, "watch"),

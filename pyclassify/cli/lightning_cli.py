@@ -34,7 +34,7 @@ from pyclassify.cli.options import TITLES, parser_options
 from pyclassify.registry.register import RegisterModel
 from pyclassify.tracking.logger import find_run_logger
 from pyclassify.tracking.metrics import RunMetrics
-from pyclassify.tracking.predictions import KeepPredictions
+from pyclassify.tracking.predictions import PredictionLogger
 from pyclassify.tracking.record import DescribeRun, RecordConfig
 from pyclassify.tracking.ui import BEST, BY_RECIPE, run_link, runs_link, start_quickly
 from pyclassify.training.checkpoints import BestCheckpoint, read_data_state
@@ -266,7 +266,7 @@ def run(args: list[str], given: list[str] | None = None) -> None:
             trainer_class=Trainer,
             trainer_defaults={
                 "logger": {"class_path": RUN_LOGGER},
-                "callbacks": [LaunchCheck(), KeepPredictions(), RunMetrics(), DescribeRun()],
+                "callbacks": [LaunchCheck(), PredictionLogger(), RunMetrics(), DescribeRun()],
                 "devices": 1,
                 "max_epochs": 10,
                 "log_every_n_steps": 10,

@@ -45,7 +45,7 @@ from pyclassify.registry.versions import (
 )
 
 if TYPE_CHECKING:
-    from pyclassify.tracking.prediction_table import Answers
+    from pyclassify.tracking.prediction_table import PredictionsByIndex
 
 
 POLL = 0.05  # seconds between two tries
@@ -57,7 +57,7 @@ def judge(
     name: str,
     version: str,
     *,
-    evaluate: "Callable[[str], Answers] | None" = None,
+    evaluate: "Callable[[str], PredictionsByIndex] | None" = None,
     afresh: bool = False,
     alpha: float = 0.05,
     min_accuracy: float = 0.0,

@@ -10,7 +10,7 @@ from pyclassify.utils.masking import mask
 
 if TYPE_CHECKING:
     from pyclassify.runs.stats import PairedTest
-    from pyclassify.tracking.prediction_table import Answers
+    from pyclassify.tracking.prediction_table import PredictionsByIndex
 
 
 class NoEvidence(Exception):
@@ -34,13 +34,13 @@ class Evidence:
         self,
         client: Any,
         challenger: Version,
-        evaluate: "Callable[[str], Answers] | None" = None,
+        evaluate: "Callable[[str], PredictionsByIndex] | None" = None,
         afresh: bool = False,
     ) -> None:
         self.client, self.challenger = client, challenger
         self._evaluate, self._afresh = evaluate, afresh
         self.notes: dict[str, str] = {}
-        self._found: dict[str, tuple[Any, Answers]] = {}
+        self._found: dict[str, tuple[Any, PredictionsByIndex]] = {}
 
     def measure_accuracy(self) -> float:
         """The version's accuracy on its test images, by its answers or else its tag, in [0, 1].
@@ -75,7 +75,10 @@ class Evidence:
         return self._pair(champion, self._answer_afresh(champion), own)
 
     def _pair(
-        self, champion: Version, first: "tuple[Any, Answers]", second: "tuple[Any, Answers]"
+        self,
+        champion: Version,
+        first: "tuple[Any, PredictionsByIndex]",
+        second: "tuple[Any, PredictionsByIndex]",
     ) -> "PairedTest":
         from pyclassify.runs.stats import how_images_differ, pair
 
@@ -92,7 +95,7 @@ class Evidence:
             )
         return pair(*answers)
 
-    def _find(self, version: Version) -> "tuple[Any, Answers]":
+    def _find(self, version: Version) -> "tuple[Any, PredictionsByIndex]":
         """A version's answers as its run keeps them, and the run; the challenger's afresh if not.
 
         Raises:
@@ -109,8 +112,8 @@ class Evidence:
                 return self._answer_afresh(version)
         return self._found[version.number]
 
-    def _read(self, version: Version) -> "tuple[Any, Answers]":
-        from pyclassify.tracking.prediction_table import PREDICTIONS, read_answers
+    def _read(self, version: Version) -> "tuple[Any, PredictionsByIndex]":
+        from pyclassify.tracking.prediction_table import PREDICTIONS_FILE, read_predictions
 
         who = f"version {version.number}"
         if not version.run_id:
@@ -122,15 +125,15 @@ class Evidence:
         if run.info.lifecycle_stage == "deleted":
             self.notes[version.number] = f"the run of {who} is deleted"
         try:
-            answers = read_answers(run, self.client)
+            answers = read_predictions(run, self.client)
         except Exception as error:  # each kind of artifact store fails in its own way
-            reason = f"{PREDICTIONS} of {who} can't be read ({_shorten(error)})"
+            reason = f"{PREDICTIONS_FILE} of {who} can't be read ({_shorten(error)})"
             raise NoEvidence(reason) from error
         if answers is None:
-            raise NoEvidence(f"the run of {who} has no {PREDICTIONS}")
+            raise NoEvidence(f"the run of {who} has no {PREDICTIONS_FILE}")
         return run, answers
 
-    def _answer_afresh(self, version: Version) -> "tuple[Any, Answers]":
+    def _answer_afresh(self, version: Version) -> "tuple[Any, PredictionsByIndex]":
         if self._evaluate is None:
             raise NoEvidence(f"nothing evaluates version {version.number}")
         try:

@@ -4,7 +4,7 @@ import tempfile
 from collections import defaultdict
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
@@ -20,13 +20,9 @@ from pyclassify.registry.decision import check_bounds
 from pyclassify.registry.versions import FOLDER, find_version, source_of
 from pyclassify.serving.export import PIXELS, PROGRAM, load
 from pyclassify.tracking.logger import RunLogger, find_run_logger
-from pyclassify.tracking.prediction_table import Answers
-from pyclassify.tracking.predictions import KeepPredictions
+from pyclassify.tracking.prediction_table import PredictionsByIndex
+from pyclassify.tracking.predictions import PredictionLogger
 from pyclassify.tracking.run import attempt
-
-if TYPE_CHECKING:
-    from pyclassify.tracking.prediction_table import Answers
-
 
 WAIT_SECONDS = 60.0  # for the model's files to arrive; later ones are registered as they do
 BATCH = 128  # images of one size that are classified together
@@ -113,11 +109,15 @@ class RegisterModel(Callback):
         client = logger.written.server()
         data: Any = getattr(trainer, "datamodule", None)
         callbacks: list[Callback] = getattr(trainer, "callbacks", [])
-        kept = next((each.kept for each in callbacks if isinstance(each, KeepPredictions)), None)
+        tested = next(
+            (each.predictions for each in callbacks if isinstance(each, PredictionLogger)), None
+        )
 
-        def evaluate(version: str) -> "Answers":
-            tested = {*kept.places.tolist()} if kept and self.judge_by == "test" else None
-            return answer(client, name, version, getattr(data, self.judge_by), data.classes, tested)
+        def evaluate(version: str) -> PredictionsByIndex:
+            indices = {*tested.indices.tolist()} if tested and self.judge_by == "test" else None
+            return answer(
+                client, name, version, getattr(data, self.judge_by), data.classes, indices
+            )
 
         decision = judge(
             client,
@@ -138,7 +138,7 @@ def answer(
     dataset: Dataset[Any],
     classes: Sequence[str],
     places: Collection[int] | None = None,
-) -> Answers:
+) -> PredictionsByIndex:
     """Classify images by a version, on the CPU.
 
     Args:
@@ -162,7 +162,7 @@ def answer(
             f"version {version} tells {len(names)} classes apart ({', '.join(names[:3])}, ...), "
             f"and the images are of {len(classes)} ({', '.join(classes[:3])}, ...)"
         )
-    answers: Answers = {}
+    answers: PredictionsByIndex = {}
     for images, numbers, labels in _group(dataset, places):
         with torch.inference_mode():
             best = program(images).argmax(dim=1).tolist()

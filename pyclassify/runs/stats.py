@@ -12,7 +12,11 @@ from mlflow.entities import Run
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 from scipy.stats import binomtest, norm, t, ttest_ind_from_stats
 
-from pyclassify.tracking.prediction_table import PREDICTIONS, Answers, read_answers
+from pyclassify.tracking.prediction_table import (
+    PREDICTIONS_FILE,
+    PredictionsByIndex,
+    read_predictions,
+)
 
 METRIC = "test_accuracy"
 # A tag with the seeds; it tells a parent from other runs.
@@ -153,7 +157,7 @@ class PairedTest:
     interval: tuple[float, float]
 
 
-def pair(first: Answers, second: Answers) -> PairedTest:
+def pair(first: PredictionsByIndex, second: PredictionsByIndex) -> PairedTest:
     """Compare two runs' answers to the same images."""
     kinds = Counter((first[index][1], second[index][1]) for index in first)
     both, only_first, only_second = kinds[True, True], kinds[True, False], kinds[False, True]
@@ -174,17 +178,17 @@ def judge(runs: Sequence[Run]) -> tuple[PairedTest | None, list[str]]:
         The test, where there are two runs with the same images, and what speaks against comparing
         the runs by their test metrics, a sentence each.
     """
-    answers: dict[int, Answers] = {}
+    answers: dict[int, PredictionsByIndex] = {}
     lacking: list[int] = []
     notes: list[str] = []
     for number, run in enumerate(runs, 1):
         if SEEDS in run.data.tags:
             continue  # its answers are those of the runs under it
         try:
-            found = read_answers(run)
+            found = read_predictions(run)
         except Exception as error:  # each kind of artifact store fails in its own way
             reason = " ".join(str(error).split())
-            notes.append(f"{PREDICTIONS} of run {number} can't be read: {reason}")
+            notes.append(f"{PREDICTIONS_FILE} of run {number} can't be read: {reason}")
             continue
         if found is None:
             lacking.append(number)
@@ -193,13 +197,13 @@ def judge(runs: Sequence[Run]) -> tuple[PairedTest | None, list[str]]:
     if lacking:
         which = ", ".join(map(str, lacking))
         have = f"run {which} has" if len(lacking) == 1 else f"runs {which} have"
-        notes.append(f"{have} no {PREDICTIONS}, which shows whether test images are the same")
+        notes.append(f"{have} no {PREDICTIONS_FILE}, which shows whether test images are the same")
     others = _others(runs, answers)
     same = not others and len(answers) == len(runs)
     return (pair(*answers.values()) if same and len(runs) == 2 else None), notes + others
 
 
-def _others(runs: Sequence[Run], answers: dict[int, Answers]) -> list[str]:
+def _others(runs: Sequence[Run], answers: dict[int, PredictionsByIndex]) -> list[str]:
     """Name the runs whose test images are not those of the first that kept its answers."""
     notes = []
     first, *rest = answers or [0]
@@ -214,7 +218,7 @@ def _others(runs: Sequence[Run], answers: dict[int, Answers]) -> list[str]:
 
 
 def how_images_differ(
-    runs: tuple[Run | None, Run | None], answers: tuple[Answers, Answers]
+    runs: tuple[Run | None, Run | None], answers: tuple[PredictionsByIndex, PredictionsByIndex]
 ) -> str | None:
     """Say in what two runs' test images differ: number, indices, labels or content.
 

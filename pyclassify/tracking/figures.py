@@ -31,37 +31,37 @@ MOST_NAMES = 120  # classes whose names fit beside the matrix
 ROWS, COLUMNS = 4, 6
 
 
-def confusion_matrix(kept: Predictions, names: Sequence[str]) -> Figure:
+def confusion_matrix(predictions: Predictions, names: Sequence[str]) -> Figure:
     """Which classes are taken for which: each row is one true class, shaded by its shares.
 
     Args:
-        kept: The predictions.
+        predictions: The predictions.
         names: The classes' names.
     """
-    # Of all processes' images already, and no other process draws.
-    counted = MulticlassConfusionMatrix(
-        kept.num_classes, validate_args=False, sync_on_compute=False
+    # The images of all processes are in already, and no other process draws.
+    matrix = MulticlassConfusionMatrix(
+        predictions.num_classes, validate_args=False, sync_on_compute=False
     )
-    counted.update(kept.predicted, kept.labels)
-    counts = counted.compute()
+    matrix.update(torch.from_numpy(predictions.predicted), torch.from_numpy(predictions.labels))
+    counts = matrix.compute()
     shares = counts / counts.sum(dim=1, keepdim=True).clamp(min=1)
-    named = kept.num_classes <= MOST_NAMES
-    side = min(12.0, 3.5 + 0.5 * kept.num_classes) if named else 7.0
+    named = predictions.num_classes <= MOST_NAMES
+    side = min(12.0, 3.5 + 0.5 * predictions.num_classes) if named else 7.0
     figure = Figure(figsize=(side + 1, side), dpi=100, layout="constrained")
     axes = figure.add_subplot()
     if named:
-        counted.plot(shares, axes, add_text=False, labels=[shorten(name) for name in names])
-        _tidy_names(axes, small=kept.num_classes > MOST_COUNTS)
+        matrix.plot(shares, axes, add_text=False, labels=[shorten(name) for name in names])
+        _tidy_names(axes, small=predictions.num_classes > MOST_COUNTS)
     else:  # where torchmetrics would draw each name, over the next one, for seconds
         axes.imshow(shares)
     (image,) = axes.images
     image.set_cmap("Blues")
     image.set_norm(PowerNorm(0.5, 0, 1))  # mistakes are rare: their shades are spread out
-    if kept.num_classes <= MOST_COUNTS:
+    if predictions.num_classes <= MOST_COUNTS:
         _write_counts(axes, counts, shares)
     axes.set_xlabel("predicted class", fontsize=11)
     axes.set_ylabel("true class", fontsize=11)
-    axes.set_title(_headline(kept), fontsize=12, color=DARK, loc="left")
+    axes.set_title(_headline(predictions), fontsize=12, color=DARK, loc="left")
     bar = figure.colorbar(image, shrink=0.6, ticks=[0, 0.01, 0.05, 0.1, 0.25, 0.5, 1])
     bar.ax.set_yticklabels(["0", "1%", "5%", "10%", "25%", "50%", "100%"], fontsize=9)
     bar.set_label("share of the true class", fontsize=10)
@@ -87,19 +87,20 @@ def _write_counts(axes: Any, counts: torch.Tensor, shares: torch.Tensor) -> None
         )
 
 
-def class_accuracy(kept: Predictions, names: Sequence[str]) -> Figure:
+def class_accuracy(predictions: Predictions, names: Sequence[str]) -> Figure:
     """How many images of each class are recognised, the best class first.
 
     Where there are more than 100 classes, the best 50 and the worst 50.
 
     Args:
-        kept: The predictions.
+        predictions: The predictions.
         names: The classes' names.
     """
-    total = torch.bincount(kept.labels, minlength=kept.num_classes)
-    right = torch.bincount(kept.labels[kept.predicted == kept.labels], minlength=kept.num_classes)
-    tested = [number for number in range(kept.num_classes) if total[number] > 0]
-    share = {number: float(right[number] / total[number]) for number in tested}
+    num_classes, labels = predictions.num_classes, predictions.labels
+    total = np.bincount(labels, minlength=num_classes)
+    correct = np.bincount(labels[predictions.correct], minlength=num_classes)
+    tested = [number for number in range(num_classes) if total[number] > 0]
+    share = {number: float(correct[number] / total[number]) for number in tested}
     order = sorted(tested, key=lambda number: -share[number])
     shown = order
     if len(order) > MOST_BARS:
@@ -110,7 +111,7 @@ def class_accuracy(kept: Predictions, names: Sequence[str]) -> Figure:
     figure = Figure(figsize=(8, height), dpi=100, layout="constrained")
     axes = figure.add_subplot()
     size = 7 if many else 10
-    mean = 100 * _accuracy(kept)
+    mean = 100 * _accuracy(predictions)
     colours = [BLUE if value >= mean else ORANGE for value in values]
     axes.barh(range(len(shown)), values, color=colours, height=0.75)
     for place, value in enumerate(values):
@@ -123,7 +124,7 @@ def class_accuracy(kept: Predictions, names: Sequence[str]) -> Figure:
     axes.set_xlabel("images of the class that are recognised, %", fontsize=10)
     axes.tick_params(axis="y", length=0)
     axes.spines[["top", "right", "left"]].set_visible(False)
-    title = f"{_headline(kept)} (dashed line)"
+    title = f"{_headline(predictions)} (dashed line)"
     if len(shown) < len(order):
         title += f"\nThe best and the worst {MOST_BARS // 2} of {len(order):,} classes"
     axes.set_title(title, fontsize=12, color=DARK, loc="left")
@@ -147,27 +148,29 @@ def shorten(name: str, length: int = 24) -> str:
     return name if len(name) <= length else f"{name[: length - 1]}…"
 
 
-def _accuracy(kept: Predictions) -> float:
-    return float((kept.predicted == kept.labels).float().mean())
+def _accuracy(predictions: Predictions) -> float:
+    return float(predictions.correct.mean())
 
 
-def _headline(kept: Predictions) -> str:
-    return f"{100 * _accuracy(kept):.2f}% of {len(kept.labels):,} test images are recognised"
+def _headline(predictions: Predictions) -> str:
+    count = len(predictions.labels)
+    return f"{100 * _accuracy(predictions):.2f}% of {count:,} test images are recognised"
 
 
-def confident_mistakes(kept: Predictions, names: Sequence[str], dataset: Any) -> Figure:
+def confident_mistakes(predictions: Predictions, names: Sequence[str], dataset: Any) -> Figure:
     """The images that the network was most sure of and wrong, with both labels.
 
     Args:
-        kept: The predictions.
+        predictions: The predictions.
         names: The classes' names.
         dataset: The test set; an item begins with an image, as `as_shown` takes it, and a label.
 
     Raises:
         MisconfigurationException: The set's labels are not those that were tested.
     """
-    wrong = (kept.predicted != kept.labels).nonzero().flatten()
-    surest = wrong[kept.probability[wrong].argsort(descending=True, stable=True)]
+    (wrong,) = np.nonzero(~predictions.correct)
+    probabilities = torch.from_numpy(predictions.probabilities[wrong])
+    surest = wrong[probabilities.argsort(descending=True, stable=True).numpy()]
     surest = surest[: ROWS * COLUMNS]
     rows = max(1, -(-len(surest) // COLUMNS))
     figure = Figure(figsize=(10, 0.4 + 2.05 * rows), dpi=90)
@@ -175,21 +178,21 @@ def confident_mistakes(kept: Predictions, names: Sequence[str], dataset: Any) ->
     bottom = 0.4 / float(figure.get_figheight())
     axes = figure.add_axes((0, 0, 1, 1 - bottom))
     axes.set_axis_off()
-    title = f"{len(wrong):,} of {len(kept.labels):,} test images are mistaken"
+    title = f"{len(wrong):,} of {len(predictions.labels):,} test images are mistaken"
     if len(surest) > 0:
         title += f". The {len(surest)} surest: above, what was predicted; below, what it is"
     figure.text(0.01, 1 - bottom / 2, title, fontsize=12, color=DARK, va="center")
     for number, row in enumerate(surest.tolist()):
-        image, label, *_ = dataset[int(kept.places[row])]
-        if int(label) != int(kept.labels[row]):
+        image, label, *_ = dataset[int(predictions.indices[row])]
+        if int(label) != int(predictions.labels[row]):
             raise MisconfigurationException("the test set's items are not in the loader's order")
         top, left = divmod(number, COLUMNS)
         middle, y = left + 0.5, top * 1.23 + 0.13  # in widths of an image and its margin
         shown = as_shown(image)
         height, width, _ = shown.shape
         axes.imshow(shown, extent=_fit(height, width, middle, y + 0.47))
-        said = shorten(names[int(kept.predicted[row])], 16)
-        said = f"{said} {100 * float(kept.probability[row]):.1f}%"
+        said = shorten(names[int(predictions.predicted[row])], 16)
+        said = f"{said} {100 * float(predictions.probabilities[row]):.1f}%"
         words: dict[str, Any] = {"ha": "center", "va": "center", "fontsize": 9.5}
         axes.text(middle, y - 0.055, said, color=ORANGE, **words)
         axes.text(middle, y + 1.0, shorten(names[int(label)], 20), color=DARK, **words)

@@ -1,4 +1,9 @@
-"""What a run answered for each test image, and whether two runs had the same images."""
+"""The table of a run's test predictions, predictions.json, with one row for each test image.
+
+Its columns are `index` (the image's index in the test set), `label` and `predicted` (names of
+classes) and `probability` (of the predicted class). `mlflow ui` shows the table and compares it
+across runs. Nothing here loads torch, so that runs are compared without it.
+"""
 
 import json
 import tempfile
@@ -8,103 +13,121 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
+import numpy as np
+import numpy.typing as npt
 from mlflow import MlflowClient
 from mlflow.entities import Run
-from torch import Tensor
-from torchmetrics.functional.classification import multiclass_calibration_error
 
 from pyclassify.spool.server import open_files
-from pyclassify.tracking.logger import RunLogger
 
-PREDICTIONS = "predictions.json"
-TABLE = "predictions.json"
+PREDICTIONS_FILE = "predictions.json"
 
-
-Answers = dict[Any, tuple[str, bool]]
+# A test image's index: the name of its label, and whether the prediction is correct.
+PredictionsByIndex = dict[Any, tuple[str, bool]]
 
 
-"""A test image's index: its label, and whether the run has it right."""
+@dataclass
+class Predictions:
+    """Predictions of all test images, in the order of the test set.
+
+    Attributes:
+        indices: The image's index in the test set, int64 [n].
+        labels: The true class, int64 [n].
+        predicted: The most probable class, int64 [n].
+        probabilities: The probability of the predicted class, float32 [n].
+        num_classes: The number of classes.
+
+    Example:
+        Two images of class 1, of which the second is recognized:
+
+        >>> predictions = Predictions(
+        ...     indices=np.array([0, 1]),
+        ...     labels=np.array([1, 1]),
+        ...     predicted=np.array([0, 1]),
+        ...     probabilities=np.array([0.6, 0.9], dtype=np.float32),
+        ...     num_classes=2,
+        ... )
+        >>> float(predictions.correct.mean())
+        0.5
+    """
+
+    indices: npt.NDArray[np.int64]
+    labels: npt.NDArray[np.int64]
+    predicted: npt.NDArray[np.int64]
+    probabilities: npt.NDArray[np.float32]
+    num_classes: int
+
+    @property
+    def correct(self) -> npt.NDArray[np.bool_]:
+        """Whether each prediction is the label, bool [n]."""
+        return self.predicted == self.labels
 
 
-def read_answers(run: Run, client: MlflowClient | None = None) -> Answers | None:
-    """Read a run's table of predictions, with a row for each test image.
+def log_predictions(
+    client: MlflowClient, run_id: str, predictions: Predictions, class_names: Sequence[str]
+) -> None:
+    """Log predictions as a run's table.
+
+    Args:
+        client: The store.
+        run_id: The run.
+        predictions: The predictions.
+        class_names: The names of the classes, by label.
+    """
+    names = np.array(class_names, dtype=object)
+    columns = {
+        "index": predictions.indices,
+        "label": names[predictions.labels],
+        "predicted": names[predictions.predicted],
+        "probability": predictions.probabilities.astype(np.float64).round(6),
+    }
+    client.log_table(run_id, columns, PREDICTIONS_FILE)
+
+
+def read_predictions(run: Run, client: MlflowClient | None = None) -> PredictionsByIndex | None:
+    """Read a run's table of predictions.
 
     Args:
         run: The run.
-        client: Its store; the one of the environment without it.
+        client: The run's store; by default the one that MLFLOW_TRACKING_URI names.
 
     Returns:
-        None where the run has no such table.
+        The label of each test image and whether it was predicted; None if the run has no table.
 
     Raises:
-        ValueError: It is no such table, or holds an image twice.
+        ValueError: The file is not such a table, or has an image twice.
     """
     files = open_files(client or MlflowClient(), run.info.artifact_uri)
-    if PREDICTIONS not in [each.path for each in files.list_artifacts()]:
+    if PREDICTIONS_FILE not in [file.path for file in files.list_artifacts()]:
         return None
     with tempfile.TemporaryDirectory() as folder:
-        path = files.download_artifacts(PREDICTIONS, folder)
+        path = files.download_artifacts(PREDICTIONS_FILE, folder)
         text = Path(path).read_text(encoding="utf-8")
+    return _parse_table(text)
+
+
+def _parse_table(text: str) -> PredictionsByIndex:
     try:
         table = json.loads(text)
         columns = [table["columns"].index(name) for name in ("index", "label", "predicted")]
         rows = [[row[column] for column in columns] for row in table["data"]]
         # Labels are names or numbers.
-        answers = {index: (str(label), str(label) == str(guess)) for index, label, guess in rows}
+        predictions = {
+            index: (str(label), str(label) == str(predicted)) for index, label, predicted in rows
+        }
     except (ValueError, TypeError, KeyError, IndexError) as error:
         raise ValueError("it is no table of index, label and predicted") from error
     if not rows:
         raise ValueError("it holds no image")
-    if len(answers) < len(rows):
-        twice, _ = Counter(index for index, *_ in rows).most_common(1)[0]
-        raise ValueError(f"it holds image {twice} more than once")
-    return answers
+    if len(predictions) < len(rows):
+        duplicate, _ = Counter(index for index, *_ in rows).most_common(1)[0]
+        raise ValueError(f"it holds image {duplicate} more than once")
+    return predictions
 
 
-@dataclass
-class Predictions:
-    """One row for each test image, on the host, in the order of the test set.
-
-    Attributes:
-        places: The image's place in its set, int64 [n].
-        labels: The true class, int64 [n].
-        predicted: The most probable class, int64 [n].
-        probability: Its probability, float32 [n].
-        num_classes: How many classes there are.
-    """
-
-    places: Tensor
-    labels: Tensor
-    predicted: Tensor
-    probability: Tensor
-    num_classes: int
-
-    def calibration_error(self) -> Tensor:
-        """The expected calibration error [], over 15 bins (Guo et al., arXiv:1706.04599)."""
-        # Only the highest probability counts, and whether it is right: two classes can say both.
-        scores = torch.stack([self.probability, torch.zeros_like(self.probability)], dim=1)
-        wrong = (self.predicted != self.labels).long()
-        return multiclass_calibration_error(scores, wrong, num_classes=2, validate_args=False)
-
-
-def log_table(logger: RunLogger, kept: Predictions, names: Sequence[str]) -> None:
-    """Log predictions as a table that `mlflow ui` shows and compares across runs."""
-    import numpy as np
-
-    words = np.array(names, dtype=object)
-    columns = {
-        "index": kept.places.numpy(),
-        "label": words[kept.labels.numpy()],
-        "predicted": words[kept.predicted.numpy()],
-        "probability": kept.probability.double().numpy().round(6),
-    }
-    logger.experiment.log_table(logger.run_id, columns, TABLE)
-
-
-def class_names(data: Any, num_classes: int) -> list[str]:
-    """Name the classes: as the data module's `classes` do, else by their numbers."""
-    given = getattr(data, "classes", None)
-    if isinstance(given, Sequence) and len(given) == num_classes:
-        return [str(name) for name in given]
+def list_class_names(datamodule: Any, num_classes: int) -> list[str]:
+    """List the names in the data module's `classes`; numbers if they don't fit."""
+    names = getattr(datamodule, "classes", None)
+    if isinstance(names, Sequence) and len(names) == num_classes:
+        return [str(name) for name in names]
     return [str(number) for number in range(num_classes)]

@@ -1,4 +1,4 @@
-"""What the network said of each test image, gathered over all processes and kept with the run."""
+"""Log what a test predicted: `test_ece`, the table of predictions and figures of them."""
 
 import tempfile
 from collections.abc import Callable, Mapping
@@ -13,32 +13,42 @@ from lightning.pytorch.utilities.combined_loader import CombinedLoader
 from torch import Tensor
 from torch.utils.data import SequentialSampler
 from torch.utils.data.distributed import DistributedSampler
+from torchmetrics.functional.classification import multiclass_calibration_error
 
 from pyclassify.data.loaders import count_real
 from pyclassify.tracking.logger import RunLogger, find_run_logger
-from pyclassify.tracking.prediction_table import TABLE, Predictions, class_names, log_table
+from pyclassify.tracking.prediction_table import (
+    PREDICTIONS_FILE,
+    Predictions,
+    list_class_names,
+    log_predictions,
+)
 from pyclassify.tracking.run import attempt
 from pyclassify.training.distributed import gather
 
 
-class KeepPredictions(Callback):
-    """Log what a test predicted: `test_ece`, the table predictions.json, and pictures of it.
+class PredictionLogger(Callback):
+    """Log the predictions of a test: `test_ece`, the table predictions.json and figures.
 
-    For any module whose test step returns {"logits": float [batch, num_classes]} of a batch
-    (images, labels); of another module, or of several test loaders, nothing is kept.
+    The callback takes any module whose test step returns {"logits": float [batch, num_classes]}
+    for a batch (images, labels). Of another module, or of several test loaders, nothing is logged.
 
     Attributes:
-        kept: The predictions of the last test, of all processes, if there are any.
-        pictures: Those of them that are in the run, by name: PNG.
+        predictions: The predictions of the last test, of all processes; None before.
+        figures: The figures that were logged, PNG by file name.
+
+    Example:
+        >>> trainer = Trainer(logger=RunLogger(), callbacks=[PredictionLogger()])
+        >>> trainer.test(classifier, datamodule=datamodule)
     """
 
-    kept: Predictions | None = None
-    pictures: Mapping[str, bytes] = MappingProxyType({})
+    predictions: Predictions | None = None
+    figures: Mapping[str, bytes] = MappingProxyType({})
 
     def on_test_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._parts: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
+        self._batches: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
         self._seen = self._num_classes = 0
-        self.kept, self.pictures = None, {}
+        self.predictions, self.figures = None, {}
         self._loaders = CombinedLoader(trainer.test_dataloaders).flattened
 
     @torch.no_grad()
@@ -56,60 +66,72 @@ class KeepPredictions(Callback):
             return
         labels = batch[1]
         real = count_real(self._loaders[0], batch_idx, len(labels))
-        places = getattr(batch, "places", None)
-        if places is None:  # as Lightning's sampler deals them out
-            turn = torch.arange(self._seen, self._seen + len(labels), device=labels.device)
-            places = turn * trainer.world_size + trainer.global_rank
-        probability, predicted = logits[:real].float().softmax(dim=1).max(dim=1)
-        # They stay on the device: to fetch them now would wait for all that runs there.
-        self._parts.append((places[:real], labels[:real], predicted, probability))
-        self._seen, self._num_classes = self._seen + len(labels), logits.shape[1]
+        indices = getattr(batch, "places", None)
+        if indices is None:  # as Lightning's DistributedSampler assigns them
+            position = torch.arange(self._seen, self._seen + len(labels), device=labels.device)
+            indices = position * trainer.world_size + trainer.global_rank
+        probabilities, predicted = logits[:real].float().softmax(dim=1).max(dim=1)
+        # They stay on the device: a copy to the host would wait for all queued kernels.
+        self._batches.append((indices[:real], labels[:real], predicted, probabilities))
+        self._seen += len(labels)
+        self._num_classes = logits.shape[1]
 
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        mine = [torch.cat(column).cpu() for column in zip(*self._parts, strict=True)]
-        self._parts = []
-        together = gather(mine) if trainer.world_size > 1 else [mine]
-        if not any(together):
+        own = [torch.cat(column).cpu() for column in zip(*self._batches, strict=True)]
+        self._batches = []
+        gathered = gather(own) if trainer.world_size > 1 else [own]
+        if not any(gathered):
             return
-        places, labels, predicted, probability = map(torch.cat, zip(*together, strict=True))
-        order = places.argsort()
-        self.kept = Predictions(
-            places[order], labels[order], predicted[order], probability[order], self._num_classes
+        columns = [torch.cat(column) for column in zip(*gathered, strict=True)]
+        order = columns[0].argsort()
+        indices, labels, predicted, probabilities = (c[order].numpy() for c in columns)
+        self.predictions = Predictions(
+            indices, labels, predicted, probabilities, num_classes=self._num_classes
         )
-        error = attempt("test_ece", self.kept.calibration_error)
+        error = attempt("test_ece", compute_calibration_error, self.predictions)
         if error is not None:
             pl_module.log("test_ece", error, sync_dist=True)  # the same in each process
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        logger, kept = find_run_logger(trainer), self.kept
-        if not trainer.is_global_zero or logger is None or kept is None:
+        logger, predictions = find_run_logger(trainer), self.predictions
+        if not trainer.is_global_zero or logger is None or predictions is None:
             return
-        names = class_names(getattr(trainer, "datamodule", None), kept.num_classes)
-        attempt(TABLE, log_table, logger, kept, names)
-        attempt("the pictures", self._log_pictures, logger, kept, names)
+        names = list_class_names(getattr(trainer, "datamodule", None), predictions.num_classes)
+        client, run_id = logger.experiment, str(logger.run_id)
+        attempt(PREDICTIONS_FILE, log_predictions, client, run_id, predictions, names)
+        attempt("the pictures", self._log_figures, logger, predictions, names)
 
-    def _log_pictures(self, logger: RunLogger, kept: Predictions, names: list[str]) -> None:
+    def _log_figures(self, logger: RunLogger, predictions: Predictions, names: list[str]) -> None:
         from pyclassify.tracking import figures
 
         loader = self._loaders[0]
-        drawn: dict[str, Callable[[], Any]] = {
-            "confusion_matrix.png": lambda: figures.confusion_matrix(kept, names),
-            "class_accuracy.png": lambda: figures.class_accuracy(kept, names),
+        plots: dict[str, Callable[[], Any]] = {
+            "confusion_matrix.png": lambda: figures.confusion_matrix(predictions, names),
+            "class_accuracy.png": lambda: figures.class_accuracy(predictions, names),
         }
-        if _in_order(loader):
-            drawn["confident_mistakes.png"] = lambda: figures.confident_mistakes(
-                kept, names, loader.dataset
+        if _is_sequential(loader):
+            plots["confident_mistakes.png"] = lambda: figures.confident_mistakes(
+                predictions, names, loader.dataset
             )
-        made = {name: attempt(name, _log_picture, logger, name, drawn[name]) for name in drawn}
-        self.pictures = {name: picture for name, picture in made.items() if picture is not None}
+        logged = {name: attempt(name, _log_figure, logger, name, plots[name]) for name in plots}
+        self.figures = {name: png for name, png in logged.items() if png is not None}
 
 
-def _log_picture(logger: RunLogger, name: str, draw: Callable[[], Any]) -> bytes:
+def compute_calibration_error(predictions: Predictions) -> Tensor:
+    """Compute the expected calibration error [] over 15 bins (Guo et al., arXiv:1706.04599)."""
+    # Only the highest probability counts, and whether it is right: two classes express both.
+    probabilities = torch.from_numpy(predictions.probabilities)
+    scores = torch.stack([probabilities, torch.zeros_like(probabilities)], dim=1)
+    wrong = torch.from_numpy(~predictions.correct).long()
+    return multiclass_calibration_error(scores, wrong, num_classes=2, validate_args=False)
+
+
+def _log_figure(logger: RunLogger, name: str, plot: Callable[[], Any]) -> bytes:
     from pyclassify.tracking import figures
 
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, name)
-        figures.save(draw(), path)
+        figures.save(plot(), path)
         logger.experiment.log_artifact(logger.run_id, str(path))
         return path.read_bytes()
 
@@ -122,10 +144,10 @@ def _is_classified(logits: Any, batch: Any) -> bool:
     return logits.ndim == 2 and isinstance(labels, Tensor) and labels.ndim == 1
 
 
-def _in_order(loader: Any) -> bool:
-    """Whether a loader walks through its set from first to last, and the set can be indexed."""
+def _is_sequential(loader: Any) -> bool:
+    """Whether a loader reads its data set from first to last, and the set can be indexed."""
     sampler = getattr(loader, "sampler", None)
-    shared_in_order = isinstance(sampler, DistributedSampler) and not sampler.shuffle
-    return (shared_in_order or isinstance(sampler, SequentialSampler)) and hasattr(
+    ordered_shards = isinstance(sampler, DistributedSampler) and not sampler.shuffle
+    return (ordered_shards or isinstance(sampler, SequentialSampler)) and hasattr(
         loader.dataset, "__getitem__"
     )

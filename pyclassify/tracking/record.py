@@ -8,6 +8,7 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import yaml
 from lightning.pytorch import LightningModule, Trainer
@@ -20,8 +21,8 @@ from pyclassify.tracking import capsule, description, parameters, run, ui
 from pyclassify.tracking.capsule import OVERRIDDEN, SOURCE_RUN
 from pyclassify.tracking.description import Scores
 from pyclassify.tracking.logger import RunLogger, find_run_logger
-from pyclassify.tracking.prediction_table import Predictions, class_names
-from pyclassify.tracking.predictions import KeepPredictions
+from pyclassify.tracking.prediction_table import Predictions, list_class_names
+from pyclassify.tracking.predictions import PredictionLogger
 from pyclassify.tracking.run import attempt
 from pyclassify.utils.masking import mask
 
@@ -240,10 +241,10 @@ class DescribeRun(Callback):
             return
         scores, picture = None, None
         for each in trainer.callbacks:  # type: ignore[attr-defined]
-            if isinstance(each, KeepPredictions) and each.kept is not None:
+            if isinstance(each, PredictionLogger) and each.predictions is not None:
                 data = getattr(trainer, "datamodule", None)
-                scores = attempt("the accuracy by class", count_by_class, each.kept, data)
-                if whole := each.pictures.get(MATRIX):
+                scores = attempt("the accuracy by class", count_by_class, each.predictions, data)
+                if whole := each.figures.get(MATRIX):
                     picture = attempt("a preview", _log_preview, self._logger, whole)
         self._write(description.finish, scores, self._epochs, picture or "")
 
@@ -264,9 +265,9 @@ def _log_preview(logger: RunLogger, picture: bytes) -> str:
     return f"{FOLDER}/{MATRIX}"
 
 
-def count_by_class(kept: Predictions, data: Any) -> Scores:
+def count_by_class(predictions: Predictions, datamodule: Any) -> Scores:
     """Count the images of each class of a data module, and those that are recognised."""
-    names = class_names(data, kept.num_classes)
-    right = kept.labels[kept.predicted == kept.labels]
-    total, right = (torch.bincount(each, minlength=len(names)) for each in (kept.labels, right))
+    names = list_class_names(datamodule, predictions.num_classes)
+    labels, correct = predictions.labels, predictions.labels[predictions.correct]
+    total, right = (np.bincount(each, minlength=len(names)) for each in (labels, correct))
     return Scores(names, total.tolist(), right.tolist())

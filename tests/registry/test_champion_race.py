@@ -11,7 +11,7 @@ from mlflow.protos.databricks_pb2 import PERMISSION_DENIED
 from pyclassify.registry import champion as lock
 from pyclassify.registry import decision as decision_record
 from pyclassify.registry.champion import alone, force, judge, roll_back
-from pyclassify.tracking.prediction_table import read_answers
+from pyclassify.tracking.prediction_table import read_predictions
 from tests.support import processes
 from tests.support.judging import judge_together
 from tests.support.phrases import mentions
@@ -64,7 +64,7 @@ def test_version_is_judged_anew_where_another_became_champion_meanwhile(registry
     def evaluate(version):  # takes a while
         if champion() == worst:
             judge(registry, NAME, good)
-        return read_answers(registry.get_run(runs[version]))
+        return read_predictions(registry.get_run(runs[version]))
 
     decision = judge(registry, NAME, fair, evaluate=evaluate)
 
@@ -75,7 +75,7 @@ def test_version_is_judged_anew_where_another_became_champion_meanwhile(registry
 def test_version_that_another_process_judges_meanwhile_is_judged_once(registry):
     first, second = register(ANSWERS[0], digest="old"), register(ANSWERS[1], digest="new")
     judge(registry, NAME, first)
-    answers = read_answers(registry.get_run(registry.get_model_version(NAME, first).run_id))
+    answers = read_predictions(registry.get_run(registry.get_model_version(NAME, first).run_id))
     decisions = []
 
     def evaluate(version):  # takes a while
@@ -92,7 +92,7 @@ def test_version_that_stays_challenger_is_judged_once_too(registry):
     first, second = register(ANSWERS[0], digest="old"), register(ANSWERS[0], digest="new")
     judge(registry, NAME, first)
     assert judge(registry, NAME, second).outcome == "not judged"
-    answers = read_answers(registry.get_run(registry.get_model_version(NAME, first).run_id))
+    answers = read_predictions(registry.get_run(registry.get_model_version(NAME, first).run_id))
     decisions = []
 
     def evaluate(version):  # takes a while, and no alias moves meanwhile

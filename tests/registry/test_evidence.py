@@ -6,7 +6,7 @@ import mlflow
 import pytest
 
 from pyclassify.registry.champion import judge
-from pyclassify.tracking.prediction_table import read_answers
+from pyclassify.tracking.prediction_table import read_predictions
 from tests.support.phrases import mentions
 from tests.support.runs import (
     NAME,
@@ -77,7 +77,7 @@ def test_data_of_the_same_name_and_digest_are_the_same(judged):
 
 def test_champion_is_asked_for_its_answers_to_other_images(registry, judged):
     first, second = register("y" * 50, digest="old"), register(GOOD, digest="new")
-    answers = read_answers(mlflow.get_run(record(answers=FAIR)))
+    answers = read_predictions(mlflow.get_run(record(answers=FAIR)))
     asked = []
 
     def evaluate(version):
@@ -91,7 +91,7 @@ def test_champion_is_asked_for_its_answers_to_other_images(registry, judged):
 
 
 def test_challenger_is_asked_where_its_run_kept_no_answers(judged):
-    answers = read_answers(mlflow.get_run(record(answers=GOOD)))
+    answers = read_predictions(mlflow.get_run(record(answers=GOOD)))
 
     decision = judged(register(FAIR), register(), evaluate={"2": answers}.get)
 
@@ -99,7 +99,7 @@ def test_challenger_is_asked_where_its_run_kept_no_answers(judged):
 
 
 def test_answers_to_the_wrong_images_are_no_evidence(judged):
-    wrong = read_answers(mlflow.get_run(record(answers="yn")))
+    wrong = read_predictions(mlflow.get_run(record(answers="yn")))
 
     decision = judged(
         register(FAIR, digest="a"), register(GOOD, digest="b"), evaluate=lambda _: wrong

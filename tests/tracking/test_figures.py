@@ -21,20 +21,19 @@ from pyclassify.tracking.prediction_table import Predictions
 
 
 def predictions(num_classes, count=1000):
-    """Predictions of which a quarter are wrong, the less sure the later they come."""
-    generator = torch.Generator().manual_seed(0)
-    labels = torch.arange(count) % num_classes
-    wrong = torch.rand(count, generator=generator) < 0.25
-    predicted = torch.where(wrong, (labels + 1) % num_classes, labels)
-    sure = torch.linspace(0.99, 0.2, count)
-    return Predictions(torch.arange(count), labels, predicted, sure, num_classes)
+    """Predictions of which a quarter are wrong, with falling probabilities."""
+    labels = np.arange(count) % num_classes
+    wrong = np.random.default_rng(0).random(count) < 0.25
+    predicted = np.where(wrong, (labels + 1) % num_classes, labels)
+    probabilities = np.linspace(0.99, 0.2, count, dtype=np.float32)
+    return Predictions(np.arange(count), labels, predicted, probabilities, num_classes)
 
 
-def noise(kept, side=32):
+def noise(tested, side=32):
     generator = torch.Generator().manual_seed(0)
-    shape = (len(kept.labels), 3, side, side)
+    shape = (len(tested.labels), 3, side, side)
     images = torch.randint(256, shape, dtype=torch.uint8, generator=generator)
-    return TensorDataset(images, kept.labels)
+    return TensorDataset(images, torch.from_numpy(tested.labels))
 
 
 def words(figure):
@@ -43,12 +42,12 @@ def words(figure):
 
 @pytest.mark.parametrize("num_classes", [2, 10, 100, 150])
 def test_pictures_are_small_and_leave_no_figure_open(num_classes, tmp_path):
-    kept = predictions(num_classes)
+    tested = predictions(num_classes)
     names = [f"class number {number}, a long name" for number in range(num_classes)]
     figures = [
-        confusion_matrix(kept, names),
-        class_accuracy(kept, names),
-        confident_mistakes(kept, names, noise(kept)),
+        confusion_matrix(tested, names),
+        class_accuracy(tested, names),
+        confident_mistakes(tested, names, noise(tested)),
     ]
 
     for number, figure in enumerate(figures):
@@ -60,19 +59,19 @@ def test_pictures_are_small_and_leave_no_figure_open(num_classes, tmp_path):
 
 
 def test_photos_are_made_to_fit(tmp_path):
-    kept = predictions(10, count=100)
+    tested = predictions(10, count=100)
     path = tmp_path / "mistakes.png"
 
-    save(confident_mistakes(kept, "abcdefghij", noise(kept, side=256)), path)
+    save(confident_mistakes(tested, "abcdefghij", noise(tested, side=256)), path)
 
     assert path.stat().st_size <= MOST_BYTES
 
 
 def test_matrix_counts_predictions_of_each_true_class():
-    labels, predicted = torch.tensor([0, 0, 0, 1, 2]), torch.tensor([0, 0, 2, 1, 1])
-    kept = Predictions(torch.arange(5), labels, predicted, torch.ones(5), num_classes=3)
+    labels, predicted = np.array([0, 0, 0, 1, 2]), np.array([0, 0, 2, 1, 1])
+    tested = Predictions(np.arange(5), labels, predicted, np.ones(5, np.float32), num_classes=3)
 
-    axes = confusion_matrix(kept, ["cat", "dog", "cow"]).axes[0]
+    axes = confusion_matrix(tested, ["cat", "dog", "cow"]).axes[0]
 
     found = {tuple(reversed(text.get_position())): text.get_text() for text in axes.texts}
     assert found == {(0, 0): "2", (0, 2): "1", (1, 1): "1", (2, 1): "1"}  # (true, predicted)
@@ -81,24 +80,24 @@ def test_matrix_counts_predictions_of_each_true_class():
 
 
 def test_accuracy_is_of_each_class_that_was_tested_the_best_first():
-    labels, predicted = torch.tensor([0, 0, 1, 1, 1]), torch.tensor([0, 3, 1, 1, 0])
-    kept = Predictions(torch.arange(5), labels, predicted, torch.ones(5), num_classes=4)
+    labels, predicted = np.array([0, 0, 1, 1, 1]), np.array([0, 3, 1, 1, 0])
+    tested = Predictions(np.arange(5), labels, predicted, np.ones(5, np.float32), num_classes=4)
 
-    axes = class_accuracy(kept, ["cat", "dog", "cow", "pig"]).axes[0]
+    axes = class_accuracy(tested, ["cat", "dog", "cow", "pig"]).axes[0]
 
     assert [label.get_text() for label in axes.get_yticklabels()] == ["dog", "cat"]
     assert [text.get_text() for text in axes.texts] == ["66.7", "50.0"]
 
 
 def test_mistakes_are_the_surest_with_both_labels_and_their_own_image():
-    labels, predicted = torch.tensor([0, 1, 1, 0]), torch.tensor([1, 1, 0, 1])
-    sure = torch.tensor([0.6, 0.99, 0.9, 0.3])
-    # In another order than the set's: places say which image is whose.
-    kept = Predictions(torch.tensor([2, 0, 1, 3]), labels, predicted, sure, num_classes=2)
+    labels, predicted = np.array([0, 1, 1, 0]), np.array([1, 1, 0, 1])
+    probabilities = np.array([0.6, 0.99, 0.9, 0.3], dtype=np.float32)
+    # In another order than the set's: indices say which image is whose.
+    tested = Predictions(np.array([2, 0, 1, 3]), labels, predicted, probabilities, num_classes=2)
     shades = torch.arange(4).mul(60).to(torch.uint8).view(4, 1, 1, 1).expand(4, 3, 8, 8)
     dataset = TensorDataset(shades, torch.tensor([1, 1, 0, 0]))
 
-    figure = confident_mistakes(kept, ["cat", "dog"], dataset)
+    figure = confident_mistakes(tested, ["cat", "dog"], dataset)
 
     assert words(figure) == ["cat 90.0%", "dog", "dog 60.0%", "cat", "dog 30.0%", "cat"]
     shown = [image.get_array().mean() * 255 for image in figure.axes[0].images]
@@ -107,20 +106,20 @@ def test_mistakes_are_the_surest_with_both_labels_and_their_own_image():
 
 
 def test_network_without_mistakes_gets_a_picture_that_says_so():
-    kept = predictions(2, count=4)
-    kept.predicted = kept.labels
+    tested = predictions(2, count=4)
+    tested.predicted = tested.labels
 
-    figure = confident_mistakes(kept, ["cat", "dog"], noise(kept))
+    figure = confident_mistakes(tested, ["cat", "dog"], noise(tested))
 
     assert figure.texts[0].get_text() == "0 of 4 test images are mistaken"
 
 
 def test_set_whose_items_are_others_than_those_tested_is_refused():
-    kept = predictions(10)
-    shuffled = TensorDataset(noise(kept).tensors[0], (kept.labels + 5) % 10)
+    tested = predictions(10)
+    shuffled = TensorDataset(noise(tested).tensors[0], torch.from_numpy((tested.labels + 5) % 10))
 
     with pytest.raises(MisconfigurationException, match="not in the loader's order"):
-        confident_mistakes(kept, "abcdefghij", shuffled)
+        confident_mistakes(tested, "abcdefghij", shuffled)
 
 
 @pytest.mark.parametrize(

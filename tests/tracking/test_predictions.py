@@ -13,8 +13,8 @@ from torchmetrics.functional.classification import multiclass_calibration_error
 from pyclassify.module import Classifier
 from pyclassify.tracking import run
 from pyclassify.tracking.logger import RunLogger
-from pyclassify.tracking.prediction_table import class_names
-from pyclassify.tracking.predictions import KeepPredictions
+from pyclassify.tracking.prediction_table import list_class_names
+from pyclassify.tracking.predictions import PredictionLogger
 from tests.support import forking_python, networks, processes, waiting
 from tests.support.trainings import LINEAR, QUIET
 
@@ -50,7 +50,7 @@ def score(cli):
 
     def test(module, loaders):
         logger = RunLogger()
-        trainer = networks.trainer(logger=logger, callbacks=[KeepPredictions()])
+        trainer = networks.trainer(logger=logger, callbacks=[PredictionLogger()])
         trainer.test(module, loaders, verbose=False)
         assert logger.written.delivery.ask(waiting.scale(20))
         return logger
@@ -96,7 +96,7 @@ def test_table_says_label_prediction_and_probability_of_each_image(classifier, s
 
 def test_calibration_error_is_that_of_all_probabilities(classifier):
     dataset = networks.byte_images(50)
-    trainer = networks.trainer(callbacks=[KeepPredictions()])
+    trainer = networks.trainer(callbacks=[PredictionLogger()])
 
     (logged,) = trainer.test(classifier, DataLoader(dataset, 8), verbose=False)
 
@@ -156,4 +156,4 @@ def test_classes_without_fitting_names_are_numbers(classes, expected):
     data = Data()
     data.classes = classes
 
-    assert class_names(data, num_classes=2) == expected
+    assert list_class_names(data, num_classes=2) == expected
