@@ -97,6 +97,7 @@ def train(given: list[str]) -> None:
     """Run one of the training verbs, which alone pay for importing torch, or several such runs."""
     count, words = seeds.read_count(given)
     if count > 1:
+        spell_out(words)  # refuses a wrong command line before any run is made
         seeds.train(words, count)
         return
     args = spell_out(words)

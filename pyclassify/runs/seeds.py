@@ -25,7 +25,6 @@ from mlflow import MlflowClient
 from mlflow.entities import Metric, Run, RunInfo
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID, MLFLOW_RUN_NOTE
 
-from pyclassify.cli.options import spell_out
 from pyclassify.runs import stats
 from pyclassify.tracking import capsule, description, parameters, run
 from pyclassify.tracking.description import plain
@@ -106,14 +105,13 @@ def train(words: list[str], count: int) -> None:
     anything (an option misspelled, data missing), the others would as well, and are left.
 
     Args:
-        words: The command line, without --seeds.
+        words: The command line, without --seeds; one that LightningCLI can read.
         count: How many seeds.
 
     Raises:
         ValueError: The command line is wrong, as far as can be told without torch.
         OSError: A configuration file can't be read; or, as ChildProcessError, a seed failed.
     """
-    spell_out(words)
     seeds, chosen = list_seeds(words, count), dict(settings(words))
     if str(chosen.get("trainer.logger")).lower() == "false":
         raise ValueError(

@@ -99,7 +99,7 @@ def test_means_are_those_of_all_seeds(ended):
     assert "KILLED" not in note
 
 
-HEAR = "import json; from pyclassify import seeds; "
+HEAR = "import json; from pyclassify.runs import seeds; "
 HEAR += "print(json.dumps(seeds.choose_places(None, 'a', {}, 3)))"
 
 
