@@ -1,6 +1,5 @@
 """Data modules: where images and labels come from, named on the command line by --data."""
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -10,8 +9,14 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from pyclassify.data import cache, synthetic
-from pyclassify.data.cache import Images, digest_files
-from pyclassify.data.datasets import ImageFiles, ImageTensors, Paths, ScoredFiles
+from pyclassify.data.cache import Images
+from pyclassify.data.datasets import (
+    CachedImageFiles,
+    ImageFiles,
+    ImageTensors,
+    Paths,
+    UnlabeledImageFiles,
+)
 from pyclassify.data.download import checksums, fetch
 from pyclassify.data.image_folder import (
     BATCH_PIXELS,
@@ -232,8 +237,7 @@ class ImageFolderDataModule(ImageDataModule):
         elif (self.data_path / "train").is_dir():
             self.classes = list_classes(self.data_path / "train")
         self._listed: dict[str, tuple[Paths, Tensor]] = {}
-        self._sources: dict[str, ImageFiles] = {}
-        self._kept: ImageTensors | None = None
+        self._kept: CachedImageFiles | None = None
 
     def prepare_data(self) -> None:
         """Make the file of `cache`, if that is asked for; by one process a machine."""
@@ -246,7 +250,8 @@ class ImageFolderDataModule(ImageDataModule):
         if stage == "predict":
             found = list_all_images(self.data_path)
             size = None if self._hands_out_bytes() else self.preprocess.resize
-            self.scored = ScoredFiles(self.data_path, found, size, self.unreadable == "skip")
+            skip = self.unreadable == "skip"
+            self.scored = UnlabeledImageFiles(self.data_path, found, size, skip)
             return
         for part in PARTS[stage]:
             shared = part != "test" and not (self.data_path / "val").is_dir()
@@ -256,14 +261,13 @@ class ImageFolderDataModule(ImageDataModule):
                 held_out = max(1, round(len(files) * self.val_size))
                 index = split(len(files), held_out, self.split_seed)[part]
             exact = self.exact or part != "train"
-            images = ImageFiles(files, labels, self.preprocess.resize, index, exact)
-            self._sources[part] = images
+            size = self.preprocess.resize
+            images = ImageFiles(self.data_path, files, labels, size, index, exact)
             setattr(self, part, self._keep(images) if self.cache and part == "train" else images)
 
-    def _keep(self, images: ImageFiles) -> ImageTensors:
+    def _keep(self, images: ImageFiles) -> CachedImageFiles:
         if self._kept is None:  # all of the file is read to check it
-            digest = self._digest(images.files)
-            self._kept = keep(images, self.classes, self.data_path, digest, self.num_workers)
+            self._kept = keep(images, self.classes, self.num_workers)
         return self._kept
 
     def predict_dataloader(self) -> DataLoader[Any]:
@@ -279,17 +283,6 @@ class ImageFolderDataModule(ImageDataModule):
         return self._loader(
             files, batch_size=min(max(room, 1), self.batch_size), collate=keep_sizes
         )
-
-    def digest(self) -> dict[str, str]:
-        """Tell the data by their content: a digest of each set whose files are listed."""
-        return {
-            part: self._digest([each.files[place] for place in each.index.tolist()])
-            for part, each in self._sources.items()
-            if vars(self).get(part) in (each, self._kept)
-        }
-
-    def _digest(self, files: Sequence[str]) -> str:
-        return digest_files(files, self.data_path, user_folder() / "digests.json")
 
     def _list(self, folder: str) -> tuple[Paths, Tensor]:
         # Kept, since a large folder takes minutes to walk on a cluster's file system.

@@ -24,7 +24,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch import Tensor
 
 from pyclassify.utils import files
-from pyclassify.utils.files import write_atomically
+from pyclassify.utils.files import user_folder, write_atomically
 
 # What torch.load and a look at the content fail with where a file is not whole or not ours.
 _TROUBLE = (
@@ -148,17 +148,18 @@ def digest_tensors(images: Tensor, labels: Tensor, index: Tensor) -> str:
     return content.hexdigest()[:_DIGITS]
 
 
-def digest_files(files: Sequence[str], folder: Path, memory: Path) -> str:
+def digest_files(files: Sequence[str], folder: Path) -> str:
     """Digest image files: their paths, of which the class is a part, and all that is in them.
 
     Files whose paths, sizes and times of change, which a copy may keep, and of their inodes, which
-    it can't, are those of an earlier call are not read again.
+    it can't, are those of an earlier call are not read again: digests.json in the user's cache
+    folder has their digest.
 
     Args:
         files: Their paths.
         folder: What the paths count from.
-        memory: The file that earlier digests are in; it need not exist.
     """
+    memory = user_folder() / "digests.json"
     looks = sha256()
     for look in _map_in_threads(_look, files):
         looks.update(look)

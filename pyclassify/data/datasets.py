@@ -1,9 +1,9 @@
-"""Data sets that hand out bytes: images in memory, and folders of image files."""
+"""Data sets of images in memory and of image files, and what each of them can do."""
 
 import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -13,13 +13,57 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision.io import ImageReadMode, decode_jpeg
 
+from pyclassify.data.cache import digest_files, digest_tensors
 from pyclassify.data.images import to_rgb
 from pyclassify.data.transforms import center_crop, resize, resize_quickly
 
 UNREADABLE = -1
 
 
-class ImageTensors(Dataset[tuple[Tensor, Tensor, Tensor]]):
+class ImageDataset(Dataset[Any]):
+    """A set of (image, label, index), and its capabilities, which loaders and tracking ask for.
+
+    A reader of another format states its own here, in place of being named where they matter.
+
+    Attributes:
+        in_memory: Whether `__getitems__` fetches a whole batch in one go, without a worker.
+        can_skip: Whether an item is the same though the items before it were not read, so that
+            training can resume in the middle of an epoch without reading them.
+        has_unreadable: Whether the label of an image that does not decode is `UNREADABLE`; then
+            the set has the paths of its images as `files`.
+
+    Example:
+        >>> class Zeros(ImageDataset):
+        ...     can_skip = True
+        ...
+        ...     def __len__(self):
+        ...         return 4
+        ...
+        ...     def __getitem__(self, item):
+        ...         return torch.zeros(3, 8, 8, dtype=torch.uint8), 0, item
+        >>> Zeros().digest() is None
+        True
+    """
+
+    in_memory: ClassVar[bool] = False
+    can_skip: ClassVar[bool] = False
+    has_unreadable: ClassVar[bool] = False
+
+    def digest(self) -> str | None:
+        """Digest the images and labels of the set; None where that is not supported."""
+        return None
+
+    def names(self) -> list[str] | None:
+        """Name the images in the order of the set; None where they have only an index."""
+        return None
+
+    def read_original(self, item: int) -> tuple[Tensor, int]:
+        """Read an image, uint8 [1 or 3, height, width] before any resize, and its label."""
+        image, label, *_ = self[item]
+        return image, int(label)
+
+
+class ImageTensors(ImageDataset):
     """Images of one size in memory, fetched a batch at a time without copying the set.
 
     Args:
@@ -27,6 +71,9 @@ class ImageTensors(Dataset[tuple[Tensor, Tensor, Tensor]]):
         labels: int64 [n].
         index: Which of the n images belong to this set, int64; all of them by default.
     """
+
+    in_memory = True
+    can_skip = True
 
     def __init__(self, images: Tensor, labels: Tensor, index: Tensor | None = None) -> None:
         self.images, self.labels = images, labels
@@ -44,11 +91,15 @@ class ImageTensors(Dataset[tuple[Tensor, Tensor, Tensor]]):
         index = self.index[items]
         return self.images[index], self.labels[index], index
 
+    def digest(self) -> str:
+        return digest_tensors(self.images, self.labels, self.index)
 
-class ImageFiles(Dataset[tuple[Tensor, int, int]]):
+
+class ImageFiles(ImageDataset):
     """Image files of any size and mode, decoded and resized one by one.
 
     Args:
+        folder: The folder that the digest's paths are relative to.
         files: The images' paths.
         labels: Their labels, as many.
         size: The side of the squares that are handed out, in pixels.
@@ -56,14 +107,18 @@ class ImageFiles(Dataset[tuple[Tensor, int, int]]):
         exact: Whether pixels are to the last bit those of the served model.
     """
 
+    can_skip = True
+
     def __init__(
         self,
+        folder: Path,
         files: Sequence[str],
         labels: Sequence[int] | Tensor,
         size: int,
         index: Tensor | None = None,
         exact: bool = True,
     ) -> None:
+        self.folder = folder
         self.files = files if isinstance(files, Paths) else Paths(files)
         self.labels = torch.as_tensor(labels)
         self.size, self.exact = size, exact
@@ -79,19 +134,47 @@ class ImageFiles(Dataset[tuple[Tensor, int, int]]):
             return resize(read_image(file)[None], self.size)[0], label, index
         return read_scaled(file, self.size), label, index
 
+    def digest(self) -> str:
+        return digest_files([self.files[index] for index in self.index.tolist()], self.folder)
 
-class ScoredFiles(Dataset[tuple[Tensor, int, int]]):
-    """Image files of any size and mode, and no labels.
+    def read_original(self, item: int) -> tuple[Tensor, int]:
+        index = int(self.index[item])
+        return read_image(self.files[index]), int(self.labels[index])
 
-    An item is the image, whether it is one (0, or `UNREADABLE`), and its place.
+
+class CachedImageFiles(ImageTensors):
+    """The images of files, decoded and resized before; known by the content of the files.
 
     Args:
-        folder: What the files' names are told from.
+        images: uint8 [n, 3, size, size], one for each of the files.
+        source: The files.
+    """
+
+    def __init__(self, images: Tensor, source: ImageFiles) -> None:
+        super().__init__(images, source.labels, source.index)
+        self.source = source
+
+    def digest(self) -> str:
+        return self.source.digest()
+
+    def read_original(self, item: int) -> tuple[Tensor, int]:
+        return self.source.read_original(item)
+
+
+class UnlabeledImageFiles(ImageDataset):
+    """Image files of any size and mode, without labels.
+
+    An item is the image, 0 (or `UNREADABLE` where it does not decode) and its index.
+
+    Args:
+        folder: The folder that the files' names are relative to.
         files: The images' paths.
         size: The side of the squares that are handed out, in pixels; without it, the bytes of the
             largest square in the middle of each image.
         skip: Whether a file that does not decode is handed out as a black image.
     """
+
+    has_unreadable = True
 
     def __init__(self, folder: Path, files: list[str], size: int | None, skip: bool = True) -> None:
         self.folder, self.files, self.size, self.skip = folder, files, size, skip

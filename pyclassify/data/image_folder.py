@@ -14,8 +14,8 @@ from torch.utils.data import DataLoader
 from torchvision.datasets.folder import IMG_EXTENSIONS, has_file_allowed_extension
 
 from pyclassify.data import cache
-from pyclassify.data.cache import Images
-from pyclassify.data.datasets import ImageFiles, ImageTensors
+from pyclassify.data.cache import Images, digest_files
+from pyclassify.data.datasets import CachedImageFiles, ImageFiles
 from pyclassify.data.loaders import start_worker
 from pyclassify.utils.files import user_folder
 
@@ -106,42 +106,41 @@ def _visible(folder: Path | str) -> list[os.DirEntry[str]]:
     return sorted(entries, key=lambda entry: entry.name)
 
 
-def keep(
-    files: ImageFiles, classes: Sequence[str], folder: Path, digest: str, workers: int
-) -> ImageTensors:
+def keep(files: ImageFiles, classes: Sequence[str], workers: int) -> CachedImageFiles:
     """Give what the files give, pixel by pixel, without reading them where that was done before.
+
+    Of files with another content there is another cache file, as somebody may still train on this
+    one.
 
     Args:
         files: The images, read quickly: their pixels are whole numbers, and fit in bytes.
         classes: The classes' names.
-        folder: What the images are of.
-        digest: Tells the files' content; of other content there is another file, as somebody may
-            still train on this one.
         workers: Processes that decode.
 
     Raises:
         MisconfigurationException: They would not fit in memory, or one does not decode.
     """
     made_by = [f"{library} {version(library)}" for library in ("pillow", "torch", "torchvision")]
+    digest = digest_files(files.files, files.folder)
     source = f"{digest} {files.size} {', '.join(made_by)}, format {_FORMAT}"
-    name = f"{folder.absolute().name}-{files.size}-{sha256(source.encode()).hexdigest()[:12]}"
+    name = f"{files.folder.absolute().name}-{files.size}-{sha256(source.encode()).hexdigest()[:12]}"
     content = cache.share(
         user_folder() / "scaled" / f"{name}.mapped",
         source,
-        lambda: _read(files, classes, folder, workers),
+        lambda: _read(files, classes, workers),
     )
-    return ImageTensors(content.images, content.labels, files.index)
+    return CachedImageFiles(content.images, files)
 
 
-def _read(files: ImageFiles, classes: Sequence[str], folder: Path, workers: int) -> Images:
-    every = ImageFiles(files.files, files.labels, files.size, exact=False)
+def _read(files: ImageFiles, classes: Sequence[str], workers: int) -> Images:
+    every = ImageFiles(files.folder, files.files, files.labels, files.size, exact=False)
     needed, free = 3 * files.size**2 * len(every), psutil.virtual_memory().available
     if needed > free:
         raise MisconfigurationException(
             f"{len(every)} images of {files.size} pixels take {needed / 1e9:.1f} GB, and "
             f"{free / 1e9:.1f} GB of memory are free; lower data.resize, or leave data.cache out"
         )
-    rank_zero_info(f"{folder}: scaling {len(every)} images, once ({needed / 1e9:.1f} GB)")
+    rank_zero_info(f"{files.folder}: scaling {len(every)} images, once ({needed / 1e9:.1f} GB)")
     images = torch.empty(len(every), 3, files.size, files.size, dtype=torch.uint8)
     loader = DataLoader(
         every,

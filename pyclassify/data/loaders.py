@@ -13,8 +13,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torch.utils.data.distributed import DistributedSampler
 
-from pyclassify.data.cache import digest_tensors
-from pyclassify.data.datasets import ImageFiles, ImageTensors
+from pyclassify.data.datasets import ImageDataset
 from pyclassify.data.transforms import Preprocess
 from pyclassify.utils.signals import outlive_stop
 
@@ -36,7 +35,7 @@ class Share(DistributedSampler[Any]):
     @property
     def can_skip(self) -> bool:
         """Whether what an image gets is the same though others were not read before it."""
-        return isinstance(self.dataset, ImageTensors | ImageFiles)
+        return getattr(self.dataset, "can_skip", False)
 
     def skip(self, count: int) -> None:
         """Leave out the first images, once."""
@@ -101,13 +100,14 @@ class ImageDataModule(LightningDataModule):
         return {"classes": [str(name) for name in getattr(self, "classes", ())], **self._shown}
 
     def digest(self) -> dict[str, str]:
-        """Tell the data by their content: a digest of each set that is in memory."""
-        filled = {part: vars(self).get(part) for part in ("train", "val", "test")}
-        return {
-            part: digest_tensors(each.images, each.labels, each.index)
-            for part, each in filled.items()
-            if isinstance(each, ImageTensors)
-        }
+        """Tell the data by their content: a digest of each set that is set up and has one."""
+        digests = {}
+        for part in ("train", "val", "test"):
+            dataset = vars(self).get(part)
+            digest = dataset.digest() if isinstance(dataset, ImageDataset) else None
+            if digest is not None:
+                digests[part] = digest
+        return digests
 
     def train_dataloader(self) -> DataLoader[Any]:
         return self._loader(self.train, self._share(self.train, shuffle=True))
@@ -144,7 +144,7 @@ class ImageDataModule(LightningDataModule):
         batch_size: int | None = None,
         collate: Callable[[list[Any]], Any] | None = None,
     ) -> DataLoader[Any]:
-        in_memory = isinstance(dataset, ImageTensors)
+        in_memory = getattr(dataset, "in_memory", False)
         workers = 0 if in_memory else self.num_workers
         return DataLoader(
             dataset,

@@ -14,7 +14,6 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from pyclassify.data.datasets import ImageFiles, read_image
 from pyclassify.registry.champion import judge, make_version
 from pyclassify.registry.decision import check_bounds
 from pyclassify.registry.versions import FOLDER, find_version, source_of
@@ -191,14 +190,13 @@ def _group(
     """Images of one size together, with their places and labels."""
     groups: dict[torch.Size, list[tuple[Tensor, int, int]]] = defaultdict(list)
     index = getattr(dataset, "index", range(len(dataset)))
+    # Whole where the set can, as each version crops another part of it.
+    read = getattr(dataset, "read_original", dataset.__getitem__)
     pixels = 0
     for item, place in enumerate(map(int, index)):
         if places is not None and place not in places:
             continue
-        if isinstance(dataset, ImageFiles):  # whole, as each version sees another part of it
-            image, label = read_image(dataset.files[place]), int(dataset.labels[place])
-        else:
-            image, label, *_ = dataset[item]
+        image, label, *_ = read(item)
         if image.dtype != torch.uint8:
             raise ValueError(f"the data set gives {image.dtype} and not the images' bytes")
         group = groups[image.shape]

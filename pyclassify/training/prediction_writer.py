@@ -12,7 +12,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor
 
-from pyclassify.data.datasets import UNREADABLE, ScoredFiles
+from pyclassify.data.datasets import UNREADABLE, ImageDataset
 from pyclassify.training.distributed import gather
 
 NAMED = 10  # of the files that do not decode, in the warning
@@ -66,7 +66,7 @@ class WriteTable(BasePredictionWriter):
             turn = range(self._seen, self._seen + len(prediction))
             batch_indices = [n * trainer.world_size + trainer.global_rank for n in turn]
         probability, label = prediction.float().max(dim=1)
-        if isinstance(_dataset(trainer), ScoredFiles):
+        if getattr(_dataset(trainer), "has_unreadable", False):
             label = torch.where(batch[1] == UNREADABLE, UNREADABLE, label)
         self._parts.append((torch.tensor(batch_indices), label, probability))
         self._seen, self._num_classes = self._seen + len(prediction), prediction.shape[1]
@@ -96,8 +96,10 @@ class WriteTable(BasePredictionWriter):
         missing = (labels == UNREADABLE).numpy()
         label = pa.DictionaryArray.from_arrays(pa.array(labels.numpy(), mask=missing), names)
         column, keys = "index", pa.array(places.numpy())
-        if isinstance(dataset, ScoredFiles):
-            column, keys = "file", pa.array(dataset.names()).take(keys)
+        files = dataset.names() if isinstance(dataset, ImageDataset) else None
+        if files is not None:
+            column, keys = "file", pa.array(files).take(keys)
+        if getattr(dataset, "has_unreadable", False):
             _warn_of([dataset.files[n] for n in places[labels == UNREADABLE]], len(places))
         table = pa.table(
             {

@@ -119,8 +119,8 @@ def test_set_from_another_download_is_made_again(path):
 
 def test_write_that_was_killed_leaves_nothing_that_is_taken(path):
     killed = (
-        "import os, pathlib, sys\nfrom pyclassify import atomic\n"
-        "with atomic.writing(pathlib.Path(sys.argv[1])) as file:\n"
+        "import os, pathlib, sys\nfrom pyclassify.utils import files\n"
+        "with files.open_atomically(pathlib.Path(sys.argv[1])) as file:\n"
         "    file.write(b'half')\n    file.flush()\n    os.kill(os.getpid(), 9)\n"
     )
     assert run("-c", killed, path).returncode == -9

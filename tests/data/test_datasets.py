@@ -11,7 +11,7 @@ def test_files_of_any_size_are_handed_out_as_squares_of_one(tmp_path):
     for number, size in enumerate([(40, 30), (8, 8), (5, 90)]):
         Image.new("RGB", size, (9 * number,) * 3).save(tmp_path / f"{number}.png")
     files = [str(tmp_path / f"{number}.png") for number in range(3)]
-    dataset = ImageFiles(files, [7, 8, 9], size=16, index=torch.tensor([0, 2]))
+    dataset = ImageFiles(tmp_path, files, [7, 8, 9], size=16, index=torch.tensor([0, 2]))
 
     items = [dataset[place] for place in range(len(dataset))]
 

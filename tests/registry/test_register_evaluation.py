@@ -127,7 +127,7 @@ def test_version_answers_for_whole_images_in_files(good_champion, tmp_path):
         files.append(str(tmp_path / f"{number}.png"))
         Image.fromarray(image.permute(1, 2, 0).numpy()).save(files[-1])
     whole = ImageTensors(images, labels)
-    in_files = ImageFiles(files, labels, size=16)  # which it would hand out to a training
+    in_files = ImageFiles(tmp_path, files, labels, size=16)  # which it would hand out to a training
 
     answers = answer(good_champion, "shapes", "2", in_files, synthetic.CLASSES)
 
