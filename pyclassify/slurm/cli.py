@@ -105,18 +105,18 @@ def _parse(args: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
 
 def render(made: Plan) -> int:
     """Show the script of a run that is not made."""
-    sys.stdout.write(made.write_script("RUN_ID", "EXPERIMENT_ID"))
+    sys.stdout.write(made.render_script("RUN_ID", "EXPERIMENT_ID"))
     return 0
 
 
 def check(made: Plan) -> int:
     """Ask SLURM about the script."""
-    text = made.write_script("RUN_ID", "EXPERIMENT_ID")
+    text = made.render_script("RUN_ID", "EXPERIMENT_ID")
     check_script(text)
     with tempfile.TemporaryDirectory() as folder:
         script = Path(folder) / "job.sh"
         script.write_text(text)
-        sys.stdout.write(f"{client.try_out(script, [*made.config_given])}\n")
+        sys.stdout.write(f"{client.try_out(script, [*made.raw_config])}\n")
     return 0
 
 
@@ -191,7 +191,7 @@ def reconcile(asked: argparse.Namespace) -> int:
 def clear(asked: argparse.Namespace) -> int:
     """Remove the folders of ended runs."""
     given = config.parse_config({"work_dir": asked.work_dir})
-    work_dir = plan.choose_work_dir(given)
+    work_dir = plan.resolve_work_dir(given)
     for folder, size in remove_old_folders(work_dir, asked.days, asked.dry_run):
         what = "would be removed" if asked.dry_run else "removed"
         sys.stdout.write(f"{what}: {folder} ({size / 2**20:.0f} MB)\n")
@@ -261,7 +261,9 @@ def plan_like_mlflow(args: list[str]) -> Plan:
         raise ValueError(f"-P takes NAME=VALUE, not {' '.join(asked['param_list'])}") from None
     backend_config = _read_config(asked["backend_config"])
     backend_config[PROJECT_ENV_MANAGER] = asked["env_manager"]
-    return plan.make(asked["uri"], asked["entry_point"], given, asked["version"], backend_config)
+    return plan.make_plan(
+        asked["uri"], asked["entry_point"], given, asked["version"], backend_config
+    )
 
 
 def _read_config(given: str | None) -> dict[str, Any]:

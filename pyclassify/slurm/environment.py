@@ -1,4 +1,7 @@
-"""The environment that a job runs in: found or built before submission, activated by bash."""
+"""The environment that a job runs in, and the tracking store that it logs to.
+
+Both are found, or the environment built, before the submission; bash activates the environment.
+"""
 
 import ipaddress
 import os
@@ -8,14 +11,17 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import SplitResult, urlsplit, urlunsplit
 
 from pyclassify.slurm.config import Config
 from pyclassify.utils.masking import mask
 
+if TYPE_CHECKING:
+    from mlflow.projects._project_spec import Project
+
 # File systems over a network, as /proc/mounts calls them: SQLite's locks may not hold on them.
-_NETWORKED = (
+_NETWORK_FILE_SYSTEMS = (
     *("9p", "afs", "beegfs", "ceph", "cifs", "fhgfs", "fuse.ceph", "fuse.glusterfs", "fuse.sshfs"),
     *("gpfs", "glusterfs", "lustre", "nfs", "nfs4", "orangefs", "panfs", "pvfs2", "smb3", "wekafs"),
 )
@@ -26,47 +32,72 @@ class Environment:
     """How a job gets its environment.
 
     Args:
-        activation: Lines of bash, for a shell that is no login shell; they may call `fail`.
+        activation: Lines of bash, for a shell that is not a login shell; they may call `fail`.
         build: Makes the environment where it is missing.
+
+    Example:
+        >>> Environment(("source venv/bin/activate || fail 'there is no virtualenv'",))
     """
 
     activation: tuple[str, ...] = ()
     build: Callable[[], Any] = lambda: None
 
 
-def choose(config: Config, project: Any, folder: Path, manager: str | None) -> Environment:
+@dataclass(frozen=True)
+class TrackingStore:
+    """The tracking store of a run, as a job reaches it.
+
+    Args:
+        uri: The tracking URI for the job.
+        has_password: Whether the URI has a password in it.
+        warning: What may go wrong; empty where nothing does.
+        folder: The folder of a store that is made of files; empty for a server.
+
+    Example:
+        >>> TrackingStore("https://mlflow.example.org")
+    """
+
+    uri: str
+    has_password: bool = False
+    warning: str = ""
+    folder: str = ""
+
+
+def choose_environment(
+    config: Config, project: "Project", project_dir: Path, manager: str | None
+) -> Environment:
     """Choose the environment: the configuration's, or else that of MLflow's manager.
 
     Args:
         config: The configuration.
         project: MLflow's project.
-        folder: Where it is.
-        manager: `--env-manager`, or nothing for the one that MLflow chooses.
+        project_dir: The project's folder.
+        manager: `--env-manager`, or None for the one that MLflow chooses.
 
     Raises:
-        ValueError: There is no such environment.
+        ValueError: There is no environment of the configured name.
     """
     if config.container is not None or config.environment == "none":
         return Environment()
     if config.environment is not None:
-        return Environment(_find(config.environment))
+        return Environment(_activate_configured(config.environment))
     if manager is None:
         manager = "conda" if project.env_type == "conda_env" else "virtualenv"
     if manager == "local":
-        return Environment(_of_prefix(Path(sys.prefix)))
+        return Environment(_activate_prefix(Path(sys.prefix)))
     if manager == "conda":
-        return _conda(project)
-    return _virtualenv(project, folder, manager)
+        return _conda_environment(project)
+    return _virtualenv_environment(project, project_dir, manager)
 
 
-def find_image(name: str) -> str:
-    """Give the image of a container as the job finds it, in its own folder.
+def resolve_image(name: str) -> str:
+    """Make the image of a container absolute, as the job runs in another folder.
 
     Args:
         name: A path, or a URI such as `docker://ubuntu`.
 
     Raises:
-        ValueError: There is no such file.
+        ValueError: The file of the image does not exist.
     """
     if "://" in name:
         return name
@@ -79,10 +110,10 @@ def find_image(name: str) -> str:
     return str(path)
 
 
-def _find(name: str) -> tuple[str, ...]:
+def _activate_configured(name: str) -> tuple[str, ...]:
     path = Path(os.path.expandvars(name)).expanduser()
-    if found := _of_prefix(path.absolute()):
-        return found
+    if activation := _activate_prefix(path.absolute()):
+        return activation
     if path.name == name:
         return _activate_conda(name)
     raise ValueError(
@@ -92,7 +123,7 @@ def _find(name: str) -> tuple[str, ...]:
     )
 
 
-def _of_prefix(prefix: Path) -> tuple[str, ...]:
+def _activate_prefix(prefix: Path) -> tuple[str, ...]:
     """The lines for the environment in a folder; none where it is not one."""
     if (prefix / "conda-meta").is_dir():
         return _activate_conda(str(prefix))
@@ -117,7 +148,7 @@ def _activate_virtualenv(prefix: Path) -> tuple[str, ...]:
     )
 
 
-def _conda(project: Any) -> Environment:
+def _conda_environment(project: "Project") -> Environment:
     from mlflow.utils.conda import _get_conda_env_name, get_or_create_conda_env
 
     path = project.env_config_path
@@ -126,7 +157,7 @@ def _conda(project: Any) -> Environment:
     )
 
 
-def _virtualenv(project: Any, folder: Path, manager: str) -> Environment:
+def _virtualenv_environment(project: "Project", project_dir: Path, manager: str) -> Environment:
     from mlflow.utils.environment import _PythonEnv
     from mlflow.utils.virtualenv import (
         _create_virtualenv,
@@ -140,32 +171,15 @@ def _virtualenv(project: Any, folder: Path, manager: str) -> Environment:
     else:
         python = _PythonEnv.from_yaml(path) if path else _PythonEnv()
     kind: Literal["uv", "virtualenv"] = "uv" if manager == "uv" else "virtualenv"
-    prefix = Path(_get_mlflow_virtualenv_root()) / _get_virtualenv_name(python, folder)
+    prefix = Path(_get_mlflow_virtualenv_root()) / _get_virtualenv_name(python, project_dir)
     return Environment(
         _activate_virtualenv(prefix),
-        lambda: _create_virtualenv(folder, python, prefix, env_manager=kind),
+        lambda: _create_virtualenv(project_dir, python, prefix, env_manager=kind),
     )
 
 
-@dataclass(frozen=True)
-class Destination:
-    """Where runs are kept.
-
-    Args:
-        uri: The tracking URI for the job.
-        secret: Whether it has a password in it.
-        warning: What may go wrong; empty where nothing does.
-        folder: Where the files are that it is made of; empty where it is a server.
-    """
-
-    uri: str
-    secret: bool = False
-    warning: str = ""
-    folder: str = ""
-
-
-def resolve(uri: str, from_nodes: bool = True) -> Destination:
-    """Make a tracking URI one for any folder and any node.
+def resolve_tracking_uri(uri: str, from_nodes: bool = True) -> TrackingStore:
+    """Make a tracking URI independent of the folder and the node.
 
     Args:
         uri: The URI of this process.
@@ -176,30 +190,30 @@ def resolve(uri: str, from_nodes: bool = True) -> Destination:
     """
     parts = urlsplit(uri)
     if parts.scheme.startswith("sqlite"):
-        return _sqlite(uri, parts.scheme)
+        return _resolve_sqlite(uri, parts.scheme)
     if not uri.startswith("databricks") and parts.scheme in ("", "file"):
         path = Path(parts.path or ".").absolute()
-        return Destination(f"file://{path}", folder=str(path))
-    if from_nodes and parts.hostname and _is_here(parts.hostname):
+        return TrackingStore(f"file://{path}", folder=str(path))
+    if from_nodes and parts.hostname and _is_loopback(parts.hostname):
         raise ValueError(
             f"the tracking URI {mask(uri)} is this host's own, and compute nodes can't reach it; "
-            f"{_advise(parts)}"
+            f"{_format_remedy(parts)}"
         )
-    return Destination(uri, secret=mask(uri) != uri)
+    return TrackingStore(uri, has_password=mask(uri) != uri)
 
 
-def _advise(parts: SplitResult) -> str:
+def _format_remedy(parts: SplitResult) -> str:
     if parts.scheme not in ("http", "https"):
         return (
             "give the address of a database that they reach, in MLFLOW_TRACKING_URI, or that of an "
             "`mlflow server` that keeps its runs in this one"
         )
     port = f":{parts.port}" if parts.port else ""
-    there = urlunsplit(parts._replace(netloc=f"{socket.gethostname()}{port}"))
-    return f"start the server with --host 0.0.0.0 and give MLFLOW_TRACKING_URI={mask(there)}"
+    reachable = urlunsplit(parts._replace(netloc=f"{socket.gethostname()}{port}"))
+    return f"start the server with --host 0.0.0.0 and give MLFLOW_TRACKING_URI={mask(reachable)}"
 
 
-def _sqlite(uri: str, scheme: str) -> Destination:
+def _resolve_sqlite(uri: str, scheme: str) -> TrackingStore:
     database, _, query = uri.partition(":///")[2].partition("?")
     if database in ("", ":memory:"):
         raise ValueError(
@@ -207,19 +221,18 @@ def _sqlite(uri: str, scheme: str) -> Destination:
             "MLFLOW_TRACKING_URI=sqlite:///mlflow.db"
         )
     path = Path(database).absolute()
-    kind = file_system(path)
+    kind = detect_file_system(path)
     warning = ""
-    if kind in _NETWORKED:
+    if kind in _NETWORK_FILE_SYSTEMS:
         warning = (
             f"{path} is an SQLite database on a network file system ({kind}), where two runs at "
             "once may break it; `mlflow server` on a host that the nodes reach is safe"
         )
-    absolute = f"{scheme}:///{path}"
-    given = f"{absolute}?{query}" if query else absolute
-    return Destination(given, warning=warning, folder=str(path.parent))
+    absolute_uri = f"{scheme}:///{path}" + (f"?{query}" if query else "")
+    return TrackingStore(absolute_uri, warning=warning, folder=str(path.parent))
 
 
-def _is_here(host: str) -> bool:
+def _is_loopback(host: str) -> bool:
     try:
         address = ipaddress.ip_address(host)
     except ValueError:
@@ -227,8 +240,8 @@ def _is_here(host: str) -> bool:
     return address.is_loopback or address.is_unspecified
 
 
-def file_system(path: Path, mounts: Path = Path("/proc/mounts")) -> str:
-    """The kind of file system that a path is on, as Linux calls it; empty where it is not known.
+def detect_file_system(path: Path, mounts: Path = Path("/proc/mounts")) -> str:
+    """Detect the kind of file system of a path, as Linux calls it; empty where it is not known.
 
     Args:
         path: An absolute path, which need not exist.
@@ -239,9 +252,9 @@ def file_system(path: Path, mounts: Path = Path("/proc/mounts")) -> str:
     except OSError:
         return ""
     path = path.resolve()
-    found = [(len(row[1]), row[2]) for row in rows if path.is_relative_to(_unescape(row[1]))]
-    return max(found, key=lambda each: each[0])[1] if found else ""
+    mounted = [row for row in rows if path.is_relative_to(_unescape_mount(row[1]))]
+    return max(mounted, key=lambda row: len(row[1]))[2] if mounted else ""
 
 
-def _unescape(point: str) -> str:
+def _unescape_mount(point: str) -> str:
     return point.replace("\\040", " ")

@@ -1,4 +1,4 @@
-"""What is to be submitted, decided before anything is made: shared by run, render and check."""
+"""Plan a submission before anything is made: what `run`, `render` and `check` share."""
 
 import os
 import re
@@ -7,16 +7,25 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from pyclassify.slurm import config, script, topology
-from pyclassify.slurm.config import Config, check_parameters
-from pyclassify.slurm.environment import Destination, Environment, choose, find_image, resolve
-from pyclassify.slurm.topology import Topology, find_files, place
+from pyclassify.slurm.config import MLFLOW_KEYS, Config, check_parameters, parse_config
+from pyclassify.slurm.environment import (
+    Environment,
+    TrackingStore,
+    choose_environment,
+    resolve_image,
+    resolve_tracking_uri,
+)
+from pyclassify.slurm.script import JobSpec, render_job_script
+from pyclassify.slurm.topology import Topology, decide_topology, list_input_paths, resolve_paths
 from pyclassify.spool import records
 from pyclassify.utils import repository
 
-_UNFIT = re.compile(r"[/\x00-\x1f\x7f]")
+if TYPE_CHECKING:
+    from mlflow.projects._project_spec import Project
+
+_NOT_IN_A_JOB_NAME = re.compile(r"[/\x00-\x1f\x7f]")
 
 
 @dataclass(frozen=True)
@@ -25,141 +34,157 @@ class Plan:
 
     Args:
         config: The configuration.
-        config_given: The same as the user gave it.
-        folder: Where the project is.
+        raw_config: The same as the user gave it.
+        project_dir: The project's folder.
         project: MLflow's project.
         entry_point: The entry point's name.
-        given: The parameters of the command line.
+        parameters: The parameters of the command line.
         topology: Nodes, processes and GPUs.
-        destination: Where the run is kept.
-        environment: What it runs in.
+        tracking_store: Where the run is logged.
+        environment: What the job runs in.
         work_dir: Where the folders of runs are made.
+
+    Example:
+        >>> plan = make_plan(".", "main", {"devices": 2}, None, {"partition": "gpu"})
+        >>> text = plan.render_script("RUN_ID", "EXPERIMENT_ID")
     """
 
     config: Config
-    config_given: dict[str, Any]
-    folder: Path
-    project: Any
+    raw_config: dict[str, Any]
+    project_dir: Path
+    project: "Project"
     entry_point: str
-    given: dict[str, Any]
+    parameters: dict[str, Any]
     topology: Topology
-    destination: Destination
+    tracking_store: TrackingStore
     environment: Environment
     work_dir: Path
 
     @property
     def job_name(self) -> str:
-        """The job's name; as logs are called by it, a project's has no slash and is one line."""
-        return self.config.job_name or _UNFIT.sub("-", self.project.name or "mlflow")
+        """The job's name: one line without slashes, as logs are named after it."""
+        return self.config.job_name or _NOT_IN_A_JOB_NAME.sub("-", self.project.name or "mlflow")
 
     @property
-    def spools(self) -> bool:
-        """Whether the job tells MLflow nothing itself."""
+    def uses_spool(self) -> bool:
+        """Whether the job logs to its run's spool alone."""
         return self.config.tracking == "spool"
 
     @cached_property
-    def files(self) -> tuple[list[str], dict[str, str]]:
+    def snapshot_files(self) -> tuple[list[str], dict[str, str]]:
         """The files of the snapshot, and those left out of it with the reason."""
-        return repository.list_files(self.folder, without=self.work_dir)
+        return repository.list_files(self.project_dir, without=self.work_dir)
 
-    def write_script(self, run_id: str, experiment_id: str, downloads: str | None = None) -> str:
-        """The script of a run.
+    def render_script(self, run_id: str, experiment_id: str, downloads: str | None = None) -> str:
+        """Render the batch script of a run.
 
         Args:
             run_id: The run's id.
-            experiment_id: Its experiment's.
+            experiment_id: Its experiment's id.
             downloads: A folder for what parameters of type `path` name by a URI; without it they
                 are not downloaded.
         """
         entry_point = self.project.get_entry_point(self.entry_point)
         folder = self.work_dir / run_id
-        names, _ = self.files
-        kept = {str(each) for name in names for each in (Path(name), *Path(name).parents)}
-        placed = place(
-            self.given,
+        names, _ = self.snapshot_files
+        in_snapshot = {str(path) for name in names for path in (Path(name), *Path(name).parents)}
+        parameters = resolve_paths(
+            self.parameters,
             entry_point,
-            lambda value: str(Path(value)) in kept,
+            lambda value: str(Path(value)) in in_snapshot,
             folder / "project",
             Path.cwd(),
         )
-        tracking_uri: str | None = self.destination.uri
-        if self.spools:
-            tracking_uri = records.uri_of(folder / "spool")
-        elif self.destination.secret:
-            tracking_uri = None
-        store = "" if self.spools else self.destination.folder
-        facts = script.Facts(
+        store_folder = "" if self.uses_spool else self.tracking_store.folder
+        job = JobSpec(
             run_id=run_id,
             experiment_id=experiment_id,
-            tracking_uri=tracking_uri,
+            tracking_uri=self._job_tracking_uri(folder),
             name=self.job_name,
             folder=str(folder),
             topology=self.topology,
-            command=entry_point.compute_command(placed, downloads),
+            command=entry_point.compute_command(parameters, downloads),
             activation=self.environment.activation,
             version=version("pyclassify"),
-            binds=tuple(filter(None, [store, *find_files(placed, entry_point)])),
+            binds=tuple(filter(None, [store_folder, *list_input_paths(parameters, entry_point)])),
         )
-        return script.render(self.config, facts)
+        return render_job_script(self.config, job)
+
+    def _job_tracking_uri(self, folder: Path) -> str | None:
+        """The tracking URI that the script may name; None where it has a password."""
+        if self.uses_spool:
+            return records.uri_of(folder / "spool")
+        return None if self.tracking_store.has_password else self.tracking_store.uri
 
 
-def make(
+def make_plan(
     uri: str,
     entry_point: str,
-    given: Mapping[str, Any] | None,
+    parameters: Mapping[str, Any] | None,
     revision: str | None,
     backend_config: Mapping[str, Any],
 ) -> Plan:
-    """Decide on everything that can be decided without making anything.
+    """Decide everything that can be decided without making anything.
 
     Args:
-        uri: The project's.
+        uri: The project's folder, or its URI in git.
         entry_point: The entry point's name.
-        given: The parameters of the command line.
+        parameters: The parameters of the command line.
         revision: The commit or branch of a project in git.
         backend_config: The configuration, with what MLflow adds.
 
     Raises:
-        ValueError: What is given can't be run; what is allowed instead.
+        ValueError: A value can't be run; the message says what is allowed instead.
         mlflow.exceptions.MlflowException: There is no such project or entry point.
     """
     import mlflow
     from mlflow.projects.utils import fetch_and_validate_project, load_project
 
-    checked = config.parse_config(backend_config)
-    if checked.container is not None:
-        checked = replace(checked, container=find_image(checked.container))
-    given = dict(given or {})
-    check_parameters(given)
-    folder = Path(fetch_and_validate_project(uri, revision, entry_point, given))
-    project = load_project(str(folder))
+    config = parse_config(backend_config)
+    if config.container is not None:
+        config = replace(config, container=resolve_image(config.container))
+    parameters = dict(parameters or {})
+    check_parameters(parameters)
+    project_dir = Path(fetch_and_validate_project(uri, revision, entry_point, parameters))
+    project = load_project(str(project_dir))
     if project.docker_env:
         raise ValueError(
             f"the project {project.name or uri} runs in Docker, which clusters don't have; give an "
             'Apptainer image of it as "container" in the backend config, and leave docker_env out'
         )
     declared = project.get_entry_point(entry_point).parameters
-    defaults = {name: each.default for name, each in declared.items() if each.default is not None}
+    defaults = {
+        name: parameter.default
+        for name, parameter in declared.items()
+        if parameter.default is not None
+    }
+    tracking_uri = mlflow.get_tracking_uri()
     return Plan(
-        config=checked,
-        config_given={
-            name: value
-            for name, value in backend_config.items()
-            if name not in config.MLFLOW_KEYS and value is not None
+        config=config,
+        raw_config={
+            key: value
+            for key, value in backend_config.items()
+            if key not in MLFLOW_KEYS and value is not None
         },
-        folder=folder,
+        project_dir=project_dir,
         project=project,
         entry_point=entry_point,
-        given=given,
-        topology=topology.decide(checked, given, defaults),
-        destination=resolve(mlflow.get_tracking_uri(), from_nodes=checked.tracking == "direct"),
-        environment=choose(checked, project, folder, backend_config.get("ENV_MANAGER")),
-        work_dir=choose_work_dir(checked),
+        parameters=parameters,
+        topology=decide_topology(config, parameters, defaults),
+        tracking_store=resolve_tracking_uri(tracking_uri, from_nodes=config.tracking == "direct"),
+        environment=choose_environment(
+            config, project, project_dir, backend_config.get("ENV_MANAGER")
+        ),
+        work_dir=resolve_work_dir(config),
     )
 
 
-def choose_work_dir(config: Config) -> Path:
-    """The folder for the folders of runs: the configuration's, or beside that of the submission."""
+def resolve_work_dir(config: Config) -> Path:
+    """Resolve the folder for the folders of runs; by default the sibling FOLDER-slurm.
+
+    Raises:
+        ValueError: A variable in `work_dir` is not set.
+    """
     if config.work_dir is None:
         return Path.cwd().with_name(f"{Path.cwd().name}-slurm")
     path = os.path.expandvars(config.work_dir)

@@ -210,7 +210,7 @@ fi
 
 
 @dataclass(frozen=True)
-class Facts:
+class JobSpec:
     """What a script needs to know beside the configuration.
 
     Args:
@@ -239,7 +239,7 @@ class Facts:
     binds: tuple[str, ...] = ()
 
 
-def render(config: Config, facts: Facts) -> str:
+def render_job_script(config: Config, facts: JobSpec) -> str:
     """Write the script of a job."""
     inside = _container(config, facts)
     parts = [
@@ -256,7 +256,7 @@ def render(config: Config, facts: Facts) -> str:
     return "\n".join(part for part in parts if part)
 
 
-def _directives(config: Config, facts: Facts) -> Iterator[str]:
+def _directives(config: Config, facts: JobSpec) -> Iterator[str]:
     nodes, tasks, gpus = facts.topology.nodes, facts.topology.tasks, facts.topology.gpus
     for name, key in KEYS.items():
         value, option = getattr(config, name), key.metadata["option"]
@@ -316,7 +316,7 @@ def _warning(config: Config) -> tuple[str, str]:
     return whom, signal
 
 
-def _exports(config: Config, facts: Facts) -> Iterator[str]:
+def _exports(config: Config, facts: JobSpec) -> Iterator[str]:
     yield f"run_folder={shlex.quote(facts.folder)}"
     yield f"export MLFLOW_RUN_ID={shlex.quote(facts.run_id)}"
     yield f"export MLFLOW_EXPERIMENT_ID={shlex.quote(facts.experiment_id)}"
@@ -333,7 +333,7 @@ def _exports(config: Config, facts: Facts) -> Iterator[str]:
             yield f"export {name}={shlex.quote(value)}"
 
 
-def _prepare(config: Config, facts: Facts) -> Iterator[str]:
+def _prepare(config: Config, facts: JobSpec) -> Iterator[str]:
     if config.modules:
         yield MODULES.rstrip("\n")
     for module in config.modules:
@@ -354,7 +354,7 @@ def _fill(text: str, topology: Topology) -> str:
     return text
 
 
-def _srun(config: Config, facts: Facts, inside: tuple[str, ...]) -> str:
+def _srun(config: Config, facts: JobSpec, inside: tuple[str, ...]) -> str:
     topology = facts.topology
     options = [f"--ntasks={topology.world_size}", f"--ntasks-per-node={topology.tasks}"]
     if config.cpus_per_task is not None:
@@ -379,7 +379,7 @@ def _srun(config: Config, facts: Facts, inside: tuple[str, ...]) -> str:
     return "\n".join(lines)
 
 
-def _container(config: Config, facts: Facts) -> tuple[str, ...]:
+def _container(config: Config, facts: JobSpec) -> tuple[str, ...]:
     """The words that run a command in the image."""
     if config.container is None:
         return ()

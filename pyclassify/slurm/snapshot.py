@@ -1,4 +1,4 @@
-"""A snapshot of the project: what runs is what was submitted.
+"""Snapshot the project of a run, so that what runs is what was submitted.
 
 Each run has a folder in the work folder, as compute nodes see it:
 
@@ -23,19 +23,21 @@ from pathlib import Path
 
 from pyclassify.utils.repository import diff, find_repository, git, list_files
 
-PACKAGE = Path(__file__).parents[1]
-# What reports to MLflow needs these packages and MLflow alone.
+_PACKAGE_DIR = Path(__file__).parents[1]
+# The reporter needs these files and mlflow: a job's environment may have nothing else.
 _REPORTER = ("__init__.py", "slurm/*.py", "spool/*.py", "utils/*.py")
 
 
-def take(project: Path, folder: Path, names: Sequence[str], left_out: dict[str, str]) -> None:
-    """Copy files of a project, and write down its commit and what differs from it.
+def take_snapshot(
+    project: Path, folder: Path, names: Sequence[str], left_out: dict[str, str]
+) -> None:
+    """Copy files of a project, and record its commit and the changes since.
 
     Args:
-        project: Its folder.
+        project: The project's folder.
         folder: The run's folder, which exists.
         names: The files, as `list_files` gives them.
-        left_out: The files left out, with the reason; gets those whose changes are not noted.
+        left_out: The files left out, with the reason; gets those whose changes are not recorded.
 
     Raises:
         OSError: git fails, or the disk is full.
@@ -53,21 +55,21 @@ def take(project: Path, folder: Path, names: Sequence[str], left_out: dict[str, 
         if changes := diff(root, left_out):
             (folder / "changes.diff").write_bytes(changes)
         if root == project.resolve():
-            _check_out(project, target, commit)
-    facts = {"project": str(project), "commit": commit, "left_out": left_out}
-    (folder / "snapshot.json").write_text(json.dumps(facts, indent=2) + "\n")
+            _make_checkout(project, target, commit)
+    record = {"project": str(project), "commit": commit, "left_out": left_out}
+    (folder / "snapshot.json").write_text(json.dumps(record, indent=2) + "\n")
     _copy_reporter(folder / "reporter")
 
 
-def _check_out(project: Path, target: Path, commit: str) -> None:
+def _make_checkout(project: Path, target: Path, commit: str) -> None:
     """Make the copy a checkout of the commit, so that what runs there finds its commit and diff.
 
     git's objects are those of the repository, unless that is one of MLflow's temporary clones,
     which the nodes don't see.
     """
     git(target, "init", "--quiet")
-    words = ("rev-parse", "--git-path", "objects", "--git-path", "shallow")
-    objects, shallow = (project / os.fsdecode(each) for each in git(project, *words).splitlines())
+    listed = git(project, "rev-parse", "--git-path", "objects", "--git-path", "shallow")
+    objects, shallow = (project / os.fsdecode(path) for path in listed.splitlines())
     if project.resolve().is_relative_to(Path(tempfile.gettempdir()).resolve()):
         shutil.copytree(objects, target / ".git/objects", dirs_exist_ok=True)
     else:
@@ -79,9 +81,9 @@ def _check_out(project: Path, target: Path, commit: str) -> None:
 
 
 def _copy_reporter(target: Path) -> None:
-    """Copy what the job needs of this package, as its environment may not have it."""
-    for file in (each for name in _REPORTER for each in PACKAGE.glob(name)):
-        copy = target / "pyclassify" / file.relative_to(PACKAGE)
+    """Copy what the reporter needs of this package, as the job's environment may not have it."""
+    for file in (path for pattern in _REPORTER for path in _PACKAGE_DIR.glob(pattern)):
+        copy = target / "pyclassify" / file.relative_to(_PACKAGE_DIR)
         copy.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(file, copy)
 
@@ -89,9 +91,9 @@ def _copy_reporter(target: Path) -> None:
 def _copy(source: Path, target: Path, project: Path) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     if source.is_symlink():
-        pointed = Path(os.readlink(source))
-        inside = not pointed.is_absolute() and source.resolve().is_relative_to(project.resolve())
-        target.symlink_to(pointed if inside else source.resolve())
+        pointed_at = Path(os.readlink(source))
+        inside = not pointed_at.is_absolute() and source.resolve().is_relative_to(project.resolve())
+        target.symlink_to(pointed_at if inside else source.resolve())
     elif source.is_dir():  # a submodule
         for name in list_files(source)[0]:
             _copy(source / name, target / name, source)

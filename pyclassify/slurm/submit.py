@@ -48,15 +48,15 @@ def submit(
     from mlflow.projects.utils import get_or_create_run
 
     mlflow_client = MlflowClient()
-    if made.destination.warning:
-        _logger.warning("%s", made.destination.warning)
-    arguments = (project_uri, experiment_id, str(made.folder), version, made.entry_point)
-    run = get_or_create_run(None, *arguments, made.given)
+    if made.tracking_store.warning:
+        _logger.warning("%s", made.tracking_store.warning)
+    arguments = (project_uri, experiment_id, str(made.project_dir), version, made.entry_point)
+    run = get_or_create_run(None, *arguments, made.parameters)
     run_id, folder = run.info.run_id, made.work_dir / run.info.run_id
     with _failing(mlflow_client, run_id):
         mlflow_client.update_run(run_id, status="SCHEDULED")
         script = _prepare(made, mlflow_client, run, folder)
-        job_id = client.submit(script, _variables(made), [*made.config_given])
+        job_id = client.submit(script, _variables(made), [*made.raw_config])
     mlflow_client.set_tag(run_id, "slurm_job_id", job_id)
     log = fill(absolute(folder, made.config.output), job_id.partition(";")[0], made.job_name, "*")
     _logger.info("=== Run (ID '%s') is submitted as SLURM job %s ===", run_id, job_id)
@@ -93,26 +93,26 @@ def _prepare(made: Plan, mlflow_client: Any, run: Any, folder: Path) -> Path:
             'nodes see as "work_dir" in the backend config'
         ) from error
     make_folders_of_logs(folder, made.config)
-    names, left_out = made.files
-    snapshot.take(made.folder, folder, names, left_out)
+    names, left_out = made.snapshot_files
+    snapshot.take_snapshot(made.project_dir, folder, names, left_out)
     for name, why in left_out.items():
         _logger.warning("%s %s, and is not in the snapshot", name, why)
     downloads = folder / "downloads"
     downloads.mkdir()
     script = folder / "job.sh"
-    script.write_text(made.write_script(run_id, run.info.experiment_id, str(downloads)))
-    given = made.config_given
+    script.write_text(made.render_script(run_id, run.info.experiment_id, str(downloads)))
+    given = made.raw_config
     (folder / "backend_config.json").write_text(json.dumps(given, indent=2) + "\n")
     for name in ("job.sh", "backend_config.json"):
         mlflow_client.log_artifact(run_id, str(folder / name), FOLDER)
     tag(mlflow_client, run_id, _tags(made, folder))
-    prepare(folder / "spool", MlflowClient(made.destination.uri), run_id)
+    prepare(folder / "spool", MlflowClient(made.tracking_store.uri), run_id)
     return script
 
 
 def _variables(made: Plan) -> dict[str, str]:
     """What the job's environment has and the script does not: a URI that may have a password."""
-    return {} if made.spools else {"MLFLOW_TRACKING_URI": made.destination.uri}
+    return {} if made.uses_spool else {"MLFLOW_TRACKING_URI": made.tracking_store.uri}
 
 
 def make_folders_of_logs(folder: Path, config: Config) -> None:
@@ -185,8 +185,8 @@ class SlurmBackend(AbstractBackend):
 
         waits = bool(backend_config.get("wait") or backend_config.get("SYNCHRONOUS"))
         try:
-            made = plan.make(project_uri, entry_point, params, version, backend_config)
-            check_script(made.write_script("RUN_ID", experiment_id))
+            made = plan.make_plan(project_uri, entry_point, params, version, backend_config)
+            check_script(made.render_script("RUN_ID", experiment_id))
             made.environment.build()
             submitted = submit(made, project_uri, version, experiment_id, waits)
             if waits:
@@ -239,7 +239,7 @@ def resume(asked: argparse.Namespace) -> int:
     run_id = run.info.run_id
     script = _find_script(run)
     spools = config.parse_config(_given(script)).tracking == "spool"
-    target = environment.resolve(mlflow.get_tracking_uri(), from_nodes=not spools)
+    target = environment.resolve_tracking_uri(mlflow.get_tracking_uri(), from_nodes=not spools)
     _wait_for_the_end(run)
     run = mlflow_client.get_run(run_id)
     if run.info.status == "FINISHED":

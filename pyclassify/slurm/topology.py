@@ -1,34 +1,42 @@
-"""How many nodes, processes and GPUs: decided by the project's parameters, checked by the JSON.
+"""Nodes, processes and GPUs of a job, and the paths among its parameters.
 
 A project that has the parameters `devices` and `num_nodes` (as this one and Lightning's do) is
-started with one process a device, and each process has a GPU unless the run is for the CPU. For
-any other project the JSON's own numbers decide.
+started with one process a device, and each process has a GPU unless the run is for the CPU. The
+backend's configuration may repeat these numbers, and is checked against them. For any other project
+the configuration's own numbers decide.
 """
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from pyclassify.slurm.config import Config
 
-# Values of Lightning's `accelerator`; with the others (`auto`) the JSON may say.
+if TYPE_CHECKING:
+    from mlflow.projects._project_spec import EntryPoint
+
+# Values of Lightning's `accelerator`; with the others (`auto`) the configuration may decide.
 _CPU, _GPU = ("cpu",), ("gpu", "cuda")
 # Parameters of this project that name files, which its MLproject does not declare as such.
-_PATHS = ("data_path", "data.data_path", "ckpt_path", "weights", "model.weights")
+_PATH_PARAMETERS = ("data_path", "data.data_path", "ckpt_path", "weights", "model.weights")
 # Those that may be other than a path: a run's id, or a word of another project's.
-_PERHAPS = ("ckpt_path", "weights", "model.weights")
+_MAYBE_PATHS = ("ckpt_path", "weights", "model.weights")
 
 
 @dataclass(frozen=True)
 class Topology:
-    """What the job is made of.
+    """The nodes, processes and GPUs of a job.
 
     Args:
-        nodes: Nodes.
+        nodes: The number of nodes.
         tasks: Processes on each node.
         gpus: GPUs of each node; all its processes see all of them.
+
+    Example:
+        >>> Topology(nodes=2, tasks=4, gpus=4).world_size
+        8
     """
 
     nodes: int
@@ -42,87 +50,96 @@ class Topology:
 
 
 @dataclass(frozen=True)
-class _Said:
-    """What a parameter was given, and where: `2` by `-P devices=2`."""
+class _Parameter:
+    """A parameter's value, and where it was set: `2` by `-P devices=2`."""
 
     name: str
     value: Any
-    where: str
+    source: str
 
     def __str__(self) -> str:
-        return f"{self.name} is {self.value} by {self.where}"
+        return f"{self.name} is {self.value} by {self.source}"
 
 
-def decide(config: Config, given: Mapping[str, Any], defaults: Mapping[str, Any]) -> Topology:
-    """Decide on the topology.
+def decide_topology(
+    config: Config, parameters: Mapping[str, Any], defaults: Mapping[str, Any]
+) -> Topology:
+    """Decide how many nodes, processes and GPUs a job has.
 
     Args:
         config: The configuration.
-        given: The parameters of the command line.
+        parameters: The parameters of the command line.
         defaults: The entry point's parameters that have a default.
 
     Raises:
-        ValueError: A number is none, or two sources disagree; both, and where they came from.
+        ValueError: A number is not a whole number from 1, or two sources disagree; the message
+            has both, and where they came from.
     """
-    devices = _find("devices", given, defaults)
-    nodes = _settle("nodes", config.nodes, _find("num_nodes", given, defaults))
-    tasks = _settle("ntasks_per_node", config.ntasks_per_node, devices)
+    devices = _find_parameter("devices", parameters, defaults)
+    num_nodes = _find_parameter("num_nodes", parameters, defaults)
+    nodes = _choose_count("nodes", config.nodes, num_nodes)
+    tasks = _choose_count("ntasks_per_node", config.ntasks_per_node, devices)
     if devices is None:
-        return Topology(nodes, tasks, _follow_json(config, nodes, tasks))
-    accelerator = _find("accelerator", given, defaults) or _Said("accelerator", "auto", "")
+        return Topology(nodes, tasks, _count_configured_gpus(config, nodes, tasks))
+    accelerator = _find_parameter("accelerator", parameters, defaults)
+    accelerator = accelerator or _Parameter("accelerator", "auto", "")
     if config.gpus == 0 and accelerator.value not in _GPU:
         return Topology(nodes, tasks, 0)
     if accelerator.value in _CPU:
-        _check("gpus", config.gpus, 0, str(accelerator))
-        _check("gpus_per_task", config.gpus_per_task, 0, str(accelerator))
+        _check_count("gpus", config.gpus, 0, str(accelerator))
+        _check_count("gpus_per_task", config.gpus_per_task, 0, str(accelerator))
         return Topology(nodes, tasks, 0)
-    _check("gpus", config.gpus, nodes * tasks, f"{devices}, on {nodes} nodes")
-    _check("gpus_per_task", config.gpus_per_task, 1, f"{devices}, and each process has 1 GPU")
+    _check_count("gpus", config.gpus, nodes * tasks, f"{devices}, on {nodes} nodes")
+    why = f"{devices}, and each process has 1 GPU"
+    _check_count("gpus_per_task", config.gpus_per_task, 1, why)
     return Topology(nodes, tasks, tasks)
 
 
-def _find(name: str, given: Mapping[str, Any], defaults: Mapping[str, Any]) -> _Said | None:
+def _find_parameter(
+    name: str, parameters: Mapping[str, Any], defaults: Mapping[str, Any]
+) -> _Parameter | None:
     """Find a parameter by its short name, or by that of Lightning's option."""
-    said = [
-        _Said(name, given[each], f"-P {each}={given[each]}")
-        for each in (name, f"trainer.{name}")
-        if each in given
+    found = [
+        _Parameter(name, parameters[key], f"-P {key}={parameters[key]}")
+        for key in (name, f"trainer.{name}")
+        if key in parameters
     ]
-    if len(said) == 2 and said[0].value != said[1].value:
-        raise ValueError(f"{said[0].where} and {said[1].where} set the same; give one of them")
-    if said:
-        return said[0]
+    if len(found) == 2 and found[0].value != found[1].value:
+        raise ValueError(f"{found[0].source} and {found[1].source} set the same; give one of them")
+    if found:
+        return found[0]
     if name in defaults:
-        return _Said(name, defaults[name], "the MLproject's default")
+        return _Parameter(name, defaults[name], "the MLproject's default")
     return None
 
 
-def _settle(key: str, checked: int | None, said: _Said | None) -> int:
-    if said is None:
-        return checked or 1
+def _choose_count(key: str, configured: int | None, parameter: _Parameter | None) -> int:
+    """The parameter's number, which the configuration may repeat; without one, its own."""
+    if parameter is None:
+        return configured or 1
     try:
-        number = float(said.value)
+        number = float(parameter.value)
     except (TypeError, ValueError):
         number = 0.0
-    if not number.is_integer() or number < 1:  # inf and nan are none
+    if not number.is_integer() or number < 1:  # inf and nan are no integers
         raise ValueError(
-            f"{said}; SLURM must be told how many: it takes a whole number from 1, such as "
-            f"-P {said.name}=2"
+            f"{parameter}; SLURM must be told how many: it takes a whole number from 1, such as "
+            f"-P {parameter.name}=2"
         )
-    _check(key, checked, int(number), str(said))
+    _check_count(key, configured, int(number), str(parameter))
     return int(number)
 
 
-def _check(key: str, checked: int | None, number: int, why: str) -> None:
-    if checked not in (None, number):
+def _check_count(key: str, configured: int | None, number: int, why: str) -> None:
+    if configured not in (None, number):
         raise ValueError(
-            f"{key} is {checked} in the backend config, and {why}; the parameters decide: leave "
+            f"{key} is {configured} in the backend config, and {why}; the parameters decide: leave "
             f"{key} out of the config, or make the two agree"
         )
 
 
-def _follow_json(config: Config, nodes: int, tasks: int) -> int:
-    """The GPUs of each node by the JSON alone."""
+def _count_configured_gpus(config: Config, nodes: int, tasks: int) -> int:
+    """The GPUs of each node by the configuration alone."""
     if config.gpus is None:
         return (config.gpus_per_task or 0) * tasks
     if config.gpus % nodes:
@@ -139,52 +156,56 @@ def _follow_json(config: Config, nodes: int, tasks: int) -> int:
     return gpus
 
 
-def place(
-    given: Mapping[str, Any],
-    entry_point: Any,
-    is_snapshotted: Callable[[str], bool],
+def resolve_paths(
+    parameters: Mapping[str, Any],
+    entry_point: "EntryPoint",
+    is_in_snapshot: Callable[[str], bool],
     snapshot: Path,
-    submitted_in: Path,
+    submit_dir: Path,
 ) -> dict[str, Any]:
     """Make relative paths absolute: files of the snapshot there, others where they are.
 
     Args:
-        given: The parameters of the command line.
+        parameters: The parameters of the command line.
         entry_point: MLflow's entry point, which says what is of type `path`.
-        is_snapshotted: Whether a relative path is one of the snapshot's.
+        is_in_snapshot: Whether a relative path is one of the snapshot's.
         snapshot: The folder of the snapshot.
-        submitted_in: The folder of the submission.
+        submit_dir: The folder that the run is submitted from.
 
     Returns:
         The parameters, with those defaults that are paths.
     """
-    declared = {
-        name: each.default
-        for name, each in entry_point.parameters.items()
-        if each.type == "path" and each.default is not None
+    defaults = {
+        name: parameter.default
+        for name, parameter in entry_point.parameters.items()
+        if parameter.type == "path" and parameter.default is not None
     }
-    placed = {**declared, **given}
-    for name, value in placed.items():
-        typed = name in entry_point.parameters and entry_point.parameters[name].type == "path"
-        if not (typed or name in _PATHS) or not _is_relative(str(value)):
+    resolved = {**defaults, **parameters}
+    for name, value in resolved.items():
+        typed = _is_declared_path(name, entry_point)
+        if not (typed or name in _PATH_PARAMETERS) or not _is_relative(str(value)):
             continue
-        if is_snapshotted(str(value)):
+        if is_in_snapshot(str(value)):
             if typed:  # MLflow would take it from the folder of the submission
-                placed[name] = str(snapshot / value)
-        elif typed or name not in _PERHAPS or (submitted_in / value).exists():
-            placed[name] = str(submitted_in / value)
-    return placed
+                resolved[name] = str(snapshot / value)
+        elif typed or name not in _MAYBE_PATHS or (submit_dir / value).exists():
+            resolved[name] = str(submit_dir / value)
+    return resolved
 
 
-def find_files(placed: Mapping[str, Any], entry_point: Any) -> list[str]:
-    """The files and folders here that parameters name by an absolute path."""
-    declared = entry_point.parameters
-    named = [
+def list_input_paths(parameters: Mapping[str, Any], entry_point: "EntryPoint") -> list[str]:
+    """List the files and folders here that parameters name by an absolute path."""
+    paths = [
         Path(str(value))
-        for name, value in placed.items()
-        if name in _PATHS or (name in declared and declared[name].type == "path")
+        for name, value in parameters.items()
+        if name in _PATH_PARAMETERS or _is_declared_path(name, entry_point)
     ]
-    return [str(path) for path in named if path.is_absolute() and path.exists()]
+    return [str(path) for path in paths if path.is_absolute() and path.exists()]
+
+
+def _is_declared_path(name: str, entry_point: "EntryPoint") -> bool:
+    declared = entry_point.parameters
+    return name in declared and declared[name].type == "path"
 
 
 def _is_relative(value: str) -> bool:

@@ -12,7 +12,7 @@ import torch
 
 from pyclassify.runs.rerun import read_options
 from pyclassify.runs.restore import prepare
-from pyclassify.slurm.topology import place
+from pyclassify.slurm.topology import resolve_paths
 from tests.support import tuned
 from tests.support.processes import ROOT
 from tests.support.processes import run as run_python
@@ -115,7 +115,9 @@ def test_file_is_found_by_a_job_of_slurm(name, tmp_path):
     tuned.write(tmp_path / "w.pth")
     where = (Path("/run/project"), tmp_path)
     for given, placed in (("w.pth", str(tmp_path / "w.pth")), ("DEFAULT", "DEFAULT")):
-        found = place({name: given}, EntryPoint("main", {}, "true"), lambda path: False, *where)
+        found = resolve_paths(
+            {name: given}, EntryPoint("main", {}, "true"), lambda path: False, *where
+        )
         assert found == {name: placed}
 
 

@@ -154,11 +154,11 @@ def test_variables_in_the_folder_of_runs_are_those_of_the_submission(monkeypatch
     monkeypatch.setenv("SCRATCH", "/scratch/me")
     monkeypatch.delenv("NOWHERE", raising=False)
 
-    assert plan.choose_work_dir(config.parse_config({"work_dir": "$SCRATCH/a"})) == Path(
+    assert plan.resolve_work_dir(config.parse_config({"work_dir": "$SCRATCH/a"})) == Path(
         "/scratch/me/a"
     )
     with pytest.raises(ValueError, match=r"^work_dir is '\$NOWHERE/a'.*export"):
-        plan.choose_work_dir(config.parse_config({"work_dir": "$NOWHERE/a"}))
+        plan.resolve_work_dir(config.parse_config({"work_dir": "$NOWHERE/a"}))
 
 
 def test_container_and_environment_are_one_too_many():

@@ -42,7 +42,7 @@ def test_credential_that_is_read_in_the_job_is_taken(line):
 
 
 def make(project, given, **configured):
-    return plan.make(str(project), "main", given, None, {"environment": "none", **configured})
+    return plan.make_plan(str(project), "main", given, None, {"environment": "none", **configured})
 
 
 def test_credential_among_the_parameters_is_refused(tmp_path):
@@ -59,9 +59,9 @@ def test_password_of_the_tracking_uri_is_not_in_the_script(tmp_path, monkeypatch
     monkeypatch.setattr("mlflow.get_tracking_uri", lambda: uri)
 
     made = make(write_project(tmp_path, ""), {})
-    text = made.write_script("RUN_ID", "1")
+    text = made.render_script("RUN_ID", "1")
 
-    assert made.destination.uri == uri  # which comes with the job's environment
+    assert made.tracking_store.uri == uri  # which comes with the job's environment
     assert "MLFLOW_TRACKING_URI=" not in text
     assert "me:pass" not in text
 
@@ -79,7 +79,7 @@ def test_exported_credential_is_not_in_the_script(tmp_path, monkeypatch):
     monkeypatch.setenv("HF_TOKEN", "0123456789")
 
     made = make(write_project(tmp_path, ""), {}, exports={"HF_TOKEN": None, "MODE": "fast"})
-    text = made.write_script("RUN_ID", "1")
+    text = made.render_script("RUN_ID", "1")
 
     assert "export MODE=fast\n" in text
     assert "HF_TOKEN" not in text

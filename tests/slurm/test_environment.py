@@ -23,8 +23,8 @@ from pyclassify.slurm import config, environment
 )
 def test_tracking_uri_is_the_same_in_any_folder(uri, expected, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    resolved = environment.resolve(uri)
-    assert (resolved.uri, resolved.secret) == (expected.format(here=tmp_path), False)
+    resolved = environment.resolve_tracking_uri(uri)
+    assert (resolved.uri, resolved.has_password) == (expected.format(here=tmp_path), False)
 
 
 @pytest.mark.parametrize("host", ["localhost", "127.0.0.1", "[::1]", "0.0.0.0"])
@@ -32,34 +32,39 @@ def test_server_of_the_login_node_alone_is_refused(host):
     name = os.uname().nodename
     words = f"is this host's own.*--host 0.0.0.0 and give MLFLOW_TRACKING_URI=http://{name}:5000/mlflow$"
     with pytest.raises(ValueError, match=words):
-        environment.resolve(f"http://{host}:5000/mlflow")
+        environment.resolve_tracking_uri(f"http://{host}:5000/mlflow")
 
 
 def test_database_of_the_login_node_alone_is_refused():
     words = r"//\*\*\*@localhost/db is this host's own.* address"
     with pytest.raises(ValueError, match=words) as info:
-        environment.resolve("postgresql://me:pass@localhost/db")
+        environment.resolve_tracking_uri("postgresql://me:pass@localhost/db")
     assert "--host" not in str(info.value)
 
 
 def test_password_is_found():
-    assert environment.resolve("postgresql://me:pass@db.example.org/mlflow").secret
+    assert environment.resolve_tracking_uri(
+        "postgresql://me:pass@db.example.org/mlflow"
+    ).has_password
 
 
 def test_database_in_memory_is_refused():
     with pytest.raises(ValueError, match="in this process's memory; give a file"):
-        environment.resolve("sqlite:///:memory:")
+        environment.resolve_tracking_uri("sqlite:///:memory:")
 
 
 def test_database_on_a_network_file_system_is_warned_of(tmp_path, monkeypatch):
     mounts = tmp_path / "mounts"
     mounts.write_text(f"/dev/sda1 / ext4 rw 0 0\nhome:/export {tmp_path}/ho\\040me nfs4 rw 0 0\n")
     (tmp_path / "ho me").mkdir()
-    kind = environment.file_system(tmp_path / "ho me/me/mlflow.db", mounts)
-    assert (kind, environment.file_system(tmp_path / "else", mounts)) == ("nfs4", "ext4")
+    kind = environment.detect_file_system(tmp_path / "ho me/me/mlflow.db", mounts)
+    assert (kind, environment.detect_file_system(tmp_path / "else", mounts)) == ("nfs4", "ext4")
 
-    monkeypatch.setattr(environment, "file_system", lambda path: kind)
-    assert "on a network file system (nfs4)" in environment.resolve("sqlite:///a.db").warning
+    monkeypatch.setattr(environment, "detect_file_system", lambda path: kind)
+    assert (
+        "on a network file system (nfs4)"
+        in environment.resolve_tracking_uri("sqlite:///a.db").warning
+    )
 
 
 CONDA = SimpleNamespace(env_type="conda_env", env_config_path="conda.yaml")
@@ -67,7 +72,9 @@ CONDA = SimpleNamespace(env_type="conda_env", env_config_path="conda.yaml")
 
 def activation(given, manager=None, project=CONDA):
     return "\n".join(
-        environment.choose(config.parse_config(given), project, Path(), manager).activation
+        environment.choose_environment(
+            config.parse_config(given), project, Path(), manager
+        ).activation
     ).replace("# shellcheck source=/dev/null\n", "")
 
 
@@ -107,7 +114,7 @@ def test_without_environment_the_manager_builds_before_the_submission(monkeypatc
     built = []
     monkeypatch.setattr("mlflow.utils.conda.get_or_create_conda_env", built.append)
 
-    chosen = environment.choose(config.Config(), CONDA, Path(), manager=None)
+    chosen = environment.choose_environment(config.Config(), CONDA, Path(), manager=None)
     chosen.build()
 
     assert built == ["conda.yaml"]

@@ -14,16 +14,16 @@ def test_image_is_the_same_in_any_folder(tmp_path, monkeypatch):
     monkeypatch.setenv("SCRATCH", str(tmp_path))
     monkeypatch.setenv("HOME", str(tmp_path))
     names = ("a.sif", "$SCRATCH/a.sif", "~/a.sif")
-    assert {environment.find_image(name) for name in names} == {f"{tmp_path}/a.sif"}
+    assert {environment.resolve_image(name) for name in names} == {f"{tmp_path}/a.sif"}
 
 
 def test_image_of_a_registry_is_left_as_it_is():
-    assert environment.find_image("docker://ubuntu:24.04") == "docker://ubuntu:24.04"
+    assert environment.resolve_image("docker://ubuntu:24.04") == "docker://ubuntu:24.04"
 
 
 def test_image_that_is_missing_is_refused(tmp_path):
     with pytest.raises(ValueError, match=r"^container is .*a.sif.* no .*a.sif\b"):
-        environment.find_image(str(tmp_path / "a.sif"))
+        environment.resolve_image(str(tmp_path / "a.sif"))
 
 
 def test_database_and_data_are_seen_in_the_image(tmp_path, monkeypatch):
@@ -35,7 +35,7 @@ def test_database_and_data_are_seen_in_the_image(tmp_path, monkeypatch):
     chosen = {"container": "docker://ubuntu", "work_dir": str(tmp_path / "runs")}
 
     words = shlex.split(
-        plan.make(str(project), "main", given, None, chosen).write_script("RUN_ID", "1"),
+        plan.make_plan(str(project), "main", given, None, chosen).render_script("RUN_ID", "1"),
         comments=True,
     )
 
@@ -49,4 +49,4 @@ def test_project_for_docker_is_refused_with_the_key_to_give(tmp_path):
     (tmp_path / "MLproject").write_text(f"{text}docker_env: {{image: mine}}\n")
 
     with pytest.raises(ValueError, match=r'foreign .*Docker.*"container"'):
-        plan.make(str(tmp_path), "main", {}, None, {"environment": "none"})
+        plan.make_plan(str(tmp_path), "main", {}, None, {"environment": "none"})

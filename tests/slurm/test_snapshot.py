@@ -10,7 +10,7 @@ import pytest
 from mlflow.projects._project_spec import EntryPoint
 
 from pyclassify.slurm import cli, snapshot
-from pyclassify.slurm.topology import place
+from pyclassify.slurm.topology import resolve_paths
 from pyclassify.spool.uploader import Courier
 from pyclassify.utils import repository
 from tests.support import repositories, spooled
@@ -21,7 +21,7 @@ def take(project, tmp_path):
     folder = tmp_path / "work" / "run"
     folder.mkdir(parents=True)
     names, left_out = repository.list_files(project, without=folder.parent)
-    snapshot.take(project, folder, names, left_out)
+    snapshot.take_snapshot(project, folder, names, left_out)
     files = {
         str(path.relative_to(folder / "project"))
         for path in (folder / "project").rglob("*")
@@ -185,7 +185,7 @@ def test_folder_of_snapshots_in_the_project_is_not_copied(tmp_path):
 def test_paths_mean_the_same_in_the_job(given, placed):
     entry_point = EntryPoint("main", {"table": "path", "name": "string"}, "true")
     where = (Path("/run/project"), Path("/here"))
-    assert place(given, entry_point, {"inside"}.__contains__, *where) == placed
+    assert resolve_paths(given, entry_point, {"inside"}.__contains__, *where) == placed
 
 
 def test_folders_of_ended_runs_are_cleared_and_no_others(tmp_path, store):

@@ -27,7 +27,7 @@ def test_name_of_a_project_makes_a_file_name(tmp_path):
     text = (project / "MLproject").read_text()
     (project / "MLproject").write_text(text.replace("foreign", '"mine/and\\nyours"'))
 
-    made = plan.make(str(project), "main", {}, None, {"environment": "none"})
+    made = plan.make_plan(str(project), "main", {}, None, {"environment": "none"})
 
     assert made.job_name == "mine-and-yours"
-    assert "#SBATCH --job-name=mine-and-yours\n" in made.write_script("RUN_ID", "1")
+    assert "#SBATCH --job-name=mine-and-yours\n" in made.render_script("RUN_ID", "1")

@@ -9,7 +9,7 @@ OURS = {"devices": 1, "num_nodes": 1, "accelerator": "auto", "seed": 0}
 
 
 def decide(json, given, defaults=OURS):
-    return topology.decide(config.parse_config(json), given, defaults)
+    return topology.decide_topology(config.parse_config(json), given, defaults)
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from types import SimpleNamespace
 import mlflow
 
 from pyclassify.slurm import cli, config, script, topology
-from pyclassify.slurm.environment import choose
+from pyclassify.slurm.environment import choose_environment
 from tests.support import slurm_python
 from tests.support.waiting import wait_until
 
@@ -250,7 +250,7 @@ exec({codes!r}[min(turn, {len(codes) - 1})])
 
 def render(given, parameters, **facts):
     read = config.parse_config(given)
-    decided = topology.decide(read, parameters, {"devices": 1, "num_nodes": 1})
+    decided = topology.decide_topology(read, parameters, {"devices": 1, "num_nodes": 1})
     known = {
         "run_id": "RUN_ID",
         "experiment_id": "1",
@@ -258,10 +258,12 @@ def render(given, parameters, **facts):
         "name": read.job_name or "pyclassify",
         "folder": "/scratch/me/pyclassify-slurm/RUN_ID",
         "command": f"python -m pyclassify train --devices={decided.tasks}",
-        "activation": choose(read, None, Path(), "local").activation if read.environment else (),
+        "activation": choose_environment(read, None, Path(), "local").activation
+        if read.environment
+        else (),
         "version": "0.1.0",
     }
-    return script.render(read, script.Facts(topology=decided, **{**known, **facts}))
+    return script.render_job_script(read, script.JobSpec(topology=decided, **{**known, **facts}))
 
 
 def check(text, *checker):

@@ -112,8 +112,8 @@ def test_script_of_a_spooled_job_knows_nothing_of_the_server(tmp_path, monkeypat
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://me:pass@localhost:5000")
     config = {"tracking": "spool", "work_dir": f"{tmp_path}/a b", "ENV_MANAGER": "local"}
 
-    made = plan.make(".", "main", {}, None, config)
-    text = made.write_script("RUN_ID", "1")
+    made = plan.make_plan(".", "main", {}, None, config)
+    text = made.render_script("RUN_ID", "1")
 
     assert f"MLFLOW_TRACKING_URI=spool://{tmp_path}/a%20b/RUN_ID/spool\n" in text
     assert "localhost" not in text
