@@ -17,7 +17,6 @@ from pyclassify.data.loaders import count_real
 from pyclassify.data.transforms import Preprocess, random_draws
 from pyclassify.model import AlexNet
 from pyclassify.training import finetuning
-from pyclassify.training.exact_resume import goes_on
 
 
 class Classifier(LightningModule):
@@ -80,48 +79,58 @@ class Classifier(LightningModule):
         self.train()
 
     def train(self, mode: bool = True) -> Self:
-        """Change to training or evaluation mode, in which frozen parts are always."""
+        """Set training or evaluation mode; frozen modules always stay in evaluation mode."""
         super().train(mode)
-        for part in self._frozen:
-            self.model.get_submodule(part).eval()
+        for name in self._frozen:
+            self.model.get_submodule(name).eval()
         return self
 
     def setup(self, stage: str) -> None:
-        """Take the weights to start from, unless a checkpoint has those of this very training."""
-        if stage == "fit" and self.weights is not None and not goes_on(self.trainer):
+        """Load the initial weights, unless training resumes from a checkpoint, and compile."""
+        resumes = getattr(self.trainer, "resumes_training", False)
+        if stage == "fit" and self.weights is not None and not resumes:
             rank_zero_info(finetuning.load(self.model, self.num_classes, self.weights))
-            self.weights = None  # a second call of fit goes on from the first
+            self.weights = None  # a second call of fit continues from the first
         if stage == "fit" and self.compile_network:
             self.model.compile()
 
     def on_train_start(self) -> None:
-        """Lay what an optimizer keeps of each weight out as the weight: fused steps expect it."""
+        """Give optimizer states the memory format of their weights, as fused steps expect."""
         for optimizer in self.trainer.optimizers:
-            for weight, kept in optimizer.state.items():
-                for name, each in kept.items():
-                    if _is_laid_out_otherwise(each, weight):
-                        kept[name] = torch.empty_like(weight, dtype=each.dtype).copy_(each)
+            for weight, state in optimizer.state.items():
+                for name, value in state.items():
+                    if _differs_in_memory_format(value, weight):
+                        state[name] = torch.empty_like(weight, dtype=value.dtype).copy_(value)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        self.weights = None  # what is loaded was trained from them
+        self.weights = None  # the checkpoint's weights were trained from them
 
     def forward(self, images: Tensor) -> Tensor:
-        """Score images, float [batch, 3, height, width]; logits, float [batch, num_classes]."""
+        """Compute logits, float [batch, num_classes], of images [batch, 3, height, width]."""
         return self.model(images)
 
-    def _classifier_step(self, batch: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+    def _classifier_step(
+        self, batch: Sequence[Tensor], logits: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """Classify a batch of images [batch, 3, height, width] and labels [batch].
 
+        Args:
+            logits: The network's output for the images, float [batch, num_classes], where it is
+                known; by default the images are passed through the network.
+
         Returns:
-            The logits [batch, num_classes], the true labels [batch], and the mean loss [], with
-            the labels smoothed in training alone.
+            The predicted labels [batch], the true labels [batch], and the mean loss [], with
+            label smoothing only in training.
         """
         images, labels = batch
-        logits = self(self._prepare(images))
+        if logits is None:
+            logits = self(self._prepare(images))
         smoothing = self.label_smoothing if self.training else 0.0
-        return logits, labels, F.cross_entropy(logits, labels, label_smoothing=smoothing)
+        loss = F.cross_entropy(logits, labels, label_smoothing=smoothing)
+        return logits.argmax(dim=1), labels, loss
 
     def _prepare(self, images: Tensor) -> Tensor:
+        """Normalize bytes, augmented in training; floats are passed on in the memory format."""
         if images.dtype != torch.uint8:
             return images.contiguous(memory_format=self.layout)
         draws = random_draws(len(images), images.device) if self.training else None
@@ -129,8 +138,8 @@ class Classifier(LightningModule):
         return images.to(self.dtype, memory_format=self.layout)
 
     def training_step(self, batch: Sequence[Tensor], batch_idx: int) -> Tensor:
-        logits, labels, loss = self._classifier_step(batch)
-        self.train_accuracy(logits.argmax(dim=1), labels)
+        predicted, labels, loss = self._classifier_step(batch)
+        self.train_accuracy(predicted, labels)
         self.log("train_loss", loss, prog_bar=True)
         self.log("train_accuracy", self.train_accuracy, on_step=True, on_epoch=False, prog_bar=True)
         return loss
@@ -143,12 +152,12 @@ class Classifier(LightningModule):
     def test_step(
         self, batch: Sequence[Tensor], batch_idx: int, dataloader_idx: int = 0
     ) -> dict[str, Tensor]:
-        """Score a batch; callbacks get its "logits", float [batch, num_classes]."""
+        """Evaluate a batch; callbacks get its "logits", float [batch, num_classes]."""
         loaders = self.trainer.test_dataloaders
         return {"logits": self._evaluation_step(batch, batch_idx, loaders, dataloader_idx, "test")}
 
     def predict_step(self, batch: Sequence[Tensor], batch_idx: int) -> Tensor:
-        """Class probabilities of a batch of images, float [batch, num_classes]."""
+        """Compute class probabilities of a batch of images, float [batch, num_classes]."""
         return self(self._prepare(batch[0])).softmax(dim=1)
 
     def _evaluation_step(
@@ -159,19 +168,22 @@ class Classifier(LightningModule):
         dataloader_idx: int,
         stage: str,
     ) -> Tensor:
+        """Update and log the metrics of a stage, "val" or "test"; returns the logits."""
         loader = CombinedLoader(loaders).flattened[dataloader_idx]
         real = count_real(loader, batch_idx, len(batch[1]))
         # A rank whose batch is all padding takes the step too: others may wait for it in there.
-        batch = [part[: max(real, 1)] for part in batch]
-        logits, labels, loss = self._classifier_step(batch)
-        found = {
+        batch = [values[: max(real, 1)] for values in batch]
+        images = self._prepare(batch[0])
+        logits = self(images)
+        predicted, labels, loss = self._classifier_step(batch, logits)
+        updates = {
             f"{stage}_loss": (loss.expand(real),),
-            f"{stage}_accuracy": (logits.argmax(dim=1), labels),
+            f"{stage}_accuracy": (predicted, labels),
         }
         if stage == "test" and self.flip_test:
-            mirrored = self(self._prepare(batch[0]).flip(-1))
-            found["test_flip_accuracy"] = ((logits + mirrored).argmax(dim=1), labels)
-        for name, values in found.items():
+            flipped = self(images.flip(-1))
+            updates["test_flip_accuracy"] = ((logits + flipped).argmax(dim=1), labels)
+        for name, values in updates.items():
             metric = getattr(self, name)
             if batch_idx == 0:  # Lightning resets them after all loaders, not between two
                 metric.reset()
@@ -186,10 +198,10 @@ class Classifier(LightningModule):
         mixed = self.trainer.precision == "16-mixed"
         clipped = self.trainer.precision == "bf16-mixed" and self.trainer.gradient_clip_val
         fused = not (mixed or clipped)
-        learning = finetuning.learning(self.parameters())
-        return torch.optim.Adam(learning, self.learning_rate, fused=fused)
+        trainable = finetuning.learning(self.parameters())
+        return torch.optim.Adam(trainable, self.learning_rate, fused=fused)
 
 
-def _is_laid_out_otherwise(kept: Any, weight: Tensor) -> bool:
-    same = isinstance(kept, Tensor) and kept.shape == weight.shape
-    return same and kept.stride() != weight.stride()
+def _differs_in_memory_format(state: Any, weight: Tensor) -> bool:
+    same_shape = isinstance(state, Tensor) and state.shape == weight.shape
+    return same_shape and state.stride() != weight.stride()

@@ -37,23 +37,64 @@ def test_network_is_made_for_the_number_of_classes():
     assert given == [{"num_classes": 7}]
 
 
-def test_step_gives_logits_and_labels_and_the_loss(classifier):
+def test_classifier_step_returns_predicted_and_true_labels_and_the_loss(classifier):
     images, labels = torch.randn(5, 3, 64, 64), torch.tensor([0, 1, 2, 3, 0])
 
-    logits, true, loss = classifier._classifier_step((images, labels))
+    predicted, true, loss = classifier._classifier_step((images, labels))
 
-    assert torch.equal(logits, classifier.model(images))
+    logits = classifier.model(images)
+    assert torch.equal(predicted, logits.argmax(dim=1))
     assert torch.equal(true, labels)
     torch.testing.assert_close(loss, F.cross_entropy(logits, labels))
+
+
+@pytest.mark.parametrize(
+    ("command", "flip_test", "passes"),
+    [
+        ("fit", False, 2 + 2),  # two batches to train on and two to validate
+        ("validate", False, 2),
+        ("test", False, 2),
+        ("predict", False, 2),
+        ("test", True, 2 * 2),
+    ],
+)
+def test_classifier_passes_each_batch_through_the_network_once(command, flip_test, passes):
+    classifier = Classifier(networks.network, 4, flip_test=flip_test)
+    calls = []
+    classifier.model.register_forward_hook(lambda *_: calls.append(1))
+    loader = DataLoader(networks.byte_images(6), 3)
+    loaders = (loader, loader) if command == "fit" else (loader,)
+
+    getattr(networks.trainer(max_epochs=1), command)(classifier, *loaders)
+
+    assert len(calls) == passes
+
+
+@pytest.mark.parametrize("command", ["fit", "validate", "test", "predict"])
+def test_classifier_keeps_no_tensor_of_a_batch(command):
+    classifier = Classifier(networks.network, 4)
+    count = 13  # of images in a batch; nothing else has this size
+    trainer = networks.trainer(max_epochs=1)
+
+    getattr(trainer, command)(classifier, DataLoader(networks.byte_images(count), count))
+
+    kept = [
+        (name, attribute)
+        for name, module in classifier.named_modules()
+        for attribute, value in vars(module).items()
+        if isinstance(value, torch.Tensor) and count in value.shape
+    ]
+    assert kept == []
 
 
 def test_labels_are_smoothed_in_training_alone():
     classifier = Classifier(networks.network, 4, label_smoothing=0.2)
     batch = torch.randn(5, 3, 64, 64), torch.tensor([0, 1, 2, 3, 0])
 
-    logits, labels, trained = classifier.train()._classifier_step(batch)
+    _, labels, trained = classifier.train()._classifier_step(batch)
     evaluated = classifier.eval()._classifier_step(batch)[2]
 
+    logits = classifier.model(batch[0])
     spread = 0.8 * F.one_hot(labels, 4) + 0.2 / 4
     torch.testing.assert_close(trained, -(spread * logits.log_softmax(1)).sum(1).mean())
     assert torch.equal(evaluated, F.cross_entropy(logits, labels))

@@ -248,14 +248,6 @@ class Resume(BetweenSteps):
             self._agreement.close()
 
 
-def goes_on(trainer: pl.Trainer) -> bool:
-    """Whether a training that is being set up goes on from a checkpoint, given or found."""
-    callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
-    found = any(each.newest for each in callbacks if isinstance(each, Resume))
-    # Where there is no last one, Lightning starts from the beginning.
-    return found or getattr(trainer, "starts_from", None) not in (None, "last")
-
-
 def _warn(what: str, error: OSError) -> None:
     rank_zero_warn(f"{what} ({error}); training goes on, and after a stop from the newest there is")
 

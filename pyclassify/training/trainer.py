@@ -11,7 +11,7 @@ from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from pyclassify.data.loaders import ImageDataModule
-from pyclassify.training.exact_resume import StepLoop
+from pyclassify.training.exact_resume import Resume, StepLoop
 from pyclassify.training.prediction_writer import WriteTable
 from pyclassify.utils.signals import raise_on_stop
 
@@ -22,6 +22,14 @@ class Trainer(pl.Trainer):
     tests_after_fit = False
     reads_weights_only: bool | None = None
     starts_from: str | None = None  # the checkpoint that `fit` was given
+
+    @property
+    def resumes_training(self) -> bool:
+        """Whether the training that is being set up resumes from a checkpoint, given or found."""
+        callbacks: list[Any] = self.callbacks  # type: ignore[attr-defined]
+        found = any(isinstance(each, Resume) and each.newest for each in callbacks)
+        # With "last" and no such checkpoint, Lightning starts from the beginning.
+        return found or self.starts_from not in (None, "last")
 
     def train(
         self,

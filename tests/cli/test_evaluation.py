@@ -21,8 +21,8 @@ def classifier():
 
 def expected(classifier, dataset, stage):
     """Loss and accuracy of a set in one batch."""
-    logits, labels, loss = classifier.eval()._classifier_step(dataset[:])
-    accuracy = (logits.argmax(dim=1) == labels).float().mean()
+    predicted, labels, loss = classifier.eval()._classifier_step(dataset[:])
+    accuracy = (predicted == labels).float().mean()
     return {f"{stage}_loss": loss.item(), f"{stage}_accuracy": accuracy.item()}
 
 
