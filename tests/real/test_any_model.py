@@ -44,6 +44,7 @@ def best(run, network):
     return network.eval()
 
 
+@pytest.mark.slow
 def test_resnet18_of_100_classes_is_trained_registered_and_answers_by_their_names(cli, tmp_path):
     names = [f"class {number:03}" for number in range(100)]
     grow(tmp_path / "data", *(f"train/{name}" for name in names), count=2)

@@ -14,8 +14,11 @@ from tests.support import alone, budget
 NEEDS = {"cluster": "slurm", "service": "service"}
 # Expensive parts that are started once, as one process of xdist runs all tests of each.
 TOGETHER = ("service", "slurm", "browser", "environment")
-# Groups that take longest, which are begun with; by marker or module.
-FIRST = ("slurm", "service", "environment")
+# Groups that take longest, by marker or room: begun with, so that none is left for the end.
+FIRST = (
+    *("slurm", "service", "environment"),
+    *("tests.real", "tests.benchmarks", "tests.runs", "tests.cli", "tests.registry"),
+)
 
 
 def pytest_addoption(parser):
@@ -51,12 +54,17 @@ def pytest_collection_modifyitems(config, items):
             if fixture in item.fixturenames:
                 item.add_marker(marker)
         item.add_marker(pytest.mark.xdist_group(group_of(item)))
-    items.sort(key=lambda item: (*FIRST, group_of(item)).index(group_of(item)))
+    items.sort(key=turn_of)
     is_named = any("::" in each for each in config.args)
     if "slow" not in config.option.markexpr and not is_named:
         left_out = [item for item in items if item.get_closest_marker("slow")]
         config.hook.pytest_deselected(items=left_out)
         items[:] = [item for item in items if item not in left_out]
+
+
+def turn_of(item):
+    group = group_of(item)
+    return next((turn for turn, name in enumerate(FIRST) if group.startswith(name)), len(FIRST))
 
 
 def group_of(item):
