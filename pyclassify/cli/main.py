@@ -12,12 +12,14 @@ from pathlib import Path
 from pkgutil import resolve_name
 
 from pyclassify.cli.options import PLAIN_VERBS, spell_out
-from pyclassify.runs import seeds
 from pyclassify.tracking import run
 from pyclassify.utils import launcher, options
 from pyclassify.utils.signals import stop_on_signals, stop_with_parent
 
 TURN_SECONDS = 3.0  # that another process may take to run into the same error
+# How many times as long a process that trains several seeds has to stop: it waits for its child,
+# which may have a checkpoint to write before it leaves.
+SEEDS_GRACE_FACTOR = 60.0
 
 LOST = "another process of this run has ended; its own message says why"
 
@@ -37,9 +39,8 @@ def main(args: Sequence[str] | None = None) -> int:
     if run.adopt() or not launcher.is_rank_zero():
         stop_with_parent()
     status = "FAILED"
-    with stop_on_signals(
-        partial(on_stop, given), seeds.PATIENCE if options.are_asked_for(given) else 1.0
-    ):
+    grace_factor = SEEDS_GRACE_FACTOR if options.are_asked_for(given) else 1.0
+    with stop_on_signals(partial(on_stop, given), grace_factor):
         try:
             train(given)
             status = "FINISHED"
@@ -95,11 +96,15 @@ def on_stop(given: list[str], signal_name: str) -> None:
 
 def train(given: list[str]) -> None:
     """Run one of the training verbs, which alone pay for importing torch, or several such runs."""
-    count, words = seeds.read_count(given)
-    if count > 1:
-        spell_out(words)  # refuses a wrong command line before any run is made
-        seeds.train(words, count)
-        return
+    words = given
+    if options.are_asked_for(given):
+        from pyclassify.runs import seeds  # loads MLflow and SciPy
+
+        count, words = seeds.read_count(given)
+        if count > 1:
+            spell_out(words)  # refuses a wrong command line before any run is made
+            seeds.train(words, count)
+            return
     args = spell_out(words)
     # Pages of 2 MB where the kernel gives them to who asks: AlexNet's gradients are 228 MB, taken
     # anew each step. torch reads it when it first allocates, which some imports do.

@@ -35,9 +35,6 @@ from pyclassify.utils.options import FLAGS, VERBS, are_asked_for, settings, spli
 from pyclassify.utils.signals import wait_for
 
 SEED_OPTIONS = ("--seed", "--seed_everything")
-# On a stop a process waits for its child, which may have a checkpoint to write before it leaves,
-# and ends by itself where it hangs.
-PATIENCE = 60.0
 # Tags that say who started a run, and from what.
 _ORIGIN = ("mlflow.user", "mlflow.source.")
 _OF_NO_LEARNING = ("parameters", "system/")
