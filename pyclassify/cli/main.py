@@ -84,6 +84,14 @@ def run_plain(verb: str, given: list[str]) -> int:
         return complain(words)
 
 
+def sync(argv: list[str]) -> int:
+    """Run `pyclassify sync`, with the registry to make the versions that runs asked for."""
+    from pyclassify.registry.champion import make_version
+    from pyclassify.spool import sync
+
+    return sync.main(argv, make_version)
+
+
 def on_stop(given: list[str], signal_name: str) -> None:
     """Tell who watches and who looks later that this is no failure, and how to go on."""
     if launcher.is_rank_zero():

@@ -32,7 +32,7 @@ PLAIN_VERBS = {
     "resume": "pyclassify.runs.resume:resume",
     "rollback": "pyclassify.registry.promote:rollback",
     "slurm": "pyclassify.slurm.cli:main",
-    "sync": "pyclassify.spool.sync:main",
+    "sync": "pyclassify.cli.main:sync",
 }
 MORE_VERBS = "More verbs, for runs that there are: " + ", ".join(PLAIN_VERBS)
 # The headings of the help, where the docstrings of Lightning and torch are for other readers.

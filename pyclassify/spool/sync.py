@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from pyclassify.spool import records
-from pyclassify.spool.uploader import Courier
+from pyclassify.spool.uploader import Courier, MakeVersion
 from pyclassify.utils.options import VerbParser
 
 DEEPEST = 3  # folders below the one given: WORK_DIR/<run>/spool/<run>
@@ -17,11 +17,13 @@ MOST_PAUSE = 60.0  # the same while the server is away
 SAYING = 1.0  # seconds between two lines of progress
 
 
-def main(args: Sequence[str]) -> int:
-    """Deliver spools.
+def main(argv: Sequence[str], make_version: MakeVersion | None = None) -> int:
+    """Run `pyclassify sync`.
 
     Args:
-        args: The command line after `sync`.
+        argv: The command line after `sync`.
+        make_version: Makes the versions of registered models that runs asked for; without it their
+            records stay pending.
 
     Returns:
         The exit code: 1 where something is left that the server did not take.
@@ -32,7 +34,7 @@ def main(args: Sequence[str]) -> int:
     """
     from pyclassify.spool.server import be_impatient
 
-    asked = _parse(args)
+    asked = _parse(argv)
     if not asked.folder.is_dir():
         raise OSError(
             f"there is no folder {asked.folder}; give the one where runs are trained (it has "
@@ -40,7 +42,7 @@ def main(args: Sequence[str]) -> int:
         )
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     be_impatient()
-    sync = Sync(asked.folder.absolute())
+    sync = Sync(asked.folder.absolute(), make_version)
     pause = POLL
     while True:
         left = sync.turn()
@@ -50,7 +52,7 @@ def main(args: Sequence[str]) -> int:
         time.sleep(pause)
 
 
-def _parse(args: Sequence[str]) -> Any:
+def _parse(argv: Sequence[str]) -> Any:
     parser = VerbParser(prog="pyclassify sync", description=__doc__, allow_abbrev=False)
     parser.add_argument(
         "folder",
@@ -60,7 +62,7 @@ def _parse(args: Sequence[str]) -> Any:
         help="where to look for spools, three folders deep (default: runs/spool, or this folder)",
     )
     parser.add_argument("-f", "--follow", action="store_true", help="go on until it is stopped")
-    return parser.parse_args(args)
+    return parser.parse_args(argv)
 
 
 def find(folder: Path, deepest: int = DEEPEST) -> Iterator[Path]:
@@ -88,10 +90,11 @@ class Sync:
 
     Args:
         folder: The folder.
+        make_version: As in `main`.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, make_version: MakeVersion | None = None) -> None:
+        self.folder, self.make_version = folder, make_version
         self._told: dict[Path, str] = {}
         self._sizes: dict[Path, int] = {}  # of what was delivered whole
         self._delivered, self._said, self._line = 0, time.monotonic(), ""
@@ -116,10 +119,8 @@ class Sync:
     def _deliver(self, spool: Path, size: int) -> None:
         from mlflow import MlflowClient
 
-        from pyclassify.registry.champion import make_version
-
         client = MlflowClient(_target(records.load(spool / records.SPOOL)))
-        courier = Courier(spool, client, make_version)
+        courier = Courier(spool, client, self.make_version)
 
         def tell(count: int) -> None:
             if time.monotonic() - self._said > SAYING:
