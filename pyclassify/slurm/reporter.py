@@ -249,13 +249,13 @@ def why_not_again(folder: Path, job_id: str, limit: int) -> str:
     return ""
 
 
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
-
-
 def count_restarts(attempts: list[Attempt]) -> int:
     """How often SLURM started the run's jobs again."""
     most: dict[str, int] = {}
     for each in attempts:
         most[each.job_id] = max(each.restarts, most.get(each.job_id, 0))
     return sum(most.values())
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
