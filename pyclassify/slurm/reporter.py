@@ -241,8 +241,8 @@ def why_not_again(folder: Path, job_id: str, limit: int) -> str:
     started, step = ours[-1].restarts + 1, step_of(folder)
     if step and step == ours[-1].step:
         return (
-            f"no step was gained since the last start (step {step}); {RESUME} --time TIME, with "
-            "more time"
+            f"no step was gained since the last start (step {step}); give more time by "
+            "`pyclassify slurm resume RUN_ID --time TIME`"
         )
     if started >= limit:
         return f'the job has started {started} times, and "requeue_attempts" is {limit}; {RESUME}'

@@ -146,8 +146,11 @@ def test_what_an_earlier_start_left_in_the_spool_does_not_undo_a_later_one(
         ("6 0 1\n6 1 3\n7 0 3\n", "5", "2", 75, "SCHEDULED", []),  # job 6 had starts of its own
         ("7 0 3\n7 1", "5", "2", 75, "SCHEDULED", []),  # a line that a full disk cut off
         ("", "5", "1", 75, "SCHEDULED", []),
-        ("7 0 5\n", "5", "2", 0, "FAILED", ["step 5", "--time TIME"]),
-        ("7 0 1\n7 1 3\n", "5", "2", 0, "FAILED", ["2 times", '"requeue_attempts" is 2']),
+        ("7 0 5\n", "5", "2", 0, "FAILED", ["step 5", "resume {run_id} --time TIME`"]),
+        (
+            *("7 0 1\n7 1 3\n", "5", "2", 0, "FAILED"),
+            ["2 times", '"requeue_attempts" is 2', "resume {run_id}`"],
+        ),
     ],
 )
 def test_job_that_was_stopped_starts_again_while_it_gains_steps_and_has_starts_left(
@@ -161,7 +164,8 @@ def test_job_that_was_stopped_starts_again_while_it_gains_steps_and_has_starts_l
     run = client.get_run(run_id)
     assert run.info.status == status
     if facts:
-        facts = ["SLURM job 7: ", f"`pyclassify slurm resume {run_id}`", *facts]
+        facts = [fact.format(run_id=run_id) for fact in facts]
+        facts = ["SLURM job 7: ", f"`pyclassify slurm resume {run_id}", *facts]
     assert mentions(note(run), *facts)
     assert bool(note(run)) == bool(facts)
 
