@@ -253,7 +253,7 @@ def plan_like_mlflow(args: list[str]) -> Plan:
     from mlflow.projects.utils import PROJECT_ENV_MANAGER
 
     try:
-        asked = run.make_context("pyclassify slurm", args).params
+        asked = run.make_context("pyclassify slurm", [*args]).params  # it empties its list
         given = dict(each.split("=", 1) for each in asked["param_list"])
     except click.UsageError as error:
         raise ValueError(f"{error.format_message().rstrip('.')}; {LIKE_MLFLOW} are taken") from None

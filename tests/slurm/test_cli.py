@@ -44,7 +44,7 @@ def test_render_takes_what_mlflow_run_takes_and_makes_nothing(tmp_path, monkeypa
         (["-P", "devices=auto"], "devices is auto by -P devices=auto"),
         (["-P", "devices"], "-P takes NAME=VALUE, not devices"),
         (["--devices", "2"], "No such option '--devices'; the arguments of `mlflow run`"),
-        (["-e", "maim"], "Could not find maim"),
+        (["-e", "maim"], "pyclassify: error: Could not find maim among entry points"),
     ],
 )
 def test_mistakes_are_told_in_one_line(words, error, capsys, monkeypatch):
