@@ -17,7 +17,7 @@ from pyclassify.slurm.plan import Plan
 from pyclassify.slurm.script import check_script
 from pyclassify.slurm.status import find_ending
 from pyclassify.slurm.submit import resume
-from pyclassify.slurm.submitted_run import Tail, kept_logs, tail_of
+from pyclassify.slurm.submitted_run import Tail, kept_logs
 from pyclassify.spool import records
 from pyclassify.spool.records import FINAL
 from pyclassify.utils.masking import mask
@@ -133,7 +133,7 @@ def status(asked: argparse.Namespace) -> int:
         facts = [job.state, why, job.elapsed, job.nodes and f"on {job.nodes}"]
     sys.stdout.write(f"run {run.run_id}: {now}\n")
     sys.stdout.write(f"job {run.job_id}: {', '.join(each for each in facts if each)}\n")
-    tail = tail_of(run.tags)
+    tail = run.tail()
     for path in tail.files():
         sys.stdout.write(f"log: {path}\n")
     if job and job.meaning.ended and not tail.files():
@@ -146,7 +146,7 @@ def logs(asked: argparse.Namespace) -> int:
     from pyclassify.slurm.submitted_run import of_run
 
     run = of_run(asked.run)
-    tail = tail_of(run.tags)
+    tail = run.tail()
     if not asked.follow and not tail.files():
         kept = [*kept_logs(run.run_id)]
         if not kept:

@@ -5,13 +5,14 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from pyclassify.slurm import client
 from pyclassify.slurm.client import Account
 from pyclassify.slurm.status import STATE, Ending, becomes, find_ending, settle
-from pyclassify.slurm.submitted_run import tail_of
+from pyclassify.slurm.submitted_run import find_job_id, tail_of
 from pyclassify.spool.records import FINAL
 
 FORGOTTEN = "UNKNOWN"
@@ -44,8 +45,9 @@ def main(asked: argparse.Namespace) -> int:
     known = client.ask(since, since)
     count: Counter[str] = Counter(looked_at=len(runs))
     for run in runs:
-        account = known.get(jobs[run.info.run_id])
-        for changed, status, words in _reconcile(store, run, account, asked.dry_run):
+        job_id = jobs[run.info.run_id]
+        account = known.get(job_id)
+        for changed, status, words in _reconcile(store, run, job_id, account, asked.dry_run):
             count["changed"] += 1
             was = f"{changed.info.run_id} ({changed.info.run_name}): {changed.info.status}"
             sys.stdout.write(f"run {was} -> {status}{words and f', {words}'}\n")
@@ -67,14 +69,13 @@ def _submitted(store: Any) -> Iterator[Any]:
 
 
 def _job_id(run: Any) -> str:
-    tags = run.data.tags
-    if "slurm_job_id" not in tags and run.info.status == "SCHEDULED":  # its submitter was killed
-        return client.find_by_folder(Path(tags["slurm_folder"]))
-    return str(tags.get("slurm_job_id", ""))
+    if run.info.status not in FINAL:  # its submission may have been killed
+        return find_job_id(run)
+    return str(run.data.tags.get("slurm_job_id", ""))
 
 
 def _reconcile(
-    store: Any, run: Any, account: Account | None, dry_run: bool
+    store: Any, run: Any, job_id: str, account: Account | None, dry_run: bool
 ) -> Iterator[tuple[Any, str, str]]:
     """Make one run's status true; gives what changes: the run as it was, its status, and why."""
     if account is None:
@@ -87,6 +88,8 @@ def _reconcile(
     else:
         yield from _follow(store, run, account.job.meaning.status, dry_run)
         return
+    if run.info.status != "FINISHED" and _is_resubmitted(store, run):
+        return
     status = becomes(run, ending) if account or run.info.status not in FINAL else ""
     if status and status != run.info.status:
         yield run, status, ending.words
@@ -94,16 +97,23 @@ def _reconcile(
             yield from _end_children(store, run, status, dry_run)
     if not dry_run:
         if status not in ("", run.info.status) or status in ("FAILED", "KILLED"):
-            job_id = run.data.tags.get("slurm_job_id", "")
-            files = tail_of(run.data.tags).files()
-            settle(store, run.info.run_id, ending, job_id, files)
-        _log(store, run, state, metrics)
+            settle(store, run.info.run_id, ending, job_id, tail_of(run.data.tags, job_id).files())
+        if account is None or account.attempts:  # else accounting has no row of the job yet
+            _log(store, run, state, metrics)
 
 
 def _is_lost(run: Any) -> bool:
     """Whether SLURM ought to know a run's job: another cluster's folder is not to be seen here."""
-    old = time.time() - run.info.start_time / 1000 > _SETTLES
-    return old and Path(run.data.tags["slurm_folder"]).is_dir()
+    folder, submitted = Path(run.data.tags["slurm_folder"]), run.info.start_time / 1000
+    with suppress(OSError):  # a resume touches it
+        submitted = max(submitted, (folder / "job.sh").stat().st_mtime)
+    return time.time() - submitted > _SETTLES and folder.is_dir()
+
+
+def _is_resubmitted(store: Any, run: Any) -> bool:
+    """Whether the run was resumed since it was listed, so that its job is another one."""
+    now = store.get_run(run.info.run_id).data.tags
+    return bool(now.get("slurm_job_id", "") != run.data.tags.get("slurm_job_id", ""))
 
 
 def _follow(store: Any, run: Any, status: str, dry_run: bool) -> Iterator[tuple[Any, str, str]]:

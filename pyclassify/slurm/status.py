@@ -154,7 +154,7 @@ def _name_user(by: str) -> str:
 
 def name_job(job_id: str) -> str:
     """What a paragraph on a job begins with, whether or not its id names the cluster."""
-    return f"SLURM job {job_id.partition(';')[0]}"
+    return f"SLURM job {job_id.partition(';')[0]}".rstrip()
 
 
 def tells(run: Any, subject: str) -> bool:

@@ -19,7 +19,13 @@ from pyclassify.slurm.plan import Plan
 from pyclassify.slurm.script import check_script
 from pyclassify.slurm.states import SlurmError
 from pyclassify.slurm.status import BY, FOLDER, STATE, describe, forget, name_job, tag
-from pyclassify.slurm.submitted_run import SlurmRun, absolute, fill
+from pyclassify.slurm.submitted_run import (
+    SlurmRun,
+    absolute,
+    fill,
+    find_job_id,
+    list_job_numbers,
+)
 from pyclassify.spool import records
 from pyclassify.spool.records import FINAL
 from pyclassify.utils.masking import mask
@@ -284,8 +290,7 @@ def _find_script(run: Any) -> Path:
 def _wait_for_the_end(run: Any) -> None:
     """See that the run's jobs have ended, and that its status says how."""
     run_id = run.info.run_id
-    folder = Path(run.data.tags["slurm_folder"])
-    job_id = run.data.tags.get("slurm_job_id") or client.find_by_folder(folder)
+    job_id = find_job_id(run)
     if not job_id:  # SLURM never took one
         return
     submitted, end = SlurmRun(run_id, job_id), time.monotonic() + _PATIENCE
@@ -308,7 +313,8 @@ def _submit(
     """Submit the script, with the run SCHEDULED; if SLURM refuses it the run is as it was."""
     run_id, root, given = run.info.run_id, script.parent / "spool", _given(script)
     before = run.data.tags.get("slurm_job_id", "")
-    known = {before.partition(";")[0], *run.data.tags.get("slurm_job_ids", "").split(",")}
+    known = {before.partition(";")[0], *list_job_numbers(run.data.tags)}
+    script.touch()  # SLURM may not know the new job at once, and `reconcile` waits for it
     clients = [mlflow_client]
     if records.is_spool(root / run_id):  # what is delivered later must not undo it
         clients.append(reporter.open_spool(root))

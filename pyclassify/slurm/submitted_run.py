@@ -51,7 +51,7 @@ class SlurmRun(SubmittedRun):
         Returns:
             Whether the run is FINISHED.
         """
-        tail, state, pause = tail_of(self._run().data.tags), "", _POLL
+        tail, state, pause = self.tail(), "", _POLL
         while True:
             job = self.ask()
             if self._shows:
@@ -154,7 +154,7 @@ class SlurmRun(SubmittedRun):
             return status
         if job.meaning.ended:
             ending = find_ending(job)
-            files = tail_of(run.data.tags).files()
+            files = tail_of(run.data.tags, self.job_id).files()
             return settle(self._client, self._run_id, ending, self.job_id, files)
         said = job.meaning.status
         if (status, said) == ("RUNNING", "SCHEDULED"):  # it has started since, or is requeued
@@ -167,10 +167,9 @@ class SlurmRun(SubmittedRun):
         self._client.update_run(self._run_id, status=said)
         return said
 
-    @property
-    def tags(self) -> dict[str, str]:
-        """The tags of the run."""
-        return dict(self._run().data.tags)
+    def tail(self) -> "Tail":
+        """The job's logs."""
+        return tail_of(self._run().data.tags, self.job_id)
 
     def _run(self) -> Any:
         return self._client.get_run(self._run_id)
@@ -244,11 +243,10 @@ class Tail:
                 yield text.decode(errors="replace")
 
 
-def tail_of(tags: Mapping[str, str]) -> Tail:
-    """The logs of a run, by its tags."""
+def tail_of(tags: Mapping[str, str], job_id: str) -> Tail:
+    """The logs of a run's job, by the run's tags."""
     patterns = [tags[name] for name in ("slurm_output", "slurm_error") if name in tags]
-    job_id = tags.get("slurm_job_id", "").partition(";")[0]
-    return Tail(patterns, job_id, tags.get("slurm_job_name", ""))
+    return Tail(patterns, job_id.partition(";")[0], tags.get("slurm_job_name", ""))
 
 
 def kept_logs(run_id: str) -> Iterator[str]:
@@ -266,6 +264,20 @@ def kept_logs(run_id: str) -> Iterator[str]:
 def absolute(folder: Path, name: str) -> str:
     """A log's pattern where SLURM would take it to be, in the job's folder."""
     return os.path.join(str(folder).replace("%", "%%"), name)
+
+
+def find_job_id(run: Any) -> str:
+    """The id of a run's job, by the run's folder where the submission was killed; or nothing."""
+    tags = run.data.tags
+    if job_id := tags.get("slurm_job_id"):
+        return str(job_id)
+    # The run's jobs before a resume have the folder too.
+    return client.find_by_folder(Path(tags["slurm_folder"]), list_job_numbers(tags))
+
+
+def list_job_numbers(tags: Mapping[str, str]) -> list[str]:
+    """The numbers of a run's jobs that have started."""
+    return tags.get("slurm_job_ids", "").split(",")
 
 
 def of_run(run_id: str) -> SlurmRun:
@@ -286,9 +298,8 @@ def of_run(run_id: str) -> SlurmRun:
         raise ValueError(
             f"the run {run_id} is none of the backend slurm; `mlflow run --backend slurm` makes one"
         )
-    job_id = tags.get("slurm_job_id", "")
-    if not job_id and run.info.status == "SCHEDULED":  # whoever submitted it was killed
-        job_id = client.find_by_folder(Path(tags["slurm_folder"]))
+    ended = run.info.status in FINAL  # else its submission may have been killed
+    job_id = tags.get("slurm_job_id", "") if ended else find_job_id(run)
     if not job_id:
         raise SlurmError(f"the run {run_id} has no job: SLURM did not take it, see its description")
     return SlurmRun(run_id, job_id)

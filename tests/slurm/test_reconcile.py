@@ -1,5 +1,6 @@
 """All runs' statuses at once, from what accounting says of their jobs."""
 
+import os
 import sqlite3
 import sys
 import time
@@ -11,7 +12,7 @@ from pyclassify.cli.main import main
 from pyclassify.slurm import client
 from tests.support import slurm_jobs
 from tests.support.phrases import mentions
-from tests.support.slurm_jobs import say, say_in_turn
+from tests.support.slurm_jobs import artifacts, note, say, say_in_turn
 from tests.support.stores import experiment_id
 
 
@@ -235,6 +236,120 @@ def test_job_of_a_run_whose_submission_was_killed_is_found_by_its_folder(store, 
 
     run = store.get_run(run_id)
     assert (run.info.status, run.data.tags["slurm_state"]) == ("FAILED", "TIMEOUT")
+
+
+@pytest.fixture
+def resumed(store, answer, tmp_path):
+    """Make a run whose resume was killed: its first job was 6, whose end sacct has too."""
+
+    def make_resumed(queued=(), status="SCHEDULED", submitted=0.0):
+        folder = tmp_path / "run"
+        folder.mkdir()
+        (folder / "job.sh").touch()
+        os.utime(folder / "job.sh", (time.time() - submitted,) * 2)
+        run_id = make(store, folder, "", status)
+        store.set_tag(run_id, "slurm_job_ids", "5,6")
+        store.set_tag(run_id, "slurm_error", f"{folder}/%j.err")
+        folders = "".join(f"{each.partition('|')[0]}|{folder}\n" for each in queued)
+        states = "".join(f"{each}\n" for each in queued)
+        rows = f"print({folders!r} if '%Z' in sys.argv[-1] else {states!r}, end='')"
+        slurm_jobs.put(tmp_path / "bin", "squeue", f"import sys\n{rows}")
+        return run_id
+
+    return make_resumed
+
+
+ENDED = "6|TIMEOUT|TimeLimit|n1|1:00"
+
+
+@pytest.mark.parametrize(("state", "status"), [("PENDING", "SCHEDULED"), ("RUNNING", "RUNNING")])
+def test_job_of_a_killed_resume_is_found_by_its_folder(
+    store, answer, resumed, tmp_path, state, status
+):
+    answer(row(6, "TIMEOUT"))
+    run_id = resumed([ENDED, f"8|{state}|Priority||0:00"], submitted=3600.0)
+
+    assert main(["slurm", "reconcile"]) == 0
+    assert main(["slurm", "reconcile"]) == 0
+
+    run = store.get_run(run_id)
+    assert (run.info.status, note(run)) == (status, "")
+    assert not run.data.tags.get("slurm_state")  # so that it is asked for again
+
+
+@pytest.mark.parametrize(
+    ("submitted", "status", "state"), [(5.0, "SCHEDULED", ""), (3600.0, "FAILED", "UNKNOWN")]
+)
+def test_resume_without_a_job_is_lost_after_a_while_and_not_the_job_before(
+    store, answer, resumed, tmp_path, submitted, status, state
+):
+    answer(row(6, "COMPLETED"))
+    run_id = resumed([ENDED], submitted=submitted)
+
+    assert main(["slurm", "reconcile"]) == 0
+
+    run = store.get_run(run_id)
+    assert (run.info.status, run.data.tags.get("slurm_state", "")) == (status, state)
+    lost = "SLURM job: SLURM has forgotten the job, and nobody saw how it ended."
+    assert note(run) == (lost if state else "")
+
+
+def test_job_that_is_found_by_its_folder_is_named_and_so_are_its_logs(
+    store, answer, resumed, tmp_path
+):
+    run_id = resumed([ENDED, "8|NODE_FAIL|NodeDown|n1|0:05"])
+    (tmp_path / "run" / "8.err").write_text("the last line\n")
+    answer(row(8, "NODE_FAIL"))
+    folder = tmp_path / "run"
+    slurm_jobs.put(tmp_path / "bin", "squeue", say(f"6|{folder}\n8|{folder}\n"))
+
+    main(["slurm", "reconcile"])
+
+    run = store.get_run(run_id)
+    assert note(run).startswith("SLURM job 8: a node of the job failed")
+    assert mentions(note(run), "the last line")
+    assert artifacts(run) == {"slurm/8.err"}
+
+
+def test_run_that_is_resumed_while_slurm_is_asked_stays(store, answer, tmp_path, monkeypatch):
+    run_id = make(store, tmp_path, 7)
+    answer(row(7, "TIMEOUT"))
+    ask = client.ask
+
+    def ask_and_resume(*args):
+        known = ask(*args)
+        store.update_run(run_id, status="SCHEDULED")
+        store.set_tag(run_id, "slurm_job_id", "")
+        return known
+
+    monkeypatch.setattr(client, "ask", ask_and_resume)
+
+    assert main(["slurm", "reconcile"]) == 0
+
+    run = store.get_run(run_id)
+    assert (run.info.status, note(run)) == ("SCHEDULED", "")
+    assert not run.data.tags.get("slurm_state")
+
+
+def test_metrics_of_an_ended_job_wait_until_accounting_has_it(store, answer, tmp_path):
+    run_id = make(store, tmp_path, 7)
+    answer()
+    slurm_jobs.put(tmp_path / "bin", "squeue", say("7|TIMEOUT|TimeLimit|n1|1:00\n"))
+
+    main(["slurm", "reconcile"])
+    main(["slurm", "reconcile"])
+
+    run = store.get_run(run_id)
+    assert (run.info.status, run.data.metrics) == ("FAILED", {})
+    assert note(run).count("time limit") == 1
+    assert not run.data.tags.get("slurm_state")  # so that it is asked for again
+    (tmp_path / "asked").unlink()
+    answer(row(7, "TIMEOUT", gpus=1))
+    main(["slurm", "reconcile"])
+    run = store.get_run(run_id)
+    assert (run.info.status, run.data.tags["slurm_state"]) == ("FAILED", "TIMEOUT")
+    assert (run.data.metrics["attempts"], run.data.metrics["elapsed_seconds"]) == (1, 60)
+    assert len(store.get_metric_history(run_id, "attempts")) == 1
 
 
 def test_job_that_slurm_does_not_know_yet_is_not_lost(store, answer, tmp_path):

@@ -1,5 +1,7 @@
 """`pyclassify slurm resume`: a run's job submitted again, under the same run."""
 
+import os
+import time
 from pathlib import Path
 
 import mlflow
@@ -129,6 +131,7 @@ ENDS = (("4|COMPLETING|TimeLimit|n1|1:00\n",), ("4|TIMEOUT|TimeLimit|n1|1:00\n",
 @pytest.mark.parametrize("queue", ["ends", "forgotten", "never taken"])
 def test_run_is_submitted_again_when_its_job_has_ended(killed, store, queue, tmp_path, capsys):
     refuse_nothing(tmp_path)
+    os.utime(tmp_path / "run" / "job.sh", (0, 0))
     run_id = killed(slurm_job_id="" if queue == "never taken" else "4")
     store.set_tag(run_id, "mlflow.note.content", "Mine.\n\nSLURM job 4: it ended.")
     if queue != "never taken":
@@ -142,6 +145,7 @@ def test_run_is_submitted_again_when_its_job_has_ended(killed, store, queue, tmp
     assert (tmp_path / "given").read_text() == f"--parsable --time=1:30:00 {tmp_path}/run/job.sh"
     run = read(run_id)
     assert (run.info.status, run.data.tags["slurm_job_id"]) == ("SCHEDULED", "8")
+    assert time.time() - (tmp_path / "run" / "job.sh").stat().st_mtime < 60  # `reconcile` reads it
     if queue != "never taken":
         assert note(run) == "Mine."
 

@@ -124,7 +124,7 @@ def test_logs_are_followed_though_the_controller_is_silent(running, put, tmp_pat
 
 
 def test_log_that_a_requeue_began_anew_is_shown_from_its_beginning(running, client, tmp_path):
-    tail = tail_of(client.get_run(running()).data.tags)
+    tail = tail_of(client.get_run(running()).data.tags, "4")
     log = tmp_path / "-4-n1.out"
 
     log.write_text("the first attempt\n")
@@ -194,6 +194,35 @@ def test_job_of_a_run_whose_submission_was_killed_is_found_by_its_folder(
         0,
         f"run {run_id}: SCHEDULED\njob 5: PENDING, Priority, 0:00\n",
     )
+
+
+def test_logs_of_a_killed_resume_are_those_of_its_new_job(running, client, tmp_path, capsys):
+    run_id = running("")
+    client.set_tag(run_id, "slurm_job_ids", "4,5")
+    client.update_run(run_id, status="SCHEDULED")
+    for job_id in (5, 6):
+        (tmp_path / f"-{job_id}-n1.out").write_text(f"of job {job_id}\n")
+    folders = f"'5|{tmp_path}\\n6|{tmp_path}\\n'"
+    rows = f"print({folders} if '%Z' in sys.argv[-1] else '6|RUNNING|None|n1|0:01')"
+    slurm_jobs.put(tmp_path, "squeue", f"import sys\n{rows}")
+
+    status = say_so(capsys, "status", run_id)[1]
+
+    assert mentions(status, "job 6: RUNNING", f"log: {tmp_path}/-6-n1.out")
+    assert say_so(capsys, "logs", run_id) == (0, "of job 6\n", "")
+
+
+def test_job_before_a_killed_resume_is_not_its_own(running, client, tmp_path, capsys):
+    run_id = running("")
+    client.set_tag(run_id, "slurm_job_ids", "4")
+    client.update_run(run_id, status="SCHEDULED")
+    slurm_jobs.put(tmp_path, "squeue", say(f"4|{tmp_path}\n"))
+
+    code, _, error = say_so(capsys, "status", run_id)
+
+    assert code == 1
+    assert mentions(error, run_id, "has no job: ")
+    assert client.get_run(run_id).info.status == "SCHEDULED"
 
 
 def test_job_that_slurm_has_forgotten_says_where_to_look(running, client, tmp_path, capsys):
