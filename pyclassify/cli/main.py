@@ -86,10 +86,10 @@ def run_plain(verb: str, given: list[str]) -> int:
 
 def sync(argv: list[str]) -> int:
     """Run `pyclassify sync`, with the registry to make the versions that runs asked for."""
-    from pyclassify.registry.champion import make_version
+    from pyclassify.registry.champion import register_and_promote
     from pyclassify.spool import sync
 
-    return sync.main(argv, make_version)
+    return sync.main(argv, register_and_promote)
 
 
 def on_stop(given: list[str], signal_name: str) -> None:

@@ -12,36 +12,36 @@ from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
 from pyclassify.registry.decision import (
-    BELOW,
+    BELOW_MIN_ACCURACY,
     BY_HAND,
     FIRST,
     FORCED,
-    KEPT,
-    NOT_JUDGED,
+    NOT_BETTER,
+    NOT_EVALUATED,
     PROMOTED,
     ROLLED_BACK,
     Decision,
+    add_time,
     check_bounds,
+    ignore_permission_denied,
+    is_applied,
     is_better,
-    is_carried_out,
-    mark,
-    read,
-    save,
-    stamp,
-    unless_refused,
+    load_decision,
+    save_decision,
+    write_tags,
 )
-from pyclassify.registry.evidence import Evidence, NoEvidence
+from pyclassify.registry.paired_comparison import EvaluationError, PairedComparison
 from pyclassify.registry.versions import (
     CHALLENGER,
     CHAMPION,
-    HISTORY,
-    LONGEST,
-    Standing,
+    HISTORY_TAG,
+    MAX_HISTORY,
+    AliasState,
     Version,
-    find_first,
+    find_existing_version,
     get_version,
-    read_standing,
-    register,
+    read_alias_state,
+    register_version,
 )
 
 if TYPE_CHECKING:
@@ -52,16 +52,16 @@ POLL = 0.05  # seconds between two tries
 STALE = 60.0  # seconds after which a lock is one of a process that is dead; it takes a second
 
 
-def judge(
+def promote_if_better(
     client: Any,
     name: str,
     version: str,
     *,
     evaluate: "Callable[[str], PredictionsByIndex] | None" = None,
-    afresh: bool = False,
+    reevaluate: bool = False,
     alpha: float = 0.05,
     min_accuracy: float = 0.0,
-    again: bool = False,
+    recheck: bool = False,
 ) -> Decision:
     """Decide whether a version becomes champion, and keep the decision.
 
@@ -74,10 +74,10 @@ def judge(
         version: Its version; it gets the alias `challenger` where it does not become champion.
         evaluate: Given a version, gives its answers on the images that this one was tested on; for
             where a run did not keep them, or was tested on others.
-        afresh: Whether to evaluate both, whatever their runs kept: to judge by other images.
+        reevaluate: Whether to evaluate both, whatever their runs kept: to judge by other images.
         alpha: How small the p-value of the test against the champion has to be.
         min_accuracy: How accurate the first version has to be.
-        again: Judge it again where it was judged before.
+        recheck: Judge it again where it was judged before.
 
     Returns:
         The decision. It is kept as decision.json in the version's run and as tags of the version.
@@ -88,30 +88,30 @@ def judge(
     """
     check_bounds(alpha, min_accuracy)
     challenger = get_version(client, name, str(version))
-    evidence = Evidence(client, challenger, evaluate, afresh)
+    evidence = PairedComparison(client, challenger, evaluate, reevaluate)
     while True:  # until no other changes anything meanwhile
-        standing = read_standing(client, name)
-        kept = read(client, challenger)
-        if kept and not again and is_carried_out(kept, standing):
+        standing = read_alias_state(client, name)
+        kept = load_decision(client, challenger)
+        if kept and not recheck and is_applied(kept, standing):
             return kept
-        decision = _Case(evidence, kept, alpha, min_accuracy).decide(standing)
-        decision = stamp(decision, kept)
+        decision = _PromotionCheck(evidence, kept, alpha, min_accuracy).decide(standing)
+        decision = add_time(decision, kept)
         line = standing.led_by(challenger.number) if decision.is_champion else ()
-        if settle(client, standing, challenger, decision, line, kept):
+        if _apply_decision(client, standing, challenger, decision, line, kept):
             return decision
         challenger = get_version(client, name, challenger.number)
 
 
 @dataclass(frozen=True)
-class _Case:
+class _PromotionCheck:
     """A version to judge, and by what."""
 
-    evidence: Evidence
+    evidence: PairedComparison
     kept: Decision | None
     alpha: float
     min_accuracy: float
 
-    def decide(self, standing: Standing) -> Decision:
+    def decide(self, standing: AliasState) -> Decision:
         version = self.evidence.challenger
         others = [each for each in standing.line if each != version.number]
         if standing.champion == version.number:
@@ -119,11 +119,11 @@ class _Case:
                 return self.kept
             before = others[0] if others else None
             return Decision(version.name, version.number, BY_HAND, before)
-        rival = find_first(self.evidence.client, version.name, others)
+        rival = find_existing_version(self.evidence.client, version.name, others)
         told = Decision(
             version.name,
             version.number,
-            NOT_JUDGED,
+            NOT_EVALUATED,
             rival.number if rival else None,
             standing=bool(standing.champion),
             alpha=self.alpha,
@@ -131,19 +131,19 @@ class _Case:
         )
         try:
             return self._weigh(told, rival, _tell_gap(standing, told))
-        except NoEvidence as error:
+        except EvaluationError as error:
             way = f"`pyclassify promote {version.name} {version.number} --force --why TEXT`"
             return replace(told, reason=f"{error}; {way} makes it champion all the same")
 
     def _weigh(self, told: Decision, rival: Version | None, gap: str) -> Decision:
         if rival is None:
             accuracy = self.evidence.measure_accuracy()
-            outcome = FIRST if accuracy >= self.min_accuracy else BELOW
+            outcome = FIRST if accuracy >= self.min_accuracy else BELOW_MIN_ACCURACY
             return replace(told, outcome=outcome, accuracy=accuracy, reason=gap)
         test = self.evidence.weigh(rival)
-        outcome = PROMOTED if is_better(test, self.alpha) else KEPT
+        outcome = PROMOTED if is_better(test, self.alpha) else NOT_BETTER
         back = f"`pyclassify rollback {told.name}` makes version {rival.number} champion"
-        notes = [gap, back if gap and outcome == KEPT else "", *self.evidence.notes.values()]
+        notes = [gap, back if gap and outcome == NOT_BETTER else "", *self.evidence.notes.values()]
         return replace(
             told,
             outcome=outcome,
@@ -153,7 +153,7 @@ class _Case:
         )
 
 
-def _tell_gap(standing: Standing, told: Decision) -> str:
+def _tell_gap(standing: AliasState, told: Decision) -> str:
     """Say where the champion is missing that there was."""
     if told.standing or not standing.line:
         return ""
@@ -162,7 +162,7 @@ def _tell_gap(standing: Standing, told: Decision) -> str:
     return f"version {last}, the last champion, {fate}"
 
 
-def make_version(client: Any, run_id: str, record: Mapping[str, Any]) -> str:
+def register_and_promote(client: Any, run_id: str, record: Mapping[str, Any]) -> str:
     """Make a version and judge it, as far as that needs no images; done again it changes nothing.
 
     Args:
@@ -177,12 +177,12 @@ def make_version(client: Any, run_id: str, record: Mapping[str, Any]) -> str:
         mlflow.exceptions.MlflowException: The registry does not answer, or refuses the version.
     """
     name = record["name"]
-    version = register(client, run_id, name, record["tags"], record["path"])
+    version = register_version(client, run_id, name, record["tags"], record["path"])
     bounds = {key: record[key] for key in ("alpha", "min_accuracy")}
     # By other images than the test's only the training can judge, which has them, and does next.
     others = record["judge_by"] != "test"
     try:
-        return judge(client, name, version, afresh=others, **bounds).text
+        return promote_if_better(client, name, version, reevaluate=others, **bounds).text
     except Exception as error:  # the version is there; `pyclassify promote` judges it again
         warnings.warn(f"{name} version {version} was not judged ({error})", stacklevel=2)
         return f"{name} version {version}"
@@ -272,7 +272,7 @@ def _read_holder(client: Any, lock: str) -> str:
         return ""
 
 
-def force(client: Any, name: str, version: str, why: str) -> Decision:
+def force_promotion(client: Any, name: str, version: str, why: str) -> Decision:
     """Make a version champion without evidence, and keep who did it, when and why.
 
     Raises:
@@ -280,17 +280,17 @@ def force(client: Any, name: str, version: str, why: str) -> Decision:
         MlflowException: The registry does not know it, or refuses.
     """
     while True:  # until no other changes anything meanwhile
-        forced, standing = get_version(client, name, version), read_standing(client, name)
+        forced, standing = get_version(client, name, version), read_alias_state(client, name)
         if standing.champion == forced.number:
             raise ValueError(f"{name} version {version} is champion already")
         before = standing.champion or None
         decision = Decision(name, forced.number, FORCED, before, by=_who(), why=why)
-        decision = stamp(decision, None)
-        if settle(client, standing, forced, decision, standing.led_by(forced.number)):
+        decision = add_time(decision, None)
+        if _apply_decision(client, standing, forced, decision, standing.led_by(forced.number)):
             return decision
 
 
-def roll_back(client: Any, name: str, why: str = "") -> Decision:
+def roll_back_champion(client: Any, name: str, why: str = "") -> Decision:
     """Make the version champion that was before, and keep who did it, when and why.
 
     Versions that were deleted since are passed over.
@@ -300,13 +300,13 @@ def roll_back(client: Any, name: str, why: str = "") -> Decision:
         MlflowException: The registry does not know the model, or refuses.
     """
     while True:  # until no other changes anything meanwhile
-        standing = read_standing(client, name)
+        standing = read_alias_state(client, name)
         before = [each for each in standing.line if each != standing.champion]
-        found = find_first(client, name, before)
+        found = find_existing_version(client, name, before)
         if found is None:
             raise ValueError(_nothing_before(name, standing, before))
         head = standing.line[0]
-        last = find_first(client, name, [head]) if head != found.number else None
+        last = find_existing_version(client, name, [head]) if head != found.number else None
         gone = f"version {head} is deleted" if head != found.number else "it had lost the alias"
         decision = Decision(
             name,
@@ -317,13 +317,13 @@ def roll_back(client: Any, name: str, why: str = "") -> Decision:
             by=_who(),
             why=why,
         )
-        decision = stamp(decision, None)
+        decision = add_time(decision, None)
         line = standing.line[standing.line.index(found.number) :]
-        if settle(client, standing, last, decision, line):
+        if _apply_decision(client, standing, last, decision, line):
             return decision
 
 
-def _nothing_before(name: str, standing: Standing, before: list[str]) -> str:
+def _nothing_before(name: str, standing: AliasState, before: list[str]) -> str:
     if not standing.line:
         return f"{name} had no champion yet; `pyclassify promote {name} VERSION` makes one"
     gone = f" and is not deleted ({', '.join(before)})" if before else ""
@@ -340,9 +340,9 @@ def _who() -> str:
         return f"user {os.getuid()}"
 
 
-def settle(
+def _apply_decision(
     client: Any,
-    standing: Standing,
+    standing: AliasState,
     version: Version | None,
     decision: Decision,
     line: tuple[str, ...] = (),
@@ -364,20 +364,20 @@ def settle(
     """
     name = decision.name
     with alone(client, name) as is_alone:
-        if read_standing(client, name) != standing:
+        if read_alias_state(client, name) != standing:
             return False
         if version and get_version(client, name, version.number) != version:
             return False
         if version and decision != kept:
-            save(client, version, decision)
+            save_decision(client, version, decision)
             if not is_alone():  # artifacts may be kept in a slow place
                 return False
-            mark(client, version, decision)
+            write_tags(client, version, decision)
         if line:
             client.set_registered_model_alias(name, CHAMPION, line[0])
-            client.set_registered_model_tag(name, HISTORY, " ".join(line[:LONGEST]))
+            client.set_registered_model_tag(name, HISTORY_TAG, " ".join(line[:MAX_HISTORY]))
             if standing.challenger == line[0]:
-                with unless_refused():
+                with ignore_permission_denied():
                     client.delete_registered_model_alias(name, CHALLENGER)
         elif not kept:  # it is new
             client.set_registered_model_alias(name, CHALLENGER, decision.version)

@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pyclassify.registry.versions import Standing, Version
+from pyclassify.registry.versions import AliasState, Version
 from pyclassify.spool.server import open_files
 from pyclassify.tracking.run import attempt
 
@@ -18,11 +18,11 @@ if TYPE_CHECKING:
 
 
 # What a decision can be.
-FIRST, BELOW = "first", "below min_accuracy"
-PROMOTED, KEPT, NOT_JUDGED = "promoted", "kept", "not judged"
+FIRST, BELOW_MIN_ACCURACY = "first", "below min_accuracy"
+PROMOTED, NOT_BETTER, NOT_EVALUATED = "promoted", "kept", "not judged"
 BY_HAND, FORCED, ROLLED_BACK = "by hand", "forced", "rolled back"
-CHAMPIONS = (FIRST, PROMOTED, BY_HAND, FORCED)
-FILE = "decision.json"
+_CHAMPION_OUTCOMES = (FIRST, PROMOTED, BY_HAND, FORCED)
+_FILE = "decision.json"
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ class Decision:
     @property
     def is_champion(self) -> bool:
         """Whether the version became champion by it."""
-        return self.outcome in CHAMPIONS
+        return self.outcome in _CHAMPION_OUTCOMES
 
     @property
     def text(self) -> str:
@@ -79,19 +79,19 @@ class Decision:
             "decision": self.outcome,
             "against": f"version {self.against}" if self.against else "",
             "p_value": f"{test.p_value:.2g}" if test else "",
-            "difference": spell_difference(test) if test else "",
+            "difference": format_accuracy_difference(test) if test else "",
             "alpha": f"{self.alpha:g}" if test else "",
             "min_accuracy": f"{bound:g}" if bound is not None and not self.against else "",
             "decided": self.time,
             "decided_by": self.by,
-            "why": self.why or (self.reason if self.outcome == NOT_JUDGED else ""),
+            "why": self.why or (self.reason if self.outcome == NOT_EVALUATED else ""),
         }
 
     def as_data(self) -> dict[str, Any]:
         """The decision as JSON has it."""
         data = {**asdict(self), "text": self.text}
         if self.paired:
-            data["paired"]["difference"] = measure_difference(self.paired)
+            data["paired"]["difference"] = measure_accuracy_difference(self.paired)
         return data
 
     def _subject(self) -> str:
@@ -108,18 +108,21 @@ class Decision:
         who = f"{self.by}: {self.why}" if self.why else self.by
         after = f", after version {self.against}" if self.against else ""
         more = f"; {self.reason}" if self.reason else ""
-        if self.outcome in (PROMOTED, KEPT, FIRST, BELOW) and self.accuracy is None:
+        if (
+            self.outcome in (PROMOTED, NOT_BETTER, FIRST, BELOW_MIN_ACCURACY)
+            and self.accuracy is None
+        ):
             return f"{self.outcome}{more}"
         if self.paired:
             return self._compare(self.paired) + more
-        if self.outcome in (FIRST, BELOW):
-            side = "is below" if self.outcome == BELOW else "reaches"
+        if self.outcome in (FIRST, BELOW_MIN_ACCURACY):
+            side = "is below" if self.outcome == BELOW_MIN_ACCURACY else "reaches"
             which = "the first, and its accuracy" if self.outcome == FIRST else "its accuracy"
             return f"{which} {self.accuracy:.4f} {side} min_accuracy {self.min_accuracy:g}{more}"
         if self.outcome == ROLLED_BACK and self.reason:
             return self.reason
         return {
-            NOT_JUDGED: f"version {self.version} was not judged, as {self.reason}",
+            NOT_EVALUATED: f"version {self.version} was not judged, as {self.reason}",
             BY_HAND: f"made so by hand{after}{more}",
             FORCED: f"forced{after} by {who}{more}",
             ROLLED_BACK: f"version {self.version} was rolled back by {who}",
@@ -127,16 +130,16 @@ class Decision:
 
     def _compare(self, test: "PairedTest") -> str:
         shown = "better"
-        if self.outcome == KEPT:
+        if self.outcome == NOT_BETTER:
             worse = test.p_value < (self.alpha or 0)
             shown = f"version {self.version} is {'worse' if worse else 'not shown to be better'}"
         return (
             f"{shown} than version {self.against} on {test.count:,} images, by "
-            f"{spell_difference(test)}, p = {test.p_value:.2g}, alpha {self.alpha:g}"
+            f"{format_accuracy_difference(test)}, p = {test.p_value:.2g}, alpha {self.alpha:g}"
         )
 
 
-def restore(data: Mapping[str, Any]) -> Decision:
+def _parse_decision(data: Mapping[str, Any]) -> Decision:
     """Make the decision that `as_data` told.
 
     Raises:
@@ -152,7 +155,7 @@ def restore(data: Mapping[str, Any]) -> Decision:
     return Decision(**fields)
 
 
-def restore_from_tags(name: str, version: str, tags: Mapping[str, str]) -> Decision:
+def _parse_tags(name: str, version: str, tags: Mapping[str, str]) -> Decision:
     """Make the decision that a version's tags tell, without its numbers."""
     return Decision(
         name,
@@ -166,12 +169,12 @@ def restore_from_tags(name: str, version: str, tags: Mapping[str, str]) -> Decis
     )
 
 
-def place(version: Version) -> str:
+def _get_folder(version: Version) -> str:
     """The folder of a version's decision among its run's artifacts, which others may share."""
     return f"registry/{version.name}-{version.number}"
 
 
-def read(client: Any, version: Version) -> Decision | None:
+def load_decision(client: Any, version: Version) -> Decision | None:
     """Read the last decision about a version.
 
     Args:
@@ -184,12 +187,12 @@ def read(client: Any, version: Version) -> Decision | None:
     if "decision" not in version.tags:
         return None
     try:
-        return restore(_load(client, version))
+        return _parse_decision(_load(client, version))
     except Exception:  # each kind of store fails in its own way
-        return restore_from_tags(version.name, version.number, version.tags)
+        return _parse_tags(version.name, version.number, version.tags)
 
 
-def stamp(decision: Decision, kept: Decision | None) -> Decision:
+def add_time(decision: Decision, kept: Decision | None) -> Decision:
     """A decision with its time; the one that is kept already, where that says the same."""
     if kept and replace(decision, time=kept.time) == kept:
         return kept
@@ -197,13 +200,13 @@ def stamp(decision: Decision, kept: Decision | None) -> Decision:
     return replace(decision, time=now)
 
 
-def save(client: Any, version: Version, decision: Decision) -> None:
+def save_decision(client: Any, version: Version, decision: Decision) -> None:
     """Write a decision into its file, where those before it stay, under `earlier`."""
     if version.run_id:
-        attempt(f"{place(version)}/{FILE}", _save, client, version, decision.as_data())
+        attempt(f"{_get_folder(version)}/{_FILE}", _save, client, version, decision.as_data())
 
 
-def mark(client: Any, version: Version, decision: Decision) -> None:
+def write_tags(client: Any, version: Version, decision: Decision) -> None:
     """Tell a decision in the version's tags."""
     told = decision.tags()
     # The decision itself comes last: who reads it finds the rest.
@@ -211,12 +214,12 @@ def mark(client: Any, version: Version, decision: Decision) -> None:
         if told[key]:
             client.set_model_version_tag(version.name, version.number, key, told[key])
         elif key in version.tags:
-            with unless_refused():
+            with ignore_permission_denied():
                 client.delete_model_version_tag(version.name, version.number, key)
 
 
 @contextmanager
-def unless_refused() -> Iterator[None]:
+def ignore_permission_denied() -> Iterator[None]:
     """Within this context what is refused is left: who may make versions may not delete tags."""
     from mlflow.exceptions import MlflowException
 
@@ -227,10 +230,10 @@ def unless_refused() -> Iterator[None]:
             raise
 
 
-def is_carried_out(kept: Decision, standing: Standing) -> bool:
+def is_applied(kept: Decision, standing: AliasState) -> bool:
     """Whether there is no more to do: a process may have been killed before it moved the alias."""
     moved = not kept.is_champion or kept.version in standing.history
-    return moved and kept.outcome != NOT_JUDGED
+    return moved and kept.outcome != NOT_EVALUATED
 
 
 def _save(client: Any, version: Version, data: dict[str, Any]) -> None:
@@ -241,14 +244,16 @@ def _save(client: Any, version: Version, data: dict[str, Any]) -> None:
             earlier = [*last.pop("earlier"), last]
     text = json.dumps({**data, "earlier": earlier}, indent=2)
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder, FILE)
+        path = Path(folder, _FILE)
         path.write_text(f"{text}\n", encoding="utf-8")
-        _open_files(client, version).log_artifact(str(path), place(version))
+        _open_files(client, version).log_artifact(str(path), _get_folder(version))
 
 
 def _load(client: Any, version: Version) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
-        path = _open_files(client, version).download_artifacts(f"{place(version)}/{FILE}", folder)
+        path = _open_files(client, version).download_artifacts(
+            f"{_get_folder(version)}/{_FILE}", folder
+        )
         data: dict[str, Any] = json.loads(Path(path).read_text(encoding="utf-8"))
     return data
 
@@ -264,18 +269,18 @@ def is_better(test: "PairedTest", alpha: float) -> bool:
     than `alpha` of the time (McNemar's exact test, two-sided). Luck has two sides: of versions that
     are as good as the champion at most alpha/2 pass.
     """
-    return measure_difference(test) > 0 and test.p_value < alpha
+    return measure_accuracy_difference(test) > 0 and test.p_value < alpha
 
 
-def measure_difference(test: "PairedTest") -> float:
+def measure_accuracy_difference(test: "PairedTest") -> float:
     """How much more accurate the second of two was on the images, in [-1, 1]."""
     return (test.right[1] - test.right[0]) / test.count
 
 
-def spell_difference(test: "PairedTest") -> str:
+def format_accuracy_difference(test: "PairedTest") -> str:
     """The same with its interval."""
     low, high = test.interval
-    return f"{measure_difference(test):+.4f} (95%: {low:+.4f} to {high:+.4f})"
+    return f"{measure_accuracy_difference(test):+.4f} (95%: {low:+.4f} to {high:+.4f})"
 
 
 def check_bounds(alpha: float, min_accuracy: float) -> None:

@@ -8,9 +8,9 @@ import mlflow
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
-from pyclassify.registry.champion import force, judge, roll_back
+from pyclassify.registry.champion import force_promotion, promote_if_better, roll_back_champion
 from pyclassify.registry.decision import Decision
-from pyclassify.registry.versions import find_first, read_standing
+from pyclassify.registry.versions import find_existing_version, read_alias_state
 from pyclassify.tracking.search import be_brief, open_store, tell_near
 from pyclassify.utils.masking import mask
 from pyclassify.utils.options import VerbParser
@@ -34,10 +34,10 @@ def promote(args: Sequence[str]) -> int:
     def decide(client: MlflowClient) -> Decision:
         _find_version(client, asked.name, asked.version)
         if asked.force:
-            return force(client, asked.name, asked.version, asked.why)
+            return force_promotion(client, asked.name, asked.version, asked.why)
         bounds = {"alpha": asked.alpha, "min_accuracy": asked.min_accuracy}
         given = {key: value for key, value in bounds.items() if value is not None}
-        return judge(client, asked.name, asked.version, again=True, **given)
+        return promote_if_better(client, asked.name, asked.version, recheck=True, **given)
 
     return 0 if _carry_out(asked.name, decide).is_champion else 1
 
@@ -63,7 +63,7 @@ def rollback(args: Sequence[str]) -> int:
     parser.add_argument("name", metavar="NAME", help="the registered model")
     parser.add_argument("--why", metavar="TEXT", default="", help="kept with the version")
     asked = parser.parse_args(args)
-    _carry_out(asked.name, lambda client: roll_back(client, asked.name, asked.why))
+    _carry_out(asked.name, lambda client: roll_back_champion(client, asked.name, asked.why))
     return 0
 
 
@@ -113,7 +113,7 @@ def _carry_out(name: str, decide: Callable[[MlflowClient], Decision]) -> Decisio
 
 def _find_model(client: MlflowClient, name: str) -> None:
     try:
-        read_standing(client, name)
+        read_alias_state(client, name)
     except MlflowException as error:
         if error.error_code != "RESOURCE_DOES_NOT_EXIST":
             raise
@@ -125,8 +125,8 @@ def _find_model(client: MlflowClient, name: str) -> None:
 
 
 def _find_version(client: MlflowClient, name: str, version: str) -> None:
-    if version.isdecimal() and find_first(client, name, [version]):
-        if read_standing(client, name).champion == version:
+    if version.isdecimal() and find_existing_version(client, name, [version]):
+        if read_alias_state(client, name).champion == version:
             raise ValueError(f"{name} version {version} is champion already")
         return
     known = sorted(int(each.version) for each in client.search_model_versions(f"name = '{name}'"))

@@ -14,18 +14,22 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from pyclassify.registry.champion import judge, make_version
+from pyclassify.registry.champion import promote_if_better, register_and_promote
 from pyclassify.registry.decision import check_bounds
-from pyclassify.registry.versions import FOLDER, find_version, source_of
+from pyclassify.registry.versions import MODEL_FOLDER, find_version, get_source_uri
 from pyclassify.serving.export import PIXELS, PROGRAM, load
 from pyclassify.tracking.logger import RunLogger, find_run_logger
 from pyclassify.tracking.prediction_table import PredictionsByIndex
 from pyclassify.tracking.predictions import PredictionLogger
 from pyclassify.tracking.run import attempt
 
-WAIT_SECONDS = 60.0  # for the model's files to arrive; later ones are registered as they do
-BATCH = 128  # images of one size that are classified together
-KEPT = "pyclassify.models"  # the tag with the steps whose models a run keeps, the first in FOLDER
+_UPLOAD_TIMEOUT_SECONDS = (
+    60.0  # for the model's files to arrive; later ones are registered as they do
+)
+_BATCH_SIZE = 128  # images of one size that are classified together
+_MODELS_TAG = (
+    "pyclassify.models"  # the tag with the steps whose models a run keeps, the first in FOLDER
+)
 
 
 class RegisterModel(Callback):
@@ -70,7 +74,7 @@ class RegisterModel(Callback):
         if self.name is None or logger is None or not trained or not trainer.is_global_zero:
             return
         self.version, self.told = None, ""
-        kept = attempt("the model", keep, logger, trainer, pl_module)
+        kept = attempt("the model", _log_model, logger, trainer, pl_module)
         if kept is not None:
             attempt("the version", self._register, logger, self.name, kept)
         if self.version is not None:
@@ -82,9 +86,9 @@ class RegisterModel(Callback):
         bounds = {"min_accuracy": self.min_accuracy, "alpha": self.alpha}
         record = {"kind": "version", "name": name, "judge_by": self.judge_by, **bounds}
         if delivery is not None:
-            delivery.make_version = make_version
+            delivery.make_version = register_and_promote
         written.append({**record, **kept})
-        if delivery is None or not delivery.ask(WAIT_SECONDS):
+        if delivery is None or not delivery.ask(_UPLOAD_TIMEOUT_SECONDS):
             why = (delivery and delivery.trouble) or "its files are on their way"
             rank_zero_warn(
                 f"the model is in the run, and not yet registered as {name!r} ({why}); it will be "
@@ -92,7 +96,7 @@ class RegisterModel(Callback):
             )
             return
         client, path = written.server(), kept["path"]
-        source = source_of(client.get_run(written.server_id), path)
+        source = get_source_uri(client.get_run(written.server_id), path)
         self.version = find_version(client, written.server_id, name, source)
         if self.version is not None:
             self.told = f"{name} version {self.version}"
@@ -114,23 +118,23 @@ class RegisterModel(Callback):
 
         def evaluate(version: str) -> PredictionsByIndex:
             indices = {*tested.indices.tolist()} if tested and self.judge_by == "test" else None
-            return answer(
+            return predict_version(
                 client, name, version, getattr(data, self.judge_by), data.classes, indices
             )
 
-        decision = judge(
+        decision = promote_if_better(
             client,
             name,
             str(self.version),
             evaluate=evaluate,
-            afresh=self.judge_by != "test",
+            reevaluate=self.judge_by != "test",
             alpha=self.alpha,
             min_accuracy=self.min_accuracy,
         )
         self.told = decision.text
 
 
-def answer(
+def predict_version(
     client: Any,
     name: str,
     version: str,
@@ -202,7 +206,7 @@ def _group(
         group = groups[image.shape]
         group.append((image.expand(3, -1, -1), place, int(label)))
         pixels += image.shape[1] * image.shape[2]
-        if len(group) == BATCH or pixels > PIXELS:
+        if len(group) == _BATCH_SIZE or pixels > PIXELS:
             yield from map(_stack, groups.values())
             groups.clear()
             pixels = 0
@@ -214,7 +218,7 @@ def _stack(group: list[tuple[Tensor, int, int]]) -> tuple[Tensor, list[int], lis
     return torch.stack(images), list(places), list(labels)
 
 
-def keep(logger: RunLogger, trainer: Trainer, network: LightningModule) -> dict[str, Any]:
+def _log_model(logger: RunLogger, trainer: Trainer, network: LightningModule) -> dict[str, Any]:
     """Keep the network with its preprocessing in the run.
 
     Returns:
@@ -250,8 +254,10 @@ def keep(logger: RunLogger, trainer: Trainer, network: LightningModule) -> dict[
 
 def _name_folder(logger: RunLogger, step: int) -> str:
     """Where a run keeps the model of a step: a run that is trained for longer has several."""
-    kept = [each for each in logger.written.read().data.tags.get(KEPT, "").split(",") if each]
+    kept = [
+        each for each in logger.written.read().data.tags.get(_MODELS_TAG, "").split(",") if each
+    ]
     if str(step) not in kept:
         kept.append(str(step))
-        logger.experiment.set_tag(logger.run_id, KEPT, ",".join(kept))
-    return FOLDER if kept[0] == str(step) else f"{FOLDER}-{step}"
+        logger.experiment.set_tag(logger.run_id, _MODELS_TAG, ",".join(kept))
+    return MODEL_FOLDER if kept[0] == str(step) else f"{MODEL_FOLDER}-{step}"

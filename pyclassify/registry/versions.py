@@ -7,18 +7,18 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-FOLDER = "model"  # among a run's artifacts
+MODEL_FOLDER = "model"  # among a run's artifacts
 CHAMPION, CHALLENGER = "champion", "challenger"
-HISTORY = "champions"  # a tag of the registered model: versions, the newest first
-LONGEST = 1000  # of the history
+HISTORY_TAG = "champions"  # a tag of the registered model: versions, the newest first
+MAX_HISTORY = 1000  # of the history
 
 
-def register(
+def register_version(
     client: Any,
     run_id: str,
     name: str,
     tags: Mapping[str, str] | None = None,
-    path: str = FOLDER,
+    path: str = MODEL_FOLDER,
 ) -> str:
     """Make the model that a run keeps a version of a registered model, once.
 
@@ -36,17 +36,17 @@ def register(
         mlflow.exceptions.MlflowException: There is no such run, or the registry takes nothing.
     """
     run = client.get_run(run_id)
-    source = source_of(run, path)
+    source = get_source_uri(run, path)
     if version := find_version(client, run_id, name, source):
         return version
-    _make_model(client, name)
-    all_tags = {**tell_origin(run), **(tags or {})}
-    text = describe(run, all_tags)
+    _create_model(client, name)
+    all_tags = {**_collect_source_tags(run), **(tags or {})}
+    text = _describe_version(run, all_tags)
     made = client.create_model_version(name, source, run_id, tags=all_tags, description=text)
     return str(made.version)
 
 
-def source_of(run: Any, path: str) -> str:
+def get_source_uri(run: Any, path: str) -> str:
     """Where a version's files are, of a model that a run keeps."""
     return f"{run.info.artifact_uri}/{path}"
 
@@ -68,7 +68,7 @@ def find_version(client: Any, run_id: str, name: str, source: str) -> str | None
     return str(max(found, key=int)) if found else None
 
 
-def _make_model(client: Any, name: str) -> None:
+def _create_model(client: Any, name: str) -> None:
     from mlflow.exceptions import MlflowException
 
     try:
@@ -78,7 +78,7 @@ def _make_model(client: Any, name: str) -> None:
             raise
 
 
-def tell_origin(run: Any) -> dict[str, str]:
+def _collect_source_tags(run: Any) -> dict[str, str]:
     """What a run says of the code and the test images that its model comes from."""
     told = {"run_id": run.info.run_id, "git_commit": run.data.tags.get("mlflow.source.git.commit")}
     for each in run.inputs.dataset_inputs:
@@ -87,7 +87,7 @@ def tell_origin(run: Any) -> dict[str, str]:
     return {name: value for name, value in told.items() if value}
 
 
-def describe(run: Any, tags: Mapping[str, str]) -> str:
+def _describe_version(run: Any, tags: Mapping[str, str]) -> str:
     """Say in a few lines of Markdown what a version is, for its page in `mlflow ui`.
 
     Args:
@@ -119,7 +119,7 @@ class Version:
 
 
 @dataclass(frozen=True)
-class Standing:
+class AliasState:
     """What a registered model's aliases and history say.
 
     Args:
@@ -145,12 +145,12 @@ class Standing:
         return self.line if self.line[:1] == (version,) else (version, *self.line)
 
 
-def read_standing(client: Any, name: str) -> Standing:
+def read_alias_state(client: Any, name: str) -> AliasState:
     """Ask the registry."""
     model = client.get_registered_model(name)
     aliases = {alias: str(version) for alias, version in model.aliases.items()}
-    history = tuple(model.tags.get(HISTORY, "").split())
-    return Standing(aliases.get(CHAMPION, ""), aliases.get(CHALLENGER, ""), history)
+    history = tuple(model.tags.get(HISTORY_TAG, "").split())
+    return AliasState(aliases.get(CHAMPION, ""), aliases.get(CHALLENGER, ""), history)
 
 
 def get_version(client: Any, name: str, number: str) -> Version:
@@ -159,7 +159,7 @@ def get_version(client: Any, name: str, number: str) -> Version:
     return Version(name, str(found.version), found.run_id or "", dict(found.tags))
 
 
-def find_first(client: Any, name: str, versions: Iterable[str]) -> Version | None:
+def find_existing_version(client: Any, name: str, versions: Iterable[str]) -> Version | None:
     """The first of some versions that is not deleted."""
     from mlflow.exceptions import MlflowException
 

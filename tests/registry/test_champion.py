@@ -7,9 +7,9 @@ from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import PERMISSION_DENIED, TEMPORARILY_UNAVAILABLE
 
-from pyclassify.registry.champion import force, judge, make_version
-from pyclassify.registry.versions import find_first
-from pyclassify.registry.versions import register as register_model
+from pyclassify.registry.champion import force_promotion, promote_if_better, register_and_promote
+from pyclassify.registry.versions import find_existing_version
+from pyclassify.registry.versions import register_version as register_model
 from pyclassify.runs.stats import mcnemar
 from tests.support.phrases import mentions
 from tests.support.runs import (
@@ -30,7 +30,7 @@ FAIR, GOOD, EQUAL = "y" * 20 + "n" * 20, "y" * 30 + "n" * 10, "y" * 19 + "ny" + 
 def test_first_version_becomes_champion_when_it_is_accurate_enough(registry):
     version = register(FAIR)
 
-    decision = judge(registry, NAME, version, min_accuracy=0.5)
+    decision = promote_if_better(registry, NAME, version, min_accuracy=0.5)
 
     assert (champion(), challenger()) == (version, None)
     assert decision.text == (  # the form of this message
@@ -42,7 +42,7 @@ def test_first_version_becomes_champion_when_it_is_accurate_enough(registry):
 def test_first_version_below_min_accuracy_stays_challenger(registry):
     version = register(FAIR)
 
-    decision = judge(registry, NAME, version, min_accuracy=0.51)
+    decision = promote_if_better(registry, NAME, version, min_accuracy=0.51)
 
     assert (champion(), challenger()) == (None, version)
     assert decision.text == decided(version)["text"]
@@ -54,12 +54,18 @@ def test_first_version_below_min_accuracy_stays_challenger(registry):
 def test_accuracy_of_a_first_version_without_answers_is_its_tag(registry):
     version = register(tags={"test_accuracy": "0.7"})
 
-    assert judge(registry, NAME, version, min_accuracy=0.71).outcome == "below min_accuracy"
-    assert judge(registry, NAME, version, min_accuracy=0.7, again=True).outcome == "first"
+    assert (
+        promote_if_better(registry, NAME, version, min_accuracy=0.71).outcome
+        == "below min_accuracy"
+    )
+    assert (
+        promote_if_better(registry, NAME, version, min_accuracy=0.7, recheck=True).outcome
+        == "first"
+    )
 
 
 def test_first_version_of_unknown_accuracy_is_not_judged(registry):
-    decision = judge(registry, NAME, register())
+    decision = promote_if_better(registry, NAME, register())
 
     assert champion() is None
     assert decision.text == (  # the form of this message
@@ -71,9 +77,9 @@ def test_first_version_of_unknown_accuracy_is_not_judged(registry):
 
 def test_better_version_becomes_champion_and_tells_by_how_much(registry):
     first, second = register(FAIR), register(GOOD)
-    judge(registry, NAME, first)
+    promote_if_better(registry, NAME, first)
 
-    decision = judge(registry, NAME, second)
+    decision = promote_if_better(registry, NAME, second)
 
     p_value = mcnemar(0, 10)
     assert (champion(), challenger()) == (second, None)
@@ -105,9 +111,9 @@ def test_champion_stays_where_the_challenger_is_not_better_by_more_than_luck(
     answers, alpha, facts, registry
 ):
     first, second = register(FAIR), register(answers)
-    judge(registry, NAME, first)
+    promote_if_better(registry, NAME, first)
 
-    decision = judge(registry, NAME, second, alpha=alpha)
+    decision = promote_if_better(registry, NAME, second, alpha=alpha)
 
     assert (champion(), challenger()) == (first, second)
     assert decision.text.startswith("alexnet version 1 stays champion: version 2 ")
@@ -118,12 +124,12 @@ def test_champion_stays_where_the_challenger_is_not_better_by_more_than_luck(
 @pytest.mark.parametrize("answers", [GOOD, EQUAL], ids=["promoted", "kept"])
 def test_version_that_was_judged_is_not_judged_again(answers, registry):
     first, second = register(FAIR), register(answers)
-    judge(registry, NAME, first)
-    decision = judge(registry, NAME, second)
+    promote_if_better(registry, NAME, first)
+    decision = promote_if_better(registry, NAME, second)
     before = registry.get_registered_model(NAME), tags(second), decided(second)
 
-    assert judge(registry, NAME, second) == decision
-    assert judge(registry, NAME, second, alpha=0.5, min_accuracy=1.0) == decision
+    assert promote_if_better(registry, NAME, second) == decision
+    assert promote_if_better(registry, NAME, second, alpha=0.5, min_accuracy=1.0) == decision
 
     after = registry.get_registered_model(NAME), tags(second), decided(second)
     assert [*map(str, after)] == [*map(str, before)]
@@ -131,9 +137,9 @@ def test_version_that_was_judged_is_not_judged_again(answers, registry):
 
 def test_late_second_call_leaves_the_newer_champion_and_challenger(registry):
     versions = [register(each) for each in (FAIR, GOOD, "y" * 40, "n" * 40)]
-    decisions = [judge(registry, NAME, each) for each in versions]
+    decisions = [promote_if_better(registry, NAME, each) for each in versions]
 
-    again = [judge(registry, NAME, each) for each in versions]
+    again = [promote_if_better(registry, NAME, each) for each in versions]
 
     assert again == decisions
     assert (champion(), challenger()) == ("3", "4")
@@ -141,24 +147,24 @@ def test_late_second_call_leaves_the_newer_champion_and_challenger(registry):
 
 def test_what_could_not_be_judged_is_judged_once_it_can_be(registry):
     first, second = register(FAIR), register()
-    judge(registry, NAME, first)
-    assert judge(registry, NAME, second).outcome == "not judged"
+    promote_if_better(registry, NAME, first)
+    assert promote_if_better(registry, NAME, second).outcome == "not judged"
 
     log_predictions(registry.get_model_version(NAME, second).run_id, range(40), [1] * 40, [1] * 40)
     labels = [index % 3 for index in range(40)]
     third = register(run_id=record())
     log_predictions(registry.get_model_version(NAME, third).run_id, range(40), labels, labels)
 
-    assert judge(registry, NAME, second).outcome == "not judged"
-    assert judge(registry, NAME, third).outcome == "promoted"
+    assert promote_if_better(registry, NAME, second).outcome == "not judged"
+    assert promote_if_better(registry, NAME, third).outcome == "promoted"
 
 
 def test_decisions_before_the_last_stay_in_the_file(registry):
     first, second = register(FAIR), register(GOOD)
-    judge(registry, NAME, first)
-    judge(registry, NAME, second, alpha=0.001)
+    promote_if_better(registry, NAME, first)
+    promote_if_better(registry, NAME, second, alpha=0.001)
 
-    judge(registry, NAME, second, alpha=0.05, again=True)
+    promote_if_better(registry, NAME, second, alpha=0.05, recheck=True)
 
     kept = decided(second)
     assert (kept["outcome"], kept["alpha"]) == ("promoted", 0.05)
@@ -167,12 +173,12 @@ def test_decisions_before_the_last_stay_in_the_file(registry):
 
 def test_decision_whose_file_is_lost_is_told_by_its_tags(registry):
     first, second = register(FAIR), register(GOOD)
-    judge(registry, NAME, first)
-    judge(registry, NAME, second)
+    promote_if_better(registry, NAME, first)
+    promote_if_better(registry, NAME, second)
     run = registry.get_run(registry.get_model_version(NAME, second).run_id)
     Path(run.info.artifact_uri, f"registry/{NAME}-{second}/decision.json").unlink()
 
-    again = judge(registry, NAME, second)
+    again = promote_if_better(registry, NAME, second)
 
     assert (again.outcome, again.against, tags(second)["decision"]) == ("promoted", "1", "promoted")
     assert mentions(
@@ -183,7 +189,7 @@ def test_decision_whose_file_is_lost_is_told_by_its_tags(registry):
 @pytest.mark.parametrize("step", ["set_registered_model_alias", "set_registered_model_tag"])
 def test_judgement_that_was_cut_off_is_finished_by_the_next(step, registry, monkeypatch):
     first, second = register(FAIR), register(GOOD)
-    judge(registry, NAME, first)
+    promote_if_better(registry, NAME, first)
     go_on = getattr(registry, step)
 
     def cut_off(name, key, value):
@@ -194,9 +200,9 @@ def test_judgement_that_was_cut_off_is_finished_by_the_next(step, registry, monk
     with monkeypatch.context() as patch:
         patch.setattr(registry, step, cut_off)
         with pytest.raises(OSError, match="cut off"):
-            judge(registry, NAME, second)
+            promote_if_better(registry, NAME, second)
 
-    assert judge(registry, NAME, second).outcome == "promoted"
+    assert promote_if_better(registry, NAME, second).outcome == "promoted"
     assert champion() == second
     assert registry.get_registered_model(NAME).tags["champions"] == "2 1"
     assert decided(second)["earlier"] == []
@@ -206,10 +212,10 @@ def test_champion_that_was_set_by_hand_is_what_the_next_is_judged_against(regist
     first, second, third = register(FAIR), register(GOOD), register("y" * 40)
     registry.set_registered_model_alias(NAME, "champion", second)
 
-    assert judge(registry, NAME, third).against == second
+    assert promote_if_better(registry, NAME, third).against == second
     assert registry.get_registered_model(NAME).tags["champions"] == "3 2"
     registry.set_registered_model_alias(NAME, "champion", first)
-    text = judge(registry, NAME, first).text
+    text = promote_if_better(registry, NAME, first).text
     assert mentions(text, "alexnet version 1 is champion", "by hand", "after version 3")
 
 
@@ -217,13 +223,13 @@ def test_champion_that_was_set_by_hand_is_what_the_next_is_judged_against(regist
 def test_alpha_that_is_no_probability_is_refused(alpha, registry):
     # the form of this message
     with pytest.raises(ValueError, match=f"alpha is {alpha:g}; it takes a number between 0 and 1"):
-        judge(registry, NAME, "1", alpha=alpha)
+        promote_if_better(registry, NAME, "1", alpha=alpha)
 
 
 @pytest.mark.parametrize("accuracy", [-0.1, 50, float("nan")])
 def test_min_accuracy_that_is_no_share_is_refused(accuracy, registry):
     with pytest.raises(ValueError, match=f"min_accuracy is {accuracy:g};.* 0 to 1"):
-        judge(registry, NAME, "1", min_accuracy=accuracy)
+        promote_if_better(registry, NAME, "1", min_accuracy=accuracy)
 
 
 VERSION = {"kind": "version", "name": NAME, "path": "model", "tags": {}, "judge_by": "test"}
@@ -233,7 +239,7 @@ def test_version_that_arrives_is_made_and_judged_once(registry):
     version = VERSION | {"alpha": 0.05, "min_accuracy": 0.5}
     run_id = record(answers=FAIR)
 
-    told = [make_version(registry, run_id, version) for _ in range(2)]
+    told = [register_and_promote(registry, run_id, version) for _ in range(2)]
 
     assert told[0] == told[1]
     assert mentions(told[0], "alexnet version 1 is champion", "0.5000")
@@ -244,7 +250,7 @@ def test_version_that_arrives_is_made_also_where_it_can_not_be_judged(registry):
     run_id = record(answers=FAIR)
 
     with pytest.warns(UserWarning, match="alexnet version 1 was not judged .*alpha is 5"):
-        told = make_version(registry, run_id, VERSION | {"alpha": 5, "min_accuracy": 0.0})
+        told = register_and_promote(registry, run_id, VERSION | {"alpha": 5, "min_accuracy": 0.0})
 
     assert told == "alexnet version 1"
     assert registry.get_model_version(NAME, "1").run_id == run_id
@@ -260,15 +266,15 @@ def test_registry_that_refuses_a_model_of_a_run_says_why(registry):
 
 def test_tags_that_may_not_be_deleted_do_not_hold_the_champion_up(registry, monkeypatch):
     first, second = register(FAIR), register(EQUAL)
-    judge(registry, NAME, first)
-    judge(registry, NAME, second)
+    promote_if_better(registry, NAME, first)
+    promote_if_better(registry, NAME, second)
 
     def refuse(*_):
         raise MlflowException("no permission", PERMISSION_DENIED)
 
     monkeypatch.setattr(registry, "delete_model_version_tag", refuse)
     monkeypatch.setattr(registry, "delete_registered_model_alias", refuse)
-    decision = force(registry, NAME, second, "it is half the size")
+    decision = force_promotion(registry, NAME, second, "it is half the size")
 
     assert decision.outcome == tags(second)["decision"] == "forced"
     assert (champion(), challenger()) == (second, second)
@@ -277,15 +283,15 @@ def test_tags_that_may_not_be_deleted_do_not_hold_the_champion_up(registry, monk
 
 def test_tags_that_can_not_be_deleted_for_another_reason_are_told(registry, monkeypatch):
     first, second = register(FAIR), register(EQUAL)
-    judge(registry, NAME, first)
-    judge(registry, NAME, second)
+    promote_if_better(registry, NAME, first)
+    promote_if_better(registry, NAME, second)
 
     def fail(*_):
         raise MlflowException("the database is away", TEMPORARILY_UNAVAILABLE)
 
     monkeypatch.setattr(registry, "delete_model_version_tag", fail)
     with pytest.raises(MlflowException, match="the database is away"):
-        force(registry, NAME, second, "it is half the size")
+        force_promotion(registry, NAME, second, "it is half the size")
 
     assert (champion(), tags(second)["decision"]) == (first, "kept")
 
@@ -294,7 +300,7 @@ def test_registry_that_fails_is_not_taken_for_one_whose_version_is_deleted(regis
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     register(FAIR)
 
-    assert find_first(registry, NAME, ["9", "1"]).number == "1"
-    assert find_first(registry, NAME, ["9"]) is None
+    assert find_existing_version(registry, NAME, ["9", "1"]).number == "1"
+    assert find_existing_version(registry, NAME, ["9"]) is None
     with answering(500) as address, pytest.raises(MlflowException, match="500"):
-        find_first(MlflowClient(address), NAME, ["9", "1"])
+        find_existing_version(MlflowClient(address), NAME, ["9", "1"])

@@ -8,13 +8,17 @@ from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import PERMISSION_DENIED
 
-from pyclassify.registry import champion as lock
-from pyclassify.registry import decision as decision_record
-from pyclassify.registry.champion import alone, force, judge, roll_back
+from pyclassify.registry import champion as champion_module
+from pyclassify.registry.champion import (
+    alone,
+    force_promotion,
+    promote_if_better,
+    roll_back_champion,
+)
 from pyclassify.tracking.prediction_table import read_predictions
 from tests.support import processes
-from tests.support.judging import judge_together
 from tests.support.phrases import mentions
+from tests.support.promotions import promote_together
 from tests.support.runs import NAME, challenger, champion, decided, record, register
 from tests.support.spooled import Meeting, answering
 from tests.support.waiting import scale
@@ -23,11 +27,11 @@ ANSWERS = ["y" * right + "n" * (40 - right) for right in (10, 20, 30)]  # each b
 TRIES = 6
 OTHER = """
 import socket
-from tests.support.judging import judge_together
+from tests.support.promotions import promote_together
 from tests.support.spooled import Meeting
 
 with socket.create_connection({address!r}) as connection:
-    judge_together({uri!r}, Meeting(connection), {cases!r})
+    promote_together({uri!r}, Meeting(connection), {cases!r})
 """
 
 
@@ -45,7 +49,7 @@ def test_of_two_that_finish_together_the_better_is_champion(registry):
         code = OTHER.format(address=server.getsockname(), uri=uri, cases=cases["3"])
         other = processes.start("-c", code, cwd=processes.ROOT)
         with server.accept()[0] as connection:
-            judge_together(uri, Meeting(connection), cases["2"])
+            promote_together(uri, Meeting(connection), cases["2"])
     other.wait()
 
     assert other.returncode == 0
@@ -58,15 +62,15 @@ def test_of_two_that_finish_together_the_better_is_champion(registry):
 def test_version_is_judged_anew_where_another_became_champion_meanwhile(registry):
     worst, good = (register(each, digest="old") for each in ANSWERS[::2])
     fair = register(ANSWERS[1], digest="new")
-    judge(registry, NAME, worst)
+    promote_if_better(registry, NAME, worst)
     runs = {each: registry.get_model_version(NAME, each).run_id for each in (worst, good)}
 
     def evaluate(version):  # takes a while
         if champion() == worst:
-            judge(registry, NAME, good)
+            promote_if_better(registry, NAME, good)
         return read_predictions(registry.get_run(runs[version]))
 
-    decision = judge(registry, NAME, fair, evaluate=evaluate)
+    decision = promote_if_better(registry, NAME, fair, evaluate=evaluate)
 
     assert (decision.outcome, decision.against) == ("kept", good)
     assert (champion(), challenger()) == (good, fair)
@@ -74,15 +78,15 @@ def test_version_is_judged_anew_where_another_became_champion_meanwhile(registry
 
 def test_version_that_another_process_judges_meanwhile_is_judged_once(registry):
     first, second = register(ANSWERS[0], digest="old"), register(ANSWERS[1], digest="new")
-    judge(registry, NAME, first)
+    promote_if_better(registry, NAME, first)
     answers = read_predictions(registry.get_run(registry.get_model_version(NAME, first).run_id))
     decisions = []
 
     def evaluate(version):  # takes a while
-        decisions.append(judge(registry, NAME, second, evaluate=lambda _: answers))
+        decisions.append(promote_if_better(registry, NAME, second, evaluate=lambda _: answers))
         return answers
 
-    decisions.append(judge(registry, NAME, second, evaluate=evaluate))
+    decisions.append(promote_if_better(registry, NAME, second, evaluate=evaluate))
 
     assert decisions[0] == decisions[1]
     assert (decisions[0].outcome, decided(second)["earlier"]) == ("promoted", [])
@@ -90,16 +94,16 @@ def test_version_that_another_process_judges_meanwhile_is_judged_once(registry):
 
 def test_version_that_stays_challenger_is_judged_once_too(registry):
     first, second = register(ANSWERS[0], digest="old"), register(ANSWERS[0], digest="new")
-    judge(registry, NAME, first)
-    assert judge(registry, NAME, second).outcome == "not judged"
+    promote_if_better(registry, NAME, first)
+    assert promote_if_better(registry, NAME, second).outcome == "not judged"
     answers = read_predictions(registry.get_run(registry.get_model_version(NAME, first).run_id))
     decisions = []
 
     def evaluate(version):  # takes a while, and no alias moves meanwhile
-        decisions.append(judge(registry, NAME, second, evaluate=lambda _: answers))
+        decisions.append(promote_if_better(registry, NAME, second, evaluate=lambda _: answers))
         return answers
 
-    decisions.append(judge(registry, NAME, second, evaluate=evaluate))
+    decisions.append(promote_if_better(registry, NAME, second, evaluate=evaluate))
 
     assert decisions[0] == decisions[1]
     earlier = [each["outcome"] for each in decided(second)["earlier"]]
@@ -108,17 +112,17 @@ def test_version_that_stays_challenger_is_judged_once_too(registry):
 
 def test_decision_whose_writing_took_too_long_gives_way_to_another(registry, monkeypatch):
     worst, fair, good = (register(each) for each in ANSWERS)
-    judge(registry, NAME, worst)
-    monkeypatch.setattr(lock, "STALE", 0.2)
-    save = decision_record.save
+    promote_if_better(registry, NAME, worst)
+    monkeypatch.setattr(champion_module, "STALE", 0.2)
+    save = champion_module.save_decision
 
     def save_slowly(client, version, decision):  # while another takes this process for dead
         save(client, version, decision)
         if version.number == fair and champion() == worst:
-            judge(registry, NAME, good)
+            promote_if_better(registry, NAME, good)
 
-    monkeypatch.setattr(decision_record, "save", save_slowly)
-    decision = judge(registry, NAME, fair)
+    monkeypatch.setattr(champion_module, "save_decision", save_slowly)
+    decision = promote_if_better(registry, NAME, fair)
 
     assert (decision.outcome, decision.against) == ("kept", good)
     assert (champion(), challenger()) == (good, fair)
@@ -144,10 +148,10 @@ def meanwhile(monkeypatch):
 
 def test_forced_version_follows_the_one_that_became_champion_meanwhile(registry, meanwhile):
     worst, fair, good = (register(each) for each in ANSWERS)
-    judge(registry, NAME, worst)
-    meanwhile(lambda: judge(registry, NAME, good))
+    promote_if_better(registry, NAME, worst)
+    meanwhile(lambda: promote_if_better(registry, NAME, good))
 
-    decision = force(registry, NAME, fair, "it is half the size")
+    decision = force_promotion(registry, NAME, fair, "it is half the size")
 
     assert (decision.outcome, decision.against, decision.by) == ("forced", good, "ada")
     assert champion() == fair
@@ -156,11 +160,11 @@ def test_forced_version_follows_the_one_that_became_champion_meanwhile(registry,
 
 def test_rollback_takes_back_the_one_that_became_champion_meanwhile(registry, meanwhile):
     worst, fair, good = (register(each) for each in ANSWERS)
-    judge(registry, NAME, worst)
-    judge(registry, NAME, fair)
-    meanwhile(lambda: judge(registry, NAME, good))
+    promote_if_better(registry, NAME, worst)
+    promote_if_better(registry, NAME, fair)
+    meanwhile(lambda: promote_if_better(registry, NAME, good))
 
-    decision = roll_back(registry, NAME, "too slow")
+    decision = roll_back_champion(registry, NAME, "too slow")
 
     assert (decision.version, decision.against, champion()) == (good, fair, fair)
     assert registry.get_registered_model(NAME).tags["champions"] == f"{fair} {worst}"
@@ -168,10 +172,10 @@ def test_rollback_takes_back_the_one_that_became_champion_meanwhile(registry, me
 
 def test_champion_is_not_forced_again(registry):
     version = register(ANSWERS[0])
-    judge(registry, NAME, version)
+    promote_if_better(registry, NAME, version)
 
     with pytest.raises(ValueError, match="alexnet version 1 is champion already"):
-        force(registry, NAME, version, "again")
+        force_promotion(registry, NAME, version, "again")
 
     assert decided(version)["outcome"] == "first"
 
@@ -179,16 +183,16 @@ def test_champion_is_not_forced_again(registry):
 def test_lock_of_a_process_that_died_is_removed(registry, monkeypatch):
     version = register(ANSWERS[0])
     registry.create_registered_model(f"{NAME} (being judged)", description="of a dead process")
-    monkeypatch.setattr(lock, "STALE", 0.2)
+    monkeypatch.setattr(champion_module, "STALE", 0.2)
 
-    judge(registry, NAME, version)
+    promote_if_better(registry, NAME, version)
 
     assert champion() == version
     assert [each.name for each in registry.search_registered_models()] == [NAME]
 
 
 def test_lock_that_others_took_for_dead_is_no_longer_held(registry, monkeypatch):
-    monkeypatch.setattr(lock, "STALE", 0.2)
+    monkeypatch.setattr(champion_module, "STALE", 0.2)
 
     with alone(registry, NAME) as first_is_alone:
         assert first_is_alone()
@@ -198,7 +202,7 @@ def test_lock_that_others_took_for_dead_is_no_longer_held(registry, monkeypatch)
 
 def test_lock_that_another_has_taken_meanwhile_is_not_removed(registry):
     with alone(registry, NAME) as is_alone:
-        lock._break(registry, f"{NAME} (being judged)", "who held it before")
+        champion_module._break(registry, f"{NAME} (being judged)", "who held it before")
 
         assert is_alone()
 
@@ -206,7 +210,7 @@ def test_lock_that_another_has_taken_meanwhile_is_not_removed(registry):
 def test_lock_of_another_user_who_died_is_told_with_who_can_remove_it(registry, monkeypatch):
     name = f"{NAME} (being judged)"
     registry.create_registered_model(name, description="of a dead process")
-    monkeypatch.setattr(lock, "STALE", 0.2)
+    monkeypatch.setattr(champion_module, "STALE", 0.2)
 
     def refuse(_):
         raise MlflowException("no permission", PERMISSION_DENIED)

@@ -9,7 +9,7 @@ import mlflow
 import pytest
 
 from pyclassify.cli.main import main
-from pyclassify.registry.champion import judge
+from pyclassify.registry.champion import promote_if_better
 from tests.support import processes
 from tests.support.phrases import mentions
 from tests.support.runs import NAME, challenger, champion, decided, record, register, tags
@@ -35,7 +35,7 @@ def cli(registry, capsys):
 def judged(*answers):
     """Versions that were judged one after the other."""
     for each in answers:
-        judge(mlflow.MlflowClient(), NAME, register(each))
+        promote_if_better(mlflow.MlflowClient(), NAME, register(each))
 
 
 def test_version_is_promoted_by_its_answers(cli):
@@ -138,7 +138,7 @@ def test_version_that_was_rolled_back_stays_so_when_it_is_delivered_again(cli):
     judged(FAIR, GOOD)
     cli("rollback alexnet")
 
-    assert judge(mlflow.MlflowClient(), NAME, "2").outcome == "rolled back"
+    assert promote_if_better(mlflow.MlflowClient(), NAME, "2").outcome == "rolled back"
     assert champion() == "1"
 
 

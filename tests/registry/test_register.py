@@ -14,7 +14,7 @@ from pyclassify.data import synthetic
 from pyclassify.data.transforms import Preprocess
 from pyclassify.module import Classifier
 from pyclassify.registry.register import RegisterModel
-from pyclassify.registry.versions import register
+from pyclassify.registry.versions import register_version
 from tests.support import networks
 from tests.support.images import encode, file_of
 from tests.support.phrases import mentions
@@ -100,8 +100,8 @@ def test_model_of_a_run_is_registered_once(trained):
     run, client = trained.run, mlflow.MlflowClient()
 
     assert re.search(r"^model +shapes version 1 is champion: the first", trained.out, re.M)
-    assert register(client, run.info.run_id, "shapes") == "1"
-    assert register(client, run.info.run_id, "other") == "1"
+    assert register_version(client, run.info.run_id, "shapes") == "1"
+    assert register_version(client, run.info.run_id, "other") == "1"
     assert len(client.search_model_versions("name = 'shapes'")) == 1
 
 

@@ -17,7 +17,7 @@ from pyclassify.cli.main import main
 from pyclassify.data import synthetic
 from pyclassify.data.datasets import ImageFiles, ImageTensors
 from pyclassify.datamodule import SyntheticDataModule
-from pyclassify.registry.register import answer
+from pyclassify.registry.register import predict_version
 from tests.support.phrases import mentions
 from tests.support.stores import list_runs, new_store
 from tests.support.trainings import LINEAR, QUIET
@@ -105,7 +105,7 @@ def test_version_answers_as_its_own_test_did(good_champion):
     place, label, guess = (table["columns"].index(each) for each in ("index", "label", "predicted"))
     data = SyntheticDataModule(train_size=400, val_size=200, test_size=300)
     data.setup("test")
-    answers = answer(good_champion, "shapes", "2", data.test, data.classes)
+    answers = predict_version(good_champion, "shapes", "2", data.test, data.classes)
 
     assert answers == {row[place]: (row[label], row[label] == row[guess]) for row in table["data"]}
 
@@ -114,8 +114,8 @@ def test_version_answers_for_the_places_that_were_tested_alone(good_champion):
     data = SyntheticDataModule(train_size=400, val_size=200, test_size=300)
     data.setup("test")
 
-    answers = answer(good_champion, "shapes", "2", data.test, data.classes)
-    some = answer(good_champion, "shapes", "2", data.test, data.classes, {0, 130, 299})
+    answers = predict_version(good_champion, "shapes", "2", data.test, data.classes)
+    some = predict_version(good_champion, "shapes", "2", data.test, data.classes, {0, 130, 299})
 
     assert some == {place: answers[place] for place in (0, 130, 299)}
 
@@ -129,9 +129,9 @@ def test_version_answers_for_whole_images_in_files(good_champion, tmp_path):
     whole = ImageTensors(images, labels)
     in_files = ImageFiles(tmp_path, files, labels, size=16)  # which it would hand out to a training
 
-    answers = answer(good_champion, "shapes", "2", in_files, synthetic.CLASSES)
+    answers = predict_version(good_champion, "shapes", "2", in_files, synthetic.CLASSES)
 
-    assert answers == answer(good_champion, "shapes", "2", whole, synthetic.CLASSES)
+    assert answers == predict_version(good_champion, "shapes", "2", whole, synthetic.CLASSES)
     assert len(answers) == 12
 
 
@@ -139,10 +139,10 @@ def test_images_that_are_no_bytes_are_not_judged(good_champion):
     images = TensorDataset(torch.zeros(1, 3, 64, 64), torch.zeros(1))
 
     with pytest.raises(ValueError, match=r"torch\.float32\b.*bytes"):
-        answer(good_champion, "shapes", "2", images, synthetic.CLASSES)
+        predict_version(good_champion, "shapes", "2", images, synthetic.CLASSES)
 
 
 def test_network_for_other_classes_is_not_judged(bad_champion):
     with pytest.raises(ValueError, match="version 1") as refused:
-        answer(bad_champion, "shapes", "1", [], ["cat", "dog"])
+        predict_version(bad_champion, "shapes", "1", [], ["cat", "dog"])
     assert mentions(str(refused.value), "10 classes", "of 2 (cat, dog")

@@ -2,10 +2,10 @@
 
 import mlflow
 
-from pyclassify.registry.champion import judge
+from pyclassify.registry.champion import promote_if_better
 
 
-def judge_together(uri, barrier, cases):
+def promote_together(uri, barrier, cases):
     """Judge each case's version when the other process is as far.
 
     Args:
@@ -16,4 +16,4 @@ def judge_together(uri, barrier, cases):
     client = mlflow.MlflowClient(uri)
     for name, version in cases:
         barrier.wait(120)
-        judge(client, name, version)
+        promote_if_better(client, name, version)

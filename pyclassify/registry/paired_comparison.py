@@ -13,18 +13,19 @@ if TYPE_CHECKING:
     from pyclassify.tracking.prediction_table import PredictionsByIndex
 
 
-class NoEvidence(Exception):
+class EvaluationError(Exception):
     """Why a version can't be judged, in words that go on after "as"."""
 
 
-class Evidence:
+class PairedComparison:
     """What there is about a version that wants to be champion.
 
     Args:
         client: An `MlflowClient`.
         challenger: The version.
         evaluate: Given a version, gives its answers on the images that this one was tested on.
-        afresh: Whether to evaluate both, whatever their runs kept: on other images than the test's.
+        reevaluate: Whether to evaluate both, whatever their runs kept: on other images than the
+            test's.
 
     Attributes:
         notes: What to keep in mind of a version, by its number.
@@ -35,10 +36,10 @@ class Evidence:
         client: Any,
         challenger: Version,
         evaluate: "Callable[[str], PredictionsByIndex] | None" = None,
-        afresh: bool = False,
+        reevaluate: bool = False,
     ) -> None:
         self.client, self.challenger = client, challenger
-        self._evaluate, self._afresh = evaluate, afresh
+        self._evaluate, self._reevaluate = evaluate, reevaluate
         self.notes: dict[str, str] = {}
         self._found: dict[str, tuple[Any, PredictionsByIndex]] = {}
 
@@ -50,12 +51,14 @@ class Evidence:
         """
         try:
             _, answers = self._find(self.challenger)
-        except NoEvidence as error:
+        except EvaluationError as error:
             told = self.challenger.tags.get("test_accuracy", "")
             with suppress(ValueError):
                 if isfinite(accuracy := float(told)):
                     return accuracy
-            raise NoEvidence(f"{error}, and no tag test_accuracy tells its accuracy") from error
+            raise EvaluationError(
+                f"{error}, and no tag test_accuracy tells its accuracy"
+            ) from error
         return sum(right for _, right in answers.values()) / len(answers)
 
     def weigh(self, champion: Version) -> "PairedTest":
@@ -69,7 +72,7 @@ class Evidence:
         own = self._find(self.challenger)
         try:
             return self._pair(champion, self._find(champion), own)
-        except NoEvidence:
+        except EvaluationError:
             if self._evaluate is None:
                 raise
         return self._pair(champion, self._answer_afresh(champion), own)
@@ -90,7 +93,7 @@ class Evidence:
             how = "other content, by the tag test_data"
         if how:
             this, other = self.challenger.number, champion.number
-            raise NoEvidence(
+            raise EvaluationError(
                 f"the test images of version {this} are not those of version {other} ({how})"
             )
         return pair(*answers)
@@ -102,11 +105,11 @@ class Evidence:
             NoEvidence: There are none; why.
         """
         if version.number not in self._found:
-            if self._afresh:
+            if self._reevaluate:
                 return self._answer_afresh(version)
             try:
                 self._found[version.number] = self._read(version)
-            except NoEvidence:
+            except EvaluationError:
                 if self._evaluate is None or version is not self.challenger:
                     raise
                 return self._answer_afresh(version)
@@ -117,34 +120,36 @@ class Evidence:
 
         who = f"version {version.number}"
         if not version.run_id:
-            raise NoEvidence(f"{who} comes from no run, which would keep its answers")
+            raise EvaluationError(f"{who} comes from no run, which would keep its answers")
         try:
             run = self.client.get_run(version.run_id)
         except Exception as error:  # whatever the store has to say
-            raise NoEvidence(f"the run of {who} can't be read ({_shorten(error)})") from error
+            raise EvaluationError(
+                f"the run of {who} can't be read ({_format_error(error)})"
+            ) from error
         if run.info.lifecycle_stage == "deleted":
             self.notes[version.number] = f"the run of {who} is deleted"
         try:
             answers = read_predictions(run, self.client)
         except Exception as error:  # each kind of artifact store fails in its own way
-            reason = f"{PREDICTIONS_FILE} of {who} can't be read ({_shorten(error)})"
-            raise NoEvidence(reason) from error
+            reason = f"{PREDICTIONS_FILE} of {who} can't be read ({_format_error(error)})"
+            raise EvaluationError(reason) from error
         if answers is None:
-            raise NoEvidence(f"the run of {who} has no {PREDICTIONS_FILE}")
+            raise EvaluationError(f"the run of {who} has no {PREDICTIONS_FILE}")
         return run, answers
 
     def _answer_afresh(self, version: Version) -> "tuple[Any, PredictionsByIndex]":
         if self._evaluate is None:
-            raise NoEvidence(f"nothing evaluates version {version.number}")
+            raise EvaluationError(f"nothing evaluates version {version.number}")
         try:
             answers = self._evaluate(version.number)
         except Exception as error:  # of a model that may be anyone's
-            reason = f"version {version.number} could not be evaluated ({_shorten(error)})"
-            raise NoEvidence(reason) from error
+            reason = f"version {version.number} could not be evaluated ({_format_error(error)})"
+            raise EvaluationError(reason) from error
         self._found[version.number] = (None, answers)
         return None, answers
 
 
-def _shorten(error: Exception) -> str:
+def _format_error(error: Exception) -> str:
     words = " ".join(str(error).split()) or type(error).__name__
     return str(mask(words if len(words) <= 200 else f"{words[:199]}…"))

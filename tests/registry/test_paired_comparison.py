@@ -5,7 +5,7 @@ from pathlib import Path
 import mlflow
 import pytest
 
-from pyclassify.registry.champion import judge
+from pyclassify.registry.champion import promote_if_better
 from pyclassify.tracking.prediction_table import read_predictions
 from tests.support.phrases import mentions
 from tests.support.runs import (
@@ -28,8 +28,8 @@ def judged(registry):
     """Judge a first version and a second one: the second decision."""
 
     def judged(first, second, **options):
-        judge(registry, NAME, first)
-        return judge(registry, NAME, second, **options)
+        promote_if_better(registry, NAME, first)
+        return promote_if_better(registry, NAME, second, **options)
 
     return judged
 
@@ -141,11 +141,11 @@ def test_champion_whose_run_is_deleted_is_still_judged_by_what_it_kept(registry,
 
 def test_champion_whose_answers_are_lost_stays(registry):
     first, second = register(FAIR), register(GOOD)
-    judge(registry, NAME, first)
+    promote_if_better(registry, NAME, first)
     run = registry.get_run(registry.get_model_version(NAME, first).run_id)
     Path(run.info.artifact_uri, "predictions.json").unlink()
 
-    reason = judge(registry, NAME, second).reason
+    reason = promote_if_better(registry, NAME, second).reason
 
     assert mentions(reason, "version 1", "no predictions.json", "`pyclassify promote alexnet 2")
     assert champion() == first
@@ -154,26 +154,26 @@ def test_champion_whose_answers_are_lost_stays(registry):
 def test_after_a_deleted_champion_the_one_before_is_judged_against(registry):
     versions = [register(each) for each in (FAIR, GOOD, "y" * 28 + "n" * 12, "y" * 40)]
     for each in versions[:2]:
-        judge(registry, NAME, each)
+        promote_if_better(registry, NAME, each)
     registry.delete_model_version(NAME, "2")
 
-    kept = judge(registry, NAME, "3", alpha=0.001)
+    kept = promote_if_better(registry, NAME, "3", alpha=0.001)
     assert champion() is None
     assert kept.text.startswith("alexnet version 3 is not champion: ")
     deleted, rest = kept.text.split("; ")[1:]
     assert mentions(kept.text, "than version 1 on 40 images")
     assert mentions(deleted, "version 2", "deleted")
     assert mentions(rest, "`pyclassify rollback alexnet`", "version 1")
-    assert judge(registry, NAME, "4").against == "1"
+    assert promote_if_better(registry, NAME, "4").against == "1"
     assert champion() == "4"
 
 
 def test_after_none_but_deleted_champions_a_version_is_the_first(registry):
     first, second = register(GOOD), register(FAIR)
-    judge(registry, NAME, first)
+    promote_if_better(registry, NAME, first)
     registry.delete_model_version(NAME, first)
 
-    decision = judge(registry, NAME, second)
+    decision = promote_if_better(registry, NAME, second)
 
     assert (decision.outcome, champion()) == ("first", second)
     assert mentions(decision.text.split("; ")[-1], "version 1", "deleted")
@@ -183,7 +183,7 @@ def test_version_of_no_run_is_not_judged(registry):
     register(FAIR)
     registry.create_model_version(NAME, "/models/alexnet")
 
-    decision = judge(registry, NAME, "2")
+    decision = promote_if_better(registry, NAME, "2")
 
     assert decision.outcome == "not judged"
     assert mentions(decision.reason, "version 2", "no run")
@@ -191,12 +191,12 @@ def test_version_of_no_run_is_not_judged(registry):
 
 def test_version_whose_run_is_gone_for_good_is_not_compared(registry):
     first, second = register(FAIR), register(GOOD)
-    judge(registry, NAME, first)
+    promote_if_better(registry, NAME, first)
     third = registry.create_model_version(NAME, "/models/alexnet", "0" * 32).version
 
-    decision = judge(registry, NAME, third)
+    decision = promote_if_better(registry, NAME, third)
 
     assert decision.outcome == "not judged"
     assert mentions(decision.reason, f"run of version {third}", "0" * 32, "--force")
     assert (champion(), challenger()) == (first, str(third))
-    assert judge(registry, NAME, second).outcome == "promoted"
+    assert promote_if_better(registry, NAME, second).outcome == "promoted"
