@@ -111,7 +111,7 @@ def train(given: list[str]) -> None:
         count, words = seeds.read_count(given)
         if count > 1:
             spell_out(words)  # refuses a wrong command line before any run is made
-            seeds.train(words, count)
+            seeds.train_seeds(words, count)
             return
     args = spell_out(words)
     # Pages of 2 MB where the kernel gives them to who asks: AlexNet's gradients are 228 MB, taken

@@ -83,10 +83,10 @@ class PairedComparison:
         first: "tuple[Any, PredictionsByIndex]",
         second: "tuple[Any, PredictionsByIndex]",
     ) -> "PairedTest":
-        from pyclassify.runs.stats import how_images_differ, pair
+        from pyclassify.runs.stats import compare_predictions, describe_image_mismatch
 
         runs, answers = zip(first, second, strict=True)
-        how = how_images_differ(runs, answers)
+        how = describe_image_mismatch(runs, answers)
         data = [each.tags.get("test_data", "") for each in (champion, self.challenger)]
         digests = {each.rpartition(" ")[2] for each in data if each}
         if how is None and runs[0] and len(digests) > 1:
@@ -96,7 +96,7 @@ class PairedComparison:
             raise EvaluationError(
                 f"the test images of version {this} are not those of version {other} ({how})"
             )
-        return pair(*answers)
+        return compare_predictions(*answers)
 
     def _find(self, version: Version) -> "tuple[Any, PredictionsByIndex]":
         """A version's answers as its run keeps them, and the run; the challenger's afresh if not.

@@ -15,7 +15,7 @@ import mlflow
 from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
 
-from pyclassify.runs.stats import PairedTest, SeedsTest, judge, judge_seeds
+from pyclassify.runs.stats import PairedTest, SeedsTest, compare_on_images, compare_over_seeds
 from pyclassify.tracking.search import be_brief, find_best, find_run, format_error, open_store
 from pyclassify.tracking.ui import compare_link, server_address, start_quickly
 from pyclassify.utils.masking import mask
@@ -174,8 +174,8 @@ def compare(runs: Sequence[Run]) -> Comparison:
     rows = {name: [each.get(name) for each in params] for name in sorted(set().union(*params))}
     differ = {name: values for name, values in rows.items() if len(set(values)) > 1}
     names = sorted(set().union(*(run.data.metrics for run in runs)), key=_rank)
-    paired, notes = judge(runs)
-    seeds, more_notes = judge_seeds(runs)
+    paired, notes = compare_on_images(runs)
+    seeds, more_notes = compare_over_seeds(runs)
     unfinished = [
         f"run {number} is {run.info.status}, and its metrics are those of what it got to"
         for number, run in enumerate(runs, 1)

@@ -18,14 +18,14 @@ import yaml
 
 from pyclassify.runs.restore import (
     PATHS,
-    environment,
-    fetch,
+    download_capsule,
     find_code,
-    find_run,
-    locate,
-    prepare,
-    stoppable,
-    train,
+    interrupt_on_stop_signals,
+    look_up_run,
+    make_environment,
+    prepare_config,
+    resolve_path,
+    run_training,
 )
 from pyclassify.tracking.capsule import OVERRIDDEN, SOURCE_RUN
 from pyclassify.utils.masking import mask_command
@@ -60,13 +60,16 @@ def rerun(given: list[str]) -> int:
         sys.stdout.write(USAGE)
         return 0
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
-    run_id, options = read_options(given)
-    client, run = find_run(run_id)
+    run_id, options = parse_args(given)
+    client, run = look_up_run(run_id)
     run_id = run.info.run_id
-    with stoppable(), tempfile.TemporaryDirectory(prefix="pyclassify-rerun-") as folder:
-        kept = fetch(client, run_id, Path(folder))
+    with (
+        interrupt_on_stop_signals(),
+        tempfile.TemporaryDirectory(prefix="pyclassify-rerun-") as folder,
+    ):
+        kept = download_capsule(client, run_id, Path(folder))
         facts = json.loads((kept / "capsule.json").read_text())
-        config = prepare(kept, facts, options, saves_in=Path.cwd())
+        config = prepare_config(kept, facts, options, saves_in=Path.cwd())
         if "register" in config:  # a repetition is no other network, to be judged anew
             config["register"]["name"] = None
         (Path(folder) / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
@@ -76,17 +79,21 @@ def rerun(given: list[str]) -> int:
             overridden = shlex.join(mask_command(options))
             tags = {SOURCE_RUN: run_id, **({OVERRIDDEN: overridden} if options else {})}
             made = client.create_run(run.info.experiment_id, tags=tags).info
-            exit_code = train(command, started_in, environment(made, facts, root, folder))
+            exit_code = run_training(
+                command, started_in, make_environment(made, facts, root, folder)
+            )
             if not client.get_run(made.run_id).info.end_time:  # gone before it could say so
                 client.set_terminated(made.run_id, "KILLED" if exit_code < 0 else "FAILED")
         if exit_code == 0:
-            again = fetch(client, made.run_id, Path(folder) / "again")
-            told = tell(client, run_id, made.run_id, kept, again, overridden)
+            again = download_capsule(client, made.run_id, Path(folder) / "again")
+            told = format_reproducibility_check(
+                client, run_id, made.run_id, kept, again, overridden
+            )
             sys.stdout.write("\n" + "".join(f"{line}\n" for line in told))
     return exit_code if exit_code >= 0 else 128 - exit_code
 
 
-def read_options(given: list[str]) -> tuple[str, list[str]]:
+def parse_args(given: list[str]) -> tuple[str, list[str]]:
     """Tell the run's id from the options; options that are paths become absolute."""
     ids = [word for word in given[:1] if not word.startswith("-")]
     if not ids:
@@ -105,13 +112,13 @@ def read_options(given: list[str]) -> tuple[str, list[str]]:
         last = name.split(".")[-1].removeprefix("--")
         if last in PATHS:
             if equals:
-                options[place] = f"{name}={locate(last, value, Path.cwd())}"
+                options[place] = f"{name}={resolve_path(last, value, Path.cwd())}"
             elif place + 1 < len(options):
-                options[place + 1] = locate(last, options[place + 1], Path.cwd())
+                options[place + 1] = resolve_path(last, options[place + 1], Path.cwd())
     return ids[0], options
 
 
-def tell(
+def format_reproducibility_check(
     client: Any, run_id: str, other_id: str, kept: Path, other_kept: Path, overridden: str
 ) -> list[str]:
     """Tell how a run that was made again went, against its source.
@@ -154,8 +161,8 @@ def compare_metrics(client: Any, run_id: str, other_id: str) -> tuple[bool, str]
     names = ["train_loss"]
     if names[0] not in metrics:
         names = sorted(name for name in metrics if name.endswith(("loss", "accuracy")))
-    then = {name: read_history(client, run_id, name) for name in names}
-    now = {name: read_history(client, other_id, name) for name in names}
+    then = {name: read_metric_history(client, run_id, name) for name in names}
+    now = {name: read_metric_history(client, other_id, name) for name in names}
     common = sorted((step, name) for name in names for step in then[name].keys() & now[name].keys())
     what = names[0] if len(names) == 1 else " and ".join(names)
     if not common:
@@ -174,7 +181,7 @@ def compare_metrics(client: Any, run_id: str, other_id: str) -> tuple[bool, str]
     )
 
 
-def read_history(client: Any, run_id: str, name: str) -> dict[int, float]:
+def read_metric_history(client: Any, run_id: str, name: str) -> dict[int, float]:
     """Read a metric by step, the last value of each."""
     points = sorted(client.get_metric_history(run_id, name), key=lambda point: point.timestamp)
     return {point.step: point.value for point in points}

@@ -23,7 +23,7 @@ from pyclassify.utils.signals import STOP_SIGNALS, raise_on_stop, wait_for
 PATHS = ("data_path", "ckpt_path", "weights")
 
 
-def prepare(
+def prepare_config(
     kept: Path, facts: dict[str, Any], options: list[str], saves_in: Path
 ) -> dict[str, Any]:
     """Make the configuration one that another folder can use.
@@ -38,7 +38,7 @@ def prepare(
         ValueError: A setting was masked, and no option gives it.
     """
     config = yaml.safe_load((kept / "config.yaml").read_text())
-    for arguments in saving_loggers(config):
+    for arguments in list_saving_loggers(config):
         arguments["save_dir"] = make_absolute(arguments["save_dir"], saves_in)
         # The run is made already, where the runs are.
         taken = arguments.keys() & {"tracking_uri", "experiment_name", "run_name"}
@@ -48,8 +48,8 @@ def prepare(
     data, model = ((config.get(part) or {}).get("init_args") or {} for part in ("data", "model"))
     for name, part in zip(PATHS, (data, config, model), strict=True):
         if isinstance(part.get(name), str):
-            part[name] = locate(name, part[name], Path(facts["started_in"]))
-    chosen = {spell_name(option) for option in options}
+            part[name] = resolve_path(name, part[name], Path(facts["started_in"]))
+    chosen = {parse_option_name(option) for option in options}
     for name, value in flatten_config(config):
         if MASK in value and name not in chosen:
             raise ValueError(
@@ -59,7 +59,7 @@ def prepare(
     return config
 
 
-def saving_loggers(config: dict[str, Any]) -> Iterator[dict[str, Any]]:
+def list_saving_loggers(config: dict[str, Any]) -> Iterator[dict[str, Any]]:
     """The arguments of those loggers in a configuration that have a folder to save in."""
     loggers = config["trainer"]["logger"]
     for logger in loggers if isinstance(loggers, list) else [loggers]:
@@ -68,7 +68,7 @@ def saving_loggers(config: dict[str, Any]) -> Iterator[dict[str, Any]]:
             yield arguments
 
 
-def spell_name(option: str) -> str:
+def parse_option_name(option: str) -> str:
     """The dotted name of the setting that a word of the command line sets."""
     name = option.partition("=")[0].removeprefix("--")
     return SHORT_OPTIONS.get(name, name).replace(".init_args", "")
@@ -120,7 +120,7 @@ def _given_checkpoint(command: list[str]) -> str | None:
     return None
 
 
-def locate(name: str, value: str, start: Path) -> str:
+def resolve_path(name: str, value: str, start: Path) -> str:
     """Make the path that a setting has absolute; a model of another's may take `weights` by a word.
 
     Args:
@@ -139,7 +139,7 @@ def make_absolute(path: str, start: Path) -> str:
     return os.path.abspath(start / Path(path).expanduser())
 
 
-def find_run(run_id: str) -> tuple[Any, Any]:
+def look_up_run(run_id: str) -> tuple[Any, Any]:
     """Find a run, and the client that has it."""
     from mlflow.exceptions import MlflowException
 
@@ -152,16 +152,16 @@ def find_run(run_id: str) -> tuple[Any, Any]:
         raise ValueError(search.format_error(error)) from error
 
 
-def fetch(client: Any, run_id: str, folder: Path) -> Path:
+def download_capsule(client: Any, run_id: str, folder: Path) -> Path:
     """Download a run's capsule.
 
     Raises:
         ValueError: It has none.
     """
     if not client.list_artifacts(run_id, capsule.FOLDER):
-        from pyclassify.runs.seeds import list_children
+        from pyclassify.runs.seeds import list_child_runs
 
-        if children := list_children(client, client.get_run(run_id)):
+        if children := list_child_runs(client, client.get_run(run_id)):
             ids = ", ".join(f"{each.info.run_id} ({each.info.run_name})" for each in children)
             raise ValueError(
                 f"run {run_id} is the parent of {len(children)} seeds and trained nothing itself; "
@@ -175,7 +175,7 @@ def fetch(client: Any, run_id: str, folder: Path) -> Path:
     return Path(client.download_artifacts(run_id, capsule.FOLDER, str(folder)))
 
 
-def environment(made: Any, facts: dict[str, Any], root: Path, folder: str) -> dict[str, str]:
+def make_environment(made: Any, facts: dict[str, Any], root: Path, folder: str) -> dict[str, str]:
     """The environment of the training: the new run, the old code and number of threads."""
     changed = hand_over(made)
     if paths := os.environ.get("PYTHONPATH"):
@@ -191,7 +191,7 @@ def environment(made: Any, facts: dict[str, Any], root: Path, folder: str) -> di
     return {**threads, **inherited, **changed}
 
 
-def train(command: list[str], started_in: Path, environ: dict[str, str]) -> int:
+def run_training(command: list[str], started_in: Path, environ: dict[str, str]) -> int:
     """Train in a process of its own, and pass the stop signals on to it."""
     words = [sys.executable, "-m", "pyclassify", *command]
     with subprocess.Popen(words, cwd=started_in, env=environ) as child:
@@ -201,7 +201,7 @@ def train(command: list[str], started_in: Path, environ: dict[str, str]) -> int:
 
 
 @contextmanager
-def stoppable() -> Iterator[None]:
+def interrupt_on_stop_signals() -> Iterator[None]:
     """Within this context a stop signal is a KeyboardInterrupt, so that files are removed."""
     before = {signum: signal.getsignal(signum) for signum in STOP_SIGNALS}
     raise_on_stop()

@@ -21,16 +21,16 @@ import yaml
 
 from pyclassify.runs import stats
 from pyclassify.runs.restore import (
-    environment,
-    fetch,
+    download_capsule,
     find_code,
-    find_run,
+    interrupt_on_stop_signals,
+    list_saving_loggers,
+    look_up_run,
     make_absolute,
-    prepare,
-    saving_loggers,
-    spell_name,
-    stoppable,
-    train,
+    make_environment,
+    parse_option_name,
+    prepare_config,
+    run_training,
 )
 from pyclassify.spool import lock
 from pyclassify.tracking import capsule
@@ -61,13 +61,18 @@ def resume(given: list[str]) -> int:
     """
     asked, options = parse(given)
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
-    client, run = find_run(asked.run)
+    client, run = look_up_run(asked.run)
     source = find_source(client, run)
-    with stoppable(), tempfile.TemporaryDirectory(prefix="pyclassify-resume-") as folder:
-        kept = fetch(client, source.info.run_id, Path(folder))
+    with (
+        interrupt_on_stop_signals(),
+        tempfile.TemporaryDirectory(prefix="pyclassify-resume-") as folder,
+    ):
+        kept = download_capsule(client, source.info.run_id, Path(folder))
         facts = json.loads((kept / "capsule.json").read_text())
         before = recall(run)
-        config = prepare(kept, facts, [*before, *options], saves_in=Path(facts["started_in"]))
+        config = prepare_config(
+            kept, facts, [*before, *options], saves_in=Path(facts["started_in"])
+        )
         stopped = Stopped(run, source, facts, config, before)
         check_state(stopped, options)
         check_options(stopped, options, asked.inexact)
@@ -81,7 +86,9 @@ def resume(given: list[str]) -> int:
             if options:
                 told = shlex.join(mask_command([*before, *options]))
                 client.set_tag(run.info.run_id, RESUMED_WITH, told)
-            exit_code = train(command, started_in, environment(run.info, facts, root, folder))
+            exit_code = run_training(
+                command, started_in, make_environment(run.info, facts, root, folder)
+            )
     if exit_code < 0:  # it was gone before it could say so
         client.set_terminated(run.info.run_id, "KILLED")
     return exit_code if exit_code >= 0 else 128 - exit_code
@@ -158,7 +165,7 @@ def seeds_of(stopped: Stopped) -> list[str]:
     """The options that make a parent's seeds out of the configuration of one."""
     if not stopped.is_parent:
         return []
-    first, _, last = stopped.run.data.tags[stats.SEEDS].partition(" to ")
+    first, _, last = stopped.run.data.tags[stats.SEEDS_TAG].partition(" to ")
     return [f"--seeds={int(last) - int(first) + 1}", f"--seed={first}"]
 
 
@@ -214,7 +221,7 @@ def say(stopped: Stopped) -> None:
 def read_settings(options: list[str]) -> Iterator[tuple[str, str]]:
     """The settings that options have, NAME=VALUE each, the last first."""
     for option in reversed(options):
-        yield spell_name(option), option.partition("=")[2]
+        yield parse_option_name(option), option.partition("=")[2]
 
 
 def recall(run: Any) -> list[str]:
@@ -225,11 +232,11 @@ def recall(run: Any) -> list[str]:
 
 def find_source(client: Any, run: Any) -> Any:
     """Find the run whose capsule tells how a run was started: its own, or that of a seed of it."""
-    from pyclassify.runs.seeds import list_children
+    from pyclassify.runs.seeds import list_child_runs
 
-    if stats.SEEDS not in run.data.tags:
+    if stats.SEEDS_TAG not in run.data.tags:
         return run
-    for child in list_children(client, run):
+    for child in list_child_runs(client, run):
         if client.list_artifacts(child.info.run_id, capsule.FOLDER):
             return child
     raise ValueError(
@@ -240,7 +247,7 @@ def find_source(client: Any, run: Any) -> Any:
 
 def find_save_dir(config: dict[str, Any], started_in: Path) -> Path:
     """Find the folder that a configuration has its runs saved in."""
-    for arguments in saving_loggers(config):
+    for arguments in list_saving_loggers(config):
         return Path(make_absolute(arguments["save_dir"], started_in))
     return started_in / "runs"
 

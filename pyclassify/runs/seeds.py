@@ -67,7 +67,7 @@ def read_count(given: list[str]) -> tuple[int, list[str]]:
     if verb in VERBS and verb not in ("train", "fit"):
         raise ValueError(f"seeds is for train and fit, and {verb} trains nothing; leave it out")
     only_shows = any(word in FLAGS or word.endswith(".help") for word, *_ in options)
-    return 1 if only_shows else int(value), leave_out(given, "--seeds")
+    return 1 if only_shows else int(value), drop_options(given, "--seeds")
 
 
 def list_seeds(words: list[str], count: int) -> range:
@@ -89,13 +89,13 @@ def list_seeds(words: list[str], count: int) -> range:
     return range(int(first), int(first) + count)
 
 
-def leave_out(given: list[str], *names: str) -> list[str]:
+def drop_options(given: list[str], *names: str) -> list[str]:
     """Leave options out of a command line, with their values."""
     left = (option for option in split_words(given) if option[0].partition("=")[0] not in names)
     return [word for option in left for word in option]
 
 
-def train(words: list[str], count: int) -> None:
+def train_seeds(words: list[str], count: int) -> None:
     """Train with each seed, and tell on standard output how it went.
 
     One that fails leaves the others to go on. Only where the first fails before it has learnt
@@ -122,12 +122,12 @@ def train(words: list[str], count: int) -> None:
         )
     parent, given = None, os.environ.get("MLFLOW_RUN_ID")  # which MLflow takes out of it
     if launcher.is_rank_zero():
-        parent = Parent(seeds, chosen)
+        parent = ParentRun(seeds, chosen)
     failed: list[int] = []
     try:
-        for place in choose_places(parent, given, chosen, count):
+        for place in choose_seed_indices(parent, given, chosen, count):
             seed = seeds[place]
-            command = [*leave_out(words, *SEED_OPTIONS), "--seed", str(seed)]
+            command = [*drop_options(words, *SEED_OPTIONS), "--seed", str(seed)]
             code = train_one(command, place, parent)
             if code == launcher.REQUEUE_EXIT_CODE:  # it has saved and left, to go on later
                 raise KeyboardInterrupt("SIGUSR1")
@@ -147,7 +147,9 @@ def train(words: list[str], count: int) -> None:
         raise ChildProcessError(f"{which} of {count} failed; see what is said of each above")
 
 
-def choose_places(parent: Any, run_id: str | None, chosen: dict[str, Any], count: int) -> list[int]:
+def choose_seed_indices(
+    parent: Any, run_id: str | None, chosen: dict[str, Any], count: int
+) -> list[int]:
     """List which of the seeds are to be trained: all, but for those that have finished before.
 
     Args:
@@ -198,7 +200,7 @@ def train_one(command: list[str], place: int, parent: Any) -> int:
 Rows = Mapping[int, Run | None]
 
 
-class Parent:
+class ParentRun:
     """A parent run that is being made: the one of `mlflow run`, or a new one.
 
     Args:
@@ -214,7 +216,7 @@ class Parent:
         started = run.start(
             logger.get("experiment_name"),
             f"{name}-{len(seeds)}seeds" if name else None,
-            {stats.SEEDS: f"{seeds[0]} to {seeds[-1]}"},
+            {stats.SEEDS_TAG: f"{seeds[0]} to {seeds[-1]}"},
             save_dir=logger.get("save_dir") or "runs",
         ).read()
         self._seeds, self._ids = seeds, [""] * len(seeds)
@@ -291,7 +293,7 @@ class Parent:
     def _record(self) -> None:
         with self._lock:
             self._children = [self._client.get_run(each) for each in self._ids if each]
-            found = stats.summarise(self._children)
+            found = stats.summarize_seeds(self._children)
             # What a later seed took back, such as the interval of a loss that is not finite now.
             found = {**dict.fromkeys(self._logged.keys() - found.keys(), math.nan), **found}
             now = int(time.time() * 1000)
@@ -335,9 +337,9 @@ class Parent:
             capsule.warn(f"the seeds' parent run {self._info.run_id} is not up to date ({error})")
 
 
-def list_children(client: MlflowClient, parent: Run) -> list[Run]:
+def list_child_runs(client: MlflowClient, parent: Run) -> list[Run]:
     """List the runs under a parent run of seeds, the first made first; none under other runs."""
-    return _search(client, parent.info) if stats.SEEDS in parent.data.tags else []
+    return _search(client, parent.info) if stats.SEEDS_TAG in parent.data.tags else []
 
 
 def _search(client: MlflowClient, parent: RunInfo) -> list[Run]:
@@ -357,13 +359,13 @@ def _seed_of(child: Run) -> int | None:
 def in_terminal(parent: RunInfo, rows: Rows) -> list[str]:
     """Say what seeds came to, in lines for a terminal."""
     children = list(filter(None, rows.values()))
-    metric = stats.choose(children)
+    metric = stats.choose_metric(children)
     lines = {}
     for seed, child in rows.items():
         if child:
             told = f"{child.info.run_id[:8]}  {child.info.status:8}  {_value(child, metric)}"
             lines[f"seed {seed}"] = told.rstrip()
-    lines[metric] = stats.format_mean_and_deviation(stats.read(children, metric))
+    lines[metric] = stats.format_mean_and_deviation(stats.read_metric(children, metric))
     uri, experiment = mlflow.get_tracking_uri(), parent.experiment_id
     lines |= {"run": parent.run_id, "next": start_quickly(uri)}
     links = ["", "These runs:", run_link(uri, experiment, parent.run_id)]
@@ -375,9 +377,9 @@ def in_terminal(parent: RunInfo, rows: Rows) -> list[str]:
 def in_markdown(parent: RunInfo, rows: Rows) -> str:
     """Say it with a table of the seeds, for the run's page."""
     children = list(filter(None, rows.values()))
-    metric = stats.choose(children)
+    metric = stats.choose_metric(children)
     title, page = metric.replace("_", " "), f"#/experiments/{parent.experiment_id}/runs"
-    said = stats.format_mean_and_deviation(stats.read(children, metric))
+    said = stats.format_mean_and_deviation(stats.read_metric(children, metric))
     lines = [f"**{title}: {said}**", "", f"| seed | run | status | {title} |", "|--|--|--|--|"]
     for seed, child in rows.items():
         link = status = value = ""

@@ -20,8 +20,8 @@ from pyclassify.tracking.prediction_table import (
 
 METRIC = "test_accuracy"
 # A tag with the seeds; it tells a parent from other runs.
-SEEDS = "pyclassify.seeds"
-FINISHED = "seeds_finished"
+SEEDS_TAG = "pyclassify.seeds"
+FINISHED_METRIC = "seeds_finished"
 # What a reader asks for first.
 _FIRST = ("test_accuracy", "best_val_accuracy", "val_accuracy")
 
@@ -157,7 +157,7 @@ class PairedTest:
     interval: tuple[float, float]
 
 
-def pair(first: PredictionsByIndex, second: PredictionsByIndex) -> PairedTest:
+def compare_predictions(first: PredictionsByIndex, second: PredictionsByIndex) -> PairedTest:
     """Compare two runs' answers to the same images."""
     kinds = Counter((first[index][1], second[index][1]) for index in first)
     both, only_first, only_second = kinds[True, True], kinds[True, False], kinds[False, True]
@@ -171,7 +171,7 @@ def pair(first: PredictionsByIndex, second: PredictionsByIndex) -> PairedTest:
     )
 
 
-def judge(runs: Sequence[Run]) -> tuple[PairedTest | None, list[str]]:
+def compare_on_images(runs: Sequence[Run]) -> tuple[PairedTest | None, list[str]]:
     """Compare what runs predicted.
 
     Returns:
@@ -182,7 +182,7 @@ def judge(runs: Sequence[Run]) -> tuple[PairedTest | None, list[str]]:
     lacking: list[int] = []
     notes: list[str] = []
     for number, run in enumerate(runs, 1):
-        if SEEDS in run.data.tags:
+        if SEEDS_TAG in run.data.tags:
             continue  # its answers are those of the runs under it
         try:
             found = read_predictions(run)
@@ -200,7 +200,9 @@ def judge(runs: Sequence[Run]) -> tuple[PairedTest | None, list[str]]:
         notes.append(f"{have} no {PREDICTIONS_FILE}, which shows whether test images are the same")
     others = _others(runs, answers)
     same = not others and len(answers) == len(runs)
-    return (pair(*answers.values()) if same and len(runs) == 2 else None), notes + others
+    return (
+        compare_predictions(*answers.values()) if same and len(runs) == 2 else None
+    ), notes + others
 
 
 def _others(runs: Sequence[Run], answers: dict[int, PredictionsByIndex]) -> list[str]:
@@ -209,7 +211,7 @@ def _others(runs: Sequence[Run], answers: dict[int, PredictionsByIndex]) -> list
     first, *rest = answers or [0]
     for number in rest:
         two = (runs[first - 1], runs[number - 1])
-        if how := how_images_differ(two, (answers[first], answers[number])):
+        if how := describe_image_mismatch(two, (answers[first], answers[number])):
             notes.append(
                 f"the test images of run {number} are not those of run {first} ({how}), so that "
                 "their test metrics don't say which network is better"
@@ -217,7 +219,7 @@ def _others(runs: Sequence[Run], answers: dict[int, PredictionsByIndex]) -> list
     return notes
 
 
-def how_images_differ(
+def describe_image_mismatch(
     runs: tuple[Run | None, Run | None], answers: tuple[PredictionsByIndex, PredictionsByIndex]
 ) -> str | None:
     """Say in what two runs' test images differ: number, indices, labels or content.
@@ -236,13 +238,13 @@ def how_images_differ(
         return "other indices"
     if any(first[index][0] != second[index][0] for index in first):
         return "other labels"
-    digests = [list_test_digests(run) if run else set() for run in runs]
+    digests = [_list_test_digests(run) if run else set() for run in runs]
     if all(digests) and digests[0] != digests[1]:
         return "other content, by the data's digest"
     return None
 
 
-def list_test_digests(run: Run) -> set[str]:
+def _list_test_digests(run: Run) -> set[str]:
     """The digests of a run's test images, or else of all its data; empty where it kept none."""
     inputs = run.inputs.dataset_inputs if run.inputs else []
     contexts = [
@@ -273,25 +275,25 @@ class SeedsTest:
     interval: tuple[float, float]
 
 
-def judge_seeds(runs: Sequence[Run]) -> tuple[SeedsTest | None, list[str]]:
+def compare_over_seeds(runs: Sequence[Run]) -> tuple[SeedsTest | None, list[str]]:
     """Compare runs that are parents of seeds, by what they hold of the runs under them.
 
     Returns:
         The test, where there are two parents of two finished seeds or more, tested on the same
         images as far as the parents tell; and what to keep in mind, a sentence each.
     """
-    parents = {number: run for number, run in enumerate(runs, 1) if SEEDS in run.data.tags}
+    parents = {number: run for number, run in enumerate(runs, 1) if SEEDS_TAG in run.data.tags}
     notes = [
         f"run {number} is of {count:.0f} seed{'s' * (count != 1)}, and its metrics are their "
         "means, deviations and intervals"
         for number, run in parents.items()
-        for count in [run.data.metrics.get(FINISHED, 0)]
+        for count in [run.data.metrics.get(FINISHED_METRIC, 0)]
     ]
     notes += _name_children(runs, parents)
     if len(parents) != 2 or len(runs) != 2:
         return None, notes
     first, second = runs
-    digests = [list_test_digests(run) for run in runs]
+    digests = [_list_test_digests(run) for run in runs]
     if all(digests) and digests[0] != digests[1]:
         return None, [
             *notes,
@@ -312,7 +314,7 @@ def _read(metrics: Mapping[str, float]) -> tuple[float, float, int]:
     mean, deviation = (metrics.get(f"{METRIC}_{name}") for name in ("mean", "std"))
     if mean is None or deviation is None or not isfinite(mean):
         return 0.0, 0.0, 0
-    return mean, deviation, int(metrics[FINISHED])
+    return mean, deviation, int(metrics[FINISHED_METRIC])
 
 
 def _name_children(runs: Sequence[Run], parents: Mapping[int, Run]) -> list[str]:
@@ -325,7 +327,7 @@ def _name_children(runs: Sequence[Run], parents: Mapping[int, Run]) -> list[str]
     ]
 
 
-def summarise(children: Sequence[Run]) -> dict[str, float]:
+def summarize_seeds(children: Sequence[Run]) -> dict[str, float]:
     """Summarise the metrics of whole trainings, over the seeds that finished.
 
     Args:
@@ -338,9 +340,9 @@ def summarise(children: Sequence[Run]) -> dict[str, float]:
         is not finite.
     """
     finished = [child for child in children if child.info.status == "FINISHED"]
-    found: dict[str, float] = {FINISHED: len(finished)}
+    found: dict[str, float] = {FINISHED_METRIC: len(finished)}
     for name in _names(finished):
-        values = read(finished, name)
+        values = read_metric(finished, name)
         found[f"{name}_mean"] = fmean(values)
         if 1 < len(values) == len(finished) and all(map(isfinite, values)):
             found[f"{name}_std"] = stdev(values)
@@ -355,13 +357,13 @@ def _names(runs: Sequence[Run]) -> list[str]:
     return [name for name in names if name.startswith(stages)]
 
 
-def choose(children: Sequence[Run]) -> str:
+def choose_metric(children: Sequence[Run]) -> str:
     """Choose the one metric that seeds are told by."""
     names = _names(children)
     return next((name for name in (*_FIRST, *names) if name in names), _FIRST[0])
 
 
-def read(children: Sequence[Run], metric: str) -> list[float]:
+def read_metric(children: Sequence[Run], metric: str) -> list[float]:
     """Read a metric in the runs that finished and have it."""
     return [
         child.data.metrics[metric]

@@ -10,8 +10,8 @@ import mlflow
 import pytest
 import torch
 
-from pyclassify.runs.rerun import read_options
-from pyclassify.runs.restore import prepare
+from pyclassify.runs.rerun import parse_args
+from pyclassify.runs.restore import prepare_config
 from pyclassify.slurm.topology import resolve_paths
 from tests.support import tuned
 from tests.support.processes import ROOT
@@ -101,11 +101,11 @@ def test_file_is_found_from_another_folder(write_capsule, tmp_path):
     config = {"trainer": {"logger": True}, "model": model}
     kept, facts = write_capsule(tmp_path / "here", config)
 
-    assert prepare(kept, facts, [], tmp_path)["model"]["init_args"]["weights"] == str(
+    assert prepare_config(kept, facts, [], tmp_path)["model"]["init_args"]["weights"] == str(
         tmp_path / "here/w.pth"
     )
     given = ["0" * 32, "--weights=w.pth", "--model.weights", "DEFAULT"]
-    assert read_options(given)[1] == [f"--weights={tmp_path}/here/w.pth", *given[2:]]
+    assert parse_args(given)[1] == [f"--weights={tmp_path}/here/w.pth", *given[2:]]
 
 
 @pytest.mark.parametrize("name", ["weights", "model.weights"])

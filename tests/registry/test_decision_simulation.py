@@ -5,7 +5,7 @@ import pytest
 from scipy.stats import norm
 
 from pyclassify.registry.decision import is_better
-from pyclassify.runs.stats import pair
+from pyclassify.runs.stats import compare_predictions
 
 IMAGES, PAIRS, ALPHA = 10_000, 200, 0.05
 
@@ -25,12 +25,12 @@ def draw(generator, *accuracies):
 
 def share_promoted(*accuracies):
     generator = np.random.default_rng(7)
-    tests = [pair(*draw(generator, *accuracies)) for _ in range(PAIRS)]
+    tests = [compare_predictions(*draw(generator, *accuracies)) for _ in range(PAIRS)]
     return sum(is_better(each, ALPHA) for each in tests) / PAIRS
 
 
 def test_equal_versions_agree_as_trainings_do():
-    test = pair(*draw(np.random.default_rng(7), 0.8, 0.8))
+    test = compare_predictions(*draw(np.random.default_rng(7), 0.8, 0.8))
 
     assert (test.only_first + test.only_second) / IMAGES == pytest.approx(0.13, abs=0.02)
 

@@ -153,7 +153,7 @@ def test_runs_that_differ_are_told_with_what_may_be_why(packages, overridden, fa
     then = write_capsule(tmp_path / "then")
     now = write_capsule(tmp_path / "now", packages=packages)
 
-    first, line = rerun.tell(log.client, *runs, then, now, overridden)
+    first, line = rerun.format_reproducibility_check(log.client, *runs, then, now, overridden)
 
     assert first.startswith("not the same as ")
     assert mentions(line, *facts)
@@ -163,7 +163,7 @@ def test_override_of_a_run_that_is_the_same_so_far_is_named(log, tmp_path):
     runs = log(LOSSES), log({"train_loss": LOSSES["train_loss"][:2]})
     folders = [write_capsule(tmp_path / name) for name in ("then", "now")]
 
-    lines = rerun.tell(log.client, *runs, *folders, "--max_epochs 1")
+    lines = rerun.format_reproducibility_check(log.client, *runs, *folders, "--max_epochs 1")
 
     assert lines[0].endswith("train_loss at 2 of 3 steps")
     assert lines[1:] == ["overridden: --max_epochs 1"]

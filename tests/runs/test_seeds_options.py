@@ -7,7 +7,7 @@ import sys
 import pytest
 from lightning.fabric.plugins.environments import SLURMEnvironment
 
-from pyclassify.runs.seeds import leave_out, list_seeds, read_count
+from pyclassify.runs.seeds import drop_options, list_seeds, read_count
 from pyclassify.utils.launcher import meet_elsewhere
 from tests.support.phrases import mentions
 from tests.support.processes import ROOT
@@ -91,7 +91,7 @@ def test_logger_that_keeps_no_run_is_refused(cli):
 def test_options_are_left_out_with_their_values():
     given = ["train", "--seed", "3", "--devices=2", "--seed_everything=4", "--seedling", "5"]
 
-    left = leave_out(given, "--seed", "--seed_everything")
+    left = drop_options(given, "--seed", "--seed_everything")
     assert left == ["train", "--devices=2", "--seedling", "5"]
 
 

@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from pyclassify.runs.seeds import Parent, list_children
+from pyclassify.runs.seeds import ParentRun, list_child_runs
 from pyclassify.runs.stats import find_logger
 from pyclassify.tracking import run
 from tests.support.stores import experiment_id
@@ -23,7 +23,7 @@ def start(client, monkeypatch, params=(), **made):
         client.log_param(run_id, name, value)
     monkeypatch.setenv("MLFLOW_RUN_ID", run_id)
     run.adopt()
-    return Parent(range(3), {}), run_id
+    return ParentRun(range(3), {}), run_id
 
 
 def end_child(client, parent, place, status="FINISHED", code=0, name=None, **metrics):
@@ -99,7 +99,7 @@ def test_parent_that_goes_on_leaves_finished_seeds_and_goes_on_with_the_others(c
     monkeypatch.setenv("MLFLOW_RUN_ID", run_id)
     run.adopt()
 
-    parent = Parent(range(3), {})
+    parent = ParentRun(range(3), {})
 
     assert parent.unfinished() == [1, 2]
     assert parent.begin(1)["MLFLOW_RUN_ID"] == stopped
@@ -107,7 +107,7 @@ def test_parent_that_goes_on_leaves_finished_seeds_and_goes_on_with_the_others(c
     parent.close(0)
     end_child(client, parent, 2, test_accuracy=0.25)
     found = client.get_run(run_id)
-    assert len(list_children(client, found)) == found.data.metrics["seeds_finished"] == 3
+    assert len(list_child_runs(client, found)) == found.data.metrics["seeds_finished"] == 3
     assert found.data.metrics["test_accuracy_mean"] == 0.375
     assert "KILLED" not in found.data.tags["mlflow.note.content"]
 
@@ -136,7 +136,7 @@ def test_runs_are_of_one_experiment_and_one_person(client, monkeypatch):
     parent, run_id = start(client, monkeypatch, tags=tags)
     end_child(client, parent, 0)
 
-    (child,) = list_children(client, client.get_run(run_id))
+    (child,) = list_child_runs(client, client.get_run(run_id))
     assert child.info.experiment_id == client.get_run(run_id).info.experiment_id
     assert {**tags, "mlflow.parentRunId": run_id}.items() - child.data.tags.items() == {
         ("other", "x")
