@@ -115,7 +115,7 @@ def plain(dataset, seconds):
 def drawn_cifar10(count=45_000):
     """CIFAR10DataModule, with as many drawn images in the place of the download's."""
     data = CIFAR10DataModule(batch_size=BATCH)
-    data.train = ImageTensors(*synthetic.draw(count, seed=0))
+    data.train = ImageTensors(*synthetic.generate_images(count, seed=0))
     data.prepare_data = lambda: None
     data.setup = lambda stage: None
     return data

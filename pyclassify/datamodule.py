@@ -9,25 +9,27 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from pyclassify.data import cache, synthetic
-from pyclassify.data.cache import Images
+from pyclassify.data.cache import LabeledImages
 from pyclassify.data.datasets import (
     CachedImageFiles,
     ImageFiles,
     ImageTensors,
-    Paths,
+    PackedPaths,
     UnlabeledImageFiles,
 )
-from pyclassify.data.download import checksums, fetch
+from pyclassify.data.download import fetch_dataset, list_checksums
 from pyclassify.data.image_folder import (
-    BATCH_PIXELS,
-    keep,
+    cache_images,
     list_all_images,
     list_classes,
     list_images,
 )
-from pyclassify.data.loaders import PARTS, ImageDataModule, keep_sizes, split
+from pyclassify.data.loaders import SPLITS, ImageDataModule, collate_varying_sizes, split_indices
 from pyclassify.utils.files import user_folder
 from pyclassify.utils.launcher import count_workers
+
+# Of a batch of images in their original sizes: 100 MB, of which a loader holds several.
+MAX_BATCH_PIXELS = 2**25
 
 
 class TorchvisionDataModule(ImageDataModule):
@@ -66,7 +68,7 @@ class TorchvisionDataModule(ImageDataModule):
             )
         self.set_name, self.val_size, self.split_seed = name, val_size, split_seed
         self.data_path = Path(data_path).expanduser() if data_path else user_folder()
-        self._halves: dict[bool, Images] = {}
+        self._halves: dict[bool, LabeledImages] = {}
 
     @property
     def num_classes(self) -> int:
@@ -77,27 +79,27 @@ class TorchvisionDataModule(ImageDataModule):
             self._half(train)
 
     def setup(self, stage: str) -> None:
-        for part in PARTS[stage]:
+        for part in SPLITS[stage]:
             images, labels, _ = self._half(train=part != "test")
             index = None
             if part != "test":
-                index = split(len(images), self.val_size, self.split_seed)[part]
+                index = split_indices(len(images), self.val_size, self.split_seed)[part]
             setattr(self, part, ImageTensors(images, labels, index))
 
-    def _half(self, train: bool) -> Images:
+    def _half(self, train: bool) -> LabeledImages:
         # Kept, since to look at a half is to hash all of it.
         if train not in self._halves:
             half = "train" if train else "test"
-            self._halves[train] = cache.share(
+            self._halves[train] = cache.load_cached_images(
                 self.data_path / f"{self.set_name}-{half}.mapped",
-                " ".join(checksums(self.set_name, train)),
+                " ".join(list_checksums(self.set_name, train)),
                 lambda: self._read(train),
             )
             self.classes = self._halves[train].classes
         return self._halves[train]
 
-    def _read(self, train: bool) -> Images:
-        dataset = fetch(self.set_name, self.data_path, train)
+    def _read(self, train: bool) -> LabeledImages:
+        dataset = fetch_dataset(self.set_name, self.data_path, train)
         images = torch.as_tensor(dataset.data)
         if images.ndim == 3:  # grey: [n, height, width]
             images = images[:, None]
@@ -105,7 +107,7 @@ class TorchvisionDataModule(ImageDataModule):
             images = images.permute(0, 3, 1, 2)
         labels = dataset.labels if self.set_name == "SVHN" else dataset.targets
         classes = getattr(dataset, "classes", [str(n) for n in range(self.num_classes)])
-        return Images(
+        return LabeledImages(
             images.contiguous(), torch.as_tensor(labels, dtype=torch.int64), list(classes)
         )
 
@@ -168,9 +170,9 @@ class SyntheticDataModule(ImageDataModule):
         self.draw_seed = draw_seed
 
     def setup(self, stage: str) -> None:
-        for part in PARTS[stage]:
+        for part in SPLITS[stage]:
             seed = 3 * self.draw_seed + list(self.sizes).index(part)
-            setattr(self, part, ImageTensors(*synthetic.draw(self.sizes[part], seed)))
+            setattr(self, part, ImageTensors(*synthetic.generate_images(self.sizes[part], seed)))
 
 
 class ImageFolderDataModule(ImageDataModule):
@@ -236,7 +238,7 @@ class ImageFolderDataModule(ImageDataModule):
             self.classes = list(classes)
         elif (self.data_path / "train").is_dir():
             self.classes = list_classes(self.data_path / "train")
-        self._listed: dict[str, tuple[Paths, Tensor]] = {}
+        self._listed: dict[str, tuple[PackedPaths, Tensor]] = {}
         self._kept: CachedImageFiles | None = None
 
     def prepare_data(self) -> None:
@@ -253,13 +255,13 @@ class ImageFolderDataModule(ImageDataModule):
             skip = self.unreadable == "skip"
             self.scored = UnlabeledImageFiles(self.data_path, found, size, skip)
             return
-        for part in PARTS[stage]:
+        for part in SPLITS[stage]:
             shared = part != "test" and not (self.data_path / "val").is_dir()
             files, labels = self._list("train" if shared else part)
             index = None
             if shared:
                 held_out = max(1, round(len(files) * self.val_size))
-                index = split(len(files), held_out, self.split_seed)[part]
+                index = split_indices(len(files), held_out, self.split_seed)[part]
             exact = self.exact or part != "train"
             size = self.preprocess.resize
             images = ImageFiles(self.data_path, files, labels, size, index, exact)
@@ -267,7 +269,7 @@ class ImageFolderDataModule(ImageDataModule):
 
     def _keep(self, images: ImageFiles) -> CachedImageFiles:
         if self._kept is None:  # all of the file is read to check it
-            self._kept = keep(images, self.classes, self.num_workers)
+            self._kept = cache_images(images, self.classes, self.num_workers)
         return self._kept
 
     def predict_dataloader(self) -> DataLoader[Any]:
@@ -279,12 +281,12 @@ class ImageFolderDataModule(ImageDataModule):
             )
         if files.size is not None:
             return self._loader(files)
-        room = round(BATCH_PIXELS / max(files.mean_pixels(), 1))
+        room = round(MAX_BATCH_PIXELS / max(files.mean_pixels(), 1))
         return self._loader(
-            files, batch_size=min(max(room, 1), self.batch_size), collate=keep_sizes
+            files, batch_size=min(max(room, 1), self.batch_size), collate=collate_varying_sizes
         )
 
-    def _list(self, folder: str) -> tuple[Paths, Tensor]:
+    def _list(self, folder: str) -> tuple[PackedPaths, Tensor]:
         # Kept, since a large folder takes minutes to walk on a cluster's file system.
         if folder not in self._listed:
             if not hasattr(self, "classes"):  # there was no train/, which this says
@@ -296,5 +298,5 @@ class ImageFolderDataModule(ImageDataModule):
                     f"{self.data_path / folder / self.classes[empty[0]]} has no images; add those "
                     "of the class, or remove the folder"
                 )
-            self._listed[folder] = Paths(files), torch.tensor(labels)
+            self._listed[folder] = PackedPaths(files), torch.tensor(labels)
         return self._listed[folder]

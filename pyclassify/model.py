@@ -20,7 +20,7 @@ class AlexNet(nn.Module):
 
     def __init__(self, num_classes: int = 10, dropout: float = 0.5) -> None:
         super().__init__()
-        check_num_classes(num_classes)
+        _check_num_classes(num_classes)
         self.num_classes = num_classes
         self.features = nn.Sequential(
             nn.Conv2d(3, 64, kernel_size=11, stride=4, padding=2),
@@ -60,11 +60,11 @@ class AlexNet(nn.Module):
         Raises:
             ValueError: An image is too small to leave a pixel after the poolings.
         """
-        check_size(self, images, self.MIN_SIZE)
+        _check_size(self, images, self.MIN_SIZE)
         return self.classifier(torch.flatten(self.avgpool(self.features(images)), 1))
 
 
-def check_num_classes(num_classes: int) -> None:
+def _check_num_classes(num_classes: int) -> None:
     """Refuse a network without classes.
 
     Raises:
@@ -74,7 +74,7 @@ def check_num_classes(num_classes: int) -> None:
         raise ValueError(f"num_classes is {num_classes}; give the number of classes, 1 or more")
 
 
-def check_size(network: nn.Module, images: torch.Tensor, least: int) -> None:
+def _check_size(network: nn.Module, images: torch.Tensor, least: int) -> None:
     """Refuse images [..., height, width] that leave no pixel after a network's poolings.
 
     Raises:
@@ -110,17 +110,17 @@ class AlexNetBN(nn.Module):
 
     def __init__(self, num_classes: int = 10) -> None:
         super().__init__()
-        check_num_classes(num_classes)
+        _check_num_classes(num_classes)
         self.num_classes = num_classes
         # As many filters as a patch of 3x2x2 has values, and their opposites.
         self.stem = nn.Conv2d(3, 24, kernel_size=2, bias=False)
         self.features = nn.Sequential(
             nn.GELU(),
-            *convolve(24, 64, halve=True),
-            *convolve(64, 192, halve=True),
-            *convolve(192, 384),
-            *convolve(384, 256, halve=True),
-            *convolve(256, 256),
+            *_make_conv_block(24, 64, halve=True),
+            *_make_conv_block(64, 192, halve=True),
+            *_make_conv_block(192, 384),
+            *_make_conv_block(384, 256, halve=True),
+            *_make_conv_block(256, 256),
         )
         self.pool = nn.AdaptiveMaxPool2d(1)
         self.classifier = nn.Linear(256, num_classes)
@@ -137,12 +137,12 @@ class AlexNetBN(nn.Module):
         Raises:
             ValueError: An image is too small to leave a pixel after the poolings.
         """
-        check_size(self, images, self.MIN_SIZE)
+        _check_size(self, images, self.MIN_SIZE)
         largest = torch.flatten(self.pool(self.features(self.stem(images))), 1)
         return self.classifier(largest) / self.TEMPERATURE
 
 
-def convolve(channels: int, filters: int, halve: bool = False) -> list[nn.Module]:
+def _make_conv_block(channels: int, filters: int, halve: bool = False) -> list[nn.Module]:
     """A convolution of 3x3, its normalisation, which has the bias, and GELU.
 
     Halving comes before those two, which then have a quarter of the values to go through.

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from torchmetrics import MeanMetric
 from torchmetrics.classification import MulticlassAccuracy
 
-from pyclassify.data.loaders import count_real
-from pyclassify.data.transforms import Preprocess, random_draws
+from pyclassify.data.loaders import count_unpadded
+from pyclassify.data.transforms import Preprocess, generate_unseeded_integers
 from pyclassify.model import AlexNet
 from pyclassify.training import finetuning
 
@@ -133,7 +133,7 @@ class Classifier(LightningModule):
         """Normalize bytes, augmented in training; floats are passed on in the memory format."""
         if images.dtype != torch.uint8:
             return images.contiguous(memory_format=self.layout)
-        draws = random_draws(len(images), images.device) if self.training else None
+        draws = generate_unseeded_integers(len(images), images.device) if self.training else None
         images = self.preprocess(images, draws)
         return images.to(self.dtype, memory_format=self.layout)
 
@@ -170,7 +170,7 @@ class Classifier(LightningModule):
     ) -> Tensor:
         """Update and log the metrics of a stage, "val" or "test"; returns the logits."""
         loader = CombinedLoader(loaders).flattened[dataloader_idx]
-        real = count_real(loader, batch_idx, len(batch[1]))
+        real = count_unpadded(loader, batch_idx, len(batch[1]))
         # A rank whose batch is all padding takes the step too: others may wait for it in there.
         batch = [values[: max(real, 1)] for values in batch]
         images = self._prepare(batch[0])

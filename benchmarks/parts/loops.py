@@ -90,7 +90,7 @@ def reference(given):
     if given.folder:
         dataset = ImageFolder(Path(given.folder, "train"), prepare)
     else:
-        dataset = PILImages(*synthetic.draw(count_images(given), seed=0), prepare)
+        dataset = PILImages(*synthetic.generate_images(count_images(given), seed=0), prepare)
     sampler = DistributedSampler(dataset) if given.processes > 1 else None
     loader = DataLoader(dataset, given.batch, shuffle=sampler is None, sampler=sampler)
     classes = getattr(dataset, "classes", synthetic.CLASSES)

@@ -9,7 +9,7 @@ import yaml
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
-from pyclassify.serving.export import PROGRAM
+from pyclassify.serving.export import PROGRAM_PATH
 from pyclassify.tracking.logger import WEIGHTS
 from pyclassify.utils.masking import mask
 
@@ -143,7 +143,7 @@ def find_program(given: str, downloads: str, tracking_uri: str | None = None) ->
     try:
         return str(
             mlflow.artifacts.download_artifacts(
-                f"{given}/{PROGRAM}", None, None, downloads, tracking_uri, tracking_uri
+                f"{given}/{PROGRAM_PATH}", None, None, downloads, tracking_uri, tracking_uri
             )
         )
     except (mlflow.exceptions.MlflowException, OSError) as error:

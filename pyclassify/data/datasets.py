@@ -14,8 +14,8 @@ from torch.utils.data import Dataset
 from torchvision.io import ImageReadMode, decode_jpeg
 
 from pyclassify.data.cache import digest_files, digest_tensors
-from pyclassify.data.images import to_rgb
-from pyclassify.data.transforms import center_crop, resize, resize_quickly
+from pyclassify.data.images import convert_to_rgb
+from pyclassify.data.transforms import center_crop, resize, resize_rounded
 
 UNREADABLE = -1
 
@@ -119,7 +119,7 @@ class ImageFiles(ImageDataset):
         exact: bool = True,
     ) -> None:
         self.folder = folder
-        self.files = files if isinstance(files, Paths) else Paths(files)
+        self.files = files if isinstance(files, PackedPaths) else PackedPaths(files)
         self.labels = torch.as_tensor(labels)
         self.size, self.exact = size, exact
         self.index = torch.arange(len(files)) if index is None else index
@@ -132,7 +132,7 @@ class ImageFiles(ImageDataset):
         file, label = self.files[index], int(self.labels[index])
         if self.exact:
             return resize(read_image(file)[None], self.size)[0], label, index
-        return read_scaled(file, self.size), label, index
+        return read_resized(file, self.size), label, index
 
     def digest(self) -> str:
         return digest_files([self.files[index] for index in self.index.tolist()], self.folder)
@@ -212,7 +212,7 @@ class UnlabeledImageFiles(ImageDataset):
         return sum(pixels) / max(len(pixels), 1)
 
 
-class Paths(Sequence[str]):
+class PackedPaths(Sequence[str]):
     """Paths in one array of bytes.
 
     Of a list, each process that reads an item gets a copy of the page that it is on, as Python
@@ -245,7 +245,7 @@ def read_image(path: str) -> Tensor:
     """
     try:
         with Image.open(path) as image:
-            pixels = to_rgb(image)
+            pixels = convert_to_rgb(image)
     except Exception as error:  # a decoder raises whatever a broken file makes it stumble over
         reason = str(error) or repr(error)
         raise MisconfigurationException(
@@ -254,7 +254,7 @@ def read_image(path: str) -> Tensor:
     return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
 
 
-def read_scaled(path: str, size: int) -> Tensor:
+def read_resized(path: str, size: int) -> Tensor:
     """Decode an image file and scale its central square, in less than half the time.
 
     A JPEG is decoded by torchvision, whose libjpeg-turbo gives Pillow's pixels without Pillow's
@@ -271,7 +271,7 @@ def read_scaled(path: str, size: int) -> Tensor:
         image = _read_jpeg(path)
     except Exception:  # whatever it was: `read_image` decodes it, or finds the words for it
         image = read_image(path)
-    return resize_quickly(image[None], size)[0]
+    return resize_rounded(image[None], size)[0]
 
 
 def _read_jpeg(path: str) -> Tensor:

@@ -23,10 +23,10 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 from torchvision.datasets.utils import check_integrity
 
-PATIENCE = 60.0  # seconds that a server may be silent
+TIMEOUT_SECONDS = 60.0  # seconds that a server may be silent
 # torchvision's word for "not there or not whole" is RuntimeError. MNIST's unpacked files have no
 # hash, so that its reader trips over what they lack. The rest is what a transfer fails with.
-_TROUBLE = (
+_DOWNLOAD_ERRORS = (
     RuntimeError,
     ValueError,
     AssertionError,
@@ -38,7 +38,7 @@ _TROUBLE = (
 )
 
 
-def fetch(name: str, root: Path, train: bool) -> Any:
+def fetch_dataset(name: str, root: Path, train: bool) -> Any:
     """Read a half of one of torchvision's data sets, and download it first unless it is there.
 
     What arrives incomplete or corrupt is removed and fetched once more. Processes that share the
@@ -56,22 +56,22 @@ def fetch(name: str, root: Path, train: bool) -> Any:
         MisconfigurationException: The folder can't be written, the set can't be reached, or it
             arrived corrupt twice.
     """
-    with suppress(*_TROUBLE):
-        return _build(name, root, train)
+    with suppress(*_DOWNLOAD_ERRORS):
+        return _build_dataset(name, root, train)
     with _lock(root):
-        with suppress(*_TROUBLE):  # another process may have been faster
-            return _build(name, root, train)
-        _remove_broken(name, root, train)
+        with suppress(*_DOWNLOAD_ERRORS):  # another process may have been faster
+            return _build_dataset(name, root, train)
+        _remove_corrupt(name, root, train)
         rank_zero_info(f"Fetching {name} into {root}")
         return _download(name, root, train)
 
 
-def checksums(name: str, train: bool) -> list[str]:
+def list_checksums(name: str, train: bool) -> list[str]:
     """The MD5 sums by which torchvision knows what a half of a set is read from."""
-    return _files(name, train).sums
+    return _list_files(name, train).sums
 
 
-class _Files(NamedTuple):
+class _DatasetFiles(NamedTuple):
     """The files of a half of a set, by their paths in its folder.
 
     downloads: with their MD5 sums; sums: of what is read, packed or not; unchecked: what
@@ -83,21 +83,21 @@ class _Files(NamedTuple):
     unchecked: list[str]
 
 
-def _files(name: str, train: bool) -> _Files:
+def _list_files(name: str, train: bool) -> _DatasetFiles:
     kind = getattr(torchvision.datasets, name)
     if name == "SVHN":
         _, file, md5 = kind.split_list["train" if train else "test"]
-        return _Files({file: md5}, [md5], [])
+        return _DatasetFiles({file: md5}, [md5], [])
     if name.startswith("CIFAR"):
         files = kind.train_list if train else kind.test_list
         sums = [*(md5 for _, md5 in files), kind.meta["md5"]]
-        return _Files({kind.filename: kind.tgz_md5}, sums, [])
+        return _DatasetFiles({kind.filename: kind.tgz_md5}, sums, [])
     downloads = {f"{name}/raw/{file}": md5 for file, md5 in kind.resources}
     unpacked = [file.removesuffix(".gz") for file in downloads]
-    return _Files(downloads, [*downloads.values()], unpacked)
+    return _DatasetFiles(downloads, [*downloads.values()], unpacked)
 
 
-def _build(name: str, root: Path, train: bool, download: bool = False) -> Any:
+def _build_dataset(name: str, root: Path, train: bool, download: bool = False) -> Any:
     half = {"split": "train" if train else "test"} if name == "SVHN" else {"train": train}
     return getattr(torchvision.datasets, name)(root, **half, download=download)
 
@@ -115,11 +115,11 @@ def _lock(root: Path) -> AbstractContextManager[Any]:
 
 def _download(name: str, root: Path, train: bool, again: bool = True) -> Any:
     try:
-        with _undisturbed():
-            return _build(name, root, train, download=True)
-    except _TROUBLE as error:
+        with _quiet_download():
+            return _build_dataset(name, root, train, download=True)
+    except _DOWNLOAD_ERRORS as error:
         reason = (str(error).strip() or repr(error)).splitlines()[-1].strip("<>")
-        broken = _remove_broken(name, root, train)
+        broken = _remove_corrupt(name, root, train)
         if broken:
             reason = f"{', '.join(broken)} arrived incomplete or corrupt: {reason}"
         if not (broken and again):
@@ -134,13 +134,13 @@ def _download(name: str, root: Path, train: bool, again: bool = True) -> Any:
     return _download(name, root, train, again=False)
 
 
-def _remove_broken(name: str, root: Path, train: bool) -> list[str]:
+def _remove_corrupt(name: str, root: Path, train: bool) -> list[str]:
     """Remove the downloads whose hash is wrong, and what torchvision takes unpacked as it is.
 
     Returns:
         The names of the downloads removed.
     """
-    files = _files(name, train)
+    files = _list_files(name, train)
     for file in files.unchecked:
         (root / file).unlink(missing_ok=True)
     downloads = [(root / file, md5) for file, md5 in files.downloads.items()]
@@ -151,9 +151,9 @@ def _remove_broken(name: str, root: Path, train: bool) -> list[str]:
 
 
 @contextmanager
-def _undisturbed() -> Iterator[None]:
+def _quiet_download() -> Iterator[None]:
     before = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(PATIENCE)  # torchvision would wait for ever
+    socket.setdefaulttimeout(TIMEOUT_SECONDS)  # torchvision would wait for ever
     try:
         # Its progress bar is for who watches; in a job's log it would run into other lines.
         with nullcontext() if sys.stderr.isatty() else redirect_stderr(io.StringIO()):

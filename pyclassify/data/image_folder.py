@@ -14,16 +14,14 @@ from torch.utils.data import DataLoader
 from torchvision.datasets.folder import IMG_EXTENSIONS, has_file_allowed_extension
 
 from pyclassify.data import cache
-from pyclassify.data.cache import Images, digest_files
+from pyclassify.data.cache import LabeledImages, digest_files
 from pyclassify.data.datasets import CachedImageFiles, ImageFiles
-from pyclassify.data.loaders import start_worker
+from pyclassify.data.loaders import init_worker
 from pyclassify.utils.files import user_folder
 
-# Of a batch of images in their own sizes: 100 MB, of which a loader holds several.
-BATCH_PIXELS = 2**25
-_AT_ONCE = 64  # images that a worker hands over
-# To be raised with any change of the pixels that `decoding.read_scaled` gives.
-_FORMAT = 1
+_BATCH_SIZE = 64  # images that a worker hands over
+# To be raised with any change of the pixels that `datasets.read_resized` gives.
+_FORMAT_VERSION = 1
 
 
 def list_classes(folder: Path) -> list[str]:
@@ -37,7 +35,7 @@ def list_classes(folder: Path) -> list[str]:
             f"{folder} is not a folder; data_path takes a folder with train/<class>/<image> "
             "(and test/, and val/ or none) in it"
         )
-    classes = [entry.name for entry in _visible(folder) if entry.is_dir()]
+    classes = [entry.name for entry in _list_visible(folder) if entry.is_dir()]
     if not classes:
         raise MisconfigurationException(
             f"{folder} has no folders in it; put the images of each class in a folder of its own, "
@@ -62,7 +60,7 @@ def list_images(folder: Path, classes: Sequence[str]) -> tuple[list[str], list[i
     labels: list[int] = []
     for label, name in enumerate(classes):
         if (folder / name).is_dir():
-            files += _walk(folder / name)
+            files += _list_files(folder / name)
             labels += [label] * (len(files) - len(labels))
     if not files:
         raise MisconfigurationException(
@@ -83,7 +81,7 @@ def list_all_images(folder: Path) -> list[str]:
             f"{folder} is not a folder; to predict, data_path takes one with images in it, at any "
             "depth"
         )
-    files = list(_walk(folder))
+    files = list(_list_files(folder))
     if not files:
         raise MisconfigurationException(
             f"{folder} has no images, nor have the folders in it; files that end in "
@@ -92,21 +90,21 @@ def list_all_images(folder: Path) -> list[str]:
     return files
 
 
-def _walk(folder: Path | str) -> Iterator[str]:
-    for entry in _visible(folder):
+def _list_files(folder: Path | str) -> Iterator[str]:
+    for entry in _list_visible(folder):
         if entry.is_dir():
-            yield from _walk(entry.path)
+            yield from _list_files(entry.path)
         elif has_file_allowed_extension(entry.name, IMG_EXTENSIONS):
             yield entry.path
 
 
-def _visible(folder: Path | str) -> list[os.DirEntry[str]]:
+def _list_visible(folder: Path | str) -> list[os.DirEntry[str]]:
     # Hidden: .ipynb_checkpoints with copies of images, macOS's ._name beside each.
     entries = (entry for entry in os.scandir(folder) if not entry.name.startswith("."))
     return sorted(entries, key=lambda entry: entry.name)
 
 
-def keep(files: ImageFiles, classes: Sequence[str], workers: int) -> CachedImageFiles:
+def cache_images(files: ImageFiles, classes: Sequence[str], workers: int) -> CachedImageFiles:
     """Give what the files give, pixel by pixel, without reading them where that was done before.
 
     Of files with another content there is another cache file, as somebody may still train on this
@@ -122,17 +120,17 @@ def keep(files: ImageFiles, classes: Sequence[str], workers: int) -> CachedImage
     """
     made_by = [f"{library} {version(library)}" for library in ("pillow", "torch", "torchvision")]
     digest = digest_files(files.files, files.folder)
-    source = f"{digest} {files.size} {', '.join(made_by)}, format {_FORMAT}"
+    source = f"{digest} {files.size} {', '.join(made_by)}, format {_FORMAT_VERSION}"
     name = f"{files.folder.absolute().name}-{files.size}-{sha256(source.encode()).hexdigest()[:12]}"
-    content = cache.share(
+    content = cache.load_cached_images(
         user_folder() / "scaled" / f"{name}.mapped",
         source,
-        lambda: _read(files, classes, workers),
+        lambda: _decode_images(files, classes, workers),
     )
     return CachedImageFiles(content.images, files)
 
 
-def _read(files: ImageFiles, classes: Sequence[str], workers: int) -> Images:
+def _decode_images(files: ImageFiles, classes: Sequence[str], workers: int) -> LabeledImages:
     every = ImageFiles(files.folder, files.files, files.labels, files.size, exact=False)
     needed, free = 3 * files.size**2 * len(every), psutil.virtual_memory().available
     if needed > free:
@@ -144,11 +142,11 @@ def _read(files: ImageFiles, classes: Sequence[str], workers: int) -> Images:
     images = torch.empty(len(every), 3, files.size, files.size, dtype=torch.uint8)
     loader = DataLoader(
         every,
-        _AT_ONCE,
+        _BATCH_SIZE,
         num_workers=workers,
-        worker_init_fn=start_worker,
+        worker_init_fn=init_worker,
         generator=torch.Generator(),  # the run's own numbers are as where the file is there
     )
     for pixels, _, places in loader:
         images[places] = pixels.byte()
-    return Images(images, every.labels, list(classes))
+    return LabeledImages(images, every.labels, list(classes))

@@ -21,17 +21,17 @@ FORMATS = ("JPEG", "PNG", "WEBP")
 _SHAPE = re.compile(r"([1-9]\d{0,8})x([1-9]\d{0,8})(?:x([13]))?")
 
 
-def to_rgb(image: Image.Image) -> Pixels:
+def convert_to_rgb(image: Image.Image) -> Pixels:
     """Decode an opened image, turned as its EXIF orientation says.
 
     Returns:
         uint8 [height, width, 3].
     """
     ImageOps.exif_transpose(image, in_place=True)
-    return np.array(_eight_bits(image).convert("RGB"))
+    return np.array(_convert_to_eight_bits(image).convert("RGB"))
 
 
-def _eight_bits(image: Image.Image) -> Image.Image:
+def _convert_to_eight_bits(image: Image.Image) -> Image.Image:
     if image.mode == "F":
         raise ValueError("pixels are floats of unknown range; save it with 8 or 16 bits")
     if image.mode.startswith("I"):  # 16 bits a pixel; Pillow would clip them
@@ -40,7 +40,7 @@ def _eight_bits(image: Image.Image) -> Image.Image:
     return image.convert("RGBA") if image.mode == "P" else image
 
 
-def read(text: Any, max_pixels: int) -> Pixels:
+def decode_image(text: Any, max_pixels: int) -> Pixels:
     """Read an image as a request holds it.
 
     Args:
@@ -68,7 +68,9 @@ def read(text: Any, max_pixels: int) -> Pixels:
             raise ValueError("is a data URI without base64; write it as data:image/png;base64,...")
     content = _decode_base64(text)
     shapes = [each.removeprefix("shape=") for each in attributes if each.startswith("shape=")]
-    return _shape(content, shapes[0], max_pixels) if shapes else _decode(content, max_pixels)
+    return (
+        _decode_raw(content, shapes[0], max_pixels) if shapes else _decode_file(content, max_pixels)
+    )
 
 
 def _decode_base64(text: str) -> bytes:
@@ -85,7 +87,7 @@ def _decode_base64(text: str) -> bytes:
     return content
 
 
-def _shape(content: bytes, shape: str, max_pixels: int) -> Pixels:
+def _decode_raw(content: bytes, shape: str, max_pixels: int) -> Pixels:
     found = _SHAPE.fullmatch(shape)
     if not found:
         raise ValueError(
@@ -103,28 +105,30 @@ def _shape(content: bytes, shape: str, max_pixels: int) -> Pixels:
     return np.broadcast_to(pixels, (height, width, 3))
 
 
-def _decode(content: bytes, max_pixels: int) -> Pixels:
+def _decode_file(content: bytes, max_pixels: int) -> Pixels:
     try:
         with Image.open(io.BytesIO(content), formats=FORMATS) as image:
             _check_size(image.height, image.width, max_pixels)
-            return to_rgb(image)
-    except TooLarge:
+            return convert_to_rgb(image)
+    except ImageTooLargeError:
         raise
     except UnidentifiedImageError:
         raise ValueError("is no JPEG, PNG or WebP file; send one, in base64") from None
     except Image.DecompressionBombError:
-        raise TooLarge(f"has more pixels than the {max_pixels} that are decoded") from None
+        raise ImageTooLargeError(
+            f"has more pixels than the {max_pixels} that are decoded"
+        ) from None
     except Exception as error:  # a decoder raises whatever a broken file makes it stumble over
         reason = " ".join((str(error) or repr(error)).split())[:100]
         raise ValueError(f"does not decode ({reason}); send the whole file") from None
 
 
-class TooLarge(ValueError):
+class ImageTooLargeError(ValueError):
     """An image has too many pixels to be decoded."""
 
 
 def _check_size(height: int, width: int, max_pixels: int) -> None:
     if height * width > max_pixels:
-        raise TooLarge(
+        raise ImageTooLargeError(
             f"has {width} x {height} pixels, and at most {max_pixels} are decoded; make it smaller"
         )

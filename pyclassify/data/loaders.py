@@ -18,16 +18,16 @@ from pyclassify.data.transforms import Preprocess
 from pyclassify.utils.signals import outlive_stop
 
 # What each stage of Lightning's asks for; predicting takes the test images as well.
-PARTS = {"fit": ("train", "val"), "validate": ("val",), "test": ("test",), "predict": ("test",)}
+SPLITS = {"fit": ("train", "val"), "validate": ("val",), "test": ("test",), "predict": ("test",)}
 
 
 class Batch(tuple[Tensor, Tensor]):
     """(images, labels), as any LightningModule unpacks it, and each image's place in its set."""
 
-    places: Tensor
+    indices: Tensor
 
 
-class Share(DistributedSampler[Any]):
+class ResumableDistributedSampler(DistributedSampler[Any]):
     """A process's share of a set, which can be gone on with in the middle of an epoch."""
 
     _first = 0
@@ -126,15 +126,15 @@ class ImageDataModule(LightningDataModule):
         network = self.trainer and self.trainer.lightning_module
         return getattr(network, "takes_bytes", False)
 
-    def _share(self, dataset: Dataset[Any], shuffle: bool = False) -> Share:
+    def _share(self, dataset: Dataset[Any], shuffle: bool = False) -> ResumableDistributedSampler:
         # One sampler for any number of processes, so that n processes share out the very
         # permutation that one process walks through. Lightning sets its epoch.
-        return Share(
+        return ResumableDistributedSampler(
             dataset,
             num_replicas=self.trainer.world_size if self.trainer else 1,
             rank=self.trainer.global_rank if self.trainer else 0,
             shuffle=shuffle,
-            seed=run_seed(),
+            seed=get_run_seed(),
         )
 
     def _loader(
@@ -154,8 +154,8 @@ class ImageDataModule(LightningDataModule):
             num_workers=workers,
             persistent_workers=workers > 0,
             pin_memory=torch.cuda.is_available(),
-            worker_init_fn=start_worker,
-            collate_fn=_as_fetched if in_memory else collate,
+            worker_init_fn=init_worker,
+            collate_fn=_identity if in_memory else collate,
         )
 
     def on_after_batch_transfer(self, batch: Sequence[Tensor], dataloader_idx: int) -> Batch:
@@ -163,35 +163,37 @@ class ImageDataModule(LightningDataModule):
         images, labels, index = batch
         if self._hands_out_bytes():
             mixed = not isinstance(images, Tensor)
-            return _batch(_take_apart(*images) if mixed else images, labels, index)
+            return _make_batch(_split_varying_sizes(*images) if mixed else images, labels, index)
         draws = None
         if self.trainer is not None and self.trainer.training:
-            draws = self.preprocess.draw(run_seed(), self.trainer.current_epoch, index)
+            draws = self.preprocess.generate_random_numbers(
+                get_run_seed(), self.trainer.current_epoch, index
+            )
         images = self.preprocess.to(images.device)(images, draws)
         if self.trainer is not None:
             images = self.trainer.precision_plugin.convert_input(images)
-        return _batch(images, labels, index)
+        return _make_batch(images, labels, index)
 
 
-def _batch(images: Any, labels: Tensor, places: Tensor) -> Batch:
+def _make_batch(images: Any, labels: Tensor, places: Tensor) -> Batch:
     batch = Batch((images, labels))
-    batch.places = places
+    batch.indices = places
     return batch
 
 
-def run_seed() -> int:
+def get_run_seed() -> int:
     """The seed that `seed_everything` was given, 0 without it."""
     return int(os.environ.get("PL_GLOBAL_SEED", "0"))
 
 
-def start_worker(worker_id: int) -> None:
+def init_worker(worker_id: int) -> None:
     """Have a process that reads images outlive a stop, and its numbers be its own if asked for."""
     outlive_stop()
     if os.environ.get("PL_SEED_WORKERS", "0") != "0":  # what Lightning does where nothing is given
         pl_worker_init_function(worker_id)
 
 
-def keep_sizes(items: list[tuple[Tensor, int, int]]) -> list[Any]:
+def collate_varying_sizes(items: list[tuple[Tensor, int, int]]) -> list[Any]:
     """Make a batch of square images [3, side, side] of different sizes.
 
     Their pixels become one tensor, as each that a worker hands over takes an open file.
@@ -205,17 +207,17 @@ def keep_sizes(items: list[tuple[Tensor, int, int]]) -> list[Any]:
     return [(pixels, sides), torch.tensor(labels), torch.tensor(places)]
 
 
-def _take_apart(pixels: Tensor, sides: list[int]) -> list[Tensor]:
-    """The images of `keep_sizes`."""
+def _split_varying_sizes(pixels: Tensor, sides: list[int]) -> list[Tensor]:
+    """The images of `collate_varying_sizes`."""
     each = torch.split(pixels, [3 * side * side for side in sides])
     return [image.view(3, side, side) for image, side in zip(each, sides, strict=True)]
 
 
-def _as_fetched(batch: Any) -> Any:
+def _identity(batch: Any) -> Any:
     return batch
 
 
-def count_real(loader: Any, batch_idx: int, batch: int) -> int:
+def count_unpadded(loader: Any, batch_idx: int, batch: int) -> int:
     """Count the images of a batch that are no padding.
 
     A DistributedSampler repeats images so that every process gets as many; the repeated ones are
@@ -230,7 +232,7 @@ def count_real(loader: Any, batch_idx: int, batch: int) -> int:
     return min(batch, max(0, mine - batch_idx * batches.batch_size))
 
 
-def split(count: int, held_out: int, seed: int) -> dict[str, Tensor]:
+def split_indices(count: int, held_out: int, seed: int) -> dict[str, Tensor]:
     """Share out images at random between training and validation.
 
     Args:

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-SIDE = 32
+IMAGE_SIZE = 32
 
 # Each tells, from coordinates [n, SIDE, SIDE] with the shape's middle at 0 (y down) and its
 # radius [n, 1, 1], all in pixels, how far outside the shape a pixel lies; negative inside.
@@ -65,7 +65,7 @@ SHAPES: dict[str, Distance] = {
 CLASSES = list(SHAPES)
 
 
-def draw(count: int, seed: int) -> tuple[Tensor, Tensor]:
+def generate_images(count: int, seed: int) -> tuple[Tensor, Tensor]:
     """Draw shapes of random place, size, tilt and colours, with noise over all.
 
     Either of shape and ground may be the lighter, so that no pixel tells the class by itself.
@@ -85,12 +85,12 @@ def draw(count: int, seed: int) -> tuple[Tensor, Tensor]:
     labels = torch.arange(count) % len(SHAPES)
     radius = uniform(9, 14, 1, 1)
     tilt = uniform(-0.2, 0.2, 1, 1)  # radians
-    middle = torch.arange(SIDE) - (SIDE - 1) / 2
+    middle = torch.arange(IMAGE_SIZE) - (IMAGE_SIZE - 1) / 2
     across, down = middle - uniform(-3, 3, 1, 1), middle[:, None] - uniform(-3, 3, 1, 1)
     x = across * tilt.cos() + down * tilt.sin()
     y = down * tilt.cos() - across * tilt.sin()
 
-    outside = torch.empty(count, SIDE, SIDE)
+    outside = torch.empty(count, IMAGE_SIZE, IMAGE_SIZE)
     for label, distance in enumerate(SHAPES.values()):
         these = labels == label
         outside[these] = distance(x[these], y[these], radius[these])
@@ -98,6 +98,6 @@ def draw(count: int, seed: int) -> tuple[Tensor, Tensor]:
 
     ground = uniform(0, 255, 3, 1, 1)
     contrast = uniform(80, 140, 3, 1, 1) * torch.where(ground < 127.5, 1, -1)
-    noise = torch.randn(count, 3, SIDE, SIDE, generator=generator) * 12
+    noise = torch.randn(count, 3, IMAGE_SIZE, IMAGE_SIZE, generator=generator) * 12
     images = ground + contrast * coverage + noise
     return images.round().clamp(0, 255).to(torch.uint8), labels

@@ -41,7 +41,7 @@ def resize(images: Tensor, size: int) -> Tensor:
     )
 
 
-def resize_quickly(images: Tensor, size: int) -> Tensor:
+def resize_rounded(images: Tensor, size: int) -> Tensor:
     """Do as `resize`, on a CPU in a fraction of the time: pixels are rounded to whole numbers.
 
     Args:
@@ -117,7 +117,7 @@ class Preprocess(nn.Module):
         self.register_buffer("mean", torch.tensor(mean).view(-1, 1, 1) * 255, persistent=False)
         self.register_buffer("std", torch.tensor(std).view(-1, 1, 1) * 255, persistent=False)
 
-    def draw(self, seed: int, epoch: int, index: Tensor) -> Tensor:
+    def generate_random_numbers(self, seed: int, epoch: int, index: Tensor) -> Tensor:
         """Draw what `forward` takes, by the seed, the epoch and the image alone.
 
         Args:
@@ -125,11 +125,11 @@ class Preprocess(nn.Module):
             epoch: The epoch, from 0.
             index: Each image's place in its data set, int64 [batch].
         """
-        draws = draw(seed, epoch, index, count=3)
+        draws = generate_integers(seed, epoch, index, count=3)
         if not (self.erase or self.color):
             return draws
         # A stream of their own, so that crops and flips are what they are without these.
-        return torch.cat([draws, draw(seed, epoch, index, count=5, stream=1)], dim=1)
+        return torch.cat([draws, generate_integers(seed, epoch, index, count=5, stream=1)], dim=1)
 
     def forward(self, images: Tensor, draws: Tensor | None = None) -> Tensor:
         """Prepare a batch.
@@ -144,35 +144,37 @@ class Preprocess(nn.Module):
         Returns:
             float [batch, 3, crop, crop], normalised.
         """
-        scale = resize if draws is None else resize_quickly
+        scale = resize if draws is None else resize_rounded
         if images.dtype == torch.uint8:
             images = scale(images, self.resize)
         if draws is None:
             return self._normalise(center_crop(images, self.crop))
         images = self._normalise(self._augment(images, draws))
         if self.erase:
-            images = erase(images, *_places(draws[:, 3:5], self.crop, self.erase), self.erase)
+            images = cut_out(
+                images, *_split_offsets(draws[:, 3:5], self.crop, self.erase), self.erase
+            )
         return images
 
     def _normalise(self, images: Tensor) -> Tensor:
         return ((images - self.mean) / self.std).expand(-1, 3, -1, -1)
 
     def _augment(self, images: Tensor, draws: Tensor) -> Tensor:
-        top, left = _places(draws[:, :2], self.resize + 2 * self.pad, self.crop)
+        top, left = _split_offsets(draws[:, :2], self.resize + 2 * self.pad, self.crop)
         flip = (draws[:, 2] % 2 == 1) & self.flip
-        images = crop(images, top - self.pad, left - self.pad, flip, self.crop)
+        images = crop_and_flip(images, top - self.pad, left - self.pad, flip, self.crop)
         if self.color:
             factors = 1 + self.color * (draws[:, 5:8].to(images.dtype) / 2**30 - 1)
-            images = change_colors(images, factors)
+            images = jitter_colors(images, factors)
         return images
 
 
-def _places(draws: Tensor, side: int, cut: int) -> tuple[Tensor, Tensor]:
+def _split_offsets(draws: Tensor, side: int, cut: int) -> tuple[Tensor, Tensor]:
     """The first row and column of a cut out of each image of that side, each int64 [batch]."""
     return draws[:, 0] % (side - cut + 1), draws[:, 1] % (side - cut + 1)
 
 
-def crop(images: Tensor, top: Tensor, left: Tensor, flip: Tensor, size: int) -> Tensor:
+def crop_and_flip(images: Tensor, top: Tensor, left: Tensor, flip: Tensor, size: int) -> Tensor:
     """Cut a square out of each image at a place of its own and mirror those asked for.
 
     Args:
@@ -188,20 +190,20 @@ def crop(images: Tensor, top: Tensor, left: Tensor, flip: Tensor, size: int) -> 
     """
     batch, channels, height, width = images.shape
     side = torch.arange(size, device=images.device)
-    rows = _mirror(top[:, None] + side, height)
-    columns = _mirror(left[:, None] + torch.where(flip[:, None], side.flip(0), side), width)
+    rows = _reflect(top[:, None] + side, height)
+    columns = _reflect(left[:, None] + torch.where(flip[:, None], side.flip(0), side), width)
     # One gather over flattened pixels: 6 times faster than indexing by four broadcast tensors.
     pixels = (rows[:, :, None] * width + columns[:, None, :]).view(batch, 1, -1)
     cut = images.flatten(2).gather(2, pixels.expand(-1, channels, -1))
     return cut.view(batch, channels, size, size)
 
 
-def _mirror(places: Tensor, size: int) -> Tensor:
+def _reflect(places: Tensor, size: int) -> Tensor:
     last = size - 1
     return last - (last - places.abs()).abs()
 
 
-def erase(images: Tensor, top: Tensor, left: Tensor, size: int) -> Tensor:
+def cut_out(images: Tensor, top: Tensor, left: Tensor, size: int) -> Tensor:
     """Set a square in each image to 0, which is the mean once images are normalised.
 
     That is cutout (DeVries and Taylor, "Improved regularization of convolutional neural networks
@@ -224,7 +226,7 @@ def erase(images: Tensor, top: Tensor, left: Tensor, size: int) -> Tensor:
     return images.masked_fill(inside, 0)
 
 
-def change_colors(images: Tensor, factors: Tensor) -> Tensor:
+def jitter_colors(images: Tensor, factors: Tensor) -> Tensor:
     """Change brightness, contrast and saturation, in this order.
 
     As torchvision's ColorJitter does, but each image by factors of its own, on the whole batch.
@@ -238,12 +240,12 @@ def change_colors(images: Tensor, factors: Tensor) -> Tensor:
     """
     brightness, contrast, saturation = factors[:, :, None, None, None].unbind(1)
     images = (images * brightness).clamp_(0, 255)
-    middle = _grey(images).mean(dim=(2, 3), keepdim=True)
+    middle = _to_grayscale(images).mean(dim=(2, 3), keepdim=True)
     images = torch.lerp(middle, images, contrast).clamp_(0, 255)
-    return torch.lerp(_grey(images), images, saturation).clamp_(0, 255)
+    return torch.lerp(_to_grayscale(images), images, saturation).clamp_(0, 255)
 
 
-def _grey(images: Tensor) -> Tensor:
+def _to_grayscale(images: Tensor) -> Tensor:
     """float [batch, 1, height, width]; an image of one channel as it is."""
     if images.shape[1] == 1:
         return images
@@ -252,7 +254,7 @@ def _grey(images: Tensor) -> Tensor:
     return grey.add_(green, alpha=_LUMA[1]).add_(blue, alpha=_LUMA[2])
 
 
-def draw(seed: int, epoch: int, index: Tensor, count: int, stream: int = 0) -> Tensor:
+def generate_integers(seed: int, epoch: int, index: Tensor, count: int, stream: int = 0) -> Tensor:
     """Draw random integers that depend on the seed, the epoch and the image alone.
 
     A counter-based generator (SplitMix64: Steele, Lea and Flood, "Fast splittable pseudorandom
@@ -279,16 +281,16 @@ def draw(seed: int, epoch: int, index: Tensor, count: int, stream: int = 0) -> T
 
 
 def _mix(z: Tensor) -> Tensor:
-    z = (z ^ _shift(z, 30)) * (0xBF58476D1CE4E5B9 - 2**64)
-    z = (z ^ _shift(z, 27)) * (0x94D049BB133111EB - 2**64)
-    return z ^ _shift(z, 31)
+    z = (z ^ _shift_right(z, 30)) * (0xBF58476D1CE4E5B9 - 2**64)
+    z = (z ^ _shift_right(z, 27)) * (0x94D049BB133111EB - 2**64)
+    return z ^ _shift_right(z, 31)
 
 
-def _shift(z: Tensor, bits: int) -> Tensor:
+def _shift_right(z: Tensor, bits: int) -> Tensor:
     # torch shifts arithmetically; SplitMix64 wants zeros from the left
     return (z >> bits) & ((1 << (64 - bits)) - 1)
 
 
-def random_draws(batch: int, device: torch.device) -> Tensor:
+def generate_unseeded_integers(batch: int, device: torch.device) -> Tensor:
     """Ordinary draws of torch's own generator, int64 [batch, 3], for images with no index."""
     return torch.randint(2**31, (batch, 3), device=device)

@@ -17,7 +17,7 @@ from torch.utils.data import Dataset
 from pyclassify.registry.champion import promote_if_better, register_and_promote
 from pyclassify.registry.decision import check_bounds
 from pyclassify.registry.versions import MODEL_FOLDER, find_version, get_source_uri
-from pyclassify.serving.export import PIXELS, PROGRAM, load
+from pyclassify.serving.export import MAX_BATCH_PIXELS, PROGRAM_PATH, load_program
 from pyclassify.tracking.logger import RunLogger, find_run_logger
 from pyclassify.tracking.prediction_table import PredictionsByIndex
 from pyclassify.tracking.predictions import PredictionLogger
@@ -180,11 +180,11 @@ def _load(client: Any, name: str, version: str) -> tuple[Any, list[str]]:
     source = client.get_model_version_download_uri(name, version)
     with tempfile.TemporaryDirectory() as folder:
         path = mlflow.artifacts.download_artifacts(
-            artifact_uri=f"{source}/{PROGRAM}",
+            artifact_uri=f"{source}/{PROGRAM_PATH}",
             dst_path=folder,
             tracking_uri=client.tracking_uri,
         )
-        program, names = load(path)
+        program, names = load_program(path)
     return program.module(), names
 
 
@@ -206,7 +206,7 @@ def _group(
         group = groups[image.shape]
         group.append((image.expand(3, -1, -1), place, int(label)))
         pixels += image.shape[1] * image.shape[2]
-        if len(group) == _BATCH_SIZE or pixels > PIXELS:
+        if len(group) == _BATCH_SIZE or pixels > MAX_BATCH_PIXELS:
             yield from map(_stack, groups.values())
             groups.clear()
             pixels = 0

@@ -12,18 +12,18 @@ import numpy as np
 import pandas as pd
 from torch import nn
 
-from pyclassify.serving.export import export
+from pyclassify.serving.export import export_program
 
 # Copied into the model: what it does, and how it reads images.
-CODE = Path(__file__).with_name("endpoint.py")
-IMAGES = Path(__file__).parents[1] / "data" / "images.py"
+_ENDPOINT_FILE = Path(__file__).with_name("endpoint.py")
+_IMAGES_FILE = Path(__file__).parents[1] / "data" / "images.py"
 
 # What the model runs with; all else comes with these. pandas is MLflow's, and named as each request
 # passes through it.
-NEEDS = ("mlflow", "numpy", "pandas", "pillow", "torch")
+_REQUIREMENTS = ("mlflow", "numpy", "pandas", "pillow", "torch")
 
 # Of a request and of an image: 50 megapixels, a camera's most, take 0.9 GB to decode and resize.
-LIMITS = {"max_images": 1024, "max_pixels": 8192 * 6144}
+_DEFAULT_LIMITS = {"max_images": 1024, "max_pixels": 8192 * 6144}
 
 
 def save_model(
@@ -31,7 +31,7 @@ def save_model(
     network: nn.Module,
     preprocess: nn.Module,
     classes: Sequence[str] = (),
-    limits: Mapping[str, int] = LIMITS,
+    limits: Mapping[str, int] = _DEFAULT_LIMITS,
     origin: tuple[str, str] | None = None,
 ) -> list[str]:
     """Write a network as a model of MLflow's.
@@ -53,21 +53,21 @@ def save_model(
     run_id, place = origin or (None, None)
     with tempfile.TemporaryDirectory() as temporary:
         program = Path(temporary, "program.pt2")
-        names = export(network, preprocess, classes, program)
+        names = export_program(network, preprocess, classes, program)
         save_model(
             path=folder,
             mlflow_model=Model(run_id=run_id, artifact_path=place),
-            python_model=CODE,
-            artifacts={"program": str(program), "images": str(IMAGES)},
-            signature=make_signature(len(names)),
-            input_example=(pd.DataFrame({"image": [draw_example()]}), {"top_k": 1}),
-            pip_requirements=list_requirements(),
+            python_model=_ENDPOINT_FILE,
+            artifacts={"program": str(program), "images": str(_IMAGES_FILE)},
+            signature=_make_signature(len(names)),
+            input_example=(pd.DataFrame({"image": [_make_example()]}), {"top_k": 1}),
+            pip_requirements=_list_requirements(),
             model_config=dict(limits),
         )
     return names
 
 
-def make_signature(num_classes: int) -> Any:
+def _make_signature(num_classes: int) -> Any:
     """What the model takes and gives, as MLflow checks it."""
     from mlflow.models import ModelSignature
     from mlflow.types.schema import (
@@ -89,15 +89,15 @@ def make_signature(num_classes: int) -> Any:
     return ModelSignature(takes, gives, ParamSchema([top_k]))
 
 
-def list_requirements() -> list[str]:
+def _list_requirements() -> list[str]:
     """What the model needs, each pinned, as PyPI has it and so for any machine.
 
     A local part of a version, torch's +cpu or +cu130, names a wheel of another index.
     """
-    return [f"{name}=={version(name).partition('+')[0]}" for name in NEEDS]
+    return [f"{name}=={version(name).partition('+')[0]}" for name in _REQUIREMENTS]
 
 
-def draw_example() -> str:
+def _make_example() -> str:
     """A small image as a request holds it: the base64 of a PNG."""
     from PIL import Image
 

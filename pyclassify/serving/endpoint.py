@@ -19,11 +19,11 @@ from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE
 from mlflow.pyfunc.model import PythonModel, PythonModelContext
 
 # Decoded images wait for others of their size, up to this many pixels and images.
-WAITING_PIXELS = 2**24
-BATCH = 128
+MAX_PENDING_PIXELS = 2**24
+MAX_BATCH_IMAGES = 128
 
 
-class Refused(MlflowException):
+class InvalidRequestError(MlflowException):
     """A request that is refused in one line.
 
     MLflow's server would put the whole request before the line, megabytes that the client has.
@@ -49,7 +49,7 @@ class ImageClassifier(PythonModel):
         program = torch.export.load(context.artifacts["program"], extra_files=kept)
         self.program = program.module()
         self.classes = json.loads(kept["classes.json"])
-        self.images = _load(context.artifacts["images"])
+        self.images = _load_module(context.artifacts["images"])
         self.limits = context.model_config
         # One thread for the program, as torch gives each that asks a team of threads of its own;
         # the server's other threads read images meanwhile.
@@ -65,7 +65,7 @@ class ImageClassifier(PythonModel):
 
         Args:
             context: Not used.
-            model_input: The column `image` of texts, as images.read takes them.
+            model_input: The column `image` of texts, as images.decode_image takes them.
             params: `top_k`, how many classes to answer for each image.
 
         Returns:
@@ -84,7 +84,11 @@ class ImageClassifier(PythonModel):
             same_size = waiting[image.shape]
             same_size[index] = image
             pixels += image.size // 3
-            if pixels > WAITING_PIXELS or len(same_size) == BATCH or index == len(texts) - 1:
+            if (
+                pixels > MAX_PENDING_PIXELS
+                or len(same_size) == MAX_BATCH_IMAGES
+                or index == len(texts) - 1
+            ):
                 for group in waiting.values():
                     self._answer(group, top_k, answers)
                 waiting.clear()
@@ -95,7 +99,7 @@ class ImageClassifier(PythonModel):
         if top_k is None:
             return min(5, len(self.classes))
         if not 1 <= top_k <= len(self.classes):
-            raise Refused(
+            raise InvalidRequestError(
                 f"top_k is {str(top_k)[:20]}; it takes 1 to {len(self.classes)}, "
                 "the number of classes"
             )
@@ -103,7 +107,7 @@ class ImageClassifier(PythonModel):
 
     def _list_texts(self, table: pd.DataFrame) -> list[Any]:
         if "image" not in table:
-            raise Refused(
+            raise InvalidRequestError(
                 'there is no "image" in the request; send {"inputs": [BASE64, ...]}, or '
                 '{"dataframe_records": [{"image": BASE64}, ...]}'
             )
@@ -111,7 +115,7 @@ class ImageClassifier(PythonModel):
         for cell in table["image"]:  # MLflow puts the list of "inputs" into one cell
             texts.extend(cell if isinstance(cell, list) else [cell])
         if not 1 <= len(texts) <= self.limits["max_images"]:
-            raise Refused(
+            raise InvalidRequestError(
                 f"the request has {len(texts)} images; it takes 1 to {self.limits['max_images']}: "
                 "send them in several requests"
             )
@@ -119,9 +123,9 @@ class ImageClassifier(PythonModel):
 
     def _read(self, index: int, text: Any) -> Any:
         try:
-            return self.images.read(text, self.limits["max_pixels"])
+            return self.images.decode_image(text, self.limits["max_pixels"])
         except ValueError as error:
-            raise Refused(f"image {index} {error}") from None
+            raise InvalidRequestError(f"image {index} {error}") from None
 
     def _answer(self, group: dict[int, Any], top_k: int, answers: list[Any]) -> None:
         """Fill in the answers of images of one size."""
@@ -137,7 +141,7 @@ class ImageClassifier(PythonModel):
         return self.program(images)
 
 
-def _load(path: str) -> Any:
+def _load_module(path: str) -> Any:
     """Run a file of this model's own, under no name that another model's copy could take."""
     spec = importlib.util.spec_from_file_location("images", path)
     if spec is None or spec.loader is None:

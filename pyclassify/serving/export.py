@@ -13,14 +13,19 @@ from torch import Tensor, nn
 from torch.export import Dim
 from torch.export.passes import move_to_device_pass
 
-PROGRAM = "artifacts/program.pt2"  # where a model of MLflow's has it
-NAMES = "classes.json"  # among the program's extra files
-EXAMPLE = (2, 3, 40, 50)  # two images, as torch.export takes a batch of one for the only size
+PROGRAM_PATH = "artifacts/program.pt2"  # where a model of MLflow's has it
+_CLASSES_FILE = "classes.json"  # among the program's extra files
+_EXAMPLE_SHAPE = (
+    2,
+    3,
+    40,
+    50,
+)  # two images, as torch.export takes a batch of one for the only size
 # Of the images that are classified together: resized as floats they take about 1 GB.
-PIXELS = 2**24
+MAX_BATCH_PIXELS = 2**24
 
 
-class Probabilities(nn.Module):
+class ProbabilityNetwork(nn.Module):
     """A network with its preprocessing: bytes in, probabilities out.
 
     Args:
@@ -40,7 +45,7 @@ class Probabilities(nn.Module):
         return self.network(prepared).float().softmax(dim=1)
 
 
-def export(
+def export_program(
     network: nn.Module, preprocess: nn.Module, classes: Sequence[str], path: str | Path
 ) -> list[str]:
     """Write a network with its preprocessing as a program of torch.export.
@@ -49,7 +54,7 @@ def export(
     `extra/classes.json`. Whatever the network was trained on, it runs on the CPU.
 
     Args:
-        network: As `Probabilities` takes it; it stays as it is.
+        network: As `ProbabilityNetwork` takes it; it stays as it is.
         preprocess: Likewise.
         classes: The classes' names, by label; if there are none, their numbers.
         path: The file, which ends in .pt2.
@@ -60,8 +65,8 @@ def export(
     Raises:
         ValueError: There are not as many names as the network has classes.
     """
-    whole = copy.deepcopy(Probabilities(network, preprocess)).cpu().eval()
-    images = torch.zeros(EXAMPLE, dtype=torch.uint8)
+    whole = copy.deepcopy(ProbabilityNetwork(network, preprocess)).cpu().eval()
+    images = torch.zeros(_EXAMPLE_SHAPE, dtype=torch.uint8)
     sizes = {0: Dim.DYNAMIC, 2: Dim.DYNAMIC, 3: Dim.DYNAMIC}
     with torch.no_grad():
         outputs = whole(images).shape[1]
@@ -72,15 +77,15 @@ def export(
             )
         program = torch.export.export(whole, (images,), dynamic_shapes={"images": sizes})
     program.example_inputs = None  # the one thing in the file that would be pickled
-    torch.export.save(program, path, extra_files={NAMES: json.dumps(names)})
+    torch.export.save(program, path, extra_files={_CLASSES_FILE: json.dumps(names)})
     return names
 
 
-def load(path: str | Path) -> tuple[torch.export.ExportedProgram, list[str]]:
-    """Read what `export` wrote: the program, and the classes' names by label."""
-    kept = {NAMES: ""}
+def load_program(path: str | Path) -> tuple[torch.export.ExportedProgram, list[str]]:
+    """Read what `export_program` wrote: the program, and the classes' names by label."""
+    kept = {_CLASSES_FILE: ""}
     program = torch.export.load(path, extra_files=kept)
-    return program, json.loads(kept[NAMES])
+    return program, json.loads(kept[_CLASSES_FILE])
 
 
 class ExportedClassifier(LightningModule):
@@ -98,7 +103,7 @@ class ExportedClassifier(LightningModule):
     def __init__(self, program: str) -> None:
         super().__init__()
         try:
-            self._exported, self.classes = load(program)
+            self._exported, self.classes = load_program(program)
         except Exception as error:  # torch's reader raises whatever another file leads it to
             raise MisconfigurationException(
                 f"{program} is no exported classifier ({error}); give the program.pt2 of a model "
@@ -123,7 +128,7 @@ class ExportedClassifier(LightningModule):
             groups[image.shape].append(place)
         answers: dict[int, Tensor] = {}
         for size, places in groups.items():
-            most = max(1, PIXELS // size[1:].numel())
+            most = max(1, MAX_BATCH_PIXELS // size[1:].numel())
             for start in range(0, len(places), most):
                 some = places[start : start + most]
                 together = torch.stack([images[place] for place in some])

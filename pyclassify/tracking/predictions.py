@@ -15,7 +15,7 @@ from torch.utils.data import SequentialSampler
 from torch.utils.data.distributed import DistributedSampler
 from torchmetrics.functional.classification import multiclass_calibration_error
 
-from pyclassify.data.loaders import count_real
+from pyclassify.data.loaders import count_unpadded
 from pyclassify.tracking.logger import RunLogger, find_run_logger
 from pyclassify.tracking.prediction_table import (
     PREDICTIONS_FILE,
@@ -65,8 +65,8 @@ class PredictionLogger(Callback):
         if logits is None or len(self._loaders) != 1 or not _is_classified(logits, batch):
             return
         labels = batch[1]
-        real = count_real(self._loaders[0], batch_idx, len(labels))
-        indices = getattr(batch, "places", None)
+        real = count_unpadded(self._loaders[0], batch_idx, len(labels))
+        indices = getattr(batch, "indices", None)
         if indices is None:  # as Lightning's DistributedSampler assigns them
             position = torch.arange(self._seen, self._seen + len(labels), device=labels.device)
             indices = position * trainer.world_size + trainer.global_rank

@@ -8,7 +8,7 @@ from torch import nn
 from torch.utils.data import BatchSampler, DataLoader
 from torch.utils.data.distributed import DistributedSampler
 
-from pyclassify.data.loaders import count_real
+from pyclassify.data.loaders import count_unpadded
 from pyclassify.module import Classifier
 from tests.support import networks
 
@@ -79,7 +79,7 @@ def test_every_image_is_real_once_in_any_number_of_processes(load, count, proces
     for rank in range(processes):
         loader = load(share(rank=rank), 2)
         for batch_idx, batch in enumerate(loader):
-            real += batch[: count_real(loader, batch_idx, len(batch))].tolist()
+            real += batch[: count_unpadded(loader, batch_idx, len(batch))].tolist()
 
     assert sorted(real) == list(range(count))
 
@@ -95,4 +95,4 @@ def test_every_image_is_real_once_in_any_number_of_processes(load, count, proces
     ids=["one process", "no batches", "without a rest", "no DataLoader"],
 )
 def test_where_nothing_is_padded_all_images_are_real(loader):
-    assert count_real(loader, batch_idx=0, batch=2) == 2
+    assert count_unpadded(loader, batch_idx=0, batch=2) == 2

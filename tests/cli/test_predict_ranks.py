@@ -10,7 +10,7 @@ import torch
 
 from pyclassify.datamodule import ImageFolderDataModule
 from pyclassify.module import Classifier
-from pyclassify.serving.export import ExportedClassifier, export
+from pyclassify.serving.export import ExportedClassifier, export_program
 from pyclassify.training.distributed import parting
 from pyclassify.training.prediction_writer import WriteTable
 from pyclassify.utils.signals import stop_with_parent
@@ -31,7 +31,7 @@ def score(folder, devices):
         )
         if name == "program":
             path = folder / f"{devices}-{os.environ.get('LOCAL_RANK', 0)}.pt2"
-            export(network, data.preprocess, CLASSES, path)
+            export_program(network, data.preprocess, CLASSES, path)
         scored = ExportedClassifier(str(path)) if name == "program" else network
         table = WriteTable(folder / f"{name}-{devices}.parquet")
         strategy = "ddp" if devices > 1 else "auto"

@@ -7,7 +7,7 @@ from torchvision.transforms.v2 import functional as reference
 from pyclassify.data import transforms
 from pyclassify.data.datasets import ImageTensors
 from pyclassify.data.loaders import ImageDataModule
-from pyclassify.data.transforms import Preprocess, draw
+from pyclassify.data.transforms import Preprocess, generate_integers
 from pyclassify.module import Classifier
 from tests.support import networks
 
@@ -22,7 +22,7 @@ def bytes_of(count, channels=3, side=32):
 
 def prepare(images, index, seed=0, epoch=0, **options):
     preprocess = Preprocess(32, 32, **{**FAR, **options})
-    return preprocess(images, preprocess.draw(seed, epoch, index))
+    return preprocess(images, preprocess.generate_random_numbers(seed, epoch, index))
 
 
 def test_neither_order_nor_batches_change_what_an_image_gets():
@@ -48,12 +48,19 @@ def test_each_depends_on_seed_and_epoch(kind, other):
 def test_crops_and_flips_are_drawn_as_they_are_without_the_others():
     index = torch.arange(50)
 
-    assert torch.equal(Preprocess().draw(3, 2, index), draw(3, 2, index, count=3))
-    assert torch.equal(Preprocess(**FAR).draw(3, 2, index)[:, :3], draw(3, 2, index, count=3))
+    assert torch.equal(
+        Preprocess().generate_random_numbers(3, 2, index), generate_integers(3, 2, index, count=3)
+    )
+    assert torch.equal(
+        Preprocess(**FAR).generate_random_numbers(3, 2, index)[:, :3],
+        generate_integers(3, 2, index, count=3),
+    )
 
 
 def test_streams_of_numbers_are_unrelated():
-    one, other = (draw(0, 0, torch.arange(10_000), count=1, stream=each) for each in (0, 1))
+    one, other = (
+        generate_integers(0, 0, torch.arange(10_000), count=1, stream=each) for each in (0, 1)
+    )
 
     correlation = ((one.double() - 2**30) * (other.double() - 2**30)).mean() / 2**60 * 3
     assert correlation.abs() < 5 / 10_000**0.5
@@ -79,7 +86,7 @@ def test_crop_reaches_over_the_edge_into_the_mirrored_image():
     preprocess = Preprocess(32, 32, pad=4, flip=False)
     padded = torch.nn.functional.pad(images.float(), (4, 4, 4, 4), mode="reflect")
     every = padded.unfold(2, 32, 1).unfold(3, 32, 1)  # [batch, channels, top, left, 32, 32]
-    cuts = preprocess(images, preprocess.draw(0, 0, torch.arange(300)))
+    cuts = preprocess(images, preprocess.generate_random_numbers(0, 0, torch.arange(300)))
     cuts = (cuts * preprocess.std + preprocess.mean).round()
 
     found = (every == cuts[:, :, None, None]).flatten(4).all(dim=4).all(dim=1)
@@ -96,7 +103,7 @@ def test_colours_are_those_of_torchvision(place, name, channels, factor):
     factors = torch.ones(4, 3)
     factors[:, place] = factor
 
-    changed = transforms.change_colors(images, factors)
+    changed = transforms.jitter_colors(images, factors)
 
     change = getattr(reference, f"adjust_{name}")
     expected = torch.stack([change(image / 255, factor) * 255 for image in images])
@@ -136,7 +143,7 @@ def test_data_module_augments_in_training_alone(monkeypatch):
 
     images, _ = networks.byte_images(12)[:]
     for epoch, batch in enumerate(recorder.training):
-        expected = prepare(images[batch.places], batch.places, 7, epoch, mean=(0.5,) * 3)
+        expected = prepare(images[batch.indices], batch.indices, 7, epoch, mean=(0.5,) * 3)
         assert torch.equal(batch[0], expected)
     for batch in recorder.validation:
         assert torch.equal(batch[0], Preprocess(32, 32)(images))

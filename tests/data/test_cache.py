@@ -9,13 +9,13 @@ import pytest
 import torch
 
 from pyclassify.data import cache
-from pyclassify.data.cache import Images
+from pyclassify.data.cache import LabeledImages
 from pyclassify.utils import files
 from tests.support.phrases import mentions
 from tests.support.processes import run
 
 IMAGES = torch.randint(256, (40, 3, 8, 8), dtype=torch.uint8, generator=torch.manual_seed(0))
-CONTENT = Images(IMAGES, torch.arange(40) % 4, ["a", "b", "é", "d"])
+CONTENT = LabeledImages(IMAGES, torch.arange(40) % 4, ["a", "b", "é", "d"])
 
 
 class Reader:
@@ -44,7 +44,7 @@ def test_set_is_read_once_and_mapped_from_then_on(path):
     read = Reader()
 
     for _ in range(3):
-        assert_same(cache.share(path, "sums", read), CONTENT)
+        assert_same(cache.load_cached_images(path, "sums", read), CONTENT)
 
     assert read.times == 1
     assert sorted(os.listdir(path.parent)) == [".lock", "set.mapped"]
@@ -52,7 +52,7 @@ def test_set_is_read_once_and_mapped_from_then_on(path):
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux shows what is mapped")
 def test_set_lies_in_the_file_and_not_in_memory_of_the_process(path):
-    content = cache.share(path, "sums", Reader())
+    content = cache.load_cached_images(path, "sums", Reader())
 
     with open("/proc/self/maps") as lines:
         ranges = [line.split()[0].split("-") for line in lines if line.rstrip().endswith(str(path))]
@@ -60,12 +60,12 @@ def test_set_lies_in_the_file_and_not_in_memory_of_the_process(path):
 
 
 def test_process_that_writes_to_its_images_changes_nobody_elses(path):
-    first, second = (cache.share(path, "sums", Reader()) for _ in range(2))
+    first, second = (cache.load_cached_images(path, "sums", Reader()) for _ in range(2))
 
     first.images.zero_()
 
     assert_same(second, CONTENT)
-    assert_same(cache.share(path, "sums", Reader()), CONTENT)
+    assert_same(cache.load_cached_images(path, "sums", Reader()), CONTENT)
 
 
 def cut(path):
@@ -100,21 +100,21 @@ def drop_class(path):
 
 @pytest.mark.parametrize("harm", [cut, empty, replace, flip, turn_label, drop_class])
 def test_file_that_is_not_what_was_written_is_made_again(harm, path):
-    cache.share(path, "sums", Reader())
+    cache.load_cached_images(path, "sums", Reader())
     harm(path)
     read = Reader()
 
     for _ in range(2):
-        assert_same(cache.share(path, "sums", read), CONTENT)
+        assert_same(cache.load_cached_images(path, "sums", read), CONTENT)
 
     assert read.times == 1
 
 
 def test_set_from_another_download_is_made_again(path):
-    cache.share(path, "sums", Reader())
-    other = Images(IMAGES[:10], CONTENT.labels[:10], CONTENT.classes)
+    cache.load_cached_images(path, "sums", Reader())
+    other = LabeledImages(IMAGES[:10], CONTENT.labels[:10], CONTENT.classes)
 
-    assert_same(cache.share(path, "other sums", Reader(other)), other)
+    assert_same(cache.load_cached_images(path, "other sums", Reader(other)), other)
 
 
 def test_write_that_was_killed_leaves_nothing_that_is_taken(path):
@@ -126,7 +126,7 @@ def test_write_that_was_killed_leaves_nothing_that_is_taken(path):
     assert run("-c", killed, path).returncode == -9
     assert not path.exists()
 
-    assert_same(cache.share(path, "sums", Reader()), CONTENT)
+    assert_same(cache.load_cached_images(path, "sums", Reader()), CONTENT)
     assert sorted(os.listdir(path.parent)) == [".lock", "set.mapped"]
 
 
@@ -135,7 +135,7 @@ def test_set_stays_in_memory_where_the_disk_is_full(path, caplog):
     resource.setrlimit(resource.RLIMIT_FSIZE, (5000, before[1]))
     try:
         with caplog.at_level(logging.INFO):
-            content = cache.share(path, "sums", Reader())
+            content = cache.load_cached_images(path, "sums", Reader())
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
@@ -148,7 +148,7 @@ def test_set_stays_in_memory_where_the_folder_takes_no_files(tmp_path, caplog):
     (tmp_path / "file").touch()
 
     with caplog.at_level(logging.INFO):
-        content = cache.share(tmp_path / "file" / "set.mapped", "sums", Reader())
+        content = cache.load_cached_images(tmp_path / "file" / "set.mapped", "sums", Reader())
 
     assert_same(content, CONTENT)
     # the form of this message
@@ -161,7 +161,7 @@ def test_file_that_can_not_be_read_is_left_alone(path, caplog):
     (path / "of others").touch()
 
     with caplog.at_level(logging.INFO):
-        content = cache.share(path, "sums", Reader())
+        content = cache.load_cached_images(path, "sums", Reader())
 
     assert_same(content, CONTENT)
     assert mentions(caplog.text, path, "can't be read", "Is a directory")
@@ -171,14 +171,14 @@ def test_file_that_can_not_be_read_is_left_alone(path, caplog):
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux limits what is mapped")
 def test_file_that_can_not_be_mapped_is_left_alone(path):
-    cache.share(path, "sums", Reader())
+    cache.load_cached_images(path, "sums", Reader())
     os.truncate(path, 2**37)  # more than the limit; sparse
     before = path.stat()
     share = (
-        "import pathlib, resource, sys, torch\nfrom pyclassify import mapped\n"
+        "import pathlib, resource, sys, torch\nfrom pyclassify.data import cache\n"
         "resource.setrlimit(resource.RLIMIT_AS, (2**36, 2**36))\n"
-        "content = mapped.Images(torch.zeros(1, 3, 8, 8).byte(), torch.zeros(1).long(), ['a'])\n"
-        "assert mapped.share(pathlib.Path(sys.argv[1]), 'sums', lambda: content) is content\n"
+        "content = cache.Images(torch.zeros(1, 3, 8, 8).byte(), torch.zeros(1).long(), ['a'])\n"
+        "assert cache.share(pathlib.Path(sys.argv[1]), 'sums', lambda: content) is content\n"
     )
 
     done = run("-c", share, path, check=True)

@@ -46,7 +46,7 @@ def test_digest_of_tensors_tells_every_change(changed):
 
 def test_digest_of_tensors_does_not_depend_on_how_they_are_read(monkeypatch):
     at_once = cache.digest_tensors(IMAGES, LABELS, ALL)
-    monkeypatch.setattr(cache, "_AT_ONCE", 4)
+    monkeypatch.setattr(cache, "_IMAGES_PER_CHUNK", 4)
 
     assert cache.digest_tensors(IMAGES[[5, *range(5)]], LABELS[[5, *range(5)]], ALL.roll(-1)) == (
         at_once

@@ -8,7 +8,7 @@ import pytest
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from pyclassify.data import download
-from pyclassify.data.download import fetch
+from pyclassify.data.download import fetch_dataset
 from tests.support import servers
 
 CIFAR10 = servers.FIRST_FILES["CIFAR10"]
@@ -27,19 +27,19 @@ def test_files_are_fetched_once_and_found_from_then_on(name, server, monkeypatch
     servers.offer(monkeypatch, server, name)
 
     for _ in range(2):
-        assert len(fetch(name, tmp_path / "new", train=True)) == servers.TRAIN
-        assert len(fetch(name, tmp_path / "new", train=False)) == servers.TEST
+        assert len(fetch_dataset(name, tmp_path / "new", train=True)) == servers.TRAIN
+        assert len(fetch_dataset(name, tmp_path / "new", train=False)) == servers.TEST
 
     assert sorted(server.fetched) == sorted(file for file, body in server.bodies.items() if body)
 
 
 def test_whole_set_is_read_without_a_write_to_its_folder(server, monkeypatch, tmp_path):
     servers.offer(monkeypatch, server, "CIFAR10")
-    fetch("CIFAR10", tmp_path, train=True)
+    fetch_dataset("CIFAR10", tmp_path, train=True)
     (tmp_path / ".lock").unlink(missing_ok=True)
     before = {path: path.stat().st_mtime_ns for path in [tmp_path, *tmp_path.rglob("*")]}
 
-    fetch("CIFAR10", tmp_path, train=True)
+    fetch_dataset("CIFAR10", tmp_path, train=True)
 
     assert {path: path.stat().st_mtime_ns for path in [tmp_path, *tmp_path.rglob("*")]} == before
 
@@ -52,7 +52,7 @@ def test_cut_off_file_is_removed_and_fetched_once_more(name, server, monkeypatch
     server.bodies[file] = [whole[:100], whole]
 
     with pytest.warns(UserWarning, match=f"{file} arrived .*removed, fetching {name} once more"):
-        dataset = fetch(name, tmp_path, train=True)
+        dataset = fetch_dataset(name, tmp_path, train=True)
 
     assert len(dataset) == servers.TRAIN
     assert server.fetched.count(file) == 2
@@ -67,22 +67,22 @@ def test_second_corrupt_arrival_is_an_error_that_leaves_nothing_corrupt(
     server.bodies[CIFAR10] = [bytes(len(whole)), bytes(len(whole)), whole]
 
     with pytest.raises(MisconfigurationException, match=rf"CIFAR10 can't be .*{CIFAR10} arrived"):
-        fetch("CIFAR10", tmp_path, train=True)
+        fetch_dataset("CIFAR10", tmp_path, train=True)
 
     assert server.fetched == [CIFAR10] * 2
     assert not (tmp_path / CIFAR10).exists()
-    assert len(fetch("CIFAR10", tmp_path, train=True)) == servers.TRAIN
+    assert len(fetch_dataset("CIFAR10", tmp_path, train=True)) == servers.TRAIN
 
 
 @pytest.mark.filterwarnings("ignore:.*fetching SVHN once more")
 def test_corrupt_arrival_costs_no_other_file_of_the_folder(server, monkeypatch, tmp_path):
     servers.offer(monkeypatch, server, "SVHN")
-    fetch("SVHN", tmp_path, train=True)
+    fetch_dataset("SVHN", tmp_path, train=True)
     (tmp_path / "mlflow.db").touch()
     os.utime(tmp_path / "mlflow.db", (2**32, 2**32))  # as if written during the download
     server.bodies["test_32x32.mat"].insert(0, b"")
 
-    fetch("SVHN", tmp_path, train=False)
+    fetch_dataset("SVHN", tmp_path, train=False)
 
     assert (tmp_path / "mlflow.db").exists()
     assert server.fetched.count("train_32x32.mat") == 1
@@ -93,7 +93,7 @@ def test_corrupt_arrival_costs_no_other_file_of_the_folder(server, monkeypatch, 
 @pytest.mark.parametrize("trouble", TROUBLES)
 def test_set_out_of_reach_names_the_ways_on(name, trouble, server, monkeypatch, tmp_path):
     if trouble == "timed out":
-        monkeypatch.setattr(download, "PATIENCE", 0.1)
+        monkeypatch.setattr(download, "TIMEOUT_SECONDS", 0.1)
     data = "" if name == "CIFAR10" else f"--data=TorchvisionDataModule --data.name={name} "
     with socket.create_server(("127.0.0.1", 0)) as silent:
         if trouble != TROUBLES[0]:
@@ -111,7 +111,7 @@ def test_set_out_of_reach_names_the_ways_on(name, trouble, server, monkeypatch, 
             r"\(--data=ImageFolderDataModule --data_path FOLDER\), or the set drawn on the spot "
             r"\(--config configs/synthetic\.yaml\)$",
         ):
-            fetch(name, tmp_path, train=True)
+            fetch_dataset(name, tmp_path, train=True)
 
 
 @pytest.mark.parametrize("watched", [False, True])
@@ -119,7 +119,7 @@ def test_progress_is_shown_to_a_terminal_alone(watched, server, monkeypatch, tmp
     servers.offer(monkeypatch, server, "CIFAR10")
     monkeypatch.setattr(sys.stderr, "isatty", lambda: watched)
 
-    fetch("CIFAR10", tmp_path, train=True)
+    fetch_dataset("CIFAR10", tmp_path, train=True)
 
     shown = capsys.readouterr()
     assert ("100%" in shown.err) == watched
@@ -134,4 +134,4 @@ def test_file_in_place_of_the_folder_is_named(tmp_path):
         MisconfigurationException,
         match=rf"data_path {path} .*written \(.*\).*--data_path",
     ):
-        fetch("CIFAR10", path, train=True)
+        fetch_dataset("CIFAR10", path, train=True)

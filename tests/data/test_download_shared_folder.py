@@ -8,7 +8,7 @@ import pytest
 import torchvision.datasets
 from tqdm import tqdm
 
-from pyclassify.data.download import fetch
+from pyclassify.data.download import fetch_dataset
 from tests.support import servers
 from tests.support.waiting import scale
 
@@ -29,7 +29,7 @@ def test_leftover_of_a_broken_download_is_replaced(name, server, monkeypatch, tm
     folder.mkdir(parents=True, exist_ok=True)
     (folder / file).write_bytes(server.bodies[file][0][:100])
 
-    assert len(fetch(name, tmp_path, train=True)) == servers.TRAIN
+    assert len(fetch_dataset(name, tmp_path, train=True)) == servers.TRAIN
     assert server.fetched.count(file) == 1
 
 
@@ -46,12 +46,12 @@ def test_torn_file_is_unpacked_again_from_what_was_fetched(
     name, unpacked, left, server, monkeypatch, tmp_path
 ):
     halves = servers.offer(monkeypatch, server, name)
-    fetch(name, tmp_path, train=True)
+    fetch_dataset(name, tmp_path, train=True)
     server.fetched.clear()
     path = tmp_path / unpacked
     path.write_bytes(path.read_bytes()[: min(left, path.stat().st_size - 1)])
 
-    dataset = fetch(name, tmp_path, train=True)
+    dataset = fetch_dataset(name, tmp_path, train=True)
 
     assert list(dataset.targets) == list(halves["train"][1])
     assert server.fetched == []
@@ -61,7 +61,7 @@ def test_archive_put_there_by_hand_needs_no_network(server, monkeypatch, tmp_pat
     servers.offer(monkeypatch, server, "CIFAR10")
     (tmp_path / CIFAR10).write_bytes(server.bodies.pop(CIFAR10)[0])
 
-    assert len(fetch("CIFAR10", tmp_path, train=True)) == servers.TRAIN
+    assert len(fetch_dataset("CIFAR10", tmp_path, train=True)) == servers.TRAIN
 
 
 def test_processes_that_share_a_folder_fetch_once(server, monkeypatch, tmp_path):
@@ -80,7 +80,9 @@ def test_processes_that_share_a_folder_fetch_once(server, monkeypatch, tmp_path)
 
 def test_threads_that_share_a_folder_fetch_once(server, monkeypatch, tmp_path):
     servers.offer(monkeypatch, server, "MNIST")
-    threads = [threading.Thread(target=fetch, args=("MNIST", tmp_path, True)) for _ in range(4)]
+    threads = [
+        threading.Thread(target=fetch_dataset, args=("MNIST", tmp_path, True)) for _ in range(4)
+    ]
 
     for thread in threads:
         thread.start()
@@ -88,7 +90,7 @@ def test_threads_that_share_a_folder_fetch_once(server, monkeypatch, tmp_path):
         thread.join(scale(30))
 
     assert len(server.fetched) == len(torchvision.datasets.MNIST.resources)
-    assert len(fetch("MNIST", tmp_path, train=True)) == servers.TRAIN
+    assert len(fetch_dataset("MNIST", tmp_path, train=True)) == servers.TRAIN
 
 
 def test_download_that_was_killed_is_begun_again(server, monkeypatch, tmp_path):
@@ -101,7 +103,7 @@ def test_download_that_was_killed_is_begun_again(server, monkeypatch, tmp_path):
     assert process.exitcode == -signal.SIGKILL
     server.pause.set()
 
-    assert len(fetch("CIFAR10", tmp_path, train=True)) == servers.TRAIN
+    assert len(fetch_dataset("CIFAR10", tmp_path, train=True)) == servers.TRAIN
     assert server.fetched == [CIFAR10] * 2
 
 
@@ -115,4 +117,4 @@ def start_fetch(folder):
 def fetch_forked(folder):
     # Else the progress bar's lock is the parent's too, and SIGKILL may leave it locked for good.
     tqdm.set_lock(threading.RLock())
-    fetch("CIFAR10", folder, True)
+    fetch_dataset("CIFAR10", folder, True)

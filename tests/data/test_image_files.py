@@ -6,7 +6,7 @@ import torch
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from PIL import Image
 
-from pyclassify.data.datasets import read_image, read_scaled
+from pyclassify.data.datasets import read_image, read_resized
 from pyclassify.data.transforms import resize
 
 ORIENTATION = 0x0112  # the EXIF tag
@@ -66,7 +66,7 @@ def test_jpeg_that_is_read_quickly_is_a_level_off_at_most(mode, orientation, opt
     blocks = Image.fromarray(NOISE).resize((96, 70), Image.Resampling.NEAREST)
     blocks.convert(mode).save(path, exif=exif, **options)
 
-    quick, exact = read_scaled(path, 40), resize(read_image(path)[None], 40)[0]
+    quick, exact = read_resized(path, 40), resize(read_image(path)[None], 40)[0]
 
     assert quick.shape == exact.shape == (3, 40, 40)
     assert quick.dtype == exact.dtype
@@ -78,7 +78,7 @@ def test_jpeg_whose_orientation_is_told_in_xmp_alone_is_turned_too(tmp_path):
     xmp = b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:Description tiff:Orientation="6"/></x:xmpmeta>'
     Image.fromarray(NOISE).resize((96, 70), Image.Resampling.NEAREST).save(path, xmp=xmp)
 
-    quick, exact = read_scaled(path, 40), resize(read_image(path)[None], 40)[0]
+    quick, exact = read_resized(path, 40), resize(read_image(path)[None], 40)[0]
 
     assert read_image(path).shape == (3, 96, 70)
     assert (quick - exact).abs().max() < 1
@@ -90,7 +90,7 @@ def test_jpeg_of_too_many_pixels_is_named(tmp_path, monkeypatch):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
 
     with pytest.raises(MisconfigurationException, match=f"^{path} .*decompression bomb"):
-        read_scaled(str(path), 40)
+        read_resized(str(path), 40)
 
 
 @pytest.mark.parametrize("file", ["photo.png", "photo.webp"])
@@ -98,7 +98,7 @@ def test_image_of_another_format_that_is_scaled_quickly_is_a_level_off_at_most(f
     Image.fromarray(NOISE).save(tmp_path / file)
     path = str(tmp_path / file)
 
-    assert (read_scaled(path, 40) - resize(read_image(path)[None], 40)[0]).abs().max() < 1
+    assert (read_resized(path, 40) - resize(read_image(path)[None], 40)[0]).abs().max() < 1
 
 
 @pytest.mark.parametrize("kept", [0, 3, 200, -2])
@@ -107,7 +107,7 @@ def test_broken_jpeg_is_refused_in_the_same_words_however_it_is_read(kept, tmp_p
     Image.fromarray(NOISE).save(path)
     path.write_bytes(path.read_bytes()[:kept])
     words = []
-    for read in (read_image, lambda path: read_scaled(path, 40)):
+    for read in (read_image, lambda path: read_resized(path, 40)):
         with pytest.raises(MisconfigurationException, match="decode") as caught:
             read(str(path))
         words.append(str(caught.value))

@@ -8,7 +8,7 @@ import pytest
 import torch
 from lightning.pytorch import seed_everything
 
-from pyclassify.data import image_folder
+from pyclassify import datamodule
 from pyclassify.datamodule import ImageFolderDataModule
 from tests.support.images import grow
 
@@ -82,7 +82,7 @@ def test_training_images_are_read_quickly_unless_asked_otherwise(tmp_path):
 
 @pytest.mark.parametrize(("given", "expected"), [(None, 3), (0, 0), (5, 5)])
 def test_workers_follow_the_processors_unless_given(given, expected, tmp_path, monkeypatch):
-    monkeypatch.setattr(image_folder, "count_workers", lambda processes: 2 + processes)
+    monkeypatch.setattr(datamodule, "count_workers", lambda processes: 2 + processes)
     data = ImageFolderDataModule(str(grow(tmp_path, "train/cat")), num_workers=given)
     data.setup("fit")
 

@@ -55,13 +55,13 @@ def test_network_gets_the_same_batches_and_the_data_have_the_same_digest(folder)
     for one, other in zip(read, kept, strict=True):
         assert one[0].equal(other[0])
         assert one[1].equal(other[1])
-        assert one.places.equal(other.places)
+        assert one.indices.equal(other.indices)
     assert of_kept == digest
 
 
 def test_later_runs_decode_no_training_image_and_start_no_worker_for_them(folder, monkeypatch):
     module(folder, cache=True).prepare_data()
-    monkeypatch.setattr("pyclassify.data.datasets.read_scaled", refuse)
+    monkeypatch.setattr("pyclassify.data.datasets.read_resized", refuse)
     later = module(folder, cache=True)
 
     later.prepare_data()

@@ -5,7 +5,7 @@ import pickle
 
 import pytest
 
-from pyclassify.data.datasets import Paths
+from pyclassify.data.datasets import PackedPaths
 from pyclassify.data.image_folder import list_classes, list_images
 
 
@@ -57,17 +57,17 @@ ODD = ["a/1.png", "", "b/é ü.jpg", os.fsdecode(b"c/\xff.webp")]
 
 
 def test_paths_come_out_as_they_went_in():
-    paths = Paths(ODD)
+    paths = PackedPaths(ODD)
 
     assert [paths[place] for place in range(len(ODD))] == list(paths) == ODD
     assert paths[-1] == ODD[-1]
     assert paths[1:] == ODD[1:]
     assert list(pickle.loads(pickle.dumps(paths))) == ODD  # to a worker that is not forked
-    assert list(Paths(paths)) == ODD
-    assert list(Paths([])) == []
+    assert list(PackedPaths(paths)) == ODD
+    assert list(PackedPaths([])) == []
 
 
 @pytest.mark.parametrize("place", [4, -5])
 def test_place_beyond_the_paths_is_an_error(place):
     with pytest.raises(IndexError):
-        Paths(ODD)[place]
+        PackedPaths(ODD)[place]

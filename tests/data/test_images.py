@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from pyclassify.data.datasets import read_image
-from pyclassify.data.images import read
+from pyclassify.data.images import decode_image
 from tests.support.images import encode, file_of, raw
 
 NOISE = np.random.default_rng(0).integers(0, 256, (24, 32, 3), dtype=np.uint8)
@@ -42,14 +42,14 @@ FILES = {
 def test_file_is_read_as_training_reads_it(name, tmp_path):
     (tmp_path / name).write_bytes(FILES[name])
 
-    pixels = read(encode(FILES[name]), MANY)
+    pixels = decode_image(encode(FILES[name]), MANY)
 
     assert pixels.dtype == np.uint8
     assert np.array_equal(pixels, read_image(str(tmp_path / name)).permute(1, 2, 0))
 
 
 def test_photo_is_turned_as_the_camera_was():
-    assert np.array_equal(read(encode(FILES["rotated.png"]), MANY), np.rot90(NOISE, -1))
+    assert np.array_equal(decode_image(encode(FILES["rotated.png"]), MANY), np.rot90(NOISE, -1))
 
 
 @pytest.mark.parametrize(
@@ -63,7 +63,7 @@ def test_photo_is_turned_as_the_camera_was():
     ids=["data URI", "no type", "lines", "blanks"],
 )
 def test_base64_is_taken_in_the_ways_that_programs_write_it(text):
-    assert np.array_equal(read(text, MANY), NOISE)
+    assert np.array_equal(decode_image(text, MANY), NOISE)
 
 
 @pytest.mark.parametrize("shape", [(24, 32), (24, 32, 1), (24, 32, 3)])
@@ -71,7 +71,7 @@ def test_raw_pixels_are_taken_by_their_shape(shape):
     pixels = NOISE[..., 0].reshape(shape) if shape[-1] != 3 else NOISE
 
     expected = np.broadcast_to(pixels.reshape(24, 32, -1), (24, 32, 3))
-    assert np.array_equal(read(raw(pixels), MANY), expected)
+    assert np.array_equal(decode_image(raw(pixels), MANY), expected)
 
 
 def claim(width, height):
@@ -133,7 +133,7 @@ NO_BASE64 = r"^is not base64 \(letters, digits, \+ and /, padded by =\); encode 
 )
 def test_what_is_no_image_is_told_in_a_short_line(text, told):
     with pytest.raises(ValueError, match=told) as refused:
-        read(text, MANY)
+        decode_image(text, MANY)
 
     assert "\n" not in str(refused.value)
     assert len(str(refused.value)) < 200
@@ -147,4 +147,4 @@ def test_bytes_cut_off_or_changed_anywhere_never_raise_anything_else(kind):
         changed = bytearray(whole[: draw.integers(1, len(whole))])
         changed[draw.integers(len(changed))] = draw.integers(256)
         with suppress(ValueError):
-            assert read(encode(changed), MANY).shape[2] == 3
+            assert decode_image(encode(changed), MANY).shape[2] == 3

@@ -32,7 +32,7 @@ class InMemory(ImageDataModule):
 
 
 def drawn(count=13):
-    images, labels = synthetic.draw(count, seed=0)
+    images, labels = synthetic.generate_images(count, seed=0)
     order = labels.argsort(stable=True)  # as a folder's files are listed, by class
     return images[order], labels[order]
 
@@ -60,13 +60,13 @@ def batches(data, max_epochs=1, seed=0):
 
 def by_place(seen):
     """Put images in the order that they have in their set."""
-    places = torch.cat([batch.places for batch in seen])
+    places = torch.cat([batch.indices for batch in seen])
     return torch.cat([images for images, _ in seen])[places.argsort()]
 
 
 def assert_same_batches(some, others):
     for one, other in zip(some, others, strict=True):
-        assert torch.equal(one.places, other.places)
+        assert torch.equal(one.indices, other.indices)
         assert torch.equal(one[1], other[1])
         torch.testing.assert_close(one[0], other[0])
 
@@ -77,12 +77,12 @@ def test_batch_unpacks_to_images_and_labels_and_carries_their_places():
     for batch in chain(*batches(data)):
         images, labels = batch
         assert images.shape == (len(labels), 3, 32, 32)
-        assert torch.equal(labels, data.labels[batch.places])
+        assert torch.equal(labels, data.labels[batch.indices])
 
 
 def test_each_epoch_sees_all_images_in_an_order_of_its_own():
     seen, _ = batches(InMemory(*drawn(), **OPTIONS), max_epochs=2)
-    first, second = (torch.cat([batch.places for batch in seen[i : i + 3]]) for i in (0, 3))
+    first, second = (torch.cat([batch.indices for batch in seen[i : i + 3]]) for i in (0, 3))
 
     assert sorted(first.tolist()) == sorted(second.tolist()) == list(range(13))
     assert not torch.equal(first, second)
@@ -100,7 +100,7 @@ def test_validation_sees_central_crops_in_order_every_time():
     _, seen = batches(data, max_epochs=2)
 
     assert_same_batches(seen[:3], seen[3:])
-    assert torch.cat([batch.places for batch in seen[:3]]).tolist() == list(range(13))
+    assert torch.cat([batch.indices for batch in seen[:3]]).tolist() == list(range(13))
     torch.testing.assert_close(by_place(seen[:3]), data.preprocess(data.images))
 
 
@@ -115,7 +115,7 @@ def test_what_an_image_gets_does_not_depend_on_the_batch_size(batch_size):
 def test_another_seed_brings_another_order_and_other_crops():
     (seen, _), (others, _) = (batches(InMemory(*drawn(), **OPTIONS), seed=seed) for seed in (0, 1))
 
-    assert not torch.equal(seen[0].places, others[0].places)
+    assert not torch.equal(seen[0].indices, others[0].indices)
     assert (by_place(seen) != by_place(others)).flatten(1).any(dim=1).sum() > 9
 
 

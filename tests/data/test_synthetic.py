@@ -8,35 +8,35 @@ from pyclassify.data import synthetic
 
 
 def test_are_rgb_bytes_with_their_labels():
-    images, labels = synthetic.draw(25, seed=0)
+    images, labels = synthetic.generate_images(25, seed=0)
 
     assert (images.dtype, images.shape) == (torch.uint8, (25, 3, 32, 32))
     assert (labels.dtype, labels.shape) == (torch.int64, (25,))
 
 
 def test_classes_are_balanced():
-    _, labels = synthetic.draw(1000, seed=0)
+    _, labels = synthetic.generate_images(1000, seed=0)
 
     assert labels.bincount().tolist() == [100] * len(synthetic.CLASSES)
 
 
 def test_a_seed_always_draws_the_same():
     torch.manual_seed(1)
-    before, _ = synthetic.draw(20, seed=7)
+    before, _ = synthetic.generate_images(20, seed=7)
     torch.manual_seed(2)
-    after, _ = synthetic.draw(20, seed=7)
+    after, _ = synthetic.generate_images(20, seed=7)
 
     assert torch.equal(before, after)
 
 
 def test_another_seed_draws_other_images():
-    one, other = (synthetic.draw(50, seed)[0] for seed in (0, 1))
+    one, other = (synthetic.generate_images(50, seed)[0] for seed in (0, 1))
 
     assert not any(torch.equal(*pair) for pair in zip(one, other, strict=True))
 
 
 def test_images_of_a_class_differ():
-    images, labels = synthetic.draw(200, seed=0)
+    images, labels = synthetic.generate_images(200, seed=0)
 
     for label in range(len(synthetic.CLASSES)):
         assert len(images[labels == label].unique(dim=0)) == 20
@@ -44,7 +44,7 @@ def test_images_of_a_class_differ():
 
 @pytest.fixture(scope="module")
 def drawn():
-    return synthetic.draw(4000, seed=0), synthetic.draw(1000, seed=1)
+    return synthetic.generate_images(4000, seed=0), synthetic.generate_images(1000, seed=1)
 
 
 def test_a_linear_model_of_pixels_learns_little(drawn):

@@ -8,11 +8,11 @@ from torchvision.transforms.v2 import functional as reference
 from pyclassify.data.transforms import (
     Preprocess,
     center_crop,
-    crop,
-    draw,
-    random_draws,
+    crop_and_flip,
+    generate_integers,
+    generate_unseeded_integers,
     resize,
-    resize_quickly,
+    resize_rounded,
 )
 
 # One that is smaller than the output, a square one, a wide one, a tall one.
@@ -82,27 +82,32 @@ def test_crop_cuts_and_mirrors_each_image_as_told():
     images = images_of(9, 11).float()
     top, left, flip = torch.tensor([0, 2]), torch.tensor([4, 1]), torch.tensor([False, True])
 
-    cut = crop(images, top, left, flip, size=7)
+    cut = crop_and_flip(images, top, left, flip, size=7)
 
     assert torch.equal(cut[0], images[0, :, 0:7, 4:11])
     assert torch.equal(cut[1], images[1, :, 2:9, 1:8].flip(-1))
 
 
 def test_crop_and_flip_are_drawn_for_each_image_alone():
-    top, left, flip = places(Preprocess(10, 4), draw(0, 0, torch.arange(500), count=3))
+    top, left, flip = places(Preprocess(10, 4), generate_integers(0, 0, torch.arange(500), count=3))
 
     assert len(torch.stack([top, left, flip]).unique(dim=1).T) > 90  # of 7 * 7 * 2
 
 
 def test_crops_reach_from_edge_to_edge_and_half_are_mirrored():
-    top, left, flip = places(Preprocess(10, 4), draw(0, 0, torch.arange(2000), count=3))
+    top, left, flip = places(
+        Preprocess(10, 4), generate_integers(0, 0, torch.arange(2000), count=3)
+    )
 
     assert top.unique().tolist() == left.unique().tolist() == list(range(7))
     assert 0.45 < flip.float().mean() < 0.55
 
 
 def test_nothing_is_mirrored_where_flip_is_off():
-    *_, flip = places(Preprocess(10, 4, flip=False), draw(0, 0, torch.arange(100), count=3))
+    *_, flip = places(
+        Preprocess(10, 4, flip=False),
+        generate_integers(0, 0, torch.arange(100), count=3),
+    )
 
     assert not flip.any()
 
@@ -137,13 +142,13 @@ def test_grey_images_become_three_channels(draws):
 @pytest.mark.parametrize("draws", [None, torch.tensor([[1, 2, 3], [4, 5, 6]])])
 def test_images_that_are_resized_already_are_not_resized_again(draws):
     images, preprocess = images_of(50, 41), Preprocess(30, 24)
-    scaled = resize(images, 30) if draws is None else resize_quickly(images, 30)
+    scaled = resize(images, 30) if draws is None else resize_rounded(images, 30)
 
     assert torch.equal(preprocess(scaled, draws), preprocess(images, draws))
 
 
 def test_ordinary_draws_differ_between_images_and_calls():
-    one, other = (random_draws(100, torch.device("cpu")) for _ in range(2))
+    one, other = (generate_unseeded_integers(100, torch.device("cpu")) for _ in range(2))
 
     assert one.shape == (100, 3)
     assert one.min() >= 0
@@ -161,7 +166,7 @@ def test_cut_must_fit_into_the_resized_image(size, cut):
 def test_training_resizes_quickly_to_nearly_the_same_pixels(shape):
     images = torch.randint(256, (2, *shape), dtype=torch.uint8)
 
-    quick = resize_quickly(images, 64)
+    quick = resize_rounded(images, 64)
 
     assert quick.dtype == torch.float32
     assert torch.equal(quick, quick.round())

@@ -4,7 +4,7 @@ import pytest
 import torch
 from scipy.stats import chi2
 
-from pyclassify.data.transforms import draw
+from pyclassify.data.transforms import generate_integers
 
 GOLDEN, MASK = 0x9E3779B97F4A7C15, 2**64 - 1
 LARGEST_SEED = 2**32 - 1  # that seed_everything takes
@@ -32,7 +32,7 @@ def test_reference_is_the_published_generator():
 def test_draws_are_splitmix64_of_seed_epoch_and_image(seed, epoch):
     index = torch.tensor([0, 1, 49_999, 2**40])
 
-    drawn = draw(seed, epoch, index, count=3)
+    drawn = generate_integers(seed, epoch, index, count=3)
 
     state = mix(mix(seed) + epoch * GOLDEN & MASK)
     expected = [splitmix64(state, skip=3 * i, count=3) for i in index.tolist()]
@@ -41,9 +41,9 @@ def test_draws_are_splitmix64_of_seed_epoch_and_image(seed, epoch):
 
 def test_neither_order_nor_batches_change_what_an_image_gets():
     order = torch.randperm(100, generator=torch.Generator().manual_seed(0))
-    together = draw(5, 3, torch.arange(100), count=3)
+    together = generate_integers(5, 3, torch.arange(100), count=3)
 
-    apart = torch.cat([draw(5, 3, part, count=3) for part in order.split(7)])
+    apart = torch.cat([generate_integers(5, 3, part, count=3) for part in order.split(7)])
 
     assert torch.equal(apart, together[order])
 
@@ -52,19 +52,25 @@ def test_neither_order_nor_batches_change_what_an_image_gets():
 def test_another_seed_or_epoch_draws_anew(seed, epoch):
     index = torch.arange(1000)
 
-    assert not (draw(seed, epoch, index, count=3) == draw(0, 0, index, count=3)).any()
+    assert not (
+        generate_integers(seed, epoch, index, count=3) == generate_integers(0, 0, index, count=3)
+    ).any()
 
 
 def test_seed_and_epoch_do_not_stand_in_for_each_other():
     index = torch.arange(1000)
 
-    assert not (draw(1, 2, index, count=3) == draw(2, 1, index, count=3)).any()
+    assert not (
+        generate_integers(1, 2, index, count=3) == generate_integers(2, 1, index, count=3)
+    ).any()
 
 
 @pytest.mark.parametrize("seed", [0, 1, LARGEST_SEED])
 def test_crops_and_flips_are_uniform_and_independent(seed):
     """Pearson's chi-squared test of all 7 x 7 x 2 places and flips, over images and epochs."""
-    drawn = torch.cat([draw(seed, epoch, torch.arange(7_000), count=3) for epoch in range(14)])
+    drawn = torch.cat(
+        [generate_integers(seed, epoch, torch.arange(7_000), count=3) for epoch in range(14)]
+    )
     cells = drawn[:, 0] % 7 * 14 + drawn[:, 1] % 7 * 2 + drawn[:, 2] % 2
 
     observed = cells.bincount(minlength=98)
@@ -75,7 +81,9 @@ def test_crops_and_flips_are_uniform_and_independent(seed):
 
 def test_images_and_epochs_next_to_each_other_are_unrelated():
     """Correlation of neighbours, which a true generator keeps within 5 standard deviations."""
-    drawn = torch.stack([draw(0, epoch, torch.arange(1000), count=3) for epoch in range(30)])
+    drawn = torch.stack(
+        [generate_integers(0, epoch, torch.arange(1000), count=3) for epoch in range(30)]
+    )
     drawn = drawn.double() - 2**30
 
     for dimension in range(3):  # epochs, images, numbers of an image

@@ -72,7 +72,7 @@ def test_module_of_someone_else_is_served_with_its_own_preprocessing_or_the_data
     said = cli(f"train --model=tests.support.networks.{module} {data} {QUIET} {FEW} {REGISTER}")
 
     assert said.code == 0, said.err
-    images, _ = synthetic.draw(3, seed=9)
+    images, _ = synthetic.generate_images(3, seed=9)
     pictures = [encode(file_of(each.permute(1, 2, 0).numpy())) for each in images]
     network = best(said.runs[0], getattr(networks, module)())
     names = synthetic.CLASSES if module == "Foreign" else ["0", "1", "2", "3"]

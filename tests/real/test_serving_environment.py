@@ -12,7 +12,7 @@ import requests
 
 from benchmarks.odd_requests import save_tiny_model
 from benchmarks.parts.server import running
-from pyclassify.serving.artifact import draw_example
+from pyclassify.serving.artifact import _make_example
 from tests.support.required import program
 
 pytestmark = pytest.mark.environment
@@ -32,12 +32,12 @@ def test_model_is_served_in_an_environment_of_its_own_requirements(
     monkeypatch.setenv("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "false")
     save_tiny_model(tmp_path / "model")
     expected = mlflow.pyfunc.load_model(str(tmp_path / "model")).predict(
-        pd.DataFrame({"image": [draw_example()]})
+        pd.DataFrame({"image": [_make_example()]})
     )
 
     with running(tmp_path / "model", "--env-manager", "uv") as (port, _):
         answer = requests.post(
-            f"http://127.0.0.1:{port}/invocations", json={"inputs": [draw_example()]}
+            f"http://127.0.0.1:{port}/invocations", json={"inputs": [_make_example()]}
         ).json()
 
     assert answer["predictions"][0]["classes"] == expected[0]["classes"]

@@ -23,7 +23,7 @@ from tests.support.stores import using
 from tests.support.trainings import QUIET, SHAPES, train_beside
 
 REGISTER = "--register"
-TESTED, _ = synthetic.draw(20, seed=2)  # the test images of SHAPES
+TESTED, _ = synthetic.generate_images(20, seed=2)  # the test images of SHAPES
 PICTURE = encode(file_of(TESTED[0].permute(1, 2, 0).numpy()))
 
 

@@ -121,7 +121,7 @@ def test_version_answers_for_the_places_that_were_tested_alone(good_champion):
 
 
 def test_version_answers_for_whole_images_in_files(good_champion, tmp_path):
-    images, labels = synthetic.draw(12, seed=3)
+    images, labels = synthetic.generate_images(12, seed=3)
     files = []
     for number, image in enumerate(images):
         files.append(str(tmp_path / f"{number}.png"))

@@ -166,4 +166,4 @@ def test_version_of_torch_is_no_wheel_of_another_index(monkeypatch):
 
     monkeypatch.setattr(artifact, "version", lambda name: "2.15.0+cu130")
 
-    assert all(re.fullmatch(r"\w+==2\.15\.0", each) for each in artifact.list_requirements())
+    assert all(re.fullmatch(r"\w+==2\.15\.0", each) for each in artifact._list_requirements())

@@ -10,7 +10,7 @@ from torchvision.models import resnet18
 from pyclassify.data.transforms import Preprocess
 from pyclassify.model import AlexNet, AlexNetBN
 from pyclassify.module import Classifier
-from pyclassify.serving.export import export
+from pyclassify.serving.export import export_program
 from tests.support import networks
 
 PREPROCESS = Preprocess(10, 8, mean=(0.4, 0.5, 0.6), std=(0.2, 0.3, 0.4))
@@ -34,7 +34,7 @@ def classifier():
 @pytest.fixture(scope="module")
 def program(classifier, tmp_path_factory):
     path = tmp_path_factory.mktemp("program") / "program.pt2"
-    export(classifier, PREPROCESS, "abcd", path)
+    export_program(classifier, PREPROCESS, "abcd", path)
     return load(path)
 
 
@@ -65,7 +65,7 @@ def test_any_network_is_exported_as_it_evaluates(network, num_classes, size, tmp
     torch.manual_seed(0)
     classifier, preprocess = Classifier(network, num_classes), Preprocess(size, size)
 
-    export(classifier.train(), preprocess, (), tmp_path / "program.pt2")
+    export_program(classifier.train(), preprocess, (), tmp_path / "program.pt2")
 
     program = load(tmp_path / "program.pt2")
     for batch in (1, 5):
@@ -77,7 +77,7 @@ def test_any_network_is_exported_as_it_evaluates(network, num_classes, size, tmp
 def test_network_of_16_bits_is_exported_as_such(tmp_path):
     classifier = Classifier(model=networks.network, num_classes=4).to(torch.bfloat16).eval()
 
-    export(classifier, PREPROCESS, (), tmp_path / "program.pt2")
+    export_program(classifier, PREPROCESS, (), tmp_path / "program.pt2")
 
     probabilities = load(tmp_path / "program.pt2")(images(5))
     expected = classifier(PREPROCESS(images(5)).bfloat16()).float().softmax(dim=1)
@@ -88,14 +88,14 @@ def test_network_of_16_bits_is_exported_as_such(tmp_path):
 def test_network_stays_as_it_was(tmp_path):
     classifier = Classifier(model=networks.network, num_classes=4).train()
 
-    export(classifier, PREPROCESS, (), tmp_path / "program.pt2")
+    export_program(classifier, PREPROCESS, (), tmp_path / "program.pt2")
 
     assert classifier.training
     assert all(each.requires_grad for each in classifier.parameters())
 
 
 def test_file_holds_no_pickle(classifier, tmp_path):
-    export(classifier, PREPROCESS, (), tmp_path / "program.pt2")
+    export_program(classifier, PREPROCESS, (), tmp_path / "program.pt2")
 
     archive = zipfile.ZipFile(tmp_path / "program.pt2")
     contents = {each.filename: archive.read(each) for each in archive.infolist()}
@@ -110,7 +110,7 @@ def test_file_holds_no_pickle(classifier, tmp_path):
     ("given", "kept"), [("abcd", ["a", "b", "c", "d"]), ((), ["0", "1", "2", "3"])]
 )
 def test_names_of_the_classes_are_in_the_file(given, kept, classifier, tmp_path):
-    assert export(classifier, PREPROCESS, given, tmp_path / "program.pt2") == kept
+    assert export_program(classifier, PREPROCESS, given, tmp_path / "program.pt2") == kept
 
     extra = {"classes.json": ""}
     torch.export.load(tmp_path / "program.pt2", extra_files=extra)
@@ -119,4 +119,4 @@ def test_names_of_the_classes_are_in_the_file(given, kept, classifier, tmp_path)
 
 def test_missing_names_are_told(tmp_path):
     with pytest.raises(ValueError, match=r"3 classes.* 2 names"):
-        export(networks.network(3), PREPROCESS, ["cat", "dog"], tmp_path / "program.pt2")
+        export_program(networks.network(3), PREPROCESS, ["cat", "dog"], tmp_path / "program.pt2")

@@ -202,7 +202,7 @@ def compare(folder, *args, disturbances, **options):
 
 def draw_folder(folder):
     """Shapes as files: train/<class>/<image>, 44 in all."""
-    images, labels = synthetic.draw(44, seed=0)
+    images, labels = synthetic.generate_images(44, seed=0)
     for number, (image, label) in enumerate(zip(images, labels, strict=True)):
         place = folder / "train" / str(int(label))
         place.mkdir(parents=True, exist_ok=True)

@@ -80,7 +80,7 @@ def name_file(index):
 
 def write_images(folder):
     """Write the test images of SHAPES as files, and a file that is none."""
-    images, _ = synthetic.draw(20, seed=2)
+    images, _ = synthetic.generate_images(20, seed=2)
     for index, image in enumerate(images.permute(0, 2, 3, 1).numpy()):
         path = folder / name_file(index)
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -38,7 +38,7 @@ def train_and_evaluate(devices):
     foreign = DataLoader(networks.byte_images(7), batch_size=1)
     probabilities = torch.cat(trainer.predict(classifier, data))
     return {
-        "places": [batch.places.tolist() for batch in recorder.training],
+        "places": [batch.indices.tolist() for batch in recorder.training],
         "images": [batch[0] for batch in recorder.training],
         "gradients": recorder.gradients,
         "weights": weights,

@@ -10,10 +10,10 @@ import torch
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch.utils.data import DataLoader, TensorDataset
 
-from pyclassify.data import image_folder
+from pyclassify import datamodule
 from pyclassify.datamodule import ImageFolderDataModule
 from pyclassify.module import Classifier
-from pyclassify.serving.export import ExportedClassifier, export
+from pyclassify.serving.export import ExportedClassifier, export_program
 from pyclassify.training.prediction_writer import WriteTable
 from tests.support import networks
 from tests.support.images import grow
@@ -29,7 +29,7 @@ def network():
 
 @pytest.fixture
 def exported(network, tmp_path):
-    export(network, module(tmp_path).preprocess, NAMES, tmp_path / "program.pt2")
+    export_program(network, module(tmp_path).preprocess, NAMES, tmp_path / "program.pt2")
     return ExportedClassifier(str(tmp_path / "program.pt2"))
 
 
@@ -59,7 +59,7 @@ def test_exported_network_says_of_images_of_any_size_what_the_network_says(
 
 def test_large_images_come_in_small_batches(exported, tmp_path, monkeypatch):
     data = module(grow(tmp_path / "data", "a", count=5), batch_size=64)
-    monkeypatch.setattr(image_folder, "BATCH_PIXELS", 2 * 9 * 9)  # two images of the mean size
+    monkeypatch.setattr(datamodule, "MAX_BATCH_PIXELS", 2 * 9 * 9)  # two images of the mean size
     sizes = []
     watch = pl.callbacks.LambdaCallback(
         on_predict_batch_end=lambda trainer, module, outputs, *rest: sizes.append(len(outputs))

@@ -123,7 +123,7 @@ def test_both_are_versions_of_the_model_and_one_is_champion(trained):
 @pytest.mark.usefixtures("trained")
 def test_champion_is_served_out_of_the_bucket(programs, monkeypatch):
     monkeypatch.setattr(server, "sys", SimpleNamespace(executable=f"{programs}python"))
-    image = encode(file_of(synthetic.draw(1, seed=2)[0][0].permute(1, 2, 0).numpy()))
+    image = encode(file_of(synthetic.generate_images(1, seed=2)[0][0].permute(1, 2, 0).numpy()))
 
     with server.running(f"models:/{NAME}@champion", "--env-manager", "local") as (port, _):
         answer = requests.post(f"http://127.0.0.1:{port}/invocations", json={"inputs": [image]})
