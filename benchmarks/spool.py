@@ -48,10 +48,10 @@ def send_spooled(client, run_id, root, count):
     from mlflow import MlflowClient
     from mlflow.entities import Metric
 
-    from pyclassify.spool.records import prepare
-    from pyclassify.spool.uploader import Courier
+    from pyclassify.spool.records import create_from_server
+    from pyclassify.spool.uploader import Uploader
 
-    folder = prepare(root, client, run_id)
+    folder = create_from_server(root, client, run_id)
     spool = MlflowClient(f"spool://{root}")
     started = time.perf_counter()
     for first in range(0, count, len(NAMES)):
@@ -61,7 +61,7 @@ def send_spooled(client, run_id, root, count):
     logged = time.perf_counter() - started
     before = resident()
     started = time.perf_counter()
-    Courier(folder, client).deliver()
+    Uploader(folder, client).deliver()
     delivered = time.perf_counter() - started
     size = sum(each.stat().st_size for each in folder.glob("*.records"))
     return {
@@ -113,9 +113,9 @@ def main():
         os.chdir(folder)
         from mlflow import MlflowClient
 
-        from pyclassify.spool.store import register
+        from pyclassify.spool.store import register_scheme
 
-        register()
+        register_scheme()
         server = Server(folder)
         server.start()
         try:

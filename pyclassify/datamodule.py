@@ -25,7 +25,7 @@ from pyclassify.data.image_folder import (
     list_images,
 )
 from pyclassify.data.loaders import SPLITS, ImageDataModule, collate_varying_sizes, split_indices
-from pyclassify.utils.files import user_folder
+from pyclassify.utils.files import find_cache_folder
 from pyclassify.utils.launcher import count_workers
 
 # Of a batch of images in their original sizes: 100 MB, of which a loader holds several.
@@ -67,7 +67,7 @@ class TorchvisionDataModule(ImageDataModule):
                 f"name is {name!r}; the data sets here are {', '.join(self.NUM_CLASSES)}"
             )
         self.set_name, self.val_size, self.split_seed = name, val_size, split_seed
-        self.data_path = Path(data_path).expanduser() if data_path else user_folder()
+        self.data_path = Path(data_path).expanduser() if data_path else find_cache_folder()
         self._halves: dict[bool, LabeledImages] = {}
 
     @property

@@ -113,7 +113,7 @@ def tear(path, draw, step):
     What was logged before a checkpoint is on the disk when the checkpoint is.
     """
     kept, size = 0, path.stat().st_size
-    for offset, record in records.read(path):
+    for offset, record in records.read_records(path):
         points = record["points"] if record["kind"] == "metrics" else []
         if record["kind"] != "metrics" or any(0 < point[3] < step for point in points):
             kept = offset

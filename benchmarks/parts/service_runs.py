@@ -30,7 +30,7 @@ def log(run_ids, uri, by, rate, seconds, folder, files_every=0):
     from pyclassify.spool import store
 
     os.environ.pop("MLFLOW_RUN_ID", None)
-    store.register()
+    store.register_scheme()
     batches = Batches(MlflowClient)
     steps = round(rate * seconds / len(NAMES))
     with ThreadPoolExecutor(len(run_ids)) as pool:
@@ -71,12 +71,12 @@ def by_spool(run_id, uri, steps, pause, folder, files_every):
     """Through a spool, which a thread of the run's own delivers."""
     from mlflow import MlflowClient
 
-    from pyclassify.spool.records import prepare
-    from pyclassify.spool.server import be_impatient
-    from pyclassify.spool.spooled_run import Written
+    from pyclassify.spool.records import create_from_server
+    from pyclassify.spool.server import limit_requests
+    from pyclassify.spool.spooled_run import SpooledRun
 
-    be_impatient()
-    written = Written(prepare(folder, MlflowClient(uri), run_id), uri)
+    limit_requests()
+    written = SpooledRun(create_from_server(folder, MlflowClient(uri), run_id), uri)
 
     def send(step):
         written.client.log_batch(run_id, values([step]))

@@ -44,7 +44,7 @@ from pyclassify.training.finetuning import learning
 from pyclassify.training.optim import WarmupCosine, count_steps, spare_biases
 from pyclassify.training.prediction_writer import WriteTable, check_output
 from pyclassify.training.trainer import LaunchCheck, Trainer
-from pyclassify.utils.options import UNSET, settings
+from pyclassify.utils.options import UNSET, list_settings
 
 EXAMPLES = {
     "trainer": "max_epochs",
@@ -98,7 +98,7 @@ class Cli(LightningCLI):
             group.title = TITLES.get(key, group.title)
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
-        self.given = dict(settings(args))
+        self.given = dict(list_settings(args))
         self.scored: str | None = None
         self.found: str | None = None
         try:
@@ -151,7 +151,7 @@ class Cli(LightningCLI):
                 raise self._reword(error, parser, verb) from None
 
     def _names_network(self) -> bool:
-        command = dict(settings(self.save_config_kwargs["command"]))
+        command = dict(list_settings(self.save_config_kwargs["command"]))
         return any(name.partition(".")[0] == "model" for name in command)
 
     def _parse_ckpt_path(self) -> None:

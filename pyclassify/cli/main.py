@@ -39,7 +39,7 @@ def main(args: Sequence[str] | None = None) -> int:
     if run.adopt() or not launcher.is_rank_zero():
         stop_with_parent()
     status = "FAILED"
-    grace_factor = SEEDS_GRACE_FACTOR if options.are_asked_for(given) else 1.0
+    grace_factor = SEEDS_GRACE_FACTOR if options.has_seeds_option(given) else 1.0
     with stop_on_signals(partial(on_stop, given), grace_factor):
         try:
             train(given)
@@ -105,7 +105,7 @@ def on_stop(given: list[str], signal_name: str) -> None:
 def train(given: list[str]) -> None:
     """Run one of the training verbs, which alone pay for importing torch, or several such runs."""
     words = given
-    if options.are_asked_for(given):
+    if options.has_seeds_option(given):
         from pyclassify.runs import seeds  # loads MLflow and SciPy
 
         count, words = seeds.read_count(given)

@@ -4,14 +4,14 @@ from difflib import get_close_matches
 from typing import Any
 
 from pyclassify.utils.options import (
-    DEFAULT_PARTS,
-    PARTS,
+    CLASS_OPTIONS,
+    DEFAULT_CLASSES,
     SHORT_OPTIONS,
+    TRAINING_COMMANDS,
     UNSET,
-    VERBS,
     _turn,
-    settings,
-    split_words,
+    list_settings,
+    split_options,
 )
 
 DESCRIPTION = "Train any network on any images as one MLflow run."
@@ -57,7 +57,10 @@ def parser_options() -> dict[str, Any]:
         "description": DESCRIPTION,
         "epilog": f"{MORE_VERBS}; each has a --help of its own.",
         **strict,
-        **{verb: {"usage": usage.format(verb), "epilog": EPILOG, **strict} for verb in VERBS},
+        **{
+            verb: {"usage": usage.format(verb), "epilog": EPILOG, **strict}
+            for verb in TRAINING_COMMANDS
+        },
     }
 
 
@@ -74,15 +77,15 @@ def spell_out(given: list[str]) -> list[str]:
         OSError: A configuration file can't be read.
         ValueError: There is no verb, or a configuration file is no mapping in YAML.
     """
-    options = list(split_words(given))
+    options = list(split_options(given))
     verb = _find_verb(options)
     if verb is None:
         return given
-    chosen = dict(settings(given))
-    classes = {**DEFAULT_PARTS, **chosen}
-    for part in PARTS:
+    chosen = dict(list_settings(given))
+    classes = {**DEFAULT_CLASSES, **chosen}
+    for part in CLASS_OPTIONS:
         argument = next((key for key in chosen if key.startswith(f"{part}.")), f"{part}.help")
-        if not (part in chosen or part in DEFAULT_PARTS or argument == f"{part}.help"):
+        if not (part in chosen or part in DEFAULT_CLASSES or argument == f"{part}.help"):
             raise ValueError(f"{argument} is given and no {part}; name its class by --{part}")
     if "optimizer" not in chosen and chosen.get("lr_scheduler") not in UNSET:
         raise ValueError(
@@ -91,8 +94,8 @@ def spell_out(given: list[str]) -> list[str]:
         )
     rate = "model.learning_rate" if chosen.get("optimizer") in UNSET else "optimizer.lr"
     short = {**SHORT_OPTIONS, "learning_rate": rate}
-    missing = DEFAULT_PARTS.keys() - chosen.keys()
-    spelled = [verb, *(f"--{part}={DEFAULT_PARTS[part]}" for part in sorted(missing))]
+    missing = DEFAULT_CLASSES.keys() - chosen.keys()
+    spelled = [verb, *(f"--{part}={DEFAULT_CLASSES[part]}" for part in sorted(missing))]
     for name, *value in sorted(options, key=_turn):
         part = name.removeprefix("--").removesuffix(".help")
         if name.endswith(".help") and not value and part in classes:
@@ -105,16 +108,16 @@ def spell_out(given: list[str]) -> list[str]:
 
 def _find_verb(options: list[list[str]]) -> str | None:
     """Take the verb out of a command line; there is none where only help is asked for."""
-    takes = f"give one of {', '.join((*VERBS, *PLAIN_VERBS))}"
+    takes = f"give one of {', '.join((*TRAINING_COMMANDS, *PLAIN_VERBS))}"
     verb = next((option for option in options if not option[0].startswith("-")), None)
     if verb is None:
         if any(option[0] in ("-h", "--help") for option in options):
             return None
         raise ValueError(f"no verb was given; {takes}")
-    if verb[0] not in VERBS:
+    if verb[0] not in TRAINING_COMMANDS:
         if verb[0] in PLAIN_VERBS:
             raise ValueError(f"{verb[0]} stands before its options: pyclassify {verb[0]} ...")
-        near = get_close_matches(verb[0], (*VERBS, *PLAIN_VERBS), n=1)
+        near = get_close_matches(verb[0], (*TRAINING_COMMANDS, *PLAIN_VERBS), n=1)
         hint = f" (nearest: {near[0]})" if near else ""
         raise ValueError(f"there is no verb {verb[0]!r}{hint}; {takes}")
     options.remove(verb)

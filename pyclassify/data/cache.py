@@ -24,7 +24,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch import Tensor
 
 from pyclassify.utils import files
-from pyclassify.utils.files import user_folder, write_atomically
+from pyclassify.utils.files import find_cache_folder, write_atomically
 
 # What torch.load and a look at the content fail with where a file is not whole or not ours.
 _READ_ERRORS = (
@@ -159,7 +159,7 @@ def digest_files(files: Sequence[str], folder: Path) -> str:
         files: Their paths.
         folder: What the paths count from.
     """
-    memory = user_folder() / "digests.json"
+    memory = find_cache_folder() / "digests.json"
     looks = sha256()
     for look in _map_in_threads(_describe_file, files):
         looks.update(look)

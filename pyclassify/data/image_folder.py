@@ -17,7 +17,7 @@ from pyclassify.data import cache
 from pyclassify.data.cache import LabeledImages, digest_files
 from pyclassify.data.datasets import CachedImageFiles, ImageFiles
 from pyclassify.data.loaders import init_worker
-from pyclassify.utils.files import user_folder
+from pyclassify.utils.files import find_cache_folder
 
 _BATCH_SIZE = 64  # images that a worker hands over
 # To be raised with any change of the pixels that `datasets.read_resized` gives.
@@ -123,7 +123,7 @@ def cache_images(files: ImageFiles, classes: Sequence[str], workers: int) -> Cac
     source = f"{digest} {files.size} {', '.join(made_by)}, format {_FORMAT_VERSION}"
     name = f"{files.folder.absolute().name}-{files.size}-{sha256(source.encode()).hexdigest()[:12]}"
     content = cache.load_cached_images(
-        user_folder() / "scaled" / f"{name}.mapped",
+        find_cache_folder() / "scaled" / f"{name}.mapped",
         source,
         lambda: _decode_images(files, classes, workers),
     )

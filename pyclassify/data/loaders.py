@@ -15,7 +15,7 @@ from torch.utils.data.distributed import DistributedSampler
 
 from pyclassify.data.datasets import ImageDataset
 from pyclassify.data.transforms import Preprocess
-from pyclassify.utils.signals import outlive_stop
+from pyclassify.utils.signals import ignore_sigterm
 
 # What each stage of Lightning's asks for; predicting takes the test images as well.
 SPLITS = {"fit": ("train", "val"), "validate": ("val",), "test": ("test",), "predict": ("test",)}
@@ -188,7 +188,7 @@ def get_run_seed() -> int:
 
 def init_worker(worker_id: int) -> None:
     """Have a process that reads images outlive a stop, and its numbers be its own if asked for."""
-    outlive_stop()
+    ignore_sigterm()
     if os.environ.get("PL_SEED_WORKERS", "0") != "0":  # what Lightning does where nothing is given
         pl_worker_init_function(worker_id)
 

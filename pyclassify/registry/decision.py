@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pyclassify.registry.versions import AliasState, Version
-from pyclassify.spool.server import open_files
+from pyclassify.spool.server import open_artifacts
 from pyclassify.tracking.run import attempt
 
 if TYPE_CHECKING:
@@ -259,7 +259,7 @@ def _load(client: Any, version: Version) -> dict[str, Any]:
 
 
 def _open_files(client: Any, version: Version) -> Any:
-    return open_files(client, client.get_run(version.run_id).info.artifact_uri)
+    return open_artifacts(client, client.get_run(version.run_id).info.artifact_uri)
 
 
 def is_better(test: "PairedTest", alpha: float) -> bool:

@@ -13,7 +13,7 @@ from pyclassify.registry.decision import Decision
 from pyclassify.registry.versions import find_existing_version, read_alias_state
 from pyclassify.tracking.search import be_brief, open_store, tell_near
 from pyclassify.utils.masking import mask
-from pyclassify.utils.options import VerbParser
+from pyclassify.utils.options import CommandParser
 
 
 def promote(args: Sequence[str]) -> int:
@@ -55,7 +55,7 @@ def rollback(args: Sequence[str]) -> int:
         ValueError: The command line is wrong, or there is no such model, or no champion before.
         OSError: There is no store.
     """
-    parser = VerbParser(
+    parser = CommandParser(
         prog="pyclassify rollback",
         description="Make the version of a registered model champion that was before.",
         allow_abbrev=False,
@@ -68,7 +68,7 @@ def rollback(args: Sequence[str]) -> int:
 
 
 def _parse_promote(args: Sequence[str]) -> argparse.Namespace:
-    parser = VerbParser(
+    parser = CommandParser(
         prog="pyclassify promote",
         description="Make a version of a registered model champion, if it is better than the "
         "champion on the same test images by more than luck.",

@@ -19,11 +19,11 @@ from pyclassify.runs.stats import PairedTest, SeedsTest, compare_on_images, comp
 from pyclassify.tracking.search import be_brief, find_best, find_run, format_error, open_store
 from pyclassify.tracking.ui import compare_link, server_address, start_quickly
 from pyclassify.utils.masking import mask
-from pyclassify.utils.options import PARTS, SHORT_OPTIONS, VerbParser
+from pyclassify.utils.options import CLASS_OPTIONS, SHORT_OPTIONS, CommandParser
 
 METRIC, BEST = "test_accuracy", 5
 # What `mlflow run -P` may have stored as typed; the same is there as resolved, with a slash.
-_AS_TYPED = {*SHORT_OPTIONS, *PARTS, "trainer", "checkpoint", "config"}
+_AS_TYPED = {*SHORT_OPTIONS, *CLASS_OPTIONS, "trainer", "checkpoint", "config"}
 UNSET = "-"
 GAP = "  "
 NARROWEST_COLUMN, WIDEST_NAME = 12, 32
@@ -61,7 +61,7 @@ def main(args: Sequence[str]) -> int:
 
 
 def _parse(args: Sequence[str]) -> argparse.Namespace:
-    parser = VerbParser(
+    parser = CommandParser(
         prog="pyclassify compare",
         description="Show in what runs differ: parameters, metrics and, for two runs with the same "
         "test images or of several seeds each, whether one is better by more than luck.",

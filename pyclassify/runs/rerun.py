@@ -30,7 +30,7 @@ from pyclassify.runs.restore import (
 from pyclassify.tracking.capsule import OVERRIDDEN, SOURCE_RUN
 from pyclassify.utils.masking import mask_command
 from pyclassify.utils.options import flatten_config
-from pyclassify.utils.repository import checked_out
+from pyclassify.utils.repository import check_out_worktree
 
 USAGE = """usage: pyclassify rerun RUN_ID [--OPTION VALUE ...]
 
@@ -75,7 +75,7 @@ def rerun(given: list[str]) -> int:
         (Path(folder) / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
         root, code = find_code(kept, facts["git"], run_id)
         command = [facts["verb"], "--config", f"{folder}/config.yaml", *options]
-        with checked_out(root, code, Path(folder) / "tree") as started_in:
+        with check_out_worktree(root, code, Path(folder) / "tree") as started_in:
             overridden = shlex.join(mask_command(options))
             tags = {SOURCE_RUN: run_id, **({OVERRIDDEN: overridden} if options else {})}
             made = client.create_run(run.info.experiment_id, tags=tags).info

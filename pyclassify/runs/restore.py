@@ -16,8 +16,8 @@ from pyclassify.tracking import capsule
 from pyclassify.tracking.run import hand_over
 from pyclassify.utils.masking import MASK
 from pyclassify.utils.options import SHORT_OPTIONS, flatten_config
-from pyclassify.utils.repository import Code, find_root, git
-from pyclassify.utils.signals import STOP_SIGNALS, raise_on_stop, wait_for
+from pyclassify.utils.repository import Code, find_root, run_git
+from pyclassify.utils.signals import STOP_SIGNALS, raise_on_stop, wait_for_child
 
 # Settings that are paths, and count from where a person typed them.
 PATHS = ("data_path", "ckpt_path", "weights")
@@ -101,7 +101,7 @@ def find_code(
             f"{folder} is in no git repository; go into the one that has the run's commit {commit}"
         )
     try:
-        git(root, "cat-file", "-e", f"{commit}^{{commit}}")
+        run_git(root, "cat-file", "-e", f"{commit}^{{commit}}")
     except OSError as error:
         where = f" (the run's was of {known['remote']})" if known.get("remote") else ""
         raise ValueError(
@@ -196,7 +196,7 @@ def run_training(command: list[str], started_in: Path, environ: dict[str, str]) 
     words = [sys.executable, "-m", "pyclassify", *command]
     with subprocess.Popen(words, cwd=started_in, env=environ) as child:
         with suppress(KeyboardInterrupt):
-            wait_for(child)
+            wait_for_child(child)
         return child.wait()
 
 

@@ -37,8 +37,8 @@ from pyclassify.tracking import capsule
 from pyclassify.tracking.run import spool_root
 from pyclassify.utils import options
 from pyclassify.utils.masking import MASK, mask_command
-from pyclassify.utils.options import SHORT_OPTIONS, VerbParser, split_words
-from pyclassify.utils.repository import checked_out, find_root
+from pyclassify.utils.options import SHORT_OPTIONS, CommandParser, split_options
+from pyclassify.utils.repository import check_out_worktree, find_root
 
 # A tag: the options that differ from the capsule's. Parameters of MLflow's can't be changed.
 RESUMED_WITH = "pyclassify.resumed_with"
@@ -96,7 +96,7 @@ def resume(given: list[str]) -> int:
 
 def parse(given: list[str]) -> tuple[argparse.Namespace, list[str]]:
     """Read the command line: what is for this verb, and the options of the training."""
-    parser = VerbParser(
+    parser = CommandParser(
         prog="pyclassify resume",
         description="Go on with a run that was stopped, as the same run, from its newest "
         "checkpoint, with the code and the configuration that it was started with.",
@@ -111,7 +111,7 @@ def parse(given: list[str]) -> tuple[argparse.Namespace, list[str]]:
     )
     asked, more = parser.parse_known_args(given)
     options = [f"--max_epochs={asked.max_epochs}"] if asked.max_epochs is not None else []
-    for word, *value in split_words(more):
+    for word, *value in split_options(more):
         if not word.startswith("--") or word.partition("=")[0] == "--config":
             raise ValueError(
                 f"resume takes one run's id and options, and was given {word} too; "
@@ -195,7 +195,7 @@ def code_of(
     places = (started_in, Path.cwd(), capsule.PACKAGE)
     near = next((each for each in places if each.is_dir() and find_root(each)), Path.cwd())
     root, code = find_code(kept, known, run_id, near)
-    with checked_out(root, code, folder / "tree") as there:
+    with check_out_worktree(root, code, folder / "tree") as there:
         yield there, root
 
 

@@ -30,9 +30,15 @@ from pyclassify.tracking import capsule, description, parameters, run
 from pyclassify.tracking.description import plain
 from pyclassify.tracking.ui import BY_RECIPE, TRAINING, run_link, runs_link, start_quickly
 from pyclassify.utils import launcher
-from pyclassify.utils.launcher import is_alone, meet_elsewhere
-from pyclassify.utils.options import FLAGS, VERBS, are_asked_for, settings, split_words
-from pyclassify.utils.signals import wait_for
+from pyclassify.utils.launcher import choose_rendezvous, is_single_process
+from pyclassify.utils.options import (
+    FLAGS,
+    TRAINING_COMMANDS,
+    has_seeds_option,
+    list_settings,
+    split_options,
+)
+from pyclassify.utils.signals import wait_for_child
 
 SEED_OPTIONS = ("--seed", "--seed_everything")
 # Tags that say who started a run, and from what.
@@ -51,8 +57,8 @@ def read_count(given: list[str]) -> tuple[int, list[str]]:
     Raises:
         ValueError: It is no number from 1, or the verb trains nothing.
     """
-    options = [*split_words(given)]
-    asked = [option for option in options if are_asked_for(option[:1])]
+    options = [*split_options(given)]
+    asked = [option for option in options if has_seeds_option(option[:1])]
     if not asked:
         return 1, given
     name, equals, value = asked[-1][0].partition("=")
@@ -64,7 +70,7 @@ def read_count(given: list[str]) -> tuple[int, list[str]]:
             f"whole number from 1: {name} 5"
         )
     verb = next((option[0] for option in options if not option[0].startswith("-")), None)
-    if verb in VERBS and verb not in ("train", "fit"):
+    if verb in TRAINING_COMMANDS and verb not in ("train", "fit"):
         raise ValueError(f"seeds is for train and fit, and {verb} trains nothing; leave it out")
     only_shows = any(word in FLAGS or word.endswith(".help") for word, *_ in options)
     return 1 if only_shows else int(value), drop_options(given, "--seeds")
@@ -78,7 +84,7 @@ def list_seeds(words: list[str], count: int) -> range:
         OSError: A configuration file can't be read.
     """
     first: Any = 0
-    for name, value in settings(words):
+    for name, value in list_settings(words):
         if f"--{name}" in SEED_OPTIONS:
             first = value
     if not re.fullmatch(r"\d+", str(first), re.ASCII) or int(first) + count > 2**32:
@@ -91,7 +97,7 @@ def list_seeds(words: list[str], count: int) -> range:
 
 def drop_options(given: list[str], *names: str) -> list[str]:
     """Leave options out of a command line, with their values."""
-    left = (option for option in split_words(given) if option[0].partition("=")[0] not in names)
+    left = (option for option in split_options(given) if option[0].partition("=")[0] not in names)
     return [word for option in left for word in option]
 
 
@@ -109,7 +115,7 @@ def train_seeds(words: list[str], count: int) -> None:
         ValueError: The command line is wrong, as far as can be told without torch.
         OSError: A configuration file can't be read; or, as ChildProcessError, a seed failed.
     """
-    seeds, chosen = list_seeds(words, count), dict(settings(words))
+    seeds, chosen = list_seeds(words, count), dict(list_settings(words))
     if str(chosen.get("trainer.logger")).lower() == "false":
         raise ValueError(
             f"trainer.logger is false and seeds is {count}: what the seeds come to is told by "
@@ -133,7 +139,7 @@ def train_seeds(words: list[str], count: int) -> None:
                 raise KeyboardInterrupt("SIGUSR1")
             if code != 0:
                 failed.append(seed)
-                if place == 0 and parent and is_alone() and parent.has_learnt_nothing():
+                if place == 0 and parent and is_single_process() and parent.has_learnt_nothing():
                     raise ChildProcessError(
                         f"seed {seed} failed before it had learnt anything, and the other "
                         f"{count - 1} would fail likewise; see what is said of it above"
@@ -160,14 +166,14 @@ def choose_seed_indices(
     """
     if run_id is None:  # a new run, under which there is none
         return [*range(count)]
-    if is_alone():
+    if is_single_process():
         return parent.unfinished() if parent else [*range(count)]
     from pyclassify.runs.stats import find_logger
 
     folder = Path(find_logger(chosen).get("save_dir") or "runs", "seeds", run_id)
     if parent:
-        launcher.tell(folder, parent.unfinished())
-    places: list[int] = launcher.hear(folder)
+        launcher.publish(folder, parent.unfinished())
+    places: list[int] = launcher.wait_for_value(folder)
     return places
 
 
@@ -182,7 +188,7 @@ def train_one(command: list[str], place: int, parent: Any) -> int:
     Returns:
         The exit code, negative for a signal's.
     """
-    environ = {**os.environ, **meet_elsewhere(place)}
+    environ = {**os.environ, **choose_rendezvous(place)}
     for name in ("MLFLOW_RUN_ID", "MLFLOW_EXPERIMENT_NAME"):
         environ.pop(name, None)
     code = -signal.SIGTERM.value
@@ -190,7 +196,7 @@ def train_one(command: list[str], place: int, parent: Any) -> int:
         if parent:
             environ |= parent.begin(place)
         with subprocess.Popen([sys.executable, "-m", "pyclassify", *command], env=environ) as child:
-            code = wait_for(child)
+            code = wait_for_child(child)
     finally:
         if parent:
             parent.close(code)

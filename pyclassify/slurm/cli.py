@@ -19,9 +19,9 @@ from pyclassify.slurm.status import find_ending
 from pyclassify.slurm.submit import resume
 from pyclassify.slurm.submitted_run import Tail, kept_logs
 from pyclassify.spool import records
-from pyclassify.spool.records import FINAL
+from pyclassify.spool.records import FINAL_STATUSES
 from pyclassify.utils.masking import mask
-from pyclassify.utils.options import VerbParser
+from pyclassify.utils.options import CommandParser
 
 _POLL = 1.0  # seconds between looks at a log
 _LOOKS = 4  # at a log for each question to SLURM
@@ -65,9 +65,9 @@ def main(args: Sequence[str]) -> int:
 
 
 def _parse(args: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
-    parser = VerbParser(prog="pyclassify slurm", description=__doc__, allow_abbrev=False)
+    parser = CommandParser(prog="pyclassify slurm", description=__doc__, allow_abbrev=False)
     verbs = parser.add_subparsers(
-        dest="verb", required=True, metavar="VERB", parser_class=VerbParser
+        dest="verb", required=True, metavar="VERB", parser_class=CommandParser
     )
     for name, what in (
         ("render", "show the script that `mlflow run --backend slurm` would submit"),
@@ -230,7 +230,7 @@ def remove_old_folders(
             continue
         ended = (info.end_time or 0) / 1000
         long_ago = ended < time.time() - days * _DAY
-        if info.status in FINAL and long_ago and _is_delivered(folder):
+        if info.status in FINAL_STATUSES and long_ago and _is_delivered(folder):
             size = sum(each.lstat().st_size for each in folder.rglob("*"))
             if not dry_run:
                 shutil.rmtree(folder)
@@ -238,8 +238,8 @@ def remove_old_folders(
 
 
 def _is_delivered(folder: Path) -> bool:
-    spools = folder.glob(f"spool/*/{records.SPOOL}")
-    return all(records.is_delivered(each.parent) for each in spools)
+    spools = folder.glob(f"spool/*/{records.SPOOL_FILE}")
+    return all(records.is_uploaded(each.parent) for each in spools)
 
 
 def plan_like_mlflow(args: list[str]) -> Plan:

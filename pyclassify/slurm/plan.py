@@ -73,7 +73,7 @@ class Plan:
     @cached_property
     def snapshot_files(self) -> tuple[list[str], dict[str, str]]:
         """The files of the snapshot, and those left out of it with the reason."""
-        return repository.list_files(self.project_dir, without=self.work_dir)
+        return repository.list_project_files(self.project_dir, without=self.work_dir)
 
     def render_script(self, run_id: str, experiment_id: str, downloads: str | None = None) -> str:
         """Render the batch script of a run.
@@ -113,7 +113,7 @@ class Plan:
     def _job_tracking_uri(self, folder: Path) -> str | None:
         """The tracking URI that the script may name; None where it has a password."""
         if self.uses_spool:
-            return records.uri_of(folder / "spool")
+            return records.format_spool_uri(folder / "spool")
         return None if self.tracking_store.has_password else self.tracking_store.uri
 
 

@@ -13,7 +13,7 @@ from pyclassify.slurm import client
 from pyclassify.slurm.client import Account
 from pyclassify.slurm.status import STATE, Ending, becomes, find_ending, settle
 from pyclassify.slurm.submitted_run import find_job_id, tail_of
-from pyclassify.spool.records import FINAL
+from pyclassify.spool.records import FINAL_STATUSES
 
 FORGOTTEN = "UNKNOWN"
 _LOST = Ending("FAILED", "SLURM has forgotten the job, and nobody saw how it ended")
@@ -69,7 +69,7 @@ def _submitted(store: Any) -> Iterator[Any]:
 
 
 def _job_id(run: Any) -> str:
-    if run.info.status not in FINAL:  # its submission may have been killed
+    if run.info.status not in FINAL_STATUSES:  # its submission may have been killed
         return find_job_id(run)
     return str(run.data.tags.get("slurm_job_id", ""))
 
@@ -90,7 +90,7 @@ def _reconcile(
         return
     if run.info.status != "FINISHED" and _is_resubmitted(store, run):
         return
-    status = becomes(run, ending) if account or run.info.status not in FINAL else ""
+    status = becomes(run, ending) if account or run.info.status not in FINAL_STATUSES else ""
     if status and status != run.info.status:
         yield run, status, ending.words
         if status != "FINISHED":
@@ -119,7 +119,7 @@ def _is_resubmitted(store: Any, run: Any) -> bool:
 def _follow(store: Any, run: Any, status: str, dry_run: bool) -> Iterator[tuple[Any, str, str]]:
     """A job that waits or runs: so does its run, unless the training has said its end."""
     now = store.get_run(run.info.run_id).info.status
-    if now in (*FINAL, status) or now != run.info.status:
+    if now in (*FINAL_STATUSES, status) or now != run.info.status:
         return
     yield run, status, ""
     if not dry_run:
@@ -132,7 +132,7 @@ def _end_children(
     """The runs that the job had under its own end with it."""
     condition = f"tags.`{_PARENT}` = '{parent.info.run_id}'"
     for run in store.search_runs([parent.info.experiment_id], condition):
-        if run.info.status not in FINAL:
+        if run.info.status not in FINAL_STATUSES:
             yield run, status, "its parent's job ended"
             if not dry_run:
                 store.set_terminated(run.info.run_id, status)

@@ -29,7 +29,7 @@ from pyclassify.slurm.status import (
     tag,
 )
 from pyclassify.spool import records
-from pyclassify.spool.records import FINAL
+from pyclassify.spool.records import FINAL_STATUSES
 from pyclassify.utils.launcher import REQUEUE_EXIT_CODE, SPOOL_ENV
 from pyclassify.utils.masking import mask
 
@@ -110,7 +110,7 @@ class Attempt:
 def _start(client: Any, run_id: str, job_id: str, begun: list[Attempt]) -> int:
     run, again = client.get_run(run_id), begun[-1].restarts > 0
     status, known = run.info.status, run.data.tags.get("slurm_job_id", "")
-    if run.info.lifecycle_stage == "deleted" or (status in FINAL and not again):
+    if run.info.lifecycle_stage == "deleted" or (status in FINAL_STATUSES and not again):
         what = "deleted" if run.info.lifecycle_stage == "deleted" else f"{status} already"
         sys.stderr.write(f"the run {run_id} is {what}; nothing is started\n")
         return STAYS
@@ -138,7 +138,7 @@ def end(run_id: str, job_id: str, folder: Path, ending: Ending, logs: list[Path]
 
 
 def _end(client: Any, run_id: str, job_id: str, ending: Ending, logs: list[Path]) -> int:
-    if ending.status not in FINAL:  # it is to start again
+    if ending.status not in FINAL_STATUSES:  # it is to start again
         client.update_run(run_id, status=ending.status)
         return 0
     status = settle(client, run_id, ending, job_id, logs)
@@ -170,8 +170,8 @@ def open_spool(root: Path) -> Any:
 
     from pyclassify.spool import store
 
-    store.register()
-    return MlflowClient(records.uri_of(root))
+    store.register_scheme()
+    return MlflowClient(records.format_spool_uri(root))
 
 
 def read(folder: Path) -> list[Attempt]:

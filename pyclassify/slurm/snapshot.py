@@ -21,7 +21,12 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from pyclassify.utils.repository import diff, find_repository, git, list_files
+from pyclassify.utils.repository import (
+    diff_tracked_files,
+    find_repository,
+    list_project_files,
+    run_git,
+)
 
 _PACKAGE_DIR = Path(__file__).parents[1]
 # The reporter needs these files and mlflow: a job's environment may have nothing else.
@@ -36,7 +41,7 @@ def take_snapshot(
     Args:
         project: The project's folder.
         folder: The run's folder, which exists.
-        names: The files, as `list_files` gives them.
+        names: The files, as `list_project_files` gives them.
         left_out: The files left out, with the reason; gets those whose changes are not recorded.
 
     Raises:
@@ -50,9 +55,9 @@ def take_snapshot(
     root = find_repository(project)
     if root is not None:
         with suppress(OSError):  # there is none yet
-            commit = git(root, "rev-parse", "--verify", "HEAD^{commit}").decode().strip()
+            commit = run_git(root, "rev-parse", "--verify", "HEAD^{commit}").decode().strip()
     if root is not None and commit:
-        if changes := diff(root, left_out):
+        if changes := diff_tracked_files(root, left_out):
             (folder / "changes.diff").write_bytes(changes)
         if root == project.resolve():
             _make_checkout(project, target, commit)
@@ -67,8 +72,8 @@ def _make_checkout(project: Path, target: Path, commit: str) -> None:
     git's objects are those of the repository, unless that is one of MLflow's temporary clones,
     which the nodes don't see.
     """
-    git(target, "init", "--quiet")
-    listed = git(project, "rev-parse", "--git-path", "objects", "--git-path", "shallow")
+    run_git(target, "init", "--quiet")
+    listed = run_git(project, "rev-parse", "--git-path", "objects", "--git-path", "shallow")
     objects, shallow = (project / os.fsdecode(path) for path in listed.splitlines())
     if project.resolve().is_relative_to(Path(tempfile.gettempdir()).resolve()):
         shutil.copytree(objects, target / ".git/objects", dirs_exist_ok=True)
@@ -77,7 +82,7 @@ def _make_checkout(project: Path, target: Path, commit: str) -> None:
     if shallow.is_file():
         shutil.copyfile(shallow, target / ".git/shallow")
     (target / ".git/HEAD").write_text(f"{commit}\n")
-    git(target, "read-tree", "HEAD")
+    run_git(target, "read-tree", "HEAD")
 
 
 def _copy_reporter(target: Path) -> None:
@@ -95,7 +100,7 @@ def _copy(source: Path, target: Path, project: Path) -> None:
         inside = not pointed_at.is_absolute() and source.resolve().is_relative_to(project.resolve())
         target.symlink_to(pointed_at if inside else source.resolve())
     elif source.is_dir():  # a submodule
-        for name in list_files(source)[0]:
+        for name in list_project_files(source)[0]:
             _copy(source / name, target / name, source)
     else:
         shutil.copy2(source, target)

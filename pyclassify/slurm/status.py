@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from pyclassify.slurm.states import STATES, Job, state_by
-from pyclassify.spool.records import FINAL
+from pyclassify.spool.records import FINAL_STATUSES
 from pyclassify.utils.launcher import REQUEUE_EXIT_CODE
 from pyclassify.utils.masking import mask
 
@@ -132,7 +132,7 @@ def becomes(run: Any, ending: Ending) -> str:
     """The status that a run gets from its job's ending; most often the one that it has."""
     status = str(run.info.status)
     # MLflow itself says FINISHED when Python exits, whatever the exit code.
-    open_yet = status not in FINAL or status == "FINISHED"
+    open_yet = status not in FINAL_STATUSES or status == "FINISHED"
     guessed = run.data.tags.get(BY) == "script"
     return ending.status if open_yet or guessed else status
 

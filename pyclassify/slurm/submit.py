@@ -27,7 +27,7 @@ from pyclassify.slurm.submitted_run import (
     list_job_numbers,
 )
 from pyclassify.spool import records
-from pyclassify.spool.records import FINAL
+from pyclassify.spool.records import FINAL_STATUSES
 from pyclassify.utils.masking import mask
 
 _logger = logging.getLogger("mlflow.projects.slurm")
@@ -88,7 +88,7 @@ def _prepare(made: Plan, mlflow_client: Any, run: Any, folder: Path) -> Path:
     """Make the run's folder, and say in the run what is submitted; returns the script's path."""
     from mlflow import MlflowClient
 
-    from pyclassify.spool.records import prepare
+    from pyclassify.spool.records import create_from_server
 
     run_id = run.info.run_id
     try:
@@ -112,7 +112,7 @@ def _prepare(made: Plan, mlflow_client: Any, run: Any, folder: Path) -> Path:
     for name in ("job.sh", "backend_config.json"):
         mlflow_client.log_artifact(run_id, str(folder / name), FOLDER)
     tag(mlflow_client, run_id, _tags(made, folder))
-    prepare(folder / "spool", MlflowClient(made.tracking_store.uri), run_id)
+    create_from_server(folder / "spool", MlflowClient(made.tracking_store.uri), run_id)
     return script
 
 
@@ -337,7 +337,7 @@ def _submit(
 
 
 def _final(run: Any) -> str:
-    return run.info.status if run.info.status in FINAL else "KILLED"
+    return run.info.status if run.info.status in FINAL_STATUSES else "KILLED"
 
 
 def _given(script: Path) -> dict[str, Any]:

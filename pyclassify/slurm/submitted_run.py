@@ -17,7 +17,7 @@ from mlflow.projects.submitted_run import SubmittedRun
 from pyclassify.slurm import client
 from pyclassify.slurm.states import Job, SlurmError, SlurmSilent
 from pyclassify.slurm.status import describe, find_ending, name_job, settle
-from pyclassify.spool.records import FINAL
+from pyclassify.spool.records import FINAL_STATUSES
 
 _POLL = 2.0  # seconds; each is a call of squeue
 _POLL_MOST = 15.0
@@ -70,7 +70,7 @@ class SlurmRun(SubmittedRun):
     def get_status(self) -> str:
         """The run's status: what the training or the job said, or else what SLURM says."""
         status = str(self._run().info.status)
-        return status if status in FINAL else self.reconcile(self.find())
+        return status if status in FINAL_STATUSES else self.reconcile(self.find())
 
     def cancel(self) -> str:
         """Cancel the job and mark the run KILLED; waits for neither.
@@ -89,7 +89,7 @@ class SlurmRun(SubmittedRun):
             self.reconcile(job)
             return f"had ended: {job.state}"
         run = self._run()
-        if run.info.status in FINAL:
+        if run.info.status in FINAL_STATUSES:
             return what
         self._client.set_terminated(self._run_id, "KILLED")
         words = f"the job was cancelled by {getpass.getuser()}."
@@ -120,7 +120,7 @@ class SlurmRun(SubmittedRun):
             return client.find(self.job_id)
         except client.JobUnknown as unknown:
             run = self._run()
-            if run.info.status in FINAL:
+            if run.info.status in FINAL_STATUSES:
                 return None
             raise client.JobUnknown(
                 f"{unknown}; the run stays {run.info.status}: see the log in "
@@ -137,7 +137,7 @@ class SlurmRun(SubmittedRun):
 
     def is_over(self, job: Job | None) -> bool:
         """Whether nothing more is to come, by what SLURM says, or else by the run's status."""
-        return job.meaning.ended if job else self._run().info.status in FINAL
+        return job.meaning.ended if job else self._run().info.status in FINAL_STATUSES
 
     def reconcile(self, job: Job | None) -> str:
         """Make the run's status true.
@@ -162,7 +162,7 @@ class SlurmRun(SubmittedRun):
             if again is None or again.meaning.status != said:
                 return status
         now = str(self._run().info.status)  # it may have ended meanwhile
-        if now != status or now in (*FINAL, said):
+        if now != status or now in (*FINAL_STATUSES, said):
             return now
         self._client.update_run(self._run_id, status=said)
         return said
@@ -298,7 +298,7 @@ def of_run(run_id: str) -> SlurmRun:
         raise ValueError(
             f"the run {run_id} is none of the backend slurm; `mlflow run --backend slurm` makes one"
         )
-    ended = run.info.status in FINAL  # else its submission may have been killed
+    ended = run.info.status in FINAL_STATUSES  # else its submission may have been killed
     job_id = tags.get("slurm_job_id", "") if ended else find_job_id(run)
     if not job_id:
         raise SlurmError(f"the run {run_id} has no job: SLURM did not take it, see its description")

@@ -14,15 +14,15 @@ import warnings
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-NAME = "writer.lock"
+LOCK_FILE = "writer.lock"
 
 # A file system that has no such locks; Lustre is mounted without them by default.
 _UNKNOWN = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK, errno.EINVAL)
 
-_held: dict[Path, int] = {}
+_locked: dict[Path, int] = {}
 
 
-class RunIsHeldError(OSError):
+class RunLockedError(OSError):
     """Another process writes to the run."""
 
 
@@ -48,7 +48,7 @@ class Holder:
         return f"process {self.pid} on {self.host}{job}, since {when}"
 
 
-def take(folder: Path) -> None:
+def acquire(folder: Path) -> None:
     """Be the run's only writer until this process ends; taking it twice is taking it once.
 
     Processes that this one forks or starts don't hold it: it is free when this one is gone.
@@ -57,17 +57,17 @@ def take(folder: Path) -> None:
         folder: The run's folder, which is made where it is missing; its name is the run's id.
 
     Raises:
-        RunIsHeldError: Another process holds it; who, and the next move.
+        RunLockedError: Another process holds it; who, and the next move.
         OSError: The file can't be written.
     """
-    path = folder.resolve() / NAME
-    if path in _held:
+    path = folder.resolve() / LOCK_FILE
+    if path in _locked:
         return
     folder.mkdir(parents=True, exist_ok=True)
     opened = _open(path)
     try:
         if not _lock(opened, path):
-            raise RunIsHeldError(
+            raise RunLockedError(
                 f"the run {folder.name} is being written by {_name(path)}; let it go on, or stop "
                 f"it and then `pyclassify resume {folder.name}`"
             )
@@ -75,22 +75,22 @@ def take(folder: Path) -> None:
     except BaseException:
         os.close(opened)
         raise
-    _held[path] = opened
+    _locked[path] = opened
 
 
-def let_go(folder: Path) -> None:
+def release(folder: Path) -> None:
     """Let another process write to the run, before this one ends."""
-    opened = _held.pop(folder.resolve() / NAME, None)
+    opened = _locked.pop(folder.resolve() / LOCK_FILE, None)
     if opened is not None:
         os.close(opened)
 
 
 def find_holder(folder: Path) -> str:
     """Say who writes to a run now; nothing where nobody does, as far as this machine can tell."""
-    path = folder.resolve() / NAME
+    path = folder.resolve() / LOCK_FILE
     if not path.exists():
         return ""
-    if path in _held:
+    if path in _locked:
         return _name(path)
     opened = _open(path)
     try:
@@ -136,8 +136,8 @@ def _name(path: Path) -> str:
 
 def _forget_in_child() -> None:
     # Else a data worker that outlives its parent would keep the run.
-    while _held:
-        os.close(_held.popitem()[1])
+    while _locked:
+        os.close(_locked.popitem()[1])
 
 
 os.register_at_fork(after_in_child=_forget_in_child)

@@ -41,12 +41,12 @@ from zlib import crc32
 from pyclassify.utils import files
 from pyclassify.utils.masking import mask
 
-FINAL = ("FINISHED", "FAILED", "KILLED")  # the statuses that a run ends with
-SPOOL = "spool.json"
-DONE = "done"
+FINAL_STATUSES = ("FINISHED", "FAILED", "KILLED")  # the statuses that a run ends with
+SPOOL_FILE = "spool.json"
+DONE_FILE = "done"
 _NAME = re.compile(r"(\d{6})\.records")
-POINTS = 1000  # MLflow's limit for a batch of metrics
-_RECORDS = 5000  # of one batch; their metrics may take several calls
+MAX_POINTS = 1000  # MLflow's limit for a batch of metrics
+_MAX_RECORDS = 5000  # of one batch; their metrics may take several calls
 # PostgreSQL takes no NUL, and half of a surrogate pair, as Python reads a name of a file that is
 # not of UTF-8, can't be sent: the server would fail at each try, and get nothing of the run.
 _UNSTORABLE = re.compile("[\0\ud800-\udfff]")
@@ -77,17 +77,17 @@ def decode(line: bytes) -> Record:
     return dict(json.loads(text))
 
 
-def uri_of(folder: Path) -> str:
+def format_spool_uri(folder: Path) -> str:
     """The URI of the spools in a folder, for MLflow."""
     return f"spool://{quote(str(folder))}"
 
 
 def is_spool(folder: Path) -> bool:
     """Whether a folder is the spool of a run."""
-    return (folder / SPOOL).is_file()
+    return (folder / SPOOL_FILE).is_file()
 
 
-def segments(folder: Path) -> dict[int, Path]:
+def list_segments(folder: Path) -> dict[int, Path]:
     """The files of a run's records by their numbers, in order."""
     found = {
         int(name[1]): each for each in folder.iterdir() if (name := _NAME.fullmatch(each.name))
@@ -95,16 +95,16 @@ def segments(folder: Path) -> dict[int, Path]:
     return dict(sorted(found.items()))
 
 
-def measure(folder: Path) -> int:
+def count_bytes(folder: Path) -> int:
     """The bytes of a run's records: it is as it was where they are as many."""
-    return sum(path.stat().st_size for path in segments(folder).values())
+    return sum(path.stat().st_size for path in list_segments(folder).values())
 
 
-def is_delivered(folder: Path) -> bool:
+def is_uploaded(folder: Path) -> bool:
     """Whether the server has all that was written, be the run over or not."""
-    size = measure(folder)
+    size = count_bytes(folder)
     try:
-        known = load(folder / "delivered.json")
+        known = load_json(folder / "delivered.json")
         return size == sum(known["places"].values()) and not known.get("waiting")
     except FileNotFoundError:
         return size == 0
@@ -113,12 +113,12 @@ def is_delivered(folder: Path) -> bool:
 def is_done(folder: Path) -> bool:
     """Whether a run was over and delivered, and nothing was written since."""
     try:
-        return int((folder / DONE).read_text()) == measure(folder)
+        return int((folder / DONE_FILE).read_text()) == count_bytes(folder)
     except (OSError, ValueError):
         return False
 
 
-def read(path: Path, offset: int = 0) -> Iterator[tuple[int, Record | DamagedRecord]]:
+def read_records(path: Path, offset: int = 0) -> Iterator[tuple[int, Record | DamagedRecord]]:
     """Read the whole lines of a file from an offset on; one that another still writes is none yet.
 
     Yields:
@@ -144,7 +144,7 @@ class Segment:
     """
 
     def __init__(self, folder: Path) -> None:
-        number = max(segments(folder), default=0)
+        number = max(list_segments(folder), default=0)
         while True:  # another process may have taken the same number
             number += 1
             self.path = folder / f"{number:06}.records"
@@ -180,13 +180,13 @@ class Segment:
         os.close(self._file)
 
 
-def replace(path: Path, content: dict[str, Any]) -> None:
+def save_json(path: Path, content: dict[str, Any]) -> None:
     """Write a small JSON file whole or not at all."""
     files.write_atomically(path, json.dumps(content, indent=2))
 
 
-def load(path: Path) -> dict[str, Any]:
-    """Read what `replace` wrote."""
+def load_json(path: Path) -> dict[str, Any]:
+    """Read what `save_json` wrote."""
     return dict(json.loads(path.read_text()))
 
 
@@ -255,18 +255,18 @@ def read_batches(folder: Path, places: Mapping[int, int]) -> Iterator[Batch]:
         places: How many bytes of each file are left out, by its number.
     """
     batch = Batch()
-    for number, path in segments(folder).items():
-        for after, record in read(path, places.get(number, 0)):
+    for number, path in list_segments(folder).items():
+        for after, record in read_records(path, places.get(number, 0)):
             batch.add(record)
             batch.places[number] = after
-            if batch.count >= _RECORDS or len(batch.points) >= POINTS:
+            if batch.count >= _MAX_RECORDS or len(batch.points) >= MAX_POINTS:
                 yield batch
                 batch = Batch()
     if batch.count:
         yield batch
 
 
-def prepare(root: Path, client: Any, run_id: str) -> Path:
+def create_from_server(root: Path, client: Any, run_id: str) -> Path:
     """Make the spool of a run that the server has, unless there is one.
 
     Args:
@@ -311,7 +311,7 @@ def prepare(root: Path, client: Any, run_id: str) -> Path:
     return folder
 
 
-def make(
+def create_spool(
     folder: Path,
     experiment_id: str,
     run_name: str,
@@ -357,7 +357,7 @@ def _write(folder: Path, known: dict[str, Any], tracking_uri: str, made_here: bo
     (folder / "artifacts").mkdir(parents=True, exist_ok=True, mode=0o700)
     uri = mask(_absolute(tracking_uri))
     target = {"layout": 1, "tracking_uri": uri, "made_here": made_here}
-    replace(folder / SPOOL, {**target, **known})
+    save_json(folder / SPOOL_FILE, {**target, **known})
 
 
 def _absolute(uri: str) -> str:

@@ -10,15 +10,15 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from pyclassify.spool.records import FINAL, POINTS, Batch, Record
+from pyclassify.spool.records import FINAL_STATUSES, MAX_POINTS, Batch, Record
 from pyclassify.utils.masking import mask
 
 _TAGS = 100  # MLflow's limit for a batch of tags or parameters
 # A call that fails is made again here, in good time; MLflow's own patience is minutes.
-PATIENCE = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "30"}
-HASTE = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0", "MLFLOW_HTTP_REQUEST_TIMEOUT": "8"}
+TIMEOUTS = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "30"}
+SHORT_TIMEOUTS = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0", "MLFLOW_HTTP_REQUEST_TIMEOUT": "8"}
 # What the server says of a request that it will never take, and what a proxy says of it.
-INVALID = ("INVALID_PARAMETER_VALUE", "BAD_REQUEST", "MALFORMED_REQUEST")
+INVALID_CODES = ("INVALID_PARAMETER_VALUE", "BAD_REQUEST", "MALFORMED_REQUEST")
 _REJECTED = (400, 413, 414, 422)
 # SQLAlchemy ends what it says with the address of its page about the kind of error; 9h9h is its
 # DataError, of values that no try will have stored.
@@ -40,7 +40,7 @@ _WORDS = {
 }
 
 
-class Refusals:
+class RejectedRecords:
     """The records of a run that were set aside.
 
     Args:
@@ -75,7 +75,7 @@ class Sender:
         refusals: Where what is refused is set aside.
     """
 
-    def __init__(self, client: Any, run_id: str, refusals: Refusals) -> None:
+    def __init__(self, client: Any, run_id: str, refusals: RejectedRecords) -> None:
         self.client, self.run_id, self.refusals = client, run_id, refusals
 
     @cached_property
@@ -108,9 +108,9 @@ class Sender:
     def set_status(self, record: Record) -> None:
         """Say that the run has ended, and how, or that it goes on."""
         info = self.client.get_run(self.run_id).info
-        if info.status in FINAL and (info.end_time or 0) > record["time"]:
+        if info.status in FINAL_STATUSES and (info.end_time or 0) > record["time"]:
             return  # somebody who knows more has said so since
-        if record["status"] in FINAL:
+        if record["status"] in FINAL_STATUSES:
             self.client.set_terminated(self.run_id, record["status"], record["end_time"])
         elif info.status != record["status"]:
             self.client.update_run(self.run_id, status=record["status"])
@@ -123,8 +123,8 @@ class Sender:
         for kind, entities in (("params", params), ("tags", tags)):
             for first in range(0, len(entities), _TAGS):
                 self._log_some(kind, entities[first : first + _TAGS])
-        for first in range(0, len(batch.points), POINTS):
-            some = batch.points[first : first + POINTS]
+        for first in range(0, len(batch.points), MAX_POINTS):
+            some = batch.points[first : first + MAX_POINTS]
             self._log_some("metrics", [Metric(*each) for each in some])
         for name in (name for name, value in batch.tags.items() if value is None):
             self._delete_tag(name)
@@ -146,7 +146,7 @@ class Sender:
         """Raise an error that may pass: also that of a run that can be brought back."""
         from mlflow.exceptions import MlflowException
 
-        if not is_final(error):
+        if not is_permanent(error):
             raise error
         if self.client.get_run(self.run_id).info.lifecycle_stage == "deleted":
             raise MlflowException(
@@ -181,28 +181,28 @@ class Sender:
         try:
             self.client.set_experiment_tag(experiment_id, name, value)
         except MlflowException as error:
-            if error.error_code not in ("PERMISSION_DENIED", *INVALID):
+            if error.error_code not in ("PERMISSION_DENIED", *INVALID_CODES):
                 raise
             # Who may write runs need not be one who may change what all of them share; and the next
             # run writes what a failing database did not take.
             self.refusals.add({"kind": "experiment_tag", "name": name}, str(error))
 
 
-def be_impatient() -> None:
+def limit_requests() -> None:
     """Have MLflow give up on a server that is away in seconds, unless a person said how long."""
-    for name, value in PATIENCE.items():
+    for name, value in TIMEOUTS.items():
         os.environ.setdefault(name, value)
 
 
 @contextmanager
-def in_haste() -> Iterator[None]:
+def short_timeouts() -> Iterator[None]:
     """Within this context a server that gives no answer is given up sooner: somebody waits."""
-    ours = [name for name, value in PATIENCE.items() if os.environ.get(name) == value]
-    os.environ.update({name: HASTE[name] for name in ours})
+    ours = [name for name, value in TIMEOUTS.items() if os.environ.get(name) == value]
+    os.environ.update({name: SHORT_TIMEOUTS[name] for name in ours})
     try:
         yield
     finally:
-        os.environ.update({name: PATIENCE[name] for name in ours})
+        os.environ.update({name: TIMEOUTS[name] for name in ours})
 
 
 def format_error(error: BaseException) -> str:
@@ -233,7 +233,7 @@ def format_error(error: BaseException) -> str:
     return mask(text)[:200]
 
 
-def open_files(client: Any, artifact_uri: str) -> Any:
+def open_artifacts(client: Any, artifact_uri: str) -> Any:
     """The repository of a run's files, MLflow's `ArtifactRepository`.
 
     Not by the client's own way, which remembers the repository of a run's id: in a process that
@@ -248,13 +248,13 @@ def open_files(client: Any, artifact_uri: str) -> Any:
     return get_artifact_repository(artifact_uri, tracking_uri=client.tracking_uri)
 
 
-def is_final(error: Exception) -> bool:
+def is_permanent(error: Exception) -> bool:
     """Whether a server will never take what it answered so."""
     from mlflow.exceptions import MlflowException
 
     if isinstance(error, MlflowException):
         words = str(error)
-        refused = error.error_code in INVALID and not is_database_failing(words)
+        refused = error.error_code in INVALID_CODES and not is_database_failing(words)
         # A proxy's own page has no code of MLflow's.
         return refused or "failed with error code 413" in words
     status = getattr(getattr(error, "response", None), "status_code", None)

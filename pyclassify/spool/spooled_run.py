@@ -18,7 +18,7 @@ STOP_SECONDS = 4.0  # the same where a signal ends the run: its sender may soon 
 _AWAY = ("INTERNAL_ERROR", "TEMPORARILY_UNAVAILABLE", "IO_ERROR")
 
 
-class Written:
+class SpooledRun:
     """A run that this process writes to.
 
     Args:
@@ -31,14 +31,14 @@ class Written:
         from mlflow import MlflowClient
 
         from pyclassify.spool import lock
-        from pyclassify.spool.upload_thread import Delivery
+        from pyclassify.spool.upload_thread import UploadThread
 
-        lock.take(folder)
+        lock.acquire(folder)
         self.folder, self.tracking_uri, self._active = folder, tracking_uri, active
         self._over = False
-        self.run_id, self.spool_uri = folder.name, records.uri_of(folder.parent)
+        self.run_id, self.spool_uri = folder.name, records.format_spool_uri(folder.parent)
         self.client = MlflowClient(self.spool_uri)
-        self.delivery = Delivery(folder, tracking_uri) if tracking_uri else None
+        self.delivery = UploadThread(folder, tracking_uri) if tracking_uri else None
         if self.delivery:
             self.delivery.opened.refresh = self.delivery.refresh
             self.delivery.start()
@@ -72,9 +72,9 @@ class Written:
 
     def append(self, record: dict[str, Any]) -> None:
         """Write a record that is of this project and not of MLflow's store."""
-        from pyclassify.spool.writer import open_run
+        from pyclassify.spool.writer import open_writer
 
-        open_run(self.folder).append(record)
+        open_writer(self.folder).append(record)
 
     def keep(self) -> None:
         """Have the disk keep what was logged, unless the run is over.
@@ -82,11 +82,11 @@ class Written:
         Raises:
             OSError: It takes nothing at the moment.
         """
-        from pyclassify.spool.writer import open_run
+        from pyclassify.spool.writer import open_writer
 
         if self._over:
             return
-        opened = open_run(self.folder)
+        opened = open_writer(self.folder)
         if not opened.flush():
             raise OSError(f"{self.folder} can't be written, so that the log would be behind")
         opened.sync()
@@ -124,14 +124,14 @@ class Written:
         from mlflow.tracking._tracking_service import utils
 
         from pyclassify.spool import lock
-        from pyclassify.spool.writer import forget
+        from pyclassify.spool.writer import close_writer
 
         if self._active and (stack := mlflow.tracking.fluent._active_run_stack.get()):
             stack.pop()
         # MLflow finds a run's files by its id alone, wherever the run is.
         utils._artifact_repos_cache.pop(self.run_id, None)
-        forget(self.folder)
-        lock.let_go(self.folder)
+        close_writer(self.folder)
+        lock.release(self.folder)
         self._over = True
 
 
@@ -148,42 +148,46 @@ def open_run(
     tags: dict[str, Any] | None,
     tracking_uri: str,
     root: Path,
-) -> Written:
+) -> SpooledRun:
     """Open a run; the arguments are those of `run.start` and the id of the adopted run.
 
     Raises:
-        RunIsHeldError: Another process writes to it.
+        RunLockedError: Another process writes to it.
     """
     import mlflow
     from mlflow import MlflowClient
     from mlflow.exceptions import MlflowException
 
     from pyclassify.spool import lock
-    from pyclassify.spool.records import prepare
-    from pyclassify.spool.server import be_impatient, format_error, in_haste
-    from pyclassify.spool.store import register, root_of
+    from pyclassify.spool.records import create_from_server
+    from pyclassify.spool.server import format_error, limit_requests, short_timeouts
+    from pyclassify.spool.store import parse_spool_uri, register_scheme
 
-    register()
-    be_impatient()
+    register_scheme()
+    limit_requests()
     mlflow.set_tracking_uri(tracking_uri)
     spools = tracking_uri.startswith("spool:")
-    root = root_of(tracking_uri) if spools else root
+    root = parse_spool_uri(tracking_uri) if spools else root
     if given is not None:  # before the server hears that it runs
-        lock.take(root / given)
+        lock.acquire(root / given)
     if spools:
         client = MlflowClient(tracking_uri)
         if given is None:
             name = experiment_name or _environment("MLFLOW_EXPERIMENT_NAME", "Default")
             given = client.create_run(f"name:{name}", tags=tags, run_name=run_name).info.run_id
-        return Written(root / given)
+        return SpooledRun(root / given)
     try:
-        with in_haste():  # before anything is asked for that may be done although nobody answers
+        with (
+            short_timeouts()
+        ):  # before anything is asked for that may be done although nobody answers
             MlflowClient(tracking_uri).search_experiments(max_results=1)
         if experiment_name and given is None:
             mlflow.set_experiment(experiment_name)
         active = mlflow.active_run() or mlflow.start_run(run_name=run_name, tags=tags)
         client = MlflowClient(tracking_uri)
-        return Written(prepare(root, client, active.info.run_id), tracking_uri, active=True)
+        return SpooledRun(
+            create_from_server(root, client, active.info.run_id), tracking_uri, active=True
+        )
     except MlflowException as error:
         if error.error_code not in _AWAY:
             raise
@@ -192,7 +196,9 @@ def open_run(
             f"what is logged is kept in {root} and delivered when it can",
             stacklevel=2,
         )
-    return Written(_make(given, experiment_name, run_name, tags, tracking_uri, root), tracking_uri)
+    return SpooledRun(
+        _make(given, experiment_name, run_name, tags, tracking_uri, root), tracking_uri
+    )
 
 
 def _make(
@@ -208,14 +214,14 @@ def _make(
 
     from mlflow.tracking.context.registry import resolve_tags
 
-    from pyclassify.spool.records import make
+    from pyclassify.spool.records import create_spool
 
     run_id = given or uuid.uuid4().hex
     if records.is_spool(root / run_id):
         return root / run_id
     experiment = _environment("MLFLOW_EXPERIMENT_ID", "") if given else ""
     name = experiment_name or _environment("MLFLOW_EXPERIMENT_NAME", "Default")
-    return make(
+    return create_spool(
         root / run_id,
         experiment or f"name:{name}",
         run_name or f"away-from-{int(time.time())}",

@@ -37,13 +37,13 @@ from mlflow.store.entities.paged_list import PagedList
 from mlflow.store.tracking.abstract_store import AbstractStore
 
 from pyclassify.spool import records
-from pyclassify.spool.records import make
-from pyclassify.spool.writer import Mirror, OpenRun, open_run, opened_under
+from pyclassify.spool.records import create_spool
+from pyclassify.spool.writer import RunState, RunWriter, list_open_runs, open_writer
 
 _CHUNK = 1 << 20
 
 
-def root_of(uri: str) -> Path:
+def parse_spool_uri(uri: str) -> Path:
     """The folder of a spool's URI.
 
     Raises:
@@ -68,9 +68,9 @@ class SpoolStore(AbstractStore):
 
     def __init__(self, store_uri: str, artifact_uri: str | None = None) -> None:
         super().__init__()
-        self.root = root_of(store_uri)
+        self.root = parse_spool_uri(store_uri)
 
-    def _open(self, run_id: str) -> OpenRun:
+    def _open(self, run_id: str) -> RunWriter:
         folder = self.root / run_id
         if not records.is_spool(folder):
             raise MlflowException(
@@ -78,7 +78,7 @@ class SpoolStore(AbstractStore):
                 "`mlflow run` or MLFLOW_TRACKING_URI of the server makes one",
                 RESOURCE_DOES_NOT_EXIST,
             )
-        return open_run(folder)
+        return open_writer(folder)
 
     def get_run(self, run_id: str) -> Run:
         opened = self._open(run_id)
@@ -91,7 +91,7 @@ class SpoolStore(AbstractStore):
         run_id = uuid.uuid4().hex
         given = {each.key: each.value for each in tags}
         name = run_name or given.get("mlflow.runName") or f"spooled-{run_id[:8]}"
-        make(self.root / run_id, str(experiment_id), name, given, start_time)
+        create_spool(self.root / run_id, str(experiment_id), name, given, start_time)
         return self.get_run(run_id)
 
     def log_batch(self, run_id: str, metrics: Any, params: Any, tags: Any) -> None:
@@ -157,23 +157,23 @@ class SpoolStore(AbstractStore):
     ) -> Any:
         opened = self._open(run_id)
         found = []
-        for path in records.segments(opened.folder).values():
-            for _, record in records.read(path):
+        for path in records.list_segments(opened.folder).values():
+            for _, record in records.read_records(path):
                 if isinstance(record, dict) and record["kind"] == "metrics":
                     found += [Metric(*each) for each in record["points"] if each[0] == metric_key]
         return PagedList([*{(each.step, each.timestamp): each for each in found}.values()], None)
 
     def get_experiment(self, experiment_id: str) -> Experiment:
-        for mirror in opened_under(self.root):
+        for mirror in list_open_runs(self.root):
             if mirror.info["experiment_id"] == str(experiment_id):
                 return _experiment(str(experiment_id), **mirror.experiment)
         return _experiment(str(experiment_id), str(experiment_id))
 
     def set_experiment_tag(self, experiment_id: str, tag: Any) -> None:
-        for mirror in opened_under(self.root):
+        for mirror in list_open_runs(self.root):
             if mirror.info["experiment_id"] == str(experiment_id):
                 told = {"kind": "experiment_tag", "name": tag.key, "value": tag.value}
-                open_run(mirror.folder).append(told)
+                open_writer(mirror.folder).append(told)
                 return
         _refuse("tag an experiment that it has no run of")
 
@@ -208,7 +208,7 @@ def _experiment(
     return Experiment(experiment_id, name, "", LifecycleStage.ACTIVE, told, creation_time)
 
 
-def to_run(mirror: Mirror) -> Run:
+def to_run(mirror: RunState) -> Run:
     """A run as MLflow's own entity."""
     info = mirror.info
     return Run(
@@ -220,7 +220,7 @@ def to_run(mirror: Mirror) -> Run:
             start_time=info["start_time"],
             end_time=info["end_time"],
             lifecycle_stage=LifecycleStage.ACTIVE,
-            artifact_uri=records.uri_of(mirror.folder / "artifacts"),
+            artifact_uri=records.format_spool_uri(mirror.folder / "artifacts"),
             run_name=info["run_name"],
         ),
         RunData(
@@ -247,7 +247,7 @@ class SpoolArtifacts(ArtifactRepository):
 
     def __init__(self, artifact_uri: str, *args: Any, **kwargs: Any) -> None:
         super().__init__(artifact_uri, *args, **kwargs)
-        self.folder = root_of(artifact_uri)
+        self.folder = parse_spool_uri(artifact_uri)
 
     def log_artifact(self, local_file: str, artifact_path: str | None = None) -> None:
         verify_artifact_path(artifact_path)
@@ -261,7 +261,7 @@ class SpoolArtifacts(ArtifactRepository):
         finally:
             temporary.unlink(missing_ok=True)  # half a file on a disk that is full
         record = {"kind": "artifact", "path": name.as_posix(), "size": size, "sha256": digest}
-        open_run(self.folder.parent).append(record)
+        open_writer(self.folder.parent).append(record)
 
     def log_artifacts(self, local_dir: str, artifact_path: str | None = None) -> None:
         for path in sorted(Path(local_dir).rglob("*")):
@@ -299,7 +299,7 @@ def _copy(source: Path, target: Path) -> tuple[str, int]:
     return digest.hexdigest(), size
 
 
-def register() -> None:
+def register_scheme() -> None:
     """Have MLflow know the URI scheme `spool` in this process."""
     from mlflow.store.artifact.artifact_repository_registry import _artifact_repository_registry
     from mlflow.tracking._tracking_service.utils import _tracking_store_registry

@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from pyclassify.spool import records
-from pyclassify.spool.uploader import Courier, MakeVersion
-from pyclassify.utils.options import VerbParser
+from pyclassify.spool.uploader import MakeVersion, Uploader
+from pyclassify.utils.options import CommandParser
 
-DEEPEST = 3  # folders below the one given: WORK_DIR/<run>/spool/<run>
-POLL = 2.0  # seconds between two looks, with --follow
+MAX_DEPTH = 3  # folders below the one given: WORK_DIR/<run>/spool/<run>
+POLL_SECONDS = 2.0  # seconds between two looks, with --follow
 MOST_PAUSE = 60.0  # the same while the server is away
-SAYING = 1.0  # seconds between two lines of progress
+PROGRESS_SECONDS = 1.0  # seconds between two lines of progress
 
 
 def main(argv: Sequence[str], make_version: MakeVersion | None = None) -> int:
@@ -32,7 +32,7 @@ def main(argv: Sequence[str], make_version: MakeVersion | None = None) -> int:
         ValueError: The command line is wrong.
         OSError: There is no such folder.
     """
-    from pyclassify.spool.server import be_impatient
+    from pyclassify.spool.server import limit_requests
 
     asked = _parse(argv)
     if not asked.folder.is_dir():
@@ -41,19 +41,19 @@ def main(argv: Sequence[str], make_version: MakeVersion | None = None) -> int:
             'runs/spool), or "work_dir" of the SLURM backend'
         )
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
-    be_impatient()
+    limit_requests()
     sync = Sync(asked.folder.absolute(), make_version)
-    pause = POLL
+    pause = POLL_SECONDS
     while True:
         left = sync.turn()
         if not asked.follow:
             return 1 if left else 0
-        pause = min(2 * pause, MOST_PAUSE) if left else POLL
+        pause = min(2 * pause, MOST_PAUSE) if left else POLL_SECONDS
         time.sleep(pause)
 
 
 def _parse(argv: Sequence[str]) -> Any:
-    parser = VerbParser(prog="pyclassify sync", description=__doc__, allow_abbrev=False)
+    parser = CommandParser(prog="pyclassify sync", description=__doc__, allow_abbrev=False)
     parser.add_argument(
         "folder",
         nargs="?",
@@ -65,7 +65,7 @@ def _parse(argv: Sequence[str]) -> Any:
     return parser.parse_args(argv)
 
 
-def find(folder: Path, deepest: int = DEEPEST) -> Iterator[Path]:
+def find_spools(folder: Path, deepest: int = MAX_DEPTH) -> Iterator[Path]:
     """The spools in a folder that are not known to be delivered whole.
 
     A folder that can't be read is among them, so that who asks it for its records hears why.
@@ -82,7 +82,7 @@ def find(folder: Path, deepest: int = DEEPEST) -> Iterator[Path]:
             yield folder
             return
         for each in inside:
-            yield from find(Path(each), deepest - 1)
+            yield from find_spools(Path(each), deepest - 1)
 
 
 class Sync:
@@ -102,9 +102,9 @@ class Sync:
     def turn(self) -> int:
         """Deliver what is there; how many spools have something left."""
         left = 0
-        for spool in find(self.folder):
+        for spool in find_spools(self.folder):
             try:
-                size = records.measure(spool)
+                size = records.count_bytes(spool)
                 if self._sizes.get(spool) != size:
                     self._deliver(spool, size)
                     self._sizes[spool] = size
@@ -119,11 +119,11 @@ class Sync:
     def _deliver(self, spool: Path, size: int) -> None:
         from mlflow import MlflowClient
 
-        client = MlflowClient(_target(records.load(spool / records.SPOOL)))
-        courier = Courier(spool, client, self.make_version)
+        client = MlflowClient(_target(records.load_json(spool / records.SPOOL_FILE)))
+        courier = Uploader(spool, client, self.make_version)
 
         def tell(count: int) -> None:
-            if time.monotonic() - self._said > SAYING:
+            if time.monotonic() - self._said > PROGRESS_SECONDS:
                 self._say(courier, count)
 
         if count := courier.deliver(tell):
@@ -133,12 +133,12 @@ class Sync:
             sys.stdout.write(f"{courier.server_id}: {text}\n")
         if (
             courier.is_done()
-            and courier.client.get_run(courier.server_id).info.status in records.FINAL
+            and courier.client.get_run(courier.server_id).info.status in records.FINAL_STATUSES
         ):
             courier.clear()
             courier.set_done(size)
 
-    def _say(self, courier: Courier, count: int, end: str = "") -> None:
+    def _say(self, courier: Uploader, count: int, end: str = "") -> None:
         """Show progress: one line that changes on a terminal, lines in a log."""
         self._said = time.monotonic()
         run_id, spool_id = courier.server_id, courier.folder.name
@@ -153,11 +153,11 @@ class Sync:
 
     def _complain(self, spool: Path, error: Exception) -> None:
         from pyclassify.spool.server import format_error
-        from pyclassify.spool.upload_thread import refused_by
+        from pyclassify.spool.upload_thread import describe_pending
 
         words = format_error(error)
         if self._told.get(spool) != words:
-            refused = refused_by(error)
+            refused = describe_pending(error)
             sys.stderr.write(f"pyclassify: {spool.name}: {refused} delivered: {words}\n")
         self._told[spool] = words
 

@@ -11,19 +11,19 @@ from pathlib import Path
 from pyclassify.spool import records
 from pyclassify.spool.records import Batch
 from pyclassify.spool.server import format_error
-from pyclassify.spool.uploader import BUSY, Courier, MakeVersion, WaitingError
-from pyclassify.spool.writer import open_run
+from pyclassify.spool.uploader import BUSY, MakeVersion, PendingError, Uploader
+from pyclassify.spool.writer import open_writer
 
 # Each time, and not the first alone, unless a person asked otherwise: a server may go away again.
 warnings.filterwarnings("always", module=re.escape(__name__), append=True)
 
 
-PERIOD = 2.0  # seconds between two batches: what a person who watches waits for
-MOST_PAUSE = 60.0  # between two tries at a server that is away
-REFRESH = 5.0  # that a reader waits for the server
+UPLOAD_SECONDS = 2.0  # seconds between two batches: what a person who watches waits for
+MAX_PAUSE_SECONDS = 60.0  # between two tries at a server that is away
+REFRESH_TIMEOUT_SECONDS = 5.0  # that a reader waits for the server
 
 
-class Delivery(threading.Thread):
+class UploadThread(threading.Thread):
     """Delivers what is written, until it is told to finish.
 
     Args:
@@ -31,28 +31,30 @@ class Delivery(threading.Thread):
         tracking_uri: The server, with its credentials.
 
     Attributes:
-        make_version: As a `Courier` takes it; who registers sets it.
+        make_version: As a `Uploader` takes it; who registers sets it.
     """
 
     def __init__(self, folder: Path, tracking_uri: str) -> None:
         super().__init__(name="pyclassify-delivery", daemon=True)
         self.folder, self.tracking_uri = folder, tracking_uri
-        self.opened = open_run(folder)
+        self.opened = open_writer(folder)
         self.make_version: MakeVersion | None = None
         self.trouble = ""  # what the server said last, where it took nothing
         self._wanted = threading.Condition()
         self._asked = self._answered = 0
         self._over = False
-        self._courier: Courier | None = None
+        self._courier: Uploader | None = None
         self._told = ""
         self._unanswered = 0  # what a reader did not wait for any longer
 
     def run(self) -> None:
-        pause = PERIOD
+        pause = UPLOAD_SECONDS
         while not self._over:
             asked = self._asked
             self._deliver()
-            pause = PERIOD if self.trouble in ("", BUSY) else min(2 * pause, MOST_PAUSE)
+            pause = (
+                UPLOAD_SECONDS if self.trouble in ("", BUSY) else min(2 * pause, MAX_PAUSE_SECONDS)
+            )
             with self._wanted:
                 self._answered = asked
                 self._wanted.notify_all()
@@ -65,7 +67,7 @@ class Delivery(threading.Thread):
         try:
             self.opened.flush()
             if self._courier is None:
-                self._courier = Courier(self.folder, MlflowClient(self.tracking_uri))
+                self._courier = Uploader(self.folder, MlflowClient(self.tracking_uri))
             self._courier.make_version = self.make_version
             self._courier.deliver()
             if self.trouble and self.trouble != BUSY:
@@ -78,8 +80,8 @@ class Delivery(threading.Thread):
             words = format_error(error)
             if self.trouble in ("", BUSY):
                 warnings.warn(
-                    f"the tracking server takes {refused_by(error)} ({words}); what is logged is "
-                    f"kept in {self.folder} and delivered when it does",
+                    f"the tracking server takes {describe_pending(error)} ({words}); what is "
+                    f"logged is kept in {self.folder} and delivered when it does",
                     stacklevel=2,
                 )
             self.trouble = words
@@ -133,8 +135,8 @@ class Delivery(threading.Thread):
     def unsent(self) -> tuple[int, list[str]]:
         """What the server may not have: the bytes of the run's records, and files that wait."""
         if self._courier is None:
-            return records.measure(self.folder), []
-        size = records.measure(self.folder) - sum(self._courier.places.values())
+            return records.count_bytes(self.folder), []
+        size = records.count_bytes(self.folder) - sum(self._courier.places.values())
         return size, [*self._courier.uploads.waiting]
 
     def clear(self, for_good: bool) -> None:
@@ -146,7 +148,7 @@ class Delivery(threading.Thread):
         if self._courier is None:
             return
         with suppress(OSError):  # another process delivers, and will do so
-            size = records.measure(self.folder)
+            size = records.count_bytes(self.folder)
             self._courier.clear()
             if for_good and self._courier.is_done():
                 self._courier.set_done(size)
@@ -155,7 +157,7 @@ class Delivery(threading.Thread):
         """Learn what others have said of the run: a person its description, say."""
         if self.trouble or threading.current_thread() is self or self._unanswered > self._answered:
             return
-        if not self.ask(REFRESH):
+        if not self.ask(REFRESH_TIMEOUT_SECONDS):
             self._unanswered = self._asked
             return
         courier = self._courier
@@ -175,6 +177,6 @@ class Delivery(threading.Thread):
         return str(self._courier.server_id) if self._courier else ""
 
 
-def refused_by(error: BaseException) -> str:
+def describe_pending(error: BaseException) -> str:
     """Name what a delivery that failed could not deliver."""
-    return error.what if isinstance(error, WaitingError) else "nothing"
+    return error.what if isinstance(error, PendingError) else "nothing"

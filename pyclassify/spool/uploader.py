@@ -10,7 +10,7 @@ from typing import Any
 
 from pyclassify.spool import records
 from pyclassify.spool.records import Batch, Record, read_batches
-from pyclassify.spool.server import Refusals, Sender, open_files
+from pyclassify.spool.server import RejectedRecords, Sender, open_artifacts
 
 BUSY = "another process delivers this run"
 SPOOL_TAG = "pyclassify.spool"
@@ -22,7 +22,7 @@ _PATIENCE = 10.0  # seconds
 MakeVersion = Callable[[Any, str, Record], str]
 
 
-class Courier:
+class Uploader:
     """Delivers one run's spool.
 
     Args:
@@ -39,14 +39,14 @@ class Courier:
         make_version: MakeVersion | None = None,
     ) -> None:
         self.folder, self.client, self.make_version = folder, client, make_version
-        self.known = records.load(folder / records.SPOOL)
+        self.known = records.load_json(folder / records.SPOOL_FILE)
         self.run_id = folder.name
         # For each file: a process that is about to end may write while the next one does already.
         self.places: dict[int, int] = {}
-        self._refusals = Refusals(folder)
+        self._refusals = RejectedRecords(folder)
         known_there = "" if self.known["made_here"] else self.run_id
         self._sender = Sender(client, known_there, self._refusals)
-        self.uploads = Uploads(self._sender.offer)
+        self.uploads = PendingUploads(self._sender.offer)
         self.told: list[str] = []  # what there is to say of versions that were made
         self._look()
 
@@ -58,7 +58,7 @@ class Courier:
     def _look(self) -> None:
         """See how far the server has all; another process may have delivered since."""
         with suppress(FileNotFoundError):
-            known = records.load(self.folder / "delivered.json")
+            known = records.load_json(self.folder / "delivered.json")
             for number, offset in known["places"].items():
                 self.places[int(number)] = max(offset, self.places.get(int(number), 0))
             self._sender.run_id = self.server_id or known["run_id"]
@@ -85,7 +85,7 @@ class Courier:
             WaitingError: Files can't be stored, or no version made; all else is delivered.
             OSError: The folder can't be read.
         """
-        with alone(self.folder):
+        with exclusive_upload(self.folder):
             self._look()
             self.uploads.begin()
             if not self.server_id:
@@ -122,7 +122,7 @@ class Courier:
             BlockingIOError: Another process delivers.
             OSError: They can't be removed.
         """
-        with alone(self.folder):
+        with exclusive_upload(self.folder):
             self._look()
             if self.is_done():
                 shutil.rmtree(self.folder / "artifacts")
@@ -134,7 +134,7 @@ class Courier:
         Args:
             size: How many bytes its records had before it was seen that all are delivered.
         """
-        (self.folder / records.DONE).write_text(f"{size}\n")
+        (self.folder / records.DONE_FILE).write_text(f"{size}\n")
 
     def _note(self, places: dict[int, int]) -> None:
         places = {**self.places, **places}
@@ -144,7 +144,7 @@ class Courier:
             "waiting": self.uploads.waiting,
         }
         with suppress(OSError):  # a full disk; what is delivered twice is there once
-            records.replace(self.folder / "delivered.json", content)
+            records.save_json(self.folder / "delivered.json", content)
             self.places = places
 
     def _make_run(self) -> None:
@@ -178,7 +178,7 @@ class Courier:
     def _upload(self, record: Record) -> None:
         path = self.folder / "artifacts" / record["path"]
         if path.is_file():
-            upload(self.client, self._sender.home.artifact_uri, path, record["path"])
+            _upload_file(self.client, self._sender.home.artifact_uri, path, record["path"])
         else:
             self._refusals.add(record, f"{path} is gone")
 
@@ -198,7 +198,7 @@ class Courier:
 
 
 @contextmanager
-def alone(folder: Path) -> Iterator[None]:
+def exclusive_upload(folder: Path) -> Iterator[None]:
     """Within this context no other process delivers a spool.
 
     Raises:
@@ -216,7 +216,7 @@ def alone(folder: Path) -> Iterator[None]:
             fcntl.flock(file, fcntl.LOCK_UN)
 
 
-class WaitingError(OSError):
+class PendingError(OSError):
     """Files can't be stored or a version can't be made at the moment; all else was delivered.
 
     Args:
@@ -229,7 +229,7 @@ class WaitingError(OSError):
         self.what = what
 
 
-class Uploads:
+class PendingUploads:
     """What is not stored yet; one thing that can't be holds nothing up but versions made of it.
 
     Args:
@@ -279,10 +279,10 @@ class Uploads:
         """
         for key, error in self._failed.items():
             what = "no file" if self.waiting[key]["kind"] == "artifact" else "no version"
-            raise WaitingError(what, f"{key}: {error}") from error
+            raise PendingError(what, f"{key}: {error}") from error
 
 
-def upload(client: Any, artifact_uri: str, path: Path, name: str) -> None:
+def _upload_file(client: Any, artifact_uri: str, path: Path, name: str) -> None:
     """Store a file of a run.
 
     Args:
@@ -292,5 +292,5 @@ def upload(client: Any, artifact_uri: str, path: Path, name: str) -> None:
         name: Its path in the run.
     """
     parent = Path(name).parent.as_posix()
-    files = open_files(client, artifact_uri)
+    files = open_artifacts(client, artifact_uri)
     files.log_artifact(str(path), None if parent == "." else parent)

@@ -12,16 +12,16 @@ from typing import Any
 from pyclassify.spool import records
 from pyclassify.spool.records import DamagedRecord, Record, Segment
 
-MOST_BYTES = 1 << 28  # kept in memory while the disk takes nothing
+MAX_PENDING_BYTES = 1 << 28  # kept in memory while the disk takes nothing
 
 
 _lock = threading.Lock()
 
 
-_opened: dict[Path, "OpenRun"] = {}
+_opened: dict[Path, "RunWriter"] = {}
 
 
-def open_run(folder: Path) -> "OpenRun":
+def open_writer(folder: Path) -> "RunWriter":
     """Open a run's folder, once a process.
 
     Raises:
@@ -29,11 +29,11 @@ def open_run(folder: Path) -> "OpenRun":
     """
     with _lock:
         if folder not in _opened:
-            _opened[folder] = OpenRun(folder)
+            _opened[folder] = RunWriter(folder)
         return _opened[folder]
 
 
-class Mirror:
+class RunState:
     """What is known of a run.
 
     Args:
@@ -41,7 +41,7 @@ class Mirror:
     """
 
     def __init__(self, folder: Path) -> None:
-        known = records.load(folder / records.SPOOL)
+        known = records.load_json(folder / records.SPOOL_FILE)
         self.folder = folder
         self.info: dict[str, Any] = known["info"]
         self.params: dict[str, str] = known["params"]
@@ -50,12 +50,12 @@ class Mirror:
         self.inputs: list[Any] = known["inputs"]
         self.experiment: dict[str, Any] = known["experiment"]
         self.finished = self.info["status"] == "FINISHED"  # at any time so far
-        self.steps: dict[str, Steps] = {}
+        self.steps: dict[str, StepSet] = {}
         for name, steps in known.get("steps", {}).items():
             for step in steps:
-                self.steps.setdefault(name, Steps()).add(step)
-        for path in records.segments(folder).values():
-            for _, record in records.read(path):
+                self.steps.setdefault(name, StepSet()).add(step)
+        for path in records.list_segments(folder).values():
+            for _, record in records.read_records(path):
                 if not isinstance(record, DamagedRecord):
                     self.apply(record)
 
@@ -64,7 +64,7 @@ class Mirror:
         match record["kind"]:
             case "metrics":
                 for point in record["points"]:
-                    self.steps.setdefault(point[0], Steps()).add(point[3])
+                    self.steps.setdefault(point[0], StepSet()).add(point[3])
                     self.show(point)
             case "params":
                 self.params.update(record["values"])
@@ -91,20 +91,20 @@ class Mirror:
             self.metrics[point[0]] = point
 
 
-def opened_under(root: Path) -> list[Mirror]:
+def list_open_runs(root: Path) -> list[RunState]:
     """The runs of a spool that are open in this process, the latest first."""
     with _lock:
         return [each.mirror for folder, each in reversed(_opened.items()) if folder.parent == root]
 
 
-def forget(folder: Path) -> None:
+def close_writer(folder: Path) -> None:
     """Close a run's folder, if it is open here."""
     with _lock:
         if opened := _opened.pop(folder, None):
             opened.close()
 
 
-class OpenRun:
+class RunWriter:
     """A run's mirror and this process's file of records, which is made when it is first needed.
 
     Args:
@@ -112,7 +112,7 @@ class OpenRun:
     """
 
     def __init__(self, folder: Path) -> None:
-        self.folder, self.mirror = folder, Mirror(folder)
+        self.folder, self.mirror = folder, RunState(folder)
         self.refresh: Callable[[], None] = lambda: None  # by what others said to the server
         self._lock = threading.RLock()
         self._segment: Segment | None = None
@@ -140,13 +140,13 @@ class OpenRun:
 
     def _is_new(self, point: list[Any]) -> bool:
         name, value, _, step = point
-        if self.mirror.steps.setdefault(name, Steps()).add(step):
+        if self.mirror.steps.setdefault(name, StepSet()).add(step):
             return True
         # More epochs after the end: the last result counts, and an equal one is the same.
         return step == 0 and name in self._renewable and self._renewable.pop(name) != value
 
     def _keep(self, line: bytes) -> None:
-        if self._bytes + len(line) > MOST_BYTES:
+        if self._bytes + len(line) > MAX_PENDING_BYTES:
             self._drop()
             return
         self._waiting.append(line)
@@ -157,8 +157,8 @@ class OpenRun:
         """Training is worth more than its log."""
         if not self._overflowed:
             warnings.warn(
-                f"{self.folder} can't be written and {MOST_BYTES >> 20} MB wait for it in memory: "
-                "what is logged from now on is lost until there is room on its disk",
+                f"{self.folder} can't be written and {MAX_PENDING_BYTES >> 20} MB wait for it in "
+                "memory: what is logged from now on is lost until there is room on its disk",
                 stacklevel=2,
             )
         self._overflowed = True
@@ -204,7 +204,7 @@ class OpenRun:
                 self._segment = None
 
 
-class Steps:
+class StepSet:
     """The steps that a metric has a value for: eight bytes each."""
 
     def __init__(self) -> None:

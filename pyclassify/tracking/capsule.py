@@ -119,7 +119,7 @@ def warn(text: str) -> None:
 
 def _keep_code(folder: Path, leavings: Sequence[str]) -> dict[str, Any]:
     try:
-        code = repository.describe(Path.cwd(), PACKAGE, leavings)
+        code = repository.describe_code(Path.cwd(), PACKAGE, leavings)
     except OSError as error:
         return {"missing": str(error)}
     for name, content in (("changes.diff", code.changes), ("untracked.tar", code.untracked)):

@@ -54,9 +54,9 @@ class RunLogger(MLFlowLogger):
             return
         import mlflow
 
-        from pyclassify.spool.store import register
+        from pyclassify.spool.store import register_scheme
 
-        register()  # MLFLOW_TRACKING_URI may name a spool
+        register_scheme()  # MLFLOW_TRACKING_URI may name a spool
         super().__init__(
             experiment_name or "",
             run_name,

@@ -18,7 +18,7 @@ import numpy.typing as npt
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
-from pyclassify.spool.server import open_files
+from pyclassify.spool.server import open_artifacts
 
 PREDICTIONS_FILE = "predictions.json"
 
@@ -97,7 +97,7 @@ def read_predictions(run: Run, client: MlflowClient | None = None) -> Prediction
     Raises:
         ValueError: The file is not such a table, or has an image twice.
     """
-    files = open_files(client or MlflowClient(), run.info.artifact_uri)
+    files = open_artifacts(client or MlflowClient(), run.info.artifact_uri)
     if PREDICTIONS_FILE not in [file.path for file in files.list_artifacts()]:
         return None
     with tempfile.TemporaryDirectory() as folder:

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from pyclassify.spool import spooled_run
-from pyclassify.spool.lock import RunIsHeldError
-from pyclassify.spool.spooled_run import Written
+from pyclassify.spool.lock import RunLockedError
+from pyclassify.spool.spooled_run import SpooledRun
 from pyclassify.tracking import final_status
 from pyclassify.utils.launcher import SPOOL_ENV, STATUS_BY_SLURM_ENV, is_rank_zero
 from pyclassify.utils.masking import mask
@@ -29,7 +29,7 @@ _lock = threading.Lock()
 _given: str | None = None  # the run that `mlflow run` made
 
 
-_open: Written | None = None
+_open: SpooledRun | None = None
 
 
 _latest: str | None = None  # the id of either, also after its end
@@ -77,7 +77,7 @@ def start(
     tags: dict[str, Any] | None,
     tracking_uri: str | None = None,
     save_dir: str = "runs",
-) -> Written:
+) -> SpooledRun:
     """Go on with the adopted run, or make one; and deliver from now on what is written of it.
 
     Args:
@@ -94,7 +94,7 @@ def start(
         The run, open.
 
     Raises:
-        RunIsHeldError: Another process writes to it; it stays as it is.
+        RunLockedError: Another process writes to it; it stays as it is.
     """
     global _latest, _marked, _open
     if _open is None:
@@ -105,7 +105,7 @@ def start(
         root = spool_root(save_dir).absolute()
         try:
             _open = spooled_run.open_run(_given, experiment_name, run_name, tags, uri, root)
-        except RunIsHeldError:
+        except RunLockedError:
             _marked = _LEFT  # its status is that of who holds it
             raise
         _latest = _open.run_id

@@ -14,7 +14,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
 from pyclassify.utils import files
-from pyclassify.utils.signals import busy
+from pyclassify.utils.signals import pause_heartbeat
 
 _STEP = re.compile(r"step=(\d+)\.ckpt")
 _CHUNK = 1 << 20
@@ -251,7 +251,9 @@ class BestCheckpoint(ModelCheckpoint):
         super().on_train_epoch_end(trainer, pl_module)
 
     def _save_checkpoint(self, trainer: pl.Trainer, filepath: str) -> None:
-        with busy(WRITE_SECONDS):  # here and not where it is written, as all processes wait for it
+        with pause_heartbeat(
+            WRITE_SECONDS
+        ):  # here and not where it is written, as all processes wait for it
             super()._save_checkpoint(trainer, filepath)
 
     def _check_monitor(self, trainer: pl.Trainer) -> None:

@@ -119,7 +119,7 @@ class Resume(BetweenSteps):
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if self.folder is not None:
             self._saved = time.monotonic()
-            signals.defer()
+            signals.defer_signals()
         state, self._state = self._state, {}
         if self._step is not None and trainer.global_step != self._step:
             raise MisconfigurationException(
@@ -153,16 +153,18 @@ class Resume(BetweenSteps):
         """Write a checkpoint, or stop, where all processes are to; called between two batches."""
         if self.folder is None:
             return
-        signals.beat()
+        signals.send_heartbeat()
         at_start = trainer.fit_loop.epoch_loop.batch_progress.current.ready == 0
         signum, due = 0, bool(self.every_steps and trainer.global_step % self.every_steps == 0)
         if self._agreement.is_next() or at_start:
-            signum, agreed = self._agreement.reach(signals.asked(), self._is_due(at_start))
+            signum, agreed = self._agreement.reach(
+                signals.get_pending_signal(), self._is_due(at_start)
+            )
             due = due or agreed
         if (signum or due) and trainer.global_step:
             self._save(trainer, epoch_done=False)
         if signum:
-            signals.stop(signum)
+            signals.stop_now(signum)
 
     def _is_due(self, at_start: bool) -> bool:
         passed = time.monotonic() - self._saved
@@ -176,7 +178,7 @@ class Resume(BetweenSteps):
         self._epoch_done = epoch_done
         if trainer.strategy.broadcast(path.exists()):
             return
-        with signals.busy(WRITE_SECONDS):
+        with signals.pause_heartbeat(WRITE_SECONDS):
             self._saving = True
             try:
                 trainer.save_checkpoint(path, weights_only=False)
@@ -228,22 +230,23 @@ class Resume(BetweenSteps):
         self._means = {}
 
     def on_train_batch_start(self, *args: Any) -> None:
-        signals.beat()
+        signals.send_heartbeat()
 
     def on_validation_batch_start(self, *args: Any) -> None:
-        signals.beat()
+        signals.send_heartbeat()
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if self.folder is None:
             return
         self._save(trainer, epoch_done=True)
-        if signum := self._agreement.reach(signals.asked(), due=False)[0]:
-            signals.stop(signum)
+        if signum := self._agreement.reach(signals.get_pending_signal(), due=False)[0]:
+            signals.stop_now(signum)
         self._agreement.close()
-        signals.act_again()
+        signals.restore_handlers()
 
     def on_exception(self, trainer: pl.Trainer, pl_module: Any, exception: BaseException) -> None:
-        signals.act_again()  # what is wrong may be the stop's doing, such as workers that are gone
+        # what is wrong may be the stop's doing, such as workers that are gone
+        signals.restore_handlers()
         if isinstance(exception, KeyboardInterrupt):
             self._agreement.close()
 
@@ -409,7 +412,7 @@ class StepLoop(_TrainingEpochLoop):
         iter(data_fetcher)
         for _ in range(batches):
             next(data_fetcher)
-            signals.beat()
+            signals.send_heartbeat()
         data_fetcher.fetched -= batches  # Lightning adds them
 
     def on_advance_end(self, data_fetcher: Any) -> None:

@@ -38,6 +38,6 @@ def open_atomically(path: Path) -> Iterator[IO[bytes]]:
         raise
 
 
-def user_folder() -> Path:
+def find_cache_folder() -> Path:
     """The cache folder of this project (XDG Base Directory Specification)."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "pyclassify"

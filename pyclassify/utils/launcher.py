@@ -35,17 +35,21 @@ PROGRESS_ENV = "PYCLASSIFY_PROGRESS"
 STATUS_BY_SLURM_ENV = "PYCLASSIFY_STATUS_BY_SLURM"
 REQUEUE_EXIT_CODE = os.EX_TEMPFAIL  # 75, of sysexits.h
 
-PATIENCE = 600.0  # seconds for the first process to decide
+BROADCAST_TIMEOUT_SECONDS = 600.0  # seconds for the first process to decide
 # By these a start of a job, or of a launcher's processes, differs from the one before.
 _START = (
     *("SLURM_JOB_ID", "SLURM_STEP_ID", "SLURM_RESTART_COUNT"),
     *("TORCHELASTIC_RUN_ID", "TORCHELASTIC_RESTART_COUNT"),
 )
-LOWEST_PORT, PORTS, APART = 10_000, 20_000, 997  # below those that a system gives out by itself
-_MOST_WORKERS = 8  # each takes memory
+MIN_PORT, PORT_COUNT, PORT_STRIDE = (
+    10_000,
+    20_000,
+    997,
+)  # below those that a system gives out by itself
+_MAX_WORKERS = 8  # each takes memory
 
 
-def tell(folder: Path, decided: Any) -> None:
+def publish(folder: Path, decided: Any) -> None:
     """Tell the other processes of this start.
 
     Args:
@@ -57,20 +61,20 @@ def tell(folder: Path, decided: Any) -> None:
     files.write_atomically(path, json.dumps(decided))
 
 
-def hear(folder: Path) -> Any:
+def wait_for_value(folder: Path) -> Any:
     """Wait for what the first process of this start decides.
 
     Raises:
         TimeoutError: It says nothing.
     """
-    path, end = _file(folder), time.monotonic() + PATIENCE
+    path, end = _file(folder), time.monotonic() + BROADCAST_TIMEOUT_SECONDS
     while time.monotonic() < end:
         with suppress(OSError):
             return json.loads(path.read_text())
         time.sleep(0.1)
     raise TimeoutError(
-        f"the first process has not said in {PATIENCE:.0f} s what to do, in {path}; see what it "
-        "says of itself, and whether all processes see that folder"
+        f"the first process has not said in {BROADCAST_TIMEOUT_SECONDS:.0f} s what to do, in "
+        f"{path}; see what it says of itself, and whether all processes see that folder"
     )
 
 
@@ -87,12 +91,12 @@ def is_rank_zero() -> bool:
     return all(int(os.environ.get(name, 0)) == 0 for name in ranks)
 
 
-def is_alone() -> bool:
+def is_single_process() -> bool:
     """Whether no other process takes part, which could not know what this one decides."""
     return int(os.environ.get("WORLD_SIZE") or os.environ.get("SLURM_NTASKS") or 1) == 1
 
 
-def meet_elsewhere(place: int) -> dict[str, str]:
+def choose_rendezvous(place: int) -> dict[str, str]:
     """Have each seed's processes meet at a port of their own.
 
     The first process may still be busy with one seed's artifacts, and listen, when another is
@@ -110,7 +114,7 @@ def meet_elsewhere(place: int) -> dict[str, str]:
         port = str(15_000 + int(environ["SLURM_JOB_ID"][-4:]))  # as Lightning's SLURMEnvironment
     if port is None or place == 0:
         return {}
-    other = LOWEST_PORT + (int(port) - LOWEST_PORT + place * APART) % PORTS
+    other = MIN_PORT + (int(port) - MIN_PORT + place * PORT_STRIDE) % PORT_COUNT
     # At a port of its own torchrun's agent does not listen.
     return {"MASTER_PORT": str(other), "TORCHELASTIC_USE_AGENT_STORE": "False"}
 
@@ -124,7 +128,7 @@ def count_workers(processes: int) -> int:
     Returns:
         All of its processors but one, 1 to 8.
     """
-    return min(max(count_cores(processes) - 1, 1), _MOST_WORKERS)
+    return min(max(count_cores(processes) - 1, 1), _MAX_WORKERS)
 
 
 def count_cores(processes: int) -> int:

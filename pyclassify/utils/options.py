@@ -10,7 +10,7 @@ from typing import Any, NoReturn
 
 import yaml
 
-VERBS = ("train", "fit", "validate", "test", "predict", "prepare")
+TRAINING_COMMANDS = ("train", "fit", "validate", "test", "predict", "prepare")
 SHORT_OPTIONS = {
     "accelerator": "trainer.accelerator",
     "batch_size": "data.batch_size",
@@ -25,25 +25,25 @@ SHORT_OPTIONS = {
     "seed": "seed_everything",
     "weights": "model.weights",
 }
-DEFAULT_PARTS = {
+DEFAULT_CLASSES = {
     "model": "pyclassify.module.Classifier",
     "data": "pyclassify.datamodule.CIFAR10DataModule",
 }
-PARTS = (*DEFAULT_PARTS, "optimizer", "lr_scheduler")
+CLASS_OPTIONS = (*DEFAULT_CLASSES, "optimizer", "lr_scheduler")
 # How a value says that there is none, in a file and on the command line.
 UNSET = (None, "null", "None")
 # The options that may stand without a value.
 FLAGS = ("-h", "--help", "--print_config")
 
 
-class VerbParser(argparse.ArgumentParser):
+class CommandParser(argparse.ArgumentParser):
     """The parser of a plain verb, whose mistakes are told as those of all others are."""
 
     def error(self, message: str) -> NoReturn:
         raise ValueError(f"{message}; `{self.prog} --help` shows what there is")
 
 
-def split_words(given: list[str]) -> Iterator[list[str]]:
+def split_options(given: list[str]) -> Iterator[list[str]]:
     """Cut a command line into options, each with its value, and other words one by one."""
     left = [*given]
     while left:
@@ -64,10 +64,10 @@ def _turn(option: list[str]) -> int:
         return 0
     name = name.removeprefix("--")
     path = list(_shorten(SHORT_OPTIONS.get(name, name).split(".")))
-    return len(path) if path[0] in PARTS else 1
+    return len(path) if path[0] in CLASS_OPTIONS else 1
 
 
-def settings(given: list[str]) -> Iterator[tuple[str, Any]]:
+def list_settings(given: list[str]) -> Iterator[tuple[str, Any]]:
     """List what configuration files and options set: dotted keys and values, the last one holds.
 
     A part's class has the part's own name (`optimizer`), its arguments follow it directly
@@ -77,7 +77,7 @@ def settings(given: list[str]) -> Iterator[tuple[str, Any]]:
         OSError: A configuration file can't be read.
         ValueError: One is no mapping in YAML.
     """
-    for option in sorted(split_words(given), key=_turn):
+    for option in sorted(split_options(given), key=_turn):
         name, equals, value = option[0].partition("=")
         if not equals:
             value = option[1] if len(option) > 1 else ""
@@ -130,6 +130,6 @@ def flatten_config(config: dict[str, Any], path: str = "") -> Iterator[tuple[str
             yield name, value if isinstance(value, str) else json.dumps(value)
 
 
-def are_asked_for(given: list[str]) -> bool:
+def has_seeds_option(given: list[str]) -> bool:
     """Whether a command line has --seeds in it, be it right or wrong."""
     return any(word.partition("=")[0] == "--seeds" for word in given)

@@ -47,7 +47,7 @@ class Code:
     left_out: dict[str, str] = field(default_factory=dict)
 
 
-def describe(folder: Path, package: Path, leavings: Sequence[str] = ()) -> Code:
+def describe_code(folder: Path, package: Path, leavings: Sequence[str] = ()) -> Code:
     """Describe the code of a run: the repository of its folder, or else that of the package.
 
     Args:
@@ -64,7 +64,7 @@ def describe(folder: Path, package: Path, leavings: Sequence[str] = ()) -> Code:
     if root is None:
         raise OSError(f"{folder} is in no git repository")
     try:
-        commit = git(root, "rev-parse", "--verify", "HEAD^{commit}").decode().strip()
+        commit = run_git(root, "rev-parse", "--verify", "HEAD^{commit}").decode().strip()
     except OSError as error:
         raise OSError(f"the git repository {root} has no commit yet") from error
     started_in = folder.resolve()
@@ -72,15 +72,15 @@ def describe(folder: Path, package: Path, leavings: Sequence[str] = ()) -> Code:
     if started_in.is_relative_to(root):
         code.folder = str(started_in.relative_to(root))
     with suppress(OSError):
-        code.remote = mask(git(root, "config", "--get", "remote.origin.url").decode().strip())
-    code.changes = diff(root, code.left_out)
+        code.remote = mask(run_git(root, "config", "--get", "remote.origin.url").decode().strip())
+    code.changes = diff_tracked_files(root, code.left_out)
     written = [os.path.abspath(started_in / each) for each in leavings]
     code.untracked = pack_untracked(root, written, code.left_out)
     return code
 
 
 @contextmanager
-def checked_out(root: Path, code: Code, folder: Path) -> Iterator[Path]:
+def check_out_worktree(root: Path, code: Code, folder: Path) -> Iterator[Path]:
     """Put a run's code into a worktree of its own, which is removed afterwards.
 
     Args:
@@ -92,23 +92,23 @@ def checked_out(root: Path, code: Code, folder: Path) -> Iterator[Path]:
         The folder in it that stands for the one that the run was started in.
 
     Raises:
-        OSError: git fails, or `unpack` refuses the untracked files.
+        OSError: git fails, or `unpack_files` refuses the untracked files.
     """
     try:
-        git(root, "worktree", "add", "--detach", str(folder), code.commit)
+        run_git(root, "worktree", "add", "--detach", str(folder), code.commit)
         if code.changes:
-            git(folder, "apply", "--index", "--whitespace=nowarn", "-", given=code.changes)
+            run_git(folder, "apply", "--index", "--whitespace=nowarn", "-", given=code.changes)
         if code.untracked:
-            unpack(code.untracked, folder)
+            unpack_files(code.untracked, folder)
         started_in = folder / code.folder
         started_in.mkdir(parents=True, exist_ok=True)
         yield started_in
     finally:
         with suppress(OSError):
-            git(root, "worktree", "remove", "--force", str(folder))
+            run_git(root, "worktree", "remove", "--force", str(folder))
 
 
-def unpack(packed: bytes, folder: Path) -> None:
+def unpack_files(packed: bytes, folder: Path) -> None:
     """Write the files of a tar, with their modes, as safely as the filter "data" of tarfile.
 
     Python 3.11 has that filter from 3.11.4 on alone, and Debian 12 has 3.11.2.
@@ -135,11 +135,13 @@ def unpack(packed: bytes, folder: Path) -> None:
 
 def _is_tracked(file: Path) -> bool:
     with suppress(OSError):
-        return bool(git(file.parent, "ls-files", "--error-unmatch", file.name))
+        return bool(run_git(file.parent, "ls-files", "--error-unmatch", file.name))
     return False
 
 
-def list_files(project: Path, without: Path | None = None) -> tuple[list[str], dict[str, str]]:
+def list_project_files(
+    project: Path, without: Path | None = None
+) -> tuple[list[str], dict[str, str]]:
     """List the files of a project that are to be copied.
 
     Args:
@@ -180,7 +182,7 @@ def find_repository(project: Path) -> Path | None:
 
 
 def _list(project: Path, *options: str) -> list[str]:
-    listed = git(project, "ls-files", "-z", *options)
+    listed = run_git(project, "ls-files", "-z", *options)
     return [os.fsdecode(name) for name in listed.split(b"\0") if name]
 
 
@@ -213,7 +215,7 @@ def _refuse(path: Path) -> str:
     return "may have credentials in it" if holds_credentials(path.name, path.read_bytes()) else ""
 
 
-def diff(root: Path, left_out: dict[str, str]) -> bytes:
+def diff_tracked_files(root: Path, left_out: dict[str, str]) -> bytes:
     """Everything that tracked files differ in from the commit, as `git apply` takes it.
 
     Args:
@@ -223,12 +225,12 @@ def diff(root: Path, left_out: dict[str, str]) -> bytes:
     Raises:
         OSError: git fails.
     """
-    whole = git(root, *_DIFF, "HEAD")
+    whole = run_git(root, *_DIFF, "HEAD")
     if len(whole) <= MAX_CHANGES_BYTES and not holds_credentials("", whole):
         return whole
-    names = git(root, *_DIFF, "--name-only", "-z", "HEAD").split(b"\0")[:-1]
+    names = run_git(root, *_DIFF, "--name-only", "-z", "HEAD").split(b"\0")[:-1]
     parts = {
-        name: git(root, *_DIFF, "HEAD", "--", f":(top,literal){name}")
+        name: run_git(root, *_DIFF, "HEAD", "--", f":(top,literal){name}")
         for name in map(os.fsdecode, names)
     }
     sizes = {name: len(part) for name, part in parts.items()}
@@ -249,7 +251,7 @@ def pack_untracked(root: Path, leavings: Sequence[str], left_out: dict[str, str]
     Raises:
         OSError: git fails.
     """
-    listed = git(root, "ls-files", "--others", "--exclude-standard", "-z").split(b"\0")[:-1]
+    listed = run_git(root, "ls-files", "--others", "--exclude-standard", "-z").split(b"\0")[:-1]
     sizes = {}
     for name in map(os.fsdecode, listed):
         left_behind = any(fnmatch(f"/{name}", f"*/{each}") for each in _PATTERNS_LEFT_BY_RUNS)
@@ -292,7 +294,7 @@ def _choose(
     return kept
 
 
-def git(folder: Path, *words: str, given: bytes = b"") -> bytes:
+def run_git(folder: Path, *words: str, given: bytes = b"") -> bytes:
     """Run git in a folder, without the user's hooks.
 
     Args:
@@ -308,7 +310,7 @@ def git(folder: Path, *words: str, given: bytes = b"") -> bytes:
     """
     try:
         done = subprocess.run(
-            ["git", "-c", "core.hooksPath=/dev/null", *words],
+            ["run_git", "-c", "core.hooksPath=/dev/null", *words],
             cwd=folder,
             input=given,
             capture_output=True,
@@ -332,7 +334,7 @@ def find_root(folder: Path) -> Path | None:
         OSError: git is not installed, or refuses the repository.
     """
     try:
-        return Path(os.fsdecode(git(folder, "rev-parse", "--show-toplevel").rstrip(b"\n")))
+        return Path(os.fsdecode(run_git(folder, "rev-parse", "--show-toplevel").rstrip(b"\n")))
     except OSError as error:
         if "not a git repository" in str(error):
             return None

@@ -62,13 +62,13 @@ def _raise(signum: int, frame: FrameType | None) -> None:
     raise KeyboardInterrupt(signal.Signals(signum).name)
 
 
-def defer() -> None:
-    """From now on a stop waits until `stop` or `act_again`, as long as `beat` is called."""
+def defer_signals() -> None:
+    """Let stops wait for `stop_now` or `restore_handlers` while `send_heartbeat` is called."""
     _deferral.__init__()  # type: ignore[misc]
     _deferral.on, _deferral.beaten = True, time.monotonic()
 
 
-def beat() -> None:
+def send_heartbeat() -> None:
     """Tell that the main thread goes on: one that stays silent is ended as one that hangs."""
     now = time.monotonic()
     _deferral.longest = max(_deferral.longest, now - _deferral.beaten)
@@ -76,7 +76,7 @@ def beat() -> None:
 
 
 @contextmanager
-def busy(seconds: float) -> Iterator[None]:
+def pause_heartbeat(seconds: float) -> Iterator[None]:
     """Within this context the main thread may stay silent for so long: a file is being written."""
     _deferral.busy_until = time.monotonic() + seconds
     try:
@@ -86,12 +86,12 @@ def busy(seconds: float) -> Iterator[None]:
         _deferral.beaten, _deferral.busy_until = time.monotonic(), 0.0
 
 
-def asked() -> int:
+def get_pending_signal() -> int:
     """The number of the stop signal that waits, 0 for none."""
     return _deferral.asked
 
 
-def stop(signum: int) -> NoReturn:
+def stop_now(signum: int) -> NoReturn:
     """Stop now, by a signal that waited here or, in another process of this run, there.
 
     Raises:
@@ -103,7 +103,7 @@ def stop(signum: int) -> NoReturn:
     raise KeyboardInterrupt(signal.Signals(signum).name)
 
 
-def exit_code(name: str) -> int:
+def get_exit_code(name: str) -> int:
     """The exit code after a stop: after SIGUSR1 the one that has a job's script requeue the job.
 
     It is meant for ending a process from outside its main thread; the main thread ends with 1 after
@@ -112,7 +112,7 @@ def exit_code(name: str) -> int:
     return REQUEUE_EXIT_CODE if name == "SIGUSR1" else 128 + signal.Signals[name]
 
 
-def act_again() -> None:
+def restore_handlers() -> None:
     """Have stops act at once again, one that waits too.
 
     Raises:
@@ -123,12 +123,12 @@ def act_again() -> None:
         raise KeyboardInterrupt(signal.Signals(waited).name)
 
 
-def forget() -> None:
+def cancel_deferral() -> None:
     """Have stops act at once again, but for one that waits: the process ends as it is."""
     _deferral.on, _deferral.asked = False, 0
 
 
-def wait_for(child: subprocess.Popen[bytes]) -> int:
+def wait_for_child(child: subprocess.Popen[bytes]) -> int:
     """Wait for a process; a stop is passed on to it, and raised again when it has ended.
 
     Returns:
@@ -138,7 +138,7 @@ def wait_for(child: subprocess.Popen[bytes]) -> int:
         return child.wait()
     except KeyboardInterrupt as stop:
         child.send_signal(signal.Signals[str(stop)])
-        with busy(CHILD_SECONDS):
+        with pause_heartbeat(CHILD_SECONDS):
             child.wait()
         raise
 
@@ -169,7 +169,7 @@ def stop_on_signals(on_stop: Callable[[str], None], patience: float = 1.0) -> It
     try:
         yield
     finally:
-        forget()
+        cancel_deferral()
         signal.set_wakeup_fd(-1)
         left.set()
         woken.close()
@@ -194,9 +194,9 @@ def _watch(
             while not left.wait(0.05):
                 if time.monotonic() > max(limit, _deferral.busy_until):
                     teller.join(GRACE_SECONDS)
-                    os._exit(exit_code(name))
+                    os._exit(get_exit_code(name))
             teller.join(GRACE_SECONDS)
-            threading.Thread(target=_end, args=(exit_code(name),), daemon=True).start()
+            threading.Thread(target=_end, args=(get_exit_code(name),), daemon=True).start()
             return
 
 
@@ -217,7 +217,7 @@ def _forget_in_child() -> None:
             signal.signal(signum, signal.SIG_DFL if ends else signal.SIG_IGN)
 
 
-def outlive_stop() -> None:
+def ignore_sigterm() -> None:
     """In a worker process: go on for a while after SIGTERM, which a batch system sends to all.
 
     Else the run would fail for a lost worker before it has come to a good moment to stop.

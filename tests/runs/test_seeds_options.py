@@ -8,7 +8,7 @@ import pytest
 from lightning.fabric.plugins.environments import SLURMEnvironment
 
 from pyclassify.runs.seeds import drop_options, list_seeds, read_count
-from pyclassify.utils.launcher import meet_elsewhere
+from pyclassify.utils.launcher import choose_rendezvous
 from tests.support.phrases import mentions
 from tests.support.processes import ROOT
 
@@ -109,8 +109,8 @@ def test_command_line_that_is_wrong_makes_no_run(cli):
 def test_processes_of_each_seed_meet_at_a_port_of_their_own(monkeypatch):
     monkeypatch.setenv("MASTER_PORT", "29500")
 
-    others = [int(meet_elsewhere(place)["MASTER_PORT"]) for place in range(1, 9)]
-    assert meet_elsewhere(0) == {}
+    others = [int(choose_rendezvous(place)["MASTER_PORT"]) for place in range(1, 9)]
+    assert choose_rendezvous(0) == {}
     assert len({29500, *others}) == 9
     assert all(10_000 <= port < 30_000 for port in others)
 
@@ -122,16 +122,16 @@ def test_port_in_a_slurm_job_is_counted_from_the_one_that_lightning_takes(monkey
     monkeypatch.setenv("MASTER_PORT", "")  # which restores it afterwards
     del os.environ["MASTER_PORT"]
 
-    by_job = meet_elsewhere(1)
+    by_job = choose_rendezvous(1)
     SLURMEnvironment().main_port  # noqa: B018 - it leaves MASTER_PORT in the environment
-    assert by_job == meet_elsewhere(1) != {}
+    assert by_job == choose_rendezvous(1) != {}
 
 
 def test_nothing_is_changed_where_no_launcher_names_a_port(monkeypatch):
     for name in ("MASTER_PORT", "SLURM_JOB_ID", "SLURM_NTASKS"):
         monkeypatch.delenv(name, raising=False)
 
-    assert meet_elsewhere(1) == {}
+    assert choose_rendezvous(1) == {}
 
 
 def test_torch_is_not_loaded_to_hold_seeds_together():

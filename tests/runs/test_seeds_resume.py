@@ -108,7 +108,7 @@ def test_other_processes_of_a_job_hear_which_seeds_are_left(tmp_path, monkeypatc
     job = {"SLURM_JOB_ID": "5", "SLURM_NTASKS": "2", "MLFLOW_RUN_ID": "a"}
     for name, value in job.items():
         monkeypatch.setenv(name, value)
-    launcher.tell(Path("runs", "seeds", "a"), [0, 1, 2])  # at its first start
+    launcher.publish(Path("runs", "seeds", "a"), [0, 1, 2])  # at its first start
     monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "SLURM_PROCID": "1"}
     other = processes.start("-c", HEAR, env=environment, stdout=PIPE)
@@ -119,10 +119,10 @@ def test_other_processes_of_a_job_hear_which_seeds_are_left(tmp_path, monkeypatc
 
 
 def test_first_process_that_says_nothing_is_not_waited_for_for_ever(tmp_path, monkeypatch):
-    monkeypatch.setattr(launcher, "PATIENCE", 0.2)
+    monkeypatch.setattr(launcher, "BROADCAST_TIMEOUT_SECONDS", 0.2)
 
     with pytest.raises(TimeoutError, match=r"first process.* 0 s"):
-        launcher.hear(tmp_path)
+        launcher.wait_for_value(tmp_path)
 
 
 def test_seeds_of_a_job_without_a_server_are_refused(monkeypatch, capsys):

@@ -10,7 +10,7 @@ from pyclassify.slurm import status as reconcile
 from pyclassify.slurm.states import STATES, Job
 from pyclassify.slurm.status import Ending
 from pyclassify.spool import records
-from pyclassify.spool.uploader import Courier
+from pyclassify.spool.uploader import Uploader
 from tests.support.phrases import mentions
 from tests.support.slurm_jobs import artifacts, note
 from tests.support.stores import experiment_id
@@ -123,7 +123,7 @@ def test_run_that_finished_says_nothing_of_an_earlier_ending(client, run_id):
 def test_what_an_earlier_start_left_in_the_spool_does_not_undo_a_later_one(
     client, run_id, tmp_path, monkeypatch
 ):
-    records.prepare(tmp_path / "spool", client, run_id)
+    records.create_from_server(tmp_path / "spool", client, run_id)
     (tmp_path / "attempts").write_text("6 0 -\n")
     spool = reporter.open_spool(tmp_path / "spool")
     spool.update_run(run_id, status="SCHEDULED")  # the server was away
@@ -131,7 +131,7 @@ def test_what_an_earlier_start_left_in_the_spool_does_not_undo_a_later_one(
     monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
 
     reporter.start(run_id, "7", tmp_path)
-    Courier(tmp_path / "spool" / run_id, client).deliver()
+    Uploader(tmp_path / "spool" / run_id, client).deliver()
 
     run = client.get_run(run_id)
     assert run.info.status == "RUNNING"
@@ -256,7 +256,7 @@ def test_job_of_a_run_that_has_ended_starts_nothing(how, client, run_id, job, ca
 def test_end_that_no_server_hears_is_kept_and_delivered(
     client, run_id, job, tmp_path, monkeypatch, capsys
 ):
-    records.prepare(tmp_path / "spool", client, run_id)
+    records.create_from_server(tmp_path / "spool", client, run_id)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://me:secret@127.0.0.1:9")
 
     assert reporter.main(["end", "3", "RUNNING None\n", *job]) == 0
@@ -265,7 +265,7 @@ def test_end_that_no_server_hears_is_kept_and_delivered(
     assert mentions(said, f"`pyclassify sync {tmp_path}/spool`", "://***@127.0.0.1:9")
     assert "secret" not in said
     assert client.get_run(run_id).info.status == "RUNNING"
-    Courier(tmp_path / "spool" / run_id, client).deliver()
+    Uploader(tmp_path / "spool" / run_id, client).deliver()
     run = client.get_run(run_id)
     assert run.info.status == "FAILED"
     assert mentions(note(run), "SLURM job 7: ", "exit code 3")
@@ -287,7 +287,7 @@ def test_end_that_no_server_hears_is_an_error_where_there_is_no_spool(
 def test_run_that_the_server_does_not_have_is_an_error_and_not_kept(
     client, run_id, job, tmp_path, monkeypatch, empty_store
 ):
-    records.prepare(tmp_path / "spool", client, run_id)
+    records.create_from_server(tmp_path / "spool", client, run_id)
     spool = tmp_path / "spool" / run_id
     before = read_files(spool)
     (tmp_path / "other").mkdir()

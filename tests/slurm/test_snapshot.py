@@ -11,7 +11,7 @@ from mlflow.projects._project_spec import EntryPoint
 
 from pyclassify.slurm import cli, snapshot
 from pyclassify.slurm.topology import resolve_paths
-from pyclassify.spool.uploader import Courier
+from pyclassify.spool.uploader import Uploader
 from pyclassify.utils import repository
 from tests.support import repositories, spooled
 from tests.support.stores import experiment_id
@@ -20,7 +20,7 @@ from tests.support.stores import experiment_id
 def take(project, tmp_path):
     folder = tmp_path / "work" / "run"
     folder.mkdir(parents=True)
-    names, left_out = repository.list_files(project, without=folder.parent)
+    names, left_out = repository.list_project_files(project, without=folder.parent)
     snapshot.take_snapshot(project, folder, names, left_out)
     files = {
         str(path.relative_to(folder / "project"))
@@ -114,7 +114,7 @@ def test_repository_that_git_can_not_read_is_an_error(tmp_path):
     (project / ".git/config").write_text("[core\n")
 
     with pytest.raises(OSError, match=r"git .* config"):
-        repository.list_files(project)
+        repository.list_project_files(project)
 
 
 def test_project_in_a_folder_of_a_repository_has_its_commit_and_its_own_files(tmp_path):
@@ -221,7 +221,7 @@ def test_folder_stays_that_holds_what_no_server_has(tmp_path, empty_store, monke
         made.there.set_terminated(made.run_id, "FAILED", int((time.time() - 8 * 86_400) * 1000))
 
         assert [*cli.remove_old_folders(tmp_path / "work", 7)] == []
-        Courier(folder / "spool" / made.run_id, made.there).deliver()
+        Uploader(folder / "spool" / made.run_id, made.there).deliver()
         [(cleared, _)] = cli.remove_old_folders(tmp_path / "work", 7)
 
     assert cleared == folder

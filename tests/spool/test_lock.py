@@ -62,8 +62,8 @@ def test_second_writer_is_told_who_the_first_is_and_what_to_do(folder, start):
 
     # the form of this message
     who = rf"process {process.pid} on {re.escape(socket.gethostname())} \(SLURM job 77\), since 2"
-    with pytest.raises(lock.RunIsHeldError, match=rf"0123abcd .* {who}") as error:
-        lock.take(folder)
+    with pytest.raises(lock.RunLockedError, match=rf"0123abcd .* {who}") as error:
+        lock.acquire(folder)
     assert str(error.value).endswith("`pyclassify resume 0123abcd`")
     assert re.match(who, lock.find_holder(folder))
 
@@ -74,9 +74,9 @@ def test_run_is_free_once_its_writer_is_killed(folder, start):
     process.wait()
 
     assert lock.find_holder(folder) == ""
-    lock.take(folder)
-    assert json.loads((folder / lock.NAME).read_text())["pid"] == os.getpid()
-    lock.let_go(folder)
+    lock.acquire(folder)
+    assert json.loads((folder / lock.LOCK_FILE).read_text())["pid"] == os.getpid()
+    lock.release(folder)
 
 
 def test_children_that_outlive_their_parent_do_not_keep_the_run(folder, start):
@@ -102,17 +102,17 @@ def test_child_that_ends_leaves_the_run_to_its_parent(folder, start):
 
 def test_writer_that_is_signing_at_this_moment_is_told_without_a_name(folder):
     folder.mkdir(parents=True)
-    with (folder / lock.NAME).open("w") as file:
+    with (folder / lock.LOCK_FILE).open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
 
-        with pytest.raises(lock.RunIsHeldError, match=r"0123abcd .*another process"):
-            lock.take(folder)
+        with pytest.raises(lock.RunLockedError, match=r"0123abcd .*another process"):
+            lock.acquire(folder)
 
 
 def test_taking_it_twice_is_taking_it_once(folder):
-    lock.take(folder)
-    lock.take(folder)
-    lock.let_go(folder)
+    lock.acquire(folder)
+    lock.acquire(folder)
+    lock.release(folder)
 
     assert lock.find_holder(folder) == ""
 
@@ -123,8 +123,8 @@ def test_file_system_without_locks_costs_a_warning(folder, monkeypatch):
 
     monkeypatch.setattr(lock.fcntl, "flock", refuse)
     with pytest.warns(UserWarning, match=r"can't be locked \(Function not implemented\)"):
-        lock.take(folder)
-    lock.let_go(folder)
+        lock.acquire(folder)
+    lock.release(folder)
 
 
 def test_run_that_nobody_ever_wrote_to_has_no_holder(folder):

@@ -6,7 +6,7 @@ import pytest
 
 from pyclassify.spool import records
 from pyclassify.spool.records import DamagedRecord, Segment
-from pyclassify.spool.writer import OpenRun
+from pyclassify.spool.writer import RunWriter
 from tests.support.spooled import files_of_at_most
 
 RECORDS = [
@@ -25,7 +25,7 @@ def write(folder, given=RECORDS):
 
 
 def read(path, offset=0):
-    return [record for _, record in records.read(path, offset)]
+    return [record for _, record in records.read_records(path, offset)]
 
 
 def test_records_are_read_as_they_were_written(tmp_path):
@@ -64,7 +64,7 @@ def test_damaged_record_is_told_with_its_place_and_the_others_are_kept(tmp_path)
 
 def test_reading_goes_on_from_an_offset(tmp_path):
     path = write(tmp_path)
-    (offset, _), *_ = records.read(path)
+    (offset, _), *_ = records.read_records(path)
 
     assert read(path, offset) == RECORDS[1:]
 
@@ -74,7 +74,7 @@ def test_each_writer_has_a_file_of_its_own(tmp_path):
     for segment in (first, second, first):
         segment.append(records.encode({"number": segment.number}))
 
-    assert {number: read(path) for number, path in records.segments(tmp_path).items()} == {
+    assert {number: read(path) for number, path in records.list_segments(tmp_path).items()} == {
         1: [{"number": 1}, {"number": 1}],
         2: [{"number": 2}],
     }
@@ -93,7 +93,7 @@ def test_record_that_finds_no_room_leaves_none_of_its_bytes(tmp_path):
 
 @pytest.fixture
 def opened(tmp_path):
-    return OpenRun(records.make(tmp_path / "run", "0", "name", {}, 0))
+    return RunWriter(records.create_spool(tmp_path / "run", "0", "name", {}, 0))
 
 
 def log_without_room(opened, size, steps):
@@ -108,7 +108,7 @@ def test_what_finds_no_room_is_kept_in_memory_and_written_when_there_is_some(ope
     with pytest.warns(UserWarning, match="written again"):
         opened.append({"kind": "name", "name": "last"})
 
-    (path,) = records.segments(opened.folder).values()
+    (path,) = records.list_segments(opened.folder).values()
     *metrics, last = read(path)
     assert [each["points"][0][3] for each in metrics] == [*range(1000)]
     assert last["name"] == "last"
@@ -117,12 +117,12 @@ def test_what_finds_no_room_is_kept_in_memory_and_written_when_there_is_some(ope
 def test_log_that_outgrows_the_memory_is_dropped_with_a_warning_and_training_goes_on(
     opened, monkeypatch
 ):
-    monkeypatch.setattr("pyclassify.spool.writer.MOST_BYTES", 1000)
+    monkeypatch.setattr("pyclassify.spool.writer.MAX_PENDING_BYTES", 1000)
     with pytest.warns(UserWarning, match="lost until there is room") as said:
         log_without_room(opened, size=0, steps=100)
 
     assert len(said) == 2
     with pytest.warns(UserWarning, match="written again"):
         assert opened.flush()
-    (path,) = records.segments(opened.folder).values()
+    (path,) = records.list_segments(opened.folder).values()
     assert 0 < len(read(path)) < 20

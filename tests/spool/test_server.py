@@ -11,8 +11,8 @@ from mlflow.entities import Metric
 from pyclassify.cli.main import main
 from pyclassify.spool import records
 from pyclassify.spool import store as registry
-from pyclassify.spool.server import HASTE, PATIENCE
-from pyclassify.spool.uploader import SPOOL_TAG, Courier
+from pyclassify.spool.server import SHORT_TIMEOUTS, TIMEOUTS
+from pyclassify.spool.uploader import SPOOL_TAG, Uploader
 from pyclassify.tracking import run
 from pyclassify.tracking.logger import RunLogger
 from tests.support import waiting
@@ -29,7 +29,7 @@ def database(store, tmp_path, monkeypatch):
     """The path of a new database, which a server is to have."""
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     monkeypatch.chdir(tmp_path)
-    registry.register()
+    registry.register_scheme()
     return tmp_path / "mlflow.db"
 
 
@@ -49,12 +49,12 @@ def test_server_that_is_killed_during_a_delivery_has_all_of_it_once(database, st
     with serving(database) as (server, there):
         experiment = there.get_experiment_by_name("tested").experiment_id
         run_id = there.create_run(experiment).info.run_id
-        folder = records.prepare(root, there, run_id)
+        folder = records.create_from_server(root, there, run_id)
         spool = mlflow.MlflowClient(f"spool://{root}")
         for start in steps[::1000]:
             batch = [Metric("loss", step / 8, step, step) for step in range(start, start + 1000)]
             spool.log_batch(run_id, batch)
-        courier, begun, killed = Courier(folder, there), threading.Event(), threading.Event()
+        courier, begun, killed = Uploader(folder, there), threading.Event(), threading.Event()
         delivery = threading.Thread(target=_until_it_dies, args=(courier, begun, killed))
         delivery.start()
         try:
@@ -66,7 +66,7 @@ def test_server_that_is_killed_during_a_delivery_has_all_of_it_once(database, st
         delivery.join(waiting.scale(30))
         assert not courier.is_done()
 
-    Courier(folder, store).deliver()
+    Uploader(folder, store).deliver()
     assert points(store, run_id, "loss") == [(step, step / 8) for step in steps]
     begin_again(folder)
 
@@ -113,7 +113,7 @@ def log_a_run():
 
 
 def test_server_that_comes_back_gets_what_was_logged_meanwhile(database, monkeypatch):
-    monkeypatch.setattr("pyclassify.spool.upload_thread.PERIOD", 0.1)
+    monkeypatch.setattr("pyclassify.spool.upload_thread.UPLOAD_SECONDS", 0.1)
     with serving(database) as (server, there):
         monkeypatch.setenv("MLFLOW_TRACKING_URI", there.tracking_uri)
         logger = RunLogger()
@@ -140,7 +140,7 @@ def full_disk(database, monkeypatch):
         batch = [Metric("loss", step / 8, step, step) for step in range(1000)]
         logger.experiment.log_batch(logger.run_id, batch)
         assert logger.written.delivery.ask(waiting.scale(30))
-        yield server, there, logger, records.measure(logger.written.folder)
+        yield server, there, logger, records.count_bytes(logger.written.folder)
 
 
 def test_what_finds_no_room_on_this_disk_is_delivered_from_memory(full_disk):
@@ -200,9 +200,9 @@ def test_server_that_never_answers_costs_a_training_its_patience_once(database, 
     for name, seconds in {"spool.delivery.REFRESH": 0.2, "opening.STOP_SECONDS": 0.5}.items():
         monkeypatch.setattr(f"pyclassify.tracking.{name}", seconds)
     # Who waited for an answer with patience would be here for ever.
-    monkeypatch.setitem(PATIENCE, TIMEOUT, "100000")
-    monkeypatch.setenv(TIMEOUT, PATIENCE[TIMEOUT])
-    monkeypatch.setitem(HASTE, TIMEOUT, "1")
+    monkeypatch.setitem(TIMEOUTS, TIMEOUT, "100000")
+    monkeypatch.setenv(TIMEOUT, TIMEOUTS[TIMEOUT])
+    monkeypatch.setitem(SHORT_TIMEOUTS, TIMEOUT, "1")
     with socket.create_server(("127.0.0.1", 0)) as silent:
         monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{silent.getsockname()[1]}")
         logger = RunLogger()

@@ -5,7 +5,7 @@ import pytest
 from mlflow.protos.databricks_pb2 import BAD_REQUEST, INVALID_PARAMETER_VALUE
 from sqlalchemy import exc
 
-from pyclassify.spool.server import format_error, is_final
+from pyclassify.spool.server import format_error, is_permanent
 from tests.support.phrases import mentions
 from tests.support.spooled import deliver
 
@@ -34,7 +34,7 @@ def full_pool():
     ids=["read-only", "closed", "full pool", "data", "name"],
 )
 def test_what_a_database_can_not_do_now_is_not_refused_for_good(error, final):
-    assert is_final(error) is final
+    assert is_permanent(error) is final
 
 
 @pytest.mark.parametrize(

@@ -9,9 +9,9 @@ from mlflow.entities import DatasetInput, InputTag, LoggedModelInput, Metric, Pa
 from mlflow.exceptions import MlflowException
 
 from pyclassify.spool import records
-from pyclassify.spool.records import prepare
-from pyclassify.spool.store import register
-from pyclassify.spool.uploader import Courier
+from pyclassify.spool.records import create_from_server
+from pyclassify.spool.store import register_scheme
+from pyclassify.spool.uploader import Uploader
 from tests.support.runs import MetaDataset
 from tests.support.spooled import begin_again, points
 
@@ -95,7 +95,7 @@ def test_finished_run_that_goes_on_has_its_last_results(spool):
 def test_steps_that_the_server_has_are_not_logged_again_from_a_new_spool(spool):
     spool.there.log_metric(spool.run_id, "loss", 0.5, timestamp=1, step=3)
     elsewhere = spool.root.parent / "elsewhere"
-    prepare(elsewhere, spool.there, spool.run_id)
+    create_from_server(elsewhere, spool.there, spool.run_id)
     client = mlflow.MlflowClient(f"spool://{elsewhere}")
     for step in (3, 4):
         client.log_metric(spool.run_id, "loss", 0.25, step=step)
@@ -105,10 +105,10 @@ def test_steps_that_the_server_has_are_not_logged_again_from_a_new_spool(spool):
 
 def test_parameter_that_is_logged_again_is_recorded_once(spool):
     spool.client.log_param(spool.run_id, "depth", 3)
-    size = records.measure(spool.folder)
+    size = records.count_bytes(spool.folder)
     spool.client.log_param(spool.run_id, "depth", 3)
 
-    assert records.measure(spool.folder) == size
+    assert records.count_bytes(spool.folder) == size
     assert spool.client.get_run(spool.run_id).data.params == {"depth": "3"}
 
 
@@ -139,7 +139,7 @@ def test_run_that_is_not_there_is_told_with_the_folder(spool):
 
 @pytest.mark.parametrize("uri", ["spool:runs/spool", "spool://runs/spool"])
 def test_spool_without_an_absolute_path_is_refused(uri):
-    register()
+    register_scheme()
     with pytest.raises(MlflowException, match="spool:///FOLDER") as refused:
         mlflow.MlflowClient(uri).get_run("123")
 
@@ -150,7 +150,7 @@ def test_experiment_is_known_by_its_name_until_the_server_gives_it_a_number(spoo
     found = spool.client.get_experiment_by_name("anew")
     assert spool.client.create_experiment("anew") == found.experiment_id
     run_id = spool.client.create_run(found.experiment_id).info.run_id
-    Courier(spool.root / run_id, spool.there).deliver()
+    Uploader(spool.root / run_id, spool.there).deliver()
 
     assert spool.client.get_experiment(found.experiment_id).name == found.name == "anew"
     experiment = spool.there.get_experiment_by_name("anew")
@@ -159,7 +159,7 @@ def test_experiment_is_known_by_its_name_until_the_server_gives_it_a_number(spoo
 
 @pytest.mark.parametrize("name", ["with blanks", "50%", "a#b?c", "ä"])
 def test_folder_may_be_called_anything(name, tmp_path):
-    register()
+    register_scheme()
     client = mlflow.MlflowClient(f"spool://{quote(str(tmp_path / name))}")
     run_id = client.create_run("0").info.run_id
     client.log_text(run_id, "words", "a.txt")

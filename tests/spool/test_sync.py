@@ -8,7 +8,7 @@ import pytest
 
 from pyclassify.cli.main import main
 from pyclassify.spool import records
-from pyclassify.spool.sync import Sync, find
+from pyclassify.spool.sync import Sync, find_spools
 from tests.support import processes
 from tests.support.phrases import mentions
 from tests.support.spooled import answering, begin_again, points
@@ -21,7 +21,7 @@ def work_dir(spool, tmp_path, monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", spool.there.tracking_uri)
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     root = tmp_path / "work" / spool.run_id / "spool"
-    spool.folder = records.prepare(root, spool.there, spool.run_id)
+    spool.folder = records.create_from_server(root, spool.there, spool.run_id)
     spool.client = mlflow.MlflowClient(f"spool://{root}")
     spool.client.log_metric(spool.run_id, "loss", 0.5, step=1)
     spool.client.log_text(spool.run_id, "words", "a.txt")
@@ -45,7 +45,7 @@ def test_run_that_is_over_and_delivered_is_passed_over_and_its_files_are_cleared
     main(["sync", str(work_dir)])
     capsys.readouterr()
 
-    assert [*find(work_dir)] == []
+    assert [*find_spools(work_dir)] == []
     assert main(["sync", str(work_dir)]) == 0
     assert capsys.readouterr().out == ""
     assert [*(spool.folder / "artifacts").iterdir()] == []
@@ -79,7 +79,7 @@ def test_server_that_refuses_is_told_in_words_and_all_stays(
 def test_spool_that_can_not_be_read_is_told_and_the_others_are_delivered(work_dir, spool, capsys):
     broken = work_dir / "0" / "spool" / "0"
     broken.mkdir(parents=True)
-    (broken / records.SPOOL).write_text("{")
+    (broken / records.SPOOL_FILE).write_text("{")
 
     assert main(["sync", str(work_dir)]) == 1
     assert capsys.readouterr().err.startswith("pyclassify: 0: nothing delivered: ")
@@ -162,15 +162,15 @@ def test_runs_that_are_over_are_passed_over_without_a_look_at_their_records(tmp_
     for number in range(3):
         folder = tmp_path / str(number) / "spool" / str(number)
         folder.mkdir(parents=True)
-        (folder / records.SPOOL).write_text("{}")
+        (folder / records.SPOOL_FILE).write_text("{}")
         segment = records.Segment(folder)
         segment.append(records.encode({"kind": "name", "name": "a"}))
         segment.close()
-        (folder / records.DONE).write_text(str(records.measure(folder)))
+        (folder / records.DONE_FILE).write_text(str(records.count_bytes(folder)))
 
-    for look in ("read", "decode", "load"):
-        monkeypatch.delattr(records, look)
-    assert [*find(tmp_path)] == []
+    for function in ("read_records", "decode", "load_json"):
+        monkeypatch.delattr(records, function)
+    assert [*find_spools(tmp_path)] == []
 
 
 def test_folder_that_is_not_there_is_told_with_those_that_may_be(tmp_path, capsys):
@@ -181,7 +181,7 @@ def test_folder_that_is_not_there_is_told_with_those_that_may_be(tmp_path, capsy
 
 def test_database_named_from_a_folder_is_found_from_any(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    records.make(tmp_path / "run", "0", "name", {}, 0, tracking_uri="sqlite:///mlflow.db")
+    records.create_spool(tmp_path / "run", "0", "name", {}, 0, tracking_uri="sqlite:///mlflow.db")
 
-    known = json.loads((tmp_path / "run" / records.SPOOL).read_text())
+    known = json.loads((tmp_path / "run" / records.SPOOL_FILE).read_text())
     assert known["tracking_uri"] == f"sqlite:///{tmp_path}/mlflow.db"

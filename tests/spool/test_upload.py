@@ -10,9 +10,9 @@ from mlflow.entities import Metric
 
 from pyclassify.spool import records
 from pyclassify.spool.records import Segment, encode
-from pyclassify.spool.upload_thread import Delivery
-from pyclassify.spool.uploader import BUSY, SPOOL_TAG, Courier, WaitingError, alone
-from pyclassify.spool.writer import open_run
+from pyclassify.spool.upload_thread import UploadThread
+from pyclassify.spool.uploader import BUSY, SPOOL_TAG, PendingError, Uploader, exclusive_upload
+from pyclassify.spool.writer import open_writer
 from tests.support.runs import MetaDataset
 from tests.support.spooled import answering, deliver, points
 from tests.support.waiting import scale, wait_until
@@ -125,17 +125,17 @@ def test_files_that_can_not_be_stored_hold_nothing_else_up(spool, tmp_path):
     spool.client.log_text(spool.run_id, "second", "b.txt")
     spool.client.set_terminated(spool.run_id, "FINISHED")
     for _ in range(2):
-        with pytest.raises(WaitingError, match=r"a\.txt: .*Not a directory"):
+        with pytest.raises(PendingError, match=r"a\.txt: .*Not a directory"):
             deliver(spool)
     assert spool.there.get_run(spool.run_id).info.status == "FINISHED"
     assert len(points(spool.there, spool.run_id, "loss")) == 10
-    assert not records.is_delivered(spool.folder)
+    assert not records.is_uploaded(spool.folder)
 
     stored.unlink()
     deliver(spool)
     kept = [each.path for each in spool.there.list_artifacts(spool.run_id)]
     assert kept == ["a.txt", "b.txt"]
-    assert records.is_delivered(spool.folder)
+    assert records.is_uploaded(spool.folder)
 
 
 def version_of(path):
@@ -146,24 +146,24 @@ def test_version_waits_for_who_can_make_it_and_is_made_of_each_model(spool):
     made = []
     for path in ("model", "model-200"):
         spool.client.log_text(spool.run_id, "weights", f"{path}/MLmodel")
-        open_run(spool.folder).append(version_of(path))
+        open_writer(spool.folder).append(version_of(path))
     deliver(spool)
-    assert not records.is_delivered(spool.folder)
+    assert not records.is_uploaded(spool.folder)
 
-    courier = Courier(spool.folder, spool.there, lambda *asked: made.append(asked) or "made")
+    courier = Uploader(spool.folder, spool.there, lambda *asked: made.append(asked) or "made")
     courier.deliver()
     assert [(run_id, record["path"]) for _, run_id, record in made] == [
         (spool.run_id, "model"),
         (spool.run_id, "model-200"),
     ]
-    assert records.is_delivered(spool.folder)
+    assert records.is_uploaded(spool.folder)
     assert courier.told == ["made", "made"]
 
 
 def test_files_of_a_version_that_waits_stay(spool):
     spool.client.log_text(spool.run_id, "weights", "model/MLmodel")
-    open_run(spool.folder).append(version_of("model"))
-    courier = Courier(spool.folder, spool.there)
+    open_writer(spool.folder).append(version_of("model"))
+    courier = Uploader(spool.folder, spool.there)
     courier.deliver()
 
     assert not courier.is_done()
@@ -174,10 +174,10 @@ def test_files_of_a_version_that_waits_stay(spool):
 def test_no_version_is_made_of_a_model_that_lost_a_file(spool):
     spool.client.log_text(spool.run_id, "weights", "model/program.pt2")
     (spool.folder / "artifacts" / "model" / "program.pt2").unlink()
-    open_run(spool.folder).append(version_of("model"))
+    open_writer(spool.folder).append(version_of("model"))
 
     with pytest.warns(UserWarning, match="model lacks model/program.pt2"):
-        Courier(spool.folder, spool.there, pytest.fail).deliver()
+        Uploader(spool.folder, spool.there, pytest.fail).deliver()
 
 
 def test_status_is_not_set_over_a_later_end(spool):
@@ -197,9 +197,9 @@ def test_run_begun_without_a_server_is_made_once(spool):
     run_id = spool.client.create_run("name:anew", run_name="mine").info.run_id
     spool.client.log_metric(run_id, "loss", 0.5, step=1)
     folder = spool.root / run_id
-    Courier(folder, spool.there)._make_run()
+    Uploader(folder, spool.there)._make_run()
     (folder / "delivered.json").unlink()  # as if it had died before it could note it
-    Courier(folder, spool.there).deliver()
+    Uploader(folder, spool.there).deliver()
 
     experiment = spool.there.get_experiment_by_name("anew")
     (made,) = spool.there.search_runs([experiment.experiment_id])
@@ -210,7 +210,7 @@ def test_run_begun_without_a_server_is_made_once(spool):
 def test_run_begun_without_a_server_goes_to_the_experiment_of_its_number(spool):
     number = spool.there.create_experiment("numbered")
     run_id = spool.client.create_run(number).info.run_id
-    Courier(spool.root / run_id, spool.there).deliver()
+    Uploader(spool.root / run_id, spool.there).deliver()
 
     (made,) = spool.there.search_runs([number])
     assert made.data.tags[SPOOL_TAG] == run_id
@@ -218,7 +218,7 @@ def test_run_begun_without_a_server_goes_to_the_experiment_of_its_number(spool):
 
 def test_run_begun_without_a_server_is_told_by_its_id_there(spool):
     run_id = spool.client.create_run("name:anew").info.run_id
-    delivery = Delivery(spool.root / run_id, spool.there.tracking_uri)
+    delivery = UploadThread(spool.root / run_id, spool.there.tracking_uri)
     with pytest.warns(UserWarning, match=f"the run {run_id}, ") as told:
         run_to_the_end(delivery)
 
@@ -237,8 +237,8 @@ def run_to_the_end(delivery):
 
 def test_delivery_goes_on_when_another_process_has_ended_its_own(spool, recwarn):
     log_losses(spool, 10)
-    delivery = Delivery(spool.folder, spool.there.tracking_uri)
-    with alone(spool.folder):
+    delivery = UploadThread(spool.folder, spool.there.tracking_uri)
+    with exclusive_upload(spool.folder):
         delivery.start()
         assert not delivery.ask(scale(30))
         assert delivery.trouble == BUSY
@@ -275,13 +275,13 @@ def test_damaged_record_is_told_and_the_others_are_delivered(spool):
 
 
 def test_worker_that_is_forked_during_a_delivery_does_not_hold_its_lock(spool):
-    with alone(spool.folder):
+    with exclusive_upload(spool.folder):
         child = os.fork()
         if child == 0:
             time.sleep(60)
             os._exit(0)
     try:
-        with alone(spool.folder):
+        with exclusive_upload(spool.folder):
             pass
     finally:
         os.kill(child, 9)
@@ -303,10 +303,10 @@ def log_and_finish(spool, delivery):
     ("code", "words"), [(500, "500"), (403, "it refuses permission"), (404, "404")]
 )
 def test_server_that_refuses_is_told_once_and_logging_goes_on(code, words, spool, monkeypatch):
-    monkeypatch.setattr("pyclassify.spool.upload_thread.PERIOD", 0.05)
+    monkeypatch.setattr("pyclassify.spool.upload_thread.UPLOAD_SECONDS", 0.05)
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     with answering(code) as address:
-        delivery = Delivery(spool.folder, address)
+        delivery = UploadThread(spool.folder, address)
         with pytest.warns(UserWarning, match="takes nothing") as said:
             log_and_finish(spool, delivery)
 

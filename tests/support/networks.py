@@ -215,7 +215,7 @@ class Waiting(Net):
 
     def forward(self, images):
         self.steps += self.training
-        while self.waits and self.steps == 3 and not signals.asked():
+        while self.waits and self.steps == 3 and not signals.get_pending_signal():
             time.sleep(0.02)
         return super().forward(images)
 

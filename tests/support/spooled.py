@@ -10,8 +10,8 @@ from types import SimpleNamespace
 import mlflow
 
 from pyclassify.spool import records, store
-from pyclassify.spool.uploader import Courier
-from pyclassify.spool.writer import forget
+from pyclassify.spool.uploader import Uploader
+from pyclassify.spool.writer import close_writer
 from tests.support import waiting
 
 
@@ -31,7 +31,7 @@ class Meeting:
 
 # Code that has a process take a spool.
 TAKE = "from pathlib import Path; from pyclassify.tracking.spool import lock; "
-TAKE += "lock.take(Path({folder!r})); "
+TAKE += "lock.acquire(Path({folder!r})); "
 
 
 def open_store(empty_store, folder):
@@ -42,23 +42,23 @@ def open_store(empty_store, folder):
 @contextlib.contextmanager
 def a_run(empty_store, folder):
     """A run in a database (`there`), its spool's `folder`, and the `client` that writes to it."""
-    store.register()
+    store.register_scheme()
     there, root = open_store(empty_store, folder), folder / "spool"
     run_id = there.create_run(there.get_experiment_by_name("tested").experiment_id).info.run_id
-    folder = records.prepare(root, there, run_id)
+    folder = records.create_from_server(root, there, run_id)
     client = mlflow.MlflowClient(f"spool://{root}")
     yield SimpleNamespace(there=there, run_id=run_id, folder=folder, client=client, root=root)
-    forget(folder)
+    close_writer(folder)
 
 
 def deliver(spool, there=None):
     """Deliver what there is, as a process that has just begun."""
-    return Courier(spool.folder, there or spool.there).deliver()
+    return Uploader(spool.folder, there or spool.there).deliver()
 
 
 def begin_again(folder):
     """Let go of a spool, as a process does that ends: who writes to it next is another."""
-    forget(folder)
+    close_writer(folder)
 
 
 def points(client, run_id, name):

@@ -12,8 +12,8 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from mlflow.entities import RunStatus
 from mlflow.exceptions import MlflowException
 
-from pyclassify.spool.spooled_run import Written
-from pyclassify.spool.uploader import Courier
+from pyclassify.spool.spooled_run import SpooledRun
+from pyclassify.spool.uploader import Uploader
 from pyclassify.tracking import final_status, run
 from pyclassify.tracking.logger import RunLogger
 from pyclassify.utils import launcher
@@ -67,7 +67,7 @@ def test_own_run_in_a_spool_goes_to_its_experiment_when_it_is_delivered(spool, m
         logger = RunLogger(experiment_name="another", run_name="mine")
         logger.log_metrics({"val_loss": 0.5}, step=3)
         run.end("FINISHED")
-    Courier(spool.root / logger.run_id, spool.there).deliver()
+    Uploader(spool.root / logger.run_id, spool.there).deliver()
 
     experiment = spool.there.get_experiment_by_name("another")
     (made,) = spool.there.search_runs([experiment.experiment_id])
@@ -90,7 +90,7 @@ def test_server_that_refuses_its_user_ends_a_training_before_it_begins(
 
 
 def test_log_that_finds_no_room_is_told_to_who_saves_a_checkpoint(spool):
-    written = Written(spool.folder)
+    written = SpooledRun(spool.folder)
     with files_of_at_most(0):
         with pytest.warns(UserWarning, match="in memory"):
             written.client.log_metric(spool.run_id, "loss", 0.5, step=1)

@@ -10,7 +10,7 @@ from tests.support.processes import rest
 PATIENT = "signals.GRACE_SECONDS = 60\n"
 STOPPABLE = """
 with signals.stop_on_signals(lambda name: say("marked", name)):
-    signals.defer()
+    signals.defer_signals()
     try:
         say("ready")
         work()
@@ -24,10 +24,10 @@ def work():
     while True:
         step += 1
         time.sleep(0.02)
-        signals.beat()
-        if step % 10 == 9 and signals.asked():
+        signals.send_heartbeat()
+        if step % 10 == 9 and signals.get_pending_signal():
             say("saved")
-            signals.stop(signals.asked())
+            signals.stop_now(signals.get_pending_signal())
 """
 STUCK = """
 import hashlib
@@ -49,16 +49,16 @@ def test_stop_waits_as_long_as_there_are_signs_of_life(script):
     work = """
 signals.GRACE_SECONDS = 1
 def work():
-    while not signals.asked():
+    while not signals.get_pending_signal():
         time.sleep(0.01)
-        signals.beat()
+        signals.send_heartbeat()
     end = time.monotonic() + 2.5  # more than twice what a silent process has
     while time.monotonic() < end:
         time.sleep(0.01)
-        signals.beat()
+        signals.send_heartbeat()
     signals.GRACE_SECONDS = 60
     say("saved")
-    signals.stop(signals.asked())
+    signals.stop_now(signals.get_pending_signal())
 """
     process = script(work + STOPPABLE)
     process.send_signal(signal.SIGTERM)
@@ -87,14 +87,14 @@ def test_process_that_gives_no_sign_of_life_is_ended(script):
 def test_process_that_writes_a_checkpoint_is_let_alone(script):
     write = """
 def work():
-    with signals.busy(60):
-        while not signals.asked():
+    with signals.pause_heartbeat(60):
+        while not signals.get_pending_signal():
             time.sleep(0.02)
         signals.GRACE_SECONDS = 0.02
         time.sleep(1)  # four times as long as a silent process has after SIGUSR1
         signals.GRACE_SECONDS = 60
     say("written")
-    signals.act_again()
+    signals.restore_handlers()
 """
     process = script(PATIENT + write + STOPPABLE)
     process.send_signal(signal.SIGUSR1)
@@ -107,14 +107,14 @@ def test_long_steps_are_given_twice_their_time(script):
 signals.GRACE_SECONDS = 0.1
 def work():
     time.sleep(1.5)
-    signals.beat()
+    signals.send_heartbeat()
     say("goes on")
-    while not signals.asked():
+    while not signals.get_pending_signal():
         time.sleep(0.01)
-        signals.beat()
+        signals.send_heartbeat()
     time.sleep(0.8)  # eight times the grace, and half of the time that it has
     signals.GRACE_SECONDS = 60
-    signals.stop(signals.asked())
+    signals.stop_now(signals.get_pending_signal())
 """
     process = script(slow + STOPPABLE)
     while process.stdout.readline() != "goes on\n":
@@ -125,7 +125,7 @@ def work():
 
 
 def test_process_that_another_tells_to_stop_does_so_as_if_it_had_heard(script):
-    process = script(PATIENT + "def work():\n    signals.stop(signal.SIGUSR1)\n" + STOPPABLE)
+    process = script(PATIENT + "def work():\n    signals.stop_now(signal.SIGUSR1)\n" + STOPPABLE)
 
     assert rest(process) == ["marked SIGUSR1", "cleaned up after SIGUSR1"]
 
@@ -137,7 +137,7 @@ with signals.stop_on_signals(lambda name: None):
     read, write = os.pipe()
     worker = os.fork()
     if worker == 0:
-        signals.outlive_stop()
+        signals.ignore_sigterm()
         signals.WORKER_SECONDS = 1
         os.read(read, 1)
         for signum in signals.STOP_SIGNALS:

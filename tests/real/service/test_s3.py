@@ -37,13 +37,13 @@ def direct(service, proxy, tmp_path, monkeypatch):
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.setenv(name, service.env[name])
     s3_artifact_repo._cached_get_s3_client.cache_clear()  # which knows another address
-    store.register()
+    store.register_scheme()
     there, made = mlflow.MlflowClient(service.uri), []
 
     def make(bucket=BUCKET):
         experiment = there.create_experiment(f"direct {os.urandom(4).hex()}", f"s3://{bucket}/runs")
         run_id = there.create_run(experiment).info.run_id
-        made.append(records.prepare(tmp_path / "spool", there, run_id))
+        made.append(records.create_from_server(tmp_path / "spool", there, run_id))
         client = mlflow.MlflowClient(f"spool://{tmp_path}/spool")
         return SimpleNamespace(there=there, run_id=run_id, folder=made[-1], client=client)
 
