@@ -85,7 +85,7 @@ def train_a_while(uri, root, seconds):
 
     from pyclassify.tracking import run
 
-    written = run.start(None, None, None, uri, str(root))
+    written = run.start_run(None, None, None, uri, str(root))
     client, run_id = MlflowClient(written.spool_uri), written.run_id
     spent, step, cpu = 0.0, 0, time.process_time()
     end = time.monotonic() + seconds
@@ -129,10 +129,10 @@ def main():
             server.kill()
         from pyclassify.tracking import run
 
-        run.end("KILLED")
+        run.end_run("KILLED")
         found["down"] = train_a_while(server.uri, folder / "down", 60 * asked.minutes)
         sys.stdout.write(json.dumps(found, indent=2) + "\n")
-        run.end("KILLED")
+        run.end_run("KILLED")
 
 
 if __name__ == "__main__":

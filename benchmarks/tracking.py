@@ -29,19 +29,23 @@ from pyclassify.tracking import capsule, description, predictions, record, run
 from pyclassify.tracking.logger import RunLogger
 from pyclassify.tracking.metrics import RunMetrics
 from pyclassify.tracking.predictions import PredictionLogger
-from pyclassify.tracking.record import RecordConfig
+from pyclassify.tracking.record import RunRecorder
 from pyclassify.tracking.system_metrics import JobMonitor
 
 RECIPE = Path(__file__).parents[1] / "configs" / "synthetic.yaml"
 HOOKS = [name for name in vars(RunMetrics) if name.startswith("on_") or name == "setup"]
 TRACKING = {
-    "start and end of the run": [(run, "start"), (run, "mark"), (run, "end")],
+    "start and end of the run": [(run, "start_run"), (run, "set_final_status"), (run, "end_run")],
     "metrics": [(_LoggerConnector, "log_metrics"), (RunLogger, "log_metrics")],
     "speed, learning rate and bests": [(RunMetrics, name) for name in HOOKS],
-    "parameters and config.yaml": [(RecordConfig, "save_config")],
-    "capsule": [(capsule, "keep")],
-    "data digests": [(record, "describe"), (record, "log"), (record, "check")],
-    "description": [(description, "begin"), (description, "finish"), (record, "_log_preview")],
+    "parameters and config.yaml": [(RunRecorder, "save_config")],
+    "capsule": [(capsule, "log_capsule")],
+    "data digests": [(record, "describe_data"), (record, "log_datasets"), (record, "check_data")],
+    "description": [
+        (description, "describe_start"),
+        (description, "describe_results"),
+        (record, "_log_preview"),
+    ],
     "predictions": [
         (PredictionLogger, "on_test_batch_end"),
         (PredictionLogger, "on_test_epoch_end"),

@@ -143,7 +143,7 @@ def write_capsule(tmp_path, monkeypatch):
         monkeypatch.chdir(started_in)
         folder = tmp_path / "capsule"
         folder.mkdir()
-        capsule.write(folder, config or {"seed_everything": 3}, facts or {}, ["runs"])
+        capsule.write_capsule(folder, config or {"seed_everything": 3}, facts or {}, ["runs"])
         return folder, json.loads((folder / "capsule.json").read_text())
 
     return write

@@ -10,7 +10,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
 from pyclassify.serving.export import PROGRAM_PATH
-from pyclassify.tracking.logger import WEIGHTS
+from pyclassify.tracking.logger import BEST_WEIGHTS_PATH
 from pyclassify.utils.masking import mask
 
 # A model of MLflow's registry, and how one is given.
@@ -68,12 +68,14 @@ def find_checkpoint(
 
     try:
         return str(
-            mlflow.artifacts.download_artifacts(None, given, WEIGHTS, downloads, tracking_uri)
+            mlflow.artifacts.download_artifacts(
+                None, given, BEST_WEIGHTS_PATH, downloads, tracking_uri
+            )
         )
     except (mlflow.exceptions.MlflowException, OSError) as error:
         where = mask(tracking_uri or mlflow.get_tracking_uri())
         raise MisconfigurationException(
-            f"run {given} has no {WEIGHTS} at {where} ({mask(str(error))}); `mlflow ui` "
+            f"run {given} has no {BEST_WEIGHTS_PATH} at {where} ({mask(str(error))}); `mlflow ui` "
             "lists the runs there, MLFLOW_TRACKING_URI names another place"
         ) from error
 

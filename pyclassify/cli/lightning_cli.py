@@ -35,8 +35,14 @@ from pyclassify.registry.register import RegisterModel
 from pyclassify.tracking.logger import find_run_logger
 from pyclassify.tracking.metrics import RunMetrics
 from pyclassify.tracking.predictions import PredictionLogger
-from pyclassify.tracking.record import DescribeRun, RecordConfig
-from pyclassify.tracking.ui import BEST, BY_RECIPE, run_link, runs_link, start_quickly
+from pyclassify.tracking.record import DescriptionUpdater, RunRecorder
+from pyclassify.tracking.ui import (
+    BEST_VIEW,
+    RECIPE_VIEW,
+    format_fast_ui_command,
+    link_run,
+    link_runs,
+)
 from pyclassify.training.checkpoints import BestCheckpoint, read_data_state
 from pyclassify.training.distributed import parting
 from pyclassify.training.exact_resume import Resume
@@ -261,12 +267,17 @@ def run(args: list[str], given: list[str] | None = None) -> None:
             downloads,
             pl.LightningModule,
             pl.LightningDataModule,
-            save_config_callback=RecordConfig,
+            save_config_callback=RunRecorder,
             save_config_kwargs={"save_to_log_dir": False, "command": given or args},
             trainer_class=Trainer,
             trainer_defaults={
                 "logger": {"class_path": RUN_LOGGER},
-                "callbacks": [LaunchCheck(), PredictionLogger(), RunMetrics(), DescribeRun()],
+                "callbacks": [
+                    LaunchCheck(),
+                    PredictionLogger(),
+                    RunMetrics(),
+                    DescriptionUpdater(),
+                ],
                 "devices": 1,
                 "max_epochs": 10,
                 "log_every_n_steps": 10,
@@ -363,14 +374,14 @@ def summarise(
         )
         lines["run"] = run_id
         away = written.is_away()
-        lines["next"] = f"pyclassify sync {written.folder}" if away else start_quickly(uri)
+        lines["next"] = f"pyclassify sync {written.folder}" if away else format_fast_ui_command(uri)
         links = (
             {}
             if away
             else {
-                "This run": run_link(uri, experiment, run_id),
-                "All runs, the best first": runs_link(uri, experiment, BEST.key),
-                "Recipes, each the mean of its runs": runs_link(uri, experiment, BY_RECIPE.key),
+                "This run": link_run(uri, experiment, run_id),
+                "All runs, the best first": link_runs(uri, experiment, BEST_VIEW.key),
+                "Recipes, each the mean of its runs": link_runs(uri, experiment, RECIPE_VIEW.key),
             }
         )
     sys.stdout.write("\n" + "".join(f"{key:14} {line}\n" for key, line in lines.items()))

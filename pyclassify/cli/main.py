@@ -36,7 +36,7 @@ def main(args: Sequence[str] | None = None) -> int:
     given = list(sys.argv[1:] if args is None else args)
     if given and given[0] in PLAIN_VERBS:
         return run_plain(given[0], given[1:])
-    if run.adopt() or not launcher.is_rank_zero():
+    if run.adopt_run() or not launcher.is_rank_zero():
         stop_with_parent()
     status = "FAILED"
     grace_factor = SEEDS_GRACE_FACTOR if options.has_seeds_option(given) else 1.0
@@ -62,7 +62,7 @@ def main(args: Sequence[str] | None = None) -> int:
                 raise
             return complain(words, turn=int(not launcher.is_rank_zero()) + 2 * int(words == LOST))
         finally:
-            run.end(status)
+            run.end_run(status)
 
 
 def exit_code(stop: KeyboardInterrupt) -> int:
@@ -95,11 +95,11 @@ def sync(argv: list[str]) -> int:
 def on_stop(given: list[str], signal_name: str) -> None:
     """Tell who watches and who looks later that this is no failure, and how to go on."""
     if launcher.is_rank_zero():
-        run_id = run.current()
+        run_id = run.get_resumable_run()
         goes_on = run_id is not None and not {"fit", "train"}.isdisjoint(given)
         how = f"; `pyclassify resume {run_id}` goes on with it" if goes_on else ""
         complain(f"stopped by {signal_name}{how}")
-        run.mark("KILLED")
+        run.set_final_status("KILLED")
 
 
 def train(given: list[str]) -> None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from pyclassify.registry.versions import AliasState, Version
 from pyclassify.spool.server import open_artifacts
-from pyclassify.tracking.run import attempt
+from pyclassify.tracking.run import warn_on_error
 
 if TYPE_CHECKING:
     from pyclassify.runs.stats import PairedTest
@@ -203,7 +203,7 @@ def add_time(decision: Decision, kept: Decision | None) -> Decision:
 def save_decision(client: Any, version: Version, decision: Decision) -> None:
     """Write a decision into its file, where those before it stay, under `earlier`."""
     if version.run_id:
-        attempt(f"{_get_folder(version)}/{_FILE}", _save, client, version, decision.as_data())
+        warn_on_error(f"{_get_folder(version)}/{_FILE}", _save, client, version, decision.as_data())
 
 
 def write_tags(client: Any, version: Version, decision: Decision) -> None:

@@ -11,7 +11,7 @@ from mlflow.exceptions import MlflowException
 from pyclassify.registry.champion import force_promotion, promote_if_better, roll_back_champion
 from pyclassify.registry.decision import Decision
 from pyclassify.registry.versions import find_existing_version, read_alias_state
-from pyclassify.tracking.search import be_brief, open_store, tell_near
+from pyclassify.tracking.search import limit_retries, open_store, suggest_names
 from pyclassify.utils.masking import mask
 from pyclassify.utils.options import CommandParser
 
@@ -96,7 +96,7 @@ def _parse_promote(args: Sequence[str]) -> argparse.Namespace:
 
 def _carry_out(name: str, decide: Callable[[MlflowClient], Decision]) -> Decision:
     """Open the registry, have a decision made, and say what it is."""
-    be_brief()
+    limit_retries()
     client = open_store()
     try:
         _find_model(client, name)
@@ -118,7 +118,7 @@ def _find_model(client: MlflowClient, name: str) -> None:
         if error.error_code != "RESOURCE_DOES_NOT_EXIST":
             raise
         names = [each.name for each in client.search_registered_models(max_results=1000)]
-        there = tell_near(name, names) if names else "it has none at all"
+        there = suggest_names(name, names) if names else "it has none at all"
         raise ValueError(
             f"there is no registered model {name!r} at {_address()}; {there}"
         ) from error

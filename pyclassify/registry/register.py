@@ -21,7 +21,7 @@ from pyclassify.serving.export import MAX_BATCH_PIXELS, PROGRAM_PATH, load_progr
 from pyclassify.tracking.logger import RunLogger, find_run_logger
 from pyclassify.tracking.prediction_table import PredictionsByIndex
 from pyclassify.tracking.predictions import PredictionLogger
-from pyclassify.tracking.run import attempt
+from pyclassify.tracking.run import warn_on_error
 
 _UPLOAD_TIMEOUT_SECONDS = (
     60.0  # for the model's files to arrive; later ones are registered as they do
@@ -74,11 +74,11 @@ class RegisterModel(Callback):
         if self.name is None or logger is None or not trained or not trainer.is_global_zero:
             return
         self.version, self.told = None, ""
-        kept = attempt("the model", _log_model, logger, trainer, pl_module)
+        kept = warn_on_error("the model", _log_model, logger, trainer, pl_module)
         if kept is not None:
-            attempt("the version", self._register, logger, self.name, kept)
+            warn_on_error("the version", self._register, logger, self.name, kept)
         if self.version is not None:
-            attempt("the decision", self._judge, logger, self.name, trainer)
+            warn_on_error("the decision", self._judge, logger, self.name, trainer)
 
     def _register(self, logger: RunLogger, name: str, kept: dict[str, Any]) -> None:
         """Ask for the version, and say which it is or what becomes of it without the registry."""

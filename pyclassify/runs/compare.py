@@ -16,8 +16,14 @@ from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
 
 from pyclassify.runs.stats import PairedTest, SeedsTest, compare_on_images, compare_over_seeds
-from pyclassify.tracking.search import be_brief, find_best, find_run, format_error, open_store
-from pyclassify.tracking.ui import compare_link, server_address, start_quickly
+from pyclassify.tracking.search import (
+    find_best_runs,
+    find_run,
+    format_store_error,
+    limit_retries,
+    open_store,
+)
+from pyclassify.tracking.ui import find_server_address, format_fast_ui_command, link_comparison
 from pyclassify.utils.masking import mask
 from pyclassify.utils.options import CLASS_OPTIONS, SHORT_OPTIONS, CommandParser
 
@@ -43,18 +49,20 @@ def main(args: Sequence[str]) -> int:
         OSError: There is no store.
     """
     asked = _parse(args)
-    be_brief()
+    limit_retries()
     try:
         comparison = compare(_find(asked))
     except MlflowException as error:
-        raise ValueError(format_error(error)) from error
+        raise ValueError(format_store_error(error)) from error
     uri = mlflow.get_tracking_uri()
     infos = [run.info for run in comparison.runs]
-    link = compare_link(uri, [i.run_id for i in infos], [i.experiment_id for i in infos])
+    link = link_comparison(uri, [i.run_id for i in infos], [i.experiment_id for i in infos])
     if asked.json:
         sys.stdout.write(json.dumps(_as_data(comparison, mask(uri), link), indent=2) + "\n")
         return 0
-    start = "open" if server_address(uri) else f"start\n{start_quickly(uri)}\nand open"
+    start = (
+        "open" if find_server_address(uri) else f"start\n{format_fast_ui_command(uri)}\nand open"
+    )
     text = report(comparison, shutil.get_terminal_size().columns)
     sys.stdout.write(f"{text}\nIn the browser: {start}\n{link}\n")
     return 0
@@ -95,7 +103,7 @@ def _find(asked: argparse.Namespace) -> list[Run]:
     client = open_store()
     if asked.experiment is not None:
         metric = asked.metric or METRIC
-        runs = find_best(client, asked.experiment, metric, asked.best or BEST)
+        runs = find_best_runs(client, asked.experiment, metric, asked.best or BEST)
         if len(runs) < 2:
             raise ValueError(
                 f"experiment {asked.experiment!r} has only one finished run with the metric "

@@ -27,7 +27,7 @@ from pyclassify.runs.restore import (
     resolve_path,
     run_training,
 )
-from pyclassify.tracking.capsule import OVERRIDDEN, SOURCE_RUN
+from pyclassify.tracking.capsule import OVERRIDDEN_TAG, SOURCE_RUN_TAG
 from pyclassify.utils.masking import mask_command
 from pyclassify.utils.options import flatten_config
 from pyclassify.utils.repository import check_out_worktree
@@ -77,7 +77,7 @@ def rerun(given: list[str]) -> int:
         command = [facts["verb"], "--config", f"{folder}/config.yaml", *options]
         with check_out_worktree(root, code, Path(folder) / "tree") as started_in:
             overridden = shlex.join(mask_command(options))
-            tags = {SOURCE_RUN: run_id, **({OVERRIDDEN: overridden} if options else {})}
+            tags = {SOURCE_RUN_TAG: run_id, **({OVERRIDDEN_TAG: overridden} if options else {})}
             made = client.create_run(run.info.experiment_id, tags=tags).info
             exit_code = run_training(
                 command, started_in, make_environment(made, facts, root, folder)

@@ -13,7 +13,7 @@ from typing import Any
 import yaml
 
 from pyclassify.tracking import capsule
-from pyclassify.tracking.run import hand_over
+from pyclassify.tracking.run import make_run_environment
 from pyclassify.utils.masking import MASK
 from pyclassify.utils.options import SHORT_OPTIONS, flatten_config
 from pyclassify.utils.repository import Code, find_root, run_git
@@ -149,7 +149,7 @@ def look_up_run(run_id: str) -> tuple[Any, Any]:
         client = search.open_store()
         return client, search.find_run(client, run_id)
     except MlflowException as error:
-        raise ValueError(search.format_error(error)) from error
+        raise ValueError(search.format_store_error(error)) from error
 
 
 def download_capsule(client: Any, run_id: str, folder: Path) -> Path:
@@ -158,7 +158,7 @@ def download_capsule(client: Any, run_id: str, folder: Path) -> Path:
     Raises:
         ValueError: It has none.
     """
-    if not client.list_artifacts(run_id, capsule.FOLDER):
+    if not client.list_artifacts(run_id, capsule.CAPSULE_FOLDER):
         from pyclassify.runs.seeds import list_child_runs
 
         if children := list_child_runs(client, client.get_run(run_id)):
@@ -168,16 +168,16 @@ def download_capsule(client: Any, run_id: str, folder: Path) -> Path:
                 f"rerun one of them: {ids}"
             )
         raise ValueError(
-            f"run {run_id} has no capsule (the artifacts {capsule.FOLDER}/), so it is another "
-            "project's or older than capsules; give a run that pyclassify made"
+            f"run {run_id} has no capsule (the artifacts {capsule.CAPSULE_FOLDER}/), so it is "
+            "another project's or older than capsules; give a run that pyclassify made"
         )
     folder.mkdir(exist_ok=True)
-    return Path(client.download_artifacts(run_id, capsule.FOLDER, str(folder)))
+    return Path(client.download_artifacts(run_id, capsule.CAPSULE_FOLDER, str(folder)))
 
 
 def make_environment(made: Any, facts: dict[str, Any], root: Path, folder: str) -> dict[str, str]:
     """The environment of the training: the new run, the old code and number of threads."""
-    changed = hand_over(made)
+    changed = make_run_environment(made)
     if paths := os.environ.get("PYTHONPATH"):
         there = [
             os.path.join(folder, "tree", os.path.relpath(path, root))

@@ -34,7 +34,7 @@ from pyclassify.runs.restore import (
 )
 from pyclassify.spool import lock
 from pyclassify.tracking import capsule
-from pyclassify.tracking.run import spool_root
+from pyclassify.tracking.run import find_spool_root
 from pyclassify.utils import options
 from pyclassify.utils.masking import MASK, mask_command
 from pyclassify.utils.options import SHORT_OPTIONS, CommandParser, split_options
@@ -192,7 +192,7 @@ def code_of(
         yield started_in, started_in
         return
     # A run that is started in no repository has the code of this package's.
-    places = (started_in, Path.cwd(), capsule.PACKAGE)
+    places = (started_in, Path.cwd(), capsule.PACKAGE_FOLDER)
     near = next((each for each in places if each.is_dir() and find_root(each)), Path.cwd())
     root, code = find_code(kept, known, run_id, near)
     with check_out_worktree(root, code, folder / "tree") as there:
@@ -237,7 +237,7 @@ def find_source(client: Any, run: Any) -> Any:
     if stats.SEEDS_TAG not in run.data.tags:
         return run
     for child in list_child_runs(client, run):
-        if client.list_artifacts(child.info.run_id, capsule.FOLDER):
+        if client.list_artifacts(child.info.run_id, capsule.CAPSULE_FOLDER):
             return child
     raise ValueError(
         f"run {run.info.run_id} is the parent of seeds of which none got as far as to keep its "
@@ -269,7 +269,7 @@ def check_state(stopped: Stopped, options: list[str]) -> None:
             f"run {run_id} is of the backend slurm; `pyclassify slurm resume {run_id}` submits its "
             "job again, which goes on with it"
         )
-    if holder := lock.find_holder(spool_root(stopped.saved) / run_id):
+    if holder := lock.find_holder(find_spool_root(stopped.saved) / run_id):
         raise ValueError(f"run {run_id} goes on in {holder}; let it, or stop it first")
     epochs = dict(read_settings(options)).get(_EPOCHS)
     had = stopped.setting(_EPOCHS)

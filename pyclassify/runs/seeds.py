@@ -27,8 +27,14 @@ from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID, MLFLOW_RUN_NOTE
 
 from pyclassify.runs import stats
 from pyclassify.tracking import capsule, description, parameters, run
-from pyclassify.tracking.description import plain
-from pyclassify.tracking.ui import BY_RECIPE, TRAINING, run_link, runs_link, start_quickly
+from pyclassify.tracking.description import escape_markdown
+from pyclassify.tracking.ui import (
+    RECIPE_VIEW,
+    WORKFLOW_QUERY,
+    format_fast_ui_command,
+    link_run,
+    link_runs,
+)
 from pyclassify.utils import launcher
 from pyclassify.utils.launcher import choose_rendezvous, is_single_process
 from pyclassify.utils.options import (
@@ -219,7 +225,7 @@ class ParentRun:
         if uri := logger.get("tracking_uri"):
             mlflow.set_tracking_uri(uri)
         name = logger.get("run_name")
-        started = run.start(
+        started = run.start_run(
             logger.get("experiment_name"),
             f"{name}-{len(seeds)}seeds" if name else None,
             {stats.SEEDS_TAG: f"{seeds[0]} to {seeds[-1]}"},
@@ -232,8 +238,10 @@ class ParentRun:
         self._logged: dict[str, float] = {}
         self._lock = threading.Lock()  # a stop is recorded by another thread
         self._attempt(self._recall)
-        self._attempt(parameters.log, self._client, self._info.run_id, {"seeds": str(len(seeds))})
-        run.after_end(self._finish)
+        self._attempt(
+            parameters.log_parameters, self._client, self._info.run_id, {"seeds": str(len(seeds))}
+        )
+        run.call_after_end(self._finish)
 
     def _recall(self) -> None:
         """Find what an earlier attempt came to, and its runs."""
@@ -264,7 +272,7 @@ class ParentRun:
             made = self._client.create_run(self._info.experiment_id, tags=tags).info
             self._ids[place] = made.run_id
         self._attempt(self._record)
-        return run.hand_over(made)
+        return run.make_run_environment(made)
 
     def close(self, code: int) -> None:
         """Bring the runs up to date after a seed's process has ended.
@@ -312,7 +320,7 @@ class ParentRun:
             self._logged = found
             self._describe()
             if name := stats.name_parent(self._children, len(self._seeds)):
-                run.name(name)
+                run.name_run(name)
 
     def _describe(self) -> None:
         """Write the run's description, unless a person wrote one."""
@@ -331,7 +339,7 @@ class ParentRun:
         children = [child for child in self._children if child.data.params]
         if children:
             agreed = stats.agree([child.data.params for child in children])
-            parameters.log(self._client, self._info.run_id, agreed)
+            parameters.log_parameters(self._client, self._info.run_id, agreed)
             if data := children[0].inputs:
                 self._client.log_inputs(self._info.run_id, data.dataset_inputs)
 
@@ -340,7 +348,9 @@ class ParentRun:
         try:
             act(*args)
         except Exception as error:  # whatever the server has to say
-            capsule.warn(f"the seeds' parent run {self._info.run_id} is not up to date ({error})")
+            capsule.warn_masked(
+                f"the seeds' parent run {self._info.run_id} is not up to date ({error})"
+            )
 
 
 def list_child_runs(client: MlflowClient, parent: Run) -> list[Run]:
@@ -373,10 +383,10 @@ def in_terminal(parent: RunInfo, rows: Rows) -> list[str]:
             lines[f"seed {seed}"] = told.rstrip()
     lines[metric] = stats.format_mean_and_deviation(stats.read_metric(children, metric))
     uri, experiment = mlflow.get_tracking_uri(), parent.experiment_id
-    lines |= {"run": parent.run_id, "next": start_quickly(uri)}
-    links = ["", "These runs:", run_link(uri, experiment, parent.run_id)]
+    lines |= {"run": parent.run_id, "next": format_fast_ui_command(uri)}
+    links = ["", "These runs:", link_run(uri, experiment, parent.run_id)]
     links += ["", "Recipes, each the mean of its runs:"]
-    links.append(runs_link(uri, experiment, BY_RECIPE.key))
+    links.append(link_runs(uri, experiment, RECIPE_VIEW.key))
     return [*(f"{key:14} {line}" for key, line in lines.items()), *links]
 
 
@@ -390,7 +400,8 @@ def in_markdown(parent: RunInfo, rows: Rows) -> str:
     for seed, child in rows.items():
         link = status = value = ""
         if child:
-            link = f"[{plain(child.info.run_name)}]({page}/{child.info.run_id}?{TRAINING})"
+            name = escape_markdown(child.info.run_name)
+            link = f"[{name}]({page}/{child.info.run_id}?{WORKFLOW_QUERY})"
             status, value = child.info.status, _value(child, metric)
         lines.append(f"| {seed} | {link} | {status} | {value} |")
     return "\n".join(lines)

@@ -61,7 +61,7 @@ def main(args: Sequence[str]) -> int:
             raise ValueError(words) from error
         from pyclassify.tracking import search
 
-        raise ValueError(search.format_error(error)) from error
+        raise ValueError(search.format_store_error(error)) from error
 
 
 def _parse(args: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:

@@ -1,12 +1,12 @@
-"""A run's capsule: what it takes to make the run again, written when it starts.
+"""The capsule of a run: its provenance, all it takes to make the run again, logged at its start.
 
 One folder of artifacts, `capsule/`:
 
     capsule.json    the facts below
     config.yaml     the resolved configuration, as --config takes it
     packages.txt    name==version of all that is installed, a line each
-    changes.diff    `git diff --binary HEAD`, for `git apply`; absent where nothing was changed
-    untracked.tar   the untracked files that git does not ignore; absent where there are none
+    changes.diff    `git diff --binary HEAD`, for `git apply`; absent if nothing was changed
+    untracked.tar   the untracked files that git does not ignore; absent if there are none
 
 and in capsule.json:
 
@@ -37,66 +37,81 @@ from collections.abc import Sequence
 from contextlib import suppress
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
 from pyclassify.utils import repository
 from pyclassify.utils.masking import mask, mask_command
 
-FOLDER = "capsule"
-LAYOUT = 1
-PACKAGE = Path(__file__).parents[1]
-SOURCE_RUN = "pyclassify.source_run"
-OVERRIDDEN = "pyclassify.overridden"
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+CAPSULE_FOLDER = "capsule"
+SOURCE_RUN_TAG = "pyclassify.source_run"  # the run that a run is made from
+OVERRIDDEN_TAG = "pyclassify.overridden"  # the options by which the two differ
+PACKAGE_FOLDER = Path(__file__).parents[1]
+_LAYOUT_VERSION = 1
 
 
-def keep(
-    client: Any,
+def log_capsule(
+    client: "MlflowClient",
     run_id: str,
     config: dict[str, Any],
     facts: dict[str, Any],
-    leavings: Sequence[str] = (),
+    output_folders: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """Write a run's capsule; one that can't be made costs a warning, not the run.
+    """Log a run's capsule; a resumed run keeps the one of its start.
+
+    An error becomes a warning: a run is worth more than its capsule.
 
     Args:
-        client: An `MlflowClient`.
+        client: The store.
         run_id: The run.
-        config: Its resolved configuration.
-        facts: What only the caller knows: verb, command, hardware, data and weights.
-        leavings: Folders that runs write to, of which nothing is kept.
+        config: The run's resolved configuration.
+        facts: What only the caller knows: tracking_uri, verb, command, hardware, data and weights.
+        output_folders: Folders that runs write to; untracked files in them are left out.
 
     Returns:
-        The facts in it, or those given where it can't be made.
+        The capsule's facts; after an error `facts` without credentials.
     """
     try:
-        if client.list_artifacts(run_id, FOLDER):  # it goes on, and has the capsule of its start
+        if client.list_artifacts(run_id, CAPSULE_FOLDER):
             return read_facts(client, run_id)
         with tempfile.TemporaryDirectory() as folder:
-            written = write(Path(folder), config, facts, leavings)
-            client.log_artifacts(run_id, folder, FOLDER)
+            written = write_capsule(Path(folder), config, facts, output_folders)
+            client.log_artifacts(run_id, folder, CAPSULE_FOLDER)
             return written
-    except Exception as error:  # whatever the disk, git or the server has to say
-        warn(f"the run has no capsule, and can't be made again from it ({error})")
+    except Exception as error:  # of the disk, git or any kind of store
+        warn_masked(f"the run has no capsule, and can't be made again from it ({error})")
         return mask({**facts, "command": [*mask_command(facts.get("command", ()))]})
 
 
-def write(
-    folder: Path, config: dict[str, Any], facts: dict[str, Any], leavings: Sequence[str] = ()
+def write_capsule(
+    folder: Path, config: dict[str, Any], facts: dict[str, Any], output_folders: Sequence[str] = ()
 ) -> dict[str, Any]:
-    """Write the files of a capsule into a folder; arguments and result are those of `keep`."""
+    """Write the files of a capsule into a folder.
+
+    Args:
+        folder: An empty folder.
+        config: As for `log_capsule`, and so are the other arguments.
+
+    Returns:
+        The capsule's facts.
+
+    Raises:
+        OSError: A file can't be written.
+    """
     (folder / "config.yaml").write_text(yaml.safe_dump(mask(config), sort_keys=False))
     (folder / "packages.txt").write_text("".join(f"{line}\n" for line in _list_packages()))
-    command = [*mask_command(facts.get("command", ()))]
     written = {
-        "layout": LAYOUT,
+        "layout": _LAYOUT_VERSION,
         **mask(facts),
-        "command": command,
+        "command": [*mask_command(facts.get("command", ()))],
         "seed": config.get("seed_everything"),
         "started_in": str(Path.cwd()),
         "host": platform.node(),
-        "git": _keep_code(folder, leavings),
+        "git": _write_code(folder, output_folders),
         "package": digest_package(),
         "python": platform.python_version(),
         "hardware": {**_describe_machine(), **facts.get("hardware", {})},
@@ -105,48 +120,52 @@ def write(
     return written
 
 
-def read_facts(client: Any, run_id: str) -> dict[str, Any]:
+def read_facts(client: "MlflowClient", run_id: str) -> dict[str, Any]:
     """Read a run's capsule.json."""
     with tempfile.TemporaryDirectory() as folder:
-        path = client.download_artifacts(run_id, f"{FOLDER}/capsule.json", folder)
+        path = client.download_artifacts(run_id, f"{CAPSULE_FOLDER}/capsule.json", folder)
         return json.loads(Path(path).read_text())
 
 
-def warn(text: str) -> None:
-    """Warn of what is missing, without the credentials that an error's words may have."""
-    warnings.warn(mask(text), stacklevel=3)
+def digest_package() -> str:
+    """Digest the source files of this package."""
+    content = sha256()
+    for path in sorted(PACKAGE_FOLDER.rglob("*.py")):
+        name = path.relative_to(PACKAGE_FOLDER)
+        content.update(f"{name}\0{sha256(path.read_bytes()).hexdigest()}\n".encode())
+    return content.hexdigest()[:32]
 
 
-def _keep_code(folder: Path, leavings: Sequence[str]) -> dict[str, Any]:
+def warn_masked(message: str) -> None:
+    """Warn without the credentials that the text of an error may have."""
+    warnings.warn(mask(message), stacklevel=3)
+
+
+def _write_code(folder: Path, output_folders: Sequence[str]) -> dict[str, Any]:
+    """Write the changes and untracked files of the repository; returns the fact `git`."""
     try:
-        code = repository.describe_code(Path.cwd(), PACKAGE, leavings)
+        code = repository.describe_code(Path.cwd(), PACKAGE_FOLDER, output_folders)
     except OSError as error:
         return {"missing": str(error)}
     for name, content in (("changes.diff", code.changes), ("untracked.tar", code.untracked)):
         if content:
             (folder / name).write_bytes(content)
     if code.left_out:
-        first = [f"{name} {why}" for name, why in list(code.left_out.items())[:3]]
+        first = [f"{name} {reason}" for name, reason in list(code.left_out.items())[:3]]
         more = f" and {len(code.left_out) - 3} more files" if len(code.left_out) > 3 else ""
-        warn(f"left out of the run's capsule: {', '.join(first)}{more}")
-    kept = ("commit", "folder", "remote", "left_out")
-    changed = bool(code.changes or code.untracked or code.left_out)
-    return {**{name: getattr(code, name) for name in kept}, "changed": changed}
+        warn_masked(f"left out of the run's capsule: {', '.join(first)}{more}")
+    return {
+        "commit": code.commit,
+        "folder": code.folder,
+        "remote": code.remote,
+        "left_out": code.left_out,
+        "changed": bool(code.changes or code.untracked or code.left_out),
+    }
 
 
 def _list_packages() -> list[str]:
-    found = {(each.name, each.version) for each in importlib.metadata.distributions()}
-    return sorted((f"{name}=={version}" for name, version in found if name), key=str.lower)
-
-
-def digest_package() -> str:
-    """Digest the source files of this package."""
-    content = sha256()
-    for path in sorted(PACKAGE.rglob("*.py")):
-        content.update(
-            f"{path.relative_to(PACKAGE)}\0{sha256(path.read_bytes()).hexdigest()}\n".encode()
-        )
-    return content.hexdigest()[:32]
+    packages = {(each.name, each.version) for each in importlib.metadata.distributions()}
+    return sorted((f"{name}=={version}" for name, version in packages if name), key=str.lower)
 
 
 def _describe_machine() -> dict[str, Any]:

@@ -1,10 +1,12 @@
-"""The description of a run, Markdown in a tag, which the run's page in `mlflow ui` begins with.
+"""The description of a run: Markdown in a tag, which the run's page in `mlflow ui` begins with.
 
-First come the results, once there are any: the page shows a few lines of it until it is asked for
-more. Then comes what was run, written when the run starts, and how to make it again.
+First come the results, once there are any: the page shows a few lines of the description until it
+is expanded. Then comes what was run, written when the run starts, and the command that makes it
+again.
 
-What a person wrote stays. Ours ends in a seal, a line that is not shown and has the digest of all
-before it: text without it or changed before it is left alone, and what stands after it is kept.
+What a person wrote stays. Our text ends in a seal: a line that is not rendered and has the digest
+of all text before it. Text without a valid seal is a person's and is left alone, and so is what
+stands after the seal.
 """
 
 import re
@@ -13,23 +15,23 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pyclassify.tracking import parameters
-from pyclassify.tracking.capsule import FOLDER, OVERRIDDEN, SOURCE_RUN
-from pyclassify.tracking.ui import TRAINING
+from pyclassify.tracking.capsule import CAPSULE_FOLDER, OVERRIDDEN_TAG, SOURCE_RUN_TAG
+from pyclassify.tracking.ui import WORKFLOW_QUERY
 from pyclassify.utils.masking import mask
 
-NOTE = "mlflow.note.content"
-UNFINISHED = "**No results**: this run goes on, or was stopped before it had any."
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities import Run
+
+NOTE_TAG = "mlflow.note.content"
+_UNFINISHED = "**No results**: this run goes on, or was stopped before it had any."
+_RUN_HEADING = "### What was run\n"
 _SEAL = re.compile(r'\n\n\[pyclassify\]: # "([0-9a-f]{16})"(?:\n|$)')
-BEGIN = "### What was run\n"
-_USES = {"train": "for training", "val": "for validation", "test": "for the test"}
-# An underscore within a word is one, and so is a colon before a blank.
-_SPECIAL = re.compile(r"""[\\`*{}\[\]<>#|~@&$!"¨]|:(?=\S)|(?<![^\W_])_|_(?![^\W_])""")
-_PLAIN_CODE = re.compile(r"""[\w ./:=,+@%'"\[\]{}()#*<>&!?^;-]+""")
-_FEW = 3  # classes that are named as best, and as worst
-_NAMES = {
+_SPLIT_USES = {"train": "for training", "val": "for validation", "test": "for the test"}
+_METRIC_NAMES = {
     "test_accuracy": "test accuracy",
     "best_val_accuracy": "best validation accuracy",
     "val_accuracy": "validation accuracy",
@@ -38,80 +40,112 @@ _NAMES = {
     "test_ece": "calibration error",
     "test_flip_accuracy": "test accuracy averaged with mirror images",
 }
-
-
-def begin(client: Any, run_id: str, config: dict[str, Any], facts: dict[str, Any]) -> None:
-    """Describe what a run is, at its start.
-
-    Args:
-        client: An `MlflowClient`.
-        run_id: The run.
-        config: Its resolved configuration.
-        facts: Those of its capsule.
-    """
-
-    def compose(run: Any, _: str) -> str:
-        page = f"#/experiments/{run.info.experiment_id}/runs/{run_id}"
-        return f"{UNFINISHED}\n\n{tell_what_was_run(config, facts, run.data.tags, page)}"
-
-    _rewrite(client, run_id, compose, anew=True)
+_NAMED_CLASSES = 3  # as best, and as worst
+# Characters of Markdown's syntax; an underscore in a word and a colon before a space are not.
+_MARKDOWN_SYNTAX = re.compile(r"""[\\`*{}\[\]<>#|~@&$!"¨]|:(?=\S)|(?<![^\W_])_|_(?![^\W_])""")
+_CODE_TEXT = re.compile(r"""[\w ./:=,+@%'"\[\]{}()#*<>&!?^;-]+""")
 
 
 @dataclass(frozen=True)
-class Scores:
-    """How many test images of each class there are, and how many are recognised.
+class ClassCounts:
+    """The number of test images of each class, and of those that are recognized.
 
     Args:
-        names: The classes.
-        total: The images of each.
-        right: Those of them that are recognised.
+        names: The names of the classes.
+        total: The images of each class.
+        correct: The images of each class that are recognized.
+
+    Example:
+        >>> ClassCounts(["cat", "dog"], total=[10, 10], correct=[9, 7])
     """
 
     names: Sequence[str]
     total: Sequence[int]
-    right: Sequence[int]
+    correct: Sequence[int]
 
 
-def finish(
-    client: Any,
-    run_id: str,
-    scores: Scores | None = None,
-    epochs: int = 0,
-    picture: str = "",
+def describe_start(
+    client: "MlflowClient", run_id: str, config: dict[str, Any], facts: dict[str, Any]
 ) -> None:
-    """Put a run's results first, out of its metrics and what else is given.
+    """Describe what a run is, when it starts.
 
     Args:
-        client: An `MlflowClient`.
+        client: The store.
         run_id: The run.
-        scores: Its test by classes.
-        epochs: How many it was trained for.
-        picture: One of its artifacts.
+        config: The run's resolved configuration.
+        facts: The facts of the run's capsule.
     """
 
-    def compose(run: Any, body: str) -> str:
-        told = tell_results(run.data.metrics, scores, epochs)
-        if picture:
-            # Relative, it is found behind a server's prefix too.
-            told += f"\n\n![What was taken for what](get-artifact?path={picture}&run_uuid={run_id})"
-        return f"{told}\n\n{body}"
+    def compose(run: "Run", _: str) -> str:
+        page = f"#/experiments/{run.info.experiment_id}/runs/{run_id}"
+        return f"{_UNFINISHED}\n\n{format_run(config, facts, run.data.tags, page)}"
+
+    _rewrite(client, run_id, compose, create=True)
+
+
+def describe_results(
+    client: "MlflowClient",
+    run_id: str,
+    counts: ClassCounts | None = None,
+    epochs: int = 0,
+    figure: str = "",
+) -> None:
+    """Put a run's results at the start of its description.
+
+    Args:
+        client: The store, which has the run's metrics.
+        run_id: The run.
+        counts: The test's counts by class; by default results by class are left out.
+        epochs: The number of epochs of training; 0 for a run without training.
+        figure: The path of an artifact to show; by default none.
+    """
+
+    def compose(run: "Run", body: str) -> str:
+        results = format_results(run.data.metrics, counts, epochs)
+        if figure:
+            # The relative address is valid behind a server's prefix too.
+            address = f"get-artifact?path={figure}&run_uuid={run_id}"
+            results += f"\n\n![What was taken for what]({address})"
+        return f"{results}\n\n{body}"
 
     _rewrite(client, run_id, compose)
 
 
-def fail(client: Any, run_id: str, error: BaseException) -> None:
-    """Say first what ended a run."""
-    words = plain(mask(f"{type(error).__name__}: {error}"), most=300)
-    _rewrite(client, run_id, lambda run, body: f"**Failed**: {words}\n\n{body}")
+def describe_failure(client: "MlflowClient", run_id: str, error: BaseException) -> None:
+    """Put the error that ended a run at the start of its description."""
+    message = escape_markdown(mask(f"{type(error).__name__}: {error}"), max_length=300)
+    _rewrite(client, run_id, lambda run, body: f"**Failed**: {message}\n\n{body}")
+
+
+def _rewrite(
+    client: "MlflowClient",
+    run_id: str,
+    compose: "Callable[[Run, str], str]",
+    create: bool = False,
+) -> None:
+    """Rewrite our text of a description; `compose` gets the run and the text from its heading."""
+    from mlflow.utils.validation import MAX_TAG_VAL_LENGTH
+
+    run = client.get_run(run_id)
+    ours, others = unseal(run.data.tags.get(NOTE_TAG, ""))
+    if not ours and (others or not create):
+        return
+    body = ours[max(0, ours.find(_RUN_HEADING)) :]
+    note = seal(compose(run, body)) + others
+    if len(note) <= MAX_TAG_VAL_LENGTH:  # MLflow would cut a longer one
+        client.set_tag(run_id, NOTE_TAG, note)
 
 
 def seal(text: str) -> str:
-    """Mark a text as ours."""
+    """Seal a text as written by this package."""
     return f'{text}\n\n[pyclassify]: # "{_digest(text)}"\n'
 
 
 def unseal(note: str) -> tuple[str, str]:
-    """Tell our text from what stands after its seal; none is ours where it was changed."""
+    """Split a note into our sealed text, without the seal, and a person's text.
+
+    Our text is empty if there is no seal, or if the sealed text was changed.
+    """
     for found in _SEAL.finditer(note):
         if _digest(note[: found.start()]) == found[1]:
             return note[: found.start()], note[found.end() :]
@@ -122,212 +156,230 @@ def _digest(text: str) -> str:
     return sha256(text.encode()).hexdigest()[:16]
 
 
-def _rewrite(
-    client: Any, run_id: str, compose: Callable[[Any, str], str], anew: bool = False
-) -> None:
-    from mlflow.utils.validation import MAX_TAG_VAL_LENGTH
-
-    run = client.get_run(run_id)
-    ours, theirs = unseal(run.data.tags.get(NOTE, ""))
-    if not ours and (theirs or not anew):
-        return
-    body = ours[max(0, ours.find(BEGIN)) :]
-    note = seal(compose(run, body)) + theirs
-    if len(note) <= MAX_TAG_VAL_LENGTH:  # longer, it would be cut
-        client.set_tag(run_id, NOTE, note)
+# What was run
 
 
-def tell_what_was_run(
+def format_run(
     config: Mapping[str, Any],
     facts: Mapping[str, Any],
     tags: Mapping[str, str],
     page: str,
 ) -> str:
-    """Write down what a run is, as it is known when it starts.
+    """Format what a run is, as far as it is known when it starts, as Markdown.
 
     Args:
-        config: Its resolved configuration.
-        facts: Those of its capsule.
-        tags: Its tags, which name the run that it is made again from.
-        page: Its page, `#/experiments/<id>/runs/<id>`.
+        config: The run's resolved configuration.
+        facts: The facts of the run's capsule.
+        tags: The run's tags, which name the run that it is made from.
+        page: The run's page, `#/experiments/<id>/runs/<id>`.
     """
-    params = parameters.flatten(config, {})
+    params = parameters.flatten_parameters(config, {})
     fits = facts["verb"] in ("fit", "train")
     rows = {
-        "Network": _tell_network(params),
-        "Weights": _tell_weights(params, facts.get("weights")),
-        "Data": _tell_data(facts["data"], params),
-        "Recipe": ", ".join(_tell_recipe(params)) if fits else "",
-        "Seed": plain(params.get("seed_everything", "")),
-        "Machine": _tell_machine(facts["hardware"]),
-        "Code": _tell_code(facts.get("git"), page),
-        "Command": code(shlex.join(facts["command"]), most=400),
-        "Again": _tell_source(tags, page),
+        "Network": _format_network(params),
+        "Weights": _format_weights(params, facts.get("weights")),
+        "Data": _format_data(facts["data"], params),
+        "Recipe": ", ".join(_format_recipe(params)) if fits else "",
+        "Seed": escape_markdown(params.get("seed_everything", "")),
+        "Machine": _format_machine(facts["hardware"]),
+        "Code": _format_commit(facts.get("git"), page),
+        "Command": format_code(shlex.join(facts["command"]), max_length=400),
+        "Again": _format_source(tags, page),
     }
-    told = table({name: row for name, row in rows.items() if row})
-    return f"{BEGIN}\n{told}\n\n### Make it again\n\n{_tell_how(facts.get('git'), page)}"
+    table = _format_table({name: row for name, row in rows.items() if row})
+    rerun = _format_rerun(facts.get("git"), page)
+    return f"{_RUN_HEADING}\n{table}\n\n### Make it again\n\n{rerun}"
 
 
-def _tell_network(params: Mapping[str, str]) -> str:
+def _format_network(params: Mapping[str, str]) -> str:
     path = params.get("model/model", params["model/class"])
-    start = "model/model/"
-    arguments = {k.removeprefix(start): v for k, v in params.items() if k.startswith(start)}
-    parts = [code(path), *(f"{plain(k)} {plain(v, 40)}" for k, v in list(arguments.items())[:5])]
-    return ", ".join(parts)
+    prefix = "model/model/"
+    arguments = {k.removeprefix(prefix): v for k, v in params.items() if k.startswith(prefix)}
+    shown = list(arguments.items())[:5]
+    parts = [f"{escape_markdown(name)} {escape_markdown(value, 40)}" for name, value in shown]
+    return ", ".join([format_code(path), *parts])
 
 
-def _tell_weights(params: Mapping[str, str], start: Mapping[str, str] | None) -> str:
-    if "ckpt_path" in params or not start:
-        return code(params.get("ckpt_path", ""), most=200)
-    return f"from {code(start['file'], most=200)} ({code(start['sha256'][:8])})"
+def _format_weights(params: Mapping[str, str], weights: Mapping[str, str] | None) -> str:
+    if "ckpt_path" in params or not weights:
+        return format_code(params.get("ckpt_path", ""), max_length=200)
+    file = format_code(weights["file"], max_length=200)
+    return f"from {file} ({format_code(weights['sha256'][:8])})"
 
 
-def _tell_data(data: Mapping[str, Any] | None, params: Mapping[str, str]) -> str:
+def _format_data(data: Mapping[str, Any] | None, params: Mapping[str, str]) -> str:
     if data is None:
-        return code(params["data/class"])
-    parts = [f"**{plain(str(data['name']))}**"]
+        return format_code(params["data/class"])
+    parts = [f"**{escape_markdown(str(data['name']))}**"]
     if data["classes"] is not None:
         parts.append(f"{data['classes']:,} classes")
-    parts += [
-        f"{each['images']:,} images {_USES.get(part, plain(part))} ({code(each['digest'][:8])})"
-        for part, each in data["sets"].items()
-    ]
+    for split, facts in data["sets"].items():
+        use = _SPLIT_USES.get(split, escape_markdown(split))
+        parts.append(f"{facts['images']:,} images {use} ({format_code(facts['digest'][:8])})")
     return ", ".join(parts)
 
 
-def _tell_recipe(params: Mapping[str, str]) -> Iterator[str]:
-    own = "Adam" if params["model/class"] == "pyclassify.module.Classifier" else ""
-    if optimizer := params.get("optimizer/class", own).rsplit(".", 1)[-1]:
-        yield plain(optimizer)
+def _format_recipe(params: Mapping[str, str]) -> Iterator[str]:
+    default = "Adam" if params["model/class"] == "pyclassify.module.Classifier" else ""
+    if optimizer := params.get("optimizer/class", default).rsplit(".", 1)[-1]:
+        yield escape_markdown(optimizer)
     epochs = params.get("trainer/max_epochs")
-    told = {
+    values = {
         "learning rate {}": params.get("optimizer/lr", params.get("model/learning_rate")),
         "schedule {}": params.get("lr_scheduler/class", "").rsplit(".", 1)[-1],
         "batches of {}": params.get("data/batch_size"),
         f"at most {{}} epoch{'s' if epochs != '1' else ''}": epochs,
         "precision {}": params.get("trainer/precision"),
     }
-    yield from (words.format(plain(value)) for words, value in told.items() if value)
+    for template, value in values.items():
+        if value:
+            yield template.format(escape_markdown(value))
 
 
-def _tell_machine(hardware: Mapping[str, Any]) -> str:
+def _format_machine(hardware: Mapping[str, Any]) -> str:
     count, threads = hardware["processes"], hardware["threads"]
-    here = [f"{number} x {name}" for name, number in Counter(hardware["gpus"]).items()]
+    devices = [f"{number} x {name}" for name, number in Counter(hardware["gpus"]).items()]
     if "cpu" in hardware:
-        here += [hardware["cpu"], f"{hardware['cores']} cores, {hardware['memory_gb']:.0f} GB"]
-    processes = f"{_count(count, 'process', 'es')} on {hardware['accelerator'].upper()}"
+        memory = f"{hardware['memory_gb']:.0f} GB"
+        devices += [hardware["cpu"], f"{hardware['cores']} cores, {memory}"]
+    processes = f"{_format_count(count, 'process', 'es')} on {hardware['accelerator'].upper()}"
     each = " each" if count > 1 else ""
-    return plain(f"{processes}, {_count(threads, 'thread')}{each}; {', '.join(here)}", most=200)
+    text = f"{processes}, {_format_count(threads, 'thread')}{each}; {', '.join(devices)}"
+    return escape_markdown(text, max_length=200)
 
 
-def _count(number: int, what: str, more: str = "s") -> str:
-    return f"{number:,} {what}{more if number != 1 else ''}"
+def _format_count(number: int, noun: str, plural: str = "s") -> str:
+    return f"{number:,} {noun}{plural if number != 1 else ''}"
 
 
-def _tell_code(git: Mapping[str, Any] | None, page: str) -> str:
+def _format_commit(git: Mapping[str, Any] | None, page: str) -> str:
     if git is None or "missing" in git:
-        return plain(git["missing"] if git else "not known", most=200)
+        return escape_markdown(git["missing"] if git else "not known", max_length=200)
     changes = "as committed"
     if git["changed"]:
-        capsule = f"{page}/artifacts/{FOLDER}?{TRAINING}"
-        changes = f"with uncommitted changes, kept in [{FOLDER}]({capsule})"
-    remote = f" of {code(git['remote'], most=200)}" if git["remote"] else ""
-    return f"commit {code(git['commit'][:12])}{remote}, {changes}"
+        capsule = f"{page}/artifacts/{CAPSULE_FOLDER}?{WORKFLOW_QUERY}"
+        changes = f"with uncommitted changes, kept in [{CAPSULE_FOLDER}]({capsule})"
+    remote = f" of {format_code(git['remote'], max_length=200)}" if git["remote"] else ""
+    return f"commit {format_code(git['commit'][:12])}{remote}, {changes}"
 
 
-def _tell_source(tags: Mapping[str, str], page: str) -> str:
-    if SOURCE_RUN not in tags:
+def _format_source(tags: Mapping[str, str], page: str) -> str:
+    if SOURCE_RUN_TAG not in tags:
         return ""
-    source, options = tags[SOURCE_RUN], tags.get(OVERRIDDEN)
-    how = f"with {code(options, most=200)}" if options else "as it was"
-    where = f"{page.rpartition('/')[0]}/{source}?{TRAINING}"
-    return f"made from [{source}]({where}), {how}"
+    source, options = tags[SOURCE_RUN_TAG], tags.get(OVERRIDDEN_TAG)
+    changes = f"with {format_code(options, max_length=200)}" if options else "as it was"
+    link = f"{page.rpartition('/')[0]}/{source}?{WORKFLOW_QUERY}"
+    return f"made from [{source}]({link}), {changes}"
 
 
-def _tell_how(git: Mapping[str, Any] | None, page: str) -> str:
+def _format_rerun(git: Mapping[str, Any] | None, page: str) -> str:
     if git is None or "missing" in git:
-        why = "code is in no commit" if git else "capsule is missing"
-        return f"Its {why}: it can only be made again by hand, from its artifact config.yaml."
+        reason = "code is in no commit" if git else "capsule is missing"
+        return f"Its {reason}: it can only be made again by hand, from its artifact config.yaml."
     return f"```bash\npyclassify rerun {page.rpartition('/')[2]}\n```"
 
 
-def plain(text: str, most: int = 100) -> str:
-    """Write text so that it reads the same when rendered.
+# Results
+
+
+def format_results(metrics: Mapping[str, float], counts: ClassCounts | None, epochs: int) -> str:
+    """Format a run's results as Markdown: its accuracy, its other metrics, and results by class.
 
     Args:
-        text: Any text; a line break in it becomes a blank.
-        most: How many of its characters are shown.
+        metrics: The run's metrics, by name.
+        counts: The test's counts by class; None without a test.
+        epochs: The number of epochs of training; 0 for a run without training.
     """
-    return _SPECIAL.sub(lambda found: f"&#{ord(found[0])};", _shorten(text, most))
-
-
-def code(text: str, most: int = 100) -> str:
-    """Write text in a typewriter's letters, if that can be done."""
-    short = _shorten(text, most)
-    return f"`{short}`" if _PLAIN_CODE.fullmatch(short) else plain(short, most)
-
-
-def table(rows: Mapping[str, str]) -> str:
-    """A table of two columns, names and what belongs to them, both Markdown already."""
-    return "\n".join(["| | |", "|---|---|", *(f"| {name} | {row} |" for name, row in rows.items())])
-
-
-def _shorten(text: str, most: int) -> str:
-    line = " ".join(text.split())
-    return line if len(line) <= most else f"{line[: most - 1]}…"
-
-
-def tell_results(metrics: Mapping[str, float], scores: Scores | None, epochs: int) -> str:
-    """Write a run's results as Markdown, a line for the accuracy, one for the rest, one by class.
-
-    Args:
-        metrics: The run's own, by name.
-        scores: Its test by classes, if there was one.
-        epochs: How many it was trained for, 0 if it was not.
-    """
-    shown = [name for name in _NAMES if name in metrics]
-    if "best_val_accuracy" in shown:  # the last epoch's are not the kept network's
-        shown = [name for name in shown if not name.startswith("val_")]
-    first = shown.pop(0) if shown and "accuracy" in shown[0] else None
-    lines = [f"**{_NAMES[first].capitalize()} {metrics[first]:.4f}**" if first else "**Finished**"]
-    if first == "test_accuracy" and scores is not None:
-        lines[0] += f" ({_tell_interval(sum(scores.right), sum(scores.total))})"
-    rest = [f"{_NAMES[name]} {metrics[name]:.4f}" for name in shown]
+    names = [name for name in _METRIC_NAMES if name in metrics]
+    if "best_val_accuracy" in names:  # the last epoch's metrics are not those of the best weights
+        names = [name for name in names if not name.startswith("val_")]
+    first = names.pop(0) if names and "accuracy" in names[0] else None
+    paragraphs = ["**Finished**"]
+    if first:
+        paragraphs = [f"**{_METRIC_NAMES[first].capitalize()} {metrics[first]:.4f}**"]
+    if first == "test_accuracy" and counts is not None:
+        paragraphs[0] += f" ({_format_interval(sum(counts.correct), sum(counts.total))})"
+    rest = [f"{_METRIC_NAMES[name]} {metrics[name]:.4f}" for name in names]
     if "parameters" in metrics:
         rest.append(f"{metrics['parameters']:,.0f} parameters")
-    epochs_told = f"{epochs} epoch{'s' if epochs > 1 else ''}" if epochs else ""
-    time_told = _tell_time(metrics["wall_seconds"]) if "wall_seconds" in metrics else ""
-    rest.append(" in ".join(filter(None, (epochs_told, time_told))))
+    rest.append(_format_effort(epochs, metrics.get("wall_seconds")))
     if line := ", ".join(filter(None, rest)):
-        lines.append(f"{line[0].upper()}{line[1:]}.")
-    if scores is not None and len(scores.names) > 1:
-        lines.append(_tell_classes(scores))
-    return "\n\n".join(lines)
+        paragraphs.append(f"{line[0].upper()}{line[1:]}.")
+    if counts is not None and len(counts.names) > 1:
+        paragraphs.append(_format_classes(counts))
+    return "\n\n".join(paragraphs)
 
 
-def _tell_interval(right: int, total: int) -> str:
+def _format_interval(correct: int, total: int) -> str:
     from scipy.stats import binomtest
 
-    # Wilson's (JASA 22, 1927), which holds for few images and for all of them right as well.
-    low, high = binomtest(right, total).proportion_ci(method="wilson")
-    return f"{right:,} of {total:,} images; 95% interval {low:.4f} to {high:.4f}"
+    # Wilson's interval (JASA 22, 1927) holds for few images too, and if all are recognized.
+    low, high = binomtest(correct, total).proportion_ci(method="wilson")
+    return f"{correct:,} of {total:,} images; 95% interval {low:.4f} to {high:.4f}"
 
 
-def _tell_classes(scores: Scores) -> str:
-    tested = zip(scores.names, scores.total, scores.right, strict=True)
-    share = [(plain(name, most=40), right / total) for name, total, right in tested if total]
-    best = sorted(share, key=lambda each: -each[1])
-    if len(best) <= 2 * _FEW:
-        return f"By class: {_list(best)}."
-    return f"Best at {_list(best[:_FEW])}; worst at {_list(best[: -_FEW - 1 : -1])}."
+def _format_effort(epochs: int, seconds: float | None) -> str:
+    parts = []
+    if epochs:
+        parts.append(f"{epochs} epoch{'s' if epochs > 1 else ''}")
+    if seconds is not None:
+        parts.append(_format_duration(seconds))
+    return " in ".join(parts)
 
 
-def _list(shares: Sequence[tuple[str, float]]) -> str:
-    return ", ".join(f"{name} {share:.2f}" for name, share in shares)
-
-
-def _tell_time(seconds: float) -> str:
+def _format_duration(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     parts = {"h": hours, "min": minutes, "s": rest if not hours else 0}
     return " ".join(f"{count} {unit}" for unit, count in parts.items() if count) or "under 1 s"
+
+
+def _format_classes(counts: ClassCounts) -> str:
+    tested = zip(counts.names, counts.total, counts.correct, strict=True)
+    accuracies = [
+        (escape_markdown(name, max_length=40), correct / total)
+        for name, total, correct in tested
+        if total
+    ]
+    best = sorted(accuracies, key=lambda item: -item[1])
+    if len(best) <= 2 * _NAMED_CLASSES:
+        return f"By class: {_format_accuracies(best)}."
+    worst = best[: -_NAMED_CLASSES - 1 : -1]
+    best = best[:_NAMED_CLASSES]
+    return f"Best at {_format_accuracies(best)}; worst at {_format_accuracies(worst)}."
+
+
+def _format_accuracies(accuracies: Sequence[tuple[str, float]]) -> str:
+    return ", ".join(f"{name} {accuracy:.2f}" for name, accuracy in accuracies)
+
+
+# Markdown
+
+
+def escape_markdown(text: str, max_length: int = 100) -> str:
+    """Escape text so that it is rendered as it is.
+
+    Args:
+        text: Any text; line breaks become spaces.
+        max_length: Longer text is cut to this number of characters.
+    """
+    shortened = _shorten(text, max_length)
+    return _MARKDOWN_SYNTAX.sub(lambda found: f"&#{ord(found[0])};", shortened)
+
+
+def format_code(text: str, max_length: int = 100) -> str:
+    """Format text as code, or as escaped text if Markdown can't show it as code."""
+    shortened = _shorten(text, max_length)
+    if _CODE_TEXT.fullmatch(shortened):
+        return f"`{shortened}`"
+    return escape_markdown(shortened, max_length)
+
+
+def _format_table(rows: Mapping[str, str]) -> str:
+    lines = [f"| {name} | {row} |" for name, row in rows.items()]
+    return "\n".join(["| | |", "|---|---|", *lines])
+
+
+def _shorten(text: str, max_length: int) -> str:
+    line = " ".join(text.split())
+    return line if len(line) <= max_length else f"{line[: max_length - 1]}…"

@@ -13,7 +13,7 @@ import time
 TIMEOUT_SECONDS = 30.0
 
 
-def start_enforcing(run_id: str, status: str) -> None:
+def start_enforcing_status(run_id: str, status: str) -> None:
     """Start the process that has the last word, out of reach of the signals to this one.
 
     Args:

@@ -16,11 +16,11 @@ from lightning.pytorch.loggers.logger import Logger, rank_zero_experiment
 from lightning.pytorch.utilities.rank_zero import rank_zero_only, rank_zero_warn
 
 from pyclassify.tracking import run
-from pyclassify.tracking.run import attempt
+from pyclassify.tracking.run import warn_on_error
 from pyclassify.training import checkpoints
 from pyclassify.utils import launcher
 
-WEIGHTS = "weights/best.ckpt"
+BEST_WEIGHTS_PATH = "weights/best.ckpt"
 
 
 class RunLogger(MLFlowLogger):
@@ -69,7 +69,7 @@ class RunLogger(MLFlowLogger):
     def experiment(self) -> Any:
         """An `MlflowClient` that writes to the run's spool, with the run started."""
         if not self._initialized:
-            self.written = run.start(
+            self.written = run.start_run(
                 self._experiment_name, self._run_name, self.tags, self._tracking_uri, self._folder
             )
             checkpoints.keep_first(self.written.keep)
@@ -94,7 +94,7 @@ class RunLogger(MLFlowLogger):
         `mlflow ui` draws a metric as bars where all of its points are at step 0.
         """
         spelled = {
-            name: spell(value) if isinstance(value, float) else value
+            name: _round_float32(value) if isinstance(value, float) else value
             for name, value in metrics.items()
         }
         tested = {name: value for name, value in spelled.items() if name.startswith("test_")}
@@ -113,13 +113,13 @@ class RunLogger(MLFlowLogger):
         """
         if self._unwatched:
             self._unwatched = False
-            attempt("system metrics", self._watch, gpus)
+            warn_on_error("system metrics", self._watch, gpus)
 
     def _watch(self, gpus: Sequence[int]) -> None:
         from pyclassify.tracking.system_metrics import JobMonitor
 
         monitor = JobMonitor(str(self.run_id), self.written.spool_uri, gpus)
-        run.before_end(monitor.stop)
+        run.call_before_end(monitor.stop)
         monitor.start()
 
     @rank_zero_only
@@ -135,7 +135,7 @@ class RunLogger(MLFlowLogger):
         """
         if status == "failed":
             stopped = isinstance(sys.exc_info()[1], KeyboardInterrupt)
-            run.end("KILLED" if stopped else "FAILED")
+            run.end_run("KILLED" if stopped else "FAILED")
             return
         best = self._checkpoint_callback and self._checkpoint_callback.best_model_path
         if best:
@@ -149,15 +149,17 @@ class RunLogger(MLFlowLogger):
             # This process's own file, whatever callbacks put in.
             checkpoint = torch.load(path, map_location="cpu", weights_only=False, mmap=True)
             with tempfile.TemporaryDirectory() as folder:
-                weights = Path(folder, Path(WEIGHTS).name)
+                weights = Path(folder, Path(BEST_WEIGHTS_PATH).name)
                 data = checkpoints.find_data_state(checkpoint)
                 torch.save({**{key: checkpoint[key] for key in kept}, **data}, weights)
-                self.experiment.log_artifact(self.run_id, str(weights), str(Path(WEIGHTS).parent))
+                self.experiment.log_artifact(
+                    self.run_id, str(weights), str(Path(BEST_WEIGHTS_PATH).parent)
+                )
         except Exception as error:  # a trained network is worth more than its copy
             rank_zero_warn(f"the best weights are not in the run ({error}); they are in {path}")
 
 
-def spell(value: float) -> float:
+def _round_float32(value: float) -> float:
     """Spell what torch has in 32 bits with as few digits as tell it from all others.
 
     As a float of Python's, 0.81 would be kept, and shown, as 0.8100000023841858.

@@ -14,7 +14,7 @@ from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 
 from pyclassify.tracking.logger import find_run_logger
-from pyclassify.tracking.run import attempt
+from pyclassify.tracking.run import warn_on_error
 
 
 class RunMetrics(Callback):
@@ -64,8 +64,8 @@ class RunMetrics(Callback):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         self.restores = stage == "fit"
         if not self._counted:  # before a strategy shares them out
-            count = attempt("the number of parameters", count_parameters, pl_module)
-            log(trainer, {"parameters": count}, step=0)
+            count = warn_on_error("the number of parameters", count_parameters, pl_module)
+            _log_metrics(trainer, {"parameters": count}, step=0)
             self._counted = True
             if (logger := find_run_logger(trainer)) is not None:
                 devices = getattr(trainer.strategy, "parallel_devices", None) or []
@@ -113,10 +113,10 @@ class RunMetrics(Callback):
         if not self._images:
             del found["images_per_second"]
         # The step that Lightning gives to the epoch's other metrics.
-        log(trainer, found, step=trainer.fit_loop.epoch_loop._batches_that_stepped - 1)
+        _log_metrics(trainer, found, step=trainer.fit_loop.epoch_loop._batches_that_stepped - 1)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        log(trainer, {"best_val_accuracy": self._best}, step=0)
+        _log_metrics(trainer, {"best_val_accuracy": self._best}, step=0)
         if not getattr(trainer, "tests_after_fit", False):
             self._log_wall_seconds(trainer)
 
@@ -124,13 +124,13 @@ class RunMetrics(Callback):
         self._log_wall_seconds(trainer)
 
     def _log_wall_seconds(self, trainer: Trainer) -> None:
-        log(trainer, {"wall_seconds": round(self._seconds(), 3)}, step=0)
+        _log_metrics(trainer, {"wall_seconds": round(self._seconds(), 3)}, step=0)
 
     def _seconds(self) -> float:
         return self._before + time.monotonic() - self._made
 
 
-def log(trainer: Trainer, metrics: Mapping[str, Any], step: int) -> None:
+def _log_metrics(trainer: Trainer, metrics: Mapping[str, Any], step: int) -> None:
     """Log metrics that are not None to each logger."""
     known = {name: float(value) for name, value in metrics.items() if value is not None}
     for logger in trainer.loggers if known else ():

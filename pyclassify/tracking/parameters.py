@@ -1,27 +1,38 @@
-"""A configuration as the parameters of a run: what people compare runs by.
+"""The parameters of a run, by which runs are compared, and the name of its recipe.
 
-Names are those of the options with slashes for dots, `model/learning_rate`: no `-P` of `mlflow run`
-can have such a name, and what it stored as typed ("1e-3") can't be stored again in the one spelling
-that all runs share ("0.001"). A class is called by its option alone, `model/model`, and so is a
-function in its place; only at the top, where `-P model=...` has that name, it is `model/class`.
+Parameters are a flat view of the configuration. Their names are those of the options with slashes
+for dots, `model/learning_rate`: no `-P` of `mlflow run` can have such a name, and what it stored as
+typed ("1e-3") can't be stored again in the one spelling that all runs share ("0.001"). A class is
+named by its option alone, `model/model`, and so is a function in its place; only at the top, where
+`-P model=...` has that name, it is `model/class`.
+
+A recipe is what a run trains: all parameters except its seed and where and how it is executed.
 """
 
 import hashlib
 import json
 import re
+import shlex
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-# What does not change what a network learns is told only where it was set to something else.
-_QUIET = ("trainer", "checkpoint")
-_NEVER = ("logger", "enable_progress_bar", "enable_model_summary")
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+RECIPE_TAG = "pyclassify.recipe"
+
+# Of these sections only settings that differ from the default become parameters, ...
+_SECTIONS_BY_DIFFERENCE = ("trainer", "checkpoint")
+# ... except these, which always do, ...
 _ALWAYS = ("trainer/accelerator", "trainer/devices", "trainer/max_epochs", "trainer/num_nodes")
-_REFUSED = re.compile(r"[^\w. :-]|^\.+", re.ASCII)  # in a name, by MLflow's SQL store
-RECIPE = "pyclassify.recipe"
-# Parameters that say where a run computes, and how much it tells of it: not what it comes to.
-_PLACE = {
+# ... and these of the trainer, which never do.
+_NEVER = ("logger", "enable_progress_bar", "enable_model_summary")
+_REFUSED_CHARACTERS = re.compile(r"[^\w. :-]|^\.+", re.ASCII)  # in a name, by MLflow's SQL store
+
+# Parameters that say where and how a run is executed and logged, and don't change the recipe.
+_EXECUTION = {
     "seed_everything",
     "data/num_workers",
     "model/channels_last",  # changes rounding at most, as the accelerator does
@@ -32,14 +43,13 @@ _PLACE = {
     "trainer/log_every_n_steps",
     "trainer/profiler",
 }
-# What becomes of the network once it is trained.
-_AFTER = "register/"
-# Where images lie says which they are only if nothing says it better.
-_FOLDER = "data/data_path"
-_FILE = "model/weights"  # likewise
-# What a setting is when it is not given, or was before there was such a setting: runs from before
-# an upgrade and after it are of one recipe.
-_SAME = {
+_AFTER_TRAINING = "register/"  # parameters of what is done with the trained network
+# Paths tell the recipe only if no digest tells the content of the images or of the weights.
+_DATA_PATH = "data/data_path"
+_WEIGHTS_PATH = "model/weights"
+# The values that options had before they existed, so that runs from before an upgrade and after it
+# have the same recipe.
+_INITIAL_VALUES = {
     ("trainer/precision", "32-true"),
     ("trainer/precision", "32"),
     ("data/pad", "0"),
@@ -50,67 +60,135 @@ _SAME = {
     ("model/decay_biases", "true"),
     ("model/compile", "false"),
 }
+# Options of the data that change how images are read and transformed, but not which images.
+_SAME_IMAGES = {
+    *(name for name in _EXECUTION if name.startswith("data/")),
+    _DATA_PATH,
+    *("data/batch_size", "data/exact", "data/cache", "data/resize", "data/crop", "data/pad"),
+    *("data/flip", "data/erase", "data/color", "data/mean", "data/std"),
+}
 
 
-def flatten(config: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, str]:
-    """Spell a configuration, one parameter for each value that is set.
+def flatten_parameters(config: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, str]:
+    """Flatten a configuration to parameters, one for each value that is set.
 
     Args:
         config: The resolved configuration.
-        defaults: The one that nobody set anything in.
+        defaults: The default configuration, for the sections of which only differences count.
 
     Returns:
-        Names and values as MLflow takes them, without settings of the logger and of what the
-        terminal shows.
+        Names and values as MLflow accepts them, without the logger and the progress bar.
     """
-    usual = dict(_spell_all(defaults))
+    default_parameters = dict(_flatten_all(defaults))
     return {
         name: value
-        for name, value in _spell_all(config)
-        if name.split("/")[0] not in _QUIET or name in _ALWAYS or usual.get(name) != value
+        for name, value in _flatten_all(config)
+        if name.split("/")[0] not in _SECTIONS_BY_DIFFERENCE
+        or name in _ALWAYS
+        or default_parameters.get(name) != value
     }
 
 
-def of_weights(weights: Mapping[str, str] | None) -> dict[str, str]:
-    """The parameter that tells the first weights, which a file's name does not."""
+def make_weights_parameters(weights: Mapping[str, str] | None) -> dict[str, str]:
+    """Make the parameter that identifies the initial weights, which a file's name does not."""
     return {"model/weights_sha256": weights["sha256"]} if weights else {}
 
 
-def log(client: Any, run_id: str, params: Mapping[str, str]) -> None:
+def log_parameters(client: "MlflowClient", run_id: str, params: Mapping[str, str]) -> None:
     """Log the parameters that a run does not have yet.
 
     What `mlflow run` was given without a slash, such as ckpt_path, is there as it was typed.
     """
     from mlflow.entities import Param
 
-    there = client.get_run(run_id).data.params
-    new = [Param(*item) for item in params.items() if item[0] not in there]
+    logged = client.get_run(run_id).data.params
+    new = [Param(name, value) for name, value in params.items() if name not in logged]
     client.log_batch(run_id, params=new)
 
 
-def _spell_all(config: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+def name_recipe(
+    config: Mapping[str, Any],
+    data: Mapping[str, Any] | None = None,
+    weights: Mapping[str, str] | None = None,
+) -> str:
+    """Name a configuration's recipe: the same for runs that differ only by seed and execution.
+
+    Args:
+        config: The resolved configuration.
+        data: The data, as `record.describe_data` describes them.
+        weights: The initial weights, as `describe_weights` describes them.
+
+    Returns:
+        The names of network and data, and a digest of everything else.
+    """
+    sets = data["sets"] if data else {}
+    ignored = {*_EXECUTION, *([_DATA_PATH] if sets else []), *([_WEIGHTS_PATH] if weights else [])}
+    params = {**flatten_parameters(config, {}), **make_weights_parameters(weights)}
+    relevant = [
+        (name, value)
+        for name, value in sorted(params.items() - _INITIAL_VALUES)
+        if name not in ignored and not name.startswith(_AFTER_TRAINING)
+    ]
+    content = json.dumps([relevant, sets], sort_keys=True)
+    return f"{name_network_and_data(params)} {hashlib.sha256(content.encode()).hexdigest()[:6]}"
+
+
+def name_network_and_data(params: Mapping[str, str]) -> str:
+    """Name network and data by a run's parameters: `AlexNet-CIFAR10`."""
+    network = params.get("model/model", params["model/class"])
+    parts = [path.rsplit(".", 1)[-1] for path in (network, params["data/class"])]
+    return "-".join(part.removesuffix("DataModule") for part in parts)
+
+
+def describe_weights(config: Mapping[str, Any]) -> dict[str, str] | None:
+    """Describe the initial weights of a network by their content.
+
+    Args:
+        config: The resolved configuration, whose model may have an argument `weights`.
+
+    Returns:
+        The `file` and its `sha256`; None if the argument names no file.
+    """
+    weights = (config["model"].get("init_args") or {}).get("weights")
+    if not isinstance(weights, str) or not Path(weights).expanduser().is_file():
+        return None
+    with Path(weights).expanduser().open("rb") as file:
+        return {"file": weights, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
+
+
+def may_change_images(options: str) -> bool:
+    """Whether command line options (`--data.val_size 10`) may change which images there are."""
+    words = [word for word in shlex.split(options) if word.startswith("--")]
+    names = [word.partition("=")[0].removeprefix("--").removesuffix("+") for word in words]
+    return any(
+        name.split(".")[0] == "data" and f"data/{name.rsplit('.', 1)[-1]}" not in _SAME_IMAGES
+        for name in names
+    )
+
+
+def _flatten_all(config: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     for key, value in config.items():
         if key == "trainer":
             value = {name: inner for name, inner in value.items() if name not in _NEVER}
-        yield from _spell(key, value)
+        yield from _flatten(key, value)
 
 
-def _spell(name: str, value: Any) -> Iterator[tuple[str, str]]:
+def _flatten(name: str, value: Any) -> Iterator[tuple[str, str]]:
     if _is_class(value):
-        yield from _spell(name if "/" in name else f"{name}/class", value["class_path"])
+        yield from _flatten(name if "/" in name else f"{name}/class", value["class_path"])
         for arguments in ("init_args", "dict_kwargs"):
-            yield from _spell(name, value.get(arguments))
+            yield from _flatten(name, value.get(arguments))
     elif isinstance(value, Mapping):
         for key, inner in value.items():
-            yield from _spell(f"{name}/{_REFUSED.sub('_', str(key))}", inner)
+            yield from _flatten(f"{name}/{_REFUSED_CHARACTERS.sub('_', str(key))}", inner)
     elif isinstance(value, list) and value and all(map(_is_class, value)):
-        # Callbacks and the like, by what they are: their order says nothing.
-        seen: Counter[str] = Counter()
-        for each in value:
-            short = str(each["class_path"]).rsplit(".", 1)[-1]
-            seen[short] += 1
-            again = f":{seen[short]}" if seen[short] > 1 else ""
-            yield from _spell(f"{name}/{short}{again}", each)
+        # Callbacks and the like are named by their classes, since their order has no meaning.
+        counts: Counter[str] = Counter()
+        for item in value:
+            class_name = str(item["class_path"]).rsplit(".", 1)[-1]
+            counts[class_name] += 1
+            suffix = f":{counts[class_name]}" if counts[class_name] > 1 else ""
+            yield from _flatten(f"{name}/{class_name}{suffix}", item)
     elif value is not None:
         text = value if isinstance(value, str) else json.dumps(value)
         yield name, _shorten(text)
@@ -121,60 +199,10 @@ def _is_class(value: Any) -> bool:
 
 
 def _shorten(text: str) -> str:
-    """Cut a value where MLflow would, but say so."""
+    """Cut a value that MLflow would cut, and say so in the value."""
     from mlflow.utils.validation import MAX_PARAM_VAL_LENGTH
 
     if len(text) <= MAX_PARAM_VAL_LENGTH:
         return text
     note = f"... ({len(text):,} characters, whole in config.yaml)"
     return text[: MAX_PARAM_VAL_LENGTH - len(note)] + note
-
-
-"""The tag of a run that names its recipe."""
-
-
-def recipe(
-    config: Mapping[str, Any],
-    data: Mapping[str, Any] | None = None,
-    weights: Mapping[str, str] | None = None,
-) -> str:
-    """Name what a configuration trains, alike for all runs that differ by seed and place alone.
-
-    Args:
-        config: As it was resolved.
-        data: What `dataset.describe` says of the data.
-        weights: What `weights.describe` says of the weights that it starts from.
-
-    Returns:
-        The names of network and data, and a digest of all else.
-    """
-    sets = data["sets"] if data else {}
-    left_out = _PLACE | ({_FOLDER} if sets else set()) | ({_FILE} if weights else set())
-    params = {**flatten(config, {}), **of_weights(weights)}
-    told = sorted(params.items() - _SAME)
-    told = [each for each in told if each[0] not in left_out and not each[0].startswith(_AFTER)]
-    content = json.dumps([told, sets], sort_keys=True)
-    return f"{name_parts(params)} {hashlib.sha256(content.encode()).hexdigest()[:6]}"
-
-
-def name_parts(params: Mapping[str, str]) -> str:
-    """Name network and data by a run's parameters, `AlexNet-CIFAR10`."""
-    network = params.get("model/model", params["model/class"])
-    parts = [path.rsplit(".", 1)[-1] for path in (network, params["data/class"])]
-    return "-".join(part.removesuffix("DataModule") for part in parts)
-
-
-def describe(config: Mapping[str, Any]) -> dict[str, str] | None:
-    """Tell a network's first weights by their content.
-
-    Args:
-        config: A resolved configuration; the model in it may have an argument `weights`.
-
-    Returns:
-        The `file` and its `sha256`; nothing where that argument names no file.
-    """
-    given = (config["model"].get("init_args") or {}).get("weights")
-    if not isinstance(given, str) or not Path(given).expanduser().is_file():
-        return None
-    with Path(given).expanduser().open("rb") as file:
-        return {"file": given, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}

@@ -23,7 +23,7 @@ from pyclassify.tracking.prediction_table import (
     list_class_names,
     log_predictions,
 )
-from pyclassify.tracking.run import attempt
+from pyclassify.tracking.run import warn_on_error
 from pyclassify.training.distributed import gather
 
 
@@ -88,7 +88,7 @@ class PredictionLogger(Callback):
         self.predictions = Predictions(
             indices, labels, predicted, probabilities, num_classes=self._num_classes
         )
-        error = attempt("test_ece", compute_calibration_error, self.predictions)
+        error = warn_on_error("test_ece", compute_calibration_error, self.predictions)
         if error is not None:
             pl_module.log("test_ece", error, sync_dist=True)  # the same in each process
 
@@ -98,22 +98,24 @@ class PredictionLogger(Callback):
             return
         names = list_class_names(getattr(trainer, "datamodule", None), predictions.num_classes)
         client, run_id = logger.experiment, str(logger.run_id)
-        attempt(PREDICTIONS_FILE, log_predictions, client, run_id, predictions, names)
-        attempt("the pictures", self._log_figures, logger, predictions, names)
+        warn_on_error(PREDICTIONS_FILE, log_predictions, client, run_id, predictions, names)
+        warn_on_error("the pictures", self._log_figures, logger, predictions, names)
 
     def _log_figures(self, logger: RunLogger, predictions: Predictions, names: list[str]) -> None:
         from pyclassify.tracking import figures
 
         loader = self._loaders[0]
         plots: dict[str, Callable[[], Any]] = {
-            "confusion_matrix.png": lambda: figures.confusion_matrix(predictions, names),
-            "class_accuracy.png": lambda: figures.class_accuracy(predictions, names),
+            "confusion_matrix.png": lambda: figures.plot_confusion_matrix(predictions, names),
+            "class_accuracy.png": lambda: figures.plot_class_accuracy(predictions, names),
         }
         if _is_sequential(loader):
-            plots["confident_mistakes.png"] = lambda: figures.confident_mistakes(
+            plots["confident_mistakes.png"] = lambda: figures.plot_confident_errors(
                 predictions, names, loader.dataset
             )
-        logged = {name: attempt(name, _log_figure, logger, name, plots[name]) for name in plots}
+        logged = {
+            name: warn_on_error(name, _log_figure, logger, name, plots[name]) for name in plots
+        }
         self.figures = {name: png for name, png in logged.items() if png is not None}
 
 
@@ -131,7 +133,7 @@ def _log_figure(logger: RunLogger, name: str, plot: Callable[[], Any]) -> bytes:
 
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, name)
-        figures.save(plot(), path)
+        figures.save_figure(plot(), path)
         logger.experiment.log_artifact(logger.run_id, str(path))
         return path.read_bytes()
 

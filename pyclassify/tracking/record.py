@@ -1,12 +1,15 @@
-"""What a run is, recorded when it starts: parameters, configuration, data, capsule, description."""
+"""Record what a run is when it starts, and its results in its description when it ends.
+
+At the start these are logged: parameters, config.yaml, dataset inputs, the capsule, the description
+and the views of `mlflow ui`.
+"""
 
 import json
-import shlex
 import tempfile
 from collections.abc import Callable, Sequence
 from io import BytesIO
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -18,31 +21,31 @@ from lightning.pytorch.trainer.states import TrainerFn
 from PIL import Image
 
 from pyclassify.tracking import capsule, description, parameters, run, ui
-from pyclassify.tracking.capsule import OVERRIDDEN, SOURCE_RUN
-from pyclassify.tracking.description import Scores
+from pyclassify.tracking.capsule import OVERRIDDEN_TAG, SOURCE_RUN_TAG
+from pyclassify.tracking.description import ClassCounts
 from pyclassify.tracking.logger import RunLogger, find_run_logger
 from pyclassify.tracking.prediction_table import Predictions, list_class_names
 from pyclassify.tracking.predictions import PredictionLogger
-from pyclassify.tracking.run import attempt
+from pyclassify.tracking.run import warn_on_error
 from pyclassify.utils.masking import mask
 
-# Options of the data that change how images are fed, or where they lie, but not which they are.
-_SAME_IMAGES = (
-    *("batch_size", "data_path", "num_workers", "exact", "cache"),
-    *("resize", "crop", "pad", "flip", "erase", "color", "mean", "std"),
-)
-MATRIX = "confusion_matrix.png"
-FOLDER = "description"
-MOST_PIXELS = 600  # wider, it pushes the page's right column out of a window of 1280
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+_PREVIEW_NAME = "confusion_matrix.png"
+_PREVIEW_FOLDER = "description"
+# Wider, the preview pushes the page's right column out of a window of 1280 pixels.
+_MAX_PREVIEW_PIXELS = 600
 
 
-class RecordConfig(SaveConfigCallback):
-    """Log the resolved configuration: as parameters, and whole as the artifact config.yaml.
-
-    Beside it the run's capsule, and its data as dataset inputs.
+class RunRecorder(SaveConfigCallback):
+    """Log what a run is to its `RunLogger`, before the run computes anything.
 
     Args:
-        command: The command line, as it was given.
+        command: The command line, without the program's name.
+
+    Example:
+        >>> LightningCLI(save_config_callback=RunRecorder, save_config_kwargs={"command": ["fit"]})
     """
 
     def __init__(self, *args: Any, command: Sequence[str] = (), **kwargs: Any) -> None:
@@ -54,59 +57,65 @@ class RecordConfig(SaveConfigCallback):
         if logger is None:
             return
         config = mask(yaml.safe_load(self.parser.dump(self.config, skip_none=False)))
-        if (given := getattr(pl_module, "num_classes", None)) is not None:
-            # The data say how many, after the configuration was read, or it was an option.
-            config["model"].setdefault("init_args", {})["num_classes"] = given
+        if (num_classes := getattr(pl_module, "num_classes", None)) is not None:
+            # The data module may have set it after the configuration was read.
+            config["model"].setdefault("init_args", {})["num_classes"] = num_classes
         client, run_id = logger.experiment, str(logger.run_id)
-        if logger.written.attempts > 1:  # what the run is was recorded when it was started first
+        if logger.written.attempts > 1:  # a resumed run was recorded at its first start
             return
-        fits = trainer.state.fn == TrainerFn.FITTING
-        start = attempt("the digest of the weights", parameters.describe, config) if fits else None
-        params = {**self._flatten(config), **parameters.of_weights(start)}
-        attempt("the parameters", parameters.log, client, run_id, params)
-        name = f"{parameters.name_parts(params)}-seed{params['seed_everything']}"
-        attempt("the run's name", run.name, name)
+        weights = None
+        if trainer.state.fn == TrainerFn.FITTING:
+            describe = parameters.describe_weights
+            weights = warn_on_error("the digest of the weights", describe, config)
+        params = {**self._flatten(config), **parameters.make_weights_parameters(weights)}
+        warn_on_error("the parameters", parameters.log_parameters, client, run_id, params)
+        name = f"{parameters.name_network_and_data(params)}-seed{params['seed_everything']}"
+        warn_on_error("the run's name", run.name_run, name)
         text = yaml.safe_dump(config, sort_keys=False)
-        attempt(self.config_filename, client.log_text, run_id, text, self.config_filename)
-        self._keep_capsule(trainer, logger, config, start)
+        warn_on_error(self.config_filename, client.log_text, run_id, text, self.config_filename)
+        self._record_sources(trainer, logger, config, weights)
 
     def _flatten(self, config: dict[str, Any]) -> dict[str, str]:
-        usual = self.parser.get_defaults()  # without what must be given, so not valid
-        usual = self.parser.dump(usual, skip_none=False, skip_validation=True)
-        return parameters.flatten(config, yaml.safe_load(usual))
+        # Defaults lack the required options, so that they are not valid.
+        dumped = self.parser.dump(self.parser.get_defaults(), skip_none=False, skip_validation=True)
+        return parameters.flatten_parameters(config, yaml.safe_load(dumped))
 
-    def _keep_capsule(
+    def _record_sources(
         self,
         trainer: Trainer,
         logger: RunLogger,
         config: dict[str, Any],
-        start: dict[str, str] | None,
+        weights: dict[str, str] | None,
     ) -> None:
+        """Log the data and the capsule, and what is derived from them."""
         client, run_id = logger.experiment, str(logger.run_id)
         data = None
         try:
-            data = describe(getattr(trainer, "datamodule", None))
+            data = describe_data(getattr(trainer, "datamodule", None))
             if data is not None:
-                log(client, run_id, data)
+                log_datasets(client, run_id, data)
         except Exception as error:  # of a data module that is not ours, or of the server
-            capsule.warn(f"the run does not tell its data by their content ({error})")
-        fitted = "train" if getattr(trainer, "tests_after_fit", False) else "fit"
-        verb = str(trainer.state.fn and trainer.state.fn.value)
+            capsule.warn_masked(f"the run does not tell its data by their content ({error})")
         facts = {
             "tracking_uri": logger.written.tracking_uri or logger.written.spool_uri,
-            "verb": fitted if verb == "fit" else verb,
+            "verb": _name_command(trainer),
             "command": ["pyclassify", *self.command],
-            "hardware": describe_torch(trainer),
+            "hardware": _describe_hardware(trainer),
             "data": data,
-            "weights": start,
+            "weights": weights,
         }
-        facts = capsule.keep(client, run_id, config, facts, [logger.save_dir])
-        attempt("the description", description.begin, client, run_id, config, facts)
-        attempt("the views of `mlflow ui`", ui.keep, logger, config, data, start)
-        check(logger.written.server(), run_id, data)
+        facts = capsule.log_capsule(client, run_id, config, facts, [logger.save_dir])
+        warn_on_error("the description", description.describe_start, client, run_id, config, facts)
+        warn_on_error("the views of `mlflow ui`", ui.log_views, logger, config, data, weights)
+        check_data(logger.written.server(), run_id, data)
 
 
-def describe_torch(trainer: Trainer) -> dict[str, Any]:
+def _name_command(trainer: Trainer) -> str:
+    command = str(trainer.state.fn and trainer.state.fn.value)
+    return "train" if command == "fit" and getattr(trainer, "tests_after_fit", False) else command
+
+
+def _describe_hardware(trainer: Trainer) -> dict[str, Any]:
     """Describe what the run computes with, as far as it decides how floats are rounded."""
     return {
         "processes": trainer.world_size,
@@ -118,16 +127,16 @@ def describe_torch(trainer: Trainer) -> dict[str, Any]:
     }
 
 
-def describe(datamodule: Any) -> dict[str, Any] | None:
-    """Describe what a data module has set up.
+def describe_data(datamodule: Any) -> dict[str, Any] | None:
+    """Describe the data sets that a data module has set up.
 
     Args:
-        datamodule: Any with `digest() -> dict[str, str]`, which digests its sets by their
-            attributes' names (train, val, test); others are described by their name alone.
+        datamodule: A data module. If it has `digest() -> dict[str, str]`, which digests its sets
+            by their attributes' names (train, val, test), the sets are described too.
 
     Returns:
-        name, classes (how many), and for each set its number of images and digest; nothing where
-        there is no data module.
+        `name`, `classes` (their number), and in `sets` for each set its number of `images` and
+        `digest`; None if there is no data module.
     """
     if datamodule is None:
         return None
@@ -137,73 +146,74 @@ def describe(datamodule: Any) -> dict[str, Any] | None:
         "name": getattr(datamodule, "set_name", name),
         "classes": getattr(datamodule, "num_classes", None),
         "sets": {
-            part: {"images": len(getattr(datamodule, part)), "digest": digest}
-            for part, digest in digests.items()
+            split: {"images": len(getattr(datamodule, split)), "digest": digest}
+            for split, digest in digests.items()
         },
     }
 
 
-def log(client: Any, run_id: str, data: dict[str, Any]) -> None:
-    """Log each set as a dataset input of the run, with what it is for as its context."""
+def log_datasets(client: "MlflowClient", run_id: str, data: dict[str, Any]) -> None:
+    """Log each set as a dataset input of the run, with its split as the context.
+
+    Args:
+        client: The store.
+        run_id: The run.
+        data: The data, as `describe_data` describes them.
+    """
     from mlflow.entities import Dataset, DatasetInput, InputTag
 
     inputs = []
-    for part, each in data["sets"].items():
-        profile = {"num_rows": each["images"], "num_classes": data["classes"]}
-        source = json.dumps({"tags": {"set": part}})
-        entity = Dataset(data["name"], each["digest"], "code", source, profile=json.dumps(profile))
-        inputs.append(DatasetInput(entity, [InputTag("mlflow.data.context", part)]))
+    for split, facts in data["sets"].items():
+        profile = {"num_rows": facts["images"], "num_classes": data["classes"]}
+        source = json.dumps({"tags": {"set": split}})
+        dataset = Dataset(
+            data["name"], facts["digest"], "code", source, profile=json.dumps(profile)
+        )
+        inputs.append(DatasetInput(dataset, [InputTag("mlflow.data.context", split)]))
     client.log_inputs(run_id, inputs)
 
 
-def check(client: Any, run_id: str, data: dict[str, Any] | None) -> None:
-    """Refuse to make a run again on other images than its source had.
+def check_data(client: "MlflowClient", run_id: str, data: dict[str, Any] | None) -> None:
+    """Check that a run made again has the images of its source run.
 
-    Nothing is refused in a run of its own, nor where the data were asked to be others.
+    A run without a source is not checked, nor one whose options ask for other images.
 
     Args:
-        client: An `MlflowClient`.
+        client: The store.
         run_id: The run.
-        data: What `describe` says of its data.
+        data: The run's data, as `describe_data` describes them.
 
     Raises:
-        ValueError: The data differ; the digests of both.
+        ValueError: A split of the run has another digest than the same split of its source.
     """
     try:
         tags = client.get_run(run_id).data.tags
-        source = tags.get(SOURCE_RUN)
-        if source is None or asks_for_other_images(tags.get(OVERRIDDEN, "")):
+        source = tags.get(SOURCE_RUN_TAG)
+        if source is None or parameters.may_change_images(tags.get(OVERRIDDEN_TAG, "")):
             return
-        before = (capsule.read_facts(client, source)["data"] or {}).get("sets", {})
-    except Exception as error:  # whatever the server has to say
-        capsule.warn(f"the data can't be checked against those of another run ({error})")
+        expected = (capsule.read_facts(client, source)["data"] or {}).get("sets", {})
+    except Exception as error:  # of any kind of store
+        capsule.warn_masked(f"the data can't be checked against those of another run ({error})")
         return
-    now = (data or {}).get("sets", {})
-    for part in before.keys() & now.keys():
-        then, here = before[part], now[part]
-        if then["digest"] != here["digest"]:
+    actual = (data or {}).get("sets", {})
+    for split in expected.keys() & actual.keys():
+        before, now = expected[split], actual[split]
+        if before["digest"] != now["digest"]:
             raise ValueError(
-                f"the {part} images are not those of run {source}: their digest was "
-                f"{then['digest']} ({then['images']} images) and is {here['digest']} "
-                f"({here['images']} images); restore them, or name the folder that has them by "
+                f"the {split} images are not those of run {source}: their digest was "
+                f"{before['digest']} ({before['images']} images) and is {now['digest']} "
+                f"({now['images']} images); restore them, or name the folder that has them by "
                 "--data_path"
             )
 
 
-def asks_for_other_images(options: str) -> bool:
-    """Whether a command line's options (`--data.val_size 10`) may change which images there are."""
-    words = [word for word in shlex.split(options) if word.startswith("--")]
-    names = [word.partition("=")[0].removeprefix("--").removesuffix("+") for word in words]
-    return any(
-        name.split(".")[0] == "data" and name.rsplit(".", 1)[-1] not in _SAME_IMAGES
-        for name in names
-    )
+class DescriptionUpdater(Callback):
+    """Write a run's results into its description when it ends, or the error that ended it.
 
+    Put the callback behind those that have results.
 
-class DescribeRun(Callback):
-    """Put the results into the run's description when it ends, or the error that ended it.
-
-    To be called after those callbacks that have results to tell.
+    Example:
+        >>> Trainer(logger=RunLogger(), callbacks=[PredictionLogger(), DescriptionUpdater()])
     """
 
     def __init__(self) -> None:
@@ -216,58 +226,58 @@ class DescribeRun(Callback):
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._epochs = trainer.current_epoch
         if not getattr(trainer, "tests_after_fit", False):
-            self._finish(trainer)
+            self._write_results(trainer)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.state.fn == TrainerFn.VALIDATING:
-            self._finish(trainer)
+            self._write_results(trainer)
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._finish(trainer)
+        self._write_results(trainer)
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._finish(trainer)
+        self._write_results(trainer)
 
     def on_exception(
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
     ) -> None:
         # A run that was stopped has no time left, and no error.
         if self._logger is not None and isinstance(exception, Exception):
-            self._write(description.fail, exception)  # first, as its status ends the delivery
-            run.mark("FAILED")
+            self._write(description.describe_failure, exception)  # before the upload ends
+            run.set_final_status("FAILED")
 
-    def _finish(self, trainer: Trainer) -> None:
+    def _write_results(self, trainer: Trainer) -> None:
         if self._logger is None:
             return
-        scores, picture = None, None
-        for each in trainer.callbacks:  # type: ignore[attr-defined]
-            if isinstance(each, PredictionLogger) and each.predictions is not None:
+        counts, preview = None, None
+        for callback in trainer.callbacks:  # type: ignore[attr-defined]
+            if isinstance(callback, PredictionLogger) and callback.predictions is not None:
                 data = getattr(trainer, "datamodule", None)
-                scores = attempt("the accuracy by class", count_by_class, each.predictions, data)
-                if whole := each.figures.get(MATRIX):
-                    picture = attempt("a preview", _log_preview, self._logger, whole)
-        self._write(description.finish, scores, self._epochs, picture or "")
+                predictions = callback.predictions
+                counts = warn_on_error("the accuracy by class", _count_by_class, predictions, data)
+                if png := callback.figures.get(_PREVIEW_NAME):
+                    preview = warn_on_error("a preview", _log_preview, self._logger, png)
+        self._write(description.describe_results, counts, self._epochs, preview or "")
 
     def _write(self, write: Callable[..., None], *args: Any) -> None:
         if self._logger is not None:
             client, run_id = self._logger.experiment, str(self._logger.run_id)
-            attempt("the description", write, client, run_id, *args)
+            warn_on_error("the description", write, client, run_id, *args)
 
 
-def _log_preview(logger: RunLogger, picture: bytes) -> str:
-    """Log a PNG once more, as small as the description needs it, and tell where it is."""
+def _log_preview(logger: RunLogger, png: bytes) -> str:
+    """Log a smaller copy of a figure for the description; returns the artifact's path."""
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder, MATRIX)
-        small = Image.open(BytesIO(picture)).convert("RGB")
-        small.thumbnail((MOST_PIXELS, MOST_PIXELS), Image.Resampling.LANCZOS)
-        small.save(path)
-        logger.experiment.log_artifact(logger.run_id, str(path), FOLDER)
-    return f"{FOLDER}/{MATRIX}"
+        path = Path(folder, _PREVIEW_NAME)
+        image = Image.open(BytesIO(png)).convert("RGB")
+        image.thumbnail((_MAX_PREVIEW_PIXELS, _MAX_PREVIEW_PIXELS), Image.Resampling.LANCZOS)
+        image.save(path)
+        logger.experiment.log_artifact(logger.run_id, str(path), _PREVIEW_FOLDER)
+    return f"{_PREVIEW_FOLDER}/{_PREVIEW_NAME}"
 
 
-def count_by_class(predictions: Predictions, datamodule: Any) -> Scores:
-    """Count the images of each class of a data module, and those that are recognised."""
+def _count_by_class(predictions: Predictions, datamodule: Any) -> ClassCounts:
     names = list_class_names(datamodule, predictions.num_classes)
-    labels, correct = predictions.labels, predictions.labels[predictions.correct]
-    total, right = (np.bincount(each, minlength=len(names)) for each in (labels, correct))
-    return Scores(names, total.tolist(), right.tolist())
+    total = np.bincount(predictions.labels, minlength=len(names))
+    correct = np.bincount(predictions.labels[predictions.correct], minlength=len(names))
+    return ClassCounts(names, total.tolist(), correct.tolist())

@@ -1,6 +1,7 @@
-"""Which MLflow run this process writes to, and the status that it leaves.
+"""The MLflow run of this process: adopt or start it, and give it its final status.
 
-No torch here: a run must be told its end even when torch was never loaded.
+This module loads neither torch nor MLflow: a run gets its final status even if a process ends
+before it has loaded them.
 """
 
 import os
@@ -9,7 +10,7 @@ import threading
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pyclassify.spool import spooled_run
 from pyclassify.spool.lock import RunLockedError
@@ -18,49 +19,39 @@ from pyclassify.tracking import final_status
 from pyclassify.utils.launcher import SPOOL_ENV, STATUS_BY_SLURM_ENV, is_rank_zero
 from pyclassify.utils.masking import mask
 
+if TYPE_CHECKING:
+    from mlflow.entities import RunInfo
+
 # What MLflow calls a run that nobody named: "adjective-noun-number".
 _RANDOM_NAME = re.compile(r"[a-z]+-[a-z]+-\d+")
-_LEFT = "left as it is"
-
+_UNCHANGED = "unchanged"  # in place of a final status that another process sets
 
 _lock = threading.Lock()
-
-
-_given: str | None = None  # the run that `mlflow run` made
-
-
+_adopted: str | None = None  # the id of the run that `mlflow run` started
 _open: SpooledRun | None = None
-
-
 _latest: str | None = None  # the id of either, also after its end
-
-
-_marked: str | None = None
-
-
+_final_status: str | None = None
 _before_end: list[Callable[[], None]] = []
-
-
 _after_end: list[Callable[[], None]] = []
 
 
-def adopt() -> bool:
-    """Take the run that `mlflow run` made for this process's own, if there is one.
+def adopt_run() -> bool:
+    """Adopt the run that `mlflow run` started for this process.
 
     Returns:
-        Whether there is.
+        Whether there is such a run.
     """
-    global _given, _latest, _marked
-    _given, _marked = os.environ.get("MLFLOW_RUN_ID"), None
-    _latest = _given
-    return _given is not None
+    global _adopted, _latest, _final_status
+    _adopted, _final_status = os.environ.get("MLFLOW_RUN_ID"), None
+    _latest = _adopted
+    return _adopted is not None
 
 
-def hand_over(info: Any) -> dict[str, str]:
-    """The environment by which another process adopts a run, as `mlflow run` would set it.
+def make_run_environment(info: "RunInfo") -> dict[str, str]:
+    """Make the environment variables by which another process adopts a run, as `mlflow run` does.
 
     Args:
-        info: The run's `RunInfo`.
+        info: The run's info.
     """
     import mlflow
 
@@ -71,128 +62,131 @@ def hand_over(info: Any) -> dict[str, str]:
     }
 
 
-def start(
+def start_run(
     experiment_name: str | None,
     run_name: str | None,
     tags: dict[str, Any] | None,
     tracking_uri: str | None = None,
     save_dir: str = "runs",
 ) -> SpooledRun:
-    """Go on with the adopted run, or make one; and deliver from now on what is written of it.
+    """Resume the adopted run or create a run, and upload from now on what is logged to it.
 
     Args:
-        experiment_name: The experiment of a run made here; MLFLOW_EXPERIMENT_NAME's, or MLflow's
-            default, without it. A run that exists stays in its own.
-        run_name: The run's name, kept from being MLflow's random one.
+        experiment_name: The experiment of a run created here; by default the one of
+            MLFLOW_EXPERIMENT_NAME, or MLflow's default. A run that exists stays in its own.
+        run_name: The run's name; by default a random one, which `name_run` replaces.
         tags: Tags to set.
-        tracking_uri: The server, which may be away; or a spool that another process delivers.
-            MLflow's own choice without it.
-        save_dir: What is logged is written first into `spool` in this folder, or into the folder
-            that PYCLASSIFY_SPOOL names.
+        tracking_uri: The tracking server, which may be unreachable, or a spool that another
+            process uploads; by default MLflow's own choice.
+        save_dir: The folder whose `spool` takes what is logged first, unless PYCLASSIFY_SPOOL
+            names another folder for it.
 
     Returns:
-        The run, open.
+        The open run.
 
     Raises:
-        RunLockedError: Another process writes to it; it stays as it is.
+        RunLockedError: Another process writes to the run, which stays unchanged.
     """
-    global _latest, _marked, _open
+    global _latest, _final_status, _open
     if _open is None:
         import mlflow
 
-        adopt()
+        adopt_run()
         uri = tracking_uri or mlflow.get_tracking_uri()
-        root = spool_root(save_dir).absolute()
+        root = find_spool_root(save_dir).absolute()
         try:
-            _open = spooled_run.open_run(_given, experiment_name, run_name, tags, uri, root)
+            _open = spooled_run.open_run(_adopted, experiment_name, run_name, tags, uri, root)
         except RunLockedError:
-            _marked = _LEFT  # its status is that of who holds it
+            _final_status = _UNCHANGED  # the process that holds the run sets its status
             raise
         _latest = _open.run_id
     return _open
 
 
-def spool_root(save_dir: str | Path) -> Path:
-    """The folder of the spools of runs that are saved in a folder, or PYCLASSIFY_SPOOL's."""
+def find_spool_root(save_dir: str | Path) -> Path:
+    """Find the folder of the spools of runs saved in `save_dir`: PYCLASSIFY_SPOOL if it is set."""
     return Path(os.environ.get(SPOOL_ENV) or Path(save_dir, "spool"))
 
 
-def name(run_name: str) -> None:
-    """Name the open run, unless a person did."""
+def name_run(name: str) -> None:
+    """Name the open run, unless a person named it."""
     if _open and _RANDOM_NAME.fullmatch(_open.read().info.run_name or ""):
-        _open.client.update_run(_open.run_id, name=run_name)
+        _open.client.update_run(_open.run_id, name=name)
 
 
-def before_end(stop: Callable[[], None]) -> None:
-    """Have something called, from whichever thread, before the open run gets its final status."""
-    _before_end.append(stop)
+def call_before_end(function: Callable[[], None]) -> None:
+    """Call a function, in any thread, before the open run gets its final status."""
+    _before_end.append(function)
 
 
-def after_end(finish: Callable[[], None]) -> None:
-    """Have something called once the open run has its final status: what may take its time."""
-    _after_end.append(finish)
+def call_after_end(function: Callable[[], None]) -> None:
+    """Call a function, in any thread, once the open run has its final status."""
+    _after_end.append(function)
 
 
-def current() -> str | None:
-    """The run that someone may go on with by hand; a job's own script sees to that of a job."""
+def get_resumable_run() -> str | None:
+    """Get the id of the run that a person may resume; None for a SLURM job, which is requeued."""
     return None if os.environ.get(STATUS_BY_SLURM_ENV) == _latest else _latest
 
 
-def mark(status: str) -> None:
-    """Give this process's run its final status; the first call counts, from whichever thread.
+def set_final_status(status: str) -> None:
+    """Give this process's run its final status; only the first call counts, in any thread.
 
     Args:
         status: FINISHED, FAILED or KILLED.
     """
-    global _marked
+    global _final_status
     with _lock:
-        run_id = _open.run_id if _open else _given
-        if run_id is None or _marked is not None or not is_rank_zero():
+        run_id = _open.run_id if _open else _adopted
+        if run_id is None or _final_status is not None or not is_rank_zero():
             return
         while _before_end:
             _before_end.pop()()
-        left = status == "KILLED" and os.environ.get(STATUS_BY_SLURM_ENV) == run_id
-        _marked = _LEFT if left else status
+        left_to_slurm = status == "KILLED" and os.environ.get(STATUS_BY_SLURM_ENV) == run_id
+        _final_status = _UNCHANGED if left_to_slurm else status
         if _open is not None:
-            delivered = _open.close("" if left else status)
-        elif not left:
+            uploaded = _open.close("" if left_to_slurm else status)
+        elif not left_to_slurm:
             import mlflow
 
             mlflow.MlflowClient().set_terminated(run_id, status)
-            delivered = True
-        if status == "KILLED" and not left and _given is not None and delivered:
-            final_status.start_enforcing(run_id, status)
+            uploaded = True
+        if status == "KILLED" and not left_to_slurm and _adopted is not None and uploaded:
+            final_status.start_enforcing_status(run_id, status)
         while _after_end:
             _after_end.pop()()
 
 
-def end(status: str) -> None:
-    """Give this process's run its final status unless it has one, and let go of it.
+def end_run(status: str) -> None:
+    """Give this process's run its final status unless it has one, and release the run.
 
-    Only the thread that started the run can take it off MLflow's own list; left there, it would
-    be marked FINISHED when Python exits.
+    Call it in the thread that started the run. Only that thread can remove the run from MLflow's
+    list of active runs; MLflow marks those as FINISHED when Python exits.
 
     Args:
         status: FINISHED, FAILED or KILLED.
     """
-    global _given, _open
-    mark(status)
+    global _adopted, _open
+    set_final_status(status)
     if _open is not None:
         _open.let_go()
-    _given = _open = None
+    _adopted = _open = None
     os.environ.pop("MLFLOW_RUN_ID", None)
 
 
-def attempt(what: str, make: Callable[..., Any], *args: Any) -> Any:
-    """Make something that a run can do without; a failure costs a warning and gives None.
+def warn_on_error(what: str, function: Callable[..., Any], *args: Any) -> Any:
+    """Call a function for something optional; an error becomes a warning.
 
     Args:
-        what: Its name, for the warning.
-        make: Makes it.
-        args: What `make` is called with.
+        what: What the function makes, for the warning.
+        function: The function.
+        args: Its arguments.
+
+    Returns:
+        The function's result, or None after an error.
     """
     try:
-        return make(*args)
+        return function(*args)
     except Exception as error:
         if is_rank_zero():
             reason = mask(f"{type(error).__name__}: {error}")

@@ -11,14 +11,14 @@ from mlflow import MlflowClient
 from mlflow.entities import Run, ViewType
 from mlflow.exceptions import MlflowException
 
-from pyclassify.tracking.ui import show_runs
+from pyclassify.tracking.ui import format_ui_command
 from pyclassify.utils.masking import mask
 
 # Metrics of which less is better; of all others more is.
 _LESS = re.compile("loss|error|_ece|seconds|parameters")
 
 
-def be_brief() -> None:
+def limit_retries() -> None:
     """Have MLflow neither keep a person waiting for minutes nor show a bar for each file."""
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     # MLflow's own seven tries take minutes.
@@ -86,7 +86,7 @@ def _with_prefix(client: MlflowClient, digits: str) -> list[Run]:
     return list(client.search_runs(everywhere, condition, ViewType.ALL, max_results=2))
 
 
-def find_best(client: MlflowClient, experiment_name: str, metric: str, best: int) -> list[Run]:
+def find_best_runs(client: MlflowClient, experiment_name: str, metric: str, best: int) -> list[Run]:
     """Find the best finished runs of an experiment, the best one first.
 
     Args:
@@ -103,7 +103,7 @@ def find_best(client: MlflowClient, experiment_name: str, metric: str, best: int
         names = [each.name for each in client.search_experiments()]
         raise ValueError(
             f"there is no experiment {experiment_name!r} at {mask(mlflow.get_tracking_uri())}; "
-            f"{tell_near(experiment_name, names)}"
+            f"{suggest_names(experiment_name, names)}"
         )
     if experiment.lifecycle_stage == "deleted":
         raise ValueError(
@@ -127,18 +127,18 @@ def find_best(client: MlflowClient, experiment_name: str, metric: str, best: int
         logged = {name for run in finished for name in run.data.metrics}
         raise ValueError(
             f"no finished run of experiment {experiment_name!r} has the metric {metric!r}; "
-            f"{tell_near(metric, logged) if logged else 'they have none at all'}"
+            f"{suggest_names(metric, logged) if logged else 'they have none at all'}"
         )
     return judged
 
 
-def format_error(error: MlflowException) -> str:
+def format_store_error(error: MlflowException) -> str:
     """Say in one line that the store can't be read, and why."""
     reason = mask(" ".join(str(error).split()))
     return f"the runs at {mask(mlflow.get_tracking_uri())} can't be read ({reason}); {_elsewhere()}"
 
 
-def tell_near(name: str, names: Iterable[str]) -> str:
+def suggest_names(name: str, names: Iterable[str]) -> str:
     """Say which names are like one that there is not, or else which there are."""
     known = sorted(names)
     if near := get_close_matches(name, known):
@@ -148,7 +148,7 @@ def tell_near(name: str, names: Iterable[str]) -> str:
 
 
 def _listed() -> str:
-    return f"`{show_runs(mlflow.get_tracking_uri())}` lists the runs"
+    return f"`{format_ui_command(mlflow.get_tracking_uri())}` lists the runs"
 
 
 def _elsewhere() -> str:

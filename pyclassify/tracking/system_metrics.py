@@ -13,12 +13,12 @@ import torch
 from mlflow.system_metrics.metrics.base_metrics_monitor import BaseMetricsMonitor
 from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 
-from pyclassify.tracking.run import attempt
+from pyclassify.tracking.run import warn_on_error
 
 # It tells at the start and at the end that it starts and ends.
 logging.getLogger("mlflow.system_metrics").setLevel(logging.WARNING)
 
-GRACE_SECONDS = 0.2
+_STOP_SECONDS = 0.2
 
 
 class ProcessMonitor(BaseMetricsMonitor):
@@ -65,7 +65,9 @@ class JobMonitor(SystemMetricsMonitor):
 
     def __init__(self, run_id: str, tracking_uri: str, gpus: Sequence[int] = ()) -> None:
         super().__init__(run_id, resume_logging=True, tracking_uri=tracking_uri)
-        of_gpus = [each for each in self.monitors if attempt("GPU metrics", restrict, each, gpus)]
+        of_gpus = [
+            each for each in self.monitors if warn_on_error("GPU metrics", _select_gpus, each, gpus)
+        ]
         self.monitors = [ProcessMonitor(), *of_gpus]
 
     def publish_metrics(self, metrics: Any) -> None:
@@ -80,10 +82,10 @@ class JobMonitor(SystemMetricsMonitor):
         """
         self._shutdown_event.set()
         if self._process is not None:
-            self._process.join(GRACE_SECONDS)
+            self._process.join(_STOP_SECONDS)
 
 
-def restrict(monitor: Any, gpus: Sequence[int]) -> bool:
+def _select_gpus(monitor: Any, gpus: Sequence[int]) -> bool:
     """Leave a GPU monitor of MLflow's only the GPUs given, as torch counts them.
 
     Returns:

@@ -13,7 +13,7 @@ import torch
 import yaml
 
 from pyclassify.cli.main import main
-from pyclassify.tracking.ui import show_runs, start_quickly
+from pyclassify.tracking.ui import format_fast_ui_command, format_ui_command
 from tests.support import processes
 from tests.support.phrases import mentions
 from tests.support.stores import list_runs, using
@@ -52,7 +52,7 @@ def test_summary_tells_the_accuracy_the_checkpoint_the_run_and_what_is_next(trai
     assert os.path.isfile(said["checkpoint"])
     assert os.path.isabs(said["checkpoint"])
     assert said["run"] == run.info.run_id
-    assert said["next"] == start_quickly("sqlite:///mlflow.db")
+    assert said["next"] == format_fast_ui_command("sqlite:///mlflow.db")
     assert max(map(len, lines[2:])) <= 80
 
 
@@ -69,7 +69,7 @@ def test_summary_tells_the_accuracy_the_checkpoint_the_run_and_what_is_next(trai
     ],
 )
 def test_next_step_shows_the_runs_where_they_are_and_no_password(uri, next_step):
-    assert show_runs(uri) == next_step
+    assert format_ui_command(uri) == next_step
 
 
 @pytest.mark.parametrize("verb", ["validate", "test"])

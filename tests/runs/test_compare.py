@@ -7,7 +7,7 @@ from urllib.parse import unquote
 import mlflow
 import pytest
 
-from pyclassify.tracking.ui import compare_link
+from pyclassify.tracking.ui import link_comparison
 from tests.support.phrases import mentions
 from tests.support.runs import record, two_runs
 
@@ -34,7 +34,7 @@ def test_two_runs_are_compared_in_a_page_of_eighty_columns(cli):
 
 
 def test_link_leads_to_the_server_without_its_password():
-    link = compare_link("https://me:secret@runs.example.org/team/", ["a", "b"], ["3", "3"])
+    link = link_comparison("https://me:secret@runs.example.org/team/", ["a", "b"], ["3", "3"])
 
     assert unquote(link).startswith('https://runs.example.org/team/#/compare-runs?runs=["a","b"]&e')
     assert 'experiments=["3"]&' in unquote(link)

@@ -22,7 +22,7 @@ def start(client, monkeypatch, params=(), **made):
     for name, value in dict(params).items():
         client.log_param(run_id, name, value)
     monkeypatch.setenv("MLFLOW_RUN_ID", run_id)
-    run.adopt()
+    run.adopt_run()
     return ParentRun(range(3), {}), run_id
 
 
@@ -95,9 +95,9 @@ def test_parent_that_goes_on_leaves_finished_seeds_and_goes_on_with_the_others(c
     parent, run_id = start(client, monkeypatch)
     end_child(client, parent, 0, test_accuracy=0.5)
     stopped = end_child(client, parent, 1, "KILLED", 1).run_id
-    run.end("KILLED")
+    run.end_run("KILLED")
     monkeypatch.setenv("MLFLOW_RUN_ID", run_id)
-    run.adopt()
+    run.adopt_run()
 
     parent = ParentRun(range(3), {})
 
@@ -126,7 +126,7 @@ def test_what_a_person_wrote_stays(client, monkeypatch):
 def test_parent_is_named_after_its_first_child(client, monkeypatch):
     parent, run_id = start(client, monkeypatch)
     end_child(client, parent, 0, name="AlexNet-CIFAR10-seed0")
-    run.end("FINISHED")
+    run.end_run("FINISHED")
 
     assert client.get_run(run_id).info.run_name == "AlexNet-CIFAR10-3seeds"
 

@@ -108,7 +108,7 @@ def test_training_whose_server_is_away_from_start_to_end_arrives_by_sync(
 def log_a_run():
     logger = RunLogger()
     logger.log_metrics({"val_loss": 0.5}, step=3)
-    run.end("FINISHED")
+    run.end_run("FINISHED")
     return logger.run_id
 
 
@@ -122,7 +122,7 @@ def test_server_that_comes_back_gets_what_was_logged_meanwhile(database, monkeyp
         with pytest.warns(UserWarning, match=refused):
             log_while_away(server, logger)
         server.tell("there")
-        run.end("FINISHED")
+        run.end_run("FINISHED")
 
         made = there.get_run(logger.run_id)
         assert made.info.status == "FINISHED"
@@ -165,7 +165,7 @@ def test_what_finds_neither_room_nor_a_server_is_told_as_lost(full_disk, capsys)
 
 def log_and_end(logger, status):
     logger.log_metrics({"val_loss": 0.25}, step=4)
-    run.end(status)
+    run.end_run(status)
 
 
 def test_second_attempt_without_a_server_goes_on_in_the_spool_of_the_first(database, monkeypatch):
@@ -180,7 +180,7 @@ def test_second_attempt_without_a_server_goes_on_in_the_spool_of_the_first(datab
             logger = RunLogger()
             with pytest.warns(UserWarning, match="can't be reached"):
                 logger.log_metrics({"val_loss": step / 8}, step=step)
-            run.end("KILLED")
+            run.end_run("KILLED")
             logger.written.delivery.join(waiting.scale(10))  # or it would deliver beside sync
 
         server.tell("there")
@@ -208,7 +208,7 @@ def test_server_that_never_answers_costs_a_training_its_patience_once(database, 
         logger = RunLogger()
         with pytest.warns(UserWarning, match="does not answer in time"):
             logger.log_metrics({"val_loss": 0.5}, step=3)
-        run.end("KILLED")
+        run.end_run("KILLED")
         assert logger.written.delivery.unsent()[0] > 0
         assert count_connections(silent) <= 2  # one in haste, and the delivery's beside
 

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 from playwright.sync_api import expect, sync_playwright
 
-from pyclassify.tracking.ui import LOCAL
+from pyclassify.tracking.ui import LOCAL_SERVER
 from tests.support.ports import free_port
 from tests.support.required import lack
 from tests.support.service import is_up, write_forking_programs
@@ -83,7 +83,7 @@ class Visitor:
     def open(self, link, text):
         """Open a link and wait for a text."""
         self.page.goto("about:blank")  # or else only the part after # would change
-        self.page.goto(link.replace(LOCAL, self.address))
+        self.page.goto(link.replace(LOCAL_SERVER, self.address))
         expect(self.page.get_by_text(text).first).to_be_visible()
 
     def keep(self, name):

@@ -26,7 +26,7 @@ def new_store(empty_store, folder):
         try:
             yield client
         finally:
-            run.end("FINISHED")
+            run.end_run("FINISHED")
 
 
 @contextmanager

@@ -87,4 +87,4 @@ def test_no_credentials_are_in_any_file(write_capsule, tmp_path, monkeypatch):
 
 def test_capsule_that_can_not_be_kept_costs_a_warning(store):
     with pytest.warns(UserWarning, match="no capsule"):
-        capsule.keep(store, "0" * 32, {}, {})
+        capsule.log_capsule(store, "0" * 32, {}, {})

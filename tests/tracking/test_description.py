@@ -7,7 +7,13 @@ from pathlib import Path
 import markdown
 import pytest
 
-from pyclassify.tracking.description import Scores, code, plain, tell_results, tell_what_was_run
+from pyclassify.tracking.description import (
+    ClassCounts,
+    escape_markdown,
+    format_code,
+    format_results,
+    format_run,
+)
 from tests.support.phrases import mentions
 from tests.support.runs import CONFIG, FACTS, PAGE, TAGS
 
@@ -21,11 +27,11 @@ METRICS = {
     "parameters": 57044810,
     "wall_seconds": 723.4,
 }
-SCORES = Scores(["*one*", "two"], total=[200, 63], right=[60, 21])
+SCORES = ClassCounts(["*one*", "two"], total=[200, 63], correct=[60, 21])
 
 
 def test_description_says_what_came_out_and_what_was_run():
-    parts = (tell_results(METRICS, SCORES, epochs=10), tell_what_was_run(CONFIG, FACTS, TAGS, PAGE))
+    parts = (format_results(METRICS, SCORES, epochs=10), format_run(CONFIG, FACTS, TAGS, PAGE))
 
     assert "\n\n".join(parts) + "\n" == DESCRIBED.read_text()
 
@@ -39,11 +45,11 @@ def test_description_says_what_came_out_and_what_was_run():
     ],
 )
 def test_run_without_a_test_says_what_it_has(metrics, first):
-    assert tell_results(metrics, None, 0).split("\n\n")[0] == first
+    assert format_results(metrics, None, 0).split("\n\n")[0] == first
 
 
 def test_accuracy_with_mirror_images_is_told_apart():
-    told = tell_results({"test_flip_accuracy": 0.93, "test_accuracy": 0.92}, None, epochs=0)
+    told = format_results({"test_flip_accuracy": 0.93, "test_accuracy": 0.92}, None, epochs=0)
 
     first, rest = told.split("\n\n")
     assert first == "**Test accuracy 0.9200**"
@@ -51,14 +57,14 @@ def test_accuracy_with_mirror_images_is_told_apart():
 
 
 def test_best_and_worst_of_many_classes_are_named():
-    scores = Scores(list("abcdefgh"), total=[10] * 7 + [0], right=[3, 9, 5, 1, 7, 2, 4, 0])
+    scores = ClassCounts(list("abcdefgh"), total=[10] * 7 + [0], correct=[3, 9, 5, 1, 7, 2, 4, 0])
 
-    told = tell_results({}, scores, epochs=0)
+    told = format_results({}, scores, epochs=0)
 
     assert mentions(told, "b 0.90, e 0.70, c 0.50; ", "d 0.10, f 0.20, a 0.30.")
 
 
-@pytest.mark.parametrize("write", [plain, code])
+@pytest.mark.parametrize("write", [escape_markdown, format_code])
 @pytest.mark.parametrize(
     "text",
     ["a|b", "*x*", "<script>alert(1)</script>", "_x_", "my_class", "`x`", "[x](y)", "&lt;", "#1"],
@@ -70,4 +76,4 @@ def test_text_reads_the_same_when_it_is_rendered(text, write):
 
 
 def test_long_text_is_cut():
-    assert plain("one\ntwo three", most=8) == "one two…"
+    assert escape_markdown("one\ntwo three", max_length=8) == "one two…"

@@ -4,7 +4,13 @@ import mlflow
 import pytest
 
 from pyclassify.tracking import description
-from pyclassify.tracking.description import NOTE, Scores, begin, fail, finish
+from pyclassify.tracking.description import (
+    NOTE_TAG,
+    ClassCounts,
+    describe_failure,
+    describe_results,
+    describe_start,
+)
 from tests.support.runs import CONFIG, FACTS, record
 from tests.support.trainings import SHAPES
 
@@ -17,7 +23,7 @@ def run_id(cli):
 
 
 def note(run_id):
-    return mlflow.MlflowClient().get_run(run_id).data.tags.get(NOTE)
+    return mlflow.MlflowClient().get_run(run_id).data.tags.get(NOTE_TAG)
 
 
 def test_no_text_makes_a_description_too_long_for_a_tag(cli, run_id):
@@ -26,8 +32,8 @@ def test_no_text_makes_a_description_too_long_for_a_tag(cli, run_id):
     git = {"missing": long}
     facts = {**FACTS, "command": [long], "data": {**FACTS["data"], "name": long}, "git": git}
 
-    begin(mlflow.MlflowClient(), run_id, config, facts)
-    finish(mlflow.MlflowClient(), run_id, Scores([long] * 9, [1] * 9, [0] * 9))
+    describe_start(mlflow.MlflowClient(), run_id, config, facts)
+    describe_results(mlflow.MlflowClient(), run_id, ClassCounts([long] * 9, [1] * 9, [0] * 9))
 
     assert "**Test accuracy" in note(run_id)
 
@@ -35,7 +41,7 @@ def test_no_text_makes_a_description_too_long_for_a_tag(cli, run_id):
 def test_trained_run_has_its_description(cli):
     (made,) = cli(f"train {SHAPES}").runs
 
-    text = made.data.tags[NOTE]
+    text = made.data.tags[NOTE_TAG]
     assert text.startswith(f"**Test accuracy {made.data.metrics['test_accuracy']:.4f}** (")
     assert "1 epoch in " in text
     assert "`tests.support.networks.Linear`" in text
@@ -52,24 +58,24 @@ def test_failed_run_says_why_and_what_it_was(cli):
         cli(f"fit {SHAPES}", "--trainer.callbacks+=tests.support.networks.Bug")
 
     (made,) = mlflow.search_runs(search_all_experiments=True, output_format="list")
-    assert made.data.tags[NOTE].startswith("**Failed**: ZeroDivisionError: ")
-    assert "`tests.support.networks.Linear`" in made.data.tags[NOTE]
+    assert made.data.tags[NOTE_TAG].startswith("**Failed**: ZeroDivisionError: ")
+    assert "`tests.support.networks.Linear`" in made.data.tags[NOTE_TAG]
     assert made.info.status == "FAILED"
 
 
 def test_note_of_a_person_stays(cli):
-    given = f'--trainer.logger.tags={{"{NOTE}": "mine"}}'
+    given = f'--trainer.logger.tags={{"{NOTE_TAG}": "mine"}}'
     (made,) = cli(f"train {SHAPES}", given).runs
 
-    assert made.data.tags[NOTE] == "mine"
+    assert made.data.tags[NOTE_TAG] == "mine"
 
 
 def test_what_a_person_adds_at_the_end_stays(run_id):
     client = mlflow.MlflowClient()
-    begin(client, run_id, CONFIG, FACTS)
-    client.set_tag(run_id, NOTE, note(run_id) + "\nI like it.")
+    describe_start(client, run_id, CONFIG, FACTS)
+    client.set_tag(run_id, NOTE_TAG, note(run_id) + "\nI like it.")
 
-    finish(client, run_id)
+    describe_results(client, run_id)
 
     assert note(run_id).startswith("**Test accuracy 0.5000**")
     assert note(run_id).endswith("\nI like it.")
@@ -78,21 +84,21 @@ def test_what_a_person_adds_at_the_end_stays(run_id):
 @pytest.mark.parametrize("edit", [lambda text: text.replace("Seed", "Luck"), lambda text: ""])
 def test_what_a_person_changed_is_left_alone(edit, run_id):
     client = mlflow.MlflowClient()
-    begin(client, run_id, CONFIG, FACTS)
+    describe_start(client, run_id, CONFIG, FACTS)
     changed = edit(note(run_id))
-    client.set_tag(run_id, NOTE, changed)
+    client.set_tag(run_id, NOTE_TAG, changed)
 
-    finish(client, run_id)
+    describe_results(client, run_id)
 
     assert note(run_id) == changed
 
 
 def test_run_that_goes_on_is_described_anew(run_id):
     client = mlflow.MlflowClient()
-    begin(client, run_id, CONFIG, FACTS)
-    fail(client, run_id, RuntimeError("out of memory"))
+    describe_start(client, run_id, CONFIG, FACTS)
+    describe_failure(client, run_id, RuntimeError("out of memory"))
 
-    begin(client, run_id, {**CONFIG, "seed_everything": 8}, FACTS)
+    describe_start(client, run_id, {**CONFIG, "seed_everything": 8}, FACTS)
 
     assert note(run_id).startswith("**No results**")
     assert note(run_id).count("| Seed | 8 |") == 1
@@ -100,9 +106,9 @@ def test_run_that_goes_on_is_described_anew(run_id):
 
 def test_credentials_in_an_error_are_masked(run_id):
     client = mlflow.MlflowClient()
-    begin(client, run_id, CONFIG, FACTS)
+    describe_start(client, run_id, CONFIG, FACTS)
 
-    fail(client, run_id, OSError(f"no answer from https://me:{SECRET}@data.org/x"))
+    describe_failure(client, run_id, OSError(f"no answer from https://me:{SECRET}@data.org/x"))
 
     assert "no answer from" in note(run_id)
     assert SECRET not in note(run_id)
@@ -115,4 +121,4 @@ def test_description_that_cannot_be_made_costs_a_warning(cli, monkeypatch):
         done = cli(f"train {SHAPES}")
 
     assert done.runs[0].info.status == "FINISHED"
-    assert NOTE not in done.runs[0].data.tags
+    assert NOTE_TAG not in done.runs[0].data.tags

@@ -9,13 +9,13 @@ from PIL import Image
 from torch.utils.data import TensorDataset
 
 from pyclassify.tracking.figures import (
-    MOST_BYTES,
-    as_shown,
-    class_accuracy,
-    confident_mistakes,
-    confusion_matrix,
-    save,
-    shorten,
+    MAX_BYTES,
+    _shorten,
+    plot_class_accuracy,
+    plot_confident_errors,
+    plot_confusion_matrix,
+    save_figure,
+    to_displayed_rgb,
 )
 from pyclassify.tracking.prediction_table import Predictions
 
@@ -45,15 +45,15 @@ def test_pictures_are_small_and_leave_no_figure_open(num_classes, tmp_path):
     tested = predictions(num_classes)
     names = [f"class number {number}, a long name" for number in range(num_classes)]
     figures = [
-        confusion_matrix(tested, names),
-        class_accuracy(tested, names),
-        confident_mistakes(tested, names, noise(tested)),
+        plot_confusion_matrix(tested, names),
+        plot_class_accuracy(tested, names),
+        plot_confident_errors(tested, names, noise(tested)),
     ]
 
     for number, figure in enumerate(figures):
         path = tmp_path / f"{number}.png"
-        save(figure, path)
-        assert path.stat().st_size <= MOST_BYTES
+        save_figure(figure, path)
+        assert path.stat().st_size <= MAX_BYTES
         assert min(Image.open(path).size) > 200
     assert plt.get_fignums() == []
 
@@ -62,16 +62,16 @@ def test_photos_are_made_to_fit(tmp_path):
     tested = predictions(10, count=100)
     path = tmp_path / "mistakes.png"
 
-    save(confident_mistakes(tested, "abcdefghij", noise(tested, side=256)), path)
+    save_figure(plot_confident_errors(tested, "abcdefghij", noise(tested, side=256)), path)
 
-    assert path.stat().st_size <= MOST_BYTES
+    assert path.stat().st_size <= MAX_BYTES
 
 
 def test_matrix_counts_predictions_of_each_true_class():
     labels, predicted = np.array([0, 0, 0, 1, 2]), np.array([0, 0, 2, 1, 1])
     tested = Predictions(np.arange(5), labels, predicted, np.ones(5, np.float32), num_classes=3)
 
-    axes = confusion_matrix(tested, ["cat", "dog", "cow"]).axes[0]
+    axes = plot_confusion_matrix(tested, ["cat", "dog", "cow"]).axes[0]
 
     found = {tuple(reversed(text.get_position())): text.get_text() for text in axes.texts}
     assert found == {(0, 0): "2", (0, 2): "1", (1, 1): "1", (2, 1): "1"}  # (true, predicted)
@@ -83,7 +83,7 @@ def test_accuracy_is_of_each_class_that_was_tested_the_best_first():
     labels, predicted = np.array([0, 0, 1, 1, 1]), np.array([0, 3, 1, 1, 0])
     tested = Predictions(np.arange(5), labels, predicted, np.ones(5, np.float32), num_classes=4)
 
-    axes = class_accuracy(tested, ["cat", "dog", "cow", "pig"]).axes[0]
+    axes = plot_class_accuracy(tested, ["cat", "dog", "cow", "pig"]).axes[0]
 
     assert [label.get_text() for label in axes.get_yticklabels()] == ["dog", "cat"]
     assert [text.get_text() for text in axes.texts] == ["66.7", "50.0"]
@@ -97,7 +97,7 @@ def test_mistakes_are_the_surest_with_both_labels_and_their_own_image():
     shades = torch.arange(4).mul(60).to(torch.uint8).view(4, 1, 1, 1).expand(4, 3, 8, 8)
     dataset = TensorDataset(shades, torch.tensor([1, 1, 0, 0]))
 
-    figure = confident_mistakes(tested, ["cat", "dog"], dataset)
+    figure = plot_confident_errors(tested, ["cat", "dog"], dataset)
 
     assert words(figure) == ["cat 90.0%", "dog", "dog 60.0%", "cat", "dog 30.0%", "cat"]
     shown = [image.get_array().mean() * 255 for image in figure.axes[0].images]
@@ -109,7 +109,7 @@ def test_network_without_mistakes_gets_a_picture_that_says_so():
     tested = predictions(2, count=4)
     tested.predicted = tested.labels
 
-    figure = confident_mistakes(tested, ["cat", "dog"], noise(tested))
+    figure = plot_confident_errors(tested, ["cat", "dog"], noise(tested))
 
     assert figure.texts[0].get_text() == "0 of 4 test images are mistaken"
 
@@ -119,7 +119,7 @@ def test_set_whose_items_are_others_than_those_tested_is_refused():
     shuffled = TensorDataset(noise(tested).tensors[0], torch.from_numpy((tested.labels + 5) % 10))
 
     with pytest.raises(MisconfigurationException, match="not in the loader's order"):
-        confident_mistakes(tested, "abcdefghij", shuffled)
+        plot_confident_errors(tested, "abcdefghij", shuffled)
 
 
 @pytest.mark.parametrize(
@@ -134,12 +134,12 @@ def test_set_whose_items_are_others_than_those_tested_is_refused():
     ids=["bytes", "floats of bytes", "of 0 to 1", "normalised", "Pillow's"],
 )
 def test_image_of_any_kind_is_shown_in_its_own_colours(image):
-    shown = as_shown(image)
+    shown = to_displayed_rgb(image)
 
     assert shown.shape == (1, 3, 3)
     assert shown[0, :, 0] == pytest.approx([0, 0.2, 1])
 
 
 def test_long_names_are_cut():
-    assert shorten("automobile", 8) == "automob…"
-    assert shorten("cat", 8) == "cat"
+    assert _shorten("automobile", 8) == "automob…"
+    assert _shorten("cat", 8) == "cat"

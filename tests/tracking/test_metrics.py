@@ -42,7 +42,7 @@ class Decaying(Classifier):
 @pytest.fixture
 def logger(cli):
     yield RunLogger()
-    run.end("FINISHED")
+    run.end_run("FINISHED")
 
 
 def steps(run_id):

@@ -2,7 +2,7 @@
 
 import pytest
 
-from pyclassify.tracking.parameters import flatten
+from pyclassify.tracking.parameters import flatten_parameters
 from tests.support.trainings import SHAPES
 
 CONFIG = {
@@ -27,7 +27,7 @@ DEFAULTS = {"trainer": {"devices": "2", "max_steps": -1, "fast_dev_run": False}}
 
 
 def test_configuration_is_spelled_as_one_parameter_a_value():
-    assert flatten(CONFIG, DEFAULTS) == {
+    assert flatten_parameters(CONFIG, DEFAULTS) == {
         "seed_everything": "0",
         "model/class": "pyclassify.module.Classifier",
         "model/learning_rate": "0.001",
@@ -44,14 +44,14 @@ def test_configuration_is_spelled_as_one_parameter_a_value():
 def test_network_has_one_name_whether_it_is_a_function_or_a_class_with_arguments():
     function = {"model": {"class_path": "C", "init_args": {"model": "torchvision.models.resnet18"}}}
 
-    assert flatten(function, {})["model/model"] == "torchvision.models.resnet18"
+    assert flatten_parameters(function, {})["model/model"] == "torchvision.models.resnet18"
 
 
 def test_callbacks_are_named_by_what_they_are():
     stop = {"class_path": "lightning.pytorch.callbacks.EarlyStopping", "init_args": {"patience": 3}}
     other = {**stop, "init_args": {"patience": 5}}
 
-    assert flatten({"trainer": {"callbacks": [stop, other]}}, {}) == {
+    assert flatten_parameters({"trainer": {"callbacks": [stop, other]}}, {}) == {
         "trainer/callbacks/EarlyStopping": stop["class_path"],
         "trainer/callbacks/EarlyStopping/patience": "3",
         "trainer/callbacks/EarlyStopping:2": stop["class_path"],
@@ -60,7 +60,7 @@ def test_callbacks_are_named_by_what_they_are():
 
 
 def test_value_that_is_too_long_for_mlflow_says_what_it_lost():
-    (value,) = flatten({"data": {"weights": [0.1] * 2000}}, {}).values()
+    (value,) = flatten_parameters({"data": {"weights": [0.1] * 2000}}, {}).values()
 
     assert len(value) == 6000
     assert value.startswith("[0.1, 0.1,")
@@ -71,13 +71,13 @@ def test_value_that_is_too_long_for_mlflow_says_what_it_lost():
     ("key", "name"), [("größe!", "gr__e_"), ("/data/a", "_data_a"), ("../b", "__b"), (3, "3")]
 )
 def test_name_has_nothing_that_mlflow_refuses(key, name):
-    assert flatten({"data": {"sizes": {key: 1}}}, {}) == {f"data/sizes/{name}": "1"}
+    assert flatten_parameters({"data": {"sizes": {key: 1}}}, {}) == {f"data/sizes/{name}": "1"}
 
 
 def test_list_of_plain_mappings_is_one_value():
     groups = [{"lr": 0.1}, {"lr": 0.2}]
 
-    assert flatten({"model": {"groups": groups}}, {}) == {
+    assert flatten_parameters({"model": {"groups": groups}}, {}) == {
         "model/groups": '[{"lr": 0.1}, {"lr": 0.2}]'
     }
 

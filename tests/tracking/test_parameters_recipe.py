@@ -3,7 +3,7 @@
 import pytest
 import yaml
 
-from pyclassify.tracking.parameters import RECIPE, recipe
+from pyclassify.tracking.parameters import RECIPE_TAG, name_recipe
 from tests.support.trainings import SHAPES
 
 CONFIG = {
@@ -35,7 +35,7 @@ def test_runs_that_differ_by_seed_alone_are_of_one_recipe(cli):
     for more in ("", "--seed 1", "--learning_rate 0.5"):
         runs = cli(f"fit {SHAPES} {more}").runs
 
-    other, *same = [run.data.tags[RECIPE] for run in runs]
+    other, *same = [run.data.tags[RECIPE_TAG] for run in runs]
     assert same[0] == same[1] != other
     assert other.startswith("Linear-Synthetic ")
 
@@ -56,7 +56,7 @@ def test_runs_that_differ_by_seed_alone_are_of_one_recipe(cli):
     ],
 )
 def test_place_and_seed_make_no_other_recipe(path, value):
-    assert recipe(changed(path, value), DATA) == recipe(CONFIG, DATA)
+    assert name_recipe(changed(path, value), DATA) == name_recipe(CONFIG, DATA)
 
 
 def test_settings_that_a_run_from_before_them_had_not_make_no_other_recipe_unless_changed():
@@ -64,7 +64,7 @@ def test_settings_that_a_run_from_before_them_had_not_make_no_other_recipe_unles
     now["model"]["init_args"] |= {"label_smoothing": 0.0, "decay_biases": True, "compile": False}
     now["data"]["init_args"] |= {"pad": 0, "erase": 0, "color": 0.0, "exact": True}
 
-    assert recipe(now, DATA) == recipe(CONFIG, DATA)
+    assert name_recipe(now, DATA) == name_recipe(CONFIG, DATA)
     for part, name, other in [
         ("model", "label_smoothing", 0.1),
         ("model", "decay_biases", False),
@@ -74,15 +74,17 @@ def test_settings_that_a_run_from_before_them_had_not_make_no_other_recipe_unles
         ("data", "color", 0.2),
         ("data", "exact", False),
     ]:
-        assert recipe(changed(f"{part}.init_args.{name}", other), DATA) != recipe(CONFIG, DATA)
+        assert name_recipe(changed(f"{part}.init_args.{name}", other), DATA) != name_recipe(
+            CONFIG, DATA
+        )
 
 
 def test_other_images_make_another_recipe():
     other = {"sets": {"train": {"digest": "c0ffee"}}}
 
-    assert recipe(CONFIG, other) != recipe(CONFIG, DATA)
+    assert name_recipe(CONFIG, other) != name_recipe(CONFIG, DATA)
     # Of a data module that gives no digest, the folder is all there is to go by.
-    assert recipe(changed("data.init_args.data_path", "/there")) != recipe(CONFIG)
+    assert name_recipe(changed("data.init_args.data_path", "/there")) != name_recipe(CONFIG)
 
 
 @pytest.mark.parametrize(
@@ -90,18 +92,18 @@ def test_other_images_make_another_recipe():
     [("trainer.max_epochs", 4), ("model.init_args.lr", 0.2), ("data.class_path", "mine.Data")],
 )
 def test_what_is_trained_makes_another_recipe(path, value):
-    assert recipe(changed(path, value)) != recipe(CONFIG)
+    assert name_recipe(changed(path, value)) != name_recipe(CONFIG)
 
 
 def test_weights_to_start_from_are_told_by_their_content():
     here, there = (changed("model.init_args.weights", f"/{name}/w.pth") for name in ("a", "b"))
     content, other = {"sha256": "7be5"}, {"sha256": "c0ffee"}
 
-    assert recipe(here, DATA, content) == recipe(there, DATA, content)
-    assert recipe(here, DATA, content) != recipe(here, DATA, other)
-    assert recipe(here, DATA) != recipe(there, DATA)
+    assert name_recipe(here, DATA, content) == name_recipe(there, DATA, content)
+    assert name_recipe(here, DATA, content) != name_recipe(here, DATA, other)
+    assert name_recipe(here, DATA) != name_recipe(there, DATA)
 
 
 def test_recipe_is_named_by_network_and_data():
-    assert recipe(CONFIG).startswith("resnet18-MNIST ")
-    assert recipe(changed("model", {"class_path": "mine.Module"})).startswith("Module-MNIST ")
+    assert name_recipe(CONFIG).startswith("resnet18-MNIST ")
+    assert name_recipe(changed("model", {"class_path": "mine.Module"})).startswith("Module-MNIST ")

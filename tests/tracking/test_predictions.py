@@ -56,7 +56,7 @@ def score(cli):
         return logger
 
     yield test
-    run.end("FINISHED")
+    run.end_run("FINISHED")
 
 
 def test_two_processes_keep_the_predictions_of_one(cli, tmp_path):

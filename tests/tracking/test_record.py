@@ -4,6 +4,7 @@ import pytest
 
 from pyclassify.datamodule import MNISTDataModule, SyntheticDataModule
 from pyclassify.tracking import capsule, record
+from pyclassify.tracking.parameters import may_change_images
 from tests.support.networks import Data
 from tests.support.phrases import mentions
 from tests.support.stores import experiment_id
@@ -13,7 +14,7 @@ def test_sets_are_described_by_size_and_content():
     data = SyntheticDataModule(train_size=20, val_size=10)
     data.setup("validate")
 
-    described = record.describe(data)
+    described = record.describe_data(data)
 
     digest = data.digest()["val"]
     sets = {"val": {"images": 10, "digest": digest}}
@@ -21,12 +22,12 @@ def test_sets_are_described_by_size_and_content():
 
 
 def test_set_of_torchvision_has_its_own_name():
-    assert record.describe(MNISTDataModule())["name"] == "MNIST"
+    assert record.describe_data(MNISTDataModule())["name"] == "MNIST"
 
 
 def test_data_that_can_not_tell_their_content_are_described_by_name():
-    assert record.describe(Data()) == {"name": "Data", "classes": None, "sets": {}}
-    assert record.describe(None) is None
+    assert record.describe_data(Data()) == {"name": "Data", "classes": None, "sets": {}}
+    assert record.describe_data(None) is None
 
 
 @pytest.mark.parametrize(
@@ -43,7 +44,7 @@ def test_data_that_can_not_tell_their_content_are_described_by_name():
     ],
 )
 def test_data_are_checked_unless_others_were_asked_for(options, asks):
-    assert record.asks_for_other_images(options) == asks
+    assert may_change_images(options) == asks
 
 
 @pytest.fixture
@@ -54,7 +55,7 @@ def again(store):
         source = store.create_run(experiment_id(store)).info.run_id
         if before is not None:
             store.log_dict(source, {"data": before}, "capsule/capsule.json")
-        tags = {capsule.SOURCE_RUN: source, **tags}
+        tags = {capsule.SOURCE_RUN_TAG: source, **tags}
         return source, store.create_run(experiment_id(store), tags=tags).info.run_id
 
     return make
@@ -68,7 +69,7 @@ def test_other_images_than_the_source_had_are_refused_with_both_digests(store, a
     source, run_id = again(sets(train="aaaa", val="bbbb"))
 
     with pytest.raises(ValueError, match="val") as error:
-        record.check(store, run_id, sets(5, train="aaaa", val="cccc"))
+        record.check_data(store, run_id, sets(5, train="aaaa", val="cccc"))
 
     assert mentions(str(error.value), source, "bbbb", "4 images", "cccc", "5 images")
     assert mentions(str(error.value), "--data_path")
@@ -85,20 +86,20 @@ def test_other_images_than_the_source_had_are_refused_with_both_digests(store, a
     ],
 )
 def test_same_images_and_those_asked_for_are_let_pass(store, again, before, now, overridden):
-    _, run_id = again(before, **{capsule.OVERRIDDEN: overridden})
+    _, run_id = again(before, **{capsule.OVERRIDDEN_TAG: overridden})
 
-    assert record.check(store, run_id, now) is None
+    assert record.check_data(store, run_id, now) is None
 
 
 def test_source_that_had_no_data_module_is_let_pass(store, again):
     source, run_id = again({})
     store.log_dict(source, {"data": None}, "capsule/capsule.json")
 
-    assert record.check(store, run_id, sets(train="b")) is None
+    assert record.check_data(store, run_id, sets(train="b")) is None
 
 
 def test_source_whose_capsule_can_not_be_read_is_warned_of(store, again):
     _, run_id = again(None)
 
     with pytest.warns(UserWarning, match="data can't be checked"):
-        record.check(store, run_id, sets(train="b"))
+        record.check_data(store, run_id, sets(train="b"))

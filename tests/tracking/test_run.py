@@ -66,7 +66,7 @@ def test_own_run_in_a_spool_goes_to_its_experiment_when_it_is_delivered(spool, m
         monkeypatch.setenv("MLFLOW_TRACKING_URI", f"spool://{spool.root}")
         logger = RunLogger(experiment_name="another", run_name="mine")
         logger.log_metrics({"val_loss": 0.5}, step=3)
-        run.end("FINISHED")
+        run.end_run("FINISHED")
     Uploader(spool.root / logger.run_id, spool.there).deliver()
 
     experiment = spool.there.get_experiment_by_name("another")
@@ -143,8 +143,8 @@ def test_other_ranks_neither_make_nor_touch_a_run(store, given, monkeypatch):
         other.setattr(rank_zero_only, "rank", 1)
         logger = RunLogger()
         logger.log_metrics({"val_loss": 0.5}, step=0)
-        run.adopt()
-        run.end("FAILED")
+        run.adopt_run()
+        run.end_run("FAILED")
         assert logger.run_id is None
 
     assert store.get_run(given).info.status == "RUNNING"
@@ -182,16 +182,16 @@ def test_what_a_callback_logs_by_mlflow_itself_goes_to_the_same_run(store):
 
 
 def test_random_name_gives_way_to_one_that_says_something(store):
-    made = run.start(None, None, None)
-    run.name("AlexNet-CIFAR10-seed0")
+    made = run.start_run(None, None, None)
+    run.name_run("AlexNet-CIFAR10-seed0")
     deliver(made)
 
     assert store.get_run(made.run_id).info.run_name == "AlexNet-CIFAR10-seed0"
 
 
 def test_name_that_a_person_gave_stays(store):
-    made = run.start(None, "my best", None)
-    run.name("AlexNet-CIFAR10-seed0")
+    made = run.start_run(None, "my best", None)
+    run.name_run("AlexNet-CIFAR10-seed0")
     deliver(made)
 
     assert store.get_run(made.run_id).info.run_name == "my best"
@@ -199,18 +199,18 @@ def test_name_that_a_person_gave_stays(store):
 
 @pytest.mark.parametrize("status", ["FINISHED", "FAILED", "KILLED"])
 def test_run_that_was_given_but_never_started_gets_its_status(status, store, given):
-    run.adopt()
-    run.end(status)
+    run.adopt_run()
+    run.end_run(status)
 
     assert store.get_run(given).info.status == status
 
 
 def test_status_marked_in_another_thread_is_the_one_that_counts(store):
-    made = run.start(None, None, None)
-    marker = threading.Thread(target=run.mark, args=("KILLED",))
+    made = run.start_run(None, None, None)
+    marker = threading.Thread(target=run.set_final_status, args=("KILLED",))
     marker.start()
     marker.join()
-    run.end("FINISHED")
+    run.end_run("FINISHED")
 
     assert store.get_run(made.run_id).info.status == "KILLED"
     assert mlflow.active_run() is None
@@ -221,9 +221,9 @@ def test_stop_in_a_slurm_job_leaves_the_status_to_the_script_of_the_job(
     status, store, given, monkeypatch
 ):
     monkeypatch.setenv("PYCLASSIFY_STATUS_BY_SLURM", given)
-    deliver(run.start(None, None, None))
+    deliver(run.start_run(None, None, None))
     store.update_run(given, status=status)  # as the script may do at any time
-    run.end("KILLED")
+    run.end_run("KILLED")
 
     assert store.get_run(given).info.status == status
     assert store.get_run(given).info.end_time is None
@@ -232,8 +232,8 @@ def test_stop_in_a_slurm_job_leaves_the_status_to_the_script_of_the_job(
 
 def test_next_run_in_the_same_process_has_a_status_of_its_own(store):
     for status in ("KILLED", "FINISHED"):
-        made = run.start(None, None, None)
-        run.end(status)
+        made = run.start_run(None, None, None)
+        run.end_run(status)
 
         assert store.get_run(made.run_id).info.status == status
 

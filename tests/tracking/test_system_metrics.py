@@ -20,7 +20,7 @@ NAMES = {"system/cpu_utilization_percentage", "system/memory_usage_megabytes"}
 def logger(cli, monkeypatch):
     monkeypatch.setenv("MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL", "0.1")
     yield RunLogger()
-    run.end("FINISHED")
+    run.end_run("FINISHED")
 
 
 def monitors():
@@ -56,7 +56,7 @@ def test_sampling_ends_with_the_run_whichever_thread_ends_it(logger, status):
     logger.watch(gpus=[])
     (monitor,) = monitors()
 
-    ending = threading.Thread(target=run.mark, args=(status,))
+    ending = threading.Thread(target=run.set_final_status, args=(status,))
     ending.start()
     ending.join()
 

@@ -127,7 +127,7 @@ def test_files_over_the_limit_are_left_out_by_name_and_small_ones_kept(
     ],
 )
 def test_without_a_commit_the_capsule_says_why(start, words, write_capsule, tmp_path, monkeypatch):
-    monkeypatch.setattr(capsule, "PACKAGE", tmp_path)
+    monkeypatch.setattr(capsule, "PACKAGE_FOLDER", tmp_path)
     (tmp_path / "plain").mkdir()
     start(tmp_path / "plain")
 
@@ -146,7 +146,7 @@ def test_without_git_the_capsule_says_so(write_capsule, tmp_path, monkeypatch):
 
 def test_code_of_a_run_elsewhere_is_that_of_the_package(write_capsule, tmp_path, monkeypatch):
     repo = repositories.start(tmp_path / "repo", {"pyclassify/__init__.py": ""})
-    monkeypatch.setattr(capsule, "PACKAGE", repo / "pyclassify")
+    monkeypatch.setattr(capsule, "PACKAGE_FOLDER", repo / "pyclassify")
     (tmp_path / "elsewhere").mkdir()
 
     _, facts = write_capsule(tmp_path / "elsewhere")

@@ -101,9 +101,9 @@ def test_stop_leaves_the_status_of_the_jobs_run_to_slurm(of_the_job, status, slu
     monkeypatch.setenv("MLFLOW_RUN_ID", run_id)
     monkeypatch.setenv(STATUS_BY_SLURM_ENV, run_id if of_the_job else "another")
 
-    run.start(None, None, None)
-    run.mark("KILLED")  # as on SIGTERM, which a time limit sends too
-    run.end("KILLED")
+    run.start_run(None, None, None)
+    run.set_final_status("KILLED")  # as on SIGTERM, which a time limit sends too
+    run.end_run("KILLED")
 
     assert mlflow.active_run() is None  # which MLflow would call FINISHED when Python exits
     assert read(run_id).info.status == status  # a job's run may have runs under it
