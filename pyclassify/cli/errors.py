@@ -11,6 +11,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from pyclassify.utils.options import SHORT_OPTIONS
+from pyclassify.utils.text import join_lines
 
 PART_TYPES = {
     "model": LightningModule,
@@ -33,7 +34,7 @@ def explain(text: str, known: list[str]) -> str:
         or _missing_argument(text)
         or _missing_value(text)
         or _wrong_value(text)
-        or " ".join(text.split())
+        or join_lines(text)
     )
 
 

@@ -32,6 +32,7 @@ from pyclassify.cli.ckpt_path import (
 from pyclassify.cli.errors import explain
 from pyclassify.cli.options import TITLES, parser_options
 from pyclassify.registry.register import RegisterModel
+from pyclassify.spool.server import configure_mlflow
 from pyclassify.tracking.logger import find_run_logger
 from pyclassify.tracking.metrics import RunMetrics
 from pyclassify.tracking.predictions import PredictionLogger
@@ -292,7 +293,7 @@ def run(args: list[str], given: list[str] | None = None) -> None:
 
 def quieten() -> None:
     """Drop what says nothing to a user: advertisements, and notes to Lightning's developers."""
-    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    configure_mlflow()
     logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(_is_no_advertisement)
     logging.getLogger("mlflow.pyfunc").setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", module=r"lightning\.pytorch\.utilities\._pytree")

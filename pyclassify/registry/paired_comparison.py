@@ -6,7 +6,7 @@ from math import isfinite
 from typing import TYPE_CHECKING, Any
 
 from pyclassify.registry.versions import Version
-from pyclassify.utils.masking import mask
+from pyclassify.utils.text import format_error
 
 if TYPE_CHECKING:
     from pyclassify.runs.stats import PairedTest
@@ -125,14 +125,14 @@ class PairedComparison:
             run = self.client.get_run(version.run_id)
         except Exception as error:  # whatever the store has to say
             raise EvaluationError(
-                f"the run of {who} can't be read ({_format_error(error)})"
+                f"the run of {who} can't be read ({format_error(error, 200)})"
             ) from error
         if run.info.lifecycle_stage == "deleted":
             self.notes[version.number] = f"the run of {who} is deleted"
         try:
             answers = read_predictions(run, self.client)
         except Exception as error:  # each kind of artifact store fails in its own way
-            reason = f"{PREDICTIONS_FILE} of {who} can't be read ({_format_error(error)})"
+            reason = f"{PREDICTIONS_FILE} of {who} can't be read ({format_error(error, 200)})"
             raise EvaluationError(reason) from error
         if answers is None:
             raise EvaluationError(f"the run of {who} has no {PREDICTIONS_FILE}")
@@ -144,12 +144,7 @@ class PairedComparison:
         try:
             answers = self._evaluate(version.number)
         except Exception as error:  # of a model that may be anyone's
-            reason = f"version {version.number} could not be evaluated ({_format_error(error)})"
+            reason = f"version {version.number} could not be evaluated ({format_error(error, 200)})"
             raise EvaluationError(reason) from error
         self._found[version.number] = (None, answers)
         return None, answers
-
-
-def _format_error(error: Exception) -> str:
-    words = " ".join(str(error).split()) or type(error).__name__
-    return str(mask(words if len(words) <= 200 else f"{words[:199]}…"))

@@ -11,9 +11,11 @@ from mlflow.exceptions import MlflowException
 from pyclassify.registry.champion import force_promotion, promote_if_better, roll_back_champion
 from pyclassify.registry.decision import Decision
 from pyclassify.registry.versions import find_existing_version, read_alias_state
-from pyclassify.tracking.search import limit_retries, open_store, suggest_names
+from pyclassify.spool.server import configure_mlflow
+from pyclassify.tracking.search import open_store, suggest_names
 from pyclassify.utils.masking import mask
 from pyclassify.utils.options import CommandParser
+from pyclassify.utils.text import format_error
 
 
 def promote(args: Sequence[str]) -> int:
@@ -96,13 +98,13 @@ def _parse_promote(args: Sequence[str]) -> argparse.Namespace:
 
 def _carry_out(name: str, decide: Callable[[MlflowClient], Decision]) -> Decision:
     """Open the registry, have a decision made, and say what it is."""
-    limit_retries()
+    configure_mlflow(retries=2)
     client = open_store()
     try:
         _find_model(client, name)
         decision = decide(client)
     except MlflowException as error:
-        reason = mask(" ".join(str(error).split()))
+        reason = format_error(error)
         raise ValueError(
             f"the registry at {_address()} did not do it ({reason}); another one is named by "
             "MLFLOW_TRACKING_URI, or MLFLOW_REGISTRY_URI where it stands apart"

@@ -16,11 +16,11 @@ from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
 
 from pyclassify.runs.stats import PairedTest, SeedsTest, compare_on_images, compare_over_seeds
+from pyclassify.spool.server import configure_mlflow
 from pyclassify.tracking.search import (
     find_best_runs,
     find_run,
     format_store_error,
-    limit_retries,
     open_store,
 )
 from pyclassify.tracking.ui import find_server_address, format_fast_ui_command, link_comparison
@@ -49,7 +49,7 @@ def main(args: Sequence[str]) -> int:
         OSError: There is no store.
     """
     asked = _parse(args)
-    limit_retries()
+    configure_mlflow(retries=2)
     try:
         comparison = compare(_find(asked))
     except MlflowException as error:

@@ -5,7 +5,6 @@ No torch here: the training is a process of its own, on the code that the run ha
 
 import json
 import math
-import os
 import shlex
 import sys
 import tempfile
@@ -27,10 +26,12 @@ from pyclassify.runs.restore import (
     resolve_path,
     run_training,
 )
+from pyclassify.spool.server import configure_mlflow
 from pyclassify.tracking.capsule import OVERRIDDEN_TAG, SOURCE_RUN_TAG
 from pyclassify.utils.masking import mask_command
 from pyclassify.utils.options import flatten_config
 from pyclassify.utils.repository import check_out_worktree
+from pyclassify.utils.text import join_some
 
 USAGE = """usage: pyclassify rerun RUN_ID [--OPTION VALUE ...]
 
@@ -59,7 +60,7 @@ def rerun(given: list[str]) -> int:
     if {"-h", "--help"} & set(given):
         sys.stdout.write(USAGE)
         return 0
-    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    configure_mlflow()
     run_id, options = parse_args(given)
     client, run = look_up_run(run_id)
     run_id = run.info.run_id
@@ -193,8 +194,7 @@ def compare_capsules(kept: Path, other_kept: Path) -> Iterator[str]:
     versions = [_read_versions(folder / "packages.txt") for folder in (kept, other_kept)]
     changed = [*_differ(*versions)]
     if changed:
-        more = f" and {len(changed) - _NAMED} more" if len(changed) > _NAMED else ""
-        yield f"versions: {', '.join(islice(changed, _NAMED))}{more}"
+        yield f"versions: {join_some(changed, _NAMED)}"
     hardware = [
         {key: value for key, value in each["hardware"].items() if key not in _IGNORED}
         for each in (then, now)

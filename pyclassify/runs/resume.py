@@ -33,6 +33,7 @@ from pyclassify.runs.restore import (
     run_training,
 )
 from pyclassify.spool import lock
+from pyclassify.spool.server import configure_mlflow
 from pyclassify.tracking import capsule
 from pyclassify.tracking.run import find_spool_root
 from pyclassify.utils import options
@@ -60,7 +61,7 @@ def resume(given: list[str]) -> int:
         OSError: git can't restore its code.
     """
     asked, options = parse(given)
-    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    configure_mlflow()
     client, run = look_up_run(asked.run)
     source = find_source(client, run)
     with (

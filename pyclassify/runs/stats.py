@@ -17,6 +17,7 @@ from pyclassify.tracking.prediction_table import (
     PredictionsByIndex,
     read_predictions,
 )
+from pyclassify.utils.text import format_error
 
 METRIC = "test_accuracy"
 # A tag with the seeds; it tells a parent from other runs.
@@ -187,7 +188,7 @@ def compare_on_images(runs: Sequence[Run]) -> tuple[PairedTest | None, list[str]
         try:
             found = read_predictions(run)
         except Exception as error:  # each kind of artifact store fails in its own way
-            reason = " ".join(str(error).split())
+            reason = format_error(error)
             notes.append(f"{PREDICTIONS_FILE} of run {number} can't be read: {reason}")
             continue
         if found is None:

@@ -3,7 +3,6 @@
 import argparse
 import itertools
 import json
-import os
 import shutil
 import sys
 import tempfile
@@ -20,8 +19,9 @@ from pyclassify.slurm.submit import resume
 from pyclassify.slurm.submitted_run import Tail, kept_logs
 from pyclassify.spool import records
 from pyclassify.spool.records import FINAL_STATUSES
-from pyclassify.utils.masking import mask
+from pyclassify.spool.server import configure_mlflow
 from pyclassify.utils.options import CommandParser
+from pyclassify.utils.text import format_error
 
 _POLL = 1.0  # seconds between looks at a log
 _LOOKS = 4  # at a log for each question to SLURM
@@ -44,8 +44,7 @@ def main(args: Sequence[str]) -> int:
     """
     from mlflow.exceptions import MlflowException
 
-    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
+    configure_mlflow(retries=2)
     asked, rest = _parse(args)
     if asked.verb == "clear":
         return clear(asked)
@@ -56,9 +55,8 @@ def main(args: Sequence[str]) -> int:
         verbs |= {"resume": resume}
         return verbs[asked.verb](asked)
     except MlflowException as error:
-        words = mask(" ".join(str(error).split()))
         if rest:
-            raise ValueError(words) from error
+            raise ValueError(format_error(error)) from error
         from pyclassify.tracking import search
 
         raise ValueError(search.format_store_error(error)) from error

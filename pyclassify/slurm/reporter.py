@@ -30,8 +30,9 @@ from pyclassify.slurm.status import (
 )
 from pyclassify.spool import records
 from pyclassify.spool.records import FINAL_STATUSES
+from pyclassify.spool.server import configure_mlflow
 from pyclassify.utils.launcher import REQUEUE_EXIT_CODE, SPOOL_ENV
-from pyclassify.utils.masking import mask
+from pyclassify.utils.text import format_error
 
 STAYS = 3  # exit code: nothing is to be started, and the run stays as it is
 AGAIN = Ending("SCHEDULED", "the job is to start again")
@@ -46,9 +47,7 @@ def main(args: Sequence[str]) -> int:
     Returns:
         The exit code: `STAYS`, `REQUEUE_EXIT_CODE` to have the job requeued, 1 after an error.
     """
-    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
+    configure_mlflow(retries=2, timeout_seconds=20)
     run_id, job_id = os.environ["MLFLOW_RUN_ID"], os.environ["SLURM_JOB_ID"]
     folder = Path(os.environ[SPOOL_ENV]).parent
     verb, *rest = args
@@ -221,7 +220,7 @@ def tell(run_id: str, root: Path, say: Callable[[Any], T]) -> T:
         if unknown or not records.is_spool(root / run_id):
             raise
         sys.stderr.write(
-            f"MLflow can't be told ({mask(' '.join(str(error).split()))}); it is kept for "
+            f"MLflow can't be told ({format_error(error)}); it is kept for "
             f"`pyclassify sync {root}`\n"
         )
         return say(open_spool(root))

@@ -28,7 +28,7 @@ from pyclassify.slurm.submitted_run import (
 )
 from pyclassify.spool import records
 from pyclassify.spool.records import FINAL_STATUSES
-from pyclassify.utils.masking import mask
+from pyclassify.utils.text import format_error
 
 _logger = logging.getLogger("mlflow.projects.slurm")
 _PATIENCE = 60.0  # seconds for a job that is about to end
@@ -78,7 +78,7 @@ def _failing(mlflow_client: Any, run_id: str) -> Iterator[None]:
         yield
     except BaseException as error:
         mlflow_client.set_terminated(run_id, "FAILED")
-        words = mask(" ".join(str(error).split())) or type(error).__name__
+        words = format_error(error)
         run = mlflow_client.get_run(run_id)
         describe(mlflow_client, run, "SLURM submission", words)
         raise

@@ -14,9 +14,10 @@ from pyclassify.spool.records import FINAL_STATUSES, MAX_POINTS, Batch, Record
 from pyclassify.utils.masking import mask
 
 _TAGS = 100  # MLflow's limit for a batch of tags or parameters
-# A call that fails is made again here, in good time; MLflow's own patience is minutes.
-TIMEOUTS = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "30"}
-SHORT_TIMEOUTS = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0", "MLFLOW_HTTP_REQUEST_TIMEOUT": "8"}
+# What MLflow does when a server does not answer; its defaults add up to minutes.
+_RETRIES_ENV, _TIMEOUT_ENV = "MLFLOW_HTTP_REQUEST_MAX_RETRIES", "MLFLOW_HTTP_REQUEST_TIMEOUT"
+TIMEOUTS = {_RETRIES_ENV: "1", _TIMEOUT_ENV: "30"}  # the uploader retries by itself
+SHORT_TIMEOUTS = {_RETRIES_ENV: "0", _TIMEOUT_ENV: "8"}
 # What the server says of a request that it will never take, and what a proxy says of it.
 INVALID_CODES = ("INVALID_PARAMETER_VALUE", "BAD_REQUEST", "MALFORMED_REQUEST")
 _REJECTED = (400, 413, 414, 422)
@@ -188,8 +189,24 @@ class Sender:
             self.refusals.add({"kind": "experiment_tag", "name": name}, str(error))
 
 
+def configure_mlflow(retries: int | None = None, timeout_seconds: int | None = None) -> None:
+    """Set what MLflow reads from the environment in a command, where the user has not set it.
+
+    MLflow shows no progress bar for each artifact.
+
+    Args:
+        retries: How often a request is repeated; without it MLflow's default of seven.
+        timeout_seconds: How long the server may take to answer; without it MLflow's default.
+    """
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    if retries is not None:
+        os.environ.setdefault(_RETRIES_ENV, str(retries))
+    if timeout_seconds is not None:
+        os.environ.setdefault(_TIMEOUT_ENV, str(timeout_seconds))
+
+
 def limit_requests() -> None:
-    """Have MLflow give up on a server that is away in seconds, unless a person said how long."""
+    """Have MLflow give up on a server within seconds, unless the user has set how long."""
     for name, value in TIMEOUTS.items():
         os.environ.setdefault(name, value)
 
@@ -205,10 +222,10 @@ def short_timeouts() -> Iterator[None]:
         os.environ.update({name: TIMEOUTS[name] for name in ours})
 
 
-def format_error(error: BaseException) -> str:
+def describe_server_error(error: BaseException) -> str:
     """Say in a line what is wrong with the server."""
     text = " ".join(str(error).split())
-    if words := translate_error(text):
+    if words := describe_store_error(text):
         return mask(words)[:200]
     for told, words in (
         ("Connection refused", "nothing listens there"),
@@ -273,7 +290,7 @@ def is_database_failing(words: str) -> bool:
     return _OF_DATABASE.search(words) is not None
 
 
-def translate_error(text: str) -> str:
+def describe_store_error(text: str) -> str:
     """Say what is wrong with a database or a bucket.
 
     Args:

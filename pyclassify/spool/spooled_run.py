@@ -160,7 +160,7 @@ def open_run(
 
     from pyclassify.spool import lock
     from pyclassify.spool.records import create_from_server
-    from pyclassify.spool.server import format_error, limit_requests, short_timeouts
+    from pyclassify.spool.server import describe_server_error, limit_requests, short_timeouts
     from pyclassify.spool.store import parse_spool_uri, register_scheme
 
     register_scheme()
@@ -192,8 +192,9 @@ def open_run(
         if error.error_code not in _AWAY:
             raise
         warnings.warn(
-            f"the tracking server {mask(tracking_uri)} can't be reached ({format_error(error)}); "
-            f"what is logged is kept in {root} and delivered when it can",
+            f"the tracking server {mask(tracking_uri)} can't be reached "
+            f"({describe_server_error(error)}); what is logged is kept in {root} and delivered "
+            "when it can",
             stacklevel=2,
         )
     return SpooledRun(

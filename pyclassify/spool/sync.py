@@ -32,7 +32,7 @@ def main(argv: Sequence[str], make_version: MakeVersion | None = None) -> int:
         ValueError: The command line is wrong.
         OSError: There is no such folder.
     """
-    from pyclassify.spool.server import limit_requests
+    from pyclassify.spool.server import configure_mlflow, limit_requests
 
     asked = _parse(argv)
     if not asked.folder.is_dir():
@@ -40,7 +40,7 @@ def main(argv: Sequence[str], make_version: MakeVersion | None = None) -> int:
             f"there is no folder {asked.folder}; give the one where runs are trained (it has "
             'runs/spool), or "work_dir" of the SLURM backend'
         )
-    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    configure_mlflow()
     limit_requests()
     sync = Sync(asked.folder.absolute(), make_version)
     pause = POLL_SECONDS
@@ -152,10 +152,10 @@ class Sync:
         self._line = text
 
     def _complain(self, spool: Path, error: Exception) -> None:
-        from pyclassify.spool.server import format_error
+        from pyclassify.spool.server import describe_server_error
         from pyclassify.spool.upload_thread import describe_pending
 
-        words = format_error(error)
+        words = describe_server_error(error)
         if self._told.get(spool) != words:
             refused = describe_pending(error)
             sys.stderr.write(f"pyclassify: {spool.name}: {refused} delivered: {words}\n")

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from pyclassify.spool import records
 from pyclassify.spool.records import Batch
-from pyclassify.spool.server import format_error
+from pyclassify.spool.server import describe_server_error
 from pyclassify.spool.uploader import BUSY, MakeVersion, PendingError, Uploader
 from pyclassify.spool.writer import open_writer
 
@@ -77,7 +77,7 @@ class UploadThread(threading.Thread):
         except BlockingIOError:
             self.trouble = BUSY
         except Exception as error:  # whatever the server has to say
-            words = format_error(error)
+            words = describe_server_error(error)
             if self.trouble in ("", BUSY):
                 warnings.warn(
                     f"the tracking server takes {describe_pending(error)} ({words}); what is "
@@ -129,7 +129,7 @@ class UploadThread(threading.Thread):
                 self._courier.send(batch)
                 return True
         except Exception as error:  # whatever the server has to say
-            self.trouble = format_error(error)
+            self.trouble = describe_server_error(error)
         return False
 
     def unsent(self) -> tuple[int, list[str]]:

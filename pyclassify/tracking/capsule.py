@@ -43,6 +43,7 @@ import yaml
 
 from pyclassify.utils import repository
 from pyclassify.utils.masking import mask, mask_command
+from pyclassify.utils.text import join_some
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -151,9 +152,8 @@ def _write_code(folder: Path, output_folders: Sequence[str]) -> dict[str, Any]:
         if content:
             (folder / name).write_bytes(content)
     if code.left_out:
-        first = [f"{name} {reason}" for name, reason in list(code.left_out.items())[:3]]
-        more = f" and {len(code.left_out) - 3} more files" if len(code.left_out) > 3 else ""
-        warn_masked(f"left out of the run's capsule: {', '.join(first)}{more}")
+        files = [f"{name} {reason}" for name, reason in code.left_out.items()]
+        warn_masked(f"left out of the run's capsule: {join_some(files, noun='files')}")
     return {
         "commit": code.commit,
         "folder": code.folder,

@@ -21,6 +21,7 @@ from pyclassify.tracking import parameters
 from pyclassify.tracking.capsule import CAPSULE_FOLDER, OVERRIDDEN_TAG, SOURCE_RUN_TAG
 from pyclassify.tracking.ui import WORKFLOW_QUERY
 from pyclassify.utils.masking import mask
+from pyclassify.utils.text import join_lines, shorten
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -363,13 +364,13 @@ def escape_markdown(text: str, max_length: int = 100) -> str:
         text: Any text; line breaks become spaces.
         max_length: Longer text is cut to this number of characters.
     """
-    shortened = _shorten(text, max_length)
+    shortened = shorten(join_lines(text), max_length)
     return _MARKDOWN_SYNTAX.sub(lambda found: f"&#{ord(found[0])};", shortened)
 
 
 def format_code(text: str, max_length: int = 100) -> str:
     """Format text as code, or as escaped text if Markdown can't show it as code."""
-    shortened = _shorten(text, max_length)
+    shortened = shorten(join_lines(text), max_length)
     if _CODE_TEXT.fullmatch(shortened):
         return f"`{shortened}`"
     return escape_markdown(shortened, max_length)
@@ -378,8 +379,3 @@ def format_code(text: str, max_length: int = 100) -> str:
 def _format_table(rows: Mapping[str, str]) -> str:
     lines = [f"| {name} | {row} |" for name, row in rows.items()]
     return "\n".join(["| | |", "|---|---|", *lines])
-
-
-def _shorten(text: str, max_length: int) -> str:
-    line = " ".join(text.split())
-    return line if len(line) <= max_length else f"{line[: max_length - 1]}…"

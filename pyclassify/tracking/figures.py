@@ -20,6 +20,8 @@ from matplotlib.figure import Figure
 from PIL import Image
 from torchmetrics.classification import MulticlassConfusionMatrix
 
+from pyclassify.utils.text import shorten
+
 if TYPE_CHECKING:
     from pyclassify.tracking.prediction_table import Predictions
 
@@ -50,7 +52,7 @@ def plot_confusion_matrix(predictions: Predictions, names: Sequence[str]) -> Fig
     figure = Figure(figsize=(side + 1, side), dpi=100, layout="constrained")
     axes = figure.add_subplot()
     if has_names:
-        matrix.plot(shares, axes, add_text=False, labels=[_shorten(name) for name in names])
+        matrix.plot(shares, axes, add_text=False, labels=[shorten(name, 24) for name in names])
         _format_class_names(axes, is_small=num_classes > _MAX_COUNTED_CLASSES)
     else:  # torchmetrics would take seconds to draw the names over each other
         axes.imshow(shares)
@@ -111,7 +113,9 @@ def plot_class_accuracy(predictions: Predictions, names: Sequence[str]) -> Figur
     for row, value in enumerate(values):
         axes.text(106, row, f"{value:.1f}", va="center", ha="right", fontsize=size, color=_DARK)
     axes.axvline(mean, color=_DARK, linewidth=1, linestyle="--")
-    axes.set_yticks(range(len(shown)), [_shorten(names[label]) for label in shown], fontsize=size)
+    axes.set_yticks(
+        range(len(shown)), [shorten(names[label], 24) for label in shown], fontsize=size
+    )
     axes.set_xticks(range(0, 101, 20))
     axes.set_ylim(len(shown) - 0.4, -0.6)
     axes.set_xlim(0, 106)
@@ -161,10 +165,10 @@ def plot_confident_errors(predictions: Predictions, names: Sequence[str], datase
         pixels = to_displayed_rgb(image)
         height, width, _ = pixels.shape
         axes.imshow(pixels, extent=_fit(height, width, x, y + 0.47))
-        predicted = _shorten(names[int(predictions.predicted[row])], 16)
+        predicted = shorten(names[int(predictions.predicted[row])], 16)
         probability = 100 * float(predictions.probabilities[row])
         axes.text(x, y - 0.055, f"{predicted} {probability:.1f}%", color=_ORANGE, **style)
-        axes.text(x, y + 1.0, _shorten(names[int(label)], 20), color=_DARK, **style)
+        axes.text(x, y + 1.0, shorten(names[int(label)], 20), color=_DARK, **style)
     axes.set_xlim(0, _COLUMNS)
     axes.set_ylim(rows * 1.23, 0)
     axes.set_aspect("auto")
@@ -230,7 +234,3 @@ def _compute_class_accuracies(predictions: Predictions) -> dict[int, float]:
 def _format_accuracy(predictions: Predictions) -> str:
     percent = 100 * _compute_accuracy(predictions)
     return f"{percent:.2f}% of {len(predictions.labels):,} test images are recognised"
-
-
-def _shorten(name: str, max_length: int = 24) -> str:
-    return name if len(name) <= max_length else f"{name[: max_length - 1]}…"

@@ -1,6 +1,5 @@
 """Find the runs that a person names, and say what is wrong with a name."""
 
-import os
 import re
 from collections.abc import Iterable
 from difflib import get_close_matches
@@ -13,16 +12,10 @@ from mlflow.exceptions import MlflowException
 
 from pyclassify.tracking.ui import format_ui_command
 from pyclassify.utils.masking import mask
+from pyclassify.utils.text import format_error
 
 # Metrics of which less is better; of all others more is.
 _LESS = re.compile("loss|error|_ece|seconds|parameters")
-
-
-def limit_retries() -> None:
-    """Have MLflow neither keep a person waiting for minutes nor show a bar for each file."""
-    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
-    # MLflow's own seven tries take minutes.
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
 
 
 def open_store() -> MlflowClient:
@@ -134,8 +127,8 @@ def find_best_runs(client: MlflowClient, experiment_name: str, metric: str, best
 
 def format_store_error(error: MlflowException) -> str:
     """Say in one line that the store can't be read, and why."""
-    reason = mask(" ".join(str(error).split()))
-    return f"the runs at {mask(mlflow.get_tracking_uri())} can't be read ({reason}); {_elsewhere()}"
+    uri = mask(mlflow.get_tracking_uri())
+    return f"the runs at {uri} can't be read ({format_error(error)}); {_elsewhere()}"
 
 
 def suggest_names(name: str, names: Iterable[str]) -> str:

@@ -8,13 +8,14 @@ evaluation. Its BackboneFinetuning wants an attribute `backbone`, which few netw
 
 import pickle
 from collections.abc import Iterable, Mapping, Sequence
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor, nn
+
+from pyclassify.utils.text import join_some
 
 _NAMED = 3  # of many tensors, those that are named
 
@@ -60,7 +61,7 @@ def load(network: nn.Module, num_classes: int, path: str) -> str:
     if left:
         told += f"; left at their first values: {_name(left, own, found, most=len(left))}"
     if surplus := [name for name in found if name not in own]:
-        told += f"; not used: {_list(surplus)}"
+        told += f"; not used: {join_some(surplus, _NAMED)}"
     return told
 
 
@@ -139,12 +140,7 @@ def _name(
         f"{name} {_spell(found.get(name))} in the file, {_spell(own[name])} in the network"
         for name in names
     ]
-    return _list(told, most)
-
-
-def _list(told: list[str], most: int = _NAMED) -> str:
-    more = f" and {len(told) - most} more" if len(told) > most else ""
-    return f"{', '.join(islice(told, most))}{more}"
+    return join_some(told, most)
 
 
 def _spell(tensor: Tensor | None) -> str:

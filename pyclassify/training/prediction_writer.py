@@ -14,6 +14,7 @@ from torch import Tensor
 
 from pyclassify.data.datasets import UNREADABLE, ImageDataset
 from pyclassify.training.distributed import gather
+from pyclassify.utils.text import join_some
 
 NAMED = 10  # of the files that do not decode, in the warning
 TABLES = (".parquet", ".csv")
@@ -145,10 +146,9 @@ def _names(trainer: Trainer, network: LightningModule, num_classes: int) -> list
 
 def _warn_of(files: list[str], total: int) -> None:
     if files:
-        rest = f" and {len(files) - NAMED} more" if len(files) > NAMED else ""
         rank_zero_warn(
             f"{len(files)} of {total} files do not decode as images, and have no label in the "
-            f"table: {', '.join(files[:NAMED])}{rest}"
+            f"table: {join_some(files, NAMED)}"
         )
 
 

@@ -5,7 +5,7 @@ import pytest
 from mlflow.protos.databricks_pb2 import BAD_REQUEST, INVALID_PARAMETER_VALUE
 from sqlalchemy import exc
 
-from pyclassify.spool.server import format_error, is_permanent
+from pyclassify.spool.server import describe_server_error, is_permanent
 from tests.support.phrases import mentions
 from tests.support.spooled import deliver
 
@@ -45,14 +45,16 @@ def test_what_a_database_can_not_do_now_is_not_refused_for_good(error, final):
     ],
 )
 def test_server_that_takes_no_file_of_this_user_is_told_in_a_line(said, words):
-    assert words in format_error(OSError(said))
+    assert words in describe_server_error(OSError(said))
 
 
 def test_what_a_database_says_is_told_without_its_statement():
     said = "cannot execute INSERT in a read-only transaction"
 
     # the form of this message
-    assert format_error(of_database(exc.InternalError, said)) == f"its database says: {said}"
+    assert (
+        describe_server_error(of_database(exc.InternalError, said)) == f"its database says: {said}"
+    )
 
 
 UPLOAD = "a.txt: Failed to upload /spool/a.txt to kept/1/abc/artifacts/a.txt: An error occurred "
@@ -89,7 +91,7 @@ UPLOAD = "a.txt: Failed to upload /spool/a.txt to kept/1/abc/artifacts/a.txt: An
     ids=["missing", "refused", "keys", "busy", "address", "no keys"],
 )
 def test_what_is_wrong_with_a_bucket_is_told_in_a_line(said, facts):
-    told = format_error(OSError(said))
+    told = describe_server_error(OSError(said))
     assert mentions(told, *facts)
     assert "\n" not in told
     assert "PutObject operation" not in told  # nor anything else of what boto3 said
