@@ -1,15 +1,15 @@
-"""A version of a registered model becomes champion by evidence: its answers to the same images."""
+"""The champion of a registered model: which version has the alias, and how it moves.
+
+A version becomes champion where it is better than the champion on the same test images, or by a
+person's command. Each decision is saved with its numbers, and applied while the model is locked.
+"""
 
 import getpass
 import os
-import socket
-import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
-from uuid import uuid4
 
 from pyclassify.registry.decision import (
     BELOW_MIN_ACCURACY,
@@ -30,6 +30,7 @@ from pyclassify.registry.decision import (
     save_decision,
     write_tags,
 )
+from pyclassify.registry.lock import lock_model
 from pyclassify.registry.paired_comparison import EvaluationError, PairedComparison
 from pyclassify.registry.versions import (
     CHALLENGER,
@@ -45,15 +46,13 @@ from pyclassify.registry.versions import (
 )
 
 if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
     from pyclassify.tracking.prediction_table import PredictionsByIndex
 
 
-POLL = 0.05  # seconds between two tries
-STALE = 60.0  # seconds after which a lock is one of a process that is dead; it takes a second
-
-
 def promote_if_better(
-    client: Any,
+    client: "MlflowClient",
     name: str,
     version: str,
     *,
@@ -63,89 +62,183 @@ def promote_if_better(
     min_accuracy: float = 0.0,
     recheck: bool = False,
 ) -> Decision:
-    """Decide whether a version becomes champion, and keep the decision.
+    """Make a version champion if it is better than the champion, and save the decision.
 
-    A version that was judged is not judged again: the decision that was kept is the answer, and
-    nothing changes. One that could not be judged is.
+    A decision that was saved before is returned as it is, and nothing changes, unless the version
+    could not be evaluated then.
 
     Args:
-        client: An `MlflowClient`.
+        client: The registry, and the store of the versions' runs.
         name: The registered model.
-        version: Its version; it gets the alias `challenger` where it does not become champion.
-        evaluate: Given a version, gives its answers on the images that this one was tested on; for
-            where a run did not keep them, or was tested on others.
-        reevaluate: Whether to evaluate both, whatever their runs kept: to judge by other images.
-        alpha: How small the p-value of the test against the champion has to be.
-        min_accuracy: How accurate the first version has to be.
-        recheck: Judge it again where it was judged before.
+        version: Its version, which gets the alias `challenger` where it does not become champion.
+        evaluate: Given the number of a version, returns its predictions of the images that this
+            version was tested on: for runs that logged none, or were tested on other images.
+        reevaluate: Whether to evaluate both versions even where their runs have predictions: to
+            compare them on other images than those of the test.
+        alpha: The upper bound of the p-value of the test against the champion, in (0, 1).
+        min_accuracy: The accuracy that the first version has to reach, in [0, 1].
+        recheck: Whether to decide again where a decision was saved.
 
     Returns:
-        The decision. It is kept as decision.json in the version's run and as tags of the version.
+        The decision, which is saved as decision.json in the version's run and as the version's
+        tags.
 
     Raises:
-        ValueError: alpha or min_accuracy is none.
-        MlflowException: The registry does not know the version, or refuses.
+        ValueError: alpha or min_accuracy is out of range.
+        mlflow.exceptions.MlflowException: There is no such version, or the registry refuses.
     """
     check_bounds(alpha, min_accuracy)
     challenger = get_version(client, name, str(version))
-    evidence = PairedComparison(client, challenger, evaluate, reevaluate)
-    while True:  # until no other changes anything meanwhile
-        standing = read_alias_state(client, name)
-        kept = load_decision(client, challenger)
-        if kept and not recheck and is_applied(kept, standing):
-            return kept
-        decision = _PromotionCheck(evidence, kept, alpha, min_accuracy).decide(standing)
-        decision = add_time(decision, kept)
-        line = standing.led_by(challenger.number) if decision.is_champion else ()
-        if _apply_decision(client, standing, challenger, decision, line, kept):
+    comparison = PairedComparison(client, challenger, evaluate, reevaluate)
+    while True:  # until no other process changes anything meanwhile
+        aliases = read_alias_state(client, name)
+        saved = load_decision(client, challenger)
+        if saved and not recheck and is_applied(saved, aliases):
+            return saved
+        decision = _PromotionCheck(comparison, saved, alpha, min_accuracy).decide(aliases)
+        decision = add_time(decision, saved)
+        history = aliases.extend_history(challenger.number) if decision.is_champion else ()
+        if _apply_decision(client, aliases, challenger, decision, history, saved):
             return decision
         challenger = get_version(client, name, challenger.number)
 
 
+def register_and_promote(client: "MlflowClient", run_id: str, record: Mapping[str, Any]) -> str:
+    """Register the version that a run asked for, and promote it if it is better.
+
+    Done again it changes nothing.
+
+    Args:
+        client: The registry, and the store of the run.
+        run_id: The run.
+        record: The run's record of the kind `version`.
+
+    Returns:
+        The result in one line.
+
+    Raises:
+        mlflow.exceptions.MlflowException: The registry refuses the version, or does not answer.
+    """
+    name = record["name"]
+    version = register_version(client, run_id, name, record["tags"], record["path"])
+    bounds = {key: record[key] for key in ("alpha", "min_accuracy")}
+    # Other images than the test's are at the training alone, which compares by them next.
+    reevaluate = record["judge_by"] != "test"
+    try:
+        return promote_if_better(client, name, version, reevaluate=reevaluate, **bounds).text
+    except Exception as error:  # the version exists; `pyclassify promote` checks it again
+        warnings.warn(f"{name} version {version} was not judged ({error})", stacklevel=2)
+        return f"{name} version {version}"
+
+
+def force_promotion(client: "MlflowClient", name: str, version: str, why: str) -> Decision:
+    """Make a version champion without a comparison, and save who did it, when and why.
+
+    Args:
+        client: The registry, and the store of the version's run.
+        name: The registered model.
+        version: Its version.
+        why: The user's reason.
+
+    Raises:
+        ValueError: It is champion already.
+        mlflow.exceptions.MlflowException: There is no such version, or the registry refuses.
+    """
+    while True:  # until no other process changes anything meanwhile
+        forced, aliases = get_version(client, name, version), read_alias_state(client, name)
+        if aliases.champion == forced.number:
+            raise ValueError(f"{name} version {version} is champion already")
+        previous = aliases.champion or None
+        decision = Decision(name, forced.number, FORCED, previous, by=_get_user(), why=why)
+        decision = add_time(decision, None)
+        history = aliases.extend_history(forced.number)
+        if _apply_decision(client, aliases, forced, decision, history):
+            return decision
+
+
+def roll_back_champion(client: "MlflowClient", name: str, why: str = "") -> Decision:
+    """Make the previous champion champion again, and save who did it, when and why.
+
+    Versions that were deleted since are passed over.
+
+    Args:
+        client: The registry, and the store of the champion's run.
+        name: The registered model.
+        why: The user's reason, if there is one.
+
+    Raises:
+        ValueError: No version was champion before.
+        mlflow.exceptions.MlflowException: There is no such model, or the registry refuses.
+    """
+    while True:  # until no other process changes anything meanwhile
+        aliases = read_alias_state(client, name)
+        candidates = [number for number in aliases.history if number != aliases.champion]
+        previous = find_existing_version(client, name, candidates)
+        if previous is None:
+            raise ValueError(_format_no_previous(name, aliases, candidates))
+        last, reason = _find_rolled_back(client, name, aliases.history[0], previous)
+        decision = Decision(
+            name,
+            aliases.history[0],
+            ROLLED_BACK,
+            previous.number,
+            reason=reason,
+            by=_get_user(),
+            why=why,
+        )
+        decision = add_time(decision, None)
+        history = aliases.history[aliases.history.index(previous.number) :]
+        if _apply_decision(client, aliases, last, decision, history):
+            return decision
+
+
 @dataclass(frozen=True)
 class _PromotionCheck:
-    """A version to judge, and by what."""
+    """Whether a version becomes champion: the comparison, the saved decision, and the bounds."""
 
-    evidence: PairedComparison
-    kept: Decision | None
+    comparison: PairedComparison
+    saved: Decision | None
     alpha: float
     min_accuracy: float
 
-    def decide(self, standing: AliasState) -> Decision:
-        version = self.evidence.challenger
-        others = [each for each in standing.line if each != version.number]
-        if standing.champion == version.number:
-            if self.kept and self.kept.is_champion:  # which was cut off
-                return self.kept
-            before = others[0] if others else None
-            return Decision(version.name, version.number, BY_HAND, before)
-        rival = find_existing_version(self.evidence.client, version.name, others)
-        told = Decision(
+    def decide(self, aliases: AliasState) -> Decision:
+        version = self.comparison.challenger
+        others = [number for number in aliases.history if number != version.number]
+        if aliases.champion == version.number:
+            if self.saved and self.saved.is_champion:  # which was interrupted
+                return self.saved
+            previous = others[0] if others else None
+            return Decision(version.name, version.number, BY_HAND, previous)
+        rival = find_existing_version(self.comparison.client, version.name, others)
+        draft = Decision(
             version.name,
             version.number,
             NOT_EVALUATED,
             rival.number if rival else None,
-            standing=bool(standing.champion),
+            standing=bool(aliases.champion),
             alpha=self.alpha,
             min_accuracy=self.min_accuracy,
         )
         try:
-            return self._weigh(told, rival, _tell_gap(standing, told))
+            return self._evaluate(draft, rival, _format_missing_champion(aliases, draft))
         except EvaluationError as error:
-            way = f"`pyclassify promote {version.name} {version.number} --force --why TEXT`"
-            return replace(told, reason=f"{error}; {way} makes it champion all the same")
+            command = f"`pyclassify promote {version.name} {version.number} --force --why TEXT`"
+            reason = f"{error}; {command} makes it champion all the same"
+            return replace(draft, reason=reason)
 
-    def _weigh(self, told: Decision, rival: Version | None, gap: str) -> Decision:
+    def _evaluate(self, draft: Decision, rival: Version | None, missing: str) -> Decision:
         if rival is None:
-            accuracy = self.evidence.measure_accuracy()
+            accuracy = self.comparison.measure_accuracy()
             outcome = FIRST if accuracy >= self.min_accuracy else BELOW_MIN_ACCURACY
-            return replace(told, outcome=outcome, accuracy=accuracy, reason=gap)
-        test = self.evidence.weigh(rival)
+            return replace(draft, outcome=outcome, accuracy=accuracy, reason=missing)
+        test = self.comparison.compare_with(rival)
         outcome = PROMOTED if is_better(test, self.alpha) else NOT_BETTER
-        back = f"`pyclassify rollback {told.name}` makes version {rival.number} champion"
-        notes = [gap, back if gap and outcome == NOT_BETTER else "", *self.evidence.notes.values()]
+        notes = [missing, *self.comparison.notes.values()]
+        if missing and outcome == NOT_BETTER:
+            rollback = f"`pyclassify rollback {draft.name}` makes version {rival.number} champion"
+            notes.insert(1, rollback)
         return replace(
-            told,
+            draft,
             outcome=outcome,
             accuracy=test.right[1] / test.count,
             paired=test,
@@ -153,232 +246,86 @@ class _PromotionCheck:
         )
 
 
-def _tell_gap(standing: AliasState, told: Decision) -> str:
-    """Say where the champion is missing that there was."""
-    if told.standing or not standing.line:
+def _format_missing_champion(aliases: AliasState, draft: Decision) -> str:
+    """Format what became of the last champion, where none has the alias; empty else."""
+    if aliases.champion or not aliases.history:
         return ""
-    last = standing.line[0]
-    fate = "has lost the alias" if last in (told.against, told.version) else "is deleted"
+    last = aliases.history[0]
+    fate = "has lost the alias" if last in (draft.against, draft.version) else "is deleted"
     return f"version {last}, the last champion, {fate}"
 
 
-def register_and_promote(client: Any, run_id: str, record: Mapping[str, Any]) -> str:
-    """Make a version and judge it, as far as that needs no images; done again it changes nothing.
-
-    Args:
-        client: An `MlflowClient` of the server.
-        run_id: The run.
-        record: That of the spool, of the kind `version`.
-
-    Returns:
-        What became of it, in a line.
-
-    Raises:
-        mlflow.exceptions.MlflowException: The registry does not answer, or refuses the version.
-    """
-    name = record["name"]
-    version = register_version(client, run_id, name, record["tags"], record["path"])
-    bounds = {key: record[key] for key in ("alpha", "min_accuracy")}
-    # By other images than the test's only the training can judge, which has them, and does next.
-    others = record["judge_by"] != "test"
-    try:
-        return promote_if_better(client, name, version, reevaluate=others, **bounds).text
-    except Exception as error:  # the version is there; `pyclassify promote` judges it again
-        warnings.warn(f"{name} version {version} was not judged ({error})", stacklevel=2)
-        return f"{name} version {version}"
+def _find_rolled_back(
+    client: "MlflowClient", name: str, number: str, previous: Version
+) -> tuple[Version | None, str]:
+    """Find the version that a rollback takes back; without one, the reason."""
+    if number == previous.number:
+        return None, "it had lost the alias"
+    version = find_existing_version(client, name, [number])
+    return version, "" if version else f"version {number} is deleted"
 
 
-@contextmanager
-def alone(client: Any, name: str) -> Iterator[Callable[[], bool]]:
-    """Keep others from moving a model's champion meanwhile, on whatever machine they are.
-
-    MLflow moves an alias whatever it was, but makes a registered model of a name only once: one
-    that is called `NAME (being judged)` is the lock. It is there for the second that a decision is
-    written in. What a process leaves behind that is killed in that second is removed by the next,
-    after a minute.
-
-    Yields:
-        What tells whether it still is so: who takes longer may be taken for dead.
-    """
-    lock, mine = f"{name} (being judged)", uuid4().hex
-    told = f"Keeps others from moving the aliases of {name}; it may be deleted after a minute."
-    where = f"By process {os.getpid()} on {socket.gethostname()}, {mine}."
-    _take(client, lock, mine, f"{told} {where}")
-    try:
-        yield lambda: mine in _read_holder(client, lock)
-    finally:
-        _let_go(client, lock, mine)
-
-
-def _take(client: Any, lock: str, mine: str, description: str) -> None:
-    from mlflow.exceptions import MlflowException
-
-    holder, since = "", time.monotonic()
-    while True:
-        try:
-            client.create_registered_model(lock, description=description)
-            return
-        except MlflowException as error:
-            # The other one is told of a lock that was let go while MLflow looked for it.
-            if error.error_code not in ("RESOURCE_ALREADY_EXISTS", "RESOURCE_DOES_NOT_EXIST"):
-                raise
-        now = _read_holder(client, lock)
-        if mine in now:  # a request was repeated whose answer got lost
-            return
-        if not now or now != holder:
-            holder, since = now, time.monotonic()
-        elif time.monotonic() - since > STALE:
-            _break(client, lock, holder)
-        time.sleep(POLL)
-
-
-def _break(client: Any, lock: str, holder: str) -> None:
-    """Remove the lock of a process that is dead.
-
-    Raises:
-        PermissionError: It is another user's, and not to be removed by this one.
-    """
-    from mlflow.exceptions import MlflowException
-
-    try:
-        if _read_holder(client, lock) == holder:
-            client.delete_registered_model(lock)
-    except MlflowException as error:
-        if error.error_code == "PERMISSION_DENIED":
-            raise PermissionError(
-                f"the registered model {lock!r} was left by a process that died and is another "
-                "user's; have that user or an admin delete it"
-            ) from error
-
-
-def _let_go(client: Any, lock: str, holder: str) -> None:
-    """Remove a lock, if it is still that one's."""
-    from mlflow.exceptions import MlflowException
-
-    with suppress(MlflowException):
-        if holder in _read_holder(client, lock):
-            client.delete_registered_model(lock)
-
-
-def _read_holder(client: Any, lock: str) -> str:
-    """Who holds a lock; empty where nobody does."""
-    from mlflow.exceptions import MlflowException
-
-    try:
-        return client.get_registered_model(lock).description or "made by hand"
-    except MlflowException as error:
-        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
-            raise
-        return ""
-
-
-def force_promotion(client: Any, name: str, version: str, why: str) -> Decision:
-    """Make a version champion without evidence, and keep who did it, when and why.
-
-    Raises:
-        ValueError: It is champion.
-        MlflowException: The registry does not know it, or refuses.
-    """
-    while True:  # until no other changes anything meanwhile
-        forced, standing = get_version(client, name, version), read_alias_state(client, name)
-        if standing.champion == forced.number:
-            raise ValueError(f"{name} version {version} is champion already")
-        before = standing.champion or None
-        decision = Decision(name, forced.number, FORCED, before, by=_who(), why=why)
-        decision = add_time(decision, None)
-        if _apply_decision(client, standing, forced, decision, standing.led_by(forced.number)):
-            return decision
-
-
-def roll_back_champion(client: Any, name: str, why: str = "") -> Decision:
-    """Make the version champion that was before, and keep who did it, when and why.
-
-    Versions that were deleted since are passed over.
-
-    Raises:
-        ValueError: No version was champion before.
-        MlflowException: The registry does not know the model, or refuses.
-    """
-    while True:  # until no other changes anything meanwhile
-        standing = read_alias_state(client, name)
-        before = [each for each in standing.line if each != standing.champion]
-        found = find_existing_version(client, name, before)
-        if found is None:
-            raise ValueError(_nothing_before(name, standing, before))
-        head = standing.line[0]
-        last = find_existing_version(client, name, [head]) if head != found.number else None
-        gone = f"version {head} is deleted" if head != found.number else "it had lost the alias"
-        decision = Decision(
-            name,
-            head,
-            ROLLED_BACK,
-            found.number,
-            reason="" if last else gone,
-            by=_who(),
-            why=why,
-        )
-        decision = add_time(decision, None)
-        line = standing.line[standing.line.index(found.number) :]
-        if _apply_decision(client, standing, last, decision, line):
-            return decision
-
-
-def _nothing_before(name: str, standing: AliasState, before: list[str]) -> str:
-    if not standing.line:
+def _format_no_previous(name: str, aliases: AliasState, deleted: list[str]) -> str:
+    if not aliases.history:
         return f"{name} had no champion yet; `pyclassify promote {name} VERSION` makes one"
-    gone = f" and is not deleted ({', '.join(before)})" if before else ""
+    exists = f" and is not deleted ({', '.join(deleted)})" if deleted else ""
     return (
-        f"no version of {name} was champion before{gone}; `pyclassify promote {name} VERSION "
+        f"no version of {name} was champion before{exists}; `pyclassify promote {name} VERSION "
         "--force --why TEXT` makes another one champion"
     )
 
 
-def _who() -> str:
+def _get_user() -> str:
     try:
         return getpass.getuser()
-    except (KeyError, OSError):  # a user of a container, who has no name
+    except (KeyError, OSError):  # a container's user has no name
         return f"user {os.getuid()}"
 
 
 def _apply_decision(
-    client: Any,
-    standing: AliasState,
+    client: "MlflowClient",
+    aliases: AliasState,
     version: Version | None,
     decision: Decision,
-    line: tuple[str, ...] = (),
-    kept: Decision | None = None,
+    history: tuple[str, ...] = (),
+    saved: Decision | None = None,
 ) -> bool:
-    """Carry out a decision.
+    """Save a decision and move the aliases, unless these changed since it was made.
 
     Args:
-        client: An `MlflowClient`.
-        standing: How the aliases stood when it was made.
-        version: The version that it is about, as it was then; none where that is gone.
+        client: The registry.
+        aliases: The aliases by which it was made.
+        version: The version that it is about, as it was then; None where that is deleted.
         decision: The decision.
-        line: The versions that are champion from now on, and were before it; none where the
-            champion stays.
-        kept: The decision about it that is kept already.
+        history: The new champion and those before it; empty where the champion stays.
+        saved: The decision about the version that is saved already.
 
     Returns:
-        Whether it was carried out; not, where the version or an alias is no longer as it was.
+        Whether it was applied; not, where the version or an alias is no longer as it was.
     """
-    name = decision.name
-    with alone(client, name) as is_alone:
-        if read_alias_state(client, name) != standing:
+    with lock_model(client, decision.name) as is_locked:
+        if read_alias_state(client, decision.name) != aliases:
             return False
-        if version and get_version(client, name, version.number) != version:
+        if version and get_version(client, decision.name, version.number) != version:
             return False
-        if version and decision != kept:
+        if version and decision != saved:
             save_decision(client, version, decision)
-            if not is_alone():  # artifacts may be kept in a slow place
+            if not is_locked():  # a slow artifact store may take longer than the lock holds
                 return False
             write_tags(client, version, decision)
-        if line:
-            client.set_registered_model_alias(name, CHAMPION, line[0])
-            client.set_registered_model_tag(name, HISTORY_TAG, " ".join(line[:MAX_HISTORY]))
-            if standing.challenger == line[0]:
-                with ignore_permission_denied():
-                    client.delete_registered_model_alias(name, CHALLENGER)
-        elif not kept:  # it is new
-            client.set_registered_model_alias(name, CHALLENGER, decision.version)
+        if history:
+            _move_champion(client, aliases, decision.name, history)
+        elif not saved:
+            client.set_registered_model_alias(decision.name, CHALLENGER, decision.version)
     return True
+
+
+def _move_champion(
+    client: "MlflowClient", aliases: AliasState, name: str, history: tuple[str, ...]
+) -> None:
+    champion = history[0]
+    client.set_registered_model_alias(name, CHAMPION, champion)
+    client.set_registered_model_tag(name, HISTORY_TAG, " ".join(history[:MAX_HISTORY]))
+    if aliases.challenger == champion:
+        with ignore_permission_denied():
+            client.delete_registered_model_alias(name, CHALLENGER)

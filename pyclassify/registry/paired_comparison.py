@@ -1,150 +1,173 @@
-"""What tells whether a version is better than another: their answers to the same images."""
+"""The comparison of two versions of a registered model by their predictions of the same images.
+
+Predictions are those that the test of each version's run has logged, as predictions.json. Where a
+run has none, or those of other images, the version is evaluated by whoever has the images.
+"""
 
 from collections.abc import Callable
 from contextlib import suppress
 from math import isfinite
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, NamedTuple
 
 from pyclassify.registry.versions import Version
 from pyclassify.utils.text import format_error
 
 if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities import Run
+
     from pyclassify.runs.stats import PairedTest
     from pyclassify.tracking.prediction_table import PredictionsByIndex
 
+_MAX_ERROR_LENGTH = 200  # characters of an error's message in a decision
+
 
 class EvaluationError(Exception):
-    """Why a version can't be judged, in words that go on after "as"."""
+    """Why a version can't be compared, in words that continue a sentence after "as"."""
+
+
+class _TestPredictions(NamedTuple):
+    """What a version predicted, and the run that logged it; no run where it was evaluated here."""
+
+    run: "Run | None"
+    by_index: "PredictionsByIndex"
 
 
 class PairedComparison:
-    """What there is about a version that wants to be champion.
+    """Compare a challenger with other versions on the challenger's test images.
 
     Args:
-        client: An `MlflowClient`.
-        challenger: The version.
-        evaluate: Given a version, gives its answers on the images that this one was tested on.
-        reevaluate: Whether to evaluate both, whatever their runs kept: on other images than the
-            test's.
+        client: The registry, and the store of the versions' runs.
+        challenger: The version that may become champion.
+        evaluate: Given the number of a version, returns its predictions of the images that the
+            challenger was tested on. Without it only logged predictions count.
+        reevaluate: Whether to evaluate both versions even where their runs have predictions: to
+            compare them on other images than those of the test.
 
     Attributes:
         notes: What to keep in mind of a version, by its number.
+
+    Example:
+        >>> comparison = PairedComparison(client, get_version(client, "net", "2"))
+        >>> comparison.compare_with(get_version(client, "net", "1")).p_value
+        0.002
     """
 
     def __init__(
         self,
-        client: Any,
+        client: "MlflowClient",
         challenger: Version,
         evaluate: "Callable[[str], PredictionsByIndex] | None" = None,
         reevaluate: bool = False,
     ) -> None:
         self.client, self.challenger = client, challenger
-        self._evaluate, self._reevaluate = evaluate, reevaluate
         self.notes: dict[str, str] = {}
-        self._found: dict[str, tuple[Any, PredictionsByIndex]] = {}
+        self._evaluate, self._reevaluate = evaluate, reevaluate
+        self._predictions: dict[str, _TestPredictions] = {}
 
     def measure_accuracy(self) -> float:
-        """The version's accuracy on its test images, by its answers or else its tag, in [0, 1].
+        """Measure the challenger's accuracy on its test images, in [0, 1].
+
+        Its tag `test_accuracy` counts where there are no predictions.
 
         Raises:
-            NoEvidence: Nothing tells it; why.
+            EvaluationError: There are neither predictions nor a tag.
         """
         try:
-            _, answers = self._find(self.challenger)
+            predictions = self._get_predictions(self.challenger).by_index
         except EvaluationError as error:
-            told = self.challenger.tags.get("test_accuracy", "")
             with suppress(ValueError):
-                if isfinite(accuracy := float(told)):
+                accuracy = float(self.challenger.tags.get("test_accuracy", ""))
+                if isfinite(accuracy):
                     return accuracy
             raise EvaluationError(
                 f"{error}, and no tag test_accuracy tells its accuracy"
             ) from error
-        return sum(right for _, right in answers.values()) / len(answers)
+        return sum(correct for _, correct in predictions.values()) / len(predictions)
 
-    def weigh(self, champion: Version) -> "PairedTest":
-        """Compare the version, as the second, to another.
+    def compare_with(self, champion: Version) -> "PairedTest":
+        """Test the challenger, as the second, against another version.
 
-        The other is evaluated afresh where its run has no answers, or answers to other images.
+        The other is evaluated where its run has no predictions, or those of other images.
 
         Raises:
-            NoEvidence: It can't be done; why.
+            EvaluationError: The two can't be compared.
         """
-        own = self._find(self.challenger)
+        challenger = self._get_predictions(self.challenger)
         try:
-            return self._pair(champion, self._find(champion), own)
+            return self._pair(champion, self._get_predictions(champion), challenger)
         except EvaluationError:
             if self._evaluate is None:
                 raise
-        return self._pair(champion, self._answer_afresh(champion), own)
+        return self._pair(champion, self._evaluate_version(champion), challenger)
 
     def _pair(
-        self,
-        champion: Version,
-        first: "tuple[Any, PredictionsByIndex]",
-        second: "tuple[Any, PredictionsByIndex]",
+        self, champion: Version, first: _TestPredictions, second: _TestPredictions
     ) -> "PairedTest":
         from pyclassify.runs.stats import compare_predictions, describe_image_mismatch
 
-        runs, answers = zip(first, second, strict=True)
-        how = describe_image_mismatch(runs, answers)
-        data = [each.tags.get("test_data", "") for each in (champion, self.challenger)]
-        digests = {each.rpartition(" ")[2] for each in data if each}
-        if how is None and runs[0] and len(digests) > 1:
-            how = "other content, by the tag test_data"
-        if how:
-            this, other = self.challenger.number, champion.number
+        predictions = (first.by_index, second.by_index)
+        difference = describe_image_mismatch((first.run, second.run), predictions)
+        if difference is None and first.run and self._has_other_test_data(champion):
+            difference = "other content, by the tag test_data"
+        if difference:
             raise EvaluationError(
-                f"the test images of version {this} are not those of version {other} ({how})"
+                f"the test images of version {self.challenger.number} are not those of version "
+                f"{champion.number} ({difference})"
             )
-        return compare_predictions(*answers)
+        return compare_predictions(*predictions)
 
-    def _find(self, version: Version) -> "tuple[Any, PredictionsByIndex]":
-        """A version's answers as its run keeps them, and the run; the challenger's afresh if not.
+    def _has_other_test_data(self, champion: Version) -> bool:
+        """Whether the digests differ that the tags `test_data` of both versions end with."""
+        data = [version.tags.get("test_data", "") for version in (champion, self.challenger)]
+        return len({name.rpartition(" ")[2] for name in data if name}) > 1
+
+    def _get_predictions(self, version: Version) -> _TestPredictions:
+        """Get a version's predictions from its run; the challenger is evaluated if it has none.
 
         Raises:
-            NoEvidence: There are none; why.
+            EvaluationError: There are none.
         """
-        if version.number not in self._found:
+        if version.number not in self._predictions:
             if self._reevaluate:
-                return self._answer_afresh(version)
+                return self._evaluate_version(version)
             try:
-                self._found[version.number] = self._read(version)
+                self._predictions[version.number] = self._read_predictions(version)
             except EvaluationError:
                 if self._evaluate is None or version is not self.challenger:
                     raise
-                return self._answer_afresh(version)
-        return self._found[version.number]
+                return self._evaluate_version(version)
+        return self._predictions[version.number]
 
-    def _read(self, version: Version) -> "tuple[Any, PredictionsByIndex]":
+    def _read_predictions(self, version: Version) -> _TestPredictions:
         from pyclassify.tracking.prediction_table import PREDICTIONS_FILE, read_predictions
 
-        who = f"version {version.number}"
+        label = f"version {version.number}"
         if not version.run_id:
-            raise EvaluationError(f"{who} comes from no run, which would keep its answers")
+            raise EvaluationError(f"{label} comes from no run, which would keep its answers")
         try:
             run = self.client.get_run(version.run_id)
-        except Exception as error:  # whatever the store has to say
-            raise EvaluationError(
-                f"the run of {who} can't be read ({format_error(error, 200)})"
-            ) from error
-        if run.info.lifecycle_stage == "deleted":
-            self.notes[version.number] = f"the run of {who} is deleted"
-        try:
-            answers = read_predictions(run, self.client)
-        except Exception as error:  # each kind of artifact store fails in its own way
-            reason = f"{PREDICTIONS_FILE} of {who} can't be read ({format_error(error, 200)})"
+        except Exception as error:  # each kind of store fails in its own way
+            reason = f"the run of {label} can't be read ({format_error(error, _MAX_ERROR_LENGTH)})"
             raise EvaluationError(reason) from error
-        if answers is None:
-            raise EvaluationError(f"the run of {who} has no {PREDICTIONS_FILE}")
-        return run, answers
+        if run.info.lifecycle_stage == "deleted":
+            self.notes[version.number] = f"the run of {label} is deleted"
+        try:
+            predictions = read_predictions(run, self.client)
+        except Exception as error:  # each kind of artifact store fails in its own way
+            reason = f"{PREDICTIONS_FILE} of {label} can't be read ({format_error(error, _MAX_ERROR_LENGTH)})"
+            raise EvaluationError(reason) from error
+        if predictions is None:
+            raise EvaluationError(f"the run of {label} has no {PREDICTIONS_FILE}")
+        return _TestPredictions(run, predictions)
 
-    def _answer_afresh(self, version: Version) -> "tuple[Any, PredictionsByIndex]":
+    def _evaluate_version(self, version: Version) -> _TestPredictions:
         if self._evaluate is None:
             raise EvaluationError(f"nothing evaluates version {version.number}")
         try:
-            answers = self._evaluate(version.number)
-        except Exception as error:  # of a model that may be anyone's
-            reason = f"version {version.number} could not be evaluated ({format_error(error, 200)})"
+            predictions = _TestPredictions(None, self._evaluate(version.number))
+        except Exception as error:  # the model may be anyone's
+            reason = f"version {version.number} could not be evaluated ({format_error(error, _MAX_ERROR_LENGTH)})"
             raise EvaluationError(reason) from error
-        self._found[version.number] = (None, answers)
-        return None, answers
+        self._predictions[version.number] = predictions
+        return predictions

@@ -4,23 +4,19 @@ import os
 import socket
 
 import pytest
-from mlflow import MlflowClient
-from mlflow.exceptions import MlflowException
-from mlflow.protos.databricks_pb2 import PERMISSION_DENIED
 
 from pyclassify.registry import champion as champion_module
+from pyclassify.registry import lock
 from pyclassify.registry.champion import (
-    alone,
     force_promotion,
     promote_if_better,
     roll_back_champion,
 )
 from pyclassify.tracking.prediction_table import read_predictions
 from tests.support import processes
-from tests.support.phrases import mentions
 from tests.support.promotions import promote_together
 from tests.support.runs import NAME, challenger, champion, decided, record, register
-from tests.support.spooled import Meeting, answering
+from tests.support.spooled import Meeting
 from tests.support.waiting import scale
 
 ANSWERS = ["y" * right + "n" * (40 - right) for right in (10, 20, 30)]  # each better than the last
@@ -113,7 +109,7 @@ def test_version_that_stays_challenger_is_judged_once_too(registry):
 def test_decision_whose_writing_took_too_long_gives_way_to_another(registry, monkeypatch):
     worst, fair, good = (register(each) for each in ANSWERS)
     promote_if_better(registry, NAME, worst)
-    monkeypatch.setattr(champion_module, "STALE", 0.2)
+    monkeypatch.setattr(lock, "STALE_SECONDS", 0.2)
     save = champion_module.save_decision
 
     def save_slowly(client, version, decision):  # while another takes this process for dead
@@ -178,80 +174,3 @@ def test_champion_is_not_forced_again(registry):
         force_promotion(registry, NAME, version, "again")
 
     assert decided(version)["outcome"] == "first"
-
-
-def test_lock_of_a_process_that_died_is_removed(registry, monkeypatch):
-    version = register(ANSWERS[0])
-    registry.create_registered_model(f"{NAME} (being judged)", description="of a dead process")
-    monkeypatch.setattr(champion_module, "STALE", 0.2)
-
-    promote_if_better(registry, NAME, version)
-
-    assert champion() == version
-    assert [each.name for each in registry.search_registered_models()] == [NAME]
-
-
-def test_lock_that_others_took_for_dead_is_no_longer_held(registry, monkeypatch):
-    monkeypatch.setattr(champion_module, "STALE", 0.2)
-
-    with alone(registry, NAME) as first_is_alone:
-        assert first_is_alone()
-        with alone(registry, NAME) as second_is_alone:
-            assert (first_is_alone(), second_is_alone()) == (False, True)
-
-
-def test_lock_that_another_has_taken_meanwhile_is_not_removed(registry):
-    with alone(registry, NAME) as is_alone:
-        champion_module._break(registry, f"{NAME} (being judged)", "who held it before")
-
-        assert is_alone()
-
-
-def test_lock_of_another_user_who_died_is_told_with_who_can_remove_it(registry, monkeypatch):
-    name = f"{NAME} (being judged)"
-    registry.create_registered_model(name, description="of a dead process")
-    monkeypatch.setattr(champion_module, "STALE", 0.2)
-
-    def refuse(_):
-        raise MlflowException("no permission", PERMISSION_DENIED)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(registry, "delete_registered_model", refuse)
-        with pytest.raises(PermissionError) as told, alone(registry, NAME):
-            pytest.fail("it is not alone")
-
-    assert mentions(str(told.value), f"'{name}'", "user", "admin", "delete")
-
-
-def test_lock_whose_request_was_sent_twice_is_held(registry, monkeypatch):
-    create = registry.create_registered_model
-
-    def create_twice(name, **more):  # as a client does that lost the first answer
-        create(name, **more)
-        create(name, **more)
-
-    monkeypatch.setattr(registry, "create_registered_model", create_twice)
-    with alone(registry, NAME) as is_alone:
-        assert is_alone()
-
-    assert registry.search_registered_models() == []
-
-
-def test_registry_that_gives_no_lock_is_told_at_once(monkeypatch):
-    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-    with (
-        answering(403) as address,
-        pytest.raises(MlflowException) as refused,
-        alone(MlflowClient(address), NAME),
-    ):
-        pytest.fail("it is not alone")
-
-    assert refused.value.error_code == "PERMISSION_DENIED"
-
-
-def test_lock_is_let_go_where_something_fails(registry):
-    register(ANSWERS[0])
-    with pytest.raises(OSError, match="disk"), alone(registry, NAME):
-        raise OSError("disk")
-
-    assert [each.name for each in registry.search_registered_models()] == [NAME]

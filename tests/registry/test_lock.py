@@ -1,0 +1,92 @@
+"""A lock in the registry is held by one process, and outlives none."""
+
+import pytest
+from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException
+from mlflow.protos.databricks_pb2 import PERMISSION_DENIED
+
+from pyclassify.registry import lock
+from pyclassify.registry.champion import promote_if_better
+from pyclassify.registry.lock import lock_model
+from tests.support.phrases import mentions
+from tests.support.runs import NAME, champion, register
+from tests.support.spooled import answering
+
+FAIR = "y" * 10 + "n" * 30
+
+
+def test_lock_of_a_process_that_died_is_removed(registry, monkeypatch):
+    version = register(FAIR)
+    registry.create_registered_model(f"{NAME} (being judged)", description="of a dead process")
+    monkeypatch.setattr(lock, "STALE_SECONDS", 0.2)
+
+    promote_if_better(registry, NAME, version)
+
+    assert champion() == version
+    assert [each.name for each in registry.search_registered_models()] == [NAME]
+
+
+def test_lock_that_others_took_for_dead_is_no_longer_held(registry, monkeypatch):
+    monkeypatch.setattr(lock, "STALE_SECONDS", 0.2)
+
+    with lock_model(registry, NAME) as first_is_locked:
+        assert first_is_locked()
+        with lock_model(registry, NAME) as second_is_locked:
+            assert (first_is_locked(), second_is_locked()) == (False, True)
+
+
+def test_lock_that_another_has_taken_meanwhile_is_not_removed(registry):
+    with lock_model(registry, NAME) as is_locked:
+        lock._break(registry, f"{NAME} (being judged)", "who held it before")
+
+        assert is_locked()
+
+
+def test_lock_of_another_user_who_died_is_told_with_who_can_remove_it(registry, monkeypatch):
+    name = f"{NAME} (being judged)"
+    registry.create_registered_model(name, description="of a dead process")
+    monkeypatch.setattr(lock, "STALE_SECONDS", 0.2)
+
+    def refuse(_):
+        raise MlflowException("no permission", PERMISSION_DENIED)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(registry, "delete_registered_model", refuse)
+        with pytest.raises(PermissionError) as told, lock_model(registry, NAME):
+            pytest.fail("it is not alone")
+
+    assert mentions(str(told.value), f"'{name}'", "user", "admin", "delete")
+
+
+def test_lock_whose_request_was_sent_twice_is_held(registry, monkeypatch):
+    create = registry.create_registered_model
+
+    def create_twice(name, **more):  # as a client does that lost the first answer
+        create(name, **more)
+        create(name, **more)
+
+    monkeypatch.setattr(registry, "create_registered_model", create_twice)
+    with lock_model(registry, NAME) as is_locked:
+        assert is_locked()
+
+    assert registry.search_registered_models() == []
+
+
+def test_registry_that_gives_no_lock_is_told_at_once(monkeypatch):
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    with (
+        answering(403) as address,
+        pytest.raises(MlflowException) as refused,
+        lock_model(MlflowClient(address), NAME),
+    ):
+        pytest.fail("it is not alone")
+
+    assert refused.value.error_code == "PERMISSION_DENIED"
+
+
+def test_lock_is_let_go_where_something_fails(registry):
+    register(FAIR)
+    with pytest.raises(OSError, match="disk"), lock_model(registry, NAME):
+        raise OSError("disk")
+
+    assert [each.name for each in registry.search_registered_models()] == [NAME]
