@@ -51,7 +51,7 @@ def test_first_version_below_min_accuracy_stays_challenger(registry):
     assert tags(version)["min_accuracy"] == "0.51"
 
 
-def test_accuracy_of_a_first_version_without_answers_is_its_tag(registry):
+def test_accuracy_of_first_version_without_predictions_is_its_tag(registry):
     version = register(tags={"test_accuracy": "0.7"})
 
     assert (
@@ -64,7 +64,7 @@ def test_accuracy_of_a_first_version_without_answers_is_its_tag(registry):
     )
 
 
-def test_first_version_of_unknown_accuracy_is_not_judged(registry):
+def test_first_version_of_unknown_accuracy_is_not_evaluated(registry):
     decision = promote_if_better(registry, NAME, register())
 
     assert champion() is None
@@ -75,7 +75,7 @@ def test_first_version_of_unknown_accuracy_is_not_judged(registry):
     )
 
 
-def test_better_version_becomes_champion_and_tells_by_how_much(registry):
+def test_better_version_becomes_champion_with_difference_and_p_value(registry):
     first, second = register(FAIR), register(GOOD)
     promote_if_better(registry, NAME, first)
 
@@ -107,9 +107,7 @@ def test_better_version_becomes_champion_and_tells_by_how_much(registry):
     ],
     ids=["equal", "better by luck", "worse"],
 )
-def test_champion_stays_where_the_challenger_is_not_better_by_more_than_luck(
-    answers, alpha, facts, registry
-):
+def test_champion_stays_unless_challenger_is_significantly_better(answers, alpha, facts, registry):
     first, second = register(FAIR), register(answers)
     promote_if_better(registry, NAME, first)
 
@@ -122,7 +120,7 @@ def test_champion_stays_where_the_challenger_is_not_better_by_more_than_luck(
 
 
 @pytest.mark.parametrize("answers", [GOOD, EQUAL], ids=["promoted", "kept"])
-def test_version_that_was_judged_is_not_judged_again(answers, registry):
+def test_saved_decision_is_not_made_again(answers, registry):
     first, second = register(FAIR), register(answers)
     promote_if_better(registry, NAME, first)
     decision = promote_if_better(registry, NAME, second)
@@ -145,7 +143,7 @@ def test_late_second_call_leaves_the_newer_champion_and_challenger(registry):
     assert (champion(), challenger()) == ("3", "4")
 
 
-def test_what_could_not_be_judged_is_judged_once_it_can_be(registry):
+def test_version_that_could_not_be_evaluated_is_evaluated_later(registry):
     first, second = register(FAIR), register()
     promote_if_better(registry, NAME, first)
     assert promote_if_better(registry, NAME, second).outcome == "not judged"
@@ -159,7 +157,7 @@ def test_what_could_not_be_judged_is_judged_once_it_can_be(registry):
     assert promote_if_better(registry, NAME, third).outcome == "promoted"
 
 
-def test_decisions_before_the_last_stay_in_the_file(registry):
+def test_earlier_decisions_stay_in_the_file(registry):
     first, second = register(FAIR), register(GOOD)
     promote_if_better(registry, NAME, first)
     promote_if_better(registry, NAME, second, alpha=0.001)
@@ -171,7 +169,7 @@ def test_decisions_before_the_last_stay_in_the_file(registry):
     assert [(each["outcome"], each["alpha"]) for each in kept["earlier"]] == [("kept", 0.001)]
 
 
-def test_decision_whose_file_is_lost_is_told_by_its_tags(registry):
+def test_decision_whose_file_is_lost_is_loaded_from_tags(registry):
     first, second = register(FAIR), register(GOOD)
     promote_if_better(registry, NAME, first)
     promote_if_better(registry, NAME, second)
@@ -187,7 +185,7 @@ def test_decision_whose_file_is_lost_is_told_by_its_tags(registry):
 
 
 @pytest.mark.parametrize("step", ["set_registered_model_alias", "set_registered_model_tag"])
-def test_judgement_that_was_cut_off_is_finished_by_the_next(step, registry, monkeypatch):
+def test_interrupted_promotion_is_finished_by_the_next_call(step, registry, monkeypatch):
     first, second = register(FAIR), register(GOOD)
     promote_if_better(registry, NAME, first)
     go_on = getattr(registry, step)
@@ -208,7 +206,7 @@ def test_judgement_that_was_cut_off_is_finished_by_the_next(step, registry, monk
     assert decided(second)["earlier"] == []
 
 
-def test_champion_that_was_set_by_hand_is_what_the_next_is_judged_against(registry):
+def test_champion_set_by_hand_is_compared_with_the_next_version(registry):
     first, second, third = register(FAIR), register(GOOD), register("y" * 40)
     registry.set_registered_model_alias(NAME, "champion", second)
 
@@ -220,14 +218,14 @@ def test_champion_that_was_set_by_hand_is_what_the_next_is_judged_against(regist
 
 
 @pytest.mark.parametrize("alpha", [0, 1, -0.05, float("nan")])
-def test_alpha_that_is_no_probability_is_refused(alpha, registry):
+def test_alpha_out_of_range_is_refused(alpha, registry):
     # the form of this message
     with pytest.raises(ValueError, match=f"alpha is {alpha:g}; it takes a number between 0 and 1"):
         promote_if_better(registry, NAME, "1", alpha=alpha)
 
 
 @pytest.mark.parametrize("accuracy", [-0.1, 50, float("nan")])
-def test_min_accuracy_that_is_no_share_is_refused(accuracy, registry):
+def test_min_accuracy_out_of_range_is_refused(accuracy, registry):
     with pytest.raises(ValueError, match=f"min_accuracy is {accuracy:g};.* 0 to 1"):
         promote_if_better(registry, NAME, "1", min_accuracy=accuracy)
 
@@ -235,7 +233,7 @@ def test_min_accuracy_that_is_no_share_is_refused(accuracy, registry):
 VERSION = {"kind": "version", "name": NAME, "path": "model", "tags": {}, "judge_by": "test"}
 
 
-def test_version_that_arrives_is_made_and_judged_once(registry):
+def test_uploaded_version_is_registered_and_compared_once(registry):
     version = VERSION | {"alpha": 0.05, "min_accuracy": 0.5}
     run_id = record(answers=FAIR)
 
@@ -246,7 +244,7 @@ def test_version_that_arrives_is_made_and_judged_once(registry):
     assert len(registry.search_model_versions(f"name = '{NAME}'")) == 1
 
 
-def test_version_that_arrives_is_made_also_where_it_can_not_be_judged(registry):
+def test_uploaded_version_is_registered_although_comparison_fails(registry):
     run_id = record(answers=FAIR)
 
     with pytest.warns(UserWarning, match="alexnet version 1 was not judged .*alpha is 5"):
@@ -257,14 +255,14 @@ def test_version_that_arrives_is_made_also_where_it_can_not_be_judged(registry):
     assert (champion(), challenger()) == (None, None)
 
 
-def test_registry_that_refuses_a_model_of_a_run_says_why(registry):
+def test_register_version_with_invalid_name_raises_with_reason(registry):
     with pytest.raises(MlflowException, match="name") as refused:
         register_model(registry, record(), "a/b")
 
     assert refused.value.error_code == "INVALID_PARAMETER_VALUE"
 
 
-def test_tags_that_may_not_be_deleted_do_not_hold_the_champion_up(registry, monkeypatch):
+def test_denied_deletion_of_tags_does_not_block_promotion(registry, monkeypatch):
     first, second = register(FAIR), register(EQUAL)
     promote_if_better(registry, NAME, first)
     promote_if_better(registry, NAME, second)
@@ -281,7 +279,7 @@ def test_tags_that_may_not_be_deleted_do_not_hold_the_champion_up(registry, monk
     assert registry.get_registered_model(NAME).tags["champions"] == "2 1"
 
 
-def test_tags_that_can_not_be_deleted_for_another_reason_are_told(registry, monkeypatch):
+def test_failed_deletion_of_tags_raises(registry, monkeypatch):
     first, second = register(FAIR), register(EQUAL)
     promote_if_better(registry, NAME, first)
     promote_if_better(registry, NAME, second)
@@ -296,7 +294,7 @@ def test_tags_that_can_not_be_deleted_for_another_reason_are_told(registry, monk
     assert (champion(), tags(second)["decision"]) == (first, "kept")
 
 
-def test_registry_that_fails_is_not_taken_for_one_whose_version_is_deleted(registry, monkeypatch):
+def test_find_existing_version_raises_where_the_registry_fails(registry, monkeypatch):
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     register(FAIR)
 

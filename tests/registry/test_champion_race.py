@@ -31,7 +31,7 @@ with socket.create_connection({address!r}) as connection:
 """
 
 
-def test_of_two_that_finish_together_the_better_is_champion(registry):
+def test_better_of_two_simultaneous_promotions_is_champion(registry):
     runs = [record(answers=each) for each in ANSWERS]
     names = [f"net{turn}" for turn in range(TRIES)]
     for turn, name in enumerate(names):
@@ -55,7 +55,7 @@ def test_of_two_that_finish_together_the_better_is_champion(registry):
     assert sorted(models) == sorted(names)  # and no lock
 
 
-def test_version_is_judged_anew_where_another_became_champion_meanwhile(registry):
+def test_promotion_is_rechecked_after_another_became_champion_meanwhile(registry):
     worst, good = (register(each, digest="old") for each in ANSWERS[::2])
     fair = register(ANSWERS[1], digest="new")
     promote_if_better(registry, NAME, worst)
@@ -72,7 +72,7 @@ def test_version_is_judged_anew_where_another_became_champion_meanwhile(registry
     assert (champion(), challenger()) == (good, fair)
 
 
-def test_version_that_another_process_judges_meanwhile_is_judged_once(registry):
+def test_version_promoted_by_another_process_meanwhile_is_decided_once(registry):
     first, second = register(ANSWERS[0], digest="old"), register(ANSWERS[1], digest="new")
     promote_if_better(registry, NAME, first)
     answers = read_predictions(registry.get_run(registry.get_model_version(NAME, first).run_id))
@@ -88,7 +88,7 @@ def test_version_that_another_process_judges_meanwhile_is_judged_once(registry):
     assert (decisions[0].outcome, decided(second)["earlier"]) == ("promoted", [])
 
 
-def test_version_that_stays_challenger_is_judged_once_too(registry):
+def test_challenger_compared_by_another_process_meanwhile_is_decided_once(registry):
     first, second = register(ANSWERS[0], digest="old"), register(ANSWERS[0], digest="new")
     promote_if_better(registry, NAME, first)
     assert promote_if_better(registry, NAME, second).outcome == "not judged"
@@ -106,7 +106,7 @@ def test_version_that_stays_challenger_is_judged_once_too(registry):
     assert (decisions[0].outcome, earlier) == ("kept", ["not judged"])
 
 
-def test_decision_whose_writing_took_too_long_gives_way_to_another(registry, monkeypatch):
+def test_decision_is_dropped_after_the_lock_was_lost(registry, monkeypatch):
     worst, fair, good = (register(each) for each in ANSWERS)
     promote_if_better(registry, NAME, worst)
     monkeypatch.setattr(lock, "STALE_SECONDS", 0.2)

@@ -15,7 +15,7 @@ from tests.support.spooled import answering
 FAIR = "y" * 10 + "n" * 30
 
 
-def test_lock_of_a_process_that_died_is_removed(registry, monkeypatch):
+def test_lock_of_dead_process_is_removed(registry, monkeypatch):
     version = register(FAIR)
     registry.create_registered_model(f"{NAME} (being judged)", description="of a dead process")
     monkeypatch.setattr(lock, "STALE_SECONDS", 0.2)
@@ -26,7 +26,7 @@ def test_lock_of_a_process_that_died_is_removed(registry, monkeypatch):
     assert [each.name for each in registry.search_registered_models()] == [NAME]
 
 
-def test_lock_that_others_took_for_dead_is_no_longer_held(registry, monkeypatch):
+def test_stale_lock_is_lost_to_the_next_process(registry, monkeypatch):
     monkeypatch.setattr(lock, "STALE_SECONDS", 0.2)
 
     with lock_model(registry, NAME) as first_is_locked:
@@ -35,14 +35,14 @@ def test_lock_that_others_took_for_dead_is_no_longer_held(registry, monkeypatch)
             assert (first_is_locked(), second_is_locked()) == (False, True)
 
 
-def test_lock_that_another_has_taken_meanwhile_is_not_removed(registry):
+def test_lock_acquired_by_another_meanwhile_is_not_broken(registry):
     with lock_model(registry, NAME) as is_locked:
         lock._break(registry, f"{NAME} (being judged)", "who held it before")
 
         assert is_locked()
 
 
-def test_lock_of_another_user_who_died_is_told_with_who_can_remove_it(registry, monkeypatch):
+def test_stale_lock_of_another_user_raises_with_who_can_delete_it(registry, monkeypatch):
     name = f"{NAME} (being judged)"
     registry.create_registered_model(name, description="of a dead process")
     monkeypatch.setattr(lock, "STALE_SECONDS", 0.2)
@@ -58,7 +58,7 @@ def test_lock_of_another_user_who_died_is_told_with_who_can_remove_it(registry, 
     assert mentions(str(told.value), f"'{name}'", "user", "admin", "delete")
 
 
-def test_lock_whose_request_was_sent_twice_is_held(registry, monkeypatch):
+def test_lock_requested_twice_is_held(registry, monkeypatch):
     create = registry.create_registered_model
 
     def create_twice(name, **more):  # as a client does that lost the first answer
@@ -72,7 +72,7 @@ def test_lock_whose_request_was_sent_twice_is_held(registry, monkeypatch):
     assert registry.search_registered_models() == []
 
 
-def test_registry_that_gives_no_lock_is_told_at_once(monkeypatch):
+def test_denied_lock_raises_at_once(monkeypatch):
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     with (
         answering(403) as address,
@@ -84,7 +84,7 @@ def test_registry_that_gives_no_lock_is_told_at_once(monkeypatch):
     assert refused.value.error_code == "PERMISSION_DENIED"
 
 
-def test_lock_is_let_go_where_something_fails(registry):
+def test_lock_is_released_after_an_error(registry):
     register(FAIR)
     with pytest.raises(OSError, match="disk"), lock_model(registry, NAME):
         raise OSError("disk")

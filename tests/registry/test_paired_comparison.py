@@ -65,7 +65,7 @@ def test_versions_with_other_images_are_not_compared(first, second, how, judged)
 
 
 @pytest.mark.parametrize("others", [OTHER_LABELS, OTHER_INDICES], ids=["labels", "indices"])
-def test_as_many_other_images_are_noticed(others, judged):
+def test_other_images_of_equal_number_are_not_compared(others, judged):
     assert "(other " in judged(register(FAIR), relabelled(**others)).reason
 
 
@@ -75,7 +75,7 @@ def test_data_of_the_same_name_and_digest_are_the_same(judged):
     assert judged(register(FAIR, **data), register(GOOD, **data)).outcome == "promoted"
 
 
-def test_champion_is_asked_for_its_answers_to_other_images(registry, judged):
+def test_champion_tested_on_other_images_is_evaluated(registry, judged):
     first, second = register("y" * 50, digest="old"), register(GOOD, digest="new")
     answers = read_predictions(mlflow.get_run(record(answers=FAIR)))
     asked = []
@@ -90,7 +90,7 @@ def test_champion_is_asked_for_its_answers_to_other_images(registry, judged):
     assert (decision.paired.right, decision.paired.count) == ((20, 30), 40)
 
 
-def test_challenger_is_asked_where_its_run_kept_no_answers(judged):
+def test_challenger_without_predictions_is_evaluated(judged):
     answers = read_predictions(mlflow.get_run(record(answers=GOOD)))
 
     decision = judged(register(FAIR), register(), evaluate={"2": answers}.get)
@@ -98,7 +98,7 @@ def test_challenger_is_asked_where_its_run_kept_no_answers(judged):
     assert (decision.outcome, decision.accuracy) == ("promoted", 0.75)
 
 
-def test_answers_to_the_wrong_images_are_no_evidence(judged):
+def test_predictions_of_wrong_images_are_not_compared(judged):
     wrong = read_predictions(mlflow.get_run(record(answers="yn")))
 
     decision = judged(
@@ -109,7 +109,7 @@ def test_answers_to_the_wrong_images_are_no_evidence(judged):
     assert "version 1 (40 images, not 2)" in decision.reason
 
 
-def test_evaluation_that_fails_is_told_in_one_line(judged):
+def test_failed_evaluation_is_reported_in_one_line(judged):
     def evaluate(version):
         raise RuntimeError(f"no program.pt2\nin {version}")
 
@@ -120,7 +120,7 @@ def test_evaluation_that_fails_is_told_in_one_line(judged):
     assert champion() == "1"
 
 
-def test_broken_answers_are_told(registry, judged):
+def test_broken_predictions_are_reported(registry, judged):
     run_id = record()
     registry.log_text(run_id, "[]", "predictions.json")
 
@@ -129,7 +129,7 @@ def test_broken_answers_are_told(registry, judged):
     assert mentions(reason, "predictions.json", "version 2", "index")
 
 
-def test_champion_whose_run_is_deleted_is_still_judged_by_what_it_kept(registry, judged):
+def test_champion_with_deleted_run_is_compared_by_its_predictions(registry, judged):
     first, second = register(FAIR), register(GOOD)
     registry.delete_run(registry.get_model_version(NAME, first).run_id)
 
@@ -139,7 +139,7 @@ def test_champion_whose_run_is_deleted_is_still_judged_by_what_it_kept(registry,
     assert mentions(decision.text.split("; ")[-1], "run of version 1", "deleted")
 
 
-def test_champion_whose_answers_are_lost_stays(registry):
+def test_champion_without_predictions_stays(registry):
     first, second = register(FAIR), register(GOOD)
     promote_if_better(registry, NAME, first)
     run = registry.get_run(registry.get_model_version(NAME, first).run_id)
@@ -151,7 +151,7 @@ def test_champion_whose_answers_are_lost_stays(registry):
     assert champion() == first
 
 
-def test_after_a_deleted_champion_the_one_before_is_judged_against(registry):
+def test_version_after_deleted_champion_is_compared_with_the_one_before(registry):
     versions = [register(each) for each in (FAIR, GOOD, "y" * 28 + "n" * 12, "y" * 40)]
     for each in versions[:2]:
         promote_if_better(registry, NAME, each)
@@ -168,7 +168,7 @@ def test_after_a_deleted_champion_the_one_before_is_judged_against(registry):
     assert champion() == "4"
 
 
-def test_after_none_but_deleted_champions_a_version_is_the_first(registry):
+def test_version_after_only_deleted_champions_is_the_first(registry):
     first, second = register(GOOD), register(FAIR)
     promote_if_better(registry, NAME, first)
     registry.delete_model_version(NAME, first)
@@ -179,7 +179,7 @@ def test_after_none_but_deleted_champions_a_version_is_the_first(registry):
     assert mentions(decision.text.split("; ")[-1], "version 1", "deleted")
 
 
-def test_version_of_no_run_is_not_judged(registry):
+def test_version_without_run_is_not_evaluated(registry):
     register(FAIR)
     registry.create_model_version(NAME, "/models/alexnet")
 
@@ -189,7 +189,7 @@ def test_version_of_no_run_is_not_judged(registry):
     assert mentions(decision.reason, "version 2", "no run")
 
 
-def test_version_whose_run_is_gone_for_good_is_not_compared(registry):
+def test_version_whose_run_does_not_exist_is_not_compared(registry):
     first, second = register(FAIR), register(GOOD)
     promote_if_better(registry, NAME, first)
     third = registry.create_model_version(NAME, "/models/alexnet", "0" * 32).version

@@ -38,7 +38,7 @@ def judged(*answers):
         promote_if_better(mlflow.MlflowClient(), NAME, register(each))
 
 
-def test_version_is_promoted_by_its_answers(cli):
+def test_version_is_promoted_by_its_predictions(cli):
     judged(FAIR)
     register(GOOD)
 
@@ -48,7 +48,7 @@ def test_version_is_promoted_by_its_answers(cli):
     assert mentions(done.out, "alexnet version 2 is champion", "better", "version 1", "40 images")
 
 
-def test_version_that_is_not_better_is_not_promoted_and_the_exit_code_says_so(cli):
+def test_version_that_is_not_better_is_not_promoted_and_exits_1(cli):
     judged(GOOD)
     register(GOOD)
 
@@ -58,7 +58,7 @@ def test_version_that_is_not_better_is_not_promoted_and_the_exit_code_says_so(cl
     assert mentions(done.out, "alexnet version 1 stays champion", "version 2", "not")
 
 
-def test_version_is_judged_again_by_other_bounds(cli):
+def test_promote_with_other_bounds_decides_again(cli):
     judged(FAIR, "y" * 25 + "n" * 15)
     assert tags("2")["p_value"] == "0.062"
 
@@ -73,7 +73,7 @@ def test_first_version_takes_min_accuracy(cli):
     assert cli("promote alexnet 1 --min-accuracy 0.5").code == 0
 
 
-def test_forced_version_tells_who_did_it_and_why(cli):
+def test_forced_version_records_user_and_reason(cli):
     judged(GOOD, WORST)
 
     done = cli("promote alexnet 2 --force --why", "it is half the size")
@@ -95,7 +95,7 @@ def test_forced_version_tells_who_did_it_and_why(cli):
     }
 
 
-def test_user_without_a_name_is_told_by_number(cli, monkeypatch):
+def test_user_without_a_name_is_recorded_by_number(cli, monkeypatch):
     for name in ("LOGNAME", "USER", "LNAME", "USERNAME"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr("os.getuid", lambda: 2**31 - 3)  # as in a container
@@ -134,7 +134,7 @@ def test_rollback_follows_a_champion_that_came_back(cli):
     assert seen == ["1", "3", "2", "1"]
 
 
-def test_version_that_was_rolled_back_stays_so_when_it_is_delivered_again(cli):
+def test_rolled_back_version_stays_so_when_it_is_uploaded_again(cli):
     judged(FAIR, GOOD)
     cli("rollback alexnet")
 
@@ -142,7 +142,7 @@ def test_version_that_was_rolled_back_stays_so_when_it_is_delivered_again(cli):
     assert champion() == "1"
 
 
-def test_next_version_is_judged_against_the_one_that_came_back(cli):
+def test_version_after_rollback_is_compared_with_the_restored_champion(cli):
     judged(FAIR, GOOD)
     cli("rollback alexnet")
     register(BEST)
@@ -162,7 +162,7 @@ def test_rollback_passes_over_versions_that_are_deleted(cli):
     assert mentions(said, "alexnet", "deleted (1)", "`pyclassify promote alexnet VERSION --force")
 
 
-def test_rollback_puts_the_one_before_in_the_place_of_a_deleted_champion(cli):
+def test_rollback_of_a_deleted_champion_restores_the_one_before(cli):
     judged(FAIR, GOOD)
     mlflow.MlflowClient().delete_model_version(NAME, "2")
 
@@ -171,7 +171,7 @@ def test_rollback_puts_the_one_before_in_the_place_of_a_deleted_champion(cli):
     assert champion() == "1"
 
 
-def test_rollback_gives_back_an_alias_that_was_taken(cli):
+def test_rollback_restores_a_deleted_alias(cli):
     judged(FAIR, GOOD)
     mlflow.MlflowClient().delete_registered_model_alias(NAME, "champion")
 
@@ -194,7 +194,7 @@ def test_rollback_gives_back_an_alias_that_was_taken(cli):
         ("promote alexnet 2 --min-accuracy 50", ["min_accuracy", "50", "from 0 to 1"]),
     ],
 )
-def test_mistake_is_answered_in_one_line(line, facts, cli):
+def test_invalid_argument_is_reported_in_one_line(line, facts, cli):
     run_id = record()
     for _ in range(2):
         register(run_id=run_id)
@@ -216,7 +216,7 @@ def test_mistake_is_answered_in_one_line(line, facts, cli):
         ("rollback", ["required: NAME", "`pyclassify rollback --help`"]),
     ],
 )
-def test_wrong_command_line_is_answered_before_anything_is_opened(line, facts, cli, monkeypatch):
+def test_usage_error_is_reported_before_the_store_is_opened(line, facts, cli, monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:///nowhere.db")
 
     done = cli(line)
@@ -225,7 +225,7 @@ def test_wrong_command_line_is_answered_before_anything_is_opened(line, facts, c
     assert not Path("nowhere.db").exists()
 
 
-def test_model_of_a_like_name_is_named(cli):
+def test_unknown_model_is_reported_with_the_nearest_name(cli):
     judged(FAIR)
 
     assert cli("rollback alexnte").err.endswith("mlflow.db; nearest: alexnet\n")
@@ -238,7 +238,7 @@ def test_model_without_a_champion_has_nothing_to_go_back_to(cli):
     assert mentions(said, "alexnet", "no champion", "`pyclassify promote alexnet VERSION`")
 
 
-def test_registry_that_is_away_is_told_in_one_line(cli, monkeypatch):
+def test_unreachable_registry_is_reported_in_one_line(cli, monkeypatch):
     monkeypatch.setenv("MLFLOW_REGISTRY_URI", "http://me:secret@127.0.0.1:9")
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
 

@@ -55,7 +55,7 @@ def train(cli):
     return train
 
 
-def test_version_tells_where_it_is_from_and_how_good_it_is(trained):
+def test_version_has_tags_of_its_run_data_and_accuracy(trained):
     run = trained.run
 
     version = mlflow.MlflowClient().get_model_version("shapes", "1")
@@ -68,7 +68,7 @@ def test_version_tells_where_it_is_from_and_how_good_it_is(trained):
     assert version.tags["test_data"].endswith(digest)
 
 
-def test_version_answers_with_the_weights_that_were_tested(trained):
+def test_version_predicts_with_the_tested_weights(trained):
     run = trained.run
     weights = mlflow.artifacts.download_artifacts(None, run.info.run_id, "weights/best.ckpt")
     classifier = Classifier(networks.Linear).eval()
@@ -84,7 +84,7 @@ def test_version_answers_with_the_weights_that_were_tested(trained):
     assert probabilities == pytest.approx(best.values.tolist(), abs=1e-5)
 
 
-def test_version_s_page_says_what_it_is(trained):
+def test_version_description_names_network_data_and_run(trained):
     run = trained.run
 
     version = mlflow.MlflowClient().get_model_version("shapes", "1")
@@ -126,7 +126,7 @@ def test_run_that_is_trained_no_longer_has_one_version(train, monkeypatch):
     assert mlflow.get_run(run.info.run_id).data.tags["pyclassify.models"].isdecimal()
 
 
-def test_job_without_a_network_is_registered_when_it_is_delivered(
+def test_run_of_an_offline_job_is_registered_when_it_is_uploaded(
     empty_store, tmp_path, cli, monkeypatch, capsys
 ):
     (tmp_path / "there").mkdir()
@@ -166,7 +166,7 @@ def test_model_that_can_not_be_registered_stays_in_the_run(train, monkeypatch):
     assert mlflow.MlflowClient().get_model_version("shapes", "1").run_id == run.info.run_id
 
 
-def test_version_that_the_registry_refuses_is_told_with_what_makes_it(train):
+def test_version_refused_by_the_registry_is_reported_with_the_command(train):
     with pytest.warns(UserWarning, match="not registered") as said:
         _, run = train("..")  # a name that MLflow does not take
 
@@ -178,18 +178,18 @@ def test_version_that_the_registry_refuses_is_told_with_what_makes_it(train):
 
 
 @pytest.mark.parametrize("name", ["", "no/name", "a:b"])
-def test_name_that_no_model_can_have_is_refused_at_the_start(name):
+def test_invalid_name_is_refused_at_the_start(name):
     with pytest.raises(MisconfigurationException, match=f"name is {name!r}; .*/ and :"):
         RegisterModel(name)
 
 
 @pytest.mark.parametrize(("bound", "value"), [("alpha", 5), ("min_accuracy", -1)])
-def test_bound_that_is_out_of_range_is_refused_at_the_start(bound, value):
+def test_bound_out_of_range_is_refused_at_the_start(bound, value):
     with pytest.raises(MisconfigurationException, match=f"{bound} is {value}; "):
         RegisterModel("net", **{bound: value})
 
 
-def test_network_without_preprocessing_costs_a_warning(cli):
+def test_network_without_preprocessing_warns(cli):
     foreign = "--model=tests.support.networks.Module --data=tests.support.networks.Data"
 
     with pytest.warns(UserWarning, match="model can't be made .+`preprocess`"):

@@ -92,14 +92,14 @@ def test_champion_of_other_images_is_evaluated_on_those_of_the_new_one(cli, bad_
     assert "on 200 images" in said.out
 
 
-def test_validation_images_judge_where_they_are_named(cli, bad_champion):
+def test_versions_are_compared_on_validation_images_where_configured(cli, bad_champion):
     said = cli(f"{GOOD} {REGISTER} --register.judge_by=val")
 
     assert "on 200 images" in said.out
     assert standing()["champion"] == "2"
 
 
-def test_version_answers_as_its_own_test_did(good_champion):
+def test_predict_version_reproduces_the_logged_predictions(good_champion):
     run, _ = list_runs(good_champion)
     table = json.loads(mlflow.artifacts.load_text(f"{run.info.artifact_uri}/predictions.json"))
     place, label, guess = (table["columns"].index(each) for each in ("index", "label", "predicted"))
@@ -110,7 +110,7 @@ def test_version_answers_as_its_own_test_did(good_champion):
     assert answers == {row[place]: (row[label], row[label] == row[guess]) for row in table["data"]}
 
 
-def test_version_answers_for_the_places_that_were_tested_alone(good_champion):
+def test_predict_version_with_indices_predicts_those_alone(good_champion):
     data = SyntheticDataModule(train_size=400, val_size=200, test_size=300)
     data.setup("test")
 
@@ -120,7 +120,7 @@ def test_version_answers_for_the_places_that_were_tested_alone(good_champion):
     assert some == {place: answers[place] for place in (0, 130, 299)}
 
 
-def test_version_answers_for_whole_images_in_files(good_champion, tmp_path):
+def test_predict_version_reads_whole_images_from_files(good_champion, tmp_path):
     images, labels = synthetic.generate_images(12, seed=3)
     files = []
     for number, image in enumerate(images):
@@ -135,14 +135,14 @@ def test_version_answers_for_whole_images_in_files(good_champion, tmp_path):
     assert len(answers) == 12
 
 
-def test_images_that_are_no_bytes_are_not_judged(good_champion):
+def test_predict_version_of_float_images_raises(good_champion):
     images = TensorDataset(torch.zeros(1, 3, 64, 64), torch.zeros(1))
 
     with pytest.raises(ValueError, match=r"torch\.float32\b.*bytes"):
         predict_version(good_champion, "shapes", "2", images, synthetic.CLASSES)
 
 
-def test_network_for_other_classes_is_not_judged(bad_champion):
+def test_predict_version_for_other_classes_raises(bad_champion):
     with pytest.raises(ValueError, match="version 1") as refused:
         predict_version(bad_champion, "shapes", "1", [], ["cat", "dog"])
     assert mentions(str(refused.value), "10 classes", "of 2 (cat, dog")
