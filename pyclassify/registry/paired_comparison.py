@@ -148,14 +148,15 @@ class PairedComparison:
         try:
             run = self.client.get_run(version.run_id)
         except Exception as error:  # each kind of store fails in its own way
-            reason = f"the run of {label} can't be read ({format_error(error, _MAX_ERROR_LENGTH)})"
-            raise EvaluationError(reason) from error
+            message = format_error(error, _MAX_ERROR_LENGTH)
+            raise EvaluationError(f"the run of {label} can't be read ({message})") from error
         if run.info.lifecycle_stage == "deleted":
             self.notes[version.number] = f"the run of {label} is deleted"
         try:
             predictions = read_predictions(run, self.client)
         except Exception as error:  # each kind of artifact store fails in its own way
-            reason = f"{PREDICTIONS_FILE} of {label} can't be read ({format_error(error, _MAX_ERROR_LENGTH)})"
+            message = format_error(error, _MAX_ERROR_LENGTH)
+            reason = f"{PREDICTIONS_FILE} of {label} can't be read ({message})"
             raise EvaluationError(reason) from error
         if predictions is None:
             raise EvaluationError(f"the run of {label} has no {PREDICTIONS_FILE}")
@@ -167,7 +168,8 @@ class PairedComparison:
         try:
             predictions = _TestPredictions(None, self._evaluate(version.number))
         except Exception as error:  # the model may be anyone's
-            reason = f"version {version.number} could not be evaluated ({format_error(error, _MAX_ERROR_LENGTH)})"
+            message = format_error(error, _MAX_ERROR_LENGTH)
+            reason = f"version {version.number} could not be evaluated ({message})"
             raise EvaluationError(reason) from error
         self._predictions[version.number] = predictions
         return predictions
