@@ -54,7 +54,7 @@ TRACKING = {
     "pictures": [(PredictionLogger, "_log_figures"), (predictions, "_log_figure")],
     "weights": [(RunLogger, "_log_weights")],
     "system metrics": [
-        (RunLogger, "watch"),
+        (RunLogger, "start_system_metrics"),
         (JobMonitor, "collect_metrics"),
         (JobMonitor, "publish_metrics"),
         (JobMonitor, "stop"),

@@ -367,7 +367,7 @@ def summarise(
     if logger is not None and logger.run_id:
         import mlflow
 
-        written = logger.written
+        written = logger.spooled_run
         uri, experiment, run_id = (
             mlflow.get_tracking_uri(),
             written.experiment_id,

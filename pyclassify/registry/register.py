@@ -82,7 +82,7 @@ class RegisterModel(Callback):
 
     def _register(self, logger: RunLogger, name: str, kept: dict[str, Any]) -> None:
         """Ask for the version, and say which it is or what becomes of it without the registry."""
-        written, delivery = logger.written, logger.written.delivery
+        written, delivery = logger.spooled_run, logger.spooled_run.delivery
         bounds = {"min_accuracy": self.min_accuracy, "alpha": self.alpha}
         record = {"kind": "version", "name": name, "judge_by": self.judge_by, **bounds}
         if delivery is not None:
@@ -109,7 +109,7 @@ class RegisterModel(Callback):
     def _judge(self, logger: RunLogger, name: str, trainer: Trainer) -> None:
         """Compare it with the champion by what this process has of the images, where need be."""
 
-        client = logger.written.server()
+        client = logger.spooled_run.server()
         data: Any = getattr(trainer, "datamodule", None)
         callbacks: list[Callback] = getattr(trainer, "callbacks", [])
         tested = next(
@@ -255,7 +255,7 @@ def _log_model(logger: RunLogger, trainer: Trainer, network: LightningModule) ->
 def _name_folder(logger: RunLogger, step: int) -> str:
     """Where a run keeps the model of a step: a run that is trained for longer has several."""
     kept = [
-        each for each in logger.written.read().data.tags.get(_MODELS_TAG, "").split(",") if each
+        each for each in logger.spooled_run.read().data.tags.get(_MODELS_TAG, "").split(",") if each
     ]
     if str(step) not in kept:
         kept.append(str(step))

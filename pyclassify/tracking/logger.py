@@ -1,4 +1,4 @@
-"""The logger: one `mlflow run` is one run, whatever the number of processes."""
+"""The Lightning logger of MLflow runs: one `mlflow run` is one run for any number of processes."""
 
 import sys
 import tempfile
@@ -27,14 +27,20 @@ class RunLogger(MLFlowLogger):
     """Log to the run that `mlflow run` made, or else to a new one.
 
     Args:
-        experiment_name: The experiment of a new run; MLflow's own choice without it.
-        run_name: The run's name; without it, one made of network, data and seed.
-        tracking_uri: The tracking server or database; MLflow's own choice without it:
+        experiment_name: The experiment of a new run; by default MLflow's own choice.
+        run_name: The run's name; by default made of network, data and seed.
+        tracking_uri: The tracking server or database; by default MLflow's own choice:
             MLFLOW_TRACKING_URI, or mlflow.db in this folder.
         tags: Tags to set on the run.
         save_dir: The folder of the checkpoints, one folder a run in it.
         system_metrics: Whether to log, each 10 s, what this job takes of processors, memory and
             its own GPUs.
+
+    Attributes:
+        spooled_run: The open run, once `experiment` was read.
+
+    Example:
+        >>> trainer = Trainer(logger=RunLogger(experiment_name="cifar10"))
     """
 
     def __init__(
@@ -46,7 +52,8 @@ class RunLogger(MLFlowLogger):
         save_dir: str = "runs",
         system_metrics: bool = True,
     ) -> None:
-        self._folder, self._unwatched = save_dir, system_metrics
+        self._save_dir = save_dir
+        self._starts_system_metrics = system_metrics
         if not launcher.is_rank_zero():
             # The other ranks neither import mlflow nor open its database.
             Logger.__init__(self)
@@ -67,58 +74,62 @@ class RunLogger(MLFlowLogger):
     @property
     @rank_zero_experiment
     def experiment(self) -> Any:
-        """An `MlflowClient` that writes to the run's spool, with the run started."""
+        """The `MlflowClient` that writes to the run's spool; starts the run."""
         if not self._initialized:
-            self.written = run.start_run(
-                self._experiment_name, self._run_name, self.tags, self._tracking_uri, self._folder
+            self.spooled_run = run.start_run(
+                self._experiment_name,
+                self._run_name,
+                self.tags,
+                self._tracking_uri,
+                self._save_dir,
             )
-            checkpoints.keep_first(self.written.keep)
-            self._mlflow_client = self.written.client
-            self._run_id = self.written.run_id
-            self._experiment_id = self.written.experiment_id
+            checkpoints.keep_first(self.spooled_run.keep)
+            self._mlflow_client = self.spooled_run.client
+            self._run_id = self.spooled_run.run_id
+            self._experiment_id = self.spooled_run.experiment_id
             self._initialized = True
         return self._mlflow_client
 
     @property
     def save_dir(self) -> str:
-        return self._folder
+        return self._save_dir
 
     @rank_zero_only
     def log_hyperparams(self, params: dict[str, Any] | Namespace) -> None:
-        """Nothing: `RecordConfig` logs the resolved configuration, which holds them all."""
+        """Log nothing: `RunRecorder` logs the resolved configuration, which has them all."""
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        """Log metrics; those of the test at step 0, as the whole run's that they are.
+        """Log metrics at their step, except those of the test, which are logged at step 0.
 
-        `mlflow ui` draws a metric as bars where all of its points are at step 0.
+        `mlflow ui` draws a metric as a bar if its only point is at step 0.
         """
-        spelled = {
+        rounded = {
             name: _round_float32(value) if isinstance(value, float) else value
             for name, value in metrics.items()
         }
-        tested = {name: value for name, value in spelled.items() if name.startswith("test_")}
-        others = {name: value for name, value in spelled.items() if name not in tested}
-        if tested:
-            super().log_metrics(tested, 0)
-        if others and not (tested and others.keys() == {"epoch"}):
+        test_metrics = {n: value for n, value in rounded.items() if n.startswith("test_")}
+        others = {name: value for name, value in rounded.items() if name not in test_metrics}
+        if test_metrics:
+            super().log_metrics(test_metrics, 0)
+        if others and not (test_metrics and others.keys() == {"epoch"}):
             super().log_metrics(others, step)
 
     @rank_zero_only
-    def watch(self, gpus: Sequence[int]) -> None:
-        """Log system metrics from now to the run's end, unless that was done or not asked for.
+    def start_system_metrics(self, gpus: Sequence[int]) -> None:
+        """Log system metrics until the run's end, if `system_metrics` is set; once for a logger.
 
         Args:
-            gpus: This job's own, as torch counts them.
+            gpus: The indices of this job's GPUs in torch.
         """
-        if self._unwatched:
-            self._unwatched = False
-            warn_on_error("system metrics", self._watch, gpus)
+        if self._starts_system_metrics:
+            self._starts_system_metrics = False
+            warn_on_error("system metrics", self._start_monitor, gpus)
 
-    def _watch(self, gpus: Sequence[int]) -> None:
+    def _start_monitor(self, gpus: Sequence[int]) -> None:
         from pyclassify.tracking.system_metrics import JobMonitor
 
-        monitor = JobMonitor(str(self.run_id), self.written.spool_uri, gpus)
+        monitor = JobMonitor(str(self.run_id), self.spooled_run.spool_uri, gpus)
         run.call_before_end(monitor.stop)
         monitor.start()
 
@@ -128,14 +139,14 @@ class RunLogger(MLFlowLogger):
 
     @rank_zero_only
     def finalize(self, status: str = "success") -> None:
-        """Keep the best weights; Lightning calls this after each of fit, validate and test.
+        """Log the best weights; Lightning calls this after each of fit, validate and test.
 
-        A run that failed or was stopped ends here at once, since Lightning's launcher may kill
-        this process a moment later. One that succeeds ends when all that was asked for is done.
+        A run that failed or was stopped ends here, since Lightning's launcher may kill this process
+        a moment later. A run that succeeds ends when the whole command is done.
         """
         if status == "failed":
-            stopped = isinstance(sys.exc_info()[1], KeyboardInterrupt)
-            run.end_run("KILLED" if stopped else "FAILED")
+            is_stopped = isinstance(sys.exc_info()[1], KeyboardInterrupt)
+            run.end_run("KILLED" if is_stopped else "FAILED")
             return
         best = self._checkpoint_callback and self._checkpoint_callback.best_model_path
         if best:
@@ -143,15 +154,15 @@ class RunLogger(MLFlowLogger):
             self._log_weights(best)
 
     def _log_weights(self, path: str) -> None:
-        # Without the optimizer's state, a third of the size for Adam.
-        kept = ("state_dict", "epoch", "global_step", "pytorch-lightning_version")
+        # Without the optimizer's state, which is two thirds of the size for Adam.
+        keys = ("state_dict", "epoch", "global_step", "pytorch-lightning_version")
         try:
-            # This process's own file, whatever callbacks put in.
+            # The file was written by this process, and callbacks may have put any object in it.
             checkpoint = torch.load(path, map_location="cpu", weights_only=False, mmap=True)
             with tempfile.TemporaryDirectory() as folder:
                 weights = Path(folder, Path(BEST_WEIGHTS_PATH).name)
                 data = checkpoints.find_data_state(checkpoint)
-                torch.save({**{key: checkpoint[key] for key in kept}, **data}, weights)
+                torch.save({**{key: checkpoint[key] for key in keys}, **data}, weights)
                 self.experiment.log_artifact(
                     self.run_id, str(weights), str(Path(BEST_WEIGHTS_PATH).parent)
                 )
@@ -160,9 +171,9 @@ class RunLogger(MLFlowLogger):
 
 
 def _round_float32(value: float) -> float:
-    """Spell what torch has in 32 bits with as few digits as tell it from all others.
+    """Round to the fewest digits that identify a float32, if the value is one.
 
-    As a float of Python's, 0.81 would be kept, and shown, as 0.8100000023841858.
+    Python converts torch's 0.81 to 0.8100000023841858, which MLflow would show.
     """
     with np.errstate(over="ignore"):
         narrow = np.float32(value)
@@ -170,5 +181,5 @@ def _round_float32(value: float) -> float:
 
 
 def find_run_logger(trainer: Trainer) -> RunLogger | None:
-    """The trainer's `RunLogger`, which may be one of several loggers."""
-    return next((each for each in trainer.loggers if isinstance(each, RunLogger)), None)
+    """Find the `RunLogger` among the trainer's loggers."""
+    return next((logger for logger in trainer.loggers if isinstance(logger, RunLogger)), None)

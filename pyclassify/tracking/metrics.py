@@ -1,7 +1,7 @@
-"""The metrics that are no network's own: speed and learning rate by epoch, and whole runs' bests.
+"""The metrics of any training: speed and learning rate by epoch, and totals of the run.
 
-They go to each of the trainer's loggers under the same names, at no wait for the device but one
-an epoch.
+They go to all loggers of the trainer under the same names. The device is synchronized only once
+an epoch and at each validation.
 """
 
 import time
@@ -18,65 +18,77 @@ from pyclassify.tracking.run import warn_on_error
 
 
 class RunMetrics(Callback):
-    """Log, by epoch and at its last step:
+    """Log metrics of the training and of the run.
 
-    - `epoch_seconds`: from the epoch's start to its end, validation included;
-    - `images_per_second`: training images of all processes, validation's time left out;
-    - `learning_rate`: of the first group of parameters, as the epoch began.
+    At the last step of each epoch:
 
-    And at step 0, so that `mlflow ui` draws them as bars: `parameters`, how many there are;
-    `best_val_accuracy`; and `wall_seconds`, since this callback was made.
+    - `epoch_seconds`: from the epoch's start to its end, with validation;
+    - `images_per_second`: training images of all processes, without the time of validation;
+    - `learning_rate`: of the first parameter group, at the start of the epoch.
 
-    Of a training that was stopped and goes on, the seconds are those of all attempts, as far as
-    they were kept.
+    At step 0, so that `mlflow ui` draws them as bars:
+
+    - `parameters`: the number of parameters;
+    - `best_val_accuracy`: the best of all epochs;
+    - `wall_seconds`: since this callback was created.
+
+    Seconds of a resumed training are those of all attempts, up to their checkpoints.
+
+    Example:
+        >>> trainer = Trainer(logger=RunLogger(), callbacks=[RunMetrics()])
     """
 
     def __init__(self) -> None:
-        self._made, self._before, self.restores = time.monotonic(), 0.0, False
-        self._best: float | None = None
-        self._counted = False
-        self._images, self._validating = 0, 0.0
-        self._rate: float | None = None
-        self._started = time.perf_counter()
+        self._created = time.monotonic()
+        self._earlier_seconds = 0.0  # of earlier attempts
+        self._best_accuracy: float | None = None
+        self._is_set_up = False
+        self._is_fitting = False
+        self._epoch_started = time.perf_counter()
+        self._validation_seconds = 0.0  # of the epoch
+        self._images = 0  # of the epoch
+        self._learning_rate: float | None = None
 
     def state_dict(self) -> dict[str, Any]:
         return {
-            "best_val_accuracy": self._best,
+            "best_val_accuracy": self._best_accuracy,
             "wall_seconds": self._seconds(),
             "epoch": {
-                "seconds": time.perf_counter() - self._started,
+                "seconds": time.perf_counter() - self._epoch_started,
                 "images": self._images,
-                "validating": self._validating,
-                "learning_rate": self._rate,
+                "validating": self._validation_seconds,
+                "learning_rate": self._learning_rate,
             },
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        if not self.restores:  # a test loads the best checkpoint, which is older
+        if not self._is_fitting:  # a test loads the best checkpoint, which is older
             return
-        self._best = state_dict["best_val_accuracy"]
-        self._before = state_dict.get("wall_seconds", 0.0)
+        self._best_accuracy = state_dict["best_val_accuracy"]
+        self._earlier_seconds = state_dict.get("wall_seconds", 0.0)
         if epoch := state_dict.get("epoch"):
-            self._started = time.perf_counter() - epoch["seconds"]
-            self._images, self._validating = epoch["images"], epoch["validating"]
-            self._rate = epoch["learning_rate"]
+            self._epoch_started = time.perf_counter() - epoch["seconds"]
+            self._validation_seconds = epoch["validating"]
+            self._images = epoch["images"]
+            self._learning_rate = epoch["learning_rate"]
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        self.restores = stage == "fit"
-        if not self._counted:  # before a strategy shares them out
+        self._is_fitting = stage == "fit"
+        if not self._is_set_up:  # before a strategy shards the parameters
+            self._is_set_up = True
             count = warn_on_error("the number of parameters", count_parameters, pl_module)
             _log_metrics(trainer, {"parameters": count}, step=0)
-            self._counted = True
             if (logger := find_run_logger(trainer)) is not None:
                 devices = getattr(trainer.strategy, "parallel_devices", None) or []
                 devices = devices or [trainer.strategy.root_device]
-                logger.watch([each.index or 0 for each in devices if each.type == "cuda"])
+                gpus = [device.index or 0 for device in devices if device.type == "cuda"]
+                logger.start_system_metrics(gpus)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._images, self._validating = 0, 0.0
+        self._images, self._validation_seconds = 0, 0.0
         groups = trainer.optimizers[0].param_groups if trainer.optimizers else [{}]
-        self._rate = groups[0].get("lr")
-        self._started = time.perf_counter()
+        self._learning_rate = groups[0].get("lr")
+        self._epoch_started = time.perf_counter()
 
     def on_train_batch_end(
         self,
@@ -89,34 +101,35 @@ class RunMetrics(Callback):
         self._images += count_images(batch)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        _wait(trainer)
-        self._paused = time.perf_counter()
+        _synchronize(trainer)
+        self._validation_started = time.perf_counter()
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.sanity_checking:  # before the first epoch
             return
         accuracy = trainer.callback_metrics.get("val_accuracy")
         if accuracy is not None and not accuracy.isnan():
-            self._best = max(float(accuracy), self._best or 0.0)  # on the host by now
-        self._validating += time.perf_counter() - self._paused
+            # Validation has ended, so that this does not wait for the device.
+            self._best_accuracy = max(float(accuracy), self._best_accuracy or 0.0)
+        self._validation_seconds += time.perf_counter() - self._validation_started
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        _wait(trainer)
-        seconds = time.perf_counter() - self._started
-        found = {
+        _synchronize(trainer)
+        seconds = time.perf_counter() - self._epoch_started
+        speed = None
+        if self._images:
+            training_seconds = max(seconds - self._validation_seconds, 1e-9)
+            speed = round(trainer.world_size * self._images / training_seconds, 1)
+        metrics = {
             "epoch_seconds": round(seconds, 3),
-            "images_per_second": round(
-                trainer.world_size * self._images / max(seconds - self._validating, 1e-9), 1
-            ),
-            "learning_rate": self._rate,
+            "images_per_second": speed,
+            "learning_rate": self._learning_rate,
         }
-        if not self._images:
-            del found["images_per_second"]
         # The step that Lightning gives to the epoch's other metrics.
-        _log_metrics(trainer, found, step=trainer.fit_loop.epoch_loop._batches_that_stepped - 1)
+        _log_metrics(trainer, metrics, step=trainer.fit_loop.epoch_loop._batches_that_stepped - 1)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        _log_metrics(trainer, {"best_val_accuracy": self._best}, step=0)
+        _log_metrics(trainer, {"best_val_accuracy": self._best_accuracy}, step=0)
         if not getattr(trainer, "tests_after_fit", False):
             self._log_wall_seconds(trainer)
 
@@ -127,7 +140,7 @@ class RunMetrics(Callback):
         _log_metrics(trainer, {"wall_seconds": round(self._seconds(), 3)}, step=0)
 
     def _seconds(self) -> float:
-        return self._before + time.monotonic() - self._made
+        return self._earlier_seconds + time.monotonic() - self._created
 
 
 def _log_metrics(trainer: Trainer, metrics: Mapping[str, Any], step: int) -> None:
@@ -138,22 +151,22 @@ def _log_metrics(trainer: Trainer, metrics: Mapping[str, Any], step: int) -> Non
 
 
 def count_parameters(module: torch.nn.Module) -> int:
-    """How many numbers a module has to learn or to keep as they are, buffers aside."""
-    return sum(each.numel() for each in module.parameters())
+    """Count the values of all parameters, frozen ones included, without buffers."""
+    return sum(parameter.numel() for parameter in module.parameters())
 
 
 def count_images(batch: Any) -> int:
-    """The length of the first tensor in a batch, 0 where there is none."""
+    """Count the images of a batch: the length of its first tensor, or 0 without a tensor."""
     if isinstance(batch, Tensor):
         return len(batch) if batch.ndim else 0
-    parts = batch.values() if isinstance(batch, Mapping) else batch
+    items = batch.values() if isinstance(batch, Mapping) else batch
     if isinstance(batch, tuple | list | Mapping):
-        return next((count for part in parts if (count := count_images(part))), 0)
+        return next((count for item in items if (count := count_images(item))), 0)
     return 0
 
 
-def _wait(trainer: Trainer) -> None:
-    """Let the device finish what it was given, so that its time is counted where it belongs."""
+def _synchronize(trainer: Trainer) -> None:
+    """Wait for the device's queued work, so that its time counts where it belongs."""
     device = trainer.strategy.root_device
     if device.type == "cuda":
         torch.cuda.synchronize(device)

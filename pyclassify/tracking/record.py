@@ -61,7 +61,7 @@ class RunRecorder(SaveConfigCallback):
             # The data module may have set it after the configuration was read.
             config["model"].setdefault("init_args", {})["num_classes"] = num_classes
         client, run_id = logger.experiment, str(logger.run_id)
-        if logger.written.attempts > 1:  # a resumed run was recorded at its first start
+        if logger.spooled_run.attempts > 1:  # a resumed run was recorded at its first start
             return
         weights = None
         if trainer.state.fn == TrainerFn.FITTING:
@@ -97,7 +97,7 @@ class RunRecorder(SaveConfigCallback):
         except Exception as error:  # of a data module that is not ours, or of the server
             capsule.warn_masked(f"the run does not tell its data by their content ({error})")
         facts = {
-            "tracking_uri": logger.written.tracking_uri or logger.written.spool_uri,
+            "tracking_uri": logger.spooled_run.tracking_uri or logger.spooled_run.spool_uri,
             "verb": _name_command(trainer),
             "command": ["pyclassify", *self.command],
             "hardware": _describe_hardware(trainer),
@@ -107,7 +107,7 @@ class RunRecorder(SaveConfigCallback):
         facts = capsule.log_capsule(client, run_id, config, facts, [logger.save_dir])
         warn_on_error("the description", description.describe_start, client, run_id, config, facts)
         warn_on_error("the views of `mlflow ui`", ui.log_views, logger, config, data, weights)
-        check_data(logger.written.server(), run_id, data)
+        check_data(logger.spooled_run.server(), run_id, data)
 
 
 def _name_command(trainer: Trainer) -> str:

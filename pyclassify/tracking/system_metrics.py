@@ -1,6 +1,6 @@
-"""System metrics of this job's own processes and GPUs, sampled by MLflow's monitor.
+"""System metrics of this job's processes and GPUs, sampled by MLflow's monitor.
 
-MLflow's own choice is the whole machine: each of its GPUs, its network and the work of others.
+By itself MLflow samples the whole machine: all GPUs, the network, and the work of others.
 """
 
 import logging
@@ -15,70 +15,85 @@ from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 
 from pyclassify.tracking.run import warn_on_error
 
-# It tells at the start and at the end that it starts and ends.
+# The monitor would log its start and its end to the terminal.
 logging.getLogger("mlflow.system_metrics").setLevel(logging.WARNING)
 
 _STOP_SECONDS = 0.2
 
 
 class ProcessMonitor(BaseMetricsMonitor):
-    """What this process and its children take.
+    """Sample the CPU time and memory of this process and its children.
 
-    Their CPU time, where 100% is all cores that this process may use, and their resident memory
-    (pages that several of them share count for each).
+    100% of CPU time is all cores that this process may use. Memory is resident memory; pages that
+    several processes share count for each of them.
+
+    Example:
+        >>> monitor = ProcessMonitor()
+        >>> monitor.collect_metrics()
+        >>> monitor.aggregate_metrics()
+        {'cpu_utilization_percentage': 12.5, 'memory_usage_megabytes': 812.4}
     """
 
     def __init__(self) -> None:
         super().__init__()
         self._root = psutil.Process()
-        self._root.cpu_percent()  # counts from here on
-        self._known: dict[int, psutil.Process] = {}
+        self._root.cpu_percent()  # starts the count
+        self._processes: dict[int, psutil.Process] = {}
         self._cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None
 
     def collect_metrics(self) -> None:
         percent = resident = 0.0
-        for each in (self._root, *self._root.children(recursive=True)):
-            # A process is asked again by the same object, which knows when it was last asked.
-            process = self._known.setdefault(each.pid, each)
+        for found in (self._root, *self._root.children(recursive=True)):
+            # The same object must sample a process again: it knows the time of the last sample.
+            process = self._processes.setdefault(found.pid, found)
             try:
                 with process.oneshot():
                     percent += process.cpu_percent()
                     resident += process.memory_info().rss
-            except psutil.Error:  # it ended meanwhile
-                self._known.pop(each.pid)
+            except psutil.Error:  # the process has ended
+                self._processes.pop(found.pid)
         cores = self._cores or psutil.cpu_count() or 1
         self._metrics["cpu_utilization_percentage"].append(percent / cores)
         self._metrics["memory_usage_megabytes"].append(resident / 1e6)
 
     def aggregate_metrics(self) -> dict[str, float]:
-        return {name: round(sum(all_) / len(all_), 1) for name, all_ in self._metrics.items()}
+        return {
+            name: round(sum(samples) / len(samples), 1) for name, samples in self._metrics.items()
+        }
 
 
 class JobMonitor(SystemMetricsMonitor):
-    """MLflow's monitor of a run, restricted to this job.
+    """Log this job's system metrics to a run, with MLflow's monitor.
 
     Args:
         run_id: The run.
-        tracking_uri: Where it is kept.
-        gpus: This job's own, as torch counts them.
+        tracking_uri: The run's store.
+        gpus: The indices of this job's GPUs in torch.
+
+    Example:
+        >>> monitor = JobMonitor(run_id, mlflow.get_tracking_uri(), gpus=[0])
+        >>> monitor.start()
+        >>> monitor.stop()
     """
 
     def __init__(self, run_id: str, tracking_uri: str, gpus: Sequence[int] = ()) -> None:
         super().__init__(run_id, resume_logging=True, tracking_uri=tracking_uri)
-        of_gpus = [
-            each for each in self.monitors if warn_on_error("GPU metrics", _select_gpus, each, gpus)
+        gpu_monitors = [
+            monitor
+            for monitor in self.monitors
+            if warn_on_error("GPU metrics", _select_gpus, monitor, gpus)
         ]
-        self.monitors = [ProcessMonitor(), *of_gpus]
+        self.monitors = [ProcessMonitor(), *gpu_monitors]
 
     def publish_metrics(self, metrics: Any) -> None:
         super().publish_metrics(metrics)
-        self.mlflow_logger.flush()  # nothing is left to write when the run ends
+        self.mlflow_logger.flush()  # or there would be metrics left to write when the run ends
 
     def stop(self) -> None:
         """End the sampling.
 
-        What is being written now is waited for a moment only: the run's status is more urgent,
-        since a process that was sent a signal may be killed any time.
+        A write in progress gets only a moment: the run's status is more urgent, since a process
+        that got a signal may be killed at any time.
         """
         self._shutdown_event.set()
         if self._process is not None:
@@ -86,17 +101,17 @@ class JobMonitor(SystemMetricsMonitor):
 
 
 def _select_gpus(monitor: Any, gpus: Sequence[int]) -> bool:
-    """Leave a GPU monitor of MLflow's only the GPUs given, as torch counts them.
+    """Restrict one of MLflow's GPU monitors to GPUs by their indices in torch.
 
     Returns:
-        Whether that can be done, and leaves it any: not for AMD's, which are sampled by number.
+        Whether it samples any GPU then; not for AMD's, whose monitor has no handles.
     """
     if not gpus or not hasattr(monitor, "gpu_handles"):
         return False
     import pynvml
 
-    # By identity: CUDA_VISIBLE_DEVICES makes torch's numbers other than the driver's.
-    uuids = [f"GPU-{torch.cuda.get_device_properties(each).uuid}" for each in gpus]
+    # By UUID, since CUDA_VISIBLE_DEVICES makes torch's indices other than the driver's.
+    uuids = [f"GPU-{torch.cuda.get_device_properties(gpu).uuid}" for gpu in gpus]
     monitor.gpu_handles = [pynvml.nvmlDeviceGetHandleByUUID(uuid) for uuid in uuids]
     monitor.num_gpus = len(uuids)
     return True

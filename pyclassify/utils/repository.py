@@ -310,7 +310,7 @@ def run_git(folder: Path, *words: str, given: bytes = b"") -> bytes:
     """
     try:
         done = subprocess.run(
-            ["run_git", "-c", "core.hooksPath=/dev/null", *words],
+            ["git", "-c", "core.hooksPath=/dev/null", *words],
             cwd=folder,
             input=given,
             capture_output=True,

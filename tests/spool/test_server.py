@@ -139,8 +139,8 @@ def full_disk(database, monkeypatch):
         logger = RunLogger()
         batch = [Metric("loss", step / 8, step, step) for step in range(1000)]
         logger.experiment.log_batch(logger.run_id, batch)
-        assert logger.written.delivery.ask(waiting.scale(30))
-        yield server, there, logger, records.count_bytes(logger.written.folder)
+        assert logger.spooled_run.delivery.ask(waiting.scale(30))
+        yield server, there, logger, records.count_bytes(logger.spooled_run.folder)
 
 
 def test_what_finds_no_room_on_this_disk_is_delivered_from_memory(full_disk):
@@ -159,7 +159,7 @@ def test_what_finds_neither_room_nor_a_server_is_told_as_lost(full_disk, capsys)
         log_and_end(logger, "KILLED")
 
     said = capsys.readouterr().err
-    assert mentions(said, logger.run_id, "nothing listens", f"sync {logger.written.folder}")
+    assert mentions(said, logger.run_id, "nothing listens", f"sync {logger.spooled_run.folder}")
     assert mentions(said, "2 records", "lost")
 
 
@@ -181,7 +181,7 @@ def test_second_attempt_without_a_server_goes_on_in_the_spool_of_the_first(datab
             with pytest.warns(UserWarning, match="can't be reached"):
                 logger.log_metrics({"val_loss": step / 8}, step=step)
             run.end_run("KILLED")
-            logger.written.delivery.join(waiting.scale(10))  # or it would deliver beside sync
+            logger.spooled_run.delivery.join(waiting.scale(10))  # or it would deliver beside sync
 
         server.tell("there")
         assert main(["sync"]) == 0
@@ -193,7 +193,7 @@ def test_second_attempt_without_a_server_goes_on_in_the_spool_of_the_first(datab
 def log_while_away(server, logger):
     server.tell("away")
     logger.log_metrics({"val_loss": 0.25}, step=99)
-    wait_until(logger.written.is_away, "the delivery to miss the server")
+    wait_until(logger.spooled_run.is_away, "the delivery to miss the server")
 
 
 def test_server_that_never_answers_costs_a_training_its_patience_once(database, monkeypatch):
@@ -209,7 +209,7 @@ def test_server_that_never_answers_costs_a_training_its_patience_once(database, 
         with pytest.warns(UserWarning, match="does not answer in time"):
             logger.log_metrics({"val_loss": 0.5}, step=3)
         run.end_run("KILLED")
-        assert logger.written.delivery.unsent()[0] > 0
+        assert logger.spooled_run.delivery.unsent()[0] > 0
         assert count_connections(silent) <= 2  # one in haste, and the delivery's beside
 
 

@@ -84,7 +84,7 @@ def test_best_accuracy_is_that_of_the_best_epoch(cli):
 def test_what_is_counted_outlives_a_stop():
     before, after = RunMetrics(), RunMetrics()
     for each in (before, after):
-        each.restores = True
+        each.setup(networks.trainer(), torch.nn.Module(), "fit")
     before.load_state_dict({"best_val_accuracy": 0.75, "wall_seconds": 1000.0})
 
     after.load_state_dict(before.state_dict())
@@ -144,7 +144,7 @@ def test_images_are_counted_in_any_batch(batch, count):
 def test_metrics_beside_those_of_the_test_keep_their_step(logger):
     logger.log_metrics({"test_loss": 0.5, "epoch": 3, "other": 1.0}, step=7)
     logger.log_metrics({"test_accuracy": 0.5, "epoch": 4}, step=8)
-    assert logger.written.delivery.ask(waiting.scale(20))
+    assert logger.spooled_run.delivery.ask(waiting.scale(20))
 
     assert steps(logger.run_id) == {
         "test_loss": [0],

@@ -52,7 +52,7 @@ def score(cli):
         logger = RunLogger()
         trainer = networks.trainer(logger=logger, callbacks=[PredictionLogger()])
         trainer.test(module, loaders, verbose=False)
-        assert logger.written.delivery.ask(waiting.scale(20))
+        assert logger.spooled_run.delivery.ask(waiting.scale(20))
         return logger
 
     yield test

@@ -43,7 +43,7 @@ def given(store, monkeypatch):
 def test_given_run_is_adopted(store, given):
     logger = RunLogger(experiment_name="another")
     logger.log_metrics({"val_loss": 0.5}, step=3)
-    deliver(logger.written)
+    deliver(logger.spooled_run)
 
     assert logger.run_id == given
     assert [each.info.run_id for each in all_runs(store)] == [given]
@@ -109,7 +109,7 @@ def test_what_torch_has_in_32_bits_is_kept_as_a_person_would_write_it(value, sto
     narrow = torch.tensor(value).item()
     logger = RunLogger()
     logger.log_metrics({"val_loss": narrow, "exact": 1 / 3}, step=0)
-    deliver(logger.written)
+    deliver(logger.spooled_run)
 
     kept = store.get_run(logger.run_id).data.metrics
     assert kept["val_loss"] == min(value, sys.float_info.max)  # as MLflow keeps what is infinite
@@ -176,7 +176,7 @@ def test_what_a_callback_logs_by_mlflow_itself_goes_to_the_same_run(store):
     logger = RunLogger()
     logger.log_metrics({"val_loss": 0.5}, step=0)
     mlflow.log_metric("mine", 1)
-    deliver(logger.written)
+    deliver(logger.spooled_run)
 
     assert store.get_run(logger.run_id).data.metrics == {"val_loss": 0.5, "mine": 1}
 

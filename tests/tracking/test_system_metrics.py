@@ -52,8 +52,8 @@ def test_system_metrics_can_be_left_out(cli, monkeypatch):
 
 @pytest.mark.parametrize("status", ["FINISHED", "KILLED"])
 def test_sampling_ends_with_the_run_whichever_thread_ends_it(logger, status):
-    logger.watch(gpus=[])
-    logger.watch(gpus=[])
+    logger.start_system_metrics(gpus=[])
+    logger.start_system_metrics(gpus=[])
     (monitor,) = monitors()
 
     ending = threading.Thread(target=run.set_final_status, args=(status,))
