@@ -9,8 +9,8 @@ from pyclassify.utils.options import (
     SHORT_OPTIONS,
     TRAINING_COMMANDS,
     UNSET,
-    _turn,
     list_settings,
+    sort_options,
     split_options,
 )
 
@@ -96,7 +96,7 @@ def spell_out(given: list[str]) -> list[str]:
     short = {**SHORT_OPTIONS, "learning_rate": rate}
     missing = DEFAULT_CLASSES.keys() - chosen.keys()
     spelled = [verb, *(f"--{part}={DEFAULT_CLASSES[part]}" for part in sorted(missing))]
-    for name, *value in sorted(options, key=_turn):
+    for name, *value in sort_options(options):
         part = name.removeprefix("--").removesuffix(".help")
         if name.endswith(".help") and not value and part in classes:
             value = [str(classes[part])]

@@ -16,7 +16,6 @@ from typing import Any
 import yaml
 
 from pyclassify.runs.restore import (
-    PATHS,
     download_capsule,
     find_code,
     interrupt_on_stop_signals,
@@ -29,7 +28,7 @@ from pyclassify.runs.restore import (
 from pyclassify.spool.server import configure_mlflow
 from pyclassify.tracking.capsule import OVERRIDDEN_TAG, SOURCE_RUN_TAG
 from pyclassify.utils.masking import mask_command
-from pyclassify.utils.options import flatten_config
+from pyclassify.utils.options import PATH_OPTIONS, format_options
 from pyclassify.utils.repository import check_out_worktree
 from pyclassify.utils.text import join_some
 
@@ -111,7 +110,7 @@ def parse_args(given: list[str]) -> tuple[str, list[str]]:
                 "options, --max_epochs 3"
             )
         last = name.split(".")[-1].removeprefix("--")
-        if last in PATHS:
+        if last in {path.rpartition(".")[2] for path in PATH_OPTIONS}:
             if equals:
                 options[place] = f"{name}={resolve_path(last, value, Path.cwd())}"
             elif place + 1 < len(options):
@@ -216,7 +215,7 @@ def compare_capsules(kept: Path, other_kept: Path) -> Iterator[str]:
 def _read_settings(folder: Path, facts: dict[str, Any]) -> Iterator[tuple[str, str]]:
     # Paths are made absolute to make a run again, and what they name is compared by its content.
     left_out = ("ckpt_path", "data_path", *(["model.weights"] if _weights(facts) else []))
-    for name, value in flatten_config(yaml.safe_load((folder / "config.yaml").read_text())):
+    for name, value in format_options(yaml.safe_load((folder / "config.yaml").read_text())):
         if not name.endswith(left_out) and not name.startswith("register."):
             yield name, value
 

@@ -15,12 +15,9 @@ import yaml
 from pyclassify.tracking import capsule
 from pyclassify.tracking.run import make_run_environment
 from pyclassify.utils.masking import MASK
-from pyclassify.utils.options import SHORT_OPTIONS, flatten_config
+from pyclassify.utils.options import PATH_OPTIONS, SHORT_OPTIONS, format_options
 from pyclassify.utils.repository import Code, find_root, run_git
 from pyclassify.utils.signals import STOP_SIGNALS, raise_on_stop, wait_for_child
-
-# Settings that are paths, and count from where a person typed them.
-PATHS = ("data_path", "ckpt_path", "weights")
 
 
 def prepare_config(
@@ -45,12 +42,13 @@ def prepare_config(
         arguments.update(dict.fromkeys(taken))
     if (given := _given_checkpoint(facts["command"])) is not None:
         config["ckpt_path"] = given  # a run's id, of which the configuration has a copy's path
-    data, model = ((config.get(part) or {}).get("init_args") or {} for part in ("data", "model"))
-    for name, part in zip(PATHS, (data, config, model), strict=True):
-        if isinstance(part.get(name), str):
-            part[name] = resolve_path(name, part[name], Path(facts["started_in"]))
+    for option in PATH_OPTIONS:
+        section, _, name = option.rpartition(".")
+        settings = (config.get(section) or {}).get("init_args") or {} if section else config
+        if isinstance(settings.get(name), str):
+            settings[name] = resolve_path(name, settings[name], Path(facts["started_in"]))
     chosen = {parse_option_name(option) for option in options}
-    for name, value in flatten_config(config):
+    for name, value in format_options(config):
         if MASK in value and name not in chosen:
             raise ValueError(
                 f"the capsule has {name} without its credentials, {value}; give it whole, "
@@ -124,7 +122,7 @@ def resolve_path(name: str, value: str, start: Path) -> str:
     """Make the path that a setting has absolute; a model of another's may take `weights` by a word.
 
     Args:
-        name: One of PATHS.
+        name: The last key of one of PATH_OPTIONS.
         value: The path.
         start: What it counts from.
     """

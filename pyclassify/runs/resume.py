@@ -308,7 +308,7 @@ def check_options(stopped: Stopped, options: list[str], inexact: bool) -> None:
 def was_masked(config: dict[str, Any], name: str) -> bool:
     """Whether a setting lost its credentials in the capsule, and must be given."""
 
-    return any(name == key and MASK in value for key, value in options.flatten_config(config))
+    return any(name == key and MASK in value for key, value in options.format_options(config))
 
 
 def check_folder(stopped: Stopped) -> None:

@@ -13,16 +13,13 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from pyclassify.slurm.config import Config
+from pyclassify.utils.options import MAYBE_PATH_OPTIONS, PATH_OPTIONS, SHORT_OPTIONS
 
 if TYPE_CHECKING:
     from mlflow.projects._project_spec import EntryPoint
 
 # Values of Lightning's `accelerator`; with the others (`auto`) the configuration may decide.
 _CPU, _GPU = ("cpu",), ("gpu", "cuda")
-# Parameters of this project that name files, which its MLproject does not declare as such.
-_PATH_PARAMETERS = ("data_path", "data.data_path", "ckpt_path", "weights", "model.weights")
-# Those that may be other than a path: a run's id, or a word of another project's.
-_MAYBE_PATHS = ("ckpt_path", "weights", "model.weights")
 
 
 @dataclass(frozen=True)
@@ -182,13 +179,14 @@ def resolve_paths(
     }
     resolved = {**defaults, **parameters}
     for name, value in resolved.items():
+        option = SHORT_OPTIONS.get(name, name)  # the MLproject does not declare it as a path
         typed = _is_declared_path(name, entry_point)
-        if not (typed or name in _PATH_PARAMETERS) or not _is_relative(str(value)):
+        if not (typed or option in PATH_OPTIONS) or not _is_relative(str(value)):
             continue
         if is_in_snapshot(str(value)):
             if typed:  # MLflow would take it from the folder of the submission
                 resolved[name] = str(snapshot / value)
-        elif typed or name not in _MAYBE_PATHS or (submit_dir / value).exists():
+        elif typed or option not in MAYBE_PATH_OPTIONS or (submit_dir / value).exists():
             resolved[name] = str(submit_dir / value)
     return resolved
 
@@ -198,7 +196,7 @@ def list_input_paths(parameters: Mapping[str, Any], entry_point: "EntryPoint") -
     paths = [
         Path(str(value))
         for name, value in parameters.items()
-        if name in _PATH_PARAMETERS or _is_declared_path(name, entry_point)
+        if SHORT_OPTIONS.get(name, name) in PATH_OPTIONS or _is_declared_path(name, entry_point)
     ]
     return [str(path) for path in paths if path.is_absolute() and path.exists()]
 

@@ -1,11 +1,13 @@
-"""The command line before LightningCLI reads it: verbs, short options and defaults.
+"""Read command lines and configurations of training without LightningCLI, and so without torch.
 
-`mlflow run -P batch_size=128` arrives here as `--batch_size 128`.
+A setting has a dotted name, the one that its option has on the command line: `model.learning_rate`
+is `init_args.learning_rate` of the class that `model` names in a configuration file, and `model`
+itself is that class. `mlflow run -P batch_size=128` arrives as `--batch_size 128`, a short option.
 """
 
 import argparse
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NoReturn
 
 import yaml
@@ -25,69 +27,77 @@ SHORT_OPTIONS = {
     "seed": "seed_everything",
     "weights": "model.weights",
 }
+# The settings that name a class, whose arguments are settings below them.
 DEFAULT_CLASSES = {
     "model": "pyclassify.module.Classifier",
     "data": "pyclassify.datamodule.CIFAR10DataModule",
 }
 CLASS_OPTIONS = (*DEFAULT_CLASSES, "optimizer", "lr_scheduler")
-# How a value says that there is none, in a file and on the command line.
-UNSET = (None, "null", "None")
-# The options that may stand without a value.
-FLAGS = ("-h", "--help", "--print_config")
+# The settings that are paths; a relative one counts from where the command line was typed.
+PATH_OPTIONS = ("data.data_path", "ckpt_path", "model.weights")
+# Those that may be something else too: a run's id, or a word that the model knows.
+MAYBE_PATH_OPTIONS = ("ckpt_path", "model.weights")
+UNSET = (None, "null", "None")  # the spellings of no value, in a file and on the command line
+FLAGS = ("-h", "--help", "--print_config")  # options without a value
+_CONFIG_OPTIONS = ("--config", "-c")
 
 
 class CommandParser(argparse.ArgumentParser):
-    """The parser of a plain verb, whose mistakes are told as those of all others are."""
+    """The parser of a command, whose errors are raised and reported as all others are."""
 
     def error(self, message: str) -> NoReturn:
         raise ValueError(f"{message}; `{self.prog} --help` shows what there is")
 
 
-def split_options(given: list[str]) -> Iterator[list[str]]:
-    """Cut a command line into options, each with its value, and other words one by one."""
-    left = [*given]
-    while left:
-        group = [left.pop(0)]
+def split_options(argv: list[str]) -> Iterator[list[str]]:
+    """Split a command line into options, each with its value, and other words one by one."""
+    words = [*argv]
+    while words:
+        group = [words.pop(0)]
         takes_value = group[0].startswith("-") and "=" not in group[0] and group[0] not in FLAGS
-        if takes_value and left and not left[0].startswith("--"):
-            group.append(left.pop(0))
+        if takes_value and words and not words[0].startswith("--"):
+            group.append(words.pop(0))
         yield group
 
 
-def _turn(option: list[str]) -> int:
-    """When an option's turn comes: files, then classes, their arguments, and those' in turn.
+def sort_options(options: Iterable[list[str]]) -> list[list[str]]:
+    """Sort options so that LightningCLI can read them: files, classes, then their arguments.
 
-    Of two files, or of one option given twice, the later one wins, as sorting is stable.
+    Of two files, or of one option given twice, the later one still stands later.
+
+    Args:
+        options: As `split_options` yields them.
     """
-    name = option[0].partition("=")[0]
-    if name in ("--config", "-c"):
-        return 0
-    name = name.removeprefix("--")
-    path = list(_shorten(SHORT_OPTIONS.get(name, name).split(".")))
-    return len(path) if path[0] in CLASS_OPTIONS else 1
+
+    def depth(option: list[str]) -> int:
+        name = option[0].partition("=")[0]
+        if name in _CONFIG_OPTIONS:
+            return 0
+        name = name.removeprefix("--")
+        path = list(_drop_class_keys(SHORT_OPTIONS.get(name, name).split(".")))
+        return len(path) if path[0] in CLASS_OPTIONS else 1
+
+    return sorted(options, key=depth)
 
 
-def list_settings(given: list[str]) -> Iterator[tuple[str, Any]]:
-    """List what configuration files and options set: dotted keys and values, the last one holds.
-
-    A part's class has the part's own name (`optimizer`), its arguments follow it directly
-    (`optimizer.lr`).
+def list_settings(argv: list[str]) -> Iterator[tuple[str, Any]]:
+    """List what configuration files and options set: dotted names and values, the last one holds.
 
     Raises:
         OSError: A configuration file can't be read.
         ValueError: One is no mapping in YAML.
     """
-    for option in sorted(split_options(given), key=_turn):
+    for option in sort_options(split_options(argv)):
         name, equals, value = option[0].partition("=")
         if not equals:
             value = option[1] if len(option) > 1 else ""
-        if name in ("--config", "-c"):
-            yield from _flatten(_read(value))
+        if name in _CONFIG_OPTIONS:
+            yield from flatten_config(_load_config(value))
         elif name.startswith("--"):
-            yield ".".join(_shorten(name.removeprefix("--").split("."))), value
+            yield ".".join(_drop_class_keys(name.removeprefix("--").split("."))), value
 
 
-def _read(path: str) -> dict[str, Any]:
+def _load_config(path: str) -> dict[str, Any]:
     takes = "--config takes a YAML file, such as configs/alexnet-cifar10.yaml"
     if not path:
         raise ValueError(f"--config was given no file; {takes}")
@@ -106,30 +116,44 @@ def _read(path: str) -> dict[str, Any]:
     return config
 
 
-def _flatten(config: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[str, Any]]:
-    if not isinstance(config, dict):
-        yield ".".join(_shorten(path)), config
+def flatten_config(config: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Flatten a configuration to dotted names and values."""
+    for path, value in walk_config(config):
+        yield ".".join(_drop_class_keys(path)), value
+
+
+def walk_config(config: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
+    """Walk through a configuration, to each value that is no mapping.
+
+    Args:
+        config: The configuration, or a part of it.
+        path: The keys that lead to that part.
+
+    Yields:
+        The keys that lead to a value, `class_path` and `init_args` among them, and the value.
+    """
+    if not isinstance(config, Mapping):
+        yield path, config
         return
     for key, value in config.items():
-        yield from _flatten(value, (*path, str(key)))
+        yield from walk_config(value, (*path, str(key)))
 
 
-def _shorten(path: Iterable[str]) -> Iterator[str]:
+def _drop_class_keys(path: Iterable[str]) -> Iterator[str]:
     return (key for key in path if key not in ("class_path", "init_args"))
 
 
-def flatten_config(config: dict[str, Any], path: str = "") -> Iterator[tuple[str, str]]:
-    """Spell a configuration as options, `model.learning_rate`, without those of the logger."""
-    for key, value in config.items():
-        name = ".".join(filter(None, (path, "" if key in ("class_path", "init_args") else key)))
-        if name == "trainer.logger":
-            continue
-        if isinstance(value, dict):
-            yield from flatten_config(value, name)
-        elif value is not None:
+def format_options(config: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Format a configuration as options and their texts, except those of the logger."""
+    for name, value in flatten_config(config):
+        if (
+            value is not None
+            and name != "trainer.logger"
+            and not name.startswith("trainer.logger.")
+        ):
             yield name, value if isinstance(value, str) else json.dumps(value)
 
 
-def has_seeds_option(given: list[str]) -> bool:
+def has_seeds_option(argv: list[str]) -> bool:
     """Whether a command line has --seeds in it, be it right or wrong."""
-    return any(word.partition("=")[0] == "--seeds" for word in given)
+    return any(word.partition("=")[0] == "--seeds" for word in argv)
