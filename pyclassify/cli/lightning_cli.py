@@ -13,11 +13,14 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 from jsonargparse import Namespace
+from jsonargparse._util import resolved_import_paths
 from lightning.pytorch.accelerators import CUDAAccelerator, MPSAccelerator
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_only, rank_zero_warn
+
+import pyclassify
 
 # Imported so that their bare names can be given to --model and --data.
 from pyclassify import datamodule, module  # noqa: F401
@@ -263,6 +266,7 @@ def run(args: list[str], given: list[str] | None = None) -> None:
         given: The same as they were given, for the record.
     """
     quieten()
+    _record_defining_modules()
     with parting(), tempfile.TemporaryDirectory() as downloads:
         Cli(
             downloads,
@@ -289,6 +293,16 @@ def run(args: list[str], given: list[str] | None = None) -> None:
             parser_kwargs=parser_options(),
             args=args,
         )
+
+
+def _record_defining_modules() -> None:
+    """Have configurations name a class by its module, and not by the package's shorter export.
+
+    Else a run's parameters would depend on whether the class was given by its path or bare name.
+    """
+    for name in pyclassify.__all__:
+        exported = getattr(pyclassify, name)
+        resolved_import_paths.add(exported, f"{exported.__module__}.{name}")
 
 
 def quieten() -> None:

@@ -1,13 +1,20 @@
 """Lightning's Trainer with the verbs of this project."""
 
 import sys
+import warnings
+from collections.abc import Iterable
+from functools import wraps
 from typing import Any
 
 import lightning.pytorch as pl
 import torch
-from lightning.fabric.plugins.environments import SLURMEnvironment
 from lightning.pytorch.callbacks import Callback
-from lightning.pytorch.strategies import DDPStrategy
+from lightning.pytorch.plugins.environments import (
+    ClusterEnvironment,
+    SLURMEnvironment,
+    TorchElasticEnvironment,
+)
+from lightning.pytorch.strategies import DDPStrategy, StrategyRegistry
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from pyclassify.data.loaders import ImageDataModule
@@ -18,6 +25,18 @@ from pyclassify.utils.signals import raise_on_stop
 
 class Trainer(pl.Trainer):
     """Lightning's Trainer and two more verbs; a verb's docstring is its help."""
+
+    # The command line reads its options from this signature.
+    @wraps(pl.Trainer.__init__)  # type: ignore[misc]
+    def __init__(self, **kwargs: Any) -> None:
+        plugins = kwargs.get("plugins") or []
+        plugins = [*plugins] if isinstance(plugins, Iterable) else [plugins]
+        environment = getattr(kwargs.get("strategy"), "cluster_environment", None)
+        if _would_use_slurm_environment([*plugins, environment]):
+            # Lightning's own requeue would save a checkpoint in the middle of a step, which any
+            # later job in this folder would resume from.
+            kwargs["plugins"] = [*plugins, SLURMEnvironment(auto_requeue=False)]
+        super().__init__(**kwargs)
 
     tests_after_fit = False
     reads_weights_only: bool | None = None
@@ -56,9 +75,6 @@ class Trainer(pl.Trainer):
         before = self.fit_loop.epoch_loop
         if not isinstance(before, StepLoop):
             self.fit_loop.epoch_loop = StepLoop(self, before.min_steps, before.max_steps)
-        if isinstance(self.strategy, DDPStrategy):
-            # Gradients are where they are sent from, and not copied there at each step.
-            self.strategy._ddp_kwargs.setdefault("gradient_as_bucket_view", True)
         super().fit(*args, **kwargs)
 
     def validate(self, *args: Any, **kwargs: Any) -> Any:
@@ -119,15 +135,23 @@ for _limited in ("train", "val", "test", "predict"):
     pl.Trainer.__init__.__annotations__[f"limit_{_limited}_batches"] = int | float | None
 
 
+def _register_strategies() -> None:
+    """Have ddp's gradients stay in the buckets that are sent, and not be copied at each step."""
+    for name, entry in list(StrategyRegistry.items()):
+        if entry["strategy"] is DDPStrategy:
+            options = {**entry["init_params"], "gradient_as_bucket_view": True}
+            StrategyRegistry.register(
+                name, DDPStrategy, entry["description"], override=True, **options
+            )
+
+
+_register_strategies()
+
+
 class LaunchCheck(Callback):
     """Refuse at the start what would fail later, and keep stop signals ours."""
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        connector = trainer._accelerator_connector
-        found = connector.cluster_environment
-        if isinstance(found, SLURMEnvironment) and connector._cluster_environment_flag is None:
-            # Lightning's would save in mid-step, and any later job in this folder go on from that.
-            found.auto_requeue = False
         world = torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
         if world != trainer.num_devices * trainer.num_nodes:
             raise MisconfigurationException(
@@ -155,3 +179,12 @@ class LaunchCheck(Callback):
 
     on_train_start = on_validation_start = on_test_start = on_sanity_check_start
     on_predict_start = on_sanity_check_start
+
+
+def _would_use_slurm_environment(plugins: list[Any]) -> bool:
+    """Whether Lightning would make a SLURMEnvironment, as neither a plugin nor torchrun has one."""
+    if any(isinstance(plugin, ClusterEnvironment) for plugin in plugins):
+        return False
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Lightning itself warns of an srun that is not used
+        return not TorchElasticEnvironment.detect() and SLURMEnvironment.detect()

@@ -5,7 +5,6 @@ import re
 import warnings
 from pathlib import Path
 
-import lightning.pytorch as pl
 import pytest
 from lightning.fabric.plugins.environments import SLURMEnvironment
 from lightning.pytorch.strategies import DDPStrategy
@@ -90,11 +89,19 @@ def test_requeue_is_left_to_the_jobs_script_unless_someone_wants_lightnings(plug
     assert found.auto_requeue == (plugins is not None)
 
 
-@pytest.mark.parametrize("given", [{}, {"gradient_as_bucket_view": False}])
-def test_gradients_are_sent_from_where_they_are_unless_asked_otherwise(given, monkeypatch):
-    monkeypatch.setattr(pl.Trainer, "fit", lambda self: None)  # which would start processes
-    trainer = Trainer(strategy=DDPStrategy(**given), devices=2, accelerator="cpu", logger=False)
+@pytest.mark.parametrize(
+    ("strategy", "views"),
+    [
+        ("auto", True),
+        ("ddp", True),
+        ("ddp_find_unused_parameters_true", True),
+        (DDPStrategy(gradient_as_bucket_view=True), True),
+        (DDPStrategy(gradient_as_bucket_view=False), False),
+    ],
+    ids=str,
+)
+def test_trainer_keeps_gradients_in_buckets_unless_asked_otherwise(strategy, views):
+    trainer = Trainer(strategy=strategy, devices=2, accelerator="cpu", logger=False)
 
-    trainer.fit()
-
-    assert trainer.strategy._ddp_kwargs == (given or {"gradient_as_bucket_view": True})
+    assert type(trainer.strategy) is DDPStrategy
+    assert trainer.strategy._ddp_kwargs["gradient_as_bucket_view"] == views
