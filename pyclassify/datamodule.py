@@ -281,7 +281,7 @@ class ImageFolderDataModule(ImageDataModule):
             )
         if files.size is not None:
             return self._loader(files)
-        room = round(MAX_BATCH_PIXELS / max(files.mean_pixels(), 1))
+        room = round(MAX_BATCH_PIXELS / max(files.estimate_mean_pixels(), 1))
         return self._loader(
             files, batch_size=min(max(room, 1), self.batch_size), collate=collate_varying_sizes
         )

@@ -1,8 +1,8 @@
-"""A set of images in one file, which the processes of a machine map into one piece of memory.
+"""A data set in one memory-mapped file, and digests that identify images by their content.
 
-Nothing is taken from such a file that is not, by its digest, what was written from its source, such
-as a checked download; an interrupted write, a cut file and a flipped bit are found, and the file
-made again.
+A cache file is used only where its digest matches its content, and its source is the expected one
+(for example the checksums of a download). An interrupted write, a truncated file and a flipped bit
+are detected, and the file is written again.
 """
 
 import errno
@@ -23,28 +23,23 @@ from filelock import FileLock
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch import Tensor
 
-from pyclassify.utils import files
-from pyclassify.utils.files import find_cache_folder, write_atomically
+from pyclassify.utils.files import find_cache_folder, open_atomically, write_atomically
 
-# What torch.load and a look at the content fail with where a file is not whole or not ours.
+# What torch.load raises for a file that is damaged or was not written here.
 _READ_ERRORS = (
     *(RuntimeError, ValueError, LookupError, TypeError, EOFError, AttributeError),
     pickle.UnpicklingError,
 )
-_T = TypeVar("_T")
-_DIGEST_LENGTH = 32  # MLflow keeps 36
-_IMAGES_PER_CHUNK = 1024  # images
+_DIGEST_LENGTH = 32  # MLflow stores at most 36 characters
+_IMAGES_PER_CHUNK = 1024
 _NUM_THREADS = 16
 _FILES_PER_TASK = 256
-_MAX_DIGESTS = 1000  # digests
-
-
-class _InvalidCacheError(Exception):
-    """There is no file, or it is not whole, not ours or made from something else."""
+_MAX_SAVED_DIGESTS = 1000
+_T = TypeVar("_T")
 
 
 class LabeledImages(NamedTuple):
-    """images (uint8 [n, channels, height, width]), labels (int64 [n]) and the classes' names."""
+    """Images (uint8 [n, channels, height, width]), labels (int64 [n]) and names of the classes."""
 
     images: Tensor
     labels: Tensor
@@ -52,38 +47,41 @@ class LabeledImages(NamedTuple):
 
 
 def load_cached_images(path: Path, source: str, read: Callable[[], LabeledImages]) -> LabeledImages:
-    """Map a set that lies in a file, which is made first where it is not there or not whole.
+    """Map a data set from its cache file, and write that file first where it is not valid.
 
-    What is mapped takes memory once, however many processes do; a process that writes to it gets
-    a copy of its own (mmap(2), MAP_PRIVATE).
+    A mapped data set takes memory once, however many processes map it. A process that writes to
+    the tensors gets its own copy of those pages (mmap(2), MAP_PRIVATE).
 
     Args:
-        path: The file.
-        source: Tells what the set is made from; a file that was made from something else is made
-            again.
-        read: Reads the set, into memory.
+        path: The cache file.
+        source: Identifies what the data set is read from. A file with another source is replaced.
+        read: Reads the data set into memory.
 
     Returns:
-        The set, mapped; or in memory where the file can't be read or written.
+        The data set, mapped; in memory where the file can't be read or written.
     """
     try:
         return _map_file(path, source)
     except _InvalidCacheError:
         content = read()
-    except OSError as error:  # what can't be read may be whole, and others may have mapped it
+    except OSError as error:  # the file may be valid, and mapped by other processes
         _log_fallback(path, "read", error)
         return read()
     try:
-        # By one process at a time: on a network's file system, a file that is replaced is lost to
-        # the other machines that have mapped it.
+        # One writer at a time: on a network file system, the other machines that have mapped a
+        # file lose it when it is replaced.
         with FileLock(path.with_name(".lock")):
             with suppress(_InvalidCacheError):
                 return _map_file(path, source)
             _write_file(path, source, content)
         return _map_file(path, source)
-    except (OSError, RuntimeError, _InvalidCacheError) as error:  # a full disk may be either of two
+    except (OSError, RuntimeError, _InvalidCacheError) as error:  # a full disk raises either
         _log_fallback(path, "written", error)
         return content
+
+
+class _InvalidCacheError(Exception):
+    """The cache file is missing, damaged or made from another source."""
 
 
 def _log_fallback(path: Path, what: str, error: Exception) -> None:
@@ -96,103 +94,110 @@ def _log_fallback(path: Path, what: str, error: Exception) -> None:
 def _map_file(path: Path, source: str) -> LabeledImages:
     _check_mappable(path)
     try:
-        kept = torch.load(path, mmap=True, weights_only=True)
-        content = LabeledImages(kept["images"], kept["labels"], kept["classes"])
-        whole = kept["source"] == source and kept["digest"] == _digest_content(content)
+        saved = torch.load(path, mmap=True, weights_only=True)
+        content = LabeledImages(saved["images"], saved["labels"], saved["classes"])
+        valid = saved["source"] == source and saved["digest"] == _digest_content(content)
     except (OSError, *_READ_ERRORS) as error:
-        if isinstance(error, OSError) and error.errno != errno.EINVAL:  # a seek beyond a cut file
+        # EINVAL: a seek beyond the end of a truncated file.
+        if isinstance(error, OSError) and error.errno != errno.EINVAL:
             raise
         raise _InvalidCacheError(f"it does not hold the images: {error}") from error
-    if not whole:
+    if not valid:
         raise _InvalidCacheError("it holds other images")
     return content
 
 
 def _check_mappable(path: Path) -> None:
-    # Of what can't be mapped, torch says no more than of what is broken.
+    # torch raises the same error for a file that can't be mapped as for a damaged one.
     try:
         with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY):
             pass
-    except (FileNotFoundError, NotADirectoryError, ValueError) as error:  # the last: it is empty
+    except (FileNotFoundError, NotADirectoryError, ValueError) as error:  # ValueError: it is empty
         raise _InvalidCacheError(f"it does not hold the images: {error}") from error
 
 
 def _write_file(path: Path, source: str, content: LabeledImages) -> None:
-    kept = {**content._asdict(), "source": source, "digest": _digest_content(content)}
-    for part in path.parent.glob(f".{glob.escape(path.name)}.*.part"):  # whose writers were killed
-        part.unlink(missing_ok=True)
-    with files.open_atomically(path) as file:
-        torch.save(kept, file)
+    for leftover in path.parent.glob(f".{glob.escape(path.name)}.*.part"):  # of killed writers
+        leftover.unlink(missing_ok=True)
+    with open_atomically(path) as file:
+        torch.save(
+            {**content._asdict(), "source": source, "digest": _digest_content(content)}, file
+        )
 
 
 def _digest_content(content: LabeledImages) -> str:
     images, labels, classes = content
-    pixels = digest_tensors(images, labels, torch.arange(len(images)))
-    return f"{pixels} {classes}"
+    return f"{digest_tensors(images, labels, torch.arange(len(images)))} {classes}"
 
 
 def digest_tensors(images: Tensor, labels: Tensor, index: Tensor) -> str:
-    """Digest images in memory, without a copy of them all.
+    """Digest images in memory, without copying all of them.
 
     Args:
         images: Any type, [n, ...].
         labels: [n].
-        index: Which of the n belong to the set, in order.
+        index: Which of the n belong to the set, in order, int64.
+
+    Returns:
+        32 hexadecimal digits.
     """
-    content = sha256(f"{images.dtype} {tuple(images.shape[1:])}\n".encode())
+    digest = sha256(f"{images.dtype} {tuple(images.shape[1:])}\n".encode())
     # numpy gathers images twenty times as fast as torch.
-    pixels, places = images.numpy(), index.numpy()
-    content.update(labels.numpy()[places].data)
-    for start in range(0, len(places), _IMAGES_PER_CHUNK):
-        content.update(pixels[places[start : start + _IMAGES_PER_CHUNK]].data)
-    return content.hexdigest()[:_DIGEST_LENGTH]
+    pixels, indices = images.numpy(), index.numpy()
+    digest.update(labels.numpy()[indices].data)
+    for start in range(0, len(indices), _IMAGES_PER_CHUNK):
+        digest.update(pixels[indices[start : start + _IMAGES_PER_CHUNK]].data)
+    return digest.hexdigest()[:_DIGEST_LENGTH]
 
 
 def digest_files(files: Sequence[str], folder: Path) -> str:
-    """Digest image files: their paths, of which the class is a part, and all that is in them.
+    """Digest image files: their relative paths, which name the class, and their content.
 
-    Files whose paths, sizes and times of change, which a copy may keep, and of their inodes, which
-    it can't, are those of an earlier call are not read again: digests.json in the user's cache
-    folder has their digest.
+    Digests are saved in digests.json in the user's cache folder, by the files' absolute paths,
+    sizes, modification times and inode change times (a copy can preserve the former, not the
+    latter). Files that match are not read again.
 
     Args:
-        files: Their paths.
-        folder: What the paths count from.
+        files: The paths of the images.
+        folder: The folder that their paths are relative to.
+
+    Returns:
+        32 hexadecimal digits.
     """
-    memory = find_cache_folder() / "digests.json"
-    looks = sha256()
-    for look in _map_in_threads(_describe_file, files):
-        looks.update(look)
-    key = looks.hexdigest()
-    known = _load_digests(memory)
-    if key not in known:
-        known[key] = _digest_contents(files, folder)
-        _save_digests(memory, known)
-    return known[key]
+    stats = sha256()
+    for description in _map_in_threads(_describe_file, files):
+        stats.update(description)
+    key = stats.hexdigest()
+    path = find_cache_folder() / "digests.json"
+    saved = _load_digests(path)
+    if key not in saved:
+        saved[key] = _digest_contents(files, folder)
+        _save_digests(path, saved)
+    return saved[key]
 
 
 def _digest_contents(files: Sequence[str], folder: Path) -> str:
-    content = sha256()
-    for file, digest in zip(files, _map_in_threads(_digest_file, files), strict=True):
-        content.update(f"{os.path.relpath(file, folder)}\0{digest}\n".encode())
-    return content.hexdigest()[:_DIGEST_LENGTH]
+    digest = sha256()
+    for file, file_digest in zip(files, _map_in_threads(_digest_file, files), strict=True):
+        digest.update(f"{os.path.relpath(file, folder)}\0{file_digest}\n".encode())
+    return digest.hexdigest()[:_DIGEST_LENGTH]
 
 
-def _map_in_threads(look: Callable[[str], _T], files: Sequence[str]) -> Iterator[_T]:
-    # Many at once, as each may wait for a file system that is elsewhere, and some hundreds by each
-    # thread at a time, since to hand over a single file takes as long as to read it.
-    def look_at_all(start: int) -> list[_T]:
-        return [look(file) for file in files[start : start + _FILES_PER_TASK]]
+def _map_in_threads(function: Callable[[str], _T], files: Sequence[str]) -> Iterator[_T]:
+    # Threads, as each call may wait for a network file system; hundreds of files a task, as
+    # submitting one file takes as long as reading it.
+    def call_all(start: int) -> list[_T]:
+        return [function(file) for file in files[start : start + _FILES_PER_TASK]]
 
     with ThreadPoolExecutor(_NUM_THREADS) as pool:
-        for looks in pool.map(look_at_all, range(0, len(files), _FILES_PER_TASK)):
-            yield from looks
+        for results in pool.map(call_all, range(0, len(files), _FILES_PER_TASK)):
+            yield from results
 
 
 def _describe_file(file: str) -> bytes:
     stat = os.stat(file)
-    facts = (os.path.abspath(file), stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
-    return ("\0".join(map(str, facts)) + "\n").encode()
+    fields = (os.path.abspath(file), stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
+    return ("\0".join(map(str, fields)) + "\n").encode()
 
 
 def _digest_file(file: str) -> str:
@@ -200,16 +205,17 @@ def _digest_file(file: str) -> str:
         return sha256(stream.read()).hexdigest()
 
 
-def _load_digests(memory: Path) -> dict[str, str]:
+def _load_digests(path: Path) -> dict[str, str]:
     with suppress(OSError, ValueError):
-        known = json.loads(memory.read_text())
-        if isinstance(known, dict):
-            return known
+        saved = json.loads(path.read_text())
+        if isinstance(saved, dict):
+            return saved
     return {}
 
 
-def _save_digests(memory: Path, known: dict[str, str]) -> None:
-    # A memory that can't be written costs time, nothing else.
+def _save_digests(path: Path, digests: dict[str, str]) -> None:
+    # Without the file, images are read again at the next run: slower, otherwise the same.
     with suppress(OSError):
-        memory.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(memory, json.dumps(dict([*known.items()][-_MAX_DIGESTS:]), indent=0))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        latest = dict([*digests.items()][-_MAX_SAVED_DIGESTS:])
+        write_atomically(path, json.dumps(latest, indent=0))

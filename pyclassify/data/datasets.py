@@ -1,4 +1,4 @@
-"""Data sets of images in memory and of image files, and what each of them can do."""
+"""Data sets of images in memory and in files, with the capabilities that each of them has."""
 
 import os
 from collections.abc import Iterable, Sequence
@@ -17,23 +17,23 @@ from pyclassify.data.cache import digest_files, digest_tensors
 from pyclassify.data.images import convert_to_rgb
 from pyclassify.data.transforms import center_crop, resize, resize_rounded
 
-UNREADABLE = -1
+UNREADABLE = -1  # the label of an image that does not decode
 
 
 class ImageDataset(Dataset[Any]):
-    """A set of (image, label, index), and its capabilities, which loaders and tracking ask for.
+    """A data set of (image, label, index), with the capabilities that loaders and tracking ask for.
 
-    A reader of another format states its own here, in place of being named where they matter.
+    The reader of a new format is a subclass, which states here what it can do.
 
     Attributes:
-        in_memory: Whether `__getitems__` fetches a whole batch in one go, without a worker.
-        can_skip: Whether an item is the same though the items before it were not read, so that
-            training can resume in the middle of an epoch without reading them.
-        has_unreadable: Whether the label of an image that does not decode is `UNREADABLE`; then
-            the set has the paths of its images as `files`.
+        in_memory: Whether `__getitems__` returns a whole batch; it is then loaded without workers.
+        can_skip: Whether an item is the same when the items before it were not read, so that
+            training resumes in the middle of an epoch without reading them.
+        has_unreadable: Whether an image that does not decode has the label `UNREADABLE`; the
+            data set then has the paths of its images as `files`.
 
     Example:
-        >>> class Zeros(ImageDataset):
+        >>> class BlackImages(ImageDataset):
         ...     can_skip = True
         ...
         ...     def __len__(self):
@@ -41,8 +41,9 @@ class ImageDataset(Dataset[Any]):
         ...
         ...     def __getitem__(self, item):
         ...         return torch.zeros(3, 8, 8, dtype=torch.uint8), 0, item
-        >>> Zeros().digest() is None
-        True
+        >>> image, label, index = BlackImages()[2]
+        >>> image.shape, label, index
+        (torch.Size([3, 8, 8]), 0, 2)
     """
 
     in_memory: ClassVar[bool] = False
@@ -50,26 +51,32 @@ class ImageDataset(Dataset[Any]):
     has_unreadable: ClassVar[bool] = False
 
     def digest(self) -> str | None:
-        """Digest the images and labels of the set; None where that is not supported."""
+        """Digest the images and labels; None where the content is not known."""
         return None
 
     def names(self) -> list[str] | None:
-        """Name the images in the order of the set; None where they have only an index."""
+        """Name each image, in order; None where images have an index alone."""
         return None
 
     def read_original(self, item: int) -> tuple[Tensor, int]:
-        """Read an image, uint8 [1 or 3, height, width] before any resize, and its label."""
+        """Read an image before any resize, uint8 [1 or 3, height, width], and its label."""
         image, label, *_ = self[item]
         return image, int(label)
 
 
 class ImageTensors(ImageDataset):
-    """Images of one size in memory, fetched a batch at a time without copying the set.
+    """Images of one size in memory, fetched a batch at a time without copying the data set.
 
     Args:
         images: uint8 [n, 1 or 3, height, width].
         labels: int64 [n].
-        index: Which of the n images belong to this set, int64; all of them by default.
+        index: Which of the n images belong to this data set, int64; all of them by default.
+
+    Example:
+        >>> images = torch.zeros(10, 3, 32, 32, dtype=torch.uint8)
+        >>> dataset = ImageTensors(images, torch.arange(10), index=torch.tensor([4, 7]))
+        >>> len(dataset), int(dataset[1][1])
+        (2, 7)
     """
 
     in_memory = True
@@ -87,7 +94,7 @@ class ImageTensors(ImageDataset):
         return self.images[index], self.labels[index], index
 
     def __getitems__(self, items: list[int]) -> tuple[Tensor, Tensor, Tensor]:
-        """Fetch a batch in one go (the protocol of torch's map-style fetcher)."""
+        """Fetch a batch at once (the protocol of torch's map-style fetcher)."""
         index = self.index[items]
         return self.images[index], self.labels[index], index
 
@@ -98,13 +105,22 @@ class ImageTensors(ImageDataset):
 class ImageFiles(ImageDataset):
     """Image files of any size and mode, decoded and resized one by one.
 
+    An item is the central square of the image, float [3, size, size] with values 0 to 255, its
+    label and its index among the files.
+
     Args:
-        folder: The folder that the digest's paths are relative to.
-        files: The images' paths.
-        labels: Their labels, as many.
-        size: The side of the squares that are handed out, in pixels.
-        index: Which of the files belong to this set; all of them by default.
-        exact: Whether pixels are to the last bit those of the served model.
+        folder: The folder that the paths in the digest are relative to.
+        files: The paths of n images.
+        labels: Their labels, int64 [n].
+        size: The side of the squares, in pixels.
+        index: Which of the files belong to this data set, int64; all of them by default.
+        exact: Whether pixels are bitwise identical to those of the served model; otherwise they
+            are rounded, which takes half the time.
+
+    Example:
+        >>> folder = Path("photos/train")
+        >>> files = [str(folder / "cat/1.jpg"), str(folder / "dog/1.jpg")]
+        >>> dataset = ImageFiles(folder, files, labels=[0, 1], size=70)
     """
 
     can_skip = True
@@ -143,10 +159,10 @@ class ImageFiles(ImageDataset):
 
 
 class CachedImageFiles(ImageTensors):
-    """The images of files, decoded and resized before; known by the content of the files.
+    """Image files that were decoded and resized before; their digest is that of the files.
 
     Args:
-        images: uint8 [n, 3, size, size], one for each of the files.
+        images: uint8 [n, 3, size, size], one for each file of `source`.
         source: The files.
     """
 
@@ -164,14 +180,14 @@ class CachedImageFiles(ImageTensors):
 class UnlabeledImageFiles(ImageDataset):
     """Image files of any size and mode, without labels.
 
-    An item is the image, 0 (or `UNREADABLE` where it does not decode) and its index.
+    An item is the image, 0 (`UNREADABLE` where it does not decode), and its index.
 
     Args:
-        folder: The folder that the files' names are relative to.
-        files: The images' paths.
-        size: The side of the squares that are handed out, in pixels; without it, the bytes of the
-            largest square in the middle of each image.
-        skip: Whether a file that does not decode is handed out as a black image.
+        folder: The folder that `names` are relative to.
+        files: The paths of the images.
+        size: The side of the squares, in pixels: float [3, size, size]. None gives the largest
+            central square of each image in its own size, uint8 [3, side, side].
+        skip: Whether a file that does not decode becomes a black image; otherwise it raises.
     """
 
     has_unreadable = True
@@ -183,40 +199,40 @@ class UnlabeledImageFiles(ImageDataset):
         return len(self.files)
 
     def __getitem__(self, item: int) -> tuple[Tensor, int, int]:
-        state = 0
+        label = 0
         try:
             image = read_image(self.files[item])
         except MisconfigurationException:
             if not self.skip:
                 raise
             side = self.size or 8
-            image, state = torch.zeros(3, side, side, dtype=torch.uint8), UNREADABLE
+            image, label = torch.zeros(3, side, side, dtype=torch.uint8), UNREADABLE
         if self.size is None:
-            return center_crop(image, min(image.shape[1:])).contiguous(), state, item
-        return resize(image[None], self.size)[0], state, item
+            return center_crop(image, min(image.shape[1:])).contiguous(), label, item
+        return resize(image[None], self.size)[0], label, item
 
     def names(self) -> list[str]:
-        """The files' names in the folder, in order; what is not UTF-8 in them is escaped."""
+        """List the paths in the folder, in order, with bytes that are not UTF-8 escaped."""
         relative = (os.path.relpath(file, self.folder) for file in self.files)
         return [os.fsencode(name).decode(errors="backslashreplace") for name in relative]
 
-    def mean_pixels(self, most: int = 100) -> float:
-        """How many pixels an image has, by the headers of some of the files."""
+    def estimate_mean_pixels(self, max_files: int = 100) -> float:
+        """Estimate the mean number of pixels an image from the headers of at most `max_files`."""
         pixels = []
-        for file in self.files[:: -(-len(self.files) // most)]:
+        for file in self.files[:: -(-len(self.files) // max_files)]:
             try:
                 with Image.open(file) as image:
                     pixels.append(image.width * image.height)
-            except Exception:  # as in `read_image`
+            except Exception:  # decoders raise anything for a damaged file
                 continue
         return sum(pixels) / max(len(pixels), 1)
 
 
 class PackedPaths(Sequence[str]):
-    """Paths in one array of bytes.
+    """Paths in one array of bytes, which workers share.
 
-    Of a list, each process that reads an item gets a copy of the page that it is on, as Python
-    counts references in the item itself: soon of the whole list, in each worker.
+    Reading an item of a list changes its reference count, so that each worker would soon have its
+    own copy of the whole list (copy-on-write).
     """
 
     def __init__(self, paths: Iterable[str]) -> None:
@@ -227,26 +243,26 @@ class PackedPaths(Sequence[str]):
     def __len__(self) -> int:
         return len(self._ends) - 1
 
-    def __getitem__(self, place: Any) -> Any:
-        if isinstance(place, slice):
-            return [self[each] for each in range(*place.indices(len(self)))]
-        place = range(len(self))[place]
-        return os.fsdecode(self._bytes[self._ends[place] : self._ends[place + 1]].tobytes())
+    def __getitem__(self, item: Any) -> Any:
+        if isinstance(item, slice):
+            return [self[index] for index in range(*item.indices(len(self)))]
+        index = range(len(self))[item]
+        return os.fsdecode(self._bytes[self._ends[index] : self._ends[index + 1]].tobytes())
 
 
 def read_image(path: str) -> Tensor:
-    """Decode an image file, turned as its EXIF orientation says.
+    """Decode an image file and apply its EXIF orientation.
 
     Returns:
         uint8 [3, height, width].
 
     Raises:
-        MisconfigurationException: The file can't be read or is not a whole image.
+        MisconfigurationException: The file can't be read or is not a complete image.
     """
     try:
         with Image.open(path) as image:
             pixels = convert_to_rgb(image)
-    except Exception as error:  # a decoder raises whatever a broken file makes it stumble over
+    except Exception as error:  # decoders raise anything for a damaged file
         reason = str(error) or repr(error)
         raise MisconfigurationException(
             f"{path} does not decode as an image ({reason}); repair it or remove it"
@@ -255,21 +271,21 @@ def read_image(path: str) -> Tensor:
 
 
 def read_resized(path: str, size: int) -> Tensor:
-    """Decode an image file and scale its central square, in less than half the time.
+    """Decode an image file and resize its central square, in less than half the time of `resize`.
 
-    A JPEG is decoded by torchvision, whose libjpeg-turbo gives Pillow's pixels without Pillow's
-    copies, and all images are scaled as bytes, as Pillow does it: what comes out is about one of
-    256 levels off `resize` of `read_image` at most.
+    JPEGs are decoded by torchvision: its libjpeg-turbo gives the same pixels as Pillow without
+    Pillow's copies. Images are resized as bytes. Pixels differ from `resize` of `read_image` by
+    about one of 256 levels at most.
 
     Returns:
         float [3, size, size], whole numbers of 0 to 255.
 
     Raises:
-        MisconfigurationException: As `read_image`.
+        MisconfigurationException: The file can't be read or is not a complete image.
     """
     try:
         image = _read_jpeg(path)
-    except Exception:  # whatever it was: `read_image` decodes it, or finds the words for it
+    except Exception:  # `read_image` decodes it, or raises the error that names the file
         image = read_image(path)
     return resize_rounded(image[None], size)[0]
 
@@ -277,8 +293,8 @@ def read_resized(path: str, size: int) -> Tensor:
 def _read_jpeg(path: str) -> Tensor:
     with Image.open(path, formats=["JPEG"]) as image:
         if image.mode == "CMYK":
-            raise ValueError("each library makes colours of its own of CMYK")
+            raise ValueError("torchvision and Pillow convert CMYK to different colors")
         if b"tiff:Orientation" in image.info.get("xmp", b""):
-            raise ValueError("torchvision follows no orientation that is told in XMP")
+            raise ValueError("torchvision does not apply an orientation in XMP")
     content = torch.from_numpy(np.fromfile(path, np.uint8))
     return decode_jpeg(content, ImageReadMode.RGB, apply_exif_orientation=True)

@@ -1,4 +1,4 @@
-"""torchvision's data sets, fetched whole or not at all."""
+"""Download data sets of torchvision: complete, checked and once for all processes."""
 
 import io
 import socket
@@ -23,9 +23,10 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 from torchvision.datasets.utils import check_integrity
 
-TIMEOUT_SECONDS = 60.0  # seconds that a server may be silent
-# torchvision's word for "not there or not whole" is RuntimeError. MNIST's unpacked files have no
-# hash, so that its reader trips over what they lack. The rest is what a transfer fails with.
+TIMEOUT_SECONDS = 60.0  # without a byte from the server
+# torchvision raises RuntimeError for files that are missing or corrupt, and any of the next three
+# for an unpacked file of MNIST that is truncated, as those have no checksum. Transfers raise the
+# others.
 _DOWNLOAD_ERRORS = (
     RuntimeError,
     ValueError,
@@ -39,27 +40,27 @@ _DOWNLOAD_ERRORS = (
 
 
 def fetch_dataset(name: str, root: Path, train: bool) -> Any:
-    """Read a half of one of torchvision's data sets, and download it first unless it is there.
+    """Load the train or the test split of one of torchvision's data sets; download it if needed.
 
-    What arrives incomplete or corrupt is removed and fetched once more. Processes that share the
-    folder wait for each other, so that one of them downloads.
+    A download that arrives incomplete or corrupt is removed and retried once. Of the processes
+    that share the folder, one downloads and the others wait.
 
     Args:
-        name: The set's class in `torchvision.datasets`.
-        root: The folder it is kept in.
-        train: Which half: for training, or for the test.
+        name: The class in `torchvision.datasets`.
+        root: The folder of the files.
+        train: Whether to load the train split; otherwise the test split.
 
     Returns:
-        torchvision's data set.
+        The data set of torchvision.
 
     Raises:
-        MisconfigurationException: The folder can't be written, the set can't be reached, or it
-            arrived corrupt twice.
+        MisconfigurationException: The folder can't be written, the server can't be reached, or
+            the download was corrupt twice.
     """
     with suppress(*_DOWNLOAD_ERRORS):
         return _build_dataset(name, root, train)
     with _lock(root):
-        with suppress(*_DOWNLOAD_ERRORS):  # another process may have been faster
+        with suppress(*_DOWNLOAD_ERRORS):  # another process may have downloaded it meanwhile
             return _build_dataset(name, root, train)
         _remove_corrupt(name, root, train)
         rank_zero_info(f"Fetching {name} into {root}")
@@ -67,39 +68,40 @@ def fetch_dataset(name: str, root: Path, train: bool) -> Any:
 
 
 def list_checksums(name: str, train: bool) -> list[str]:
-    """The MD5 sums by which torchvision knows what a half of a set is read from."""
+    """List the MD5 sums of the files that torchvision reads for a split.
+
+    Args:
+        name: The class in `torchvision.datasets`.
+        train: Whether the train split; otherwise the test split.
+    """
     return _list_files(name, train).sums
 
 
 class _DatasetFiles(NamedTuple):
-    """The files of a half of a set, by their paths in its folder.
+    """The files of a split, as paths in the folder of the data set."""
 
-    downloads: with their MD5 sums; sums: of what is read, packed or not; unchecked: what
-    torchvision unpacks and takes as it is.
-    """
-
-    downloads: dict[str, str]
-    sums: list[str]
-    unchecked: list[str]
+    downloads: dict[str, str]  # with their MD5 sums
+    sums: list[str]  # of the files that are read, packed or unpacked
+    unchecked: list[str]  # unpacked, and read by torchvision without a check
 
 
 def _list_files(name: str, train: bool) -> _DatasetFiles:
-    kind = getattr(torchvision.datasets, name)
+    dataset = getattr(torchvision.datasets, name)
     if name == "SVHN":
-        _, file, md5 = kind.split_list["train" if train else "test"]
+        _, file, md5 = dataset.split_list["train" if train else "test"]
         return _DatasetFiles({file: md5}, [md5], [])
     if name.startswith("CIFAR"):
-        files = kind.train_list if train else kind.test_list
-        sums = [*(md5 for _, md5 in files), kind.meta["md5"]]
-        return _DatasetFiles({kind.filename: kind.tgz_md5}, sums, [])
-    downloads = {f"{name}/raw/{file}": md5 for file, md5 in kind.resources}
+        files = dataset.train_list if train else dataset.test_list
+        sums = [*(md5 for _, md5 in files), dataset.meta["md5"]]
+        return _DatasetFiles({dataset.filename: dataset.tgz_md5}, sums, [])
+    downloads = {f"{name}/raw/{file}": md5 for file, md5 in dataset.resources}
     unpacked = [file.removesuffix(".gz") for file in downloads]
     return _DatasetFiles(downloads, [*downloads.values()], unpacked)
 
 
 def _build_dataset(name: str, root: Path, train: bool, download: bool = False) -> Any:
-    half = {"split": "train" if train else "test"} if name == "SVHN" else {"train": train}
-    return getattr(torchvision.datasets, name)(root, **half, download=download)
+    split = {"split": "train" if train else "test"} if name == "SVHN" else {"train": train}
+    return getattr(torchvision.datasets, name)(root, **split, download=download)
 
 
 def _lock(root: Path) -> AbstractContextManager[Any]:
@@ -113,16 +115,16 @@ def _lock(root: Path) -> AbstractContextManager[Any]:
         ) from error
 
 
-def _download(name: str, root: Path, train: bool, again: bool = True) -> Any:
+def _download(name: str, root: Path, train: bool, retry: bool = True) -> Any:
     try:
         with _quiet_download():
             return _build_dataset(name, root, train, download=True)
     except _DOWNLOAD_ERRORS as error:
         reason = (str(error).strip() or repr(error)).splitlines()[-1].strip("<>")
-        broken = _remove_corrupt(name, root, train)
-        if broken:
-            reason = f"{', '.join(broken)} arrived incomplete or corrupt: {reason}"
-        if not (broken and again):
+        corrupt = _remove_corrupt(name, root, train)
+        if corrupt:
+            reason = f"{', '.join(corrupt)} arrived incomplete or corrupt: {reason}"
+        if not (corrupt and retry):
             data = "" if name == "CIFAR10" else f"--data=TorchvisionDataModule --data.name={name} "
             raise MisconfigurationException(
                 f"{name} can't be fetched ({reason}); on a machine with network run `pyclassify "
@@ -131,31 +133,27 @@ def _download(name: str, root: Path, train: bool, again: bool = True) -> Any:
                 "(--config configs/synthetic.yaml)"
             ) from error
     rank_zero_warn(f"{reason}; removed, fetching {name} once more")
-    return _download(name, root, train, again=False)
+    return _download(name, root, train, retry=False)
 
 
 def _remove_corrupt(name: str, root: Path, train: bool) -> list[str]:
-    """Remove the downloads whose hash is wrong, and what torchvision takes unpacked as it is.
-
-    Returns:
-        The names of the downloads removed.
-    """
+    """Remove corrupt downloads, whose names are returned, and unpacked files without a checksum."""
     files = _list_files(name, train)
     for file in files.unchecked:
         (root / file).unlink(missing_ok=True)
     downloads = [(root / file, md5) for file, md5 in files.downloads.items()]
-    broken = [path for path, md5 in downloads if path.exists() and not check_integrity(path, md5)]
-    for path in broken:
+    corrupt = [path for path, md5 in downloads if path.exists() and not check_integrity(path, md5)]
+    for path in corrupt:
         path.unlink()
-    return [path.name for path in broken]
+    return [path.name for path in corrupt]
 
 
 @contextmanager
 def _quiet_download() -> Iterator[None]:
+    """Limit how long torchvision waits for a server, and hide its progress bar from log files."""
     before = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(TIMEOUT_SECONDS)  # torchvision would wait for ever
+    socket.setdefaulttimeout(TIMEOUT_SECONDS)  # torchvision waits forever
     try:
-        # Its progress bar is for who watches; in a job's log it would run into other lines.
         with nullcontext() if sys.stderr.isatty() else redirect_stderr(io.StringIO()):
             yield
     finally:

@@ -1,15 +1,15 @@
-"""Images of ten drawn shapes: something real to learn on a machine with no network."""
+"""Generate a synthetic data set of ten shapes, for a machine without network."""
 
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
-IMAGE_SIZE = 32
+_SIZE = 32  # pixels
 
-# Each tells, from coordinates [n, SIDE, SIDE] with the shape's middle at 0 (y down) and its
-# radius [n, 1, 1], all in pixels, how far outside the shape a pixel lies; negative inside.
-Distance = Callable[[Tensor, Tensor, Tensor], Tensor]
+# The signed distance of each pixel from a shape, positive outside: of coordinates x and y
+# [n, _SIZE, _SIZE] with the center of the shape at 0 (y down) and its radius [n, 1, 1], in pixels.
+_Distance = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 def _disc(x: Tensor, y: Tensor, radius: Tensor) -> Tensor:
@@ -50,7 +50,7 @@ def _outline(outside: Tensor, radius: Tensor) -> Tensor:
     return (outside + 0.15 * radius).abs() - 0.15 * radius
 
 
-SHAPES: dict[str, Distance] = {
+_SHAPES: dict[str, _Distance] = {
     "disc": _disc,
     "ring": lambda x, y, radius: _outline(_disc(x, y, radius), radius),
     "triangle": _triangle,
@@ -62,42 +62,43 @@ SHAPES: dict[str, Distance] = {
     "checkers": _checkers,
     "dots": _dots,
 }
-CLASSES = list(SHAPES)
+CLASSES = list(_SHAPES)
 
 
 def generate_images(count: int, seed: int) -> tuple[Tensor, Tensor]:
-    """Draw shapes of random place, size, tilt and colours, with noise over all.
+    """Generate noisy images of shapes with random position, size, rotation and colors.
 
-    Either of shape and ground may be the lighter, so that no pixel tells the class by itself.
+    The shape is lighter or darker than the background at random, so that no single pixel predicts
+    the class.
 
     Args:
-        count: How many images; the classes take turns.
-        seed: Decides the drawings.
+        count: The number of images; labels cycle through `CLASSES`.
+        seed: The seed of all random numbers.
 
     Returns:
-        Images, uint8 [count, 3, SIDE, SIDE], and labels, int64 [count].
+        Images, uint8 [count, 3, 32, 32], and labels, int64 [count].
     """
     generator = torch.Generator().manual_seed(seed)
 
     def uniform(low: float, high: float, *shape: int) -> Tensor:
         return torch.rand(count, *shape, generator=generator) * (high - low) + low
 
-    labels = torch.arange(count) % len(SHAPES)
+    labels = torch.arange(count) % len(_SHAPES)
     radius = uniform(9, 14, 1, 1)
-    tilt = uniform(-0.2, 0.2, 1, 1)  # radians
-    middle = torch.arange(IMAGE_SIZE) - (IMAGE_SIZE - 1) / 2
-    across, down = middle - uniform(-3, 3, 1, 1), middle[:, None] - uniform(-3, 3, 1, 1)
-    x = across * tilt.cos() + down * tilt.sin()
-    y = down * tilt.cos() - across * tilt.sin()
+    angle = uniform(-0.2, 0.2, 1, 1)  # radians
+    center = torch.arange(_SIZE) - (_SIZE - 1) / 2
+    columns, rows = center - uniform(-3, 3, 1, 1), center[:, None] - uniform(-3, 3, 1, 1)
+    x = columns * angle.cos() + rows * angle.sin()
+    y = rows * angle.cos() - columns * angle.sin()
 
-    outside = torch.empty(count, IMAGE_SIZE, IMAGE_SIZE)
-    for label, distance in enumerate(SHAPES.values()):
-        these = labels == label
-        outside[these] = distance(x[these], y[these], radius[these])
+    outside = torch.empty(count, _SIZE, _SIZE)
+    for label, distance in enumerate(_SHAPES.values()):
+        mask = labels == label
+        outside[mask] = distance(x[mask], y[mask], radius[mask])
     coverage = (0.5 - outside).clamp(0, 1)[:, None]
 
-    ground = uniform(0, 255, 3, 1, 1)
-    contrast = uniform(80, 140, 3, 1, 1) * torch.where(ground < 127.5, 1, -1)
-    noise = torch.randn(count, 3, IMAGE_SIZE, IMAGE_SIZE, generator=generator) * 12
-    images = ground + contrast * coverage + noise
+    background = uniform(0, 255, 3, 1, 1)
+    contrast = uniform(80, 140, 3, 1, 1) * torch.where(background < 127.5, 1, -1)
+    noise = torch.randn(count, 3, _SIZE, _SIZE, generator=generator) * 12
+    images = background + contrast * coverage + noise
     return images.round().clamp(0, 255).to(torch.uint8), labels

@@ -1,9 +1,12 @@
-"""Preprocessing: the one truth for training, evaluation and serving.
+"""Preprocess and augment images: one implementation for training, evaluation and serving.
 
-Images of sets in memory travel as bytes and become floats here, on the whole batch, on the device;
-those of folders are resized by the same functions where they are decoded. Where images are
-classified, pixels stay floats from that resize on, so that whoever resizes them they are the same.
-Training, which changes them anyway, rounds them back on a CPU, which is much faster.
+Images in memory move to the device as bytes, and are prepared there as a whole batch. Images of
+folders are resized by the same functions in the workers that decode them. Evaluation and serving
+resize in floats, so that pixels are identical wherever they are resized. Training on a CPU rounds
+resized pixels to bytes, which is much faster and changes them less than augmentation does.
+
+Random numbers of augmentation depend on the run's seed, the epoch and the image alone (per-sample
+seeds): neither the order of the images nor the number of workers or processes changes them.
 """
 
 from collections.abc import Sequence
@@ -12,16 +15,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-# How bright red, green and blue look (ITU-R BT.601), by which grey is made of them.
-_LUMA = (0.299, 0.587, 0.114)
-_GOLDEN = 0x9E3779B97F4A7C15 - 2**64  # as the signed integer that torch holds
+_LUMA = (0.299, 0.587, 0.114)  # weights of red, green and blue in grayscale (ITU-R BT.601)
+_GOLDEN = 0x9E3779B97F4A7C15 - 2**64  # as a signed integer, which torch's int64 is
 
 
 def resize(images: Tensor, size: int) -> Tensor:
-    """Take the central square and scale it to `size` pixels.
+    """Crop the central square and resize it, bilinear with antialiasing, in floats.
 
-    Bilinear with antialiasing, in float. The square is cut first, so that the output's size is
-    known whatever the input's: `torch.export` takes it with dynamic sizes.
+    The crop comes first, so that the size of the output does not depend on that of the input:
+    `torch.export` accepts it with dynamic sizes.
 
     Args:
         images: uint8 [batch, channels, height, width].
@@ -33,7 +35,7 @@ def resize(images: Tensor, size: int) -> Tensor:
     height, width = images.shape[-2:]
     shorter = torch.sym_min(height, width)
     side = torch.arange(shorter, device=images.device)
-    # Selecting instead of slicing: a slice's strides are a guard that export can't keep.
+    # torch.export can't keep the guard on strides that slicing adds; index_select adds none.
     images = images.index_select(-2, side + (height - shorter) // 2)
     images = images.index_select(-1, side + (width - shorter) // 2)
     return F.interpolate(
@@ -42,20 +44,21 @@ def resize(images: Tensor, size: int) -> Tensor:
 
 
 def resize_rounded(images: Tensor, size: int) -> Tensor:
-    """Do as `resize`, on a CPU in a fraction of the time: pixels are rounded to whole numbers.
+    """Crop and resize as `resize` does, rounded to whole numbers: on a CPU much faster.
 
     Args:
         images: uint8 [batch, channels, height, width].
         size: The side of the square, in pixels.
 
     Returns:
-        float [batch, channels, size, size], about one of 256 levels off `resize` at most.
+        float [batch, channels, size, size]; pixels differ from those of `resize` by about one of
+        256 levels at most.
     """
-    if images.device.type != "cpu":  # where torch takes no bytes
+    if images.device.type != "cpu":  # torch interpolates bytes on a CPU alone
         return resize(images, size)
     square = center_crop(images, min(images.shape[-2:]))
     if square.shape[-1] != size:
-        # Of pixels whose channels are side by side torch makes bytes of bytes, as Pillow does.
+        # Of channels-last bytes, torch computes bytes directly, as Pillow does.
         square = F.interpolate(
             square.contiguous(memory_format=torch.channels_last),
             size=(size, size),
@@ -67,24 +70,36 @@ def resize_rounded(images: Tensor, size: int) -> Tensor:
 
 
 def center_crop(images: Tensor, size: int) -> Tensor:
-    """Cut the central square of `size` pixels out of images [..., height, width]."""
+    """Crop the central square of `size` pixels from images [..., height, width]."""
     top, left = (images.shape[-2] - size) // 2, (images.shape[-1] - size) // 2
     return images[..., top : top + size, left : left + size]
 
 
 class Preprocess(nn.Module):
-    """From bytes to what a network takes: resize, crop, scale to 0..1 and normalise.
+    """Prepare images for the network: resize, crop and normalize; in training, augment.
 
     Args:
-        resize: The shorter side after the resize, in pixels.
-        crop: The side of the square that is cut out, in pixels, at most `resize`.
-        flip: Whether training mirrors half of the images.
-        mean: The mean of each channel of the data, in 0..1.
-        std: The standard deviation of each channel, likewise.
-        pad: How far a crop in training may reach beyond the image, in pixels; what it finds there
-            is the image mirrored at its edge.
-        erase: The side of the square that training erases in each image, in pixels.
-        color: By how much training changes brightness, contrast and saturation at most, 0 to 1.
+        resize: The side of the square that images are resized to, in pixels.
+        crop: The side of the square that is cropped from it, in pixels, at most `resize`: at
+            random in training, otherwise central.
+        flip: Whether training flips half of the images horizontally.
+        mean: The mean of each channel, in 0..1, that normalization subtracts.
+        std: The standard deviation of each channel, in 0..1, that normalization divides by.
+        pad: Reflection padding of the random crop, in pixels, less than `resize`.
+        erase: Cutout: the side of the square that training sets to the mean, in pixels, at most
+            `crop`.
+        color: Color jitter: the maximum relative change of brightness, contrast and saturation in
+            training, 0 to 1.
+
+    Raises:
+        ValueError: A size or `color` is out of range.
+
+    Example:
+        >>> preprocess = Preprocess(resize=32, crop=32, pad=4)
+        >>> images = torch.zeros(2, 3, 48, 64, dtype=torch.uint8)
+        >>> numbers = preprocess.generate_random_numbers(seed=1, epoch=0, index=torch.arange(2))
+        >>> preprocess(images, numbers).shape
+        torch.Size([2, 3, 32, 32])
     """
 
     mean: Tensor
@@ -118,71 +133,77 @@ class Preprocess(nn.Module):
         self.register_buffer("std", torch.tensor(std).view(-1, 1, 1) * 255, persistent=False)
 
     def generate_random_numbers(self, seed: int, epoch: int, index: Tensor) -> Tensor:
-        """Draw what `forward` takes, by the seed, the epoch and the image alone.
+        """Generate the random numbers that augment a batch.
 
         Args:
-            seed: The run's seed.
+            seed: The seed of the run.
             epoch: The epoch, from 0.
-            index: Each image's place in its data set, int64 [batch].
-        """
-        draws = generate_integers(seed, epoch, index, count=3)
-        if not (self.erase or self.color):
-            return draws
-        # A stream of their own, so that crops and flips are what they are without these.
-        return torch.cat([draws, generate_integers(seed, epoch, index, count=5, stream=1)], dim=1)
+            index: The index of each image in its data set, int64 [batch].
 
-    def forward(self, images: Tensor, draws: Tensor | None = None) -> Tensor:
+        Returns:
+            Integers of 0 to 2^31 - 1, int64 [batch, 3 or 8], for `forward`.
+        """
+        numbers = generate_integers(seed, epoch, index, count=3)
+        if not (self.erase or self.color):
+            return numbers
+        # A separate stream: crops and flips are the same with cutout and color jitter as without.
+        more = generate_integers(seed, epoch, index, count=5, stream=1)
+        return torch.cat([numbers, more], dim=1)
+
+    def forward(self, images: Tensor, random_numbers: Tensor | None = None) -> Tensor:
         """Prepare a batch.
 
         Args:
             images: [batch, 1 or 3, height, width], values 0 to 255: uint8 of any size, or float
-                that `resize` has made already; grey images become three equal channels.
-            draws: For training, random integers of 0 to 2^31 - 1, int64 [batch, 3], that place
-                the crop and decide the flip of each image; without them the crop is central.
-                Five more, [batch, 8], place what is erased and change the colours.
+                that `resize` returned. Grayscale images become three equal channels.
+            random_numbers: Integers of 0 to 2^31 - 1 for training, int64 [batch, 3]: the row and
+                column of the crop, and the flip. With cutout or color jitter [batch, 8]: also the
+                row and column of the cutout, brightness, contrast and saturation. None for
+                evaluation: a central crop and no augmentation.
 
         Returns:
-            float [batch, 3, crop, crop], normalised.
+            float [batch, 3, crop, crop], normalized.
         """
-        scale = resize if draws is None else resize_rounded
         if images.dtype == torch.uint8:
+            scale = resize if random_numbers is None else resize_rounded
             images = scale(images, self.resize)
-        if draws is None:
-            return self._normalise(center_crop(images, self.crop))
-        images = self._normalise(self._augment(images, draws))
+        if random_numbers is None:
+            return self._normalize(center_crop(images, self.crop))
+        images = self._normalize(self._augment(images, random_numbers))
         if self.erase:
-            images = cut_out(
-                images, *_split_offsets(draws[:, 3:5], self.crop, self.erase), self.erase
-            )
+            top, left = _compute_offsets(random_numbers[:, 3:5], self.crop, self.erase)
+            images = cut_out(images, top, left, self.erase)
         return images
 
-    def _normalise(self, images: Tensor) -> Tensor:
+    def _normalize(self, images: Tensor) -> Tensor:
         return ((images - self.mean) / self.std).expand(-1, 3, -1, -1)
 
-    def _augment(self, images: Tensor, draws: Tensor) -> Tensor:
-        top, left = _split_offsets(draws[:, :2], self.resize + 2 * self.pad, self.crop)
-        flip = (draws[:, 2] % 2 == 1) & self.flip
+    def _augment(self, images: Tensor, random_numbers: Tensor) -> Tensor:
+        top, left = _compute_offsets(random_numbers[:, :2], self.resize + 2 * self.pad, self.crop)
+        flip = (random_numbers[:, 2] % 2 == 1) & self.flip
         images = crop_and_flip(images, top - self.pad, left - self.pad, flip, self.crop)
         if self.color:
-            factors = 1 + self.color * (draws[:, 5:8].to(images.dtype) / 2**30 - 1)
+            factors = 1 + self.color * (random_numbers[:, 5:8].to(images.dtype) / 2**30 - 1)
             images = jitter_colors(images, factors)
         return images
 
 
-def _split_offsets(draws: Tensor, side: int, cut: int) -> tuple[Tensor, Tensor]:
-    """The first row and column of a cut out of each image of that side, each int64 [batch]."""
-    return draws[:, 0] % (side - cut + 1), draws[:, 1] % (side - cut + 1)
+def _compute_offsets(random_numbers: Tensor, side: int, size: int) -> tuple[Tensor, Tensor]:
+    """Compute the first row and column of a square in each image, each int64 [batch]."""
+    choices = side - size + 1
+    return random_numbers[:, 0] % choices, random_numbers[:, 1] % choices
 
 
 def crop_and_flip(images: Tensor, top: Tensor, left: Tensor, flip: Tensor, size: int) -> Tensor:
-    """Cut a square out of each image at a place of its own and mirror those asked for.
+    """Crop a square from each image at its own offset, and flip some of them horizontally.
+
+    Pixels outside of an image, by less than its size, are reflected at its edge.
 
     Args:
         images: float [batch, channels, height, width].
-        top: The first row of each cut, int64 [batch]; what lies outside of the image, by less than
-            its height, is the image mirrored at its edge.
-        left: The first column of each cut, likewise.
-        flip: Which cuts to mirror left to right, bool [batch].
+        top: The first row of each crop, int64 [batch]; negative above the image.
+        left: The first column of each crop, int64 [batch]; negative left of the image.
+        flip: Which crops to flip horizontally, bool [batch].
         size: The side of the square, in pixels.
 
     Returns:
@@ -192,22 +213,22 @@ def crop_and_flip(images: Tensor, top: Tensor, left: Tensor, flip: Tensor, size:
     side = torch.arange(size, device=images.device)
     rows = _reflect(top[:, None] + side, height)
     columns = _reflect(left[:, None] + torch.where(flip[:, None], side.flip(0), side), width)
-    # One gather over flattened pixels: 6 times faster than indexing by four broadcast tensors.
+    # One gather over flattened pixels is 6 times faster than indexing by four broadcast tensors.
     pixels = (rows[:, :, None] * width + columns[:, None, :]).view(batch, 1, -1)
-    cut = images.flatten(2).gather(2, pixels.expand(-1, channels, -1))
-    return cut.view(batch, channels, size, size)
+    crops = images.flatten(2).gather(2, pixels.expand(-1, channels, -1))
+    return crops.view(batch, channels, size, size)
 
 
-def _reflect(places: Tensor, size: int) -> Tensor:
+def _reflect(indices: Tensor, size: int) -> Tensor:
     last = size - 1
-    return last - (last - places.abs()).abs()
+    return last - (last - indices.abs()).abs()
 
 
 def cut_out(images: Tensor, top: Tensor, left: Tensor, size: int) -> Tensor:
-    """Set a square in each image to 0, which is the mean once images are normalised.
+    """Set a square in each image to 0, the mean of normalized images (cutout).
 
-    That is cutout (DeVries and Taylor, "Improved regularization of convolutional neural networks
-    with cutout", arXiv:1708.04552), but with the whole of the square in the image.
+    DeVries and Taylor, "Improved regularization of convolutional neural networks with cutout",
+    arXiv:1708.04552; here the whole square lies in the image.
 
     Args:
         images: float [batch, channels, height, width].
@@ -216,7 +237,7 @@ def cut_out(images: Tensor, top: Tensor, left: Tensor, size: int) -> Tensor:
         size: The side of the square, in pixels.
 
     Returns:
-        The same shape.
+        float [batch, channels, height, width].
     """
     height, width = images.shape[-2:]
     rows = torch.arange(height, device=images.device) - top[:, None]
@@ -227,53 +248,52 @@ def cut_out(images: Tensor, top: Tensor, left: Tensor, size: int) -> Tensor:
 
 
 def jitter_colors(images: Tensor, factors: Tensor) -> Tensor:
-    """Change brightness, contrast and saturation, in this order.
+    """Change brightness, contrast and saturation of each image, in this order.
 
-    As torchvision's ColorJitter does, but each image by factors of its own, on the whole batch.
+    torchvision's ColorJitter on a whole batch, with separate factors for each image.
 
     Args:
         images: float [batch, 1 or 3, height, width], values 0 to 255.
-        factors: float [batch, 3], of 1 each to leave an image as it is.
+        factors: float [batch, 3]; 1 changes nothing.
 
     Returns:
-        The same shape, values 0 to 255.
+        float [batch, 1 or 3, height, width], values 0 to 255.
     """
     brightness, contrast, saturation = factors[:, :, None, None, None].unbind(1)
     images = (images * brightness).clamp_(0, 255)
-    middle = _to_grayscale(images).mean(dim=(2, 3), keepdim=True)
-    images = torch.lerp(middle, images, contrast).clamp_(0, 255)
+    mean = _to_grayscale(images).mean(dim=(2, 3), keepdim=True)
+    images = torch.lerp(mean, images, contrast).clamp_(0, 255)
     return torch.lerp(_to_grayscale(images), images, saturation).clamp_(0, 255)
 
 
 def _to_grayscale(images: Tensor) -> Tensor:
-    """float [batch, 1, height, width]; an image of one channel as it is."""
+    """Convert to float [batch, 1, height, width]; images of one channel stay as they are."""
     if images.shape[1] == 1:
         return images
-    red, green, blue = (images[:, each, None] for each in range(3))
-    grey: Tensor = red * _LUMA[0]
-    return grey.add_(green, alpha=_LUMA[1]).add_(blue, alpha=_LUMA[2])
+    red, green, blue = (images[:, channel, None] for channel in range(3))
+    grayscale: Tensor = red * _LUMA[0]
+    return grayscale.add_(green, alpha=_LUMA[1]).add_(blue, alpha=_LUMA[2])
 
 
 def generate_integers(seed: int, epoch: int, index: Tensor, count: int, stream: int = 0) -> Tensor:
-    """Draw random integers that depend on the seed, the epoch and the image alone.
+    """Generate random integers that depend on the seed, the epoch and the image alone.
 
-    A counter-based generator (SplitMix64: Steele, Lea and Flood, "Fast splittable pseudorandom
-    number generators", OOPSLA 2014), so that neither the order of the images nor the number of
-    workers or processes changes what an image gets.
+    A counter-based generator: SplitMix64 (Steele, Lea and Flood, "Fast splittable pseudorandom
+    number generators", OOPSLA 2014).
 
     Args:
-        seed: The run's seed.
+        seed: The seed of the run.
         epoch: The epoch, from 0.
-        index: Each image's place in its data set, int64 [batch].
+        index: The index of each image in its data set, int64 [batch].
         count: How many numbers each image gets.
-        stream: Numbers of another one, from 0, are others, and unrelated.
+        stream: Selects one of several independent sequences, from 0.
 
     Returns:
         Uniform integers of 0 to 2^31 - 1, int64 [batch, count].
     """
-    # Filled on the device, since copying a number to it would wait for all that runs there.
-    # A stream is told by the bits above those of a seed that seed_everything takes.
+    # The stream takes the bits above the 32 of a seed that seed_everything accepts.
     start = seed ^ (stream << 32)
+    # Filled on the device: copying a number to it would wait for the work that is queued there.
     key = _mix(torch.full((), start, dtype=torch.int64, device=index.device))
     key = _mix(key + torch.full_like(key, epoch) * _GOLDEN)
     counter = index[:, None] * count + torch.arange(1, count + 1, device=index.device)
@@ -287,10 +307,10 @@ def _mix(z: Tensor) -> Tensor:
 
 
 def _shift_right(z: Tensor, bits: int) -> Tensor:
-    # torch shifts arithmetically; SplitMix64 wants zeros from the left
+    # torch shifts arithmetically; SplitMix64 shifts zeros in.
     return (z >> bits) & ((1 << (64 - bits)) - 1)
 
 
 def generate_unseeded_integers(batch: int, device: torch.device) -> Tensor:
-    """Ordinary draws of torch's own generator, int64 [batch, 3], for images with no index."""
+    """Generate integers by torch's global generator, int64 [batch, 3], for images without index."""
     return torch.randint(2**31, (batch, 3), device=device)

@@ -174,14 +174,17 @@ def test_file_that_can_not_be_mapped_is_left_alone(path):
     cache.load_cached_images(path, "sums", Reader())
     os.truncate(path, 2**37)  # more than the limit; sparse
     before = path.stat()
-    share = (
-        "import pathlib, resource, sys, torch\nfrom pyclassify.data import cache\n"
+    load = (
+        "import pathlib, resource, sys, torch\n"
+        "from pyclassify.data.cache import LabeledImages, load_cached_images\n"
         "resource.setrlimit(resource.RLIMIT_AS, (2**36, 2**36))\n"
-        "content = cache.Images(torch.zeros(1, 3, 8, 8).byte(), torch.zeros(1).long(), ['a'])\n"
-        "assert cache.share(pathlib.Path(sys.argv[1]), 'sums', lambda: content) is content\n"
+        "images, labels = torch.zeros(1, 3, 8, 8).byte(), torch.zeros(1).long()\n"
+        "content = LabeledImages(images, labels, ['a'])\n"
+        "path = pathlib.Path(sys.argv[1])\n"
+        "assert load_cached_images(path, 'sums', lambda: content) is content\n"
     )
 
-    done = run("-c", share, path, check=True)
+    done = run("-c", load, path, check=True)
 
     assert mentions(done.stderr, path, "can't be read", "Cannot allocate memory")
     assert (path.stat().st_ino, path.stat().st_size) == (before.st_ino, before.st_size)
