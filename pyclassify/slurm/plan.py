@@ -3,13 +3,14 @@
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pyclassify.slurm.config import MLFLOW_KEYS, Config, check_parameters, parse_config
+from pyclassify.slurm.config import MLFLOW_KEYS, Config, parse_config
+from pyclassify.slurm.credentials import check_parameters
 from pyclassify.slurm.environment import (
     Environment,
     TrackingStore,
@@ -142,7 +143,7 @@ def make_plan(
 
     config = parse_config(backend_config)
     if config.container is not None:
-        config = replace(config, container=resolve_image(config.container))
+        config = config.model_copy(update={"container": resolve_image(config.container)})
     parameters = dict(parameters or {})
     check_parameters(parameters)
     project_dir = Path(fetch_and_validate_project(uri, revision, entry_point, parameters))

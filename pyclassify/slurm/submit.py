@@ -14,7 +14,7 @@ from typing import Any
 from mlflow.projects.backend.abstract_backend import AbstractBackend
 
 from pyclassify.slurm import client, config, environment, plan, reporter, snapshot
-from pyclassify.slurm.config import TIME, Config
+from pyclassify.slurm.config import Config
 from pyclassify.slurm.plan import Plan
 from pyclassify.slurm.script import check_script
 from pyclassify.slurm.states import SlurmError
@@ -261,12 +261,7 @@ def resume(asked: argparse.Namespace) -> int:
 
 def _options(asked: argparse.Namespace) -> list[str]:
     limit = getattr(asked, "time", None)
-    if limit is None:
-        return []
-    try:
-        return [f"--time={TIME.read(limit)}"]
-    except ValueError:
-        raise ValueError(f"--time is {limit!r}; it takes {TIME.takes}") from None
+    return [] if limit is None else [f"--time={config.parse_time_limit(limit)}"]
 
 
 def _find_script(run: Any) -> Path:

@@ -147,7 +147,7 @@ def test_job_that_starts_again_needs_time_and_the_one_signal(given, error):
     ],
 )
 def test_each_of_slurms_forms_of_a_time_is_so_many_seconds(time, seconds):
-    assert config.seconds_of(time) == seconds
+    assert config.parse_seconds(time) == seconds
 
 
 def test_variables_in_the_folder_of_runs_are_those_of_the_submission(monkeypatch):
@@ -166,8 +166,25 @@ def test_container_and_environment_are_one_too_many():
         config.parse_config({"container": "a.sif", "environment": "b"})
 
 
-def test_documentation_has_the_keys_and_the_states():
+def format_key_table():
+    """The keys as the Markdown table of docs/slurm.md."""
+    rows = ["| key | what it is | unit | it takes | sbatch's |", "|---|---|---|---|---|"]
+    for key, field in config.Config.model_fields.items():
+        extra = field.json_schema_extra
+        default = f" (default: `{field.default}`)" if isinstance(field.default, str) else ""
+        option = f"`--{key.replace('_', '-')}`" if extra.get("sbatch") else ""
+        meaning = f"{field.description}{default}"
+        cells = (f"`{key}`", meaning, extra["unit"], config.describe_values(key), option)
+        rows.append(f"| {' | '.join(cells)} |")
+    return "\n".join(rows)
+
+
+def test_documentation_has_the_keys():
+    table = format_key_table()
+    assert table in Path("docs/slurm.md").read_text(), f"the table is now\n\n{table}"
+
+
+def test_documentation_has_the_states():
     text = Path("docs/slurm.md").read_text()
-    assert "\n".join(config.table()) in text
     states = [f"| `{name}` | {each.status} | {each.words} |" for name, each in STATES.items()]
     assert "\n".join(states) in text

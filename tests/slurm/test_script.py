@@ -6,7 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from pyclassify.slurm import config
+from pyclassify.slurm import script
+from pyclassify.slurm.config import Config, describe_values
+from pyclassify.utils import launcher
 from tests.support import required
 from tests.support.slurm_jobs import check, render
 
@@ -68,6 +70,27 @@ def test_reviewed_scripts_are_good_bash(path):
     assert check(path.read_text(), "shellcheck").stdout == ""
 
 
+def test_template_is_read_by_shellcheck_as_bash():
+    required.program("shellcheck")
+    text = Path(script.__file__).with_name("job.sh.j2").read_text()
+    # What is filled in: ${{ name }} is an odd expansion, and what it becomes is quoted.
+    filled_in = "SC1083,SC2086,SC2170,SC2288,SC2296"
+    # Code after the task's `exit`, which is quoted in the script.
+    checker = ("shellcheck", "--shell=bash", f"--exclude={filled_in},SC2317")
+    assert check(text, *checker).stdout == ""
+
+
+@pytest.mark.parametrize(
+    "name", [launcher.SPOOL_ENV, launcher.PROGRESS_ENV, launcher.STATUS_BY_SLURM_ENV]
+)
+def test_script_sets_each_variable_that_the_training_reads(name):
+    assert f"\nexport {name}=" in render({}, {"devices": 1})
+
+
+def test_script_requeues_after_the_exit_code_of_the_training():
+    assert f"[ $? -ne {launcher.REQUEUE_EXIT_CODE} ] || requeue" in render(AGAIN, {"devices": 1})
+
+
 # Each program of the script says how it was called, and nothing runs but the script's own shell.
 STAND_IN = """#!/bin/bash
 printf '%s\\0' "${0##*/}" "$@" "A=$A" "$MLFLOW_TRACKING_URI" >>"$CALLS"
@@ -82,7 +105,7 @@ IN_AN_IMAGE = {"container": EVIL}
 @pytest.mark.parametrize("inside", [IN_CONDA, IN_AN_IMAGE], ids=["conda", "image"])
 def test_nothing_that_is_quoted_runs(tmp_path, inside):
     given = {
-        **{key: EVIL for key, each in config.KEYS.items() if each.metadata["kind"] is config.TEXT},
+        **{key: EVIL for key in Config.model_fields if describe_values(key) == "one line of text"},
         **{"job_name": EVIL, "output": EVIL, "modules": [EVIL], "exports": {"A": EVIL}},
         **{"environment": None, "container": None, **inside},
         **{"srun_args": [f"--prolog={EVIL}"], "sbatch_args": [f"--comment={EVIL}"]},

@@ -4,7 +4,6 @@ import subprocess
 
 import pytest
 
-from pyclassify.slurm import script as template
 from tests.support import slurm_jobs
 
 SRUN_ENDS = "(exit 1) &\nwait $!\n"
@@ -32,8 +31,8 @@ print(*states, sep="\\n")
     slurm_jobs.put(folder, "sacct", code)
     slurm_jobs.put(folder, "sleep", "")
     slurm_jobs.first_on_path(monkeypatch, folder)
-    functions = template.FUNCTIONS.partition("# Whatever happens")[0]
-    text = f"SLURM_JOB_ID=7\n{functions}\n{script}slurm_says"
+    functions = slurm_jobs.render({}, {}).partition("\nfail() {")[2].partition("# Whatever")[0]
+    text = f"SLURM_JOB_ID=7\nfail() {{{functions}\n{script}slurm_says"
     return subprocess.check_output(["bash", "-c", text], text=True).split()
 
 
