@@ -108,7 +108,7 @@ def train(given: list[str]) -> None:
     if options.has_seeds_option(given):
         from pyclassify.runs import seeds  # loads MLflow and SciPy
 
-        count, words = seeds.read_count(given)
+        count, words = seeds.read_seed_count(given)
         if count > 1:
             spell_out(words)  # refuses a wrong command line before any run is made
             seeds.train_seeds(words, count)

@@ -1,4 +1,9 @@
-"""`pyclassify compare`: which run is better, and in what they differ."""
+"""`pyclassify compare`: show how runs differ, and test whether one is better than another.
+
+The command finds the runs, `compare_runs` collects how they differ, and the result is written as a
+page of text (sections of tables and sentences) or as JSON. A new statistic is a field of
+`Comparison` with its place in `_to_json` and `_format_report`. Nothing here loads torch.
+"""
 
 import argparse
 import json
@@ -15,8 +20,13 @@ import mlflow
 from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
 
-from pyclassify.runs.stats import PairedTest, SeedsTest, compare_on_images, compare_over_seeds
-from pyclassify.spool.server import configure_mlflow
+from pyclassify.runs.stats import (
+    METRIC,
+    PairedTest,
+    SeedsTest,
+    compare_on_images,
+    compare_over_seeds,
+)
 from pyclassify.tracking.search import (
     find_best_runs,
     find_run,
@@ -27,48 +37,71 @@ from pyclassify.tracking.ui import find_server_address, format_fast_ui_command, 
 from pyclassify.utils.masking import mask
 from pyclassify.utils.options import CLASS_OPTIONS, SHORT_OPTIONS, CommandParser
 
-METRIC, BEST = "test_accuracy", 5
-# What `mlflow run -P` may have stored as typed; the same is there as resolved, with a slash.
-_AS_TYPED = {*SHORT_OPTIONS, *CLASS_OPTIONS, "trainer", "checkpoint", "config"}
-UNSET = "-"
-GAP = "  "
-NARROWEST_COLUMN, WIDEST_NAME = 12, 32
+_DEFAULT_BEST = 5
+_SIGNIFICANCE = 0.05
+# Parameters that `mlflow run -P` logs as typed; training logs the same with a slash in the name.
+_TYPED_PARAMS = {*SHORT_OPTIONS, *CLASS_OPTIONS, "trainer", "checkpoint", "config"}
+_MISSING = "-"
+_GAP = "  "
+_MIN_COLUMN_WIDTH, _MAX_NAME_WIDTH, _MAX_TEXT_WIDTH = 12, 32, 100
 
 
-def main(args: Sequence[str]) -> int:
-    """Compare the runs that are named, or the best of an experiment.
+@dataclass(frozen=True)
+class Comparison:
+    """How runs differ.
 
     Args:
-        args: The command line after the verb.
+        runs: The runs; the others are compared to the first.
+        differing_params: The values of each parameter that differs, by run; None if not set.
+        num_equal_params: How many parameters are equal in all runs.
+        metrics: The last values of each metric, by run; None if not logged.
+        paired_test: The test of two runs with predictions for the same images.
+        seeds_test: The test of two parents of seeds.
+        notes: What to keep in mind, a sentence each.
+    """
+
+    runs: list[Run]
+    differing_params: dict[str, list[str | None]]
+    num_equal_params: int
+    metrics: dict[str, list[float | None]]
+    paired_test: PairedTest | None
+    seeds_test: SeedsTest | None
+    notes: list[str]
+
+
+def main(argv: Sequence[str]) -> int:
+    """Compare the named runs, or the best ones of an experiment.
+
+    Args:
+        argv: The command line after the command's name.
 
     Returns:
         The exit code.
 
     Raises:
-        ValueError: It is wrong, or there are no such runs.
+        ValueError: The command line is wrong, or there are no such runs.
         OSError: There is no store.
     """
-    asked = _parse(args)
-    configure_mlflow(retries=2)
+    args = _parse_args(argv)
+    limit_retries()
     try:
-        comparison = compare(_find(asked))
+        comparison = compare_runs(_find_runs(args))
     except MlflowException as error:
         raise ValueError(format_store_error(error)) from error
     uri = mlflow.get_tracking_uri()
     infos = [run.info for run in comparison.runs]
     link = link_comparison(uri, [i.run_id for i in infos], [i.experiment_id for i in infos])
-    if asked.json:
-        sys.stdout.write(json.dumps(_as_data(comparison, mask(uri), link), indent=2) + "\n")
+    if args.json:
+        sys.stdout.write(json.dumps(_to_json(comparison, mask(uri), link), indent=2) + "\n")
         return 0
-    start = (
-        "open" if find_server_address(uri) else f"start\n{format_fast_ui_command(uri)}\nand open"
-    )
-    text = report(comparison, shutil.get_terminal_size().columns)
-    sys.stdout.write(f"{text}\nIn the browser: {start}\n{link}\n")
+    has_server = find_server_address(uri) is not None
+    how_to_open = "open" if has_server else f"start\n{format_fast_ui_command(uri)}\nand open"
+    report = _format_report(comparison, shutil.get_terminal_size().columns)
+    sys.stdout.write(f"{report}\nIn the browser: {how_to_open}\n{link}\n")
     return 0
 
 
-def _parse(args: Sequence[str]) -> argparse.Namespace:
+def _parse_args(argv: Sequence[str]) -> argparse.Namespace:
     parser = CommandParser(
         prog="pyclassify compare",
         description="Show in what runs differ: parameters, metrics and, for two runs with the same "
@@ -79,76 +112,107 @@ def _parse(args: Sequence[str]) -> argparse.Namespace:
         "runs", nargs="*", metavar="RUN_ID", help="a run's id, or its first 8 digits or more"
     )
     parser.add_argument("--experiment", metavar="NAME", help="compare the best runs of this one")
-    parser.add_argument("--best", type=int, metavar="N", help=f"how many of them (default: {BEST})")
+    parser.add_argument(
+        "--best", type=int, metavar="N", help=f"how many of them (default: {_DEFAULT_BEST})"
+    )
     parser.add_argument("--metric", metavar="NAME", help=f"best by what (default: {METRIC})")
     parser.add_argument("--json", action="store_true", help="write JSON, for programs")
-    asked = parser.parse_args(args)
-    if asked.experiment is None:
+    args = parser.parse_args(argv)
+    if args.experiment is None:
         for name in ("best", "metric"):
-            if getattr(asked, name) is not None:
+            if getattr(args, name) is not None:
                 parser.error(f"--{name} is of an experiment's runs, and no --experiment is given")
-    elif asked.runs:
+    elif args.runs:
         parser.error("give either ids of runs or --experiment")
-    if asked.best is not None and asked.best < 2:
-        parser.error(f"--best is {asked.best}; give 2 or more")
-    return asked
+    if args.best is not None and args.best < 2:
+        parser.error(f"--best is {args.best}; give 2 or more")
+    return args
 
 
-def _find(asked: argparse.Namespace) -> list[Run]:
-    if asked.experiment is None and len(set(asked.runs)) < 2:
+def _find_runs(args: argparse.Namespace) -> list[Run]:
+    if args.experiment is None and len(set(args.runs)) < 2:
         raise ValueError(
             "compare takes two or more different runs; give their ids, or --experiment NAME for "
             "the best runs of one"
         )
     client = open_store()
-    if asked.experiment is not None:
-        metric = asked.metric or METRIC
-        runs = find_best_runs(client, asked.experiment, metric, asked.best or BEST)
-        if len(runs) < 2:
+    if args.experiment is not None:
+        metric = args.metric or METRIC
+        best = find_best_runs(client, args.experiment, metric, args.best or _DEFAULT_BEST)
+        if len(best) < 2:
             raise ValueError(
-                f"experiment {asked.experiment!r} has only one finished run with the metric "
-                f"{metric!r}, {runs[0].info.run_id}; two or more can be compared"
+                f"experiment {args.experiment!r} has only one finished run with the metric "
+                f"{metric!r}, {best[0].info.run_id}; two or more can be compared"
             )
-        return runs
-    found = {run.info.run_id: run for run in (find_run(client, each) for each in asked.runs)}
-    for run in found.values():
+        return best
+    runs = {run.info.run_id: run for run in (find_run(client, run_id) for run_id in args.runs)}
+    for run in runs.values():
         if not run.data.metrics:
             raise ValueError(
                 f"run {run.info.run_id} ({run.info.run_name}, {run.info.status}) has no metrics to "
                 "compare; leave it out"
             )
-    if len(found) < 2:
-        raise ValueError(f"these are all run {next(iter(found))}; give two or more different runs")
-    return list(found.values())
+    if len(runs) < 2:
+        raise ValueError(f"these are all run {next(iter(runs))}; give two or more different runs")
+    return list(runs.values())
 
 
-@dataclass(frozen=True)
-class Comparison:
-    """In what runs differ.
+def compare_runs(runs: Sequence[Run]) -> Comparison:
+    """Collect how two or more runs differ: parameters, metrics and statistical tests."""
+    params = [_drop_typed_params(run.data.params) for run in runs]
+    rows = {name: [values.get(name) for values in params] for name in sorted(set().union(*params))}
+    differing = {name: values for name, values in rows.items() if len(set(values)) > 1}
+    metrics = sorted(set().union(*(run.data.metrics for run in runs)), key=_rank_metric)
+    paired_test, image_notes = compare_on_images(runs)
+    seeds_test, seeds_notes = compare_over_seeds(runs)
+    status_notes = [
+        f"run {number} is {run.info.status}, and its metrics are those of what it got to"
+        for number, run in enumerate(runs, 1)
+        if run.info.status != "FINISHED"
+    ]
+    return Comparison(
+        runs=list(runs),
+        differing_params=differing,
+        num_equal_params=len(rows) - len(differing),
+        metrics={name: [run.data.metrics.get(name) for run in runs] for name in metrics},
+        paired_test=paired_test,
+        seeds_test=seeds_test,
+        notes=status_notes + image_notes + seeds_notes,
+    )
 
-    Args:
-        runs: The runs; the others are compared to the first.
-        differ: The parameters that differ: name and value in each run, None where it is not set.
-        equal: How many parameters are equal in all runs.
-        metrics: Name and last value in each run, None where it was not logged.
-        paired: The test of two runs on the same images, where their predictions are kept.
-        seeds: The test of two parents of seeds.
-        notes: What to keep in mind, a sentence each.
-    """
 
-    runs: list[Run]
-    differ: dict[str, list[str | None]]
-    equal: int
-    metrics: dict[str, list[float | None]]
-    paired: PairedTest | None
-    seeds: SeedsTest | None
-    notes: list[str]
+def _drop_typed_params(params: dict[str, str]) -> dict[str, str]:
+    """Drop the parameters of `mlflow run -P` that training logged by their full names too."""
+    if not any("/" in name for name in params):
+        return params
+    return {
+        name: value
+        for name, value in params.items()
+        if "/" in name or name.partition(".")[0] not in _TYPED_PARAMS
+    }
 
 
-def _as_data(comparison: Comparison, tracking_uri: str, link: str) -> dict[str, Any]:
-    """A comparison as JSON can have it: what is not finite is null."""
+def _rank_metric(metric: str) -> tuple[int, str]:
+    """Rank metrics of the test first, then of validation, of training, and others."""
+    stages = ("test", "best", "val", "train")
+    ranks = (rank for rank, stage in enumerate(stages) if metric.startswith(f"{stage}_"))
+    return next(ranks, len(stages)), metric
+
+
+def _subtract_first(values: Sequence[float | None]) -> list[float | None]:
+    """Subtract the first value from the others; None where either is missing or not finite."""
+    first, *others = map(_finite, values)
+    return [None, *(None if v is None or first is None else v - first for v in others)]
+
+
+def _finite(value: float | None) -> float | None:
+    return value if value is not None and isfinite(value) else None
+
+
+def _to_json(comparison: Comparison, tracking_uri: str, link: str) -> dict[str, Any]:
+    """Convert a comparison to what JSON can hold; numbers that are not finite become null."""
     metrics = {
-        name: {"values": [_finite(v) for v in values], "differences": differences(values)}
+        name: {"values": [*map(_finite, values)], "differences": _subtract_first(values)}
         for name, values in comparison.metrics.items()
     }
     return {
@@ -162,183 +226,96 @@ def _as_data(comparison: Comparison, tracking_uri: str, link: str) -> dict[str, 
             }
             for run in comparison.runs
         ],
-        "parameters_that_differ": comparison.differ,
-        "parameters_the_same": comparison.equal,
+        "parameters_that_differ": comparison.differing_params,
+        "parameters_the_same": comparison.num_equal_params,
         "metrics": metrics,
-        "paired_test": asdict(comparison.paired) if comparison.paired else None,
-        "seeds_test": asdict(comparison.seeds) if comparison.seeds else None,
+        "paired_test": asdict(comparison.paired_test) if comparison.paired_test else None,
+        "seeds_test": asdict(comparison.seeds_test) if comparison.seeds_test else None,
         "notes": comparison.notes,
         "link": link,
     }
 
 
-def _finite(value: float | None) -> float | None:
-    return value if value is not None and isfinite(value) else None
-
-
-def compare(runs: Sequence[Run]) -> Comparison:
-    """Compare two or more runs."""
-    params = [_resolve(run.data.params) for run in runs]
-    rows = {name: [each.get(name) for each in params] for name in sorted(set().union(*params))}
-    differ = {name: values for name, values in rows.items() if len(set(values)) > 1}
-    names = sorted(set().union(*(run.data.metrics for run in runs)), key=_rank)
-    paired, notes = compare_on_images(runs)
-    seeds, more_notes = compare_over_seeds(runs)
-    unfinished = [
-        f"run {number} is {run.info.status}, and its metrics are those of what it got to"
-        for number, run in enumerate(runs, 1)
-        if run.info.status != "FINISHED"
+def _format_report(comparison: Comparison, width: int) -> str:
+    """Format a comparison as text, in lines of at most so many characters."""
+    headings = [f"{number} {run.info.run_name}" for number, run in enumerate(comparison.runs, 1)]
+    sections = [
+        "Runs\n" + _format_runs(comparison.runs, width),
+        _format_params(comparison, headings, width),
     ]
-    return Comparison(
-        runs=list(runs),
-        differ=differ,
-        equal=len(rows) - len(differ),
-        metrics={name: [run.data.metrics.get(name) for run in runs] for name in names},
-        paired=paired,
-        seeds=seeds,
-        notes=unfinished + notes + more_notes,
-    )
-
-
-def differences(values: Sequence[float | None]) -> list[float | None]:
-    """How far values are from the first: None for itself, and where one is missing or not finite.
-
-    Args:
-        values: A metric in each run.
-    """
-    first = values[0]
-    if first is None or not isfinite(first):
-        return [None] * len(values)
-    rest = values[1:]
-    return [None, *(each - first if each is not None and isfinite(each) else None for each in rest)]
-
-
-def _resolve(params: dict[str, str]) -> dict[str, str]:
-    """Drop what `mlflow run` was given where the run holds the same in its own spelling."""
-    if not any("/" in name for name in params):
-        return params
-    return {
-        name: value
-        for name, value in params.items()
-        if "/" in name or name.partition(".")[0] not in _AS_TYPED
-    }
-
-
-def _rank(metric: str) -> tuple[int, str]:
-    """Metrics of the test first, then of validation, then of training, and others."""
-    stages = ("test", "best", "val", "train")
-    place = (i for i, stage in enumerate(stages) if metric.startswith(f"{stage}_"))
-    return next(place, len(stages)), metric
-
-
-def report(comparison: Comparison, width: int) -> str:
-    """Write a comparison down.
-
-    Args:
-        comparison: What to write.
-        width: How many characters a line may have.
-    """
-    headings = [f"{i} {run.info.run_name}" for i, run in enumerate(comparison.runs, 1)]
-    parts = ["Runs\n" + _list_runs(comparison, width)]
-    others = f"{comparison.equal:,} {'is' if comparison.equal == 1 else 'are'} the same"
-    if comparison.differ:
-        rows = {name: _show_values(values) for name, values in comparison.differ.items()}
-        parts.append(f"Parameters that differ ({others})\n" + table(rows, headings, width))
-    else:
-        parts.append(f"No parameter differs ({others})\n")
-    # What the machine was doing is no result; it is in the browser.
+    # The load of the machine is no result; the browser shows it.
     metrics = {k: v for k, v in comparison.metrics.items() if not k.startswith("system/")}
     if metrics:
         title = "Metrics, and how far they are from those of run 1\n"
-        parts.append(title + table(_show_metrics(metrics), headings, width, whole=True))
-    if comparison.paired:
-        parts.append(_paragraph(format_paired_test(comparison.paired), width))
-    if comparison.seeds:
-        parts.append(_paragraph(format_seeds_test(comparison.seeds), width))
-    parts += [_paragraph(f"Note: {note}.", width) for note in comparison.notes]
-    return "\n".join(parts)
+        sections.append(
+            title + _format_table(_format_metrics(metrics), headings, width, cut_cells=False)
+        )
+    if comparison.paired_test:
+        sections.append(_wrap(_format_paired_test(comparison.paired_test), width))
+    if comparison.seeds_test:
+        sections.append(_wrap(_format_seeds_test(comparison.seeds_test), width))
+    sections += [_wrap(f"Note: {note}.", width) for note in comparison.notes]
+    return "\n".join(sections)
 
 
-def format_paired_test(test: PairedTest) -> str:
-    """Say what the predictions of two runs tell, for a reader who knows no statistics."""
-    low, high = test.interval
-    surprise, better = _judge(test.p_value, 1 if test.only_first > test.only_second else 2)
-    return (
-        f"Of the same {test.count:,} test images, run 1 has {test.right[0]:,} right and run 2 "
-        f"{test.right[1]:,}; run 1 alone has {test.only_first:,} right, run 2 alone "
-        f"{test.only_second:,}. Were both equally good, so uneven a split would be {surprise} "
-        f"(McNemar's exact test, p = {test.p_value:.2g}): {better}. On all images of this kind, "
-        f"run 2's accuracy minus run 1's is between {low:+.4f} and {high:+.4f} (95% interval). "
-        "This holds for these two trained networks; another seed may change it."
-    )
-
-
-def format_seeds_test(test: SeedsTest) -> str:
-    """Say what two recipes came to with several seeds each, for a reader of no statistics."""
-    low, high = test.interval
-    surprise, better = _judge(test.p_value, 1 if test.means[0] > test.means[1] else 2)
-    return (
-        f"Over {test.counts[0]} seeds, run 1's mean {test.metric} is {test.means[0]:.4f}; over "
-        f"{test.counts[1]}, run 2's is {test.means[1]:.4f}. Were both recipes equally good, so "
-        f"large a difference would be {surprise} (Welch's t-test, p = {test.p_value:.2g}): "
-        f"{better}. With many more seeds, run 2's mean minus run 1's is between {low:+.4f} and "
-        f"{high:+.4f} (95% interval). This holds for these recipes, trained and tested on these "
-        "images."
-    )
-
-
-def _judge(p_value: float, winner: int) -> tuple[str, str]:
-    if p_value < 0.05:
-        return "a surprise", f"run {winner} is better"
-    return "no surprise", "neither is shown to be better"
-
-
-def _list_runs(comparison: Comparison, width: int) -> str:
-    status = max(len(run.info.status) for run in comparison.runs)
+def _format_runs(runs: Sequence[Run], width: int) -> str:
+    status_width = max(len(run.info.status) for run in runs)
     lines = []
-    for number, run in enumerate(comparison.runs, 1):
-        start, end = f"{GAP}{number}", f"{run.info.status:{status}}{GAP}{run.info.run_id}"
-        room = max(NARROWEST_COLUMN, width - len(start + end) - 2 * len(GAP))
-        lines.append(f"{start}{GAP}{cut(run.info.run_name or '', room):{room}}{GAP}{end}\n")
+    for number, run in enumerate(runs, 1):
+        start = f"{_GAP}{number}"
+        end = f"{run.info.status:{status_width}}{_GAP}{run.info.run_id}"
+        room = max(_MIN_COLUMN_WIDTH, width - len(start + end) - 2 * len(_GAP))
+        lines.append(f"{start}{_GAP}{_cut(run.info.run_name or '', room):{room}}{_GAP}{end}\n")
     return "".join(lines)
 
 
-def _show_values(values: Sequence[str | None]) -> list[str]:
-    """Show values, import paths by their last name where that tells them apart."""
-    texts = [UNSET if each is None else " ".join(each.split()) for each in values]
+def _format_params(comparison: Comparison, headings: Sequence[str], width: int) -> str:
+    equal = comparison.num_equal_params
+    equal_count = f"{equal:,} {'is' if equal == 1 else 'are'} the same"
+    if not comparison.differing_params:
+        return f"No parameter differs ({equal_count})\n"
+    rows = {name: _format_values(values) for name, values in comparison.differing_params.items()}
+    return f"Parameters that differ ({equal_count})\n" + _format_table(rows, headings, width)
+
+
+def _format_values(values: Sequence[str | None]) -> list[str]:
+    """Format values in one line each; import paths by their last name if that is unambiguous."""
+    texts = [_MISSING if value is None else " ".join(value.split()) for value in values]
     last = [re.sub(r"^([A-Za-z_]\w*\.)+(?=[A-Za-z_]\w*$)", "", text) for text in texts]
     return last if len(set(last)) == len(set(texts)) else texts
 
 
-def _show_metrics(metrics: dict[str, list[float | None]]) -> dict[str, list[str]]:
-    """Show values with their differences to the first, numbers below each other."""
-    values, offsets = {}, {}
+def _format_metrics(metrics: dict[str, list[float | None]]) -> dict[str, list[str]]:
+    """Format values with their differences to the first, aligned in columns."""
+    values, differences = {}, {}
     for name, row in metrics.items():
-        decimals = _decimals(name, [each for each in row if each is not None])
-        values[name] = [UNSET if each is None else _number(each, decimals) for each in row]
-        offsets[name] = [
-            "" if each is None else "=" if each == 0 else _number(each, decimals, "+")
-            for each in differences(row)
+        decimals = _choose_decimals(name, [value for value in row if value is not None])
+        values[name] = [_MISSING if v is None else _format_number(v, decimals) for v in row]
+        differences[name] = [
+            "" if v is None else "=" if v == 0 else _format_number(v, decimals, "+")
+            for v in _subtract_first(row)
         ]
     widths = [
-        [max(map(len, column)) for column in zip(*shown.values(), strict=True)]
-        for shown in (values, offsets)
+        [max(map(len, column)) for column in zip(*rows.values(), strict=True)]
+        for rows in (values, differences)
     ]
     return {
         name: [
-            f"{value:>{w}}{f' {offset:>{o}}' if o else ''}"
-            for value, offset, w, o in zip(values[name], offsets[name], *widths, strict=True)
+            f"{value:>{w}}{f' {difference:>{d}}' if d else ''}"
+            for value, difference, w, d in zip(
+                values[name], differences[name], *widths, strict=True
+            )
         ]
         for name in metrics
     }
 
 
-def _decimals(name: str, values: Sequence[float]) -> int:
-    counts = not re.search("accuracy|loss", name) and all(each % 1 == 0 for each in values)
-    return 0 if counts else 1 if any(100 <= abs(each) < inf for each in values) else 4
+def _choose_decimals(name: str, values: Sequence[float]) -> int:
+    is_count = not re.search("accuracy|loss", name) and all(value % 1 == 0 for value in values)
+    return 0 if is_count else 1 if any(100 <= abs(value) < inf for value in values) else 4
 
 
-def _number(value: float, decimals: int, sign: str = "") -> str:
+def _format_number(value: float, decimals: int, sign: str = "") -> str:
     if 1e6 <= abs(value) < inf:
         return f"{value / 1e6:{sign},.2f}M"
     if decimals == 4 and 0 < abs(value) < 1e-3:
@@ -346,65 +323,106 @@ def _number(value: float, decimals: int, sign: str = "") -> str:
     return f"{value:{sign},.{decimals}f}"
 
 
-def _paragraph(text: str, width: int) -> str:
-    return fill(text, min(width, 100), break_long_words=False, break_on_hyphens=False) + "\n"
+def _format_paired_test(test: PairedTest) -> str:
+    """Explain the paired test to a reader without statistics."""
+    low, high = test.interval
+    surprise, verdict = _format_verdict(
+        test.p_value, better=1 if test.only_first > test.only_second else 2
+    )
+    return (
+        f"Of the same {test.count:,} test images, run 1 has {test.right[0]:,} right and run 2 "
+        f"{test.right[1]:,}; run 1 alone has {test.only_first:,} right, run 2 alone "
+        f"{test.only_second:,}. Were both equally good, so uneven a split would be {surprise} "
+        f"(McNemar's exact test, p = {test.p_value:.2g}): {verdict}. On all images of this kind, "
+        f"run 2's accuracy minus run 1's is between {low:+.4f} and {high:+.4f} (95% interval). "
+        "This holds for these two trained networks; another seed may change it."
+    )
 
 
-def table(
-    rows: dict[str, list[str]], headings: Sequence[str], width: int, whole: bool = False
+def _format_seeds_test(test: SeedsTest) -> str:
+    """Explain the test over seeds to a reader without statistics."""
+    low, high = test.interval
+    surprise, verdict = _format_verdict(
+        test.p_value, better=1 if test.means[0] > test.means[1] else 2
+    )
+    return (
+        f"Over {test.counts[0]} seeds, run 1's mean {test.metric} is {test.means[0]:.4f}; over "
+        f"{test.counts[1]}, run 2's is {test.means[1]:.4f}. Were both recipes equally good, so "
+        f"large a difference would be {surprise} (Welch's t-test, p = {test.p_value:.2g}): "
+        f"{verdict}. With many more seeds, run 2's mean minus run 1's is between {low:+.4f} and "
+        f"{high:+.4f} (95% interval). This holds for these recipes, trained and tested on these "
+        "images."
+    )
+
+
+def _format_verdict(p_value: float, better: int) -> tuple[str, str]:
+    if p_value < _SIGNIFICANCE:
+        return "a surprise", f"run {better} is better"
+    return "no surprise", "neither is shown to be better"
+
+
+def _wrap(text: str, width: int) -> str:
+    width = min(width, _MAX_TEXT_WIDTH)
+    return fill(text, width, break_long_words=False, break_on_hyphens=False) + "\n"
+
+
+def _format_table(
+    rows: dict[str, list[str]], headings: Sequence[str], width: int, cut_cells: bool = True
 ) -> str:
-    """Set rows in columns, and in blocks one below the other where the columns are too many.
+    """Format rows in columns, and in blocks below each other if the columns are too many.
 
     Args:
-        rows: Name and cells.
-        headings: One for each column.
-        width: How many characters a line may have.
-        whole: Cells must not be cut.
+        rows: The cells of each row, by its name.
+        headings: The heading of each column.
+        width: The most characters of a line.
+        cut_cells: Whether cells may be shortened.
     """
-    first = min(max(map(len, rows)), WIDEST_NAME)
-    room = width - len(GAP) - first
-    share = max(NARROWEST_COLUMN, room // len(headings) - len(GAP))
-    cells = [row if whole else _tell_apart(row, share) for row in rows.values()]
+    name_width = min(max(map(len, rows)), _MAX_NAME_WIDTH)
+    room = width - len(_GAP) - name_width
+    share = max(_MIN_COLUMN_WIDTH, room // len(headings) - len(_GAP))
+    cells = [_cut_apart(row, share) if cut_cells else row for row in rows.values()]
     widths = [
         max(min(len(heading), share), *map(len, column))
         for heading, column in zip(headings, zip(*cells, strict=True), strict=True)
     ]
     blocks = []
-    for start, end in _blocks(widths, room):
+    for start, end in _split_columns(widths, room):
         lines = []
         for name, row in [("", headings), *zip(rows, cells, strict=True)]:
             columns = zip(row[start:end], widths[start:end], strict=True)
-            line = "".join(f"{GAP}{cut(cell, w):{w}}" for cell, w in columns)
-            lines.append(f"{GAP}{cut(name, first):{first}}{line}".rstrip() + "\n")
+            line = "".join(f"{_GAP}{_cut(cell, w):{w}}" for cell, w in columns)
+            lines.append(f"{_GAP}{_cut(name, name_width):{name_width}}{line}".rstrip() + "\n")
         blocks.append("".join(lines))
     return "\n".join(blocks)
 
 
-def cut(text: str, width: int) -> str:
-    """Leave out the middle of a text that is too long."""
+def _split_columns(widths: Sequence[int], room: int) -> Iterator[tuple[int, int]]:
+    """Split columns into blocks that fit; the start and end of each."""
+    start, used = 0, 0
+    for end, width in enumerate(widths):
+        if end > start and used + len(_GAP) + width > room:
+            yield start, end
+            start, used = end, 0
+        used += len(_GAP) + width
+    yield start, len(widths)
+
+
+def _cut(text: str, width: int) -> str:
+    """Shorten a text in the middle."""
     if len(text) <= width:
         return text
     tail = (width - 1) // 2
     return f"{text[: width - 1 - tail]}…{text[len(text) - tail :]}"
 
 
-def _tell_apart(values: Sequence[str], width: int) -> list[str]:
-    """Cut values to a width, where they begin alike rather than where they differ."""
-    short = [cut(each, width) for each in values]
-    if len(set(short)) == len(set(values)):
-        return short
-    alike = next(
+def _cut_apart(values: Sequence[str], width: int) -> list[str]:
+    """Shorten values so that they stay different: at their common start if need be."""
+    shortened = [_cut(value, width) for value in values]
+    if len(set(shortened)) == len(set(values)):
+        return shortened
+    common = next(
         (i for i, letters in enumerate(zip(*values, strict=False)) if len(set(letters)) > 1),
         min(map(len, values)),
     )
-    return [end if len(end := f"…{v[alike:]}") <= width else f"{end[: width - 1]}…" for v in values]
-
-
-def _blocks(widths: Sequence[int], room: int) -> Iterator[tuple[int, int]]:
-    start, used = 0, 0
-    for end, each in enumerate(widths):
-        if end > start and used + len(GAP) + each > room:
-            yield start, end
-            start, used = end, 0
-        used += len(GAP) + each
-    yield start, len(widths)
+    ends = [f"…{value[common:]}" for value in values]
+    return [end if len(end) <= width else f"{end[: width - 1]}…" for end in ends]

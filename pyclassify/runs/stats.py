@@ -1,12 +1,14 @@
-"""How sure a comparison of classifiers is: statistics of paired predictions and of seeds."""
+"""Statistical comparisons of runs: paired on the same test images, and over several seeds.
 
-import re
+Two runs with the same test images are compared by McNemar's test of their predictions, and two
+parents of seeds by Welch's t-test of their means. Nothing here loads torch.
+"""
+
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import isfinite, sqrt
 from statistics import fmean, stdev
-from typing import Any
 
 from mlflow.entities import Run
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
@@ -19,135 +21,33 @@ from pyclassify.tracking.prediction_table import (
 )
 from pyclassify.utils.text import format_error
 
+# The metric that runs and recipes are compared by unless another is named.
 METRIC = "test_accuracy"
-# A tag with the seeds; it tells a parent from other runs.
+# The tag of a parent run with the range of its seeds: "0 to 4".
 SEEDS_TAG = "pyclassify.seeds"
+# The metric of a parent run with its number of finished seeds.
 FINISHED_METRIC = "seeds_finished"
-# What a reader asks for first.
-_FIRST = ("test_accuracy", "best_val_accuracy", "val_accuracy")
-
-
-def mcnemar(only_first: int, only_second: int) -> float:
-    """Test whether two classifiers have the same accuracy, on the same images.
-
-    McNemar's test (Psychometrika 12, 1947) in its exact form: images that both have right or both
-    have wrong say nothing; were the two equally good, each other image would be as likely to fall
-    to either, as a fair coin does.
-
-    Args:
-        only_first: How many images the first alone has right.
-        only_second: How many the second alone has right.
-
-    Returns:
-        The two-sided p-value; 1.0 where they differ on no image.
-    """
-    if only_first + only_second == 0:
-        return 1.0
-    return float(binomtest(only_first, only_first + only_second).pvalue)
-
-
-def paired_interval(
-    only_first: int, only_second: int, count: int, confidence: float = 0.95
-) -> tuple[float, float]:
-    """Estimate how much more accurate the second classifier is, from the same images.
-
-    The adjusted Wald interval of Bonett and Price (Journal of Educational and Behavioral Statistics
-    37, 2012): one image more is counted for each side. Fagerland, Lydersen and Laake (Statistics in
-    Medicine 33, 2014) recommend it, since it covers the true difference as often as it says on few
-    images too, where the plain Wald interval does not and has no width for equal predictions.
-
-    Args:
-        only_first: How many images the first alone has right.
-        only_second: How many the second alone has right.
-        count: How many images there are.
-        confidence: How often such an interval holds the true difference.
-
-    Returns:
-        The lowest and the highest difference of the accuracies, second minus first, in [-1, 1].
-
-    Raises:
-        ValueError: There are fewer images than were counted, or none.
-    """
-    if count < max(1, only_first + only_second):
-        raise ValueError(
-            f"{only_first} and {only_second} of {count} images is no count; count each image once, "
-            "of one or more"
-        )
-    first, second = (only_first + 1) / (count + 2), (only_second + 1) / (count + 2)
-    middle = second - first
-    reach = norm.ppf((1 + confidence) / 2) * sqrt((first + second - middle**2) / (count + 2))
-    return max(-1.0, float(middle - reach)), min(1.0, float(middle + reach))
-
-
-def mean_interval(values: Sequence[float], confidence: float = 0.95) -> tuple[float, float]:
-    """Estimate the mean that many more seeds would have, by Student's t (Biometrika 6, 1908).
-
-    Args:
-        values: What was measured, one value a seed; two or more.
-        confidence: How often such an interval holds the true mean, where the values are normal.
-
-    Returns:
-        The lowest and the highest mean.
-
-    Raises:
-        ValueError: There are fewer than two values.
-    """
-    if len(values) < 2:
-        raise ValueError(f"an interval needs two or more values, and {len(values)} was given")
-    quantile = t.ppf((1 + confidence) / 2, len(values) - 1)
-    reach = float(quantile) * stdev(values) / sqrt(len(values))
-    return fmean(values) - reach, fmean(values) + reach
-
-
-def welch(
-    means: tuple[float, float],
-    deviations: tuple[float, float],
-    counts: tuple[int, int],
-    confidence: float = 0.95,
-) -> tuple[float, tuple[float, float]]:
-    """Test whether two recipes have the same mean, and estimate how far the means are apart.
-
-    The test of Welch (Biometrika 34, 1947), which lets one recipe vary more from seed to seed than
-    the other; the interval of the difference has its standard error and degrees of freedom.
-
-    Args:
-        means: Each recipe's mean over its seeds.
-        deviations: The standard deviation of each one's sample.
-        counts: How many seeds each one had; two or more.
-        confidence: How often such an interval holds the true difference, where the values are
-            normal.
-
-    Returns:
-        The two-sided p-value, and the lowest and the highest difference, second minus first. Where
-        neither recipe varies, the means are as far apart as they are: p is 1.0 or 0.0.
-
-    Raises:
-        ValueError: A recipe had fewer than two seeds.
-    """
-    if min(counts) < 2:
-        raise ValueError(f"the test needs two or more seeds each, and {min(counts)} was given")
-    apart = means[1] - means[0]
-    first, second = (s**2 / n for s, n in zip(deviations, counts, strict=True))
-    if first + second == 0:
-        return float(apart == 0), (apart, apart)
-    given = (each for side in zip(means, deviations, counts, strict=True) for each in side)
-    p_value = ttest_ind_from_stats(*given, equal_var=False).pvalue
-    freedom = (first + second) ** 2 / (first**2 / (counts[0] - 1) + second**2 / (counts[1] - 1))
-    reach = float(t.ppf((1 + confidence) / 2, freedom)) * sqrt(first + second)
-    return float(p_value), (apart - reach, apart + reach)
+# The metrics that seeds are reported by, the first that they have.
+_HEADLINE_METRICS = (METRIC, "best_val_accuracy", "val_accuracy")
 
 
 @dataclass(frozen=True)
 class PairedTest:
-    """How two runs' answers to the same images compare.
+    """The paired comparison of two runs' predictions for the same images.
 
     Args:
-        count: How many images there are.
-        right: How many each run has right.
-        only_first: How many the first run alone has right.
-        only_second: How many the second run alone has right.
-        p_value: McNemar's exact test of equal accuracy.
-        interval: The 95% interval of the accuracies' difference, second minus first.
+        count: The number of images.
+        right: How many images each run predicts correctly.
+        only_first: How many images only the first run predicts correctly.
+        only_second: How many images only the second run predicts correctly.
+        p_value: The p-value of McNemar's exact test of equal accuracy.
+        interval: The 95% confidence interval of the difference in accuracy, second minus first.
+
+    Example:
+        >>> first = {0: ("cat", True), 1: ("dog", False)}
+        >>> second = {0: ("cat", True), 1: ("dog", True)}
+        >>> compare_predictions(first, second).right
+        (1, 2)
     """
 
     count: int
@@ -158,10 +58,127 @@ class PairedTest:
     interval: tuple[float, float]
 
 
+@dataclass(frozen=True)
+class SeedsTest:
+    """The comparison of two recipes that were each trained with several seeds.
+
+    Args:
+        metric: The metric that is compared.
+        counts: The number of seeds of each recipe.
+        means: The mean of each recipe.
+        p_value: The p-value of Welch's t-test of equal means.
+        interval: The 95% confidence interval of the difference of the means, second minus first.
+    """
+
+    metric: str
+    counts: tuple[int, int]
+    means: tuple[float, float]
+    p_value: float
+    interval: tuple[float, float]
+
+
+def compare_on_images(runs: Sequence[Run]) -> tuple[PairedTest | None, list[str]]:
+    """Compare the test predictions of runs.
+
+    Returns:
+        The test, if there are two runs with the same test images; and the reasons not to compare
+        the runs by their test metrics, a sentence each.
+    """
+    predictions: dict[int, PredictionsByIndex] = {}
+    lacking: list[int] = []
+    notes: list[str] = []
+    for number, run in enumerate(runs, 1):
+        if SEEDS_TAG in run.data.tags:
+            continue  # the predictions are those of its child runs
+        try:
+            found = read_predictions(run)
+        except Exception as error:  # each kind of artifact store raises its own
+            reason = " ".join(str(error).split())
+            notes.append(f"{PREDICTIONS_FILE} of run {number} can't be read: {reason}")
+            continue
+        if found is None:
+            lacking.append(number)
+        else:
+            predictions[number] = found
+    if lacking:
+        numbers = ", ".join(map(str, lacking))
+        subject = f"run {numbers} has" if len(lacking) == 1 else f"runs {numbers} have"
+        notes.append(
+            f"{subject} no {PREDICTIONS_FILE}, which shows whether test images are the same"
+        )
+    mismatches = _list_image_mismatches(runs, predictions)
+    comparable = not mismatches and len(predictions) == len(runs) == 2
+    test = compare_predictions(*predictions.values()) if comparable else None
+    return test, notes + mismatches
+
+
+def _list_image_mismatches(
+    runs: Sequence[Run], predictions: dict[int, PredictionsByIndex]
+) -> list[str]:
+    """List the runs whose test images differ from those of the first run with predictions."""
+    if not predictions:
+        return []
+    notes = []
+    first, *others = predictions
+    for number in others:
+        mismatch = describe_image_mismatch(
+            (runs[first - 1], runs[number - 1]), (predictions[first], predictions[number])
+        )
+        if mismatch:
+            notes.append(
+                f"the test images of run {number} are not those of run {first} ({mismatch}), so "
+                "that their test metrics don't say which network is better"
+            )
+    return notes
+
+
+def describe_image_mismatch(
+    runs: tuple[Run | None, Run | None],
+    predictions: tuple[PredictionsByIndex, PredictionsByIndex],
+) -> str | None:
+    """Describe how the test images of two runs differ: by number, index, label or content.
+
+    Args:
+        runs: The runs; None for predictions without a run, whose content is not compared.
+        predictions: The predictions of each one.
+
+    Returns:
+        None if the images are the same, as far as the runs tell.
+    """
+    first, second = predictions
+    if len(first) != len(second):
+        return f"{len(second):,} images, not {len(first):,}"
+    if first.keys() != second.keys():
+        return "other indices"
+    if any(first[index][0] != second[index][0] for index in first):
+        return "other labels"
+    if _have_other_images(*runs):
+        return "other content, by the data's digest"
+    return None
+
+
+def _have_other_images(first: Run | None, second: Run | None) -> bool:
+    """Whether both runs logged digests of their test images, and they differ."""
+    digests = [_list_test_digests(run) if run else set() for run in (first, second)]
+    return all(digests) and digests[0] != digests[1]
+
+
+def _list_test_digests(run: Run) -> set[str]:
+    """List the digests of a run's test images, or of all its images if none are marked as such."""
+    inputs = run.inputs.dataset_inputs if run.inputs else []
+    contexts = [
+        "".join(tag.value for tag in entry.tags if tag.key == "mlflow.data.context")
+        for entry in inputs
+    ]
+    digests = [entry.dataset.digest for entry in inputs]
+    test = {d for d, context in zip(digests, contexts, strict=True) if context.startswith("test")}
+    return test or set(digests)
+
+
 def compare_predictions(first: PredictionsByIndex, second: PredictionsByIndex) -> PairedTest:
-    """Compare two runs' answers to the same images."""
-    kinds = Counter((first[index][1], second[index][1]) for index in first)
-    both, only_first, only_second = kinds[True, True], kinds[True, False], kinds[False, True]
+    """Compare two runs' predictions for the same images."""
+    counts = Counter((first[index][1], second[index][1]) for index in first)
+    both, only_first, only_second = counts[True, True], counts[True, False], counts[False, True]
     return PairedTest(
         count=len(first),
         right=(both + only_first, both + only_second),
@@ -172,200 +189,99 @@ def compare_predictions(first: PredictionsByIndex, second: PredictionsByIndex) -
     )
 
 
-def compare_on_images(runs: Sequence[Run]) -> tuple[PairedTest | None, list[str]]:
-    """Compare what runs predicted.
-
-    Returns:
-        The test, where there are two runs with the same images, and what speaks against comparing
-        the runs by their test metrics, a sentence each.
-    """
-    answers: dict[int, PredictionsByIndex] = {}
-    lacking: list[int] = []
-    notes: list[str] = []
-    for number, run in enumerate(runs, 1):
-        if SEEDS_TAG in run.data.tags:
-            continue  # its answers are those of the runs under it
-        try:
-            found = read_predictions(run)
-        except Exception as error:  # each kind of artifact store fails in its own way
-            reason = format_error(error)
-            notes.append(f"{PREDICTIONS_FILE} of run {number} can't be read: {reason}")
-            continue
-        if found is None:
-            lacking.append(number)
-        else:
-            answers[number] = found
-    if lacking:
-        which = ", ".join(map(str, lacking))
-        have = f"run {which} has" if len(lacking) == 1 else f"runs {which} have"
-        notes.append(f"{have} no {PREDICTIONS_FILE}, which shows whether test images are the same")
-    others = _others(runs, answers)
-    same = not others and len(answers) == len(runs)
-    return (
-        compare_predictions(*answers.values()) if same and len(runs) == 2 else None
-    ), notes + others
-
-
-def _others(runs: Sequence[Run], answers: dict[int, PredictionsByIndex]) -> list[str]:
-    """Name the runs whose test images are not those of the first that kept its answers."""
-    notes = []
-    first, *rest = answers or [0]
-    for number in rest:
-        two = (runs[first - 1], runs[number - 1])
-        if how := describe_image_mismatch(two, (answers[first], answers[number])):
-            notes.append(
-                f"the test images of run {number} are not those of run {first} ({how}), so that "
-                "their test metrics don't say which network is better"
-            )
-    return notes
-
-
-def describe_image_mismatch(
-    runs: tuple[Run | None, Run | None], answers: tuple[PredictionsByIndex, PredictionsByIndex]
-) -> str | None:
-    """Say in what two runs' test images differ: number, indices, labels or content.
-
-    Args:
-        runs: The runs; None for answers that are no run's, of which the content can't be told.
-        answers: What each one answered.
-
-    Returns:
-        None where they don't, as far as the runs tell.
-    """
-    first, second = answers
-    if len(first) != len(second):
-        return f"{len(second):,} images, not {len(first):,}"
-    if first.keys() != second.keys():
-        return "other indices"
-    if any(first[index][0] != second[index][0] for index in first):
-        return "other labels"
-    digests = [_list_test_digests(run) if run else set() for run in runs]
-    if all(digests) and digests[0] != digests[1]:
-        return "other content, by the data's digest"
-    return None
-
-
-def _list_test_digests(run: Run) -> set[str]:
-    """The digests of a run's test images, or else of all its data; empty where it kept none."""
-    inputs = run.inputs.dataset_inputs if run.inputs else []
-    contexts = [
-        "".join(tag.value for tag in each.tags if tag.key == "mlflow.data.context")
-        for each in inputs
-    ]
-    digests = [each.dataset.digest for each in inputs]
-    test = {d for d, context in zip(digests, contexts, strict=True) if context.startswith("test")}
-    return test or set(digests)
-
-
-@dataclass(frozen=True)
-class SeedsTest:
-    """How two recipes compare over their seeds.
-
-    Args:
-        metric: What is compared.
-        counts: How many seeds each recipe had.
-        means: Each one's mean.
-        p_value: Welch's t-test of equal means.
-        interval: The 95% interval of the means' difference, second minus first.
-    """
-
-    metric: str
-    counts: tuple[int, int]
-    means: tuple[float, float]
-    p_value: float
-    interval: tuple[float, float]
-
-
 def compare_over_seeds(runs: Sequence[Run]) -> tuple[SeedsTest | None, list[str]]:
-    """Compare runs that are parents of seeds, by what they hold of the runs under them.
+    """Compare parents of seeds by the statistics that they logged.
 
     Returns:
-        The test, where there are two parents of two finished seeds or more, tested on the same
+        The test, if there are two parents of at least two finished seeds each, with the same test
         images as far as the parents tell; and what to keep in mind, a sentence each.
     """
     parents = {number: run for number, run in enumerate(runs, 1) if SEEDS_TAG in run.data.tags}
-    notes = [
-        f"run {number} is of {count:.0f} seed{'s' * (count != 1)}, and its metrics are their "
-        "means, deviations and intervals"
-        for number, run in parents.items()
-        for count in [run.data.metrics.get(FINISHED_METRIC, 0)]
-    ]
-    notes += _name_children(runs, parents)
+    notes = []
+    for number, run in parents.items():
+        count = run.data.metrics.get(FINISHED_METRIC, 0)
+        notes.append(
+            f"run {number} is of {count:.0f} seed{'s' * (count != 1)}, and its metrics are their "
+            "means, deviations and intervals"
+        )
+    notes += _list_compared_children(runs, parents)
     if len(parents) != 2 or len(runs) != 2:
         return None, notes
-    first, second = runs
-    digests = [_list_test_digests(run) for run in runs]
-    if all(digests) and digests[0] != digests[1]:
+    if _have_other_images(*runs):
         return None, [
             *notes,
             "the test images of run 2 are not those of run 1 (other content, by the data's "
             "digest), so that their test metrics don't say which recipe is better",
         ]
-    one, other = (_read(run.data.metrics) for run in (first, second))
-    if min(one[2], other[2]) < 2:
-        said = f"a test of two recipes needs two finished seeds of each with a {METRIC}"
-        return None, [*notes, said]
-    means, counts = (one[0], other[0]), (one[2], other[2])
-    p_value, interval = welch(means, (one[1], other[1]), counts)
+    first, second = (_read_statistics(run.data.metrics) for run in runs)
+    if first is None or second is None:
+        message = f"a test of two recipes needs two finished seeds of each with a {METRIC}"
+        return None, [*notes, message]
+    means, counts = (first[0], second[0]), (first[2], second[2])
+    p_value, interval = welch(means, (first[1], second[1]), counts)
     return SeedsTest(METRIC, counts, means, p_value, interval), notes
 
 
-def _read(metrics: Mapping[str, float]) -> tuple[float, float, int]:
-    """Mean, standard deviation and number of seeds; no seed where there is no deviation."""
-    mean, deviation = (metrics.get(f"{METRIC}_{name}") for name in ("mean", "std"))
-    if mean is None or deviation is None or not isfinite(mean):
-        return 0.0, 0.0, 0
+def _read_statistics(metrics: Mapping[str, float]) -> tuple[float, float, int] | None:
+    """Read mean, standard deviation and number of seeds; None without two finished seeds."""
+    mean, deviation = metrics.get(f"{METRIC}_mean"), metrics.get(f"{METRIC}_std")
+    if mean is None or deviation is None or not isfinite(mean) or metrics[FINISHED_METRIC] < 2:
+        return None
     return mean, deviation, int(metrics[FINISHED_METRIC])
 
 
-def _name_children(runs: Sequence[Run], parents: Mapping[int, Run]) -> list[str]:
-    ids = {run.info.run_id: number for number, run in parents.items()}
-    above = {n: ids.get(run.data.tags.get(MLFLOW_PARENT_RUN_ID)) for n, run in enumerate(runs, 1)}
-    return [
-        f"run {number} is one of the seeds of run {parent}, and counts in its means"
-        for number, parent in above.items()
-        if parent
-    ]
+def _list_compared_children(runs: Sequence[Run], parents: Mapping[int, Run]) -> list[str]:
+    """List the runs that are seeds of another of the runs."""
+    numbers = {run.info.run_id: number for number, run in parents.items()}
+    notes = []
+    for number, run in enumerate(runs, 1):
+        if parent := numbers.get(run.data.tags.get(MLFLOW_PARENT_RUN_ID)):
+            notes.append(
+                f"run {number} is one of the seeds of run {parent}, and counts in its means"
+            )
+    return notes
 
 
 def summarize_seeds(children: Sequence[Run]) -> dict[str, float]:
-    """Summarise the metrics of whole trainings, over the seeds that finished.
+    """Compute the seed statistics that a parent run logs.
 
     Args:
-        children: The runs of the seeds; those that did not finish are left out.
+        children: The runs of the seeds; only the finished ones count.
 
     Returns:
-        `seeds_finished`, and for each metric of the test, or of validation where none was tested,
-        `_mean`; from two seeds on `_std`, of the sample, and `_low` and `_high`, the 95% interval
-        of the mean. These are left out where a seed that finished lacks the metric, or has one that
-        is not finite.
+        `seeds_finished`, and for each metric of the test (of validation, if none was tested) its
+        `_mean`. From two seeds on also `_std`, the sample standard deviation, and `_low` and
+        `_high`, the 95% confidence interval of the mean; these are left out if a finished seed
+        lacks the metric or has one that is not finite.
     """
     finished = [child for child in children if child.info.status == "FINISHED"]
-    found: dict[str, float] = {FINISHED_METRIC: len(finished)}
-    for name in _names(finished):
-        values = read_metric(finished, name)
-        found[f"{name}_mean"] = fmean(values)
+    statistics: dict[str, float] = {FINISHED_METRIC: len(finished)}
+    for metric in _list_result_metrics(finished):
+        values = read_metric(finished, metric)
+        statistics[f"{metric}_mean"] = fmean(values)
         if 1 < len(values) == len(finished) and all(map(isfinite, values)):
-            found[f"{name}_std"] = stdev(values)
-            found[f"{name}_low"], found[f"{name}_high"] = mean_interval(values)
-    return found
+            statistics[f"{metric}_std"] = stdev(values)
+            statistics[f"{metric}_low"], statistics[f"{metric}_high"] = mean_interval(values)
+    return statistics
 
 
-def _names(runs: Sequence[Run]) -> list[str]:
+def choose_metric(children: Sequence[Run]) -> str:
+    """Choose the one metric that seeds are reported by."""
+    names = _list_result_metrics(children)
+    candidates = (name for name in (*_HEADLINE_METRICS, *names) if name in names)
+    return next(candidates, METRIC)
+
+
+def _list_result_metrics(runs: Sequence[Run]) -> list[str]:
+    """List the metrics of the test, or of validation if no run was tested."""
     names = sorted({name for run in runs for name in run.data.metrics})
     tested = any(name.startswith("test_") for name in names)
     stages = ("test_", "best_") if tested else ("best_", "val_")
     return [name for name in names if name.startswith(stages)]
 
 
-def choose_metric(children: Sequence[Run]) -> str:
-    """Choose the one metric that seeds are told by."""
-    names = _names(children)
-    return next((name for name in (*_FIRST, *names) if name in names), _FIRST[0])
-
-
 def read_metric(children: Sequence[Run], metric: str) -> list[float]:
-    """Read a metric in the runs that finished and have it."""
+    """Read a metric of the finished runs that have it."""
     return [
         child.data.metrics[metric]
         for child in children
@@ -374,7 +290,7 @@ def read_metric(children: Sequence[Run], metric: str) -> list[float]:
 
 
 def format_mean_and_deviation(values: Sequence[float]) -> str:
-    """Say a mean, the standard deviation and the mean's interval: 0.81 ± 0.01 (95%: ...)."""
+    """Format mean, standard deviation and confidence interval: 0.81 ± 0.01 (95%: ...)."""
     if not values:
         return "no seed that finished has it"
     mean, count = fmean(values), f"{len(values)} seed{'s' if len(values) > 1 else ''}"
@@ -384,32 +300,112 @@ def format_mean_and_deviation(values: Sequence[float]) -> str:
     return f"{mean:.4f} ± {stdev(values):.4f} (95%: {low:.4f} to {high:.4f}, {count})"
 
 
-def agree(params: Sequence[Mapping[str, str]]) -> dict[str, str]:
-    """The parameters of ours, those with a slash in their name, that all runs have alike."""
-    first, *others = params
-    return {
-        name: value
-        for name, value in first.items()
-        if "/" in name and all(each.get(name) == value for each in others)
-    }
+def mcnemar(only_first: int, only_second: int) -> float:
+    """Test whether two classifiers have the same accuracy, on the same images.
 
-
-def name_parent(children: Sequence[Run], count: int) -> str | None:
-    """A parent's name by its children's: AlexNet-CIFAR10-5seeds by AlexNet-CIFAR10-seed0."""
-    found = (re.fullmatch(r"(.+)-seed\d+", child.info.run_name or "") for child in children)
-    return next((f"{match[1]}-{count}seeds" for match in found if match), None)
-
-
-def find_logger(chosen: Mapping[str, Any]) -> dict[str, Any]:
-    """Find what is set of the logger of runs, which may be one of several.
+    McNemar's test (Psychometrika 12, 1947) in its exact form, a binomial test
+    (scipy.stats.binomtest). Images that both classifiers predict correctly, or both wrongly, carry
+    no information; under the null hypothesis each other image favors either with probability 1/2.
 
     Args:
-        chosen: Dotted keys and values, as `options.settings` lists them.
+        only_first: How many images only the first classifier predicts correctly.
+        only_second: How many images only the second classifier predicts correctly.
+
+    Returns:
+        The two-sided p-value; 1.0 if the classifiers differ on no image.
     """
-    start = "trainer.logger."
-    alone = {key.removeprefix(start): v for key, v in chosen.items() if key.startswith(start)}
-    several = chosen.get("trainer.logger")
-    for each in several if isinstance(several, list) else ():
-        if isinstance(each, dict) and str(each.get("class_path")).endswith("RunLogger"):
-            return {**(each.get("init_args") or {}), **alone}
-    return alone
+    if only_first + only_second == 0:
+        return 1.0
+    return float(binomtest(only_first, only_first + only_second).pvalue)
+
+
+def paired_interval(
+    only_first: int, only_second: int, count: int, confidence: float = 0.95
+) -> tuple[float, float]:
+    """Estimate how much more accurate the second classifier is, on the same images.
+
+    The adjusted Wald interval of Bonett and Price (Journal of Educational and Behavioral Statistics
+    37, 2012): one image more is counted for each side. Fagerland, Lydersen and Laake (Statistics in
+    Medicine 33, 2014) recommend it: its coverage is near nominal for few images too, where the
+    plain Wald interval covers too little and has no width for equal predictions.
+
+    Args:
+        only_first: How many images only the first classifier predicts correctly.
+        only_second: How many images only the second classifier predicts correctly.
+        count: The number of images.
+        confidence: The coverage, in (0, 1).
+
+    Returns:
+        The lower and upper bound of the difference in accuracy, second minus first, in [-1, 1].
+
+    Raises:
+        ValueError: `count` is 0, or less than `only_first + only_second`.
+    """
+    if count < max(1, only_first + only_second):
+        raise ValueError(
+            f"{only_first} and {only_second} of {count} images is no count; count each image once, "
+            "of one or more"
+        )
+    first, second = (only_first + 1) / (count + 2), (only_second + 1) / (count + 2)
+    difference = second - first
+    error = sqrt((first + second - difference**2) / (count + 2))
+    margin = norm.ppf((1 + confidence) / 2) * error
+    return max(-1.0, float(difference - margin)), min(1.0, float(difference + margin))
+
+
+def mean_interval(values: Sequence[float], confidence: float = 0.95) -> tuple[float, float]:
+    """Estimate the mean over many more seeds, by Student's t (Biometrika 6, 1908).
+
+    Args:
+        values: The values, one for each seed; two or more.
+        confidence: The coverage where the values are normal, in (0, 1).
+
+    Returns:
+        The lower and upper bound of the mean.
+
+    Raises:
+        ValueError: There are fewer than two values.
+    """
+    if len(values) < 2:
+        raise ValueError(f"an interval needs two or more values, and {len(values)} was given")
+    quantile = t.ppf((1 + confidence) / 2, len(values) - 1)
+    margin = float(quantile) * stdev(values) / sqrt(len(values))
+    return fmean(values) - margin, fmean(values) + margin
+
+
+def welch(
+    means: tuple[float, float],
+    deviations: tuple[float, float],
+    counts: tuple[int, int],
+    confidence: float = 0.95,
+) -> tuple[float, tuple[float, float]]:
+    """Test whether two recipes have the same mean, and estimate the difference of the means.
+
+    Welch's t-test (Biometrika 34, 1947; scipy.stats.ttest_ind_from_stats), which allows each recipe
+    its own variance; the confidence interval has its standard error and degrees of freedom.
+
+    Args:
+        means: The mean of each recipe over its seeds.
+        deviations: The sample standard deviation of each recipe.
+        counts: The number of seeds of each recipe; two or more.
+        confidence: The coverage where the values are normal, in (0, 1).
+
+    Returns:
+        The two-sided p-value, and the lower and upper bound of the difference, second minus first.
+        If neither recipe varies, the p-value is 1.0 for equal means and 0.0 for others.
+
+    Raises:
+        ValueError: A recipe has fewer than two seeds.
+    """
+    if min(counts) < 2:
+        raise ValueError(f"the test needs two or more seeds each, and {min(counts)} was given")
+    difference = means[1] - means[0]
+    first, second = (s**2 / n for s, n in zip(deviations, counts, strict=True))
+    if first + second == 0:
+        return float(difference == 0), (difference, difference)
+    samples = zip(means, deviations, counts, strict=True)
+    statistics = (value for sample in samples for value in sample)
+    p_value = ttest_ind_from_stats(*statistics, equal_var=False).pvalue
+    freedom = (first + second) ** 2 / (first**2 / (counts[0] - 1) + second**2 / (counts[1] - 1))
+    margin = float(t.ppf((1 + confidence) / 2, freedom)) * sqrt(first + second)
+    return float(p_value), (difference - margin, difference + margin)

@@ -7,7 +7,7 @@ import sys
 import pytest
 from lightning.fabric.plugins.environments import SLURMEnvironment
 
-from pyclassify.runs.seeds import drop_options, list_seeds, read_count
+from pyclassify.runs.seeds import drop_options, list_seeds, read_seed_count
 from pyclassify.utils.launcher import choose_rendezvous
 from tests.support.phrases import mentions
 from tests.support.processes import ROOT
@@ -15,18 +15,18 @@ from tests.support.processes import ROOT
 
 @pytest.mark.parametrize("asked", [["--seeds", "5"], ["--seeds=5"], ["--seeds=2", "--seeds", "5"]])
 def test_seeds_are_taken_out_of_the_command_line(asked):
-    assert read_count(["train", *asked, "--seed", "3"]) == (5, ["train", "--seed", "3"])
-    assert read_count([*asked, "train"]) == (5, ["train"])
+    assert read_seed_count(["train", *asked, "--seed", "3"]) == (5, ["train", "--seed", "3"])
+    assert read_seed_count([*asked, "train"]) == (5, ["train"])
 
 
 @pytest.mark.parametrize("asked", [[], ["--seeds", "1"]])
 def test_one_seed_is_an_ordinary_run(asked):
-    assert read_count(["validate" if not asked else "fit", *asked])[0] == 1
+    assert read_seed_count(["validate" if not asked else "fit", *asked])[0] == 1
 
 
 @pytest.mark.parametrize("option", ["--help", "--print_config", "--model.help"])
 def test_showing_something_trains_nothing(option):
-    assert read_count(["train", "--seeds", "5", option]) == (1, ["train", option])
+    assert read_seed_count(["train", "--seeds", "5", option]) == (1, ["train", option])
 
 
 @pytest.mark.parametrize("value", ["0", "-1", "abc", "2.5", "5.0", "1e1", "00"])
@@ -41,7 +41,7 @@ def test_what_is_no_number_of_seeds_is_refused(value, cli):
 
 def test_missing_number_is_refused():
     with pytest.raises(ValueError, match=r"^seeds .*without a value.* --seeds 5"):
-        read_count(["train", "--seeds", "--seed", "3"])
+        read_seed_count(["train", "--seeds", "--seed", "3"])
 
 
 @pytest.mark.parametrize("verb", ["validate", "test", "predict", "prepare"])

@@ -4,8 +4,7 @@ import math
 
 import pytest
 
-from pyclassify.runs.seeds import ParentRun, list_child_runs
-from pyclassify.runs.stats import find_logger
+from pyclassify.runs.seeds import ParentRun, find_logger_settings, list_child_runs
 from pyclassify.tracking import run
 from tests.support.stores import experiment_id
 
@@ -27,14 +26,14 @@ def start(client, monkeypatch, params=(), **made):
 
 
 def end_child(client, parent, place, status="FINISHED", code=0, name=None, **metrics):
-    child = parent.begin(place)["MLFLOW_RUN_ID"]
+    child = parent.start_seed(place)["MLFLOW_RUN_ID"]
     for key, value in metrics.items():
         client.log_metric(child, key, value)
     if name:
         client.update_run(child, name=name)
     if status:
         client.set_terminated(child, status)
-    parent.close(code)
+    parent.end_seed(code)
     return client.get_run(child).info
 
 
@@ -65,7 +64,7 @@ def test_seeds_that_were_not_tested_are_told_by_validation(client, monkeypatch):
 
     metrics = client.get_run(run_id).data.metrics
     assert metrics.keys() == {"best_val_accuracy_mean", "val_loss_mean", "seeds_finished"}
-    assert "best_val_accuracy 0.5000 (1 seed)" in parent.tell()
+    assert "best_val_accuracy 0.5000 (1 seed)" in parent.format_report()
 
 
 @pytest.mark.parametrize(("code", "status"), [(0, "FINISHED"), (1, "FAILED"), (-9, "KILLED")])
@@ -75,20 +74,20 @@ def test_run_of_a_process_that_could_not_say_so_is_ended(code, status, client, m
     assert end_child(client, parent, 0, status=None, code=code).status == status
 
 
-def test_failure_before_the_first_loss_has_learnt_nothing(client, monkeypatch):
+def test_failure_before_the_first_loss_failed_at_start(client, monkeypatch):
     parent, _ = start(client, monkeypatch)
     end_child(client, parent, 0, "FAILED", 1, parameters=10)
-    assert parent.has_learnt_nothing()
+    assert parent.failed_at_start()
 
     end_child(client, parent, 1, "FAILED", 1, train_loss=2.0)
-    assert not parent.has_learnt_nothing()
+    assert not parent.failed_at_start()
 
 
 def test_stopped_seed_is_no_failure(client, monkeypatch):
     parent, _ = start(client, monkeypatch)
     end_child(client, parent, 0, "KILLED", 1)
 
-    assert not parent.has_learnt_nothing()
+    assert not parent.failed_at_start()
 
 
 def test_parent_that_goes_on_leaves_finished_seeds_and_goes_on_with_the_others(client, monkeypatch):
@@ -101,10 +100,10 @@ def test_parent_that_goes_on_leaves_finished_seeds_and_goes_on_with_the_others(c
 
     parent = ParentRun(range(3), {})
 
-    assert parent.unfinished() == [1, 2]
-    assert parent.begin(1)["MLFLOW_RUN_ID"] == stopped
+    assert parent.list_unfinished() == [1, 2]
+    assert parent.start_seed(1)["MLFLOW_RUN_ID"] == stopped
     client.set_terminated(stopped, "FINISHED")
-    parent.close(0)
+    parent.end_seed(0)
     end_child(client, parent, 2, test_accuracy=0.25)
     found = client.get_run(run_id)
     assert len(list_child_runs(client, found)) == found.data.metrics["seeds_finished"] == 3
@@ -156,8 +155,8 @@ def test_settings_of_the_logger_are_found_alone_and_among_others():
     ours = {"class_path": "pyclassify.tracking.logger.RunLogger", "init_args": {"run_name": "a"}}
     others = {"class_path": "TensorBoardLogger", "init_args": {"name": "b"}}
 
-    assert find_logger({"trainer.logger": [others, ours]}) == {"run_name": "a"}
-    assert find_logger({"trainer.logger": "RunLogger", "trainer.logger.run_name": "c"}) == {
-        "run_name": "c"
-    }
-    assert find_logger({}) == {}
+    assert find_logger_settings({"trainer.logger": [others, ours]}) == {"run_name": "a"}
+    assert find_logger_settings(
+        {"trainer.logger": "RunLogger", "trainer.logger.run_name": "c"}
+    ) == {"run_name": "c"}
+    assert find_logger_settings({}) == {}

@@ -113,7 +113,7 @@ def test_other_processes_of_a_job_hear_which_seeds_are_left(tmp_path, monkeypatc
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "SLURM_PROCID": "1"}
     other = processes.start("-c", HEAR, env=environment, stdout=PIPE)
 
-    first = seeds.choose_seed_indices(SimpleNamespace(unfinished=lambda: [1, 2]), "a", {}, 3)
+    first = seeds.choose_seed_indices(SimpleNamespace(list_unfinished=lambda: [1, 2]), "a", {}, 3)
 
     assert first == json.loads(other.communicate()[0]) == [1, 2]
 
