@@ -27,6 +27,7 @@ from pyclassify.runs.stats import (
     compare_on_images,
     compare_over_seeds,
 )
+from pyclassify.spool.server import configure_mlflow
 from pyclassify.tracking.search import (
     find_best_runs,
     find_run,
@@ -36,6 +37,7 @@ from pyclassify.tracking.search import (
 from pyclassify.tracking.ui import find_server_address, format_fast_ui_command, link_comparison
 from pyclassify.utils.masking import mask
 from pyclassify.utils.options import CLASS_OPTIONS, SHORT_OPTIONS, CommandParser
+from pyclassify.utils.text import join_lines
 
 _DEFAULT_BEST = 5
 _SIGNIFICANCE = 0.05
@@ -83,7 +85,7 @@ def main(argv: Sequence[str]) -> int:
         OSError: There is no store.
     """
     args = _parse_args(argv)
-    limit_retries()
+    configure_mlflow(retries=2)
     try:
         comparison = compare_runs(_find_runs(args))
     except MlflowException as error:
@@ -280,7 +282,7 @@ def _format_params(comparison: Comparison, headings: Sequence[str], width: int) 
 
 def _format_values(values: Sequence[str | None]) -> list[str]:
     """Format values in one line each; import paths by their last name if that is unambiguous."""
-    texts = [_MISSING if value is None else " ".join(value.split()) for value in values]
+    texts = [_MISSING if value is None else join_lines(value) for value in values]
     last = [re.sub(r"^([A-Za-z_]\w*\.)+(?=[A-Za-z_]\w*$)", "", text) for text in texts]
     return last if len(set(last)) == len(set(texts)) else texts
 

@@ -30,7 +30,7 @@ from pyclassify.runs.restore import (
 from pyclassify.spool.server import configure_mlflow
 from pyclassify.tracking.capsule import OVERRIDDEN_TAG, SOURCE_RUN_TAG
 from pyclassify.utils.masking import mask_command
-from pyclassify.utils.options import PATH_OPTIONS, flatten_config
+from pyclassify.utils.options import PATH_OPTIONS, format_options
 from pyclassify.utils.repository import check_out_worktree
 from pyclassify.utils.text import join_some
 
@@ -64,7 +64,7 @@ def rerun(argv: list[str]) -> int:
     if {"-h", "--help"} & set(argv):
         sys.stdout.write(_USAGE)
         return 0
-    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    configure_mlflow()
     run_id, options = parse_args(argv)
     client, source = look_up_run(run_id)
     run_id = source.info.run_id
@@ -112,6 +112,7 @@ def parse_args(argv: list[str]) -> tuple[str, list[str]]:
             "pyclassify rerun RUN_ID"
         )
     run_id, *options = argv
+    path_names = {option.rpartition(".")[2] for option in PATH_OPTIONS}
     for index, word in enumerate(options):
         option, equals, value = word.partition("=")
         if option in ("--config", "-c"):
@@ -120,7 +121,7 @@ def parse_args(argv: list[str]) -> tuple[str, list[str]]:
                 "options, --max_epochs 3"
             )
         name = option.split(".")[-1].removeprefix("--")
-        if name in PATH_OPTIONS:
+        if name in path_names:
             if equals:
                 options[index] = f"{option}={resolve_path(name, value, Path.cwd())}"
             elif index + 1 < len(options):
@@ -215,11 +216,9 @@ def compare_capsules(source: Path, new: Path) -> Iterator[str]:
     """Compare two capsules; a line for each kind of difference."""
     then, now = (_read_comparable_facts(folder) for folder in (source, new))
     for title in then:
-        changed = [*_list_differences(then[title], now[title])]
-        if title == "versions" and len(changed) > _MAX_NAMED:
-            yield f"{title}: {', '.join(changed[:_MAX_NAMED])} and {len(changed) - _MAX_NAMED} more"
-        elif changed:
-            yield f"{title}: {', '.join(changed)}"
+        if changed := [*_list_differences(then[title], now[title])]:
+            max_named = _MAX_NAMED if title == "versions" else len(changed)
+            yield f"{title}: {join_some(changed, max_named)}"
     if left_out := json.loads((source / "capsule.json").read_text())["git"].get("left_out"):
         yield f"files: the capsule lacks {', '.join(islice(left_out, _MAX_NAMED))}"
 
@@ -248,7 +247,7 @@ def _read_settings(capsule: Path, has_weights: bool) -> dict[str, str]:
     config = yaml.safe_load((capsule / "config.yaml").read_text())
     return {
         name: value
-        for name, value in flatten_config(config)
+        for name, value in format_options(config)
         if not name.endswith(ignored) and not name.startswith("register.")
     }
 

@@ -109,10 +109,11 @@ def prepare_config(
         logger.update(dict.fromkeys(run_settings))
     if (checkpoint := _find_checkpoint_option(facts["command"])) is not None:
         config["ckpt_path"] = checkpoint  # as typed, which may be a run's id
-    data, model = ((config.get(name) or {}).get("init_args") or {} for name in ("data", "model"))
-    for section, name in ((data, "data_path"), (config, "ckpt_path"), (model, "weights")):
-        if isinstance(section.get(name), str):
-            section[name] = resolve_path(name, section[name], Path(facts["started_in"]))
+    for option in PATH_OPTIONS:
+        section, _, name = option.rpartition(".")
+        settings = (config.get(section) or {}).get("init_args") or {} if section else config
+        if isinstance(settings.get(name), str):
+            settings[name] = resolve_path(name, settings[name], Path(facts["started_in"]))
     _check_masked_settings(config, options)
     return config
 
@@ -127,7 +128,7 @@ def _find_checkpoint_option(command: Sequence[str]) -> str | None:
 
 def _check_masked_settings(config: dict[str, Any], options: list[str]) -> None:
     overridden = {parse_option_name(option) for option in options}
-    for name, value in flatten_config(config):
+    for name, value in format_options(config):
         if MASK in value and name not in overridden:
             raise ValueError(
                 f"the capsule has {name} without its credentials, {value}; give it whole, "

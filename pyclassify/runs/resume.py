@@ -37,10 +37,11 @@ from pyclassify.runs.restore import (
 from pyclassify.runs.seeds import list_child_runs
 from pyclassify.runs.stats import SEEDS_TAG
 from pyclassify.spool import lock
+from pyclassify.spool.server import configure_mlflow
 from pyclassify.tracking.capsule import CAPSULE_FOLDER, PACKAGE_FOLDER, digest_package
 from pyclassify.tracking.run import find_spool_root
 from pyclassify.utils.masking import MASK, mask_command
-from pyclassify.utils.options import SHORT_OPTIONS, CommandParser, flatten_config, split_options
+from pyclassify.utils.options import SHORT_OPTIONS, CommandParser, format_options, split_options
 from pyclassify.utils.repository import check_out_worktree, find_root
 
 # The tag with the options that differ from the capsule's: MLflow's parameters can't be changed.
@@ -63,7 +64,7 @@ def resume(argv: list[str]) -> int:
         OSError: git can't restore the run's code.
     """
     args, options = _parse_args(argv)
-    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    configure_mlflow()
     client, run = look_up_run(args.run)
     source = _find_source(client, run)
     with (
@@ -238,7 +239,7 @@ def _check_options(interrupted: _InterruptedRun, options: list[str]) -> None:
 
 def _is_masked(config: dict[str, Any], name: str) -> bool:
     """Whether a setting lost its credentials in the capsule, so that it must be given."""
-    return any(name == key and MASK in value for key, value in flatten_config(config))
+    return any(name == key and MASK in value for key, value in format_options(config))
 
 
 def _check_folder(interrupted: _InterruptedRun) -> None:

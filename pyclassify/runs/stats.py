@@ -93,8 +93,8 @@ def compare_on_images(runs: Sequence[Run]) -> tuple[PairedTest | None, list[str]
         try:
             found = read_predictions(run)
         except Exception as error:  # each kind of artifact store raises its own
-            reason = " ".join(str(error).split())
-            notes.append(f"{PREDICTIONS_FILE} of run {number} can't be read: {reason}")
+            message = format_error(error)
+            notes.append(f"{PREDICTIONS_FILE} of run {number} can't be read: {message}")
             continue
         if found is None:
             lacking.append(number)

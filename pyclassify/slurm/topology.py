@@ -13,17 +13,13 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from pyclassify.slurm.config import Config
-from pyclassify.utils.options import PATH_OPTIONS, SHORT_OPTIONS
+from pyclassify.utils.options import MAYBE_PATH_OPTIONS, PATH_OPTIONS, SHORT_OPTIONS
 
 if TYPE_CHECKING:
     from mlflow.projects._project_spec import EntryPoint
 
 # Values of Lightning's `accelerator`; with the others (`auto`) the configuration may decide.
 _CPU, _GPU = ("cpu",), ("gpu", "cuda")
-# Parameters of this project that name files, which its MLproject does not declare as such.
-_PATH_PARAMETERS = {*PATH_OPTIONS, *(SHORT_OPTIONS.get(name, name) for name in PATH_OPTIONS)}
-# Those that may be other than a path: a run's id, or a word of another project's.
-_MAYBE_PATHS = ("ckpt_path", "weights", "model.weights")
 
 
 @dataclass(frozen=True)

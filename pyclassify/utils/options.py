@@ -27,8 +27,7 @@ SHORT_OPTIONS = {
     "seed": "seed_everything",
     "weights": "model.weights",
 }
-# Options with a path, which is relative to the folder that it was typed in.
-PATH_OPTIONS = ("data_path", "ckpt_path", "weights")
+# The settings that name a class, whose arguments are settings below them.
 DEFAULT_CLASSES = {
     "model": "pyclassify.module.Classifier",
     "data": "pyclassify.datamodule.CIFAR10DataModule",
