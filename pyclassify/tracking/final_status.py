@@ -1,8 +1,9 @@
-"""Insisting on the status of a run that was stopped, against `mlflow run`.
+"""Enforce the final status of a run that was stopped, against `mlflow run`.
 
 `mlflow run` means to leave a status that the training set, but compares its name with numbers
-(`mlflow.projects._maybe_set_run_terminated`, MLflow 3.17), and so calls all that exits with an
-error FAILED, once it has gone. What was KILLED is KILLED again only when somebody outlives both.
+(`mlflow.projects._maybe_set_run_terminated`, MLflow 3.17). It marks a run as FAILED whenever its
+process exits with an error. So a run that was KILLED needs a process that outlives both and
+corrects the status. This module is that process's program.
 """
 
 import os
@@ -10,15 +11,18 @@ import subprocess
 import sys
 import time
 
-TIMEOUT_SECONDS = 30.0
+TIMEOUT_SECONDS = 30.0  # for `mlflow run` to set its status, once the training has exited
+_POLL_SECONDS = 0.2
 
 
 def start_enforcing_status(run_id: str, status: str) -> None:
-    """Start the process that has the last word, out of reach of the signals to this one.
+    """Start a process that enforces a run's status, in a session of its own.
+
+    Signals to this process's group don't reach that process.
 
     Args:
-        run_id: A run of the current tracking URI.
-        status: The status that it has, and shall keep.
+        run_id: A run in the current store.
+        status: The status that the run has.
     """
     import mlflow
 
@@ -33,12 +37,12 @@ def start_enforcing_status(run_id: str, status: str) -> None:
 
 
 def enforce_final_status(run_id: str, status: str, parent: int) -> None:
-    """Wait for another end and undo it; give up `TIMEOUT_SECONDS` after the parent process ended.
+    """Wait until another process ends the run with another status, and restore its status.
 
     Args:
         run_id: The run.
-        status: The status that it shall have.
-        parent: The id of the process that gave it that status.
+        status: The run's final status.
+        parent: The id of the process that set it. The wait ends `TIMEOUT_SECONDS` after its exit.
     """
     from mlflow import MlflowClient
 
@@ -47,12 +51,12 @@ def enforce_final_status(run_id: str, status: str, parent: int) -> None:
     while deadline is None or time.monotonic() < deadline:
         if deadline is None and os.getppid() != parent:
             deadline = time.monotonic() + TIMEOUT_SECONDS
-        found = client.get_run(run_id).info.status
-        if found in ("FAILED", "FINISHED"):
+        current = client.get_run(run_id).info.status
+        if current in ("FAILED", "FINISHED"):
             client.set_terminated(run_id, status)
-        if found != status:  # it may also run again, which is as it should be
+        if current != status:  # restored, or the run was resumed
             return
-        time.sleep(0.2)
+        time.sleep(_POLL_SECONDS)
 
 
 if __name__ == "__main__":
