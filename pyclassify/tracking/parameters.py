@@ -14,9 +14,11 @@ import json
 import re
 import shlex
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from pyclassify.utils.options import walk_config
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -79,10 +81,10 @@ def flatten_parameters(config: Mapping[str, Any], defaults: Mapping[str, Any]) -
     Returns:
         Names and values as MLflow accepts them, without the logger and the progress bar.
     """
-    default_parameters = dict(_flatten_all(defaults))
+    default_parameters = dict(_flatten(defaults))
     return {
         name: value
-        for name, value in _flatten_all(config)
+        for name, value in _flatten(config)
         if name.split("/")[0] not in _SECTIONS_BY_DIFFERENCE
         or name in _ALWAYS
         or default_parameters.get(name) != value
@@ -166,29 +168,33 @@ def may_change_images(options: str) -> bool:
     )
 
 
-def _flatten_all(config: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    for key, value in config.items():
-        if key == "trainer":
-            value = {name: inner for name, inner in value.items() if name not in _NEVER}
-        yield from _flatten(key, value)
+def _flatten(config: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    for path, value in walk_config(config):
+        if path[0] == "trainer" and path[1:] and path[1] in _NEVER:
+            continue
+        yield from _flatten_value(_name_parameter(path), value)
 
 
-def _flatten(name: str, value: Any) -> Iterator[tuple[str, str]]:
-    if _is_class(value):
-        yield from _flatten(name if "/" in name else f"{name}/class", value["class_path"])
-        for arguments in ("init_args", "dict_kwargs"):
-            yield from _flatten(name, value.get(arguments))
-    elif isinstance(value, Mapping):
-        for key, inner in value.items():
-            yield from _flatten(f"{name}/{_REFUSED_CHARACTERS.sub('_', str(key))}", inner)
-    elif isinstance(value, list) and value and all(map(_is_class, value)):
+def _name_parameter(path: Sequence[str], prefix: str = "") -> str:
+    keys = [
+        _REFUSED_CHARACTERS.sub("_", key) for key in path if key not in ("init_args", "dict_kwargs")
+    ]
+    if keys[-1] == "class_path":
+        keys[-1:] = ["class"] if len(keys) == 2 and not prefix else []
+    return "/".join([prefix, *keys] if prefix else keys)
+
+
+def _flatten_value(name: str, value: Any) -> Iterator[tuple[str, str]]:
+    if isinstance(value, list) and value and all(map(_is_class, value)):
         # Callbacks and the like are named by their classes, since their order has no meaning.
         counts: Counter[str] = Counter()
         for item in value:
             class_name = str(item["class_path"]).rsplit(".", 1)[-1]
             counts[class_name] += 1
             suffix = f":{counts[class_name]}" if counts[class_name] > 1 else ""
-            yield from _flatten(f"{name}/{class_name}{suffix}", item)
+            for path, inner in walk_config(item):
+                item_name = _name_parameter(path, prefix=f"{name}/{class_name}{suffix}")
+                yield from _flatten_value(item_name, inner)
     elif value is not None:
         text = value if isinstance(value, str) else json.dumps(value)
         yield name, _shorten(text)

@@ -10,7 +10,6 @@ from torch.utils.data import TensorDataset
 
 from pyclassify.tracking.figures import (
     MAX_BYTES,
-    _shorten,
     plot_class_accuracy,
     plot_confident_errors,
     plot_confusion_matrix,
@@ -18,6 +17,7 @@ from pyclassify.tracking.figures import (
     to_displayed_rgb,
 )
 from pyclassify.tracking.prediction_table import Predictions
+from pyclassify.utils.text import shorten
 
 
 def predictions(num_classes, count=1000):
@@ -141,5 +141,5 @@ def test_image_of_any_kind_is_shown_in_its_own_colours(image):
 
 
 def test_long_names_are_cut():
-    assert _shorten("automobile", 8) == "automob…"
-    assert _shorten("cat", 8) == "cat"
+    assert shorten("automobile", 8) == "automob…"
+    assert shorten("cat", 8) == "cat"
