@@ -40,7 +40,7 @@ TRACKING = {
     "speed, learning rate and bests": [(RunMetrics, name) for name in HOOKS],
     "parameters and config.yaml": [(RunRecorder, "save_config")],
     "capsule": [(capsule, "log_capsule")],
-    "data digests": [(record, "describe_data"), (record, "log_datasets"), (record, "check_data")],
+    "data digests": [(record, "describe_data"), (record, "_log_datasets"), (record, "check_data")],
     "description": [
         (description, "describe_start"),
         (description, "describe_results"),

@@ -164,7 +164,8 @@ def _write_code(folder: Path, output_folders: Sequence[str]) -> dict[str, Any]:
 
 
 def _list_packages() -> list[str]:
-    packages = {(each.name, each.version) for each in importlib.metadata.distributions()}
+    installed = importlib.metadata.distributions()
+    packages = {(package.name, package.version) for package in installed}
     return sorted((f"{name}=={version}" for name, version in packages if name), key=str.lower)
 
 

@@ -5,7 +5,7 @@ import tempfile
 from argparse import Namespace
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -19,6 +19,9 @@ from pyclassify.tracking import run
 from pyclassify.tracking.run import warn_on_error
 from pyclassify.training import checkpoints
 from pyclassify.utils import launcher
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
 
 BEST_WEIGHTS_PATH = "weights/best.ckpt"
 
@@ -73,7 +76,7 @@ class RunLogger(MLFlowLogger):
 
     @property
     @rank_zero_experiment
-    def experiment(self) -> Any:
+    def experiment(self) -> "MlflowClient":
         """The `MlflowClient` that writes to the run's spool; starts the run."""
         if not self._initialized:
             self.spooled_run = run.start_run(

@@ -76,7 +76,7 @@ class RunMetrics(Callback):
         self._is_fitting = stage == "fit"
         if not self._is_set_up:  # before a strategy shards the parameters
             self._is_set_up = True
-            count = warn_on_error("the number of parameters", count_parameters, pl_module)
+            count = warn_on_error("the number of parameters", _count_parameters, pl_module)
             _log_metrics(trainer, {"parameters": count}, step=0)
             if (logger := find_run_logger(trainer)) is not None:
                 devices = getattr(trainer.strategy, "parallel_devices", None) or []
@@ -150,7 +150,7 @@ def _log_metrics(trainer: Trainer, metrics: Mapping[str, Any], step: int) -> Non
         logger.log_metrics(known, step)
 
 
-def count_parameters(module: torch.nn.Module) -> int:
+def _count_parameters(module: torch.nn.Module) -> int:
     """Count the values of all parameters, frozen ones included, without buffers."""
     return sum(parameter.numel() for parameter in module.parameters())
 

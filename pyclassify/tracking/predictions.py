@@ -88,7 +88,7 @@ class PredictionLogger(Callback):
         self.predictions = Predictions(
             indices, labels, predicted, probabilities, num_classes=self._num_classes
         )
-        error = warn_on_error("test_ece", compute_calibration_error, self.predictions)
+        error = warn_on_error("test_ece", _compute_calibration_error, self.predictions)
         if error is not None:
             pl_module.log("test_ece", error, sync_dist=True)  # the same in each process
 
@@ -119,7 +119,7 @@ class PredictionLogger(Callback):
         self.figures = {name: png for name, png in logged.items() if png is not None}
 
 
-def compute_calibration_error(predictions: Predictions) -> Tensor:
+def _compute_calibration_error(predictions: Predictions) -> Tensor:
     """Compute the expected calibration error [] over 15 bins (Guo et al., arXiv:1706.04599)."""
     # Only the highest probability counts, and whether it is right: two classes express both.
     probabilities = torch.from_numpy(predictions.probabilities)

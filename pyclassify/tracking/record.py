@@ -93,7 +93,7 @@ class RunRecorder(SaveConfigCallback):
         try:
             data = describe_data(getattr(trainer, "datamodule", None))
             if data is not None:
-                log_datasets(client, run_id, data)
+                _log_datasets(client, run_id, data)
         except Exception as error:  # of a data module that is not ours, or of the server
             capsule.warn_masked(f"the run does not tell its data by their content ({error})")
         facts = {
@@ -152,7 +152,7 @@ def describe_data(datamodule: Any) -> dict[str, Any] | None:
     }
 
 
-def log_datasets(client: "MlflowClient", run_id: str, data: dict[str, Any]) -> None:
+def _log_datasets(client: "MlflowClient", run_id: str, data: dict[str, Any]) -> None:
     """Log each set as a dataset input of the run, with its split as the context.
 
     Args:
