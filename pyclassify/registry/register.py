@@ -56,9 +56,10 @@ class RegisterModel(Callback):
         alpha: float = 0.05,
         judge_by: Literal["test", "val"] = "test",
     ) -> None:
-        if name is not None and (not name.strip() or set(name) & set("/:")):
+        if name is not None and not _is_valid_name(name):
             raise MisconfigurationException(
-                f"the registered model's name is {name!r}; it takes a text without / and :"
+                f"the registered model's name is {name!r}; it takes a text without / and :, which "
+                "is not . and does not start with .."
             )
         try:
             check_bounds(alpha, min_accuracy)
@@ -172,6 +173,12 @@ def predict_version(
         for place, label, guess in zip(numbers, labels, best, strict=True):
             answers[place] = (classes[label], classes[label] == names[guess])
     return answers
+
+
+def _is_valid_name(name: str) -> bool:
+    """Whether MLflow takes the name of a registered model; it would say so after the training."""
+    is_path = bool(set(name) & set("/:")) or name == "." or name.startswith("..")
+    return bool(name.strip()) and not is_path
 
 
 def _load(client: Any, name: str, version: str) -> tuple[Any, list[str]]:

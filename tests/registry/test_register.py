@@ -8,6 +8,8 @@ import pandas as pd
 import pytest
 import torch
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from mlflow.exceptions import MlflowException
+from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE
 
 from pyclassify.cli.main import main
 from pyclassify.data import synthetic
@@ -166,18 +168,22 @@ def test_model_that_can_not_be_registered_stays_in_the_run(train, monkeypatch):
     assert mlflow.MlflowClient().get_model_version("shapes", "1").run_id == run.info.run_id
 
 
-def test_version_refused_by_the_registry_is_reported_with_the_command(train):
+def test_version_refused_by_the_registry_is_reported_with_the_command(train, monkeypatch):
+    def refuse(self, name, **options):  # as a registry does that wants "catalog.schema.name"
+        raise MlflowException(f"invalid name: {name}", INVALID_PARAMETER_VALUE)
+
+    monkeypatch.setattr(mlflow.MlflowClient, "create_registered_model", refuse)
     with pytest.warns(UserWarning, match="not registered") as said:
-        _, run = train("..")  # a name that MLflow does not take
+        _, run = train("shapes")
 
     (told,) = (str(each.message) for each in said if "not registered" in str(each.message))
-    call = f"mlflow.register_model('runs:/{run.info.run_id}/model', '..')"
+    call = f"mlflow.register_model('runs:/{run.info.run_id}/model', 'shapes')"
     assert mentions(told, "in the run", call)
     assert run.info.status == "FINISHED"
     assert "model/MLmodel" in artifacts(run, "model")
 
 
-@pytest.mark.parametrize("name", ["", "no/name", "a:b"])
+@pytest.mark.parametrize("name", ["", "no/name", "a:b", ".", "..", "..net"])
 def test_invalid_name_is_refused_at_the_start(name):
     with pytest.raises(MisconfigurationException, match=f"name is {name!r}; .*/ and :"):
         RegisterModel(name)
