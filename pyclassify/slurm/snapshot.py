@@ -23,7 +23,7 @@ from pathlib import Path
 
 from pyclassify.utils.repository import (
     diff_tracked_files,
-    find_repository,
+    find_root,
     list_project_files,
     run_git,
 )
@@ -52,7 +52,7 @@ def take_snapshot(
     for name in names:
         _copy(project / name, target / name, project)
     commit = ""
-    root = find_repository(project)
+    root = find_root(project, needs_git=False)
     if root is not None:
         with suppress(OSError):  # there is none yet
             commit = run_git(root, "rev-parse", "--verify", "HEAD^{commit}").decode().strip()

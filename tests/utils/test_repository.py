@@ -46,7 +46,7 @@ def pack(name, kind=tarfile.REGTYPE, mode=0o644):
 
 
 def test_untracked_file_is_unpacked_with_its_mode_but_no_special_bits(tmp_path):
-    repository.unpack_files(pack("sub/run.sh", mode=0o4750), tmp_path)
+    repository._unpack_files(pack("sub/run.sh", mode=0o4750), tmp_path)
 
     assert (tmp_path / "sub/run.sh").read_bytes() == b"new"
     assert (tmp_path / "sub/run.sh").stat().st_mode & 0o7777 == 0o750
@@ -69,7 +69,7 @@ def test_tar_that_reaches_beyond_its_folder_is_refused(packed, words, tmp_path):
     (tree / "out").symlink_to(tmp_path)  # as a commit may have it
 
     with pytest.raises(OSError, match=words):
-        repository.unpack_files(packed, tree)
+        repository._unpack_files(packed, tree)
 
     assert [each.name for each in tmp_path.iterdir()] == ["tree"]
     assert [each.name for each in tree.iterdir()] == ["out"]
