@@ -21,7 +21,7 @@ CREDENTIALS = {
 }
 
 
-def test_run_keeps_its_capsule_and_its_data(cli):
+def test_training_logs_its_capsule_and_datasets(cli):
     (run,) = cli(f"train {SHAPES} --seed 3 --accelerator cpu").runs
 
     client = mlflow.MlflowClient()
@@ -38,7 +38,7 @@ def test_run_keeps_its_capsule_and_its_data(cli):
     assert json.loads(logged["train"].profile) == {"num_rows": 40, "num_classes": 10}
 
 
-def test_capsule_is_there_when_the_run_fails_at_its_first_step(cli):
+def test_run_that_fails_at_its_first_step_has_its_capsule(cli):
     with pytest.raises(ZeroDivisionError):
         cli(f"fit {SHAPES}", "--trainer.callbacks+=tests.support.networks.Bug")
 
@@ -48,7 +48,7 @@ def test_capsule_is_there_when_the_run_fails_at_its_first_step(cli):
     assert capsule.read_facts(client, run.info.run_id)["verb"] == "fit"
 
 
-def test_configuration_in_it_is_the_resolved_one(write_capsule):
+def test_capsule_has_the_resolved_configuration(write_capsule):
     config = {"seed_everything": 3, "data": {"class_path": "x.Data"}}
 
     folder, _ = write_capsule(Path(), config)
@@ -56,14 +56,14 @@ def test_configuration_in_it_is_the_resolved_one(write_capsule):
     assert yaml.safe_load((folder / "config.yaml").read_text()) == config
 
 
-def test_exact_versions_are_listed(write_capsule):
+def test_capsule_lists_exact_versions(write_capsule):
     folder, _ = write_capsule(Path())
 
     lines = (folder / "packages.txt").read_text().splitlines()
     assert f"torch=={version('torch')}" in lines
 
 
-def test_no_credentials_are_in_any_file(write_capsule, tmp_path, monkeypatch):
+def test_capsule_has_no_credentials(write_capsule, tmp_path, monkeypatch):
     repo = repositories.start(tmp_path / "repo", {"a.py": "a\n", "b.py": "b\n"})
     git(repo, "remote", "add", "origin", f"https://me:{SECRET}@git.org/x.git")
     repositories.write(repo, {".env": f"X={SECRET}", "c.py": f'u = "redis://:{SECRET}@host"'})
@@ -85,6 +85,6 @@ def test_no_credentials_are_in_any_file(write_capsule, tmp_path, monkeypatch):
     assert facts["git"]["remote"] == "https://***@git.org/x.git"
 
 
-def test_capsule_that_can_not_be_kept_costs_a_warning(store):
+def test_capsule_that_the_store_refuses_costs_only_a_warning(store):
     with pytest.warns(UserWarning, match="no capsule"):
         capsule.log_capsule(store, "0" * 32, {}, {})

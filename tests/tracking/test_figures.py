@@ -36,12 +36,12 @@ def noise(tested, side=32):
     return TensorDataset(images, torch.from_numpy(tested.labels))
 
 
-def words(figure):
+def texts(figure):
     return [text.get_text() for axes in figure.axes for text in axes.texts]
 
 
 @pytest.mark.parametrize("num_classes", [2, 10, 100, 150])
-def test_pictures_are_small_and_leave_no_figure_open(num_classes, tmp_path):
+def test_figures_are_small_and_leave_none_open(num_classes, tmp_path):
     tested = predictions(num_classes)
     names = [f"class number {number}, a long name" for number in range(num_classes)]
     figures = [
@@ -58,7 +58,7 @@ def test_pictures_are_small_and_leave_no_figure_open(num_classes, tmp_path):
     assert plt.get_fignums() == []
 
 
-def test_photos_are_made_to_fit(tmp_path):
+def test_save_figure_of_photos_fits_the_limit(tmp_path):
     tested = predictions(10, count=100)
     path = tmp_path / "mistakes.png"
 
@@ -67,7 +67,7 @@ def test_photos_are_made_to_fit(tmp_path):
     assert path.stat().st_size <= MAX_BYTES
 
 
-def test_matrix_counts_predictions_of_each_true_class():
+def test_confusion_matrix_counts_predictions_of_each_class():
     labels, predicted = np.array([0, 0, 0, 1, 2]), np.array([0, 0, 2, 1, 1])
     tested = Predictions(np.arange(5), labels, predicted, np.ones(5, np.float32), num_classes=3)
 
@@ -79,7 +79,7 @@ def test_matrix_counts_predictions_of_each_true_class():
     assert axes.get_title(loc="left") == "60.00% of 5 test images are recognised"
 
 
-def test_accuracy_is_of_each_class_that_was_tested_the_best_first():
+def test_class_accuracy_shows_tested_classes_the_best_first():
     labels, predicted = np.array([0, 0, 1, 1, 1]), np.array([0, 3, 1, 1, 0])
     tested = Predictions(np.arange(5), labels, predicted, np.ones(5, np.float32), num_classes=4)
 
@@ -89,7 +89,7 @@ def test_accuracy_is_of_each_class_that_was_tested_the_best_first():
     assert [text.get_text() for text in axes.texts] == ["66.7", "50.0"]
 
 
-def test_mistakes_are_the_surest_with_both_labels_and_their_own_image():
+def test_confident_errors_show_both_labels_and_the_right_image():
     labels, predicted = np.array([0, 1, 1, 0]), np.array([1, 1, 0, 1])
     probabilities = np.array([0.6, 0.99, 0.9, 0.3], dtype=np.float32)
     # In another order than the set's: indices say which image is whose.
@@ -99,13 +99,13 @@ def test_mistakes_are_the_surest_with_both_labels_and_their_own_image():
 
     figure = plot_confident_errors(tested, ["cat", "dog"], dataset)
 
-    assert words(figure) == ["cat 90.0%", "dog", "dog 60.0%", "cat", "dog 30.0%", "cat"]
+    assert texts(figure) == ["cat 90.0%", "dog", "dog 60.0%", "cat", "dog 30.0%", "cat"]
     shown = [image.get_array().mean() * 255 for image in figure.axes[0].images]
     assert shown == pytest.approx([60, 120, 180])
     assert figure.texts[0].get_text().startswith("3 of 4 ")
 
 
-def test_network_without_mistakes_gets_a_picture_that_says_so():
+def test_confident_errors_without_errors_say_so():
     tested = predictions(2, count=4)
     tested.predicted = tested.labels
 
@@ -114,7 +114,7 @@ def test_network_without_mistakes_gets_a_picture_that_says_so():
     assert figure.texts[0].get_text() == "0 of 4 test images are mistaken"
 
 
-def test_set_whose_items_are_others_than_those_tested_is_refused():
+def test_confident_errors_of_a_set_with_other_labels_raise():
     tested = predictions(10)
     shuffled = TensorDataset(noise(tested).tensors[0], torch.from_numpy((tested.labels + 5) % 10))
 
@@ -133,7 +133,7 @@ def test_set_whose_items_are_others_than_those_tested_is_refused():
     ],
     ids=["bytes", "floats of bytes", "of 0 to 1", "normalised", "Pillow's"],
 )
-def test_image_of_any_kind_is_shown_in_its_own_colours(image):
+def test_to_displayed_rgb_of_any_image_keeps_its_colors(image):
     shown = to_displayed_rgb(image)
 
     assert shown.shape == (1, 3, 3)

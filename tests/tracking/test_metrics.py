@@ -74,17 +74,17 @@ def test_run_has_each_metric_at_its_steps(cli):
         assert found[of_the_run] == [0]
 
 
-def test_best_accuracy_is_that_of_the_best_epoch(cli):
-    (made,) = cli(f"fit {SHAPES} --max_epochs=3 --learning_rate=0.05").runs
+def test_best_val_accuracy_is_of_the_best_epoch(cli):
+    (trained,) = cli(f"fit {SHAPES} --max_epochs=3 --learning_rate=0.05").runs
 
-    history = mlflow.MlflowClient().get_metric_history(made.info.run_id, "val_accuracy")
-    assert made.data.metrics["best_val_accuracy"] == max(point.value for point in history)
+    history = mlflow.MlflowClient().get_metric_history(trained.info.run_id, "val_accuracy")
+    assert trained.data.metrics["best_val_accuracy"] == max(point.value for point in history)
 
 
-def test_what_is_counted_outlives_a_stop():
+def test_run_metrics_are_restored_from_a_checkpoint():
     before, after = RunMetrics(), RunMetrics()
-    for each in (before, after):
-        each.setup(networks.trainer(), torch.nn.Module(), "fit")
+    for callback in (before, after):
+        callback.setup(networks.trainer(), torch.nn.Module(), "fit")
     before.load_state_dict({"best_val_accuracy": 0.75, "wall_seconds": 1000.0})
 
     after.load_state_dict(before.state_dict())
@@ -93,7 +93,7 @@ def test_what_is_counted_outlives_a_stop():
     assert after.state_dict()["wall_seconds"] > 1000
 
 
-def test_test_alone_has_no_best_accuracy_of_an_epoch(cli):
+def test_test_without_training_has_no_best_val_accuracy(cli):
     trained = cli(f"fit {SHAPES}").runs[0]
     scored = cli(f"test {SHAPES} --ckpt_path={trained.info.run_id}").runs[0]
 
@@ -101,7 +101,7 @@ def test_test_alone_has_no_best_accuracy_of_an_epoch(cli):
     assert "best_val_accuracy" not in scored.data.metrics
 
 
-def test_learning_rate_is_the_one_that_each_epoch_began_with():
+def test_learning_rate_is_of_the_start_of_each_epoch():
     epochs = fit()
 
     assert [(step, given["learning_rate"]) for step, given in epochs] == [
@@ -110,7 +110,7 @@ def test_learning_rate_is_the_one_that_each_epoch_began_with():
     ]
 
 
-def test_validation_counts_in_the_epoch_and_not_in_the_speed(monkeypatch):
+def test_validation_counts_in_epoch_seconds_only(monkeypatch):
     clock = SimpleNamespace(now=0.0, perf_counter=lambda: clock.now, monotonic=time.monotonic)
     monkeypatch.setattr(metrics, "time", clock)
 
@@ -137,7 +137,7 @@ def test_validation_counts_in_the_epoch_and_not_in_the_speed(monkeypatch):
         (torch.zeros(()), 0),
     ],
 )
-def test_images_are_counted_in_any_batch(batch, count):
+def test_count_images_of_any_batch(batch, count):
     assert count_images(batch) == count
 
 
@@ -154,7 +154,7 @@ def test_metrics_beside_those_of_the_test_keep_their_step(logger):
     }
 
 
-def test_tensorboard_beside_has_the_same_metrics(cli, tmp_path):
+def test_tensorboard_logger_gets_the_same_metrics(cli, tmp_path):
     done = cli(f"train {SHAPES} {BESIDE}")
 
     events = next(Path(tmp_path, "logs").rglob("events.out.*"))

@@ -1,8 +1,9 @@
-"""The parameters that people compare runs by: their names and their spelling."""
+"""The parameters of a run, and the name of its recipe."""
 
 import pytest
+import yaml
 
-from pyclassify.tracking.parameters import flatten_parameters
+from pyclassify.tracking.parameters import RECIPE_TAG, flatten_parameters, name_recipe
 from tests.support.trainings import SHAPES
 
 CONFIG = {
@@ -26,7 +27,7 @@ CONFIG = {
 DEFAULTS = {"trainer": {"devices": "2", "max_steps": -1, "fast_dev_run": False}}
 
 
-def test_configuration_is_spelled_as_one_parameter_a_value():
+def test_flatten_parameters_makes_one_parameter_a_value():
     assert flatten_parameters(CONFIG, DEFAULTS) == {
         "seed_everything": "0",
         "model/class": "pyclassify.module.Classifier",
@@ -41,13 +42,13 @@ def test_configuration_is_spelled_as_one_parameter_a_value():
     }
 
 
-def test_network_has_one_name_whether_it_is_a_function_or_a_class_with_arguments():
+def test_flatten_parameters_names_a_function_like_a_class():
     function = {"model": {"class_path": "C", "init_args": {"model": "torchvision.models.resnet18"}}}
 
     assert flatten_parameters(function, {})["model/model"] == "torchvision.models.resnet18"
 
 
-def test_callbacks_are_named_by_what_they_are():
+def test_flatten_parameters_names_callbacks_by_their_classes():
     stop = {"class_path": "lightning.pytorch.callbacks.EarlyStopping", "init_args": {"patience": 3}}
     other = {**stop, "init_args": {"patience": 5}}
 
@@ -59,7 +60,7 @@ def test_callbacks_are_named_by_what_they_are():
     }
 
 
-def test_value_that_is_too_long_for_mlflow_says_what_it_lost():
+def test_flatten_parameters_cuts_a_long_value_and_says_so():
     (value,) = flatten_parameters({"data": {"weights": [0.1] * 2000}}, {}).values()
 
     assert len(value) == 6000
@@ -70,11 +71,11 @@ def test_value_that_is_too_long_for_mlflow_says_what_it_lost():
 @pytest.mark.parametrize(
     ("key", "name"), [("größe!", "gr__e_"), ("/data/a", "_data_a"), ("../b", "__b"), (3, "3")]
 )
-def test_name_has_nothing_that_mlflow_refuses(key, name):
+def test_flatten_parameters_replaces_refused_characters(key, name):
     assert flatten_parameters({"data": {"sizes": {key: 1}}}, {}) == {f"data/sizes/{name}": "1"}
 
 
-def test_list_of_plain_mappings_is_one_value():
+def test_flatten_parameters_keeps_a_list_of_mappings_as_one_value():
     groups = [{"lr": 0.1}, {"lr": 0.2}]
 
     assert flatten_parameters({"model": {"groups": groups}}, {}) == {
@@ -82,11 +83,11 @@ def test_list_of_plain_mappings_is_one_value():
     }
 
 
-def test_run_tells_of_the_trainer_what_it_took_and_what_was_set(cli):
+def test_run_has_the_trainer_parameters_that_were_set(cli):
     (run,) = cli(f"fit {SHAPES} --trainer.gradient_clip_val=0.5").runs
-    told = {k: v for k, v in run.data.params.items() if k.startswith(("trainer", "checkpoint"))}
+    params = {k: v for k, v in run.data.params.items() if k.startswith(("trainer", "checkpoint"))}
 
-    assert told == {
+    assert params == {
         "trainer/accelerator": "auto",
         "trainer/devices": "1",
         "trainer/gradient_clip_val": "0.5",
@@ -94,3 +95,105 @@ def test_run_tells_of_the_trainer_what_it_took_and_what_was_set(cli):
         "trainer/max_epochs": "1",
         "trainer/num_nodes": "1",
     }
+
+
+RECIPE_CONFIG = {
+    "seed_everything": 0,
+    "trainer": {
+        "accelerator": "auto",
+        "devices": 1,
+        "max_epochs": 3,
+        "logger": {"class_path": "a.Logger"},
+    },
+    "model": {"class_path": "a.Classifier", "init_args": {"model": "b.resnet18", "lr": 0.1}},
+    "data": {"class_path": "a.MNISTDataModule", "init_args": {"data_path": "/here"}},
+}
+DATA = {"sets": {"train": {"digest": "5eed"}}}
+
+
+def changed(path, value):
+    config = yaml.safe_load(yaml.safe_dump(RECIPE_CONFIG))
+    *parents, last = path.split(".")
+    inner = config
+    for key in parents:
+        inner = inner[key]
+    inner[last] = value
+    return config
+
+
+def test_runs_that_differ_only_by_seed_have_one_recipe(cli):
+    for more in ("", "--seed 1", "--learning_rate 0.5"):
+        runs = cli(f"fit {SHAPES} {more}").runs
+
+    other, *same = [run.data.tags[RECIPE_TAG] for run in runs]
+    assert same[0] == same[1] != other
+    assert other.startswith("Linear-Synthetic ")
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        ("seed_everything", 1),
+        ("trainer.accelerator", "gpu"),
+        ("trainer.logger", False),
+        ("data.init_args.data_path", "/there"),
+        ("data.init_args.num_workers", 4),
+        ("trainer.profiler", "simple"),
+        ("trainer.devices", "1"),  # as `mlflow run` hands it over
+        ("trainer.precision", "32-true"),
+        ("model.init_args.flip_test", True),
+        ("model.init_args.channels_last", True),
+    ],
+)
+def test_recipe_is_independent_of_seed_and_execution(path, value):
+    assert name_recipe(changed(path, value), DATA) == name_recipe(RECIPE_CONFIG, DATA)
+
+
+def test_recipe_is_independent_of_new_options_at_their_initial_values():
+    now = yaml.safe_load(yaml.safe_dump(RECIPE_CONFIG))
+    now["model"]["init_args"] |= {"label_smoothing": 0.0, "decay_biases": True, "compile": False}
+    now["data"]["init_args"] |= {"pad": 0, "erase": 0, "color": 0.0, "exact": True}
+
+    assert name_recipe(now, DATA) == name_recipe(RECIPE_CONFIG, DATA)
+    for part, name, other in [
+        ("model", "label_smoothing", 0.1),
+        ("model", "decay_biases", False),
+        ("model", "compile", True),
+        ("data", "pad", 4),
+        ("data", "erase", 8),
+        ("data", "color", 0.2),
+        ("data", "exact", False),
+    ]:
+        assert name_recipe(changed(f"{part}.init_args.{name}", other), DATA) != name_recipe(
+            RECIPE_CONFIG, DATA
+        )
+
+
+def test_recipe_depends_on_the_images():
+    other = {"sets": {"train": {"digest": "c0ffee"}}}
+
+    assert name_recipe(RECIPE_CONFIG, other) != name_recipe(RECIPE_CONFIG, DATA)
+    # Of a data module that gives no digest, the folder is all there is to go by.
+    assert name_recipe(changed("data.init_args.data_path", "/there")) != name_recipe(RECIPE_CONFIG)
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [("trainer.max_epochs", 4), ("model.init_args.lr", 0.2), ("data.class_path", "mine.Data")],
+)
+def test_recipe_depends_on_training_options(path, value):
+    assert name_recipe(changed(path, value)) != name_recipe(RECIPE_CONFIG)
+
+
+def test_recipe_depends_on_the_content_of_initial_weights():
+    here, there = (changed("model.init_args.weights", f"/{name}/w.pth") for name in ("a", "b"))
+    content, other = {"sha256": "7be5"}, {"sha256": "c0ffee"}
+
+    assert name_recipe(here, DATA, content) == name_recipe(there, DATA, content)
+    assert name_recipe(here, DATA, content) != name_recipe(here, DATA, other)
+    assert name_recipe(here, DATA) != name_recipe(there, DATA)
+
+
+def test_recipe_name_starts_with_network_and_data():
+    assert name_recipe(RECIPE_CONFIG).startswith("resnet18-MNIST ")
+    assert name_recipe(changed("model", {"class_path": "mine.Module"})).startswith("Module-MNIST ")

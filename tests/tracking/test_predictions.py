@@ -1,4 +1,4 @@
-"""What a test predicted is kept with the run: each image once, whatever the processes."""
+"""The predictions of a test, logged once for each image by any number of processes."""
 
 import json
 import os
@@ -13,7 +13,6 @@ from torchmetrics.functional.classification import multiclass_calibration_error
 from pyclassify.module import Classifier
 from pyclassify.tracking import run
 from pyclassify.tracking.logger import RunLogger
-from pyclassify.tracking.prediction_table import list_class_names
 from pyclassify.tracking.predictions import PredictionLogger
 from tests.support import forking_python, networks, processes, waiting
 from tests.support.trainings import LINEAR, QUIET
@@ -59,7 +58,7 @@ def score(cli):
     run.end_run("FINISHED")
 
 
-def test_two_processes_keep_the_predictions_of_one(cli, tmp_path):
+def test_two_processes_log_the_predictions_of_one(cli, tmp_path):
     alone = cli(f"train {RECIPE} --max_epochs=1").runs[0]
     scoring = f"test {RECIPE} --devices=2 --accelerator=cpu --ckpt_path={alone.info.run_id}"
     variables = {**os.environ, "PYTHONPATH": str(processes.ROOT)}
@@ -79,7 +78,7 @@ def test_two_processes_keep_the_predictions_of_one(cli, tmp_path):
     assert artifacts(together.info.run_id) >= PICTURES
 
 
-def test_table_says_label_prediction_and_probability_of_each_image(classifier, score, tmp_path):
+def test_table_has_label_prediction_and_probability_of_each_image(classifier, score, tmp_path):
     dataset = networks.byte_images(7)
     logger = score(classifier, DataLoader(dataset, 3))
     labels = dataset[:][1]
@@ -88,13 +87,13 @@ def test_table_says_label_prediction_and_probability_of_each_image(classifier, s
     found = table(logger.run_id, tmp_path)
 
     assert found["columns"] == ["index", "label", "predicted", "probability"]
-    index, *words, said = zip(*found["data"], strict=True)
+    index, *names, probabilities_in_table = zip(*found["data"], strict=True)
     assert list(index) == list(range(7))
-    assert words == [tuple(map(str, each.tolist())) for each in (labels, predicted)]
-    assert list(said) == pytest.approx(probability.tolist(), abs=1e-6)
+    assert names == [tuple(map(str, each.tolist())) for each in (labels, predicted)]
+    assert list(probabilities_in_table) == pytest.approx(probability.tolist(), abs=1e-6)
 
 
-def test_calibration_error_is_that_of_all_probabilities(classifier):
+def test_calibration_error_matches_torchmetrics(classifier):
     dataset = networks.byte_images(50)
     trainer = networks.trainer(callbacks=[PredictionLogger()])
 
@@ -106,19 +105,19 @@ def test_calibration_error_is_that_of_all_probabilities(classifier):
     assert logged["test_ece"] == pytest.approx(float(expected))
 
 
-def test_shuffled_test_images_are_left_out_of_the_mistakes(classifier, score):
+def test_shuffled_test_set_gets_no_figure_of_errors(classifier, score):
     logger = score(classifier, DataLoader(networks.byte_images(7), 3, shuffle=True))
 
     assert artifacts(logger.run_id) == {*PICTURES, "predictions.json"} - {"confident_mistakes.png"}
 
 
-def test_nothing_is_kept_of_several_test_loaders(classifier, score):
+def test_several_test_loaders_log_no_predictions(classifier, score):
     logger = score(classifier, [DataLoader(networks.byte_images(4), 2)] * 2)
 
     assert artifacts(logger.run_id) == set()
 
 
-def test_nothing_is_kept_of_a_module_that_gives_no_logits(cli):
+def test_module_without_logits_logs_no_predictions(cli):
     done = cli(f"train --model={FOREIGN}.Module --data={FOREIGN}.Data --max_epochs=1 {QUIET}")
 
     assert done.code == 0
@@ -126,7 +125,7 @@ def test_nothing_is_kept_of_a_module_that_gives_no_logits(cli):
     assert "test_ece" not in done.runs[0].data.metrics
 
 
-def test_picture_that_cannot_be_made_costs_a_warning_only(classifier, score):
+def test_figure_with_an_error_costs_only_a_warning(classifier, score):
     five_channels = TensorDataset(torch.rand(8, 5, 32, 32), torch.zeros(8, dtype=torch.long))
     classifier.model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(5 * 32 * 32, 4))
 
@@ -136,24 +135,10 @@ def test_picture_that_cannot_be_made_costs_a_warning_only(classifier, score):
     assert artifacts(logger.run_id) == {*PICTURES, "predictions.json"} - {"confident_mistakes.png"}
 
 
-def test_diverged_network_is_kept_as_it_is(classifier, score, tmp_path):
+def test_diverged_network_logs_its_predictions(classifier, score, tmp_path):
     torch.nn.init.constant_(classifier.model[-1].bias, torch.nan)
 
     logger = score(classifier, DataLoader(networks.byte_images(4), 2))
 
     assert [row[3] for row in table(logger.run_id, tmp_path)["data"]] == [None] * 4
     assert artifacts(logger.run_id) >= PICTURES
-
-
-@pytest.mark.parametrize(
-    ("classes", "expected"),
-    [(["cat", "dog"], ["cat", "dog"]), (["cat"], ["0", "1"]), (None, ["0", "1"])],
-)
-def test_classes_without_fitting_names_are_numbers(classes, expected):
-    class Data:
-        pass
-
-    data = Data()
-    data.classes = classes
-
-    assert list_class_names(data, num_classes=2) == expected

@@ -10,7 +10,7 @@ from tests.support.phrases import mentions
 from tests.support.stores import experiment_id
 
 
-def test_sets_are_described_by_size_and_content():
+def test_describe_data_has_size_and_digest_of_each_set():
     data = SyntheticDataModule(train_size=20, val_size=10)
     data.setup("validate")
 
@@ -21,11 +21,11 @@ def test_sets_are_described_by_size_and_content():
     assert described == {"name": "Synthetic", "classes": 10, "sets": sets}
 
 
-def test_set_of_torchvision_has_its_own_name():
+def test_describe_data_of_torchvision_has_the_sets_name():
     assert record.describe_data(MNISTDataModule())["name"] == "MNIST"
 
 
-def test_data_that_can_not_tell_their_content_are_described_by_name():
+def test_describe_data_without_digest_has_the_name():
     assert record.describe_data(Data()) == {"name": "Data", "classes": None, "sets": {}}
     assert record.describe_data(None) is None
 
@@ -43,7 +43,7 @@ def test_data_that_can_not_tell_their_content_are_described_by_name():
         ("--data MNISTDataModule", True),
     ],
 )
-def test_data_are_checked_unless_others_were_asked_for(options, asks):
+def test_may_change_images_by_options_of_the_data(options, asks):
     assert may_change_images(options) == asks
 
 
@@ -65,7 +65,7 @@ def sets(images=4, **digests):
     return {"sets": {part: {"images": images, "digest": each} for part, each in digests.items()}}
 
 
-def test_other_images_than_the_source_had_are_refused_with_both_digests(store, again):
+def test_check_data_with_other_images_raises_both_digests(store, again):
     source, run_id = again(sets(train="aaaa", val="bbbb"))
 
     with pytest.raises(ValueError, match="val") as error:
@@ -85,20 +85,20 @@ def test_other_images_than_the_source_had_are_refused_with_both_digests(store, a
         (sets(train="a"), sets(train="b"), "--data.train_size=8"),
     ],
 )
-def test_same_images_and_those_asked_for_are_let_pass(store, again, before, now, overridden):
+def test_check_data_with_same_or_requested_images_passes(store, again, before, now, overridden):
     _, run_id = again(before, **{capsule.OVERRIDDEN_TAG: overridden})
 
     assert record.check_data(store, run_id, now) is None
 
 
-def test_source_that_had_no_data_module_is_let_pass(store, again):
+def test_check_data_with_a_source_without_data_passes(store, again):
     source, run_id = again({})
     store.log_dict(source, {"data": None}, "capsule/capsule.json")
 
     assert record.check_data(store, run_id, sets(train="b")) is None
 
 
-def test_source_whose_capsule_can_not_be_read_is_warned_of(store, again):
+def test_check_data_without_a_readable_capsule_warns(store, again):
     _, run_id = again(None)
 
     with pytest.warns(UserWarning, match="data can't be checked"):

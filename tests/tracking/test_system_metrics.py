@@ -27,15 +27,15 @@ def monitors():
     return [each for each in threading.enumerate() if each.name == "SystemMetricsMonitor"]
 
 
-def found(cli, *options):
-    (made,) = cli(f"fit {SHAPES} --accelerator=cpu", *options).runs
-    return {name: value for name, value in made.data.metrics.items() if name.startswith("system/")}
+def train(cli, *options):
+    (run,) = cli(f"fit {SHAPES} --accelerator=cpu", *options).runs
+    return {name: value for name, value in run.data.metrics.items() if name.startswith("system/")}
 
 
-def test_run_has_the_cpu_time_and_memory_of_its_own_processes(cli, monkeypatch):
+def test_training_logs_cpu_time_and_memory_of_its_processes(cli, monkeypatch):
     monkeypatch.setenv("MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL", "0.05")
 
-    metrics = found(cli)
+    metrics = train(cli)
 
     assert metrics.keys() == NAMES
     # With what other tests' servers and their workers take, which are processes below this one.
@@ -44,14 +44,14 @@ def test_run_has_the_cpu_time_and_memory_of_its_own_processes(cli, monkeypatch):
     assert metrics["system/memory_usage_megabytes"] == pytest.approx(resident, rel=0.3)
 
 
-def test_system_metrics_can_be_left_out(cli, monkeypatch):
+def test_training_without_system_metrics_logs_none(cli, monkeypatch):
     monkeypatch.setenv("MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL", "0.05")
 
-    assert found(cli, "--trainer.logger.system_metrics=false") == {}
+    assert train(cli, "--trainer.logger.system_metrics=false") == {}
 
 
 @pytest.mark.parametrize("status", ["FINISHED", "KILLED"])
-def test_sampling_ends_with_the_run_whichever_thread_ends_it(logger, status):
+def test_sampling_ends_with_the_run_in_any_thread(logger, status):
     logger.start_system_metrics(gpus=[])
     logger.start_system_metrics(gpus=[])
     (monitor,) = monitors()
@@ -65,7 +65,7 @@ def test_sampling_ends_with_the_run_whichever_thread_ends_it(logger, status):
     assert logger.experiment.get_run(logger.run_id).info.status == status
 
 
-def test_child_processes_count_and_ended_ones_no_longer():
+def test_process_monitor_counts_running_children():
     monitor = ProcessMonitor()
     code = "x = b'x' * 200_000_000; input()"
     child = processes.start("-c", code, fresh=True, stdin=processes.PIPE)
@@ -80,7 +80,7 @@ def test_child_processes_count_and_ended_ones_no_longer():
     assert with_child - without > 190
 
 
-def test_processor_time_is_a_share_of_the_cores_that_this_process_may_use():
+def test_process_monitor_cpu_time_is_a_share_of_usable_cores():
     monitor = ProcessMonitor()
     until = time.process_time() + 0.3
     while time.process_time() < until:
