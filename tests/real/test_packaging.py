@@ -123,6 +123,10 @@ def test_wheel_holds_the_package_alone(wheel):
     }
 
 
+def test_wheel_has_the_template_of_the_batch_script(wheel):
+    assert "pyclassify/slurm/job.sh.j2" in zipfile.ZipFile(wheel).namelist()
+
+
 def test_wheel_is_typed_and_licensed(wheel):
     names = zipfile.ZipFile(wheel).namelist()
 

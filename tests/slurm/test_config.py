@@ -1,4 +1,4 @@
-"""The backend's configuration: what it takes, and what it says of what it does not."""
+"""The backend's configuration: the values it accepts, and the errors for others."""
 
 import json
 from pathlib import Path
@@ -16,7 +16,7 @@ def test_shipped_configurations_are_valid(path):
     assert config.parse_config(json.loads(path.read_text())).job_name == "pyclassify"
 
 
-def test_keys_that_mlflow_adds_are_not_the_users():
+def test_keys_that_mlflow_adds_are_ignored():
     added = {"ENV_MANAGER": "local", "SYNCHRONOUS": False, "DOCKER_ARGS": {}, "STORAGE_DIR": None}
 
     read = config.parse_config({**added, "build_image": False, "docker_auth": None, "mem": "8G"})
@@ -24,7 +24,7 @@ def test_keys_that_mlflow_adds_are_not_the_users():
     assert read == config.Config(mem="8G")
 
 
-def test_unknown_key_lists_the_nearest_and_the_valid_ones():
+def test_unknown_key_error_has_the_nearest_and_the_valid_keys():
     with pytest.raises(ValueError, match=r"no key 'partion' \(nearest: partition\); there are ac"):
         config.parse_config({"partion": "gpu"})
 
@@ -54,7 +54,7 @@ def test_unknown_key_lists_the_nearest_and_the_valid_ones():
         ("tracking", "offline", 'takes "direct" or "spool"'),
     ],
 )
-def test_wrong_value_says_what_is_allowed(key, value, allowed):
+def test_wrong_value_error_says_what_is_allowed(key, value, allowed):
     # the form of this message
     with pytest.raises(ValueError, match=rf"^{key} is .* in the backend config.*; it {allowed}"):
         config.parse_config({key: value})
@@ -63,7 +63,7 @@ def test_wrong_value_says_what_is_allowed(key, value, allowed):
 @pytest.mark.parametrize(
     "time", [30, "30", "30:00", "02:00:00", "1-12", "1-12:30", "1-12:30:00", "120:00"]
 )
-def test_each_of_slurms_forms_of_a_time_is_taken(time):
+def test_time_in_each_format_of_sbatch_is_accepted(time):
     assert config.parse_config({"time": time}).time == str(time)
 
 
@@ -78,7 +78,7 @@ def test_each_of_slurms_forms_of_a_time_is_taken(time):
         ({"PYCLASSIFY_SPOOL": "/tmp"}, "PYCLASSIFY_SPOOL is set by the backend"),
     ],
 )
-def test_exports_take_no_credential_and_nothing_of_the_backends(exports, why):
+def test_exports_of_credential_or_backend_variable_is_refused(exports, why):
     with pytest.raises(ValueError, match=f"exports in the backend config .{why}.*null for") as info:
         config.parse_config({"exports": exports})
     assert "pass@" not in str(info.value)
@@ -111,12 +111,12 @@ def test_exported_credential_must_be_set_where_the_job_is_submitted(monkeypatch)
         ("--no-requeue", 'give the key "requeue"'),
     ],
 )
-def test_sbatch_arguments_are_those_that_have_no_key(argument, why):
+def test_sbatch_args_with_option_of_a_key_or_the_backend_is_refused(argument, why):
     with pytest.raises(ValueError, match=f"sbatch_args has .*{why}"):
         config.parse_config({"sbatch_args": [argument]})
 
 
-def test_other_options_of_sbatch_are_passed_on():
+def test_sbatch_args_with_other_options_is_accepted():
     given = ["--licenses=matlab:1", "--gres=tmpfs:1g", "--spread-job", "--mem-per-cpu=1G"]
     assert config.parse_config({"sbatch_args": given}).sbatch_args == tuple(given)
 
@@ -134,7 +134,7 @@ def test_other_options_of_sbatch_are_passed_on():
         ({"requeue": False, "requeue_attempts": 3}, '^requeue_attempts is 3 .*"requeue": true too'),
     ],
 )
-def test_job_that_starts_again_needs_time_and_the_one_signal(given, error):
+def test_requeue_with_conflicting_key_is_refused(given, error):
     with pytest.raises(ValueError, match=error):
         config.parse_config({"requeue": True, **given})
 
@@ -146,11 +146,11 @@ def test_job_that_starts_again_needs_time_and_the_one_signal(given, error):
         *(("1-12:30", 131_400), ("1-12:30:05", 131_405), ("0", 0)),
     ],
 )
-def test_each_of_slurms_forms_of_a_time_is_so_many_seconds(time, seconds):
+def test_parse_seconds_of_each_format_of_sbatch(time, seconds):
     assert config.parse_seconds(time) == seconds
 
 
-def test_variables_in_the_folder_of_runs_are_those_of_the_submission(monkeypatch):
+def test_work_dir_expands_variables_of_the_submitting_shell(monkeypatch):
     monkeypatch.setenv("SCRATCH", "/scratch/me")
     monkeypatch.delenv("NOWHERE", raising=False)
 
@@ -161,7 +161,7 @@ def test_variables_in_the_folder_of_runs_are_those_of_the_submission(monkeypatch
         plan.resolve_work_dir(config.parse_config({"work_dir": "$NOWHERE/a"}))
 
 
-def test_container_and_environment_are_one_too_many():
+def test_container_with_environment_is_refused():
     with pytest.raises(ValueError, match=r"container is 'a.sif' and environment 'b'"):
         config.parse_config({"container": "a.sif", "environment": "b"})
 

@@ -18,8 +18,8 @@ from tests.support.slurm_jobs import write_project
     ],
 )
 def test_credential_in_a_line_is_refused_and_not_repeated(key, line, name):
-    words = rf'{key} .*{name}.*credential.*"exports": ..\w+": null'
-    with pytest.raises(ValueError, match=words) as info:
+    message = rf'{key} .*{name}.*credential.*"exports": ..\w+": null'
+    with pytest.raises(ValueError, match=message) as info:
         config.parse_config({key: [line]})
     assert "0123456789" not in str(info.value)
 
@@ -37,7 +37,7 @@ def test_password_of_an_image_is_refused():
         "pip install -q git+ssh://git@h/x",
     ],
 )
-def test_credential_that_is_read_in_the_job_is_taken(line):
+def test_credential_that_is_read_in_the_job_is_accepted(line):
     assert config.parse_config({"setup": [line]}).setup == (line,)
 
 
@@ -58,10 +58,10 @@ def test_password_of_the_tracking_uri_is_not_in_the_script(tmp_path, monkeypatch
     uri = "postgresql://me:pass@db.example.org/x"
     monkeypatch.setattr("mlflow.get_tracking_uri", lambda: uri)
 
-    made = make(write_project(tmp_path, ""), {})
-    text = made.render_script("RUN_ID", "1")
+    planned = make(write_project(tmp_path, ""), {})
+    text = planned.render_script("RUN_ID", "1")
 
-    assert made.tracking_store.uri == uri  # which comes with the job's environment
+    assert planned.tracking_store.uri == uri  # which comes with the job's environment
     assert "MLFLOW_TRACKING_URI=" not in text
     assert "me:pass" not in text
 
@@ -78,8 +78,8 @@ def test_credential_in_a_script_is_named_by_its_line_and_not_repeated():
 def test_exported_credential_is_not_in_the_script(tmp_path, monkeypatch):
     monkeypatch.setenv("HF_TOKEN", "0123456789")
 
-    made = make(write_project(tmp_path, ""), {}, exports={"HF_TOKEN": None, "MODE": "fast"})
-    text = made.render_script("RUN_ID", "1")
+    planned = make(write_project(tmp_path, ""), {}, exports={"HF_TOKEN": None, "MODE": "fast"})
+    text = planned.render_script("RUN_ID", "1")
 
     assert "export MODE=fast\n" in text
     assert "HF_TOKEN" not in text

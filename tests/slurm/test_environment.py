@@ -1,4 +1,4 @@
-"""Where tracking goes, and the environment that a job gets."""
+"""The tracking store of a job, and its environment."""
 
 import os
 from pathlib import Path
@@ -21,28 +21,28 @@ from pyclassify.slurm import config, environment
         ("databricks", "databricks"),
     ],
 )
-def test_tracking_uri_is_the_same_in_any_folder(uri, expected, tmp_path, monkeypatch):
+def test_relative_tracking_uri_becomes_absolute(uri, expected, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     resolved = environment.resolve_tracking_uri(uri)
     assert (resolved.uri, resolved.has_password) == (expected.format(here=tmp_path), False)
 
 
 @pytest.mark.parametrize("host", ["localhost", "127.0.0.1", "[::1]", "0.0.0.0"])
-def test_server_of_the_login_node_alone_is_refused(host):
+def test_server_on_loopback_is_refused_with_the_reachable_uri(host):
     name = os.uname().nodename
-    words = f"is this host's own.*--host 0.0.0.0 and give MLFLOW_TRACKING_URI=http://{name}:5000/mlflow$"
-    with pytest.raises(ValueError, match=words):
+    message = f"is this host's own.*--host 0.0.0.0 and give MLFLOW_TRACKING_URI=http://{name}:5000/mlflow$"
+    with pytest.raises(ValueError, match=message):
         environment.resolve_tracking_uri(f"http://{host}:5000/mlflow")
 
 
-def test_database_of_the_login_node_alone_is_refused():
-    words = r"//\*\*\*@localhost/db is this host's own.* address"
-    with pytest.raises(ValueError, match=words) as info:
+def test_database_on_loopback_is_refused_without_its_password():
+    message = r"//\*\*\*@localhost/db is this host's own.* address"
+    with pytest.raises(ValueError, match=message) as info:
         environment.resolve_tracking_uri("postgresql://me:pass@localhost/db")
     assert "--host" not in str(info.value)
 
 
-def test_password_is_found():
+def test_tracking_uri_with_password_is_recognized():
     assert environment.resolve_tracking_uri(
         "postgresql://me:pass@db.example.org/mlflow"
     ).has_password
@@ -91,7 +91,7 @@ def test_conda_environment_is_activated_by_its_hook():
         ("bin/activate", "source {folder}/bin/"),
     ],
 )
-def test_kind_of_a_folder_is_seen(marker, command, tmp_path, monkeypatch):
+def test_environment_in_a_folder_is_activated_by_its_kind(marker, command, tmp_path, monkeypatch):
     (tmp_path / marker).parent.mkdir()
     (tmp_path / marker).touch()
     monkeypatch.setenv("ENVIRONMENTS", str(tmp_path.parent))
@@ -121,7 +121,7 @@ def test_without_environment_the_manager_builds_before_the_submission(monkeypatc
     assert f"conda activate {_get_conda_env_name('conda.yaml')} ||" in chosen.activation[1]
 
 
-def test_local_is_the_environment_of_the_submission():
+def test_local_manager_activates_the_environment_of_the_submission():
     assert "/bin/activate" in activation({}, manager="local")
 
 

@@ -1,4 +1,4 @@
-"""The image that a job runs in: found here, with the folders bound that the job needs."""
+"""The container image of a job, and the folders that are bound into it."""
 
 import shlex
 
@@ -8,7 +8,7 @@ from pyclassify.slurm import environment, plan
 from tests.support.slurm_jobs import write_project
 
 
-def test_image_is_the_same_in_any_folder(tmp_path, monkeypatch):
+def test_relative_image_becomes_absolute(tmp_path, monkeypatch):
     (tmp_path / "a.sif").touch()
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("SCRATCH", str(tmp_path))
@@ -17,7 +17,7 @@ def test_image_is_the_same_in_any_folder(tmp_path, monkeypatch):
     assert {environment.resolve_image(name) for name in names} == {f"{tmp_path}/a.sif"}
 
 
-def test_image_of_a_registry_is_left_as_it_is():
+def test_image_of_a_registry_stays_as_given():
     assert environment.resolve_image("docker://ubuntu:24.04") == "docker://ubuntu:24.04"
 
 
@@ -26,7 +26,7 @@ def test_image_that_is_missing_is_refused(tmp_path):
         environment.resolve_image(str(tmp_path / "a.sif"))
 
 
-def test_database_and_data_are_seen_in_the_image(tmp_path, monkeypatch):
+def test_container_binds_the_folders_of_store_and_data(tmp_path, monkeypatch):
     project = write_project(tmp_path / "project", "", "data_path: string")
     for name in ("store", "images"):
         (tmp_path / name).mkdir()
@@ -34,12 +34,12 @@ def test_database_and_data_are_seen_in_the_image(tmp_path, monkeypatch):
     given = {"data_path": f"{tmp_path}/images"}
     chosen = {"container": "docker://ubuntu", "work_dir": str(tmp_path / "runs")}
 
-    words = shlex.split(
+    argv = shlex.split(
         plan.make_plan(str(project), "main", given, None, chosen).render_script("RUN_ID", "1"),
         comments=True,
     )
 
-    bound = {words[n + 1] for n, word in enumerate(words) if word == "--bind"}
+    bound = {argv[n + 1] for n, word in enumerate(argv) if word == "--bind"}
     folders = ("runs/RUN_ID", "store", "images")
     assert bound == {",".join(f"{tmp_path}/{name}" for name in folders)}
 

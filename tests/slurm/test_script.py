@@ -1,4 +1,4 @@
-"""The batch script: what it says for each shipped configuration, and that nothing in it harms."""
+"""The batch script: its text for the shipped configurations, and the quoting of values."""
 
 import json
 import subprocess
@@ -21,7 +21,7 @@ PARAMETERS = {
 
 
 @pytest.mark.parametrize("name", PARAMETERS)
-def test_shipped_configurations_make_the_scripts_that_were_reviewed(name):
+def test_script_of_shipped_configuration_matches_the_reviewed_one(name):
     given = json.loads(Path("slurm", f"{name}.json").read_text())
     assert render(given, PARAMETERS[name]) == (GOLDEN / f"{name}.sh").read_text()
 
@@ -35,28 +35,28 @@ ODD = {
     "srun_args": ["--label", "--prolog=a b'c"],
     "sbatch_args": ["--comment=a \"b\" 'c' $d", "--spread-job"],
 }
-EVERY = {
+ALL_KEYS = {
     **{"account": "a", "qos": "q", "reservation": "r", "constraint": "a&b", "nodelist": "n[1-2]"},
     **{"exclude": "n3", "cpus_per_task": 2, "mem": 8000, "time": 5, "exclusive": True},
     **{"dependency": "afterok:1", "signal": "B:USR1@90", "mail_type": ["END"]},
     **{"mail_user": "me@here", "setup": ["ulimit -n 4096"], "container": "an image.sif"},
 }
-AGAIN = {"requeue": True, "requeue_seconds": 300, "tracking": "spool", "time": "1-12"}
+REQUEUE = {"requeue": True, "requeue_seconds": 300, "tracking": "spool", "time": "1-12"}
 
 
-def test_script_of_a_job_that_starts_again_is_the_one_that_was_reviewed():
+def test_script_of_requeued_job_matches_the_reviewed_one():
     spool = "spool:///scratch/me/pyclassify-slurm/RUN_ID/spool"
-    text = render(AGAIN, {"devices": 2}, tracking_uri=spool)
+    text = render(REQUEUE, {"devices": 2}, tracking_uri=spool)
     assert text == (GOLDEN / "requeue.sh").read_text()
 
 
-GIVEN = {"none": {}, "odd": ODD, "all": EVERY, "cpu": {"gpus": 0}, "again": AGAIN}
+CONFIGS = {"none": {}, "odd": ODD, "all": ALL_KEYS, "cpu": {"gpus": 0}, "requeue": REQUEUE}
 
 
-@pytest.mark.parametrize("given", GIVEN.values(), ids=GIVEN)
+@pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
 @pytest.mark.parametrize("nodes", [1, 2])
-def test_scripts_are_good_bash(given, nodes):
-    text = render(given, {"devices": 2, "num_nodes": nodes})
+def test_script_passes_bash_and_shellcheck(config, nodes):
+    text = render(config, {"devices": 2, "num_nodes": nodes})
 
     assert check(text, "bash", "-n").stderr == ""
     required.program("shellcheck")
@@ -64,7 +64,7 @@ def test_scripts_are_good_bash(given, nodes):
 
 
 @pytest.mark.parametrize("path", sorted(GOLDEN.glob("*.sh")), ids=lambda path: path.stem)
-def test_reviewed_scripts_are_good_bash(path):
+def test_reviewed_script_passes_bash_and_shellcheck(path):
     assert check(path.read_text(), "bash", "-n").stderr == ""
     required.program("shellcheck")
     assert check(path.read_text(), "shellcheck").stdout == ""
@@ -88,10 +88,10 @@ def test_script_sets_each_variable_that_the_training_reads(name):
 
 
 def test_script_requeues_after_the_exit_code_of_the_training():
-    assert f"[ $? -ne {launcher.REQUEUE_EXIT_CODE} ] || requeue" in render(AGAIN, {"devices": 1})
+    assert f"[ $? -ne {launcher.REQUEUE_EXIT_CODE} ] || requeue" in render(REQUEUE, {"devices": 1})
 
 
-# Each program of the script says how it was called, and nothing runs but the script's own shell.
+# Each program of the script records how it was called, and only the script's own shell runs.
 STAND_IN = """#!/bin/bash
 printf '%s\\0' "${0##*/}" "$@" "A=$A" "$MLFLOW_TRACKING_URI" >>"$CALLS"
 [ "${0##*/}" != scontrol ] || echo localhost
@@ -103,7 +103,7 @@ IN_AN_IMAGE = {"container": EVIL}
 
 
 @pytest.mark.parametrize("inside", [IN_CONDA, IN_AN_IMAGE], ids=["conda", "image"])
-def test_nothing_that_is_quoted_runs(tmp_path, inside):
+def test_values_in_script_are_not_executed(tmp_path, inside):
     given = {
         **{key: EVIL for key in Config.model_fields if describe_values(key) == "one line of text"},
         **{"job_name": EVIL, "output": EVIL, "modules": [EVIL], "exports": {"A": EVIL}},
@@ -134,7 +134,7 @@ def test_nothing_that_is_quoted_runs(tmp_path, inside):
         assert [program, verb, EVIL] in [called[n : n + 3] for n in range(len(called))]
 
 
-def test_every_option_of_the_course_has_its_line():
+def test_script_has_each_option_of_the_course():
     given = json.loads(Path("slurm/ulysses.json").read_text())
     lines = render(given, {"devices": 2}).splitlines()
 
@@ -146,11 +146,11 @@ def test_every_option_of_the_course_has_its_line():
     assert "export SLURM_NTASKS_PER_NODE=2" in lines
 
 
-def test_name_of_a_project_is_one_line_of_it(tmp_path):
+def test_job_name_with_newline_stays_one_line(tmp_path):
     text = render({}, {}, name='a"\ntouch pwned\n#')
     assert '#SBATCH --job-name="a\\" touch pwned #"\n' in text
 
 
-def test_signal_for_the_script_alone_reaches_the_training():
+def test_signal_to_the_batch_script_is_forwarded_to_the_training():
     text = render({"signal": "B:USR1@90"}, {"devices": 2})
     assert "trap 'kill -USR1" in text

@@ -1,4 +1,4 @@
-"""What the script asks SLURM at its end, and how long it waits for accounting's word."""
+"""What the script asks SLURM at its end, and how long it waits for accounting."""
 
 import subprocess
 

@@ -21,9 +21,9 @@ time.sleep(60)
 """
 
 
-def write_task(accelerator, **facts):
+def write_task(accelerator, **job):
     """The text of the shell that srun starts."""
-    text = render({}, {"devices": 1, "accelerator": accelerator}, **facts)
+    text = render({}, {"devices": 1, "accelerator": accelerator}, **job)
     return shlex.split(text.partition("  bash -c ")[2])[0]
 
 

@@ -3,6 +3,8 @@
 import json
 import os
 import shutil
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -86,7 +88,7 @@ def test_project_in_no_repository_is_copied_without_what_runs_and_installs_leave
     assert left_out == {"big.bin": "is over 50 MB"}
 
 
-def test_file_that_is_no_plain_one_is_left_out(tmp_path):
+def test_file_that_is_not_regular_is_left_out(tmp_path):
     project = tmp_path / "project"
     project.mkdir()
     repositories.write(project, {"MLproject": ""})
@@ -131,6 +133,24 @@ def test_project_in_a_folder_of_a_repository_has_its_commit_and_its_own_files(tm
     assert not (folder / "project/.git").exists()
 
 
+def test_copied_reporter_starts_without_any_package(tmp_path):
+    project = repositories.start(tmp_path / "project", {"train.py": ""})
+
+    folder, _, _ = take(project, tmp_path)
+
+    # Until it asks MLflow it imports the standard library and what was copied alone.
+    command = [
+        sys.executable,
+        "-S",
+        "-c",
+        "import pyclassify.slurm.reporter as module; print(module)",
+    ]
+    started = subprocess.run(
+        command, cwd=folder / "reporter", capture_output=True, text=True, check=True
+    )
+    assert str(folder / "reporter") in started.stdout
+
+
 def test_submodule_is_copied_with_its_files(tmp_path):
     library = repositories.start(tmp_path / "library", {"a.py": "1", ".gitignore": "*.bin\n"})
     project = repositories.start(tmp_path / "project", {"train.py": ""})
@@ -144,7 +164,7 @@ def test_submodule_is_copied_with_its_files(tmp_path):
     assert names == {"lib/.gitignore", "lib/a.py", "lib/b.py"}
 
 
-def test_links_to_the_outside_lead_there_still(tmp_path):
+def test_links_out_of_the_project_are_kept(tmp_path):
     (tmp_path / "data").mkdir()
     project = repositories.start(tmp_path / "project", {"inside.txt": "1"})
     (project / "data").symlink_to("../data")
@@ -156,7 +176,7 @@ def test_links_to_the_outside_lead_there_still(tmp_path):
     assert os.readlink(folder / "project/near") == "inside.txt"
 
 
-def test_folder_of_snapshots_in_the_project_is_not_copied(tmp_path):
+def test_work_dir_in_the_project_is_not_copied(tmp_path):
     project = repositories.start(tmp_path, {"train.py": ""})
     take(project, tmp_path)
     shutil.move(tmp_path / "work/run", tmp_path / "work/earlier")
@@ -182,7 +202,7 @@ def test_folder_of_snapshots_in_the_project_is_not_copied(tmp_path):
         ({"name": "data"}, {"name": "data"}),
     ],
 )
-def test_paths_mean_the_same_in_the_job(given, placed):
+def test_path_parameters_mean_the_same_in_the_job(given, placed):
     entry_point = EntryPoint("main", {"table": "path", "name": "string"}, "true")
     where = (Path("/run/project"), Path("/here"))
     assert resolve_paths(given, entry_point, {"inside"}.__contains__, *where) == placed

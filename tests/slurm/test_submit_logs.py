@@ -6,7 +6,7 @@ from pyclassify.slurm import config, plan, submit
 from tests.support.slurm_jobs import write_project
 
 
-def test_folders_of_the_logs_are_made(tmp_path):
+def test_log_folders_are_made(tmp_path):
     read = config.parse_config(
         {"output": "logs/out/%j.out", "error": str(tmp_path / "else/%j.err")}
     )
@@ -27,7 +27,7 @@ def test_name_of_a_project_makes_a_file_name(tmp_path):
     text = (project / "MLproject").read_text()
     (project / "MLproject").write_text(text.replace("foreign", '"mine/and\\nyours"'))
 
-    made = plan.make_plan(str(project), "main", {}, None, {"environment": "none"})
+    planned = plan.make_plan(str(project), "main", {}, None, {"environment": "none"})
 
-    assert made.job_name == "mine-and-yours"
-    assert "#SBATCH --job-name=mine-and-yours\n" in made.render_script("RUN_ID", "1")
+    assert planned.job_name == "mine-and-yours"
+    assert "#SBATCH --job-name=mine-and-yours\n" in planned.render_script("RUN_ID", "1")

@@ -1,19 +1,19 @@
-"""Nodes, processes and GPUs: the parameters decide, the JSON is a check."""
+"""Nodes, processes and GPUs: the parameters decide, the configuration is checked against them."""
 
 import pytest
 
-from pyclassify.slurm import config, topology
-from pyclassify.slurm.topology import Topology
+from pyclassify.slurm.config import parse_config
+from pyclassify.slurm.topology import Topology, decide_topology
 
 OURS = {"devices": 1, "num_nodes": 1, "accelerator": "auto", "seed": 0}
 
 
-def decide(json, given, defaults=OURS):
-    return topology.decide_topology(config.parse_config(json), given, defaults)
+def decide(config, given, defaults=OURS):
+    return decide_topology(parse_config(config), given, defaults)
 
 
 @pytest.mark.parametrize(
-    ("json", "given", "expected"),
+    ("config", "given", "expected"),
     [
         ({}, {}, Topology(1, 1, 1)),
         ({}, {"devices": "2"}, Topology(1, 2, 2)),
@@ -25,12 +25,12 @@ def decide(json, given, defaults=OURS):
         ({"nodes": 2, "ntasks_per_node": 3}, {"devices": 3, "num_nodes": 2.0}, Topology(2, 3, 3)),
     ],
 )
-def test_parameters_decide(json, given, expected):
-    assert decide(json, given) == expected
+def test_topology_follows_the_parameters(config, given, expected):
+    assert decide(config, given) == expected
 
 
 @pytest.mark.parametrize(
-    ("json", "expected"),
+    ("config", "expected"),
     [
         ({}, Topology(1, 1, 0)),
         ({"gpus": 2}, Topology(1, 1, 2)),
@@ -38,12 +38,12 @@ def test_parameters_decide(json, given, expected):
         ({"ntasks_per_node": 4, "gpus_per_task": 2}, Topology(1, 4, 8)),
     ],
 )
-def test_json_decides_for_a_project_without_these_parameters(json, expected):
-    assert decide(json, {"alpha": "1"}, {"alpha": 0.5}) == expected
+def test_topology_without_parameters_follows_the_configuration(config, expected):
+    assert decide(config, {"alpha": "1"}, {"alpha": 0.5}) == expected
 
 
 @pytest.mark.parametrize(
-    ("json", "given", "words"),
+    ("config", "given", "message"),
     [
         (
             {"ntasks_per_node": 4},
@@ -67,13 +67,15 @@ def test_json_decides_for_a_project_without_these_parameters(json, expected):
         ({}, {"devices": "2", "trainer.devices": "4"}, "-P devices=2 and -P trainer.devices=4 set"),
     ],
 )
-def test_what_says_otherwise_is_refused_with_both_numbers(json, given, words):
-    with pytest.raises(ValueError, match=words):
-        decide(json, given)
+def test_configuration_that_contradicts_parameters_is_refused_with_both_numbers(
+    config, given, message
+):
+    with pytest.raises(ValueError, match=message):
+        decide(config, given)
 
 
 @pytest.mark.parametrize("devices", ["auto", "-1", "0", "0,1", "2.5", "[0, 1]", "inf", "nan"])
-def test_number_of_devices_must_be_one(devices):
+def test_devices_that_is_not_a_whole_number_is_refused(devices):
     with pytest.raises(
         ValueError, match=r"^devices is .* by -P devices=.*whole number from 1, such"
     ):
@@ -81,12 +83,12 @@ def test_number_of_devices_must_be_one(devices):
 
 
 @pytest.mark.parametrize(
-    ("json", "words"),
+    ("config", "message"),
     [
         ({"gpus": 3, "nodes": 2}, "gpus is 3 .*2 nodes.* multiple of 2"),
         ({"gpus": 4, "gpus_per_task": 1}, "gpus is 4 .*gpus_per_task makes 1 x 1 processes"),
     ],
 )
-def test_json_that_contradicts_itself_is_refused(json, words):
-    with pytest.raises(ValueError, match=words):
-        decide(json, {}, {})
+def test_configuration_that_contradicts_itself_is_refused(config, message):
+    with pytest.raises(ValueError, match=message):
+        decide(config, {}, {})

@@ -248,22 +248,23 @@ exec({codes!r}[min(turn, {len(codes) - 1})])
 """
 
 
-def render(given, parameters, **facts):
-    read = config.parse_config(given)
-    decided = topology.decide_topology(read, parameters, {"devices": 1, "num_nodes": 1})
-    known = {
+def render(given, parameters, **job):
+    """Render the script of a job for a configuration, parameters and fields of its `JobSpec`."""
+    parsed = config.parse_config(given)
+    decided = topology.decide_topology(parsed, parameters, {"devices": 1, "num_nodes": 1})
+    defaults = {
         "run_id": "RUN_ID",
         "experiment_id": "1",
         "tracking_uri": "sqlite:////home/me/pyclassify/mlflow.db",
-        "name": read.job_name or "pyclassify",
+        "name": parsed.job_name or "pyclassify",
         "folder": "/scratch/me/pyclassify-slurm/RUN_ID",
         "command": f"python -m pyclassify train --devices={decided.tasks}",
-        "activation": choose_environment(read, None, Path(), "local").activation
-        if read.environment
+        "activation": choose_environment(parsed, None, Path(), "local").activation
+        if parsed.environment
         else (),
         "version": "0.1.0",
     }
-    return script.render_job_script(read, script.JobSpec(topology=decided, **{**known, **facts}))
+    return script.render_job_script(parsed, script.JobSpec(topology=decided, **{**defaults, **job}))
 
 
 def check(text, *checker):
