@@ -374,8 +374,8 @@ def summarise(
         lines["checkpoint"] = os.path.abspath(path) if local else path
     callbacks: list[Callback] = getattr(trainer, "callbacks", [])
     for each in callbacks:
-        if isinstance(each, RegisterModel) and each.told:
-            lines["model"] = each.told
+        if isinstance(each, RegisterModel) and each.result:
+            lines["model"] = each.result
     logger = find_run_logger(trainer)
     links = {}
     if logger is not None and logger.run_id:

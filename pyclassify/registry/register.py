@@ -1,10 +1,15 @@
-"""A network that was trained and tested becomes a version of a registered model by itself."""
+"""Register the network that was trained and tested as a version of a registered model.
+
+The model is logged to the run first, so that it is not lost where the registry does not answer. The
+version is then registered by whatever uploads the run's log: the training itself, or a later
+`pyclassify sync`.
+"""
 
 import tempfile
 from collections import defaultdict
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
@@ -23,13 +28,14 @@ from pyclassify.tracking.prediction_table import PredictionsByIndex
 from pyclassify.tracking.predictions import PredictionLogger
 from pyclassify.tracking.run import warn_on_error
 
-_UPLOAD_TIMEOUT_SECONDS = (
-    60.0  # for the model's files to arrive; later ones are registered as they do
-)
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+# For the model's files to be uploaded; a version whose files take longer is registered later.
+_UPLOAD_TIMEOUT_SECONDS = 60.0
 _BATCH_SIZE = 128  # images of one size that are classified together
-_MODELS_TAG = (
-    "pyclassify.models"  # the tag with the steps whose models a run keeps, the first in FOLDER
-)
+# A tag with the steps whose models a run has logged, the first of them in MODEL_FOLDER.
+_MODELS_TAG = "pyclassify.models"
 
 
 class RegisterModel(Callback):
@@ -42,12 +48,22 @@ class RegisterModel(Callback):
             McNemar's exact test says so with a p-value below this.
         judge_by: The images that champion and challenger are compared by: test, or val.
 
+    Raises:
+        MisconfigurationException: The name is not one that MLflow takes, alpha is not in (0, 1), or
+            min_accuracy is not in [0, 1].
+
     Attributes:
-        told: What became of the last model, for the end of the training; empty before.
+        version: The version of the last model; None where it is not registered yet.
+        result: The version and the decision about it in one line; empty without a version.
+
+    Example:
+        >>> callback = RegisterModel("alexnet", min_accuracy=0.8)
+        >>> callback.name
+        'alexnet'
     """
 
-    told = ""
     version: str | None = None
+    result = ""
 
     def __init__(
         self,
@@ -69,59 +85,53 @@ class RegisterModel(Callback):
         self.judge_by = judge_by
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Once all callbacks have told of the test what they have to: the judge reads that."""
+        """Log the model and register it, once all callbacks have logged the test."""
         logger = find_run_logger(trainer)
-        trained = stage == "test" and getattr(trainer, "tests_after_fit", False)
-        if self.name is None or logger is None or not trained or not trainer.is_global_zero:
+        is_trained = stage == "test" and getattr(trainer, "tests_after_fit", False)
+        if self.name is None or logger is None or not is_trained or not trainer.is_global_zero:
             return
-        self.version, self.told = None, ""
-        kept = warn_on_error("the model", _log_model, logger, trainer, pl_module)
-        if kept is not None:
-            warn_on_error("the version", self._register, logger, self.name, kept)
+        self.version, self.result = None, ""
+        model = warn_on_error("the model", _log_model, logger, trainer, pl_module)
+        if model is not None:
+            warn_on_error("the version", self._register, logger, self.name, model)
         if self.version is not None:
-            warn_on_error("the decision", self._judge, logger, self.name, trainer)
+            warn_on_error("the decision", self._promote, logger, self.name, trainer)
 
-    def _register(self, logger: RunLogger, name: str, kept: dict[str, Any]) -> None:
-        """Ask for the version, and say which it is or what becomes of it without the registry."""
-        written, delivery = logger.spooled_run, logger.spooled_run.delivery
+    def _register(self, logger: RunLogger, name: str, model: dict[str, Any]) -> None:
+        """Request the version, and wait for it; warn where it is not registered yet."""
+        run, thread = logger.spooled_run, logger.spooled_run.delivery
         bounds = {"min_accuracy": self.min_accuracy, "alpha": self.alpha}
         record = {"kind": "version", "name": name, "judge_by": self.judge_by, **bounds}
-        if delivery is not None:
-            delivery.make_version = register_and_promote
-        written.append({**record, **kept})
-        if delivery is None or not delivery.ask(_UPLOAD_TIMEOUT_SECONDS):
-            why = (delivery and delivery.trouble) or "its files are on their way"
+        if thread is not None:
+            thread.make_version = register_and_promote
+        run.append({**record, **model})
+        if thread is None or not thread.ask(_UPLOAD_TIMEOUT_SECONDS):
+            reason = (thread and thread.trouble) or "its files are on their way"
             rank_zero_warn(
-                f"the model is in the run, and not yet registered as {name!r} ({why}); it will be "
-                f"when all has arrived, by `pyclassify sync {written.folder}` if not before"
+                f"the model is in the run, and not yet registered as {name!r} ({reason}); it will "
+                f"be when all has arrived, by `pyclassify sync {run.folder}` if not before"
             )
             return
-        client, path = written.server(), kept["path"]
-        source = get_source_uri(client.get_run(written.server_id), path)
-        self.version = find_version(client, written.server_id, name, source)
+        client, path = run.server(), model["path"]
+        source = get_source_uri(client.get_run(run.server_id), path)
+        self.version = find_version(client, run.server_id, name, source)
         if self.version is not None:
-            self.told = f"{name} version {self.version}"
+            self.result = f"{name} version {self.version}"
             return
-        how = f"import mlflow; mlflow.register_model('runs:/{written.server_id}/{path}', '{name}')"
-        rank_zero_warn(  # the registry refused, and the delivery has told its words
-            f'the model is in the run, but not registered; once that is mended: python -c "{how}"'
+        code = f"import mlflow; mlflow.register_model('runs:/{run.server_id}/{path}', '{name}')"
+        rank_zero_warn(  # the registry refused, and the upload has warned with its message
+            f'the model is in the run, but not registered; once that is mended: python -c "{code}"'
         )
 
-    def _judge(self, logger: RunLogger, name: str, trainer: Trainer) -> None:
-        """Compare it with the champion by what this process has of the images, where need be."""
-
+    def _promote(self, logger: RunLogger, name: str, trainer: Trainer) -> None:
+        """Compare the version with the champion, by the images of this process where needed."""
         client = logger.spooled_run.server()
         data: Any = getattr(trainer, "datamodule", None)
-        callbacks: list[Callback] = getattr(trainer, "callbacks", [])
-        tested = next(
-            (each.predictions for each in callbacks if isinstance(each, PredictionLogger)), None
-        )
+        indices = _find_tested_indices(trainer) if self.judge_by == "test" else None
 
         def evaluate(version: str) -> PredictionsByIndex:
-            indices = {*tested.indices.tolist()} if tested and self.judge_by == "test" else None
-            return predict_version(
-                client, name, version, getattr(data, self.judge_by), data.classes, indices
-            )
+            dataset = getattr(data, self.judge_by)
+            return predict_version(client, name, version, dataset, data.classes, indices)
 
         decision = promote_if_better(
             client,
@@ -132,47 +142,47 @@ class RegisterModel(Callback):
             alpha=self.alpha,
             min_accuracy=self.min_accuracy,
         )
-        self.told = decision.text
+        self.result = decision.text
 
 
 def predict_version(
-    client: Any,
+    client: "MlflowClient",
     name: str,
     version: str,
     dataset: Dataset[Any],
     classes: Sequence[str],
-    places: Collection[int] | None = None,
+    indices: Collection[int] | None = None,
 ) -> PredictionsByIndex:
-    """Classify images by a version, on the CPU.
+    """Classify images by a version of a registered model, on the CPU.
 
     Args:
-        client: An `MlflowClient`.
+        client: The registry.
         name: The registered model.
         version: Its version.
-        dataset: Gives (image, label, ...), the image uint8 [1 or 3, height, width].
+        dataset: A set of (image, label, ...), the images uint8 [1 or 3, height, width].
         classes: The classes' names, by label.
-        places: The places of the images in their set; all of them by default.
+        indices: The indices of the images to classify; all of them by default.
 
     Returns:
-        For each place its label's name, and whether the version has it right.
+        For each index the name of the image's label, and whether the prediction is correct.
 
     Raises:
-        ValueError: The version was made for other classes, or the data set gives no bytes.
-        mlflow.exceptions.MlflowException: The version's files can't be had.
+        ValueError: The version has other classes, or the images are not uint8.
+        mlflow.exceptions.MlflowException: The version's files can't be downloaded.
     """
-    program, names = _load(client, name, version)
+    program, names = _download_program(client, name, version)
     if sorted(names) != sorted(classes):
         raise ValueError(
             f"version {version} tells {len(names)} classes apart ({', '.join(names[:3])}, ...), "
             f"and the images are of {len(classes)} ({', '.join(classes[:3])}, ...)"
         )
-    answers: PredictionsByIndex = {}
-    for images, numbers, labels in _group(dataset, places):
+    predictions: PredictionsByIndex = {}
+    for images, batch_indices, labels in _iterate_batches(dataset, indices):
         with torch.inference_mode():
-            best = program(images).argmax(dim=1).tolist()
-        for place, label, guess in zip(numbers, labels, best, strict=True):
-            answers[place] = (classes[label], classes[label] == names[guess])
-    return answers
+            predicted = program(images).argmax(dim=1).tolist()
+        for index, label, guess in zip(batch_indices, labels, predicted, strict=True):
+            predictions[index] = (classes[label], classes[label] == names[guess])
+    return predictions
 
 
 def _is_valid_name(name: str) -> bool:
@@ -181,7 +191,60 @@ def _is_valid_name(name: str) -> bool:
     return bool(name.strip()) and not is_path
 
 
-def _load(client: Any, name: str, version: str) -> tuple[Any, list[str]]:
+def _log_model(logger: RunLogger, trainer: Trainer, network: LightningModule) -> dict[str, Any]:
+    """Log the network with its preprocessing to the run.
+
+    Returns:
+        `path`, the folder in the run, and `tags` of a version that is made of it.
+
+    Raises:
+        MisconfigurationException: There is no preprocessing.
+    """
+    from pyclassify.serving.artifact import save_model
+
+    data = getattr(trainer, "datamodule", None)
+    preprocess = getattr(data, "preprocess", None) or getattr(network, "preprocess", None)
+    if preprocess is None:
+        raise MisconfigurationException(
+            "neither the data module nor the LightningModule has a `preprocess`, which makes "
+            "bytes into what the network takes; give one of them one"
+        )
+    path, run_id = _choose_folder(logger, trainer.global_step), str(logger.run_id)
+    classes = getattr(data, "classes", ())
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary, path)
+        names = save_model(folder, network, preprocess, classes, origin=(run_id, path))
+        logger.experiment.log_artifacts(run_id, str(folder), path)
+    accuracy = trainer.callback_metrics.get("test_accuracy")
+    facts = {
+        "classes": len(names),
+        "input_size": getattr(preprocess, "crop", None),
+        "test_accuracy": None if accuracy is None else round(float(accuracy), 6),
+    }
+    tags = {name: str(value) for name, value in facts.items() if value is not None}
+    return {"path": path, "tags": tags}
+
+
+def _choose_folder(logger: RunLogger, step: int) -> str:
+    """Choose the folder for the model of a step; a run that is trained for longer has several."""
+    tag = logger.spooled_run.read().data.tags.get(_MODELS_TAG, "")
+    steps = [logged for logged in tag.split(",") if logged]
+    if str(step) not in steps:
+        steps.append(str(step))
+        logger.experiment.set_tag(str(logger.run_id), _MODELS_TAG, ",".join(steps))
+    return MODEL_FOLDER if steps[0] == str(step) else f"{MODEL_FOLDER}-{step}"
+
+
+def _find_tested_indices(trainer: Trainer) -> set[int] | None:
+    """Find which images of the test set were tested; None where nothing logged predictions."""
+    callbacks: list[Callback] = getattr(trainer, "callbacks", [])
+    loggers = (callback for callback in callbacks if isinstance(callback, PredictionLogger))
+    predictions = next((callback.predictions for callback in loggers), None)
+    return None if predictions is None else {*predictions.indices.tolist()}
+
+
+def _download_program(client: "MlflowClient", name: str, version: str) -> tuple[Any, list[str]]:
+    """Download a version's program, and the names of its classes."""
     import mlflow
 
     source = client.get_model_version_download_uri(name, version)
@@ -195,23 +258,22 @@ def _load(client: Any, name: str, version: str) -> tuple[Any, list[str]]:
     return program.module(), names
 
 
-def _group(
-    dataset: Any, places: Collection[int] | None
+def _iterate_batches(
+    dataset: Any, indices: Collection[int] | None
 ) -> Iterator[tuple[Tensor, list[int], list[int]]]:
-    """Images of one size together, with their places and labels."""
+    """Iterate over images of one size together, with their indices and labels."""
     groups: dict[torch.Size, list[tuple[Tensor, int, int]]] = defaultdict(list)
-    index = getattr(dataset, "index", range(len(dataset)))
     # Whole where the set can, as each version crops another part of it.
     read = getattr(dataset, "read_original", dataset.__getitem__)
     pixels = 0
-    for item, place in enumerate(map(int, index)):
-        if places is not None and place not in places:
+    for item, index in enumerate(map(int, getattr(dataset, "index", range(len(dataset))))):
+        if indices is not None and index not in indices:
             continue
         image, label, *_ = read(item)
         if image.dtype != torch.uint8:
             raise ValueError(f"the data set gives {image.dtype} and not the images' bytes")
         group = groups[image.shape]
-        group.append((image.expand(3, -1, -1), place, int(label)))
+        group.append((image.expand(3, -1, -1), index, int(label)))
         pixels += image.shape[1] * image.shape[2]
         if len(group) == _BATCH_SIZE or pixels > MAX_BATCH_PIXELS:
             yield from map(_stack, groups.values())
@@ -221,50 +283,5 @@ def _group(
 
 
 def _stack(group: list[tuple[Tensor, int, int]]) -> tuple[Tensor, list[int], list[int]]:
-    images, places, labels = zip(*group, strict=True)
-    return torch.stack(images), list(places), list(labels)
-
-
-def _log_model(logger: RunLogger, trainer: Trainer, network: LightningModule) -> dict[str, Any]:
-    """Keep the network with its preprocessing in the run.
-
-    Returns:
-        `path`, the folder in the run, and `tags` of a version that is made of it.
-
-    Raises:
-        MisconfigurationException: Nothing tells how bytes become what the network takes.
-    """
-    from pyclassify.serving.artifact import save_model
-
-    data = getattr(trainer, "datamodule", None)
-    preprocess = getattr(data, "preprocess", None) or getattr(network, "preprocess", None)
-    if preprocess is None:
-        raise MisconfigurationException(
-            "neither the data module nor the LightningModule has a `preprocess`, which makes "
-            "bytes into what the network takes; give one of them one"
-        )
-    path, run_id = _name_folder(logger, trainer.global_step), str(logger.run_id)
-    classes = getattr(data, "classes", ())
-    with tempfile.TemporaryDirectory() as temporary:
-        folder = Path(temporary, path)
-        names = save_model(folder, network, preprocess, classes, origin=(run_id, path))
-        logger.experiment.log_artifacts(run_id, str(folder), path)
-    accuracy = trainer.callback_metrics.get("test_accuracy")
-    known = {
-        "classes": len(names),
-        "input_size": getattr(preprocess, "crop", None),
-        "test_accuracy": None if accuracy is None else round(float(accuracy), 6),
-    }
-    tags = {name: str(value) for name, value in known.items() if value is not None}
-    return {"path": path, "tags": tags}
-
-
-def _name_folder(logger: RunLogger, step: int) -> str:
-    """Where a run keeps the model of a step: a run that is trained for longer has several."""
-    kept = [
-        each for each in logger.spooled_run.read().data.tags.get(_MODELS_TAG, "").split(",") if each
-    ]
-    if str(step) not in kept:
-        kept.append(str(step))
-        logger.experiment.set_tag(logger.run_id, _MODELS_TAG, ",".join(kept))
-    return MODEL_FOLDER if kept[0] == str(step) else f"{MODEL_FOLDER}-{step}"
+    images, indices, labels = zip(*group, strict=True)
+    return torch.stack(images), list(indices), list(labels)
