@@ -1,4 +1,8 @@
-"""`pyclassify slurm reconcile`: make every run's status true, and tell what its job took."""
+"""`pyclassify slurm reconcile`: set the status of all submitted runs, and log what their jobs used.
+
+It looks at each run that a job was submitted for, until SLURM has confirmed how the job ended: the
+tag `slurm_state` then has the job's last state, and the run is not looked at again.
+"""
 
 import argparse
 import sys
@@ -7,57 +11,69 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from pyclassify.slurm import client
-from pyclassify.slurm.client import Account
-from pyclassify.slurm.status import STATE, Ending, becomes, find_ending, settle
-from pyclassify.slurm.submitted_run import find_job_id, tail_of
+from pyclassify.slurm.client import JobAccounting
+from pyclassify.slurm.status import (
+    STATE_TAG,
+    Outcome,
+    apply_outcome,
+    derive_outcome,
+    resolve_status,
+)
+from pyclassify.slurm.submitted_run import find_job_id, make_job_logs
 from pyclassify.spool.records import FINAL_STATUSES
 
-FORGOTTEN = "UNKNOWN"
-_LOST = Ending("FAILED", "SLURM has forgotten the job, and nobody saw how it ended")
-_SETTLES = 300.0  # seconds after a submission in which neither queue nor accounting may know it
-_CLOCKS = 60.0  # seconds by which two hosts' clocks may differ
-_PARENT = "mlflow.parentRunId"
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities import Run
+
+_UNKNOWN_STATE = "UNKNOWN"  # the job's last state, where SLURM does not have the job any more
+_LOST = Outcome("FAILED", "SLURM has forgotten the job, and nobody saw how it ended")
+_GRACE_SECONDS = 300.0  # after a submission, in which neither squeue nor sacct may have the job
+_MAX_CLOCK_SKEW_SECONDS = 60.0  # between two hosts
+_PARENT_TAG = "mlflow.parentRunId"
 
 
-def main(asked: argparse.Namespace) -> int:
-    """Reconcile all runs that a job was submitted for, and whose end is not known for sure.
+def reconcile_runs(args: argparse.Namespace) -> int:
+    """Set the status of all runs that a job was submitted for, and whose end is not confirmed.
 
     Args:
-        asked: `dry_run`, whether only to show.
+        args: `dry_run`, whether to print the changes and make none.
 
     Returns:
         The exit code.
 
     Raises:
-        SlurmError: SLURM does not answer; nothing is changed then.
+        SlurmError: SLURM does not answer; no run is changed.
     """
     from pyclassify.tracking import search
 
     store = search.open_store()
-    runs = [run for run in _submitted(store) if not run.data.tags.get(STATE)]
-    jobs = {run.info.run_id: _job_id(run) for run in runs}
-    since = {
-        job: run.info.start_time / 1000 - _CLOCKS for run in runs if (job := jobs[run.info.run_id])
+    runs = [run for run in _list_submitted_runs(store) if not run.data.tags.get(STATE_TAG)]
+    job_ids = {run.info.run_id: _find_job_id(run) for run in runs}
+    earliest_submission = {
+        job_id: run.info.start_time / 1000 - _MAX_CLOCK_SKEW_SECONDS
+        for run in runs
+        if (job_id := job_ids[run.info.run_id])
     }
-    known = client.ask(since, since)
+    accounting = client.list_accounting(earliest_submission, earliest_submission)
     count: Counter[str] = Counter(looked_at=len(runs))
     for run in runs:
-        job_id = jobs[run.info.run_id]
-        account = known.get(job_id)
-        for changed, status, words in _reconcile(store, run, job_id, account, asked.dry_run):
+        job_id = job_ids[run.info.run_id]
+        changes = _reconcile_run(store, run, job_id, accounting.get(job_id), args.dry_run)
+        for changed, status, reason in changes:
             count["changed"] += 1
-            was = f"{changed.info.run_id} ({changed.info.run_name}): {changed.info.status}"
-            sys.stdout.write(f"run {was} -> {status}{words and f', {words}'}\n")
-    what = "would change" if asked.dry_run else "changed"
-    sys.stdout.write(f"{count['looked_at']} runs looked at, {count['changed']} {what}\n")
+            before = f"{changed.info.run_id} ({changed.info.run_name}): {changed.info.status}"
+            sys.stdout.write(f"run {before} -> {status}{reason and f', {reason}'}\n")
+    verb = "would change" if args.dry_run else "changed"
+    sys.stdout.write(f"{count['looked_at']} runs looked at, {count['changed']} {verb}\n")
     return 0
 
 
-def _submitted(store: Any) -> Iterator[Any]:
-    experiments = [each.experiment_id for each in store.search_experiments()]
+def _list_submitted_runs(store: "MlflowClient") -> Iterator["Run"]:
+    experiments = [experiment.experiment_id for experiment in store.search_experiments()]
     token = None
     while experiments:
         page = store.search_runs(
@@ -68,69 +84,74 @@ def _submitted(store: Any) -> Iterator[Any]:
             return
 
 
-def _job_id(run: Any) -> str:
+def _find_job_id(run: "Run") -> str:
     if run.info.status not in FINAL_STATUSES:  # its submission may have been killed
         return find_job_id(run)
     return str(run.data.tags.get("slurm_job_id", ""))
 
 
-def _reconcile(
-    store: Any, run: Any, job_id: str, account: Account | None, dry_run: bool
-) -> Iterator[tuple[Any, str, str]]:
-    """Make one run's status true; gives what changes: the run as it was, its status, and why."""
-    if account is None:
+def _reconcile_run(
+    store: "MlflowClient", run: "Run", job_id: str, accounting: JobAccounting | None, dry_run: bool
+) -> Iterator[tuple["Run", str, str]]:
+    """Reconcile a run; yields each run that changes, as it was, its new status and the reason."""
+    if accounting is None:
         if not _is_lost(run):
             return
-        ending, state, metrics = _LOST, FORGOTTEN, {}
-    elif account.job.meaning.ended:
-        ending = find_ending(account.job)
-        state, metrics = account.job.state, account.metrics()
+        outcome, state, metrics = _LOST, _UNKNOWN_STATE, {}
+    elif accounting.job.meaning.ended:
+        outcome = derive_outcome(accounting.job)
+        state, metrics = accounting.job.state, accounting.compute_metrics()
     else:
-        yield from _follow(store, run, account.job.meaning.status, dry_run)
+        yield from _follow_open_job(store, run, accounting.job.meaning.status, dry_run)
         return
-    if run.info.status != "FINISHED" and _is_resubmitted(store, run):
+    if run.info.status != "FINISHED" and _was_resubmitted(store, run):
         return
-    status = becomes(run, ending) if account or run.info.status not in FINAL_STATUSES else ""
+    status = (
+        resolve_status(run, outcome) if accounting or run.info.status not in FINAL_STATUSES else ""
+    )
     if status and status != run.info.status:
-        yield run, status, ending.words
+        yield run, status, outcome.reason
         if status != "FINISHED":
-            yield from _end_children(store, run, status, dry_run)
+            yield from _terminate_children(store, run, status, dry_run)
     if not dry_run:
         if status not in ("", run.info.status) or status in ("FAILED", "KILLED"):
-            settle(store, run.info.run_id, ending, job_id, tail_of(run.data.tags, job_id).files())
-        if account is None or account.attempts:  # else accounting has no row of the job yet
-            _log(store, run, state, metrics)
+            logs = make_job_logs(run.data.tags, job_id).list_files()
+            apply_outcome(store, run.info.run_id, outcome, job_id, logs)
+        if accounting is None or accounting.attempts:  # else sacct is asked again later
+            _log_metrics(store, run, state, metrics)
 
 
-def _is_lost(run: Any) -> bool:
-    """Whether SLURM ought to know a run's job: another cluster's folder is not to be seen here."""
+def _is_lost(run: "Run") -> bool:
+    """Whether SLURM should have the run's job: the run of another cluster has no folder here."""
     folder, submitted = Path(run.data.tags["slurm_folder"]), run.info.start_time / 1000
     with suppress(OSError):  # a resume touches it
         submitted = max(submitted, (folder / "job.sh").stat().st_mtime)
-    return time.time() - submitted > _SETTLES and folder.is_dir()
+    return time.time() - submitted > _GRACE_SECONDS and folder.is_dir()
 
 
-def _is_resubmitted(store: Any, run: Any) -> bool:
-    """Whether the run was resumed since it was listed, so that its job is another one."""
-    now = store.get_run(run.info.run_id).data.tags
-    return bool(now.get("slurm_job_id", "") != run.data.tags.get("slurm_job_id", ""))
+def _was_resubmitted(store: "MlflowClient", run: "Run") -> bool:
+    """Whether the run was resumed since it was listed, and so has another job."""
+    tags = store.get_run(run.info.run_id).data.tags
+    return bool(tags.get("slurm_job_id", "") != run.data.tags.get("slurm_job_id", ""))
 
 
-def _follow(store: Any, run: Any, status: str, dry_run: bool) -> Iterator[tuple[Any, str, str]]:
-    """A job that waits or runs: so does its run, unless the training has said its end."""
-    now = store.get_run(run.info.run_id).info.status
-    if now in (*FINAL_STATUSES, status) or now != run.info.status:
+def _follow_open_job(
+    store: "MlflowClient", run: "Run", status: str, dry_run: bool
+) -> Iterator[tuple["Run", str, str]]:
+    """Give a run the status of its job that waits or runs, unless the training has ended."""
+    current = store.get_run(run.info.run_id).info.status
+    if current in (*FINAL_STATUSES, status) or current != run.info.status:
         return
     yield run, status, ""
     if not dry_run:
         store.update_run(run.info.run_id, status=status)
 
 
-def _end_children(
-    store: Any, parent: Any, status: str, dry_run: bool
-) -> Iterator[tuple[Any, str, str]]:
-    """The runs that the job had under its own end with it."""
-    condition = f"tags.`{_PARENT}` = '{parent.info.run_id}'"
+def _terminate_children(
+    store: "MlflowClient", parent: "Run", status: str, dry_run: bool
+) -> Iterator[tuple["Run", str, str]]:
+    """Terminate the runs that the job had started under its own."""
+    condition = f"tags.`{_PARENT_TAG}` = '{parent.info.run_id}'"
     for run in store.search_runs([parent.info.experiment_id], condition):
         if run.info.status not in FINAL_STATUSES:
             yield run, status, "its parent's job ended"
@@ -138,10 +159,10 @@ def _end_children(
                 store.set_terminated(run.info.run_id, status)
 
 
-def _log(store: Any, run: Any, state: str, metrics: dict[str, float]) -> None:
+def _log_metrics(store: "MlflowClient", run: "Run", state: str, metrics: dict[str, float]) -> None:
     from mlflow.entities import Metric, RunTag
 
-    # The same time at each try, so that a value is never there twice.
+    # The same time at each try, so that no value is logged twice.
     timestamp = run.info.end_time or run.info.start_time
     values = [Metric(name, value, timestamp, 0) for name, value in metrics.items()]
-    store.log_batch(run.info.run_id, metrics=values, tags=[RunTag(STATE, state)])
+    store.log_batch(run.info.run_id, metrics=values, tags=[RunTag(STATE_TAG, state)])

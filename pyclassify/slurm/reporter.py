@@ -1,11 +1,17 @@
-"""What a job tells MLflow of its own run, at its start and its end.
+"""Report the start and the end of a job to MLflow, as the job's script does.
 
-Copied into the run's folder and started there by the job's own Python, which needs to have mlflow
-and nothing else:
+This package's parts that it needs are copied into the run's folder, and started there by the job's
+own Python, which needs mlflow and nothing else:
 
-    python -m pyclassify.slurm.reporter start OLDER_JOB
-    python -m pyclassify.slurm.reporter end EXIT_CODE SAID STDOUT STDERR [STARTS_IN_ALL]
-    python -m pyclassify.slurm.reporter refused WORDS STDOUT STDERR
+    python -m pyclassify.slurm.reporter start [OLDER_JOB]
+    python -m pyclassify.slurm.reporter end EXIT_CODE SLURM_REPORT STDOUT STDERR [MAX_STARTS]
+    python -m pyclassify.slurm.reporter refused MESSAGE STDOUT STDERR
+
+OLDER_JOB is the number and state of another job of the run that has not ended. SLURM_REPORT is what
+`slurm_says` of the script prints. MAX_STARTS is how often the job may start, where it is to be
+requeued after a stop. `refused` reports that SLURM did not requeue the job.
+
+What can't reach the tracking server is written to the run's spool.
 """
 
 import os
@@ -14,19 +20,19 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from pyclassify.slurm.status import (
-    BY,
-    RESUME,
-    STATE,
+    RESUME_HINT,
+    STATE_TAG,
+    STATUS_SOURCE_TAG,
     STOPPED,
-    Ending,
-    forget,
-    name_job,
-    of_script,
-    settle,
-    tag,
+    Outcome,
+    apply_outcome,
+    clear_description,
+    derive_script_outcome,
+    format_subject,
+    set_tags,
 )
 from pyclassify.spool import records
 from pyclassify.spool.records import FINAL_STATUSES
@@ -34,71 +40,24 @@ from pyclassify.spool.server import configure_mlflow
 from pyclassify.utils.launcher import REQUEUE_EXIT_CODE, SPOOL_ENV
 from pyclassify.utils.text import format_error
 
-STAYS = 3  # exit code: nothing is to be started, and the run stays as it is
-AGAIN = Ending("SCHEDULED", "the job is to start again")
-_NONE = "-"
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
 T = TypeVar("T")
-_NO_SUCH_RUN = "RESOURCE_DOES_NOT_EXIST"
 
-
-def main(args: Sequence[str]) -> int:
-    """Report the start or the end of this job.
-
-    Returns:
-        The exit code: `STAYS`, `REQUEUE_EXIT_CODE` to have the job requeued, 1 after an error.
-    """
-    configure_mlflow(retries=2, timeout_seconds=20)
-    run_id, job_id = os.environ["MLFLOW_RUN_ID"], os.environ["SLURM_JOB_ID"]
-    folder = Path(os.environ[SPOOL_ENV]).parent
-    verb, *rest = args
-    if verb == "start":
-        return start(run_id, job_id, folder, *rest)
-    if verb == "refused":
-        words, *logs = rest
-        ending = Ending("FAILED", f"SLURM did not start the job again ({words}); {RESUME}")
-        return end(run_id, job_id, folder, ending, [Path(log) for log in logs])
-    code, said, out, err, *limit = rest
-    ending = of_script(int(code), said)
-    if limit and ending == STOPPED:
-        why = why_not_again(folder, job_id, int(limit[0]))
-        ending = Ending("FAILED", why) if why else AGAIN
-    end(run_id, job_id, folder, ending, [Path(out), Path(err)])
-    return REQUEUE_EXIT_CODE if ending == AGAIN else 0
-
-
-def start(run_id: str, job_id: str, folder: Path, older: str = "") -> int:
-    """Say that the run runs, in which job and where.
-
-    Args:
-        run_id: The run.
-        job_id: This job's number.
-        folder: The run's folder.
-        older: The number and state of another job of this run that has not ended; or nothing.
-    """
-    if older:
-        other, _, state = older.partition(" ")
-        sys.stderr.write(
-            f"the run {run_id} is job {other}'s, which is {state}; nothing is started: let it go "
-            f"on, or cancel it by `scancel {other}` and then {RESUME}\n".replace("RUN_ID", run_id)
-        )
-        return STAYS
-    restarts = int(os.environ.get("SLURM_RESTART_COUNT", "0"))
-    begun, root = begin(folder, job_id, restarts), folder / "spool"
-    said = partial(_start, run_id=run_id, job_id=job_id, begun=begun)
-    code = tell(run_id, root, said)
-    if code == 0 and not is_spooled() and [*root.glob(f"{run_id}/*.records")]:
-        said(open_spool(root))  # what is delivered later must not undo it
-    return code
+NOTHING_STARTED_EXIT_CODE = 3  # the script ends, and the run stays as it is
+_REQUEUED = Outcome("SCHEDULED", "the job is to start again")
+_NO_STEP = "-"  # in the file of starts
 
 
 @dataclass(frozen=True)
-class Attempt:
-    """A start of a job.
+class _Start:
+    """A start of a job: a line of the file `attempts` in the run's folder.
 
     Args:
         job_id: The job's number.
-        restarts: How often SLURM had started the job again.
-        step: The step of the newest checkpoint by then; empty where nothing says it.
+        restarts: How often SLURM had restarted the job (SLURM_RESTART_COUNT).
+        step: The step of the newest checkpoint by then; empty where it is unknown.
     """
 
     job_id: str
@@ -106,65 +65,71 @@ class Attempt:
     step: str = ""
 
 
-def _start(client: Any, run_id: str, job_id: str, begun: list[Attempt]) -> int:
-    run, again = client.get_run(run_id), begun[-1].restarts > 0
-    status, known = run.info.status, run.data.tags.get("slurm_job_id", "")
-    if run.info.lifecycle_stage == "deleted" or (status in FINAL_STATUSES and not again):
-        what = "deleted" if run.info.lifecycle_stage == "deleted" else f"{status} already"
-        sys.stderr.write(f"the run {run_id} is {what}; nothing is started\n")
-        return STAYS
-    client.update_run(run_id, status="RUNNING")
-    tags = {
-        # As sbatch gave it, it may have the cluster's name too.
-        "slurm_job_id": known if known.partition(";")[0] == job_id else job_id,
-        "slurm_job_ids": ",".join(dict.fromkeys(each.job_id for each in begun)),
-        "slurm_restarts": str(count_restarts(begun)),
-        "slurm_nodes": os.environ.get("SLURM_JOB_NODELIST", ""),
-        "slurm_partition": os.environ.get("SLURM_JOB_PARTITION", ""),
-    }
-    if again:  # what was said of its first end is no more
-        tags |= {BY: "", STATE: ""}
-        forget(client, run, name_job(job_id))
-    tag(client, run_id, tags)
-    return 0
-
-
-def end(run_id: str, job_id: str, folder: Path, ending: Ending, logs: list[Path]) -> int:
-    """Give the run its final status, unless the training has."""
-    ending = replace(ending, words=ending.words.replace("RUN_ID", run_id))
-    said = partial(_end, run_id=run_id, job_id=job_id, ending=ending, logs=logs)
-    return tell(run_id, folder / "spool", said)
-
-
-def _end(client: Any, run_id: str, job_id: str, ending: Ending, logs: list[Path]) -> int:
-    if ending.status not in FINAL_STATUSES:  # it is to start again
-        client.update_run(run_id, status=ending.status)
-        return 0
-    status = settle(client, run_id, ending, job_id, logs)
-    sys.stdout.write(f"run {run_id}: {status}\n")
-    return 0
-
-
-def begin(folder: Path, job_id: str, restarts: int) -> list[Attempt]:
-    """Note a start; returns all so far.
+def main(args: Sequence[str]) -> int:
+    """Report the start or the end of this job.
 
     Args:
-        folder: The run's folder.
-        job_id: The job's number.
-        restarts: How often SLURM had started it again.
+        args: The command line, as above.
+
+    Returns:
+        The exit code: `NOTHING_STARTED_EXIT_CODE`, `REQUEUE_EXIT_CODE` to have the job requeued, 0
+        otherwise.
     """
-    with (folder / "attempts").open("a") as file:
-        file.write(f"{job_id} {restarts} {step_of(folder) or _NONE}\n")
-    return read(folder)
+    configure_mlflow(retries=2, timeout_seconds=20)
+    run_id, job_id = os.environ["MLFLOW_RUN_ID"], os.environ["SLURM_JOB_ID"]
+    folder = Path(os.environ[SPOOL_ENV]).parent
+    command, *rest = args
+    if command == "start":
+        return report_start(run_id, job_id, folder, *rest)
+    if command == "refused":
+        message, *logs = rest
+        reason = f"SLURM did not start the job again ({message}); {RESUME_HINT}"
+        outcome = Outcome("FAILED", reason)
+        return _report_end(run_id, job_id, folder, outcome, [Path(log) for log in logs])
+    exit_code, slurm_report, stdout, stderr, *max_starts = rest
+    outcome = derive_script_outcome(int(exit_code), slurm_report)
+    if max_starts and outcome == STOPPED:
+        reason = _find_requeue_obstacle(folder, job_id, int(max_starts[0]))
+        outcome = Outcome("FAILED", reason) if reason else _REQUEUED
+    _report_end(run_id, job_id, folder, outcome, [Path(stdout), Path(stderr)])
+    return REQUEUE_EXIT_CODE if outcome == _REQUEUED else 0
 
 
-def is_spooled() -> bool:
-    """Whether this process writes to a spool alone."""
-    return os.environ.get("MLFLOW_TRACKING_URI", "").startswith("spool:")
+def report_start(run_id: str, job_id: str, folder: Path, older_job: str = "") -> int:
+    """Set the run RUNNING, with this job and its nodes as tags.
+
+    Args:
+        run_id: The run.
+        job_id: This job's number.
+        folder: The run's folder.
+        older_job: The number and state of another job of the run that has not ended; or empty.
+
+    Returns:
+        The exit code: `NOTHING_STARTED_EXIT_CODE` where the run is another job's or has ended.
+    """
+    if older_job:
+        number, _, state = older_job.partition(" ")
+        hint = RESUME_HINT.replace("RUN_ID", run_id)
+        sys.stderr.write(
+            f"the run {run_id} is job {number}'s, which is {state}; nothing is started: let it go "
+            f"on, or cancel it by `scancel {number}` and then {hint}\n"
+        )
+        return NOTHING_STARTED_EXIT_CODE
+    restarts = int(os.environ.get("SLURM_RESTART_COUNT", "0"))
+    starts, spool_root = _record_start(folder, job_id, restarts), folder / "spool"
+    write = partial(_write_start, run_id=run_id, job_id=job_id, starts=starts)
+    exit_code = _write_to_mlflow(run_id, spool_root, write)
+    if exit_code == 0 and not _uses_spool() and [*spool_root.glob(f"{run_id}/*.records")]:
+        write(open_spool(spool_root))  # what is uploaded later must not undo it
+    return exit_code
 
 
-def open_spool(root: Path) -> Any:
-    """The `MlflowClient` of the spools in a folder, also where this package is not installed."""
+def open_spool(root: Path) -> "MlflowClient":
+    """Open a client of the spools in a folder, also where this package is not installed.
+
+    Args:
+        root: The folder of the spools.
+    """
     from mlflow import MlflowClient
 
     from pyclassify.spool import store
@@ -173,37 +138,59 @@ def open_spool(root: Path) -> Any:
     return MlflowClient(records.format_spool_uri(root))
 
 
-def read(folder: Path) -> list[Attempt]:
-    """The starts so far, in order; a line that is cut off is none."""
-    try:
-        lines = (folder / "attempts").read_text().splitlines()
-    except OSError:
-        return []
-    rows = [line.split() for line in lines]
-    return [
-        Attempt(job_id, int(restarts), "" if step == _NONE else step)
-        for job_id, restarts, step in (row for row in rows if len(row) == 3)
-    ]
+def _write_start(client: "MlflowClient", run_id: str, job_id: str, starts: Sequence[_Start]) -> int:
+    run, is_restart = client.get_run(run_id), starts[-1].restarts > 0
+    status, known_id = run.info.status, run.data.tags.get("slurm_job_id", "")
+    is_deleted = run.info.lifecycle_stage == "deleted"
+    if is_deleted or (status in FINAL_STATUSES and not is_restart):
+        state = "deleted" if is_deleted else f"{status} already"
+        sys.stderr.write(f"the run {run_id} is {state}; nothing is started\n")
+        return NOTHING_STARTED_EXIT_CODE
+    client.update_run(run_id, status="RUNNING")
+    tags = {
+        # sbatch's id may have the cluster's name too.
+        "slurm_job_id": known_id if known_id.partition(";")[0] == job_id else job_id,
+        "slurm_job_ids": ",".join(dict.fromkeys(start.job_id for start in starts)),
+        "slurm_restarts": str(_count_restarts(starts)),
+        "slurm_nodes": os.environ.get("SLURM_JOB_NODELIST", ""),
+        "slurm_partition": os.environ.get("SLURM_JOB_PARTITION", ""),
+    }
+    if is_restart:  # what the run says of the job's first end is outdated
+        tags |= {STATUS_SOURCE_TAG: "", STATE_TAG: ""}
+        clear_description(client, run, format_subject(job_id))
+    set_tags(client, run_id, tags)
+    return 0
 
 
-def step_of(folder: Path) -> str:
-    """The step of the newest checkpoint, where the training says it."""
-    try:
-        return (folder / "progress").read_text().strip()
-    except OSError:
-        return ""
+def _report_end(
+    run_id: str, job_id: str, folder: Path, outcome: Outcome, logs: Sequence[Path]
+) -> int:
+    outcome = replace(outcome, reason=outcome.reason.replace("RUN_ID", run_id))
+    write = partial(_write_end, run_id=run_id, job_id=job_id, outcome=outcome, logs=logs)
+    return _write_to_mlflow(run_id, folder / "spool", write)
 
 
-def tell(run_id: str, root: Path, say: Callable[[Any], T]) -> T:
-    """Say something to MLflow, or to the run's spool where that can't be.
+def _write_end(
+    client: "MlflowClient", run_id: str, job_id: str, outcome: Outcome, logs: Sequence[Path]
+) -> int:
+    if outcome.status not in FINAL_STATUSES:  # the job starts again
+        client.update_run(run_id, status=outcome.status)
+        return 0
+    status = apply_outcome(client, run_id, outcome, job_id, logs)
+    sys.stdout.write(f"run {run_id}: {status}\n")
+    return 0
+
+
+def _write_to_mlflow(run_id: str, spool_root: Path, write: "Callable[[MlflowClient], T]") -> T:
+    """Write to MLflow, or to the run's spool where MLflow can't be reached.
 
     Args:
         run_id: The run.
-        root: The folder of its spool.
-        say: Called with an `MlflowClient`, and once more with that of the spool.
+        spool_root: The folder of the run's spool.
+        write: Called with a client, and after an error once more with one of the spool.
 
     Returns:
-        What that returns.
+        What `write` returns.
 
     Raises:
         mlflow.exceptions.MlflowException: There is no such run, or the run has no spool.
@@ -211,49 +198,87 @@ def tell(run_id: str, root: Path, say: Callable[[Any], T]) -> T:
     from mlflow import MlflowClient
     from mlflow.exceptions import MlflowException
 
-    if is_spooled():
-        return say(open_spool(root))
+    if _uses_spool():
+        return write(open_spool(spool_root))
     try:
-        return say(MlflowClient())
+        return write(MlflowClient())
     except Exception as error:  # a database's driver has its own
-        unknown = isinstance(error, MlflowException) and error.error_code == _NO_SUCH_RUN
-        if unknown or not records.is_spool(root / run_id):
+        is_missing = (
+            isinstance(error, MlflowException) and error.error_code == "RESOURCE_DOES_NOT_EXIST"
+        )
+        if is_missing or not records.is_spool(spool_root / run_id):
             raise
         sys.stderr.write(
             f"MLflow can't be told ({format_error(error)}); it is kept for "
-            f"`pyclassify sync {root}`\n"
+            f"`pyclassify sync {spool_root}`\n"
         )
-        return say(open_spool(root))
+        return write(open_spool(spool_root))
 
 
-def why_not_again(folder: Path, job_id: str, limit: int) -> str:
-    """Say why a job is not to start again; nothing where it may.
+def _uses_spool() -> bool:
+    """Whether this process writes to a spool alone."""
+    return os.environ.get("MLFLOW_TRACKING_URI", "").startswith("spool:")
+
+
+def _record_start(folder: Path, job_id: str, restarts: int) -> list[_Start]:
+    """Append a start to the file of starts; returns all starts so far."""
+    with (folder / "attempts").open("a") as file:
+        file.write(f"{job_id} {restarts} {_read_step(folder) or _NO_STEP}\n")
+    return _read_starts(folder)
+
+
+def _read_starts(folder: Path) -> list[_Start]:
+    """Read the starts so far, in order, without a line that a full disk cut off."""
+    try:
+        lines = (folder / "attempts").read_text().splitlines()
+    except OSError:
+        return []
+    rows = [line.split() for line in lines]
+    return [
+        _Start(job_id, int(restarts), "" if step == _NO_STEP else step)
+        for job_id, restarts, step in (row for row in rows if len(row) == 3)
+    ]
+
+
+def _read_step(folder: Path) -> str:
+    """Read the step of the newest checkpoint; empty where the training does not write it."""
+    try:
+        return (folder / "progress").read_text().strip()
+    except OSError:
+        return ""
+
+
+def _find_requeue_obstacle(folder: Path, job_id: str, max_starts: int) -> str:
+    """Why a job is not to be requeued; empty where it may be.
 
     Args:
         folder: The run's folder.
         job_id: The job's number.
-        limit: How often a job may start in all.
+        max_starts: How often the job may start.
     """
-    ours = [each for each in read(folder) if each.job_id == job_id]
-    if not ours:
+    starts = [start for start in _read_starts(folder) if start.job_id == job_id]
+    if not starts:
         return ""
-    started, step = ours[-1].restarts + 1, step_of(folder)
-    if step and step == ours[-1].step:
+    count, step = starts[-1].restarts + 1, _read_step(folder)
+    if step and step == starts[-1].step:
         return (
             f"no step was gained since the last start (step {step}); give more time by "
             "`pyclassify slurm resume RUN_ID --time TIME`"
         )
-    if started >= limit:
-        return f'the job has started {started} times, and "requeue_attempts" is {limit}; {RESUME}'
+    if count >= max_starts:
+        return (
+            f'the job has started {count} times, and "requeue_attempts" is {max_starts}; '
+            f"{RESUME_HINT}"
+        )
     return ""
 
 
-def count_restarts(attempts: list[Attempt]) -> int:
-    """How often SLURM started the run's jobs again."""
-    most: dict[str, int] = {}
-    for each in attempts:
-        most[each.job_id] = max(each.restarts, most.get(each.job_id, 0))
-    return sum(most.values())
+def _count_restarts(starts: Sequence[_Start]) -> int:
+    """How often SLURM has restarted the run's jobs, all jobs together."""
+    restarts: dict[str, int] = {}
+    for start in starts:
+        restarts[start.job_id] = max(start.restarts, restarts.get(start.job_id, 0))
+    return sum(restarts.values())
 
 
 if __name__ == "__main__":

@@ -1,37 +1,38 @@
-"""Every state that SLURM has for a job, and what it means for the run.
+"""SLURM's job states, and the MLflow status of a run whose job is in each of them.
 
-From "JOB STATE CODES" in squeue(1) and sacct(1), of versions 2.6 to 25.05.
+`STATES` has a line for every state of "JOB STATE CODES" in squeue(1) and sacct(1), of SLURM 2.6 to
+25.05: a state that is new in SLURM is one more line there.
 """
 
 from dataclasses import dataclass
 
-_ON = "; `pyclassify slurm resume` goes on"
+_RESUME = "; `pyclassify slurm resume` goes on"
 
 
 @dataclass(frozen=True)
 class State:
-    """What a state means.
+    """What a job state means for the job's run.
 
     Args:
         status: The MLflow status of the run.
-        ended: Whether the job stays in this state.
-        words: What it is and what to do, for the run's description; nothing where all is well.
+        ended: Whether the state is a job's last.
+        reason: What happened and what to do, for the run's description; empty after a success.
     """
 
     status: str
     ended: bool = False
-    words: str = ""
+    reason: str = ""
 
 
 _WAITING, _RUNNING = State("SCHEDULED"), State("RUNNING")
 
 
-def _failed(words: str) -> State:
-    return State("FAILED", True, words)
+def _failed(reason: str) -> State:
+    return State("FAILED", True, reason)
 
 
 STATES = {
-    "BOOT_FAIL": _failed("its node did not start" + _ON),
+    "BOOT_FAIL": _failed("its node did not start" + _RESUME),
     "CANCELLED": State("KILLED", True, "the job was cancelled"),
     "COMPLETED": State("FINISHED", True),
     "COMPLETING": _RUNNING,
@@ -39,13 +40,13 @@ STATES = {
     "DEADLINE": _failed("the job's deadline came before its end"),
     "EXPEDITING": _WAITING,
     "FAILED": _failed("the job ended with an error"),
-    "LAUNCH_FAILED": _failed("the job could not be launched on its node" + _ON),
-    "NODE_FAIL": _failed("a node of the job failed" + _ON),
+    "LAUNCH_FAILED": _failed("the job could not be launched on its node" + _RESUME),
+    "NODE_FAIL": _failed("a node of the job failed" + _RESUME),
     "OUT_OF_MEMORY": _failed('the job took more memory than it has; give more by "mem"'),
     "PENDING": _WAITING,
     "POWER_UP_NODE": _WAITING,
-    "PREEMPTED": State("KILLED", True, "the job had to make room for another" + _ON),
-    "RECONFIG_FAIL": _failed("its node could not be configured" + _ON),
+    "PREEMPTED": State("KILLED", True, "the job had to make room for another" + _RESUME),
+    "RECONFIG_FAIL": _failed("its node could not be configured" + _RESUME),
     "REQUEUED": _WAITING,
     "REQUEUE_FED": _WAITING,
     "REQUEUE_HOLD": _WAITING,
@@ -61,8 +62,8 @@ STATES = {
     "TIMEOUT": _failed('the job came to its time limit; give more by "time"'),
     "UPDATE_DB": _RUNNING,
 }
-# The queue's reasons of a job that ends, by their beginnings.
-_REASONS = {
+# Beginnings of squeue's reason for a job that is COMPLETING -> the state that the job gets.
+_STATES_BY_REASON = {
     "deadline": "DEADLINE",
     "nodedown": "NODE_FAIL",
     "outofmemory": "OUT_OF_MEMORY",
@@ -71,33 +72,33 @@ _REASONS = {
 }
 
 
-def state_by(state: str, reason: str) -> str:
-    """How a job ends, by the queue's state and reason; nothing where an exit code says more."""
-    if state == "COMPLETING":
-        return next((_REASONS[each] for each in _REASONS if reason.lower().startswith(each)), "")
-    told = state in STATES and STATES[state].ended and state not in ("COMPLETED", "FAILED")
-    return state if told else ""
-
-
 class SlurmError(OSError):
-    """SLURM refuses something; its own words."""
+    """SLURM refused a command; the message is SLURM's own."""
 
 
-class SlurmSilent(SlurmError):
-    """SLURM does not answer, so that nothing is known."""
+class SlurmUnavailableError(SlurmError):
+    """SLURM did not answer, so that the state of its jobs is unknown."""
+
+
+class JobNotFoundError(SlurmError):
+    """Neither squeue nor sacct has the job."""
 
 
 @dataclass(frozen=True)
 class Job:
-    """What SLURM says of a job.
+    """A job as squeue or sacct reports it.
 
     Args:
-        job_id: Its number.
+        job_id: The job id, with the cluster's name after a semicolon where there are several.
         state: A key of `STATES`.
-        reason: Why it waits or has ended, in SLURM's words; may be empty.
-        nodes: Its nodes, as SLURM shortens them; empty before it starts.
-        elapsed: Days, hours, minutes and seconds that it ran, as in `1-02:03:04`.
-        exit_code: Its exit code and signal, `1:0`; empty while it runs.
+        reason: Why the job waits or has ended, in SLURM's words; may be empty.
+        nodes: The node list in SLURM's short form, `n[1-2]`; empty before the job starts.
+        elapsed: The time that the job ran, `1-02:03:04` (days, hours, minutes, seconds).
+        exit_code: The exit code and signal, `1:0`; empty while the job runs.
+
+    Example:
+        >>> Job("7", "TIMEOUT").meaning.status
+        'FAILED'
     """
 
     job_id: str
@@ -109,33 +110,34 @@ class Job:
 
     @property
     def meaning(self) -> State:
-        """What the state means for the run."""
+        """What the job's state means for its run."""
         return STATES[self.state]
 
 
 def make_job(
     job_id: str, state: str, reason: str, nodes: str, elapsed: str, exit_code: str = ""
 ) -> Job:
-    """Make a job of the columns of its row.
+    """Make a job from the columns of its row in squeue's or sacct's output.
 
     Raises:
-        SlurmError: Its state is none that is known.
+        SlurmError: The state is not in `STATES`.
     """
-    name, _, by = state.partition(" ")
-    name = name.rstrip("+")
+    name, _, canceled_by = state.partition(" ")  # CANCELLED by UID
+    name = name.rstrip("+")  # sacct truncates
     if name not in STATES:
         raise SlurmError(f"SLURM calls job {job_id} {state!r}, which is no state known here")
     nodes = "" if nodes in ("None assigned", "(null)") else nodes
-    return Job(job_id, name, reason or by, nodes, elapsed, exit_code)
+    return Job(job_id, name, reason or canceled_by, nodes, elapsed, exit_code)
 
 
-def rows_of(text: str, job_id: str, columns: int) -> list[list[str]]:
-    """The rows of a job in an answer."""
-    number = job_id.partition(";")[0]
-    return [row for row in rows_among(text, columns) if row[0] == number]
+def infer_final_state(state: str, reason: str) -> str:
+    """Infer the state that a job will end in from squeue's state and reason.
 
-
-def rows_among(text: str, columns: int) -> list[list[str]]:
-    """The rows of an answer, among what a site's own wrappers may say before and after."""
-    rows = [line.strip().split("|") for line in text.splitlines()]
-    return [row[:columns] for row in rows if len(row) >= columns]
+    Returns:
+        A key of `STATES`; empty where the exit code says more than SLURM.
+    """
+    if state == "COMPLETING":
+        prefixes = (prefix for prefix in _STATES_BY_REASON if reason.lower().startswith(prefix))
+        return _STATES_BY_REASON.get(next(prefixes, ""), "")
+    ended = state in STATES and STATES[state].ended and state not in ("COMPLETED", "FAILED")
+    return state if ended else ""

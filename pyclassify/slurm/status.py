@@ -1,4 +1,13 @@
-"""A run's final status, from what SLURM says of its job."""
+"""The status of a run whose job ended: derived from SLURM's states, and written to MLflow.
+
+An outcome is derived from a job's state (`derive_outcome`), or, while the job's script ends, from
+its exit code and what SLURM reports by then (`derive_script_outcome`). `apply_outcome` writes it
+to the run: the status, the reason in the description, and the job's logs.
+
+The training's own FAILED or KILLED stays, and so does FINISHED where the job ended well. A status
+that the script derived from its exit code is overwritten by what SLURM reports later: the tag
+`slurm_status_by` says who wrote the status, "script" or "slurm".
+"""
 
 import os
 import pwd
@@ -7,205 +16,229 @@ import signal
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
-from pyclassify.slurm.states import STATES, Job, state_by
+from pyclassify.slurm.states import STATES, Job, infer_final_state
 from pyclassify.spool.records import FINAL_STATUSES
 from pyclassify.utils.launcher import REQUEUE_EXIT_CODE
 from pyclassify.utils.masking import mask
 
-FOLDER = "slurm"  # of artifacts
-BY = "slurm_status_by"  # the tag that says who gave the run its status, where it may change
-STATE = "slurm_state"  # the tag that says how the job ended; there is nothing to ask after it
-RESUME = "go on by `pyclassify slurm resume RUN_ID`"
-_SIGNALS = {
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities import Run
+
+ARTIFACT_FOLDER = "slurm"
+STATUS_SOURCE_TAG = "slurm_status_by"
+STATE_TAG = "slurm_state"  # how the job ended; SLURM is not asked again about a run that has it
+RESUME_HINT = "go on by `pyclassify slurm resume RUN_ID`"
+_DESCRIPTION_TAG = "mlflow.note.content"
+_QUOTED_LINES = 20
+_QUOTED_BYTES = 4000  # some of MLflow's servers take 5000 for a description
+_QUOTE_HEADING = "The last lines of stderr:"
+_SIGNAL_HINTS = {
     int(signal.SIGUSR1): ", SIGUSR1: it warns of the time limit, and the training has "
     f"to catch it, save and leave with exit code {REQUEUE_EXIT_CODE}"
 }
 
 
 @dataclass(frozen=True)
-class Ending:
-    """How a job ended, or goes on.
+class Outcome:
+    """How a job ended, and what that means for its run.
 
     Args:
-        status: The MLflow status of its run.
-        words: Why, for the run's description; empty where all is well.
-        certain: Whether SLURM says so; the script's exit code says less.
+        status: The MLflow status of the run; SCHEDULED where the job starts again.
+        reason: Why, for the run's description; empty after a success.
+        is_certain: Whether SLURM reports it; a script's exit code alone may be overruled.
+
+    Example:
+        >>> derive_outcome(Job("7", "TIMEOUT")).status
+        'FAILED'
     """
 
     status: str
-    words: str = ""
-    certain: bool = True
+    reason: str = ""
+    is_certain: bool = True
 
 
-STOPPED = Ending("KILLED", f"the training was told to stop, has saved and left; {RESUME}")
-_NOTE = "mlflow.note.content"  # MLflow's tag for a run's description
-_LAST_LINES = 20
-_LAST_BYTES = 4000  # some of MLflow's servers take 5000 for a description
-_QUOTED = "The last lines of stderr:"
+STOPPED = Outcome("KILLED", f"the training was told to stop, has saved and left; {RESUME_HINT}")
 
 
-def find_ending(job: Job) -> Ending:
-    """What a job's state means."""
-    words = job.meaning.words
+def derive_outcome(job: Job) -> Outcome:
+    """Derive the outcome from the state of a job."""
+    reason = job.meaning.reason
     if job.reason.startswith("by "):
-        words += f" {_name_user(job.reason)}"
+        reason += f" {_format_user(job.reason)}"
     if job.state == "FAILED" and job.exit_code:
-        words += f", exit code {job.exit_code.partition(':')[0]}"
-    return Ending(job.meaning.status, words, certain=job.state != "FAILED")
+        reason += f", exit code {job.exit_code.partition(':')[0]}"
+    return Outcome(job.meaning.status, reason, is_certain=job.state != "FAILED")
 
 
-def of_script(exit_code: int, said: str) -> Ending:
-    """What the end of a job's script means.
+def derive_script_outcome(exit_code: int, slurm_report: str) -> Outcome:
+    """Derive the outcome while a job's script ends, and SLURM may not know the job's end yet.
 
     Args:
-        exit_code: Its exit code so far.
-        said: What SLURM says of the job meanwhile: the queue's state and reason in the first line,
-            accounting's states of the job and then its steps in those that follow.
+        exit_code: The script's exit code so far.
+        slurm_report: What `slurm_says` of the script prints: the first line is squeue's state and
+            reason, the others are sacct's states of the job and then of its steps.
     """
     if exit_code == 0:
-        return Ending("FINISHED")
-    queued, *booked = said.splitlines() or [""]
-    booked = [line for line in booked if line.strip()]
-    states = [line.split()[0] for line in booked]
-    if "OUT_OF_MEMORY" in states:  # of a step, which the job's own state follows
-        return find_ending(Job("", "OUT_OF_MEMORY"))
-    if not queued.startswith("RUNNING"):  # the script was told to end
+        return Outcome("FINISHED")
+    queue, *accounting = slurm_report.splitlines() or [""]
+    accounting = [line for line in accounting if line.strip()]
+    states = [line.split()[0] for line in accounting]
+    if "OUT_OF_MEMORY" in states:  # of a step, before the job itself has it
+        return derive_outcome(Job("", "OUT_OF_MEMORY"))
+    if not queue.startswith("RUNNING"):  # SLURM told the script to end
         state = states[0] if states else ""
-        # The queue first: accounting has a job that makes room as PREEMPTED, and then once more.
-        if state == "REQUEUED" or queued.startswith(("PENDING", "REQUEUE", "SPECIAL_EXIT")):
-            return Ending("SCHEDULED")
+        # squeue first: sacct has a preempted job as PREEMPTED, and then as pending once more.
+        if state == "REQUEUED" or queue.startswith(("PENDING", "REQUEUE", "SPECIAL_EXIT")):
+            return Outcome("SCHEDULED")
         if state in STATES and STATES[state].ended:
-            return find_ending(Job("", state, booked[0].partition(" ")[2]))
-        if state := state_by(*queued.partition(" ")[::2]):
-            return find_ending(Job("", state))
-        if queued.startswith("COMPLETING"):
-            return replace(find_ending(Job("", "CANCELLED")), certain=False)
+            return derive_outcome(Job("", state, accounting[0].partition(" ")[2]))
+        if state := infer_final_state(*queue.partition(" ")[::2]):
+            return derive_outcome(Job("", state))
+        if queue.startswith("COMPLETING"):
+            return replace(derive_outcome(Job("", "CANCELLED")), is_certain=False)
+    return _derive_from_exit_code(exit_code)
+
+
+def _derive_from_exit_code(exit_code: int) -> Outcome:
     if exit_code == REQUEUE_EXIT_CODE:
         return STOPPED
-    if exit_code > 128:
-        words = f"the job was ended by signal {exit_code - 128}"
-        return Ending("FAILED", words + _SIGNALS.get(exit_code - 128, ""), certain=False)
-    return Ending("FAILED", f"the job ended with exit code {exit_code}", certain=False)
+    reason = f"the job ended with exit code {exit_code}"
+    if (number := exit_code - 128) > 0:
+        reason = f"the job was ended by signal {number}{_SIGNAL_HINTS.get(number, '')}"
+    return Outcome("FAILED", reason, is_certain=False)
 
 
-def settle(client: Any, run_id: str, ending: Ending, job_id: str, logs: list[Path]) -> str:
-    """Give a run its final status, the reason and the logs.
-
-    A FAILED or KILLED of the training's stays, and so does FINISHED where the job ended well. What
-    the script made of its exit code gives way to what SLURM says later.
+def apply_outcome(
+    client: "MlflowClient", run_id: str, outcome: Outcome, job_id: str, logs: Sequence[Path]
+) -> str:
+    """Write an outcome to its run: the final status, the reason, and the job's logs.
 
     Args:
-        client: An `MlflowClient`.
+        client: The tracking store.
         run_id: The run.
-        ending: How its job ended.
-        job_id: The job's number.
-        logs: Its stdout and stderr; those that are not there are passed over.
+        outcome: How the run's job ended.
+        job_id: The job.
+        logs: The job's stdout and stderr; files that do not exist are skipped.
 
     Returns:
-        The status that the run has now.
+        The run's status now.
     """
     run = client.get_run(run_id)
-    status, guessed = becomes(run, ending), run.data.tags.get(BY) == "script"
-    changes = status != run.info.status or (guessed and ending.certain)
-    words = ending.words if ending.status == status else "the training said so"
-    subject = name_job(job_id)
+    status = resolve_status(run, outcome)
+    was_guessed = run.data.tags.get(STATUS_SOURCE_TAG) == "script"
+    changes = status != run.info.status or (was_guessed and outcome.is_certain)
+    reason = outcome.reason if outcome.status == status else "the training said so"
+    subject = format_subject(job_id)
     try:
         if status == "FINISHED":
-            forget(client, run, subject)
-        elif changes or not tells(run, subject):
-            describe(client, run, subject, f"{words}.", logs)
-        if changes and guessed == ending.certain:
-            tag(client, run_id, {BY: "slurm" if ending.certain else "script"})
-    finally:  # whoever sees the status finds the reason, but a status there must be
+            clear_description(client, run, subject)
+        elif changes or not _has_description(run, subject):
+            update_description(client, run, subject, f"{reason}.", logs)
+        if changes and was_guessed == outcome.is_certain:
+            source = "slurm" if outcome.is_certain else "script"
+            set_tags(client, run_id, {STATUS_SOURCE_TAG: source})
+    finally:  # the reason is there before the status, but without it the status is set all the same
         if status != run.info.status:
             client.set_terminated(run_id, status)
-    kept = {(each.path, each.file_size) for each in client.list_artifacts(run_id, FOLDER)}
-    for log in dict.fromkeys(logs):  # that of a job that started again has grown
-        if log.is_file() and (f"{FOLDER}/{log.name}", log.stat().st_size) not in kept:
-            client.log_artifact(run_id, str(log), FOLDER)
-    return str(status)
+    _log_job_logs(client, run_id, logs)
+    return status
 
 
-def becomes(run: Any, ending: Ending) -> str:
-    """The status that a run gets from its job's ending; most often the one that it has."""
+def resolve_status(run: "Run", outcome: Outcome) -> str:
+    """The status that an outcome gives to a run; most often the one that the run has."""
     status = str(run.info.status)
-    # MLflow itself says FINISHED when Python exits, whatever the exit code.
-    open_yet = status not in FINAL_STATUSES or status == "FINISHED"
-    guessed = run.data.tags.get(BY) == "script"
-    return ending.status if open_yet or guessed else status
+    # MLflow itself sets FINISHED when Python exits, whatever the exit code.
+    is_open = status not in FINAL_STATUSES or status == "FINISHED"
+    was_guessed = run.data.tags.get(STATUS_SOURCE_TAG) == "script"
+    return outcome.status if is_open or was_guessed else status
 
 
-def tag(client: Any, run_id: str, tags: Mapping[str, str]) -> None:
-    """Set tags of a run, all at once: each write may be a sync of the disk."""
+def set_tags(client: "MlflowClient", run_id: str, tags: Mapping[str, str]) -> None:
+    """Set tags of a run in one request: each may sync the store's disk."""
     from mlflow.entities import RunTag
 
     client.log_batch(run_id, tags=[RunTag(name, value) for name, value in tags.items()])
 
 
-def _name_user(by: str) -> str:
-    number = by.removeprefix("by ")
-    try:
-        return f"by {pwd.getpwuid(int(number)).pw_name}"
-    except (ValueError, KeyError):
-        return by
-
-
-def name_job(job_id: str) -> str:
-    """What a paragraph on a job begins with, whether or not its id names the cluster."""
+def format_subject(job_id: str) -> str:
+    """Format the subject of a job's paragraph in a description, without the cluster's name."""
     return f"SLURM job {job_id.partition(';')[0]}".rstrip()
 
 
-def tells(run: Any, subject: str) -> bool:
-    """Whether a run's description has a paragraph on a subject."""
-    return bool(_find(subject).search(_read(run)))
-
-
-def describe(client: Any, run: Any, subject: str, words: str, logs: Sequence[Path] = ()) -> None:
-    """Say something in a run's description, in the place of what was said on the same subject.
+def update_description(
+    client: "MlflowClient", run: "Run", subject: str, message: str, logs: Sequence[Path] = ()
+) -> None:
+    """Write a paragraph into a run's description, in place of the last one on its subject.
 
     Args:
-        client: An `MlflowClient`.
+        client: The tracking store.
         run: The run.
-        subject: What it is about.
-        words: A line.
-        logs: Stdout and stderr, whose last lines are told too.
+        subject: What the paragraph is about; the paragraph begins with it and a colon.
+        message: One line.
+        logs: The job's stdout and stderr; the last lines of stderr are quoted.
     """
-    more = _quote_last_lines(logs)
-    _write(client, run, subject, "\n\n".join([f"{subject}: {words}", *more]))
+    text = "\n\n".join([f"{subject}: {message}", *_quote_last_lines(logs)])
+    _replace_paragraph(client, run, subject, text)
 
 
-def forget(client: Any, run: Any, subject: str) -> None:
-    """Take back what was said on a subject."""
-    if tells(run, subject):
-        _write(client, run, subject, "")
+def clear_description(client: "MlflowClient", run: "Run", subject: str) -> None:
+    """Remove the paragraph on a subject from a run's description."""
+    if _has_description(run, subject):
+        _replace_paragraph(client, run, subject, "")
 
 
-def _write(client: Any, run: Any, subject: str, text: str) -> None:
-    note, found = _find(subject).subn("", _read(run))
-    note = note.strip("\n") if found else note
-    client.set_tag(run.info.run_id, _NOTE, "\n\n".join(each for each in (note, text) if each))
+def _has_description(run: "Run", subject: str) -> bool:
+    return bool(_match_paragraph(subject).search(_get_description(run)))
 
 
-def _read(run: Any) -> str:
-    return str(run.data.tags.get(_NOTE, ""))
+def _replace_paragraph(client: "MlflowClient", run: "Run", subject: str, text: str) -> None:
+    description, replaced = _match_paragraph(subject).subn("", _get_description(run))
+    description = description.strip("\n") if replaced else description
+    paragraphs = [each for each in (description, text) if each]
+    client.set_tag(run.info.run_id, _DESCRIPTION_TAG, "\n\n".join(paragraphs))
 
 
-def _find(subject: str) -> re.Pattern[str]:
-    """The paragraph on a subject, and what it quotes."""
-    quote = rf"\n\n{_QUOTED}\n\n(`{{3,}})\n(?s:.*?)\n\1$"
+def _get_description(run: "Run") -> str:
+    return str(run.data.tags.get(_DESCRIPTION_TAG, ""))
+
+
+def _match_paragraph(subject: str) -> re.Pattern[str]:
+    """A pattern for the paragraph on a subject and the lines that it quotes."""
+    quote = rf"\n\n{_QUOTE_HEADING}\n\n(`{{3,}})\n(?s:.*?)\n\1$"
     return re.compile(rf"(?:\A|\n\n){re.escape(subject)}: .*(?:{quote})?", re.MULTILINE)
 
 
 def _quote_last_lines(logs: Sequence[Path]) -> list[str]:
+    """Quote the end of the last log as a code block; no paragraphs where the log has no text."""
     if not logs or not logs[-1].is_file():
         return []
     with logs[-1].open("rb") as file:
-        file.seek(-min(_LAST_BYTES, file.seek(0, os.SEEK_END)), os.SEEK_END)
-        lines = file.read().decode(errors="replace").splitlines()[-_LAST_LINES:]
+        file.seek(-min(_QUOTED_BYTES, file.seek(0, os.SEEK_END)), os.SEEK_END)
+        lines = file.read().decode(errors="replace").splitlines()[-_QUOTED_LINES:]
     if not any(line.strip() for line in lines):
         return []
     text = "\n".join(mask(line) for line in lines)
-    fence = max(("```", *(f"{each}`" for each in re.findall("`+", text))), key=len)
-    return [_QUOTED, f"{fence}\n{text}\n{fence}"]
+    fence = max(("```", *(f"{ticks}`" for ticks in re.findall("`+", text))), key=len)
+    return [_QUOTE_HEADING, f"{fence}\n{text}\n{fence}"]
+
+
+def _log_job_logs(client: "MlflowClient", run_id: str, logs: Sequence[Path]) -> None:
+    """Log a job's logs as artifacts, where they are not logged or have grown since."""
+    artifacts = client.list_artifacts(run_id, ARTIFACT_FOLDER)
+    logged = {(artifact.path, artifact.file_size) for artifact in artifacts}
+    for log in dict.fromkeys(logs):
+        path = f"{ARTIFACT_FOLDER}/{log.name}"
+        if log.is_file() and (path, log.stat().st_size) not in logged:
+            client.log_artifact(run_id, str(log), ARTIFACT_FOLDER)
+
+
+def _format_user(canceled_by: str) -> str:
+    """Replace the user id in sacct's `by UID` by the user's name, where this host has it."""
+    number = canceled_by.removeprefix("by ")
+    try:
+        return f"by {pwd.getpwuid(int(number)).pw_name}"
+    except (ValueError, KeyError):
+        return canceled_by

@@ -1,4 +1,9 @@
-"""A run that was submitted: waiting for it, asking for it, cancelling it."""
+"""A run that was submitted to SLURM: wait for its job, update its status, cancel it, read its logs.
+
+`SlurmRun` is what `mlflow.projects.run(backend="slurm")` returns; `find_submitted_run` makes one of
+a run that another process submitted. `JobLogs` are the files that SLURM makes from the patterns of
+"output" and "error".
+"""
 
 import getpass
 import glob
@@ -8,287 +13,246 @@ import re
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from mlflow.projects.submitted_run import SubmittedRun
 
 from pyclassify.slurm import client
-from pyclassify.slurm.states import Job, SlurmError, SlurmSilent
-from pyclassify.slurm.status import describe, find_ending, name_job, settle
+from pyclassify.slurm.states import Job, JobNotFoundError, SlurmError, SlurmUnavailableError
+from pyclassify.slurm.status import (
+    ARTIFACT_FOLDER,
+    apply_outcome,
+    derive_outcome,
+    format_subject,
+    update_description,
+)
 from pyclassify.spool.records import FINAL_STATUSES
 
-_POLL = 2.0  # seconds; each is a call of squeue
-_POLL_MOST = 15.0
-FORGOTTEN = "SLURM has forgotten it"
+if TYPE_CHECKING:
+    from mlflow.entities import Run
+
+FORGOTTEN_MESSAGE = "SLURM has forgotten it"
+_MIN_POLL_SECONDS = 2.0  # each is a call of squeue
+_MAX_POLL_SECONDS = 15.0
 _logger = logging.getLogger("mlflow.projects.slurm")
 
 
+class JobLogs:
+    """The stdout and stderr of a job.
+
+    Args:
+        patterns: Absolute paths with sbatch's %j and others ("filename pattern" in sbatch(1)).
+        job_id: The job's number.
+        job_name: The job's name.
+
+    Example:
+        >>> JobLogs(["/runs/%x-%j-%N.out"], "7", "net").expected_paths()
+        ['/runs/net-7-*.out']
+    """
+
+    def __init__(self, patterns: Sequence[str], job_id: str, job_name: str) -> None:
+        self.patterns, self.job_id, self.job_name = patterns, job_id, job_name
+        self._offsets: dict[Path, int] = {}
+
+    def list_files(self) -> list[Path]:
+        """List the logs that exist, stdout first."""
+        paths = (_find_log(pattern, self.job_id, self.job_name) for pattern in self.patterns)
+        return list(dict.fromkeys(path for path in paths if path))
+
+    def expected_paths(self) -> list[str]:
+        """List where the logs would be, with a * for what SLURM alone knows."""
+        paths = (
+            expand_pattern(pattern, self.job_id, self.job_name, unknown="*")
+            for pattern in self.patterns
+        )
+        return list(dict.fromkeys(paths))
+
+    def read_new(self) -> Iterator[str]:
+        """Read what was written to the logs since the last call."""
+        for path in self.list_files():
+            with path.open("rb") as file:
+                offset = self._offsets.get(path, 0)
+                # A job that was requeued may have begun its log anew.
+                file.seek(offset if offset <= file.seek(0, os.SEEK_END) else 0)
+                text = file.read()
+                self._offsets[path] = file.tell()
+            if text:
+                yield text.decode(errors="replace")
+
+
 class SlurmRun(SubmittedRun):
-    """A job of SLURM's and its run.
+    """A run and its SLURM job.
 
     Args:
         run_id: The run.
-        job_id: The job.
-        shows: Whether `wait` writes the job's state and logs.
+        job_id: The job, as sbatch gave it.
+        verbose: Whether `wait` prints the job's state and logs.
+
+    Example:
+        >>> run = mlflow.projects.run(".", backend="slurm", synchronous=False)  # doctest: +SKIP
+        >>> run.wait(), run.get_status()  # doctest: +SKIP
+        (True, 'FINISHED')
     """
 
-    def __init__(self, run_id: str, job_id: str, shows: bool = False) -> None:
+    def __init__(self, run_id: str, job_id: str, verbose: bool = False) -> None:
         from mlflow import MlflowClient
 
         super().__init__()
         self.job_id = job_id
-        self._run_id, self._shows, self._client = run_id, shows, MlflowClient()
+        self._run_id, self._verbose, self._client = run_id, verbose, MlflowClient()
 
     @property
     def run_id(self) -> str:
         return self._run_id
 
     def wait(self) -> bool:
-        """Wait until the job has ended, and see to the run's status.
+        """Wait until the job has ended, and update the run's status.
 
         Returns:
             Whether the run is FINISHED.
         """
-        tail, state, pause = self.tail(), "", _POLL
+        logs, state, pause = self.make_logs(), "", _MIN_POLL_SECONDS
         while True:
-            job = self.ask()
-            if self._shows:
+            job = self.poll_job()
+            if self._verbose:
                 if job and job.state != state:
                     _logger.info("job %s: %s %s", self.job_id, job.state, job.reason)
-                for text in tail.new():
+                for text in logs.read_new():
                     sys.stdout.write(text)
                 sys.stdout.flush()
-            if self.is_over(job):
+            if self.has_ended(job):
                 break
-            pause = _POLL if job and job.state != state else min(pause * 1.1, _POLL_MOST)
+            has_changed = job is not None and job.state != state
+            pause = _MIN_POLL_SECONDS if has_changed else min(pause * 1.1, _MAX_POLL_SECONDS)
             state = job.state if job else state
             time.sleep(pause)
-        return self.reconcile(job) == "FINISHED"
+        return self.update_status(job) == "FINISHED"
 
     def get_status(self) -> str:
-        """The run's status: what the training or the job said, or else what SLURM says."""
-        status = str(self._run().info.status)
-        return status if status in FINAL_STATUSES else self.reconcile(self.find())
+        """Get the run's status: what the training or the job has set, or else what SLURM says."""
+        status = str(self._get_run().info.status)
+        return status if status in FINAL_STATUSES else self.update_status(self.find_job())
 
     def cancel(self) -> str:
-        """Cancel the job and mark the run KILLED; waits for neither.
+        """Cancel the job and set the run KILLED, without waiting for the job's end.
 
         A job that has ended already gives the run the status that it ended with.
 
         Returns:
-            What became of the job, in words.
+            What happened to the job.
         """
-        job, what = self._look()
+        job, effect = self._find_job_to_cancel()
         if not (job and job.meaning.ended):
-            client.cancel(self.job_id)
-            job, _ = self._look()  # it may have ended by itself meanwhile
+            client.cancel_job(self.job_id)
+            job, _ = self._find_job_to_cancel()  # it may have ended by itself meanwhile
             job = job if job and job.state != "CANCELLED" else None
         if job and job.meaning.ended:
-            self.reconcile(job)
+            self.update_status(job)
             return f"had ended: {job.state}"
-        run = self._run()
+        run = self._get_run()
         if run.info.status in FINAL_STATUSES:
-            return what
+            return effect
         self._client.set_terminated(self._run_id, "KILLED")
-        words = f"the job was cancelled by {getpass.getuser()}."
-        if what == FORGOTTEN:
-            words = f"{what}; the run was marked KILLED by {getpass.getuser()}."
-        describe(self._client, run, name_job(self.job_id), words)
-        return what
+        message = f"the job was cancelled by {getpass.getuser()}."
+        if effect == FORGOTTEN_MESSAGE:
+            message = f"{effect}; the run was marked KILLED by {getpass.getuser()}."
+        update_description(self._client, run, format_subject(self.job_id), message)
+        return effect
 
-    def _look(self) -> tuple[Job | None, str]:
-        """The job if SLURM says how it goes, and what becomes of it by a cancel."""
-        try:
-            job = self.find()
-            return job, "cancelled" if job else FORGOTTEN
-        except client.JobUnknown:
-            return None, FORGOTTEN
-        except SlurmSilent as silence:
-            _logger.warning("SLURM does not say how job %s goes (%s)", self.job_id, silence)
-            return None, "cancelled"
+    def find_job(self) -> Job | None:
+        """Ask SLURM for the job.
 
-    def find(self) -> Job | None:
-        """What SLURM says of the job; nothing where it has forgotten one whose run has ended.
+        Returns:
+            The job; None where SLURM does not have it any more and the run has ended.
 
         Raises:
-            JobUnknown: It knows no such job, and nobody has said how it ended.
-            SlurmSilent: It does not answer.
+            JobNotFoundError: SLURM does not have the job, and the run has not ended.
+            SlurmUnavailableError: SLURM does not answer.
         """
         try:
-            return client.find(self.job_id)
-        except client.JobUnknown as unknown:
-            run = self._run()
+            return client.find_job(self.job_id)
+        except JobNotFoundError as error:
+            run = self._get_run()
             if run.info.status in FINAL_STATUSES:
                 return None
-            raise client.JobUnknown(
-                f"{unknown}; the run stays {run.info.status}: see the log in "
+            raise JobNotFoundError(
+                f"{error}; the run stays {run.info.status}: see the log in "
                 f"{run.data.tags.get('slurm_folder')}, or close it by `pyclassify slurm cancel`"
             ) from None
 
-    def ask(self) -> Job | None:
-        """What `find` says; nothing also where SLURM does not answer."""
+    def poll_job(self) -> Job | None:
+        """Ask SLURM for the job, as `find_job`; None also where SLURM does not answer."""
         try:
-            return self.find()
-        except SlurmSilent as silence:
-            _logger.warning("SLURM does not answer (%s); asking again", silence)
+            return self.find_job()
+        except SlurmUnavailableError as error:
+            _logger.warning("SLURM does not answer (%s); asking again", error)
             return None
 
-    def is_over(self, job: Job | None) -> bool:
-        """Whether nothing more is to come, by what SLURM says, or else by the run's status."""
-        return job.meaning.ended if job else self._run().info.status in FINAL_STATUSES
-
-    def reconcile(self, job: Job | None) -> str:
-        """Make the run's status true.
+    def has_ended(self, job: Job | None) -> bool:
+        """Whether the job has ended: as SLURM says, or else by the run's status.
 
         Args:
-            job: What SLURM says; nothing where it does not answer.
+            job: What SLURM says; None where it does not answer.
+        """
+        return job.meaning.ended if job else self._get_run().info.status in FINAL_STATUSES
+
+    def update_status(self, job: Job | None) -> str:
+        """Set the run's status to that of its job.
+
+        Args:
+            job: What SLURM says; None where it does not answer.
 
         Returns:
             The run's status.
         """
-        run = self._run()
+        run = self._get_run()
         status = str(run.info.status)
         if job is None:
             return status
         if job.meaning.ended:
-            ending = find_ending(job)
-            files = tail_of(run.data.tags, self.job_id).files()
-            return settle(self._client, self._run_id, ending, self.job_id, files)
-        said = job.meaning.status
-        if (status, said) == ("RUNNING", "SCHEDULED"):  # it has started since, or is requeued
-            again = self.ask()
-            if again is None or again.meaning.status != said:
+            logs = make_job_logs(run.data.tags, self.job_id).list_files()
+            return apply_outcome(self._client, self._run_id, derive_outcome(job), self.job_id, logs)
+        job_status = job.meaning.status
+        if (status, job_status) == ("RUNNING", "SCHEDULED"):  # started since, or requeued
+            job = self.poll_job()
+            if job is None or job.meaning.status != job_status:
                 return status
-        now = str(self._run().info.status)  # it may have ended meanwhile
-        if now != status or now in (*FINAL_STATUSES, said):
-            return now
-        self._client.update_run(self._run_id, status=said)
-        return said
+        current = str(self._get_run().info.status)  # it may have ended meanwhile
+        if current != status or current in (*FINAL_STATUSES, job_status):
+            return current
+        self._client.update_run(self._run_id, status=job_status)
+        return job_status
 
-    def tail(self) -> "Tail":
-        """The job's logs."""
-        return tail_of(self._run().data.tags, self.job_id)
+    def make_logs(self) -> JobLogs:
+        """Make the reader of the job's logs."""
+        return make_job_logs(self._get_run().data.tags, self.job_id)
 
-    def _run(self) -> Any:
+    def _find_job_to_cancel(self) -> tuple[Job | None, str]:
+        """The job, if SLURM has it and answers, and what a cancel does to it."""
+        try:
+            job = self.find_job()
+            return job, "cancelled" if job else FORGOTTEN_MESSAGE
+        except JobNotFoundError:
+            return None, FORGOTTEN_MESSAGE
+        except SlurmUnavailableError as error:
+            _logger.warning("SLURM does not say how job %s goes (%s)", self.job_id, error)
+            return None, "cancelled"
+
+    def _get_run(self) -> "Run":
         return self._client.get_run(self._run_id)
 
 
-def locate(pattern: str, job_id: str, job_name: str) -> Path | None:
-    """Find the file that SLURM made of a pattern, if there is one yet.
+def find_submitted_run(run_id: str) -> SlurmRun:
+    """Find a run that was submitted, perhaps by another process.
 
     Args:
-        pattern: An absolute path with sbatch's %j and others ("filename pattern" in sbatch(1)).
-        job_id: The job's number.
-        job_name: Its name.
-    """
-    parts = [glob.escape(part) for part in fill(pattern, job_id, job_name).split("\0")]
-    found = sorted(glob.glob("*".join(parts)))
-    return Path(found[-1]) if found else None
-
-
-def fill(pattern: str, job_id: str, job_name: str, unknown: str = "\0") -> str:
-    """Fill in a pattern as far as it is known before the job starts.
-
-    Args:
-        pattern: A file name with sbatch's %j and others.
-        job_id: The job's number.
-        job_name: Its name.
-        unknown: What stands for the others, such as %N, the first node.
-    """
-    known = {"j": job_id, "A": job_id, "x": job_name, "%": "%"}
-
-    def expand(found: re.Match[str]) -> str:
-        width, letter = found[1], found[2]
-        text = known.get(letter, unknown)
-        return text.zfill(int(width)) if width and letter in "jA" else text
-
-    return re.sub(r"%(\d*)([A-Za-z%])", expand, pattern)
-
-
-class Tail:
-    """What is new in some logs, each time that it is asked.
-
-    Args:
-        patterns: Those of the logs.
-        job_id: The job's number.
-        job_name: Its name.
-    """
-
-    def __init__(self, patterns: list[str], job_id: str, job_name: str) -> None:
-        self.patterns, self.job_id, self.job_name = patterns, job_id, job_name
-        self._read: dict[Path, int] = {}
-
-    def files(self) -> list[Path]:
-        """The logs that there are, stdout first."""
-        found = (locate(each, self.job_id, self.job_name) for each in self.patterns)
-        return list(dict.fromkeys(path for path in found if path))
-
-    def expected(self) -> list[str]:
-        """Where the logs would be, with a * for what only SLURM knows."""
-        names = (fill(each, self.job_id, self.job_name, "*") for each in self.patterns)
-        return list(dict.fromkeys(names))
-
-    def new(self) -> Iterator[str]:
-        """The text that was written since the last call."""
-        for path in self.files():
-            with path.open("rb") as file:
-                read = self._read.get(path, 0)
-                # A job that is requeued may start its log anew.
-                file.seek(read if read <= file.seek(0, os.SEEK_END) else 0)
-                text = file.read()
-                self._read[path] = file.tell()
-            if text:
-                yield text.decode(errors="replace")
-
-
-def tail_of(tags: Mapping[str, str], job_id: str) -> Tail:
-    """The logs of a run's job, by the run's tags."""
-    patterns = [tags[name] for name in ("slurm_output", "slurm_error") if name in tags]
-    return Tail(patterns, job_id.partition(";")[0], tags.get("slurm_job_name", ""))
-
-
-def kept_logs(run_id: str) -> Iterator[str]:
-    """The logs among a run's artifacts, for where its folder was cleared."""
-    from mlflow import MlflowClient
-
-    client = MlflowClient()
-    with tempfile.TemporaryDirectory() as folder:
-        for each in client.list_artifacts(run_id, "slurm"):
-            if Path(each.path).name not in ("job.sh", "backend_config.json"):
-                path = client.download_artifacts(run_id, each.path, folder)
-                yield Path(path).read_text(errors="replace")
-
-
-def absolute(folder: Path, name: str) -> str:
-    """A log's pattern where SLURM would take it to be, in the job's folder."""
-    return os.path.join(str(folder).replace("%", "%%"), name)
-
-
-def find_job_id(run: Any) -> str:
-    """The id of a run's job, by the run's folder where the submission was killed; or nothing."""
-    tags = run.data.tags
-    if job_id := tags.get("slurm_job_id"):
-        return str(job_id)
-    # The run's jobs before a resume have the folder too.
-    return client.find_by_folder(Path(tags["slurm_folder"]), list_job_numbers(tags))
-
-
-def list_job_numbers(tags: Mapping[str, str]) -> list[str]:
-    """The numbers of a run's jobs that have started."""
-    return tags.get("slurm_job_ids", "").split(",")
-
-
-def of_run(run_id: str) -> SlurmRun:
-    """The job of a run that was submitted, perhaps by another process.
-
-    Args:
-        run_id: The run's id, or the first eight or more digits of it.
+        run_id: The run's id, or its first eight or more digits.
 
     Raises:
-        ValueError: There is no such run, or it is none of this backend.
-        OSError: There are no runs here, or it has no job.
+        ValueError: There is no such run, or the run is not one of this backend.
+        OSError: There is no tracking store, or the run has no job.
     """
     from pyclassify.tracking import search
 
@@ -298,8 +262,83 @@ def of_run(run_id: str) -> SlurmRun:
         raise ValueError(
             f"the run {run_id} is none of the backend slurm; `mlflow run --backend slurm` makes one"
         )
-    ended = run.info.status in FINAL_STATUSES  # else its submission may have been killed
-    job_id = tags.get("slurm_job_id", "") if ended else find_job_id(run)
+    has_ended = run.info.status in FINAL_STATUSES  # else its submission may have been killed
+    job_id = tags.get("slurm_job_id", "") if has_ended else find_job_id(run)
     if not job_id:
         raise SlurmError(f"the run {run_id} has no job: SLURM did not take it, see its description")
     return SlurmRun(run_id, job_id)
+
+
+def find_job_id(run: "Run") -> str:
+    """Find the id of a run's job, by the run's folder where its submission was killed.
+
+    Returns:
+        The id; empty where there is no job.
+
+    Raises:
+        SlurmError: squeue fails.
+    """
+    tags = run.data.tags
+    if job_id := tags.get("slurm_job_id"):
+        return str(job_id)
+    # The run's jobs before a resume have the folder too.
+    return client.find_job_by_folder(Path(tags["slurm_folder"]), list_started_jobs(tags))
+
+
+def list_started_jobs(tags: Mapping[str, str]) -> list[str]:
+    """List the numbers of a run's jobs that have started, by the run's tags."""
+    return tags.get("slurm_job_ids", "").split(",")
+
+
+def make_job_logs(tags: Mapping[str, str], job_id: str) -> JobLogs:
+    """Make the reader of the logs of a run's job.
+
+    Args:
+        tags: The run's tags.
+        job_id: The job, as sbatch gave it.
+    """
+    patterns = [tags[name] for name in ("slurm_output", "slurm_error") if name in tags]
+    return JobLogs(patterns, job_id.partition(";")[0], tags.get("slurm_job_name", ""))
+
+
+def read_logged_job_logs(run_id: str) -> Iterator[str]:
+    """Read the job's logs from the run's artifacts, for a run whose folder was removed."""
+    from mlflow import MlflowClient
+
+    store = MlflowClient()
+    with tempfile.TemporaryDirectory() as folder:
+        for artifact in store.list_artifacts(run_id, ARTIFACT_FOLDER):
+            if Path(artifact.path).name not in ("job.sh", "backend_config.json"):
+                path = store.download_artifacts(run_id, artifact.path, folder)
+                yield Path(path).read_text(errors="replace")
+
+
+def make_absolute_pattern(folder: Path, pattern: str) -> str:
+    """Make a log's pattern absolute, as SLURM does from the job's working directory."""
+    return os.path.join(str(folder).replace("%", "%%"), pattern)
+
+
+def expand_pattern(pattern: str, job_id: str, job_name: str, unknown: str) -> str:
+    """Expand sbatch's filename pattern as far as it is known before the job starts.
+
+    Args:
+        pattern: A file name with sbatch's %j and others.
+        job_id: The job's number.
+        job_name: The job's name.
+        unknown: What replaces the others, such as %N, the first node.
+    """
+    known = {"j": job_id, "A": job_id, "x": job_name, "%": "%"}
+
+    def expand(match: re.Match[str]) -> str:
+        width, letter = match[1], match[2]
+        text = known.get(letter, unknown)
+        return text.zfill(int(width)) if width and letter in "jA" else text
+
+    return re.sub(r"%(\d*)([A-Za-z%])", expand, pattern)
+
+
+def _find_log(pattern: str, job_id: str, job_name: str) -> Path | None:
+    """Find the file that SLURM has made from a pattern, if there is one yet."""
+    parts = expand_pattern(pattern, job_id, job_name, unknown="\0").split("\0")
+    paths = sorted(glob.glob("*".join(glob.escape(part) for part in parts)))
+    return Path(paths[-1]) if paths else None

@@ -186,5 +186,5 @@ def test_documentation_has_the_keys():
 
 def test_documentation_has_the_states():
     text = Path("docs/slurm.md").read_text()
-    states = [f"| `{name}` | {each.status} | {each.words} |" for name, each in STATES.items()]
+    states = [f"| `{name}` | {each.status} | {each.reason} |" for name, each in STATES.items()]
     assert "\n".join(states) in text

@@ -19,7 +19,7 @@ from tests.support.stores import experiment_id
 @pytest.fixture
 def store(store, tmp_path, monkeypatch):
     """An `MlflowClient`; nothing waits between tries at SLURM."""
-    monkeypatch.setattr(client, "PAUSES", (0.0,))
+    monkeypatch.setattr(client, "RETRY_DELAYS_SECONDS", (0.0,))
     (tmp_path / "bin").mkdir()
     slurm_jobs.first_on_path(monkeypatch, tmp_path / "bin")
     return store
@@ -314,15 +314,15 @@ def test_job_that_is_found_by_its_folder_is_named_and_so_are_its_logs(
 def test_run_that_is_resumed_while_slurm_is_asked_stays(store, answer, tmp_path, monkeypatch):
     run_id = make(store, tmp_path, 7)
     answer(row(7, "TIMEOUT"))
-    ask = client.ask
+    list_accounting = client.list_accounting
 
-    def ask_and_resume(*args):
-        known = ask(*args)
+    def list_and_resume(*args):
+        accounting = list_accounting(*args)
         store.update_run(run_id, status="SCHEDULED")
         store.set_tag(run_id, "slurm_job_id", "")
-        return known
+        return accounting
 
-    monkeypatch.setattr(client, "ask", ask_and_resume)
+    monkeypatch.setattr(client, "list_accounting", list_and_resume)
 
     assert main(["slurm", "reconcile"]) == 0
 

@@ -6,16 +6,20 @@ import pytest
 from mlflow.exceptions import MlflowException
 
 from pyclassify.slurm import reporter
-from pyclassify.slurm import status as reconcile
 from pyclassify.slurm.states import STATES, Job
-from pyclassify.slurm.status import Ending
+from pyclassify.slurm.status import (
+    Outcome,
+    apply_outcome,
+    derive_outcome,
+    derive_script_outcome,
+)
 from pyclassify.spool import records
 from pyclassify.spool.uploader import Uploader
 from tests.support.phrases import mentions
 from tests.support.slurm_jobs import artifacts, note
 from tests.support.stores import experiment_id
 
-FELL, MADE_ROOM, LATE = (STATES[name].words for name in ("NODE_FAIL", "PREEMPTED", "DEADLINE"))
+FELL, MADE_ROOM, LATE = (STATES[name].reason for name in ("NODE_FAIL", "PREEMPTED", "DEADLINE"))
 
 
 @pytest.fixture
@@ -53,7 +57,7 @@ def job(run_id, tmp_path, monkeypatch):
     ],
 )
 def test_queue_tells_why_where_accounting_is_late_or_absent(said, status, words):
-    assert reconcile.of_script(143, said) == Ending(status, words, "FAILED" not in said)
+    assert derive_script_outcome(143, said) == Outcome(status, words, "FAILED" not in said)
 
 
 @pytest.mark.parametrize(
@@ -68,54 +72,54 @@ def test_queue_tells_why_where_accounting_is_late_or_absent(said, status, words)
 def test_what_the_script_guessed_gives_way_to_what_slurm_says(
     said, state, status, words, client, run_id
 ):
-    ended = reconcile.find_ending(Job("7", state))
-    reconcile.settle(client, run_id, reconcile.of_script(143, said), "7", [])
+    outcome = derive_outcome(Job("7", state))
+    apply_outcome(client, run_id, derive_script_outcome(143, said), "7", [])
 
     for _ in range(2):
-        assert reconcile.settle(client, run_id, ended, "7", []) == status
+        assert apply_outcome(client, run_id, outcome, "7", []) == status
 
     run = client.get_run(run_id)
     assert (run.info.status, note(run)) == (status, f"SLURM job 7: {words}.")
 
 
 def test_what_slurm_says_stays_whatever_it_says_later(client, run_id):
-    reconcile.settle(client, run_id, reconcile.of_script(143, "COMPLETING TimeLimit\n"), "7", [])
+    apply_outcome(client, run_id, derive_script_outcome(143, "COMPLETING TimeLimit\n"), "7", [])
 
-    ended = reconcile.find_ending(Job("7", "CANCELLED"))
-    assert reconcile.settle(client, run_id, ended, "7", []) == "FAILED"
+    outcome = derive_outcome(Job("7", "CANCELLED"))
+    assert apply_outcome(client, run_id, outcome, "7", []) == "FAILED"
 
 
 def test_second_ending_of_a_job_takes_the_place_of_the_first(client, run_id, tmp_path, monkeypatch):
     (tmp_path / "err").write_text("one\n\n```\n\ntwo\n")
     client.set_tag(run_id, "mlflow.note.content", "Mine.")
-    reconcile.settle(client, run_id, Ending("KILLED", "first"), "7", [tmp_path / "err"])
+    apply_outcome(client, run_id, Outcome("KILLED", "first"), "7", [tmp_path / "err"])
     client.set_tag(run_id, "mlflow.note.content", note(client.get_run(run_id)) + "\n\nMine too.")
     (tmp_path / "err").unlink()
     monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
 
-    assert reporter.start(run_id, "7", tmp_path) == 0
+    assert reporter.report_start(run_id, "7", tmp_path) == 0
     assert note(client.get_run(run_id)) == "Mine.\n\nMine too."
-    reconcile.settle(client, run_id, Ending("FAILED", "second"), "7", [])
+    apply_outcome(client, run_id, Outcome("FAILED", "second"), "7", [])
 
     # the form of this message
     assert note(client.get_run(run_id)) == "Mine.\n\nMine too.\n\nSLURM job 7: second."
 
 
 def test_status_of_the_training_after_a_requeue_is_no_guess(client, run_id, tmp_path, monkeypatch):
-    reconcile.settle(client, run_id, reconcile.of_script(143, "COMPLETING None\n"), "7", [])
+    apply_outcome(client, run_id, derive_script_outcome(143, "COMPLETING None\n"), "7", [])
     monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
-    reporter.start(run_id, "7", tmp_path)
+    reporter.report_start(run_id, "7", tmp_path)
     client.set_terminated(run_id, "FAILED")
 
-    ended = reconcile.find_ending(Job("7", "CANCELLED"))
-    assert reconcile.settle(client, run_id, ended, "7", []) == "FAILED"
+    outcome = derive_outcome(Job("7", "CANCELLED"))
+    assert apply_outcome(client, run_id, outcome, "7", []) == "FAILED"
 
 
 def test_run_that_finished_says_nothing_of_an_earlier_ending(client, run_id):
-    reconcile.settle(client, run_id, Ending("KILLED", "why"), "7;west", [])
+    apply_outcome(client, run_id, Outcome("KILLED", "why"), "7;west", [])
     client.set_terminated(run_id, "FINISHED")
 
-    reconcile.settle(client, run_id, Ending("FINISHED"), "7", [])
+    apply_outcome(client, run_id, Outcome("FINISHED"), "7", [])
 
     assert note(client.get_run(run_id)) == ""
 
@@ -130,7 +134,7 @@ def test_what_an_earlier_start_left_in_the_spool_does_not_undo_a_later_one(
     spool.set_tag(run_id, "slurm_job_ids", "6")
     monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
 
-    reporter.start(run_id, "7", tmp_path)
+    reporter.report_start(run_id, "7", tmp_path)
     Uploader(tmp_path / "spool" / run_id, client).deliver()
 
     run = client.get_run(run_id)
@@ -231,7 +235,7 @@ def test_job_starts_nothing_while_an_older_one_of_its_run_lives(
 ):
     client.update_run(run_id, status="SCHEDULED")
 
-    assert reporter.main(["start", "6 RUNNING"]) == reporter.STAYS
+    assert reporter.main(["start", "6 RUNNING"]) == reporter.NOTHING_STARTED_EXIT_CODE
 
     said = capsys.readouterr().err
     assert mentions(said, run_id, "RUNNING", "`scancel 6`", f"`pyclassify slurm resume {run_id}`")
@@ -247,7 +251,7 @@ def test_job_of_a_run_that_has_ended_starts_nothing(how, client, run_id, job, ca
         client.set_terminated(run_id, how)
     before = client.get_run(run_id).to_dictionary()
 
-    assert reporter.main(["start"]) == reporter.STAYS
+    assert reporter.main(["start"]) == reporter.NOTHING_STARTED_EXIT_CODE
 
     assert mentions(capsys.readouterr().err, run_id, how)
     assert client.get_run(run_id).to_dictionary() == before

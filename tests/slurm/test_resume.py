@@ -78,7 +78,7 @@ def test_second_job_of_a_run_starts_nothing_while_the_first_lives(slurm, tmp_pat
 @pytest.fixture
 def killed(store, tmp_path, monkeypatch):
     """Make a KILLED run of job 4, which has ended; SLURM refuses every other."""
-    monkeypatch.setattr(client, "PAUSES", ())
+    monkeypatch.setattr(client, "RETRY_DELAYS_SECONDS", ())
     (tmp_path / "bin").mkdir()
     slurm_jobs.first_on_path(monkeypatch, tmp_path / "bin")
     slurm_jobs.put(tmp_path / "bin", "squeue", say("4|TIMEOUT|TimeLimit|n1|1:00\n"))

@@ -2,12 +2,17 @@
 
 import pytest
 
-from pyclassify.slurm import status as reconcile
 from pyclassify.slurm.states import STATES, Job
-from pyclassify.slurm.status import Ending
+from pyclassify.slurm.status import (
+    STOPPED,
+    Outcome,
+    apply_outcome,
+    derive_outcome,
+    derive_script_outcome,
+)
 from tests.support.stores import experiment_id
 
-LIMIT, MEMORY, FELL = (STATES[name].words for name in ("TIMEOUT", "OUT_OF_MEMORY", "NODE_FAIL"))
+LIMIT, MEMORY, FELL = (STATES[name].reason for name in ("TIMEOUT", "OUT_OF_MEMORY", "NODE_FAIL"))
 
 
 @pytest.mark.parametrize(
@@ -32,21 +37,21 @@ LIMIT, MEMORY, FELL = (STATES[name].words for name in ("TIMEOUT", "OUT_OF_MEMORY
         (143, "COMPLETING BeginTime\nREQUEUED", "SCHEDULED", ""),
         (143, "PENDING BeginTime\nPENDING", "SCHEDULED", ""),
         (143, "REQUEUED\nPREEMPTED", "SCHEDULED", ""),  # it made room for another
-        (75, "RUNNING None\nRUNNING", "KILLED", reconcile.STOPPED.words),
+        (75, "RUNNING None\nRUNNING", "KILLED", STOPPED.reason),
         (75, "COMPLETING TimeLimit\nTIMEOUT\nRUNNING", "FAILED", LIMIT),
         (75, "RUNNING None\nRUNNING\nRUNNING\nOUT_OF_MEMORY", "FAILED", MEMORY),
     ],
 )
 def test_end_of_the_script_is_what_slurm_says(code, said, status, words):
-    ending = reconcile.of_script(code, said)
-    assert (ending.status, ending.words) == (status, words)
+    outcome = derive_script_outcome(code, said)
+    assert (outcome.status, outcome.reason) == (status, words)
 
 
 @pytest.mark.parametrize("by", ["by 4000000000", "by someone"])
 def test_canceler_without_an_account_here_is_named_as_slurm_does(by):
-    ending = reconcile.find_ending(Job("7", "CANCELLED", by))
+    outcome = derive_outcome(Job("7", "CANCELLED", by))
 
-    assert (ending.status, ending.words) == ("KILLED", f"the job was cancelled {by}")
+    assert (outcome.status, outcome.reason) == ("KILLED", f"the job was cancelled {by}")
 
 
 @pytest.mark.parametrize(
@@ -65,7 +70,7 @@ def test_status_of_the_training_stays_unless_its_job_failed(before, ending, afte
     if before != "RUNNING":
         store.set_terminated(run_id, before)
 
-    assert reconcile.settle(store, run_id, Ending(ending, "why"), "7", []) == after
+    assert apply_outcome(store, run_id, Outcome(ending, "why"), "7", []) == after
     assert store.get_run(run_id).info.status == after
 
 
@@ -75,7 +80,7 @@ def test_reason_is_told_once_after_what_the_description_says(store, tmp_path):
     (tmp_path / "err").write_text("long\n" * 9999 + "see https://me:pass@host/\nthe last line\n")
 
     for _ in range(2):
-        reconcile.settle(store, run_id, Ending("FAILED", "why"), "7", [tmp_path / "err"])
+        apply_outcome(store, run_id, Outcome("FAILED", "why"), "7", [tmp_path / "err"])
 
     note = store.get_run(run_id).data.tags["mlflow.note.content"]
     assert note.startswith("Mine.\n\nSLURM job 7: why.\n\nThe last lines of stderr:\n\n```\nlong\n")

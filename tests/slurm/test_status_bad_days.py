@@ -7,7 +7,7 @@ import pytest
 from pyclassify.cli import main
 from pyclassify.slurm import client as programs
 from pyclassify.slurm.states import STATES
-from pyclassify.slurm.submitted_run import SlurmRun, tail_of
+from pyclassify.slurm.submitted_run import SlurmRun, make_job_logs
 from tests.support import slurm_jobs
 from tests.support.phrases import mentions
 from tests.support.slurm_jobs import note, say, say_in_turn
@@ -15,15 +15,15 @@ from tests.support.stores import experiment_id
 
 GONE = say(stderr="slurm_load_jobs error: Invalid job id specified\n", code=1)
 DOWN = ("", "slurm_load_jobs error: Unable to contact slurm controller (connect failure)\n", 1)
-LIMIT = STATES["TIMEOUT"].words
+LIMIT = STATES["TIMEOUT"].reason
 PENDING, RUNNING = ("4|PENDING|BeginTime||0:00\n",), ("4|RUNNING|None|n1|0:01\n",)
 
 
 @pytest.fixture
 def put(monkeypatch, tmp_path):
     """Put a program in the place of one of SLURM's; squeue has no job, and sacct's 4 timed out."""
-    monkeypatch.setattr(programs, "PAUSES", ())
-    monkeypatch.setattr("pyclassify.slurm.cli._POLL", 0.0)
+    monkeypatch.setattr(programs, "RETRY_DELAYS_SECONDS", ())
+    monkeypatch.setattr("pyclassify.slurm.cli._LOG_POLL_SECONDS", 0.0)
     slurm_jobs.first_on_path(monkeypatch, tmp_path)
     slurm_jobs.put(tmp_path, "squeue", GONE)
     slurm_jobs.put(tmp_path, "scancel", GONE)
@@ -103,13 +103,13 @@ def test_running_is_scheduled_again_only_after_a_requeue(answers, status, runnin
 def test_status_set_while_slurm_is_asked_stays(running, client, put, monkeypatch):
     submitted = SlurmRun(running(), "4")
     put("squeue", PENDING)
-    ask = submitted.ask
+    poll_job = submitted.poll_job
 
-    def end_and_ask():
+    def end_and_poll():
         client.set_terminated(submitted.run_id, "FINISHED")
-        return ask()
+        return poll_job()
 
-    monkeypatch.setattr(submitted, "ask", end_and_ask)
+    monkeypatch.setattr(submitted, "poll_job", end_and_poll)
 
     assert submitted.get_status() == "FINISHED"
     assert client.get_run(submitted.run_id).info.status == "FINISHED"
@@ -124,14 +124,14 @@ def test_logs_are_followed_though_the_controller_is_silent(running, put, tmp_pat
 
 
 def test_log_that_a_requeue_began_anew_is_shown_from_its_beginning(running, client, tmp_path):
-    tail = tail_of(client.get_run(running()).data.tags, "4")
+    logs = make_job_logs(client.get_run(running()).data.tags, "4")
     log = tmp_path / "-4-n1.out"
 
     log.write_text("the first attempt\n")
-    assert [*tail.new()] == ["the first attempt\n"]
+    assert [*logs.read_new()] == ["the first attempt\n"]
     log.write_text("again\n")
-    assert [*tail.new()] == ["again\n"]
-    assert [*tail.new()] == []
+    assert [*logs.read_new()] == ["again\n"]
+    assert [*logs.read_new()] == []
 
 
 def test_ended_job_without_a_log_asks_where_slurm_could_write(running, tmp_path, capsys):

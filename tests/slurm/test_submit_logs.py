@@ -10,7 +10,7 @@ def test_log_folders_are_made(tmp_path):
     read = config.parse_config(
         {"output": "logs/out/%j.out", "error": str(tmp_path / "else/%j.err")}
     )
-    submit.make_folders_of_logs(tmp_path / "run", read)
+    submit.make_log_folders(tmp_path / "run", read)
     assert (tmp_path / "run/logs/out").is_dir()
     assert (tmp_path / "else").is_dir()
 
@@ -19,7 +19,7 @@ def test_folder_that_cannot_be_made_is_named(tmp_path):
     (tmp_path / "job.sh").touch()
     read = config.parse_config({"output": "job.sh/%j.out"})
     with pytest.raises(OSError, match=r'job\.sh.*"output"'):
-        submit.make_folders_of_logs(tmp_path, read)
+        submit.make_log_folders(tmp_path, read)
 
 
 def test_name_of_a_project_makes_a_file_name(tmp_path):

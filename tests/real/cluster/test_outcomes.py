@@ -40,7 +40,7 @@ def outcomes(cluster, empty_store, tmp_path_factory):
     folder = tmp_path_factory.mktemp("outcomes")
     with pytest.MonkeyPatch.context() as patch:
         slurm_jobs.enter(patch, cluster, empty_store, folder)
-        patch.setattr(client, "PAUSES", (0.5,))  # how patient it is, test_slurm_client.py tells
+        patch.setattr(client, "RETRY_DELAYS_SECONDS", (0.5,))  # see tests/slurm/test_client.py
         submissions = Submissions(cluster, slurm_jobs.write_foreign_project(folder / "project"))
         yield (
             submissions,
