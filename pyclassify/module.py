@@ -67,7 +67,7 @@ class Classifier(LightningModule):
         self.layout = torch.channels_last if channels_last else torch.contiguous_format
         self.model = model(num_classes=num_classes).to(memory_format=self.layout)
         self.weights, self.compile_network = weights, compile
-        self._frozen = finetuning.freeze(self.model, freeze)
+        self._frozen = finetuning.freeze_parameters(self.model, freeze)
         self.preprocess = Preprocess()  # for bytes of a data module that is not ours
         accuracy = MulticlassAccuracy(num_classes, average="micro", validate_args=False)
         self.train_accuracy = accuracy
@@ -89,7 +89,7 @@ class Classifier(LightningModule):
         """Load the initial weights, unless training resumes from a checkpoint, and compile."""
         resumes = getattr(self.trainer, "resumes_training", False)
         if stage == "fit" and self.weights is not None and not resumes:
-            rank_zero_info(finetuning.load(self.model, self.num_classes, self.weights))
+            rank_zero_info(finetuning.load_weights(self.model, self.num_classes, self.weights))
             self.weights = None  # a second call of fit continues from the first
         if stage == "fit" and self.compile_network:
             self.model.compile()
@@ -198,7 +198,7 @@ class Classifier(LightningModule):
         mixed = self.trainer.precision == "16-mixed"
         clipped = self.trainer.precision == "bf16-mixed" and self.trainer.gradient_clip_val
         fused = not (mixed or clipped)
-        trainable = finetuning.learning(self.parameters())
+        trainable = finetuning.trainable_parameters(self.parameters())
         return torch.optim.Adam(trainable, self.learning_rate, fused=fused)
 
 

@@ -48,11 +48,11 @@ from pyclassify.tracking.ui import (
     link_runs,
 )
 from pyclassify.training.checkpoints import BestCheckpoint, read_data_state
-from pyclassify.training.distributed import parting
+from pyclassify.training.distributed import destroy_process_group_on_exit
 from pyclassify.training.exact_resume import Resume
-from pyclassify.training.finetuning import learning
-from pyclassify.training.optim import WarmupCosine, count_steps, spare_biases
-from pyclassify.training.prediction_writer import WriteTable, check_output
+from pyclassify.training.finetuning import trainable_parameters
+from pyclassify.training.optim import WarmupCosine, count_steps, exclude_from_weight_decay
+from pyclassify.training.prediction_writer import PredictionWriter, check_output
 from pyclassify.training.trainer import LaunchCheck, Trainer
 from pyclassify.utils.options import UNSET, list_settings
 
@@ -194,9 +194,9 @@ class Cli(LightningCLI):
     ) -> Any:
         """Leave out of a named optimizer, which LightningCLI makes of all, what does not learn."""
         for group in optimizer.param_groups:
-            group["params"][:] = learning(group["params"])
+            group["params"][:] = trainable_parameters(group["params"])
         if not getattr(lightning_module, "decay_biases", True):
-            spare_biases(optimizer, lr_scheduler)
+            exclude_from_weight_decay(optimizer, lr_scheduler)
         if isinstance(lr_scheduler, WarmupCosine):
             return lr_scheduler.configure(count_steps(lightning_module.trainer))
         return LightningCLI.configure_optimizers(lightning_module, optimizer, lr_scheduler)
@@ -238,7 +238,7 @@ class Cli(LightningCLI):
     @rank_zero_only
     def after_predict(self) -> None:
         for each in self.trainer.callbacks:  # type: ignore[attr-defined]
-            if isinstance(each, WriteTable) and each.count:
+            if isinstance(each, PredictionWriter) and each.count:
                 summarise_table(each)
 
     @rank_zero_only
@@ -267,7 +267,7 @@ def run(args: list[str], given: list[str] | None = None) -> None:
     """
     quieten()
     _record_defining_modules()
-    with parting(), tempfile.TemporaryDirectory() as downloads:
+    with destroy_process_group_on_exit(), tempfile.TemporaryDirectory() as downloads:
         Cli(
             downloads,
             pl.LightningModule,
@@ -404,7 +404,7 @@ def summarise(
     sys.stdout.write("".join(f"\n{what}:\n{link}\n" for what, link in links.items()))
 
 
-def summarise_table(table: WriteTable) -> None:
+def summarise_table(table: PredictionWriter) -> None:
     """Write where the predictions are, and of how many images, to standard output."""
     lines = {"predictions": str(table.path.absolute()), "images": f"{table.count:,}"}
     if table.unreadable:

@@ -24,7 +24,7 @@ from pyclassify.tracking.prediction_table import (
     log_predictions,
 )
 from pyclassify.tracking.run import warn_on_error
-from pyclassify.training.distributed import gather
+from pyclassify.training.distributed import gather_tensors
 
 
 class PredictionLogger(Callback):
@@ -79,7 +79,7 @@ class PredictionLogger(Callback):
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         own = [torch.cat(column).cpu() for column in zip(*self._batches, strict=True)]
         self._batches = []
-        gathered = gather(own) if trainer.world_size > 1 else [own]
+        gathered = gather_tensors(own) if trainer.world_size > 1 else [own]
         if not any(gathered):
             return
         columns = [torch.cat(column) for column in zip(*gathered, strict=True)]

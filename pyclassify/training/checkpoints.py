@@ -21,16 +21,16 @@ _CHUNK = 1 << 20
 WRITE_SECONDS = 120.0  # that a checkpoint may take once a stop is asked for
 
 
-_first: list[Callable[[], None]] = []
+_pre_save_hooks: list[Callable[[], None]] = []
 
 
-def keep_first(keep: Callable[[], None]) -> None:
+def set_pre_save_hook(keep: Callable[[], None]) -> None:
     """Have a log kept by the disk before each checkpoint to go on from, which must not be ahead.
 
     Args:
         keep: Called by the process that writes; an OSError of its own means that none is written.
     """
-    _first[:] = [keep]
+    _pre_save_hooks[:] = [keep]
 
 
 def find_data_state(checkpoint: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
@@ -72,9 +72,9 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             super().save_checkpoint(checkpoint, path, storage_options)
         else:
             hashed = _STEP.fullmatch(Path(path).name) is not None
-            for keep in _first if hashed else ():
+            for keep in _pre_save_hooks if hashed else ():
                 keep()
-            write(checkpoint, Path(path), hashed)
+            write_checkpoint(checkpoint, Path(path), hashed)
 
 
 class _Hashing:
@@ -91,7 +91,7 @@ class _Hashing:
         self.file.flush()
 
 
-def write(checkpoint: dict[str, Any], path: Path, hashed: bool) -> None:
+def write_checkpoint(checkpoint: dict[str, Any], path: Path, hashed: bool) -> None:
     """Write a checkpoint under another name, have the disk keep it, and only then name it.
 
     Args:
@@ -117,15 +117,15 @@ def write(checkpoint: dict[str, Any], path: Path, hashed: bool) -> None:
             os.fsync(file.fileno())
         if hashed:
             line = f"{hashing.digest.hexdigest()}  {path.name}\n"
-            files.write_atomically(_digest_of(path), line)
+            files.write_atomically(_digest_path(path), line)
         part.replace(path)
-        _keep_folder(path.parent)
+        _fsync_folder(path.parent)
     except BaseException:
         part.unlink(missing_ok=True)
         raise
 
 
-def _keep_folder(folder: Path) -> None:
+def _fsync_folder(folder: Path) -> None:
     opened = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(opened)
@@ -133,63 +133,63 @@ def _keep_folder(folder: Path) -> None:
         os.close(opened)
 
 
-def name(folder: Path, step: int) -> Path:
+def checkpoint_path(folder: Path, step: int) -> Path:
     """The checkpoint of a step, by which they are in order: step=00000300.ckpt."""
     return folder / f"step={step:08}.ckpt"
 
 
-def step_of(path: Path | str) -> int:
+def parse_step(path: Path | str) -> int:
     """The step that a resumable checkpoint was written at."""
     return int(_STEP.fullmatch(Path(path).name)[1])  # type: ignore[index]
 
 
-def newest(folder: Path) -> Path | None:
+def find_newest(folder: Path) -> Path | None:
     """Find the newest checkpoint that is whole; those that are not are set aside.
 
     Args:
         folder: That of resumable checkpoints; it need not be there.
     """
     for path in _newest_first(folder):
-        why = _damage(path)
+        why = _find_damage(path)
         if not why:
             return path
         rank_zero_warn(
             f"the checkpoint {path} is damaged ({why}) and now called {path.name}.damaged; "
             "going on from the one before"
         )
-        set_aside(path)
+        _quarantine(path)
     return None
 
 
-def set_aside(path: Path) -> None:
+def _quarantine(path: Path) -> None:
     """Rename a checkpoint that is not whole, and its hash."""
-    for each in (path, _digest_of(path)):
+    for each in (path, _digest_path(path)):
         if each.exists():
             each.replace(f"{each}.damaged")
 
 
-def prune(folder: Path, keep: int) -> None:
+def prune_checkpoints(folder: Path, keep: int) -> None:
     """Remove all but the newest checkpoints, and what a kill has left half written."""
     for path in list(_newest_first(folder))[keep:]:
         path.unlink(missing_ok=True)
-        _digest_of(path).unlink(missing_ok=True)
+        _digest_path(path).unlink(missing_ok=True)
     for path in folder.glob(".step=*.part"):
         path.unlink(missing_ok=True)
 
 
 def _newest_first(folder: Path) -> Iterator[Path]:
     found = folder.iterdir() if folder.is_dir() else ()
-    yield from sorted((p for p in found if _STEP.fullmatch(p.name)), key=step_of, reverse=True)
+    yield from sorted((p for p in found if _STEP.fullmatch(p.name)), key=parse_step, reverse=True)
 
 
-def _digest_of(path: Path) -> Path:
+def _digest_path(path: Path) -> Path:
     return path.with_name(path.name + ".sha256")
 
 
-def _damage(path: Path) -> str:
+def _find_damage(path: Path) -> str:
     """What is wrong with a checkpoint, nothing if it is whole."""
     try:
-        expected = _digest_of(path).read_text().split(" ")[0]
+        expected = _digest_path(path).read_text().split(" ")[0]
     except (OSError, UnicodeDecodeError):
         return "its .sha256 is missing"
     with path.open("rb") as file:

@@ -9,10 +9,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-SECONDS = 2.0  # between two agreements, which take a fraction of a millisecond each
+SYNC_SECONDS = 2.0  # between two agreements, which take a fraction of a millisecond each
 
 
-class Agreement:
+class StopSynchronizer:
     """Agrees each so many steps, on the host: the devices are not waited for."""
 
     def __init__(self) -> None:
@@ -31,12 +31,12 @@ class Agreement:
             dist.destroy_process_group(self._group)
             self._group = None
 
-    def is_next(self) -> bool:
+    def should_sync(self) -> bool:
         """Count a step, and tell whether to agree now, which is the same in all processes."""
         self._wait, self._passed = self._wait - 1, self._passed + 1
         return self._wait <= 0
 
-    def reach(self, signum: int, due: bool) -> tuple[int, bool]:
+    def all_reduce_stop(self, signum: int, due: bool) -> tuple[int, bool]:
         """Agree.
 
         Args:
@@ -51,7 +51,7 @@ class Agreement:
         now = time.monotonic()
         seconds, self._last = (now - self._last) / max(self._passed, 1), now
         first = dist.get_rank() == 0
-        steps = max(1, min(1000, int(SECONDS / max(seconds, 1e-6))))
+        steps = max(1, min(1000, int(SYNC_SECONDS / max(seconds, 1e-6))))
         notes = torch.tensor([signum, int(first and due), steps if first else 0])
         dist.all_reduce(notes, dist.ReduceOp.MAX, self._group)
         agreed, writes, self._wait = notes.tolist()
@@ -67,7 +67,7 @@ class Agreement:
         return ranks
 
 
-def gather(mine: list[Tensor]) -> list[list[Tensor]]:
+def gather_tensors(mine: list[Tensor]) -> list[list[Tensor]]:
     """Each process's tensors, which may differ in length; all processes call it."""
     everyone: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(everyone, mine)
@@ -75,7 +75,7 @@ def gather(mine: list[Tensor]) -> list[list[Tensor]]:
 
 
 @contextmanager
-def parting() -> Iterator[None]:
+def destroy_process_group_on_exit() -> Iterator[None]:
     """Leave the other processes for good, once what is done here is done or was stopped.
 
     gloo's threads let go of the tensors of the last exchange when they come to it. Where that is
@@ -83,7 +83,7 @@ def parting() -> Iterator[None]:
     (pytorch/pytorch#190489). After an error they are left alone: what they still wait for, another
     process may never send. After a stop that may be so too, and `signals` ends who waits too long.
 
-    A group's threads end only where nothing holds it any more: an `Agreement` is closed before.
+    A group's threads end only where nothing holds it any more: close `StopSynchronizer` before.
     """
     failed = False
     try:

@@ -20,12 +20,12 @@ from torchmetrics import Metric
 
 from pyclassify.training import checkpoints
 from pyclassify.training.checkpoints import WRITE_SECONDS, AtomicCheckpointIO
-from pyclassify.training.distributed import Agreement
+from pyclassify.training.distributed import StopSynchronizer
 from pyclassify.utils import files, signals
 from pyclassify.utils.launcher import PROGRESS_ENV
 
-KEY = "pyclassify.resume"  # in a checkpoint
-SHARE = 50  # a checkpoint each epoch must take less than 1 in so many seconds
+_STATE_KEY = "pyclassify.resume"  # in a checkpoint
+_MIN_SAVE_INTERVAL = 50  # a checkpoint each epoch must take less than 1 in so many seconds
 
 
 class BetweenSteps(Callback):
@@ -62,7 +62,7 @@ class Resume(BetweenSteps):
         self.inexact = inexact
         self.folder: Path | None = None
         self.newest = ""  # the checkpoint that this attempt goes on from
-        self._agreement = Agreement()
+        self._agreement = StopSynchronizer()
         self._saved = time.monotonic()
         self._took = 0.0
         self._saving = False
@@ -88,12 +88,12 @@ class Resume(BetweenSteps):
         if self.folder is not None:
             self._agreement.open(trainer.world_size)
             # Rank zero alone looks, so that all go on from the same.
-            newest = trainer.is_global_zero and checkpoints.newest(self.folder)
+            newest = trainer.is_global_zero and checkpoints.find_newest(self.folder)
             self.newest = trainer.strategy.broadcast(str(newest or ""))
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if self.newest:
-            self._step = checkpoints.step_of(self.newest)
+            self._step = checkpoints.parse_step(self.newest)
             weights_only = getattr(trainer, "reads_weights_only", None)
             # As Lightning does for strategies that load once all is set up.
             trainer._checkpoint_connector._restore_modules_and_callbacks(self.newest, weights_only)
@@ -105,8 +105,8 @@ class Resume(BetweenSteps):
     def on_load_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        if trainer.state.fn == "fit" and KEY in checkpoint:
-            self._state = checkpoint[KEY]
+        if trainer.state.fn == "fit" and _STATE_KEY in checkpoint:
+            self._state = checkpoint[_STATE_KEY]
             before = self._state["processes"]
             if before != trainer.world_size and not self.inexact:
                 raise MisconfigurationException(
@@ -135,19 +135,19 @@ class Resume(BetweenSteps):
                     f"{state['batches']} before the stop; give the data and the batch size that "
                     "the run was started with, or --resume.inexact=true"
                 )
-            step_loop(trainer).move(trainer.num_training_batches / state["batches"])
+            _get_step_loop(trainer).move(trainer.num_training_batches / state["batches"])
         trainer.accumulate_grad_batches = state["accumulate_grad_batches"]
         trainer.callback_metrics.update(
             {name: each.to(pl_module.device) for name, each in state["callback_metrics"].items()}
         )
         mine = state["ranks"][trainer.global_rank % len(state["ranks"])]
-        restore_metrics(pl_module, mine["metrics"])
+        _set_metric_states(pl_module, mine["metrics"])
         self._means = dict(mine["means"])
         if state["epoch_done"]:
-            forget_restart(trainer)
-            restore(mine["random"], trainer.strategy.root_device)
+            _clear_restarting(trainer)
+            _set_random_states(mine["random"], trainer.strategy.root_device)
         else:
-            step_loop(trainer).resumed = mine
+            _get_step_loop(trainer).resumed = mine
 
     def between_steps(self, trainer: pl.Trainer) -> None:
         """Write a checkpoint, or stop, where all processes are to; called between two batches."""
@@ -156,8 +156,8 @@ class Resume(BetweenSteps):
         signals.send_heartbeat()
         at_start = trainer.fit_loop.epoch_loop.batch_progress.current.ready == 0
         signum, due = 0, bool(self.every_steps and trainer.global_step % self.every_steps == 0)
-        if self._agreement.is_next() or at_start:
-            signum, agreed = self._agreement.reach(
+        if self._agreement.should_sync() or at_start:
+            signum, agreed = self._agreement.all_reduce_stop(
                 signals.get_pending_signal(), self._is_due(at_start)
             )
             due = due or agreed
@@ -168,12 +168,14 @@ class Resume(BetweenSteps):
 
     def _is_due(self, at_start: bool) -> bool:
         passed = time.monotonic() - self._saved
-        return passed >= 60 * self.every_minutes or (at_start and passed >= SHARE * self._took)
+        return passed >= 60 * self.every_minutes or (
+            at_start and passed >= _MIN_SAVE_INTERVAL * self._took
+        )
 
     def _save(self, trainer: pl.Trainer, epoch_done: bool) -> None:
         if self.folder is None:
             return
-        path = checkpoints.name(self.folder, trainer.global_step)
+        path = checkpoints.checkpoint_path(self.folder, trainer.global_step)
         started = time.monotonic()
         self._epoch_done = epoch_done
         if trainer.strategy.broadcast(path.exists()):
@@ -189,8 +191,8 @@ class Resume(BetweenSteps):
                 self._saving = False
             if trainer.is_global_zero and path.exists():
                 try:
-                    report(trainer.global_step)
-                    checkpoints.prune(self.folder, self.keep)
+                    _report_step(trainer.global_step)
+                    checkpoints.prune_checkpoints(self.folder, self.keep)
                 except OSError as error:
                     _warn("old checkpoints are left, or the job's script is not told", error)
         self._saved = time.monotonic()
@@ -201,14 +203,14 @@ class Resume(BetweenSteps):
     ) -> None:
         if not self._saving:
             return
-        device, loop = trainer.strategy.root_device, step_loop(trainer)
+        device, loop = trainer.strategy.root_device, _get_step_loop(trainer)
         mine = {
-            "random": collect(device),
+            "random": _get_random_states(device),
             "opened": loop.opened,
-            "metrics": collect_metrics(pl_module),
-            "means": collect_means(loop._results),
+            "metrics": _get_metric_states(pl_module),
+            "means": _get_epoch_means(loop._results),
         }
-        checkpoint[KEY] = {
+        checkpoint[_STATE_KEY] = {
             "ranks": self._agreement.gather(mine),
             "processes": trainer.world_size,
             "batches": trainer.num_training_batches,
@@ -224,7 +226,7 @@ class Resume(BetweenSteps):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, *args: Any
     ) -> None:
         if self._means:
-            add_means(trainer.fit_loop.epoch_loop._results, self._means)
+            _add_epoch_means(trainer.fit_loop.epoch_loop._results, self._means)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._means = {}
@@ -239,7 +241,7 @@ class Resume(BetweenSteps):
         if self.folder is None:
             return
         self._save(trainer, epoch_done=True)
-        if signum := self._agreement.reach(signals.get_pending_signal(), due=False)[0]:
+        if signum := self._agreement.all_reduce_stop(signals.get_pending_signal(), due=False)[0]:
             signals.stop_now(signum)
         self._agreement.close()
         signals.restore_handlers()
@@ -264,13 +266,13 @@ def _folder(trainer: pl.Trainer) -> Path | None:
     return None
 
 
-def report(step: int) -> None:
+def _report_step(step: int) -> None:
     """Tell whoever started this process that training can go on from a step."""
     if os.environ.get(PROGRESS_ENV):
         files.write_atomically(Path(os.environ[PROGRESS_ENV]), f"{step}\n")
 
 
-def collect(device: torch.device) -> dict[str, Any]:
+def _get_random_states(device: torch.device) -> dict[str, Any]:
     """The random states of Python, NumPy, torch and, on a GPU, of the device."""
     state: Any = np.random.get_state()
     kind, keys, *rest = state
@@ -282,8 +284,8 @@ def collect(device: torch.device) -> dict[str, Any]:
     }
 
 
-def restore(states: dict[str, Any], device: torch.device) -> None:
-    """Set the random states that `collect` found."""
+def _set_random_states(states: dict[str, Any], device: torch.device) -> None:
+    """Set the random states that `_get_random_states` found."""
     version, numbers, gauss = states["python"]
     random.setstate((version, tuple(numbers), gauss))
     kind, keys, *rest = states["numpy"]
@@ -293,7 +295,7 @@ def restore(states: dict[str, Any], device: torch.device) -> None:
         torch.cuda.set_rng_state(states["cuda"].cpu(), device)
 
 
-def collect_metrics(module: torch.nn.Module) -> dict[str, Any]:
+def _get_metric_states(module: torch.nn.Module) -> dict[str, Any]:
     """What each of torchmetrics' metrics in a module has counted in this process so far."""
     return {
         name: {
@@ -305,8 +307,8 @@ def collect_metrics(module: torch.nn.Module) -> dict[str, Any]:
     }
 
 
-def restore_metrics(module: torch.nn.Module, saved: dict[str, Any]) -> None:
-    """Have the metrics of a module go on counting from what `collect_metrics` found."""
+def _set_metric_states(module: torch.nn.Module, saved: dict[str, Any]) -> None:
+    """Have the metrics of a module go on counting from what `_get_metric_states` found."""
     for name, metric in module.named_modules():
         if isinstance(metric, Metric) and name in saved:
             metric.reset()
@@ -321,7 +323,7 @@ def _copy(value: Any, device: torch.device | None = None) -> Any:
     return [_copy(each, device) for each in value]
 
 
-def collect_means(results: dict[str, Any]) -> dict[str, Any]:
+def _get_epoch_means(results: dict[str, Any]) -> dict[str, Any]:
     """What Lightning itself has summed up of values logged with `on_epoch`, by their key."""
     return {
         key: {state: _copy(getattr(item, state)) for state in item._defaults}
@@ -330,7 +332,7 @@ def collect_means(results: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def add_means(results: dict[str, Any], saved: dict[str, Any]) -> None:
+def _add_epoch_means(results: dict[str, Any], saved: dict[str, Any]) -> None:
     """Add what was summed up before a stop to what was logged since; `saved` loses what is added.
 
     Call it after the first batch that logs, when Lightning has made its sums.
@@ -356,7 +358,7 @@ class StepLoop(_TrainingEpochLoop):
         if self.resumed is None:
             super().reset()
         else:
-            forget_restart(self.trainer)
+            _clear_restarting(self.trainer)
 
     def move(self, factor: float) -> None:
         """Count the batches of this epoch that are done in batches of another size."""
@@ -370,8 +372,8 @@ class StepLoop(_TrainingEpochLoop):
         loaders = data_fetcher.combined_loader.flattened
         by_lightning = self.trainer.current_epoch > 0 and not self.trainer.fit_loop.is_resuming
         if self.resumed is not None:
-            restore(self.resumed["opened"], device)
-        self.opened = collect(device)
+            _set_random_states(self.resumed["opened"], device)
+        self.opened = _get_random_states(device)
         if any(hasattr(each, "state_dict") for each in loaders):
             self._give_states(data_fetcher)
         elif self.resumed is not None:
@@ -421,9 +423,9 @@ class StepLoop(_TrainingEpochLoop):
             return
         # A loader draws a seed where it starts workers, but not where they are there from before.
         device = self.trainer.strategy.root_device
-        before = collect(device)
+        before = _get_random_states(device)
         super().on_advance_end(data_fetcher)
-        restore(before, device)
+        _set_random_states(before, device)
 
     def _broadcast_sigterm_tensor(self) -> None:
         """Nothing: processes agree on a stop between steps, and not by the device at each."""
@@ -431,7 +433,7 @@ class StepLoop(_TrainingEpochLoop):
     def advance(self, data_fetcher: Any) -> None:
         if self.resumed is not None:
             resumed, self.resumed = self.resumed, None
-            restore(resumed["random"], self.trainer.strategy.root_device)
+            _set_random_states(resumed["random"], self.trainer.strategy.root_device)
         if not self._should_accumulate():
             callbacks: list[Callback] = self.trainer.callbacks  # type: ignore[attr-defined]
             for callback in callbacks:
@@ -440,7 +442,7 @@ class StepLoop(_TrainingEpochLoop):
         super().advance(data_fetcher)
 
 
-def forget_restart(trainer: pl.Trainer) -> None:
+def _clear_restarting(trainer: pl.Trainer) -> None:
     # Nothing is half done that Lightning would have to finish or to do again. Its fit loop's own
     # setter can't be told so where `max_steps` is given.
     _Loop.restarting.fset(trainer.fit_loop, False)  # type: ignore[attr-defined]
@@ -450,7 +452,7 @@ def _can_skip(loaders: list[Any]) -> bool:
     return all(getattr(getattr(each, "sampler", None), "can_skip", False) for each in loaders)
 
 
-def step_loop(trainer: pl.Trainer) -> StepLoop:
+def _get_step_loop(trainer: pl.Trainer) -> StepLoop:
     loop = trainer.fit_loop.epoch_loop
     if not isinstance(loop, StepLoop):
         raise MisconfigurationException(

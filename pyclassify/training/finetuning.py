@@ -24,7 +24,7 @@ _NAMED = 3  # of many tensors, those that are named
 _PREFIXES = ("", "model.", "module.")
 
 
-def load(network: nn.Module, num_classes: int, path: str) -> str:
+def load_weights(network: nn.Module, num_classes: int, path: str) -> str:
     """Give a network the weights of a file, but for the layers whose size is the number of classes.
 
     Those of another number of classes keep their first values, and so they do where the file has
@@ -42,7 +42,7 @@ def load(network: nn.Module, num_classes: int, path: str) -> str:
     Raises:
         MisconfigurationException: It is no such file, or another network's.
     """
-    there, own = read(path), network.state_dict()
+    there, own = _read_tensors(path), network.state_dict()
     prefix = max(_PREFIXES, key=lambda each: sum(each + name in there for name in own))
     found = {
         name.removeprefix(prefix): each for name, each in there.items() if name.startswith(prefix)
@@ -65,7 +65,7 @@ def load(network: nn.Module, num_classes: int, path: str) -> str:
     return told
 
 
-def read(path: str) -> dict[str, Tensor]:
+def _read_tensors(path: str) -> dict[str, Tensor]:
     """Read tensors by their names, and nothing else, which a file could hide a program in."""
     takes = "give a .pth or .pt file of torch.save, or a checkpoint"
     try:
@@ -88,7 +88,7 @@ def read(path: str) -> dict[str, Tensor]:
     return tensors
 
 
-def freeze(network: nn.Module, parts: str | Sequence[str | int] | None) -> list[str]:
+def freeze_parameters(network: nn.Module, parts: str | Sequence[str | int] | None) -> list[str]:
     """Keep parts of a network from learning.
 
     Args:
@@ -114,7 +114,7 @@ def freeze(network: nn.Module, parts: str | Sequence[str | int] | None) -> list[
         for name, each in parameters.items():
             if f"{name}.".startswith(f"{part}."):
                 each.requires_grad_(False)
-    if names and not learning(parameters.values()):
+    if names and not trainable_parameters(parameters.values()):
         raise MisconfigurationException(
             f"freeze leaves nothing of {_kind(network)} to learn; leave out its last layer "
             f"({[*parameters][-1]})"
@@ -122,7 +122,7 @@ def freeze(network: nn.Module, parts: str | Sequence[str | int] | None) -> list[
     return [part for part in names if part in modules]
 
 
-def learning(parameters: Iterable[nn.Parameter]) -> list[nn.Parameter]:
+def trainable_parameters(parameters: Iterable[nn.Parameter]) -> list[nn.Parameter]:
     """Those parameters that an optimizer is for."""
     return [each for each in parameters if each.requires_grad]
 

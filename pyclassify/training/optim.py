@@ -13,7 +13,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 # What torch's schedulers keep for each group besides `base_lrs`, and go through side by side.
-PER_GROUP = ("lr_lambdas", "max_lrs")
+_PER_GROUP = ("lr_lambdas", "max_lrs")
 
 
 class WarmupCosine(LRScheduler):
@@ -109,7 +109,7 @@ def count_steps(trainer: pl.Trainer) -> float:
     return trainer.estimated_stepping_batches
 
 
-def spare_biases(optimizer: Optimizer, lr_scheduler: Any = None) -> None:
+def exclude_from_weight_decay(optimizer: Optimizer, lr_scheduler: Any = None) -> None:
     """Give parameters of one dimension a group of their own, without weight decay.
 
     These are biases and normalisation's scales and shifts, as timm tells them, which decay would
@@ -128,7 +128,7 @@ def spare_biases(optimizer: Optimizer, lr_scheduler: Any = None) -> None:
             f"decay_biases is false, and {type(optimizer).__name__} has no weight_decay; leave "
             "decay_biases out, or name an optimizer that has one, such as SGD"
         )
-    lists = [name for name in PER_GROUP if hasattr(lr_scheduler, name)]
+    lists = [name for name in _PER_GROUP if hasattr(lr_scheduler, name)]
     if lists:
         raise MisconfigurationException(
             f"decay_biases is false, which makes more groups of parameters, and "

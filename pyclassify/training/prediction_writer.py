@@ -13,14 +13,14 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor
 
 from pyclassify.data.datasets import UNREADABLE, ImageDataset
-from pyclassify.training.distributed import gather
+from pyclassify.training.distributed import gather_tensors
 from pyclassify.utils.text import join_some
 
-NAMED = 10  # of the files that do not decode, in the warning
-TABLES = (".parquet", ".csv")
+_MAX_NAMED = 10  # of the files that do not decode, in the warning
+_SUFFIXES = (".parquet", ".csv")
 
 
-class WriteTable(BasePredictionWriter):
+class PredictionWriter(BasePredictionWriter):
     """Write what is predicted as a table, a row an image in the order of their set.
 
     The columns are `file` (in the folder that was scored; of images in memory their `index`),
@@ -76,7 +76,7 @@ class WriteTable(BasePredictionWriter):
         """Put together what all processes have, and write it; not called after an error."""
         mine = [torch.cat(column).cpu() for column in zip(*self._parts, strict=True)]
         self._parts = []
-        together = gather(mine) if trainer.world_size > 1 else [mine]
+        together = gather_tensors(mine) if trainer.world_size > 1 else [mine]
         if not trainer.is_global_zero or not any(together):
             return
         places, labels, probability = map(torch.cat, zip(*together, strict=True))
@@ -109,11 +109,11 @@ class WriteTable(BasePredictionWriter):
                 "probability": pa.array(probability.numpy(), mask=missing),
             }
         )
-        write(table, self.path)
+        _write_table(table, self.path)
         self.count, self.unreadable = len(places), int(missing.sum())
 
 
-def write(table: Any, path: Path) -> None:
+def _write_table(table: Any, path: Path) -> None:
     """Write an Arrow table as Parquet or CSV, whole or not at all.
 
     Raises:
@@ -148,7 +148,7 @@ def _warn_of(files: list[str], total: int) -> None:
     if files:
         rank_zero_warn(
             f"{len(files)} of {total} files do not decode as images, and have no label in the "
-            f"table: {join_some(files, NAMED)}"
+            f"table: {join_some(files, _MAX_NAMED)}"
         )
 
 
@@ -159,9 +159,9 @@ def check_output(given: str | Path) -> Path:
         MisconfigurationException: It is of no known format, its folder is missing, or it exists.
     """
     path = Path(given).expanduser()
-    if path.suffix not in TABLES:
+    if path.suffix not in _SUFFIXES:
         raise MisconfigurationException(
-            f"output is {given}; give a file that ends in {' or '.join(TABLES)}"
+            f"output is {given}; give a file that ends in {' or '.join(_SUFFIXES)}"
         )
     if not path.parent.is_dir():
         raise MisconfigurationException(

@@ -19,7 +19,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from pyclassify.data.loaders import ImageDataModule
 from pyclassify.training.exact_resume import Resume, StepLoop
-from pyclassify.training.prediction_writer import WriteTable
+from pyclassify.training.prediction_writer import PredictionWriter
 from pyclassify.utils.signals import raise_on_stop
 
 
@@ -105,7 +105,7 @@ class Trainer(pl.Trainer):
                 label, probability; null for none.
         """
         if output is not None:
-            self.callbacks.append(WriteTable(output))  # type: ignore[attr-defined]
+            self.callbacks.append(PredictionWriter(output))  # type: ignore[attr-defined]
         return super().predict(
             model, dataloaders, datamodule, return_predictions, ckpt_path, weights_only
         )

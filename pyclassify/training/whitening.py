@@ -56,7 +56,7 @@ class WhitenStem(pl.Callback):
         layer = self._find(pl_module)
         if trainer.global_step > 0 or getattr(layer, "whitened", False):
             return
-        filters = whiten(self._prepare(pl_module, batch[0]), layer, self.epsilon)
+        filters = compute_whitening_filters(self._prepare(pl_module, batch[0]), layer, self.epsilon)
         if torch.distributed.is_initialized():  # each process has seen another batch
             torch.distributed.broadcast(filters, src=0)
         with torch.no_grad():
@@ -91,7 +91,7 @@ class WhitenStem(pl.Callback):
         return images
 
 
-def whiten(images: Tensor, layer: nn.Conv2d, epsilon: float) -> Tensor:
+def compute_whitening_filters(images: Tensor, layer: nn.Conv2d, epsilon: float) -> Tensor:
     """Filters that whiten the patches which a convolution goes over.
 
     Args:

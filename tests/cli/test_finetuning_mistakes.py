@@ -55,7 +55,7 @@ def test_weights_of_another_network_are_refused(network, content, facts, tmp_pat
     file = tuned.write(tmp_path / "w.pth", content)
 
     with pytest.raises(MisconfigurationException, match="another network") as refused:
-        finetuning.load(network(num_classes=4), 4, file)
+        finetuning.load_weights(network(num_classes=4), 4, file)
 
     assert mentions(str(refused.value), *facts)
 
@@ -81,7 +81,7 @@ def test_file_that_is_none_of_weights_is_refused(content, facts, tmp_path):
         path.write_bytes(content)
 
     with pytest.raises(MisconfigurationException) as refused:
-        finetuning.read(str(path))
+        finetuning._read_tensors(str(path))
 
     assert mentions(str(refused.value), f"weights {path} ", *facts)
 
@@ -91,7 +91,7 @@ def test_file_without_named_tensors_is_refused(content, tmp_path):
     told = r"weights .+w\.pth .*tensors.*names.*\.pth.*\.pt"
 
     with pytest.raises(MisconfigurationException, match=told):
-        finetuning.read(tuned.write(tmp_path / "w.pth", content))
+        finetuning._read_tensors(tuned.write(tmp_path / "w.pth", content))
 
 
 @pytest.mark.parametrize(

@@ -11,8 +11,8 @@ import torch
 from pyclassify.datamodule import ImageFolderDataModule
 from pyclassify.module import Classifier
 from pyclassify.serving.export import ExportedClassifier, export_program
-from pyclassify.training.distributed import parting
-from pyclassify.training.prediction_writer import WriteTable
+from pyclassify.training.distributed import destroy_process_group_on_exit
+from pyclassify.training.prediction_writer import PredictionWriter
 from pyclassify.utils.signals import stop_with_parent
 from tests.support import networks
 from tests.support.images import grow
@@ -33,7 +33,7 @@ def score(folder, devices):
             path = folder / f"{devices}-{os.environ.get('LOCAL_RANK', 0)}.pt2"
             export_program(network, data.preprocess, CLASSES, path)
         scored = ExportedClassifier(str(path)) if name == "program" else network
-        table = WriteTable(folder / f"{name}-{devices}.parquet")
+        table = PredictionWriter(folder / f"{name}-{devices}.parquet")
         strategy = "ddp" if devices > 1 else "auto"
         trainer = networks.trainer(devices=devices, strategy=strategy, callbacks=[table])
         trainer.predict(scored, datamodule=data, return_predictions=False)
@@ -61,5 +61,5 @@ def test_two_processes_write_the_table_of_one(name, folder):
 
 if __name__ == "__main__":
     stop_with_parent()
-    with parting():
+    with destroy_process_group_on_exit():
         score(Path(sys.argv[1]), devices=2)

@@ -44,45 +44,47 @@ def forget_hash(path):
 
 
 def test_checkpoint_is_read_back_and_its_hash_is_that_of_the_file(tmp_path):
-    path = checkpoints.name(tmp_path, 300)
-    checkpoints.write(STATE, path, hashed=True)
+    path = checkpoints.checkpoint_path(tmp_path, 300)
+    checkpoints.write_checkpoint(STATE, path, hashed=True)
 
     found = torch.load(path, weights_only=True)
     assert torch.equal(found["weights"], STATE["weights"])
     assert found["words"] == STATE["words"]
     expected = f"{hashlib.sha256(path.read_bytes()).hexdigest()}  step=00000300.ckpt\n"
     assert (tmp_path / "step=00000300.ckpt.sha256").read_text() == expected
-    assert checkpoints.newest(tmp_path) == path
+    assert checkpoints.find_newest(tmp_path) == path
 
 
 @pytest.mark.parametrize("harm", [truncate, flip, forget_hash])
 def test_damaged_checkpoint_is_set_aside_for_the_one_before(tmp_path, harm):
     for step in (9, 10, 300):
-        checkpoints.write(STATE, checkpoints.name(tmp_path, step), hashed=True)
-    harm(checkpoints.name(tmp_path, 300))
+        checkpoints.write_checkpoint(
+            STATE, checkpoints.checkpoint_path(tmp_path, step), hashed=True
+        )
+    harm(checkpoints.checkpoint_path(tmp_path, 300))
 
     with pytest.warns(UserWarning, match=r"step=00000300.ckpt is damaged"):
-        found = checkpoints.newest(tmp_path)
+        found = checkpoints.find_newest(tmp_path)
 
-    assert found == checkpoints.name(tmp_path, 10)
+    assert found == checkpoints.checkpoint_path(tmp_path, 10)
     assert (tmp_path / "step=00000300.ckpt.damaged").exists()
 
 
 def test_there_is_none_where_all_are_damaged(tmp_path):
-    checkpoints.write(STATE, checkpoints.name(tmp_path, 1), hashed=True)
-    truncate(checkpoints.name(tmp_path, 1))
+    checkpoints.write_checkpoint(STATE, checkpoints.checkpoint_path(tmp_path, 1), hashed=True)
+    truncate(checkpoints.checkpoint_path(tmp_path, 1))
 
     with pytest.warns(UserWarning, match="damaged"):
-        assert checkpoints.newest(tmp_path) is None
-    assert checkpoints.newest(tmp_path / "no such folder") is None
+        assert checkpoints.find_newest(tmp_path) is None
+    assert checkpoints.find_newest(tmp_path / "no such folder") is None
 
 
 def test_full_disk_leaves_what_was_there(tmp_path):
     path = tmp_path / "best.ckpt"
-    checkpoints.write({"old": 1}, path, hashed=False)
+    checkpoints.write_checkpoint({"old": 1}, path, hashed=False)
 
     with small_files(100_000), pytest.raises(OSError, match="too large"):
-        checkpoints.write(STATE, path, hashed=False)
+        checkpoints.write_checkpoint(STATE, path, hashed=False)
 
     assert torch.load(path) == {"old": 1}
     assert os.listdir(tmp_path) == ["best.ckpt"]
@@ -94,11 +96,11 @@ def test_kill_while_writing_leaves_no_half_file_under_the_final_name(tmp_path, m
         if len(data) > 1000:
             os.kill(os.getpid(), signal.SIGKILL)
 
-    checkpoints.write({"old": 1}, tmp_path / "best.ckpt", hashed=False)
+    checkpoints.write_checkpoint({"old": 1}, tmp_path / "best.ckpt", hashed=False)
     monkeypatch.setattr(checkpoints._Hashing, "write", write_and_die)
     child = os.fork()
     if not child:
-        checkpoints.write(STATE, tmp_path / "best.ckpt", hashed=False)
+        checkpoints.write_checkpoint(STATE, tmp_path / "best.ckpt", hashed=False)
 
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
     assert torch.load(tmp_path / "best.ckpt") == {"old": 1}
@@ -107,10 +109,10 @@ def test_kill_while_writing_leaves_no_half_file_under_the_final_name(tmp_path, m
 
 def test_newest_are_kept_and_what_a_kill_left_is_removed(tmp_path):
     for step in (1, 2, 3, 4):
-        checkpoints.write({}, checkpoints.name(tmp_path, step), hashed=True)
+        checkpoints.write_checkpoint({}, checkpoints.checkpoint_path(tmp_path, step), hashed=True)
     (tmp_path / ".step=00000005.ckpt.part").touch()
 
-    checkpoints.prune(tmp_path, 2)
+    checkpoints.prune_checkpoints(tmp_path, 2)
 
     kept = [f"step=0000000{step}.ckpt{end}" for step in (3, 4) for end in ("", ".sha256")]
     assert sorted(os.listdir(tmp_path)) == kept

@@ -4,7 +4,7 @@ import pytest
 import torch.distributed as dist
 
 from pyclassify.cli.main import main
-from pyclassify.training.distributed import parting
+from pyclassify.training.distributed import destroy_process_group_on_exit
 
 
 @pytest.fixture(autouse=True)
@@ -23,14 +23,14 @@ def test_verb_leaves_no_process_group_behind():
 
 
 def test_stop_leaves_none_either():
-    with pytest.raises(KeyboardInterrupt), parting():
+    with pytest.raises(KeyboardInterrupt), destroy_process_group_on_exit():
         raise KeyboardInterrupt("SIGUSR1")
 
     assert not dist.is_initialized()
 
 
 def test_after_an_error_nothing_is_waited_for():
-    with pytest.raises(OSError, match="disk"), parting():
+    with pytest.raises(OSError, match="disk"), destroy_process_group_on_exit():
         raise OSError("disk full")
 
     assert dist.is_initialized()

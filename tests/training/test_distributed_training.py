@@ -9,7 +9,7 @@ from torch.utils.data import DataLoader
 
 from pyclassify.datamodule import SyntheticDataModule
 from pyclassify.module import Classifier
-from pyclassify.training.distributed import parting
+from pyclassify.training.distributed import destroy_process_group_on_exit
 from pyclassify.utils.signals import stop_with_parent
 from tests.support import networks
 from tests.support.processes import run_ranks
@@ -111,6 +111,6 @@ def test_each_image_is_predicted_once(alone, ranks):
 
 if __name__ == "__main__":
     stop_with_parent()
-    with parting():
+    with destroy_process_group_on_exit():
         found = train_and_evaluate(devices=2)
     torch.save(found, Path(sys.argv[1]) / f"{found['rank']}.pt")

@@ -83,9 +83,9 @@ def test_no_thread_of_the_processes_exchange_is_left_when_python_closes(found):
 
 if __name__ == "__main__":
     place, rank = Path(sys.argv[1]), int(os.environ["RANK"])
-    distributed.SECONDS = 0.0  # at each step, as in training whose steps take long
+    distributed.SYNC_SECONDS = 0.0  # at each step, as in training whose steps take long
     results = {}
-    with distributed.parting():
+    with distributed.destroy_process_group_on_exit():
         for case, options in CASES.items():
             data = stopping.ours
             if case == "with workers":

@@ -26,7 +26,7 @@ def test_layer_of_other_classes_keeps_its_first_values_and_is_named(tmp_path):
     network = tuned.Net(4)
     first, theirs = copied(network), tuned.state()
 
-    told = finetuning.load(network, 4, tuned.write(tmp_path / "w.pth"))
+    told = finetuning.load_weights(network, 4, tuned.write(tmp_path / "w.pth"))
 
     assert changed(theirs, network.state_dict()) == {*HEAD}
     assert not {*HEAD} & changed(first, network.state_dict())
@@ -50,7 +50,7 @@ def test_layer_of_other_classes_keeps_its_first_values_and_is_named(tmp_path):
 def test_weights_are_found_as_others_save_them(wrap, tmp_path):
     network = tuned.Net(7)
 
-    told = finetuning.load(network, 7, tuned.write(tmp_path / "w.pth", wrap(tuned.state())))
+    told = finetuning.load_weights(network, 7, tuned.write(tmp_path / "w.pth", wrap(tuned.state())))
 
     assert mentions(told, "w.pth", "11 of 11")
     assert {each.dtype for each in network.parameters()} == {torch.float32}
@@ -62,7 +62,7 @@ def test_what_has_no_place_is_named_and_what_is_new_to_the_file_too(tmp_path):
     others.pop("features.2.num_batches_tracked")  # as torch before 0.4.1 had it
     file = tuned.write(tmp_path / "w.pth", {**others, "aux.weight": torch.ones(2)})
 
-    told = finetuning.load(tuned.Net(4), 4, file)
+    told = finetuning.load_weights(tuned.Net(4), 4, file)
 
     assert mentions(told, "head.bias", "4 in the network", "not used: aux.weight")
 
@@ -70,7 +70,7 @@ def test_what_has_no_place_is_named_and_what_is_new_to_the_file_too(tmp_path):
 def test_torchvisions_alexnet_fits_but_for_its_last_layer(tmp_path):
     file = tuned.write(tmp_path / "w.pth", tuned.spread(alexnet))
 
-    told = finetuning.load(AlexNet(10), 10, file)
+    told = finetuning.load_weights(AlexNet(10), 10, file)
 
     assert mentions(told, "14 of 16", "classifier.6.weight 1000x")
 

@@ -13,7 +13,7 @@ from torch.optim.lr_scheduler import CosineAnnealingLR, CyclicLR, LambdaLR, Mult
 from torch.utils.data import DataLoader, IterableDataset
 
 from pyclassify.cli.lightning_cli import Cli
-from pyclassify.training.optim import WarmupCosine, spare_biases
+from pyclassify.training.optim import WarmupCosine, exclude_from_weight_decay
 from tests.support.trainings import LINEAR
 
 
@@ -126,7 +126,7 @@ def test_biases_and_normalisation_do_not_decay(kind):
     net = network()
     optimizer = kind(net.parameters(), lr=0.1, weight_decay=0.3)
 
-    spare_biases(optimizer)
+    exclude_from_weight_decay(optimizer)
 
     decayed, spared = optimizer.param_groups
     assert decayed["weight_decay"] == 0.3
@@ -141,7 +141,7 @@ def test_schedule_that_there_is_goes_on_with_the_new_groups():
     optimizer = SGD(network().parameters(), lr=0.1, weight_decay=0.3)
     schedule = CosineAnnealingLR(optimizer, T_max=4)
 
-    spare_biases(optimizer, schedule)
+    exclude_from_weight_decay(optimizer, schedule)
     optimizer.step()
     schedule.step()
 
@@ -164,14 +164,14 @@ def test_schedule_with_lists_for_the_groups_is_refused(make, kept):
     optimizer = SGD(network().parameters(), lr=0.1, momentum=0.9, weight_decay=0.3)
 
     with pytest.raises(MisconfigurationException, match=f"{kept} .*lr_s"):
-        spare_biases(optimizer, make(optimizer))
+        exclude_from_weight_decay(optimizer, make(optimizer))
 
     assert len(optimizer.param_groups) == 1
 
 
 def test_optimizer_without_decay_is_refused():
     with pytest.raises(MisconfigurationException, match=r"decay_biases.*Rprop.*weight_decay"):
-        spare_biases(torch.optim.Rprop(network().parameters()))
+        exclude_from_weight_decay(torch.optim.Rprop(network().parameters()))
 
 
 def test_command_line_has_both_reach_the_trainer(cli, monkeypatch):

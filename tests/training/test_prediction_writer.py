@@ -14,7 +14,7 @@ from pyclassify import datamodule
 from pyclassify.datamodule import ImageFolderDataModule
 from pyclassify.module import Classifier
 from pyclassify.serving.export import ExportedClassifier, export_program
-from pyclassify.training.prediction_writer import WriteTable
+from pyclassify.training.prediction_writer import PredictionWriter
 from tests.support import networks
 from tests.support.images import grow
 
@@ -40,7 +40,9 @@ def module(folder, **options):
 
 def score(network, data, path):
     """The table of a prediction."""
-    networks.trainer(callbacks=[WriteTable(path)]).predict(network, data, return_predictions=False)
+    networks.trainer(callbacks=[PredictionWriter(path)]).predict(
+        network, data, return_predictions=False
+    )
     return pd.read_parquet(path)
 
 

@@ -12,7 +12,7 @@ from torch import nn
 from pyclassify.model import AlexNet, AlexNetBN
 from pyclassify.module import Classifier
 from pyclassify.training.optim import AverageWeights
-from pyclassify.training.whitening import WhitenStem, whiten
+from pyclassify.training.whitening import WhitenStem, compute_whitening_filters
 from tests.support import tuned
 from tests.support.processes import ROOT, run
 
@@ -28,7 +28,7 @@ def correlated(count):
 @pytest.mark.parametrize(("kernel", "filters"), [(2, 24), (3, 54)])
 def test_patches_vary_as_much_along_each_filter_and_along_no_two_together(kernel, filters):
     images, layer = correlated(64), nn.Conv2d(3, filters, kernel, bias=False)
-    layer.weight.data = whiten(images, layer, epsilon=1e-9)
+    layer.weight.data = compute_whitening_filters(images, layer, epsilon=1e-9)
 
     values = layer(images).transpose(0, 1).flatten(1)
 
@@ -41,12 +41,12 @@ def test_strongest_component_comes_first_and_epsilon_keeps_the_faintest_small():
     images, layer = correlated(64), nn.Conv2d(3, 6, 2, bias=False)
     every = nn.Conv2d(3, 24, 2, bias=False)
 
-    few = whiten(images, layer, epsilon=0.01)
-    norms = whiten(images, every, epsilon=0.01)[::2].flatten(1).norm(dim=1)
+    few = compute_whitening_filters(images, layer, epsilon=0.01)
+    norms = compute_whitening_filters(images, every, epsilon=0.01)[::2].flatten(1).norm(dim=1)
 
-    torch.testing.assert_close(few, whiten(images, every, epsilon=0.01)[:6])
+    torch.testing.assert_close(few, compute_whitening_filters(images, every, epsilon=0.01)[:6])
     assert norms.diff().min() > 0
-    assert norms[-1] < whiten(images, every, epsilon=1e-9)[-1].norm() * 0.9
+    assert norms[-1] < compute_whitening_filters(images, every, epsilon=1e-9)[-1].norm() * 0.9
 
 
 def train(*callbacks, as_bytes=False, module=None, **options):
@@ -70,7 +70,7 @@ def test_training_whitens_by_its_first_batch_and_leaves_the_layer_so(as_bytes):
     module, images = train(WhitenStem(), as_bytes=as_bytes)
     first = images[:8] / 127.5 - 1 if as_bytes else images[:8]
 
-    expected = whiten(first, module.model.stem, 0.0005)
+    expected = compute_whitening_filters(first, module.model.stem, 0.0005)
     torch.testing.assert_close(module.model.stem.weight.detach(), expected)
 
 
@@ -98,7 +98,7 @@ def test_average_of_the_weights_that_is_kept_has_the_filters():
     options = {"precision": "bf16-mixed", "accumulate_grad_batches": 2, "max_epochs": 2}
     module, images = train(WhitenStem(), AverageWeights(decay=0.5), **options)
 
-    expected = whiten(images[:8], module.model.stem, 0.0005)
+    expected = compute_whitening_filters(images[:8], module.model.stem, 0.0005)
     torch.testing.assert_close(module.model.stem.weight.detach(), expected)
 
 
@@ -141,7 +141,7 @@ def test_two_processes_have_the_filters_of_the_first(tmp_path):
 
     assert not torch.equal(images, others)
     assert torch.equal(first, second)
-    torch.testing.assert_close(first, whiten(images, AlexNetBN().stem, 0.0005))
+    torch.testing.assert_close(first, compute_whitening_filters(images, AlexNetBN().stem, 0.0005))
 
 
 @pytest.mark.parametrize("layer", ["nothing", "classifier", "features.1"])
@@ -172,7 +172,7 @@ class Foreign(pl.LightningModule):
 def test_other_modules_first_layer_is_whitened_too():
     module, images = train(WhitenStem("first"), module=Foreign())
 
-    expected = whiten(images[:8], module.first, 0.0005)
+    expected = compute_whitening_filters(images[:8], module.first, 0.0005)
     torch.testing.assert_close(module.first.weight.detach(), expected)
 
 
@@ -184,13 +184,15 @@ def test_bytes_that_nothing_normalises_are_refused():
 @pytest.mark.parametrize("value", [0.5, float("nan")])
 def test_images_that_do_not_vary_are_refused(value):
     with pytest.raises(MisconfigurationException, match="one colour"):
-        whiten(torch.full((4, 3, 8, 8), value), nn.Conv2d(3, 6, 2), 0.0005)
+        compute_whitening_filters(torch.full((4, 3, 8, 8), value), nn.Conv2d(3, 6, 2), 0.0005)
 
 
 def test_alexnets_own_first_layer_may_be_whitened():
     network = AlexNet()
 
-    filters = whiten(correlated(64), nn.Conv2d(3, 64, 11, stride=4, padding=2), 0.01)
+    filters = compute_whitening_filters(
+        correlated(64), nn.Conv2d(3, 64, 11, stride=4, padding=2), 0.01
+    )
 
     assert filters.shape == network.features[0].weight.shape
 
