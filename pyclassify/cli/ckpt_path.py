@@ -14,11 +14,11 @@ from pyclassify.tracking.logger import BEST_WEIGHTS_PATH
 from pyclassify.utils.masking import mask
 
 # A model of MLflow's registry, and how one is given.
-REGISTERED = r"models:/[^/@]+(@[^/@]+|/[^/@]+)"
-MODELS = "models:/NAME@ALIAS or models:/NAME/VERSION"
+_REGISTERED = r"models:/[^/@]+(@[^/@]+|/[^/@]+)"
+_MODEL_FORMS = "models:/NAME@ALIAS or models:/NAME/VERSION"
 
 
-def check_resumable(given: str | Path | None, verb: str) -> None:
+def check_resume_path(given: str | Path | None, verb: str) -> None:
     """Refuse to go on from a checkpoint that is not there.
 
     Raises:
@@ -32,7 +32,7 @@ def check_resumable(given: str | Path | None, verb: str) -> None:
         )
 
 
-def find_checkpoint(
+def resolve_checkpoint(
     given: str | None, verb: str, downloads: str, tracking_uri: str | None = None
 ) -> str:
     """Turn a checkpoint's path or a run's id into a path.
@@ -50,7 +50,7 @@ def find_checkpoint(
     if given is None:
         raise MisconfigurationException(
             f"{verb} scores a trained network; give --ckpt_path, a checkpoint file or a run's id"
-            + (f", or a registered model ({MODELS})" if predicts else "")
+            + (f", or a registered model ({_MODEL_FORMS})" if predicts else "")
         )
     if Path(given).is_file():
         return given
@@ -62,7 +62,7 @@ def find_checkpoint(
     if not re.fullmatch(r"[0-9a-f]{32}", given):
         raise MisconfigurationException(
             f"ckpt_path {given} is neither a file nor a run's id (32 hexadecimal digits)"
-            + (f" nor a registered model ({MODELS})" if predicts else "")
+            + (f" nor a registered model ({_MODEL_FORMS})" if predicts else "")
         )
     import mlflow
 
@@ -80,7 +80,7 @@ def find_checkpoint(
         ) from error
 
 
-def show_alike(chosen: Any, kept: Mapping[str, Any], given: Mapping[str, Any]) -> None:
+def apply_data_state(chosen: Any, kept: Mapping[str, Any], given: Mapping[str, Any]) -> None:
     """Have a data module show the network its images as the network was shown those of its own.
 
     Args:
@@ -111,7 +111,9 @@ def show_alike(chosen: Any, kept: Mapping[str, Any], given: Mapping[str, Any]) -
         rank_zero_warn("the checkpoint does not name its classes: the labels are numbers")
 
 
-def find_network(run_id: str, downloads: str, tracking_uri: str | None = None) -> dict[str, Any]:
+def read_model_config(
+    run_id: str, downloads: str, tracking_uri: str | None = None
+) -> dict[str, Any]:
     """Read which network a run trained, as its config.yaml has it; empty where it keeps none."""
     import mlflow
 
@@ -124,12 +126,12 @@ def find_network(run_id: str, downloads: str, tracking_uri: str | None = None) -
         return {}
 
 
-def is_registered(given: str | None, verb: str) -> bool:
+def is_registered_model(given: str | None, verb: str) -> bool:
     """Whether what is to be scored is a registered model, which can only predict."""
-    return verb == "predict" and re.fullmatch(REGISTERED, str(given)) is not None
+    return verb == "predict" and re.fullmatch(_REGISTERED, str(given)) is not None
 
 
-def find_program(given: str, downloads: str, tracking_uri: str | None = None) -> str:
+def download_program(given: str, downloads: str, tracking_uri: str | None = None) -> str:
     """Copy the exported program of a registered model here.
 
     Args:

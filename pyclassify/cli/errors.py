@@ -13,7 +13,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from pyclassify.utils.options import SHORT_OPTIONS
 from pyclassify.utils.text import join_lines
 
-PART_TYPES = {
+_BASE_CLASSES = {
     "model": LightningModule,
     "data": LightningDataModule,
     "optimizer": Optimizer,
@@ -21,7 +21,7 @@ PART_TYPES = {
 }
 
 
-def explain(text: str, known: list[str]) -> str:
+def format_parser_error(text: str, known: list[str]) -> str:
     """Reword what jsonargparse says.
 
     Args:
@@ -45,7 +45,9 @@ def _unknown_option(text: str, known: list[str]) -> str | None:
     if found[1] and not found[1].startswith("-"):
         return f"{found[1]!r} is no option's value; options are given as --name value"
     name = (found[1] or found[2]).lstrip("-").removesuffix(".class_path")
-    return f"there is no option {name!r}; {_nearest(name, [*SHORT_OPTIONS, *PART_TYPES, *known])}"
+    return (
+        f"there is no option {name!r}; {_nearest(name, [*SHORT_OPTIONS, *_BASE_CLASSES, *known])}"
+    )
 
 
 def _unknown_argument(text: str) -> str | None:
@@ -122,7 +124,7 @@ def _importable(part: str, value: str) -> list[str]:
             return [f"{module}.{name}" for name in dir(resolve_name(module))]
         except (ImportError, AttributeError, ValueError):
             return []
-    found, names = [PART_TYPES[part]] if part in PART_TYPES else [], []
+    found, names = [_BASE_CLASSES[part]] if part in _BASE_CLASSES else [], []
     while found:
         each = found.pop()
         names.append(each.__name__)

@@ -25,15 +25,15 @@ import pyclassify
 # Imported so that their bare names can be given to --model and --data.
 from pyclassify import datamodule, module  # noqa: F401
 from pyclassify.cli.ckpt_path import (
-    check_resumable,
-    find_checkpoint,
-    find_network,
-    find_program,
-    is_registered,
-    show_alike,
+    apply_data_state,
+    check_resume_path,
+    download_program,
+    is_registered_model,
+    read_model_config,
+    resolve_checkpoint,
 )
-from pyclassify.cli.errors import explain
-from pyclassify.cli.options import TITLES, parser_options
+from pyclassify.cli.errors import format_parser_error
+from pyclassify.cli.options import HELP_TITLES, get_parser_kwargs
 from pyclassify.registry.register import RegisterModel
 from pyclassify.spool.server import configure_mlflow
 from pyclassify.tracking.logger import find_run_logger
@@ -56,16 +56,16 @@ from pyclassify.training.prediction_writer import PredictionWriter, check_output
 from pyclassify.training.trainer import LaunchCheck, Trainer
 from pyclassify.utils.options import UNSET, list_settings
 
-EXAMPLES = {
+_EXAMPLES = {
     "trainer": "max_epochs",
     "checkpoint": "monitor",
     "resume": "every_minutes",
     "register": "name",
 }
-RUN_LOGGER = "pyclassify.tracking.logger.RunLogger"
-EXPORTED = "pyclassify.serving.export.ExportedClassifier"
+_RUN_LOGGER = "pyclassify.tracking.logger.RunLogger"
+_EXPORTED = "pyclassify.serving.export.ExportedClassifier"
 # What `prepare` runs with: a login node has none of the devices that the data is for.
-ANYWHERE = {
+_PREPARE_TRAINER = {
     "accelerator": "cpu",
     "devices": 1,
     "num_nodes": 1,
@@ -75,7 +75,7 @@ ANYWHERE = {
 }
 
 
-class Cli(LightningCLI):
+class TrainingCli(LightningCLI):
     """`pyclassify fit|validate|test|predict|train|prepare`.
 
     Args:
@@ -105,7 +105,7 @@ class Cli(LightningCLI):
             "data.num_classes", "model.init_args.num_classes", apply_on="instantiate"
         )
         for key, group in (parser.groups or {}).items():
-            group.title = TITLES.get(key, group.title)
+            group.title = HELP_TITLES.get(key, group.title)
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         self.given = dict(list_settings(args))
@@ -116,29 +116,29 @@ class Cli(LightningCLI):
         except ArgumentError as error:
             raise self._reword(error, parser, args[0]) from None
         chosen = self.config[self.config.subcommand]
-        for key in EXAMPLES:
+        for key in _EXAMPLES:
             if not isinstance(chosen[key], Namespace):
                 raise MisconfigurationException(
                     f"{key} is {chosen[key]!r}; it takes settings of its own, such as "
-                    f"{key}.{EXAMPLES[key]}"
+                    f"{key}.{_EXAMPLES[key]}"
                 )
         if chosen.trainer.enable_checkpointing is False:
             self._subcommand_parsers[self.config.subcommand].callback_keys[:] = ["register"]
         if self.config.subcommand == "prepare":
-            for key, value in ANYWHERE.items():
+            for key, value in _PREPARE_TRAINER.items():
                 chosen.trainer[key] = value
-        check_devices(chosen.trainer.devices, chosen.trainer.accelerator)
-        check_seed(chosen.seed_everything)
+        _check_devices(chosen.trainer.devices, chosen.trainer.accelerator)
+        _check_seed(chosen.seed_everything)
         if self.config.subcommand in ("validate", "test", "predict"):
             self._find_scored(parser, self.config.subcommand, chosen)
         elif self.config.subcommand != "prepare":
-            check_resumable(chosen.ckpt_path, self.config.subcommand)
+            check_resume_path(chosen.ckpt_path, self.config.subcommand)
 
     def _reword(
         self, error: ArgumentError, parser: LightningArgumentParser, verb: str
     ) -> MisconfigurationException:
         keys = self._subcommand_parsers.get(verb, parser).get_defaults().keys()
-        return MisconfigurationException(explain(str(error), list(keys)))
+        return MisconfigurationException(format_parser_error(str(error), list(keys)))
 
     def _find_scored(self, parser: LightningArgumentParser, verb: str, chosen: Namespace) -> None:
         """Find the checkpoint or the model that is to be scored, and which network it is of."""
@@ -146,13 +146,13 @@ class Cli(LightningCLI):
             check_output(chosen.output)
         self.scored, uri = chosen.ckpt_path, _tracking_uri(chosen)
         network: dict[str, Any] = {}
-        if is_registered(self.scored, verb):
-            program = find_program(str(self.scored), self.downloads, uri)
-            network = {"class_path": EXPORTED, "init_args": {"program": program}}
+        if is_registered_model(self.scored, verb):
+            program = download_program(str(self.scored), self.downloads, uri)
+            network = {"class_path": _EXPORTED, "init_args": {"program": program}}
         else:
-            self.found = find_checkpoint(self.scored, verb, self.downloads, uri)
+            self.found = resolve_checkpoint(self.scored, verb, self.downloads, uri)
             if verb == "predict" and self.found != self.scored and not self._names_network():
-                network = find_network(str(self.scored), self.downloads, uri)
+                network = read_model_config(str(self.scored), self.downloads, uri)
         chosen.ckpt_path = self.found
         if network:
             try:
@@ -175,7 +175,7 @@ class Cli(LightningCLI):
         if self.config.subcommand == "predict":
             chosen = self.config.predict
             if path is not None:
-                show_alike(chosen, read_data_state(path), self.given)
+                apply_data_state(chosen, read_data_state(path), self.given)
             if "MLFLOW_RUN_ID" not in os.environ and _is_run_logger(chosen.trainer.logger):
                 chosen.trainer.logger = False  # to score images makes no run
 
@@ -221,7 +221,7 @@ class Cli(LightningCLI):
     def after_fit(self) -> None:
         checkpoint = self.trainer.checkpoint_callback
         if isinstance(checkpoint, ModelCheckpoint) and checkpoint.best_model_score is not None:
-            summarise(self.trainer, str(checkpoint.monitor), checkpoint.best_model_score)
+            write_summary(self.trainer, str(checkpoint.monitor), checkpoint.best_model_score)
         else:
             self.after_validate()
 
@@ -239,14 +239,14 @@ class Cli(LightningCLI):
     def after_predict(self) -> None:
         for each in self.trainer.callbacks:  # type: ignore[attr-defined]
             if isinstance(each, PredictionWriter) and each.count:
-                summarise_table(each)
+                write_table_summary(each)
 
     @rank_zero_only
     def after_prepare(self) -> None:
         sys.stdout.write("The data is in place; next: pyclassify train\n")
 
     def _summarise(self, metric: str) -> None:
-        summarise(self.trainer, metric, self.trainer.callback_metrics.get(metric), self.scored)
+        write_summary(self.trainer, metric, self.trainer.callback_metrics.get(metric), self.scored)
 
 
 def _tracking_uri(chosen: Namespace) -> str | None:
@@ -255,20 +255,20 @@ def _tracking_uri(chosen: Namespace) -> str | None:
 
 
 def _is_run_logger(logger: Any) -> bool:
-    return isinstance(logger, Namespace) and logger.class_path == RUN_LOGGER
+    return isinstance(logger, Namespace) and logger.class_path == _RUN_LOGGER
 
 
-def run(args: list[str], given: list[str] | None = None) -> None:
+def run_training_command(args: list[str], given: list[str] | None = None) -> None:
     """Run a training verb.
 
     Args:
         args: The verb and its options, spelled out.
         given: The same as they were given, for the record.
     """
-    quieten()
+    _silence_advertisements()
     _record_defining_modules()
     with destroy_process_group_on_exit(), tempfile.TemporaryDirectory() as downloads:
-        Cli(
+        TrainingCli(
             downloads,
             pl.LightningModule,
             pl.LightningDataModule,
@@ -276,7 +276,7 @@ def run(args: list[str], given: list[str] | None = None) -> None:
             save_config_kwargs={"save_to_log_dir": False, "command": given or args},
             trainer_class=Trainer,
             trainer_defaults={
-                "logger": {"class_path": RUN_LOGGER},
+                "logger": {"class_path": _RUN_LOGGER},
                 "callbacks": [
                     LaunchCheck(),
                     PredictionLogger(),
@@ -290,7 +290,7 @@ def run(args: list[str], given: list[str] | None = None) -> None:
             seed_everything_default=0,
             subclass_mode_model=True,
             subclass_mode_data=True,
-            parser_kwargs=parser_options(),
+            parser_kwargs=get_parser_kwargs(),
             args=args,
         )
 
@@ -305,7 +305,7 @@ def _record_defining_modules() -> None:
         resolved_import_paths.add(exported, f"{exported.__module__}.{name}")
 
 
-def quieten() -> None:
+def _silence_advertisements() -> None:
     """Drop what says nothing to a user: advertisements, and notes to Lightning's developers."""
     configure_mlflow()
     logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(_is_no_advertisement)
@@ -320,7 +320,7 @@ def _is_no_advertisement(record: logging.LogRecord) -> bool:
     return "Tip:" not in record.getMessage()
 
 
-def check_devices(devices: Any, accelerator: str) -> None:
+def _check_devices(devices: Any, accelerator: str) -> None:
     """Refuse a number of devices that this machine can't give.
 
     Raises:
@@ -343,7 +343,7 @@ def check_devices(devices: Any, accelerator: str) -> None:
         )
 
 
-def check_seed(seed: int | bool) -> None:
+def _check_seed(seed: int | bool) -> None:
     """Refuse a seed that some random generator does not take.
 
     Raises:
@@ -353,7 +353,7 @@ def check_seed(seed: int | bool) -> None:
         raise MisconfigurationException(f"seed is {seed}; give a whole number from 0 to 2^32 - 1")
 
 
-def summarise(
+def write_summary(
     trainer: pl.Trainer, metric: str, value: torch.Tensor | None, scored: str | None = None
 ) -> None:
     """Write the accuracy, the checkpoint, the model, the run and what to type next to stdout.
@@ -387,7 +387,7 @@ def summarise(
             written.experiment_id,
             written.server_id,
         )
-        lines["run"] = run_id
+        lines["run_training_command"] = run_id
         away = written.is_away()
         lines["next"] = f"pyclassify sync {written.folder}" if away else format_fast_ui_command(uri)
         links = (
@@ -404,7 +404,7 @@ def summarise(
     sys.stdout.write("".join(f"\n{what}:\n{link}\n" for what, link in links.items()))
 
 
-def summarise_table(table: PredictionWriter) -> None:
+def write_table_summary(table: PredictionWriter) -> None:
     """Write where the predictions are, and of how many images, to standard output."""
     lines = {"predictions": str(table.path.absolute()), "images": f"{table.count:,}"}
     if table.unreadable:

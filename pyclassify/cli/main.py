@@ -11,17 +11,17 @@ from functools import partial
 from pathlib import Path
 from pkgutil import resolve_name
 
-from pyclassify.cli.options import PLAIN_VERBS, spell_out
+from pyclassify.cli.options import COMMANDS, expand_options
 from pyclassify.tracking import run
 from pyclassify.utils import launcher, options
 from pyclassify.utils.signals import stop_on_signals, stop_with_parent
 
-TURN_SECONDS = 3.0  # that another process may take to run into the same error
+_TURN_SECONDS = 3.0  # that another process may take to run into the same error
 # How many times as long a process that trains several seeds has to stop: it waits for its child,
 # which may have a checkpoint to write before it leaves.
 SEEDS_GRACE_FACTOR = 60.0
 
-LOST = "another process of this run has ended; its own message says why"
+_LOST_PROCESS = "another process of this run has ended; its own message says why"
 
 
 def main(args: Sequence[str] | None = None) -> int:
@@ -34,54 +34,56 @@ def main(args: Sequence[str] | None = None) -> int:
         The exit code.
     """
     given = list(sys.argv[1:] if args is None else args)
-    if given and given[0] in PLAIN_VERBS:
-        return run_plain(given[0], given[1:])
+    if given and given[0] in COMMANDS:
+        return _run_command(given[0], given[1:])
     if run.adopt_run() or not launcher.is_rank_zero():
         stop_with_parent()
     status = "FAILED"
     grace_factor = SEEDS_GRACE_FACTOR if options.has_seeds_option(given) else 1.0
-    with stop_on_signals(partial(on_stop, given), grace_factor):
+    with stop_on_signals(partial(_report_stop, given), grace_factor):
         try:
-            train(given)
+            _train(given)
             status = "FINISHED"
             return 0
         except KeyboardInterrupt as stop:
             status = "KILLED"
-            return exit_code(stop)
+            return _get_exit_code(stop)
         except SystemExit as leaving:
             cause = leaving.__context__
             if isinstance(cause, KeyboardInterrupt):  # Lightning's exit on a stop
                 status = "KILLED"
-                return exit_code(cause)
+                return _get_exit_code(cause)
             if leaving.code in (0, None):
                 status = "FINISHED"
             raise
         except Exception as error:
-            words = explain(error)
+            words = _format_error(error)
             if words is None:
                 raise
-            return complain(words, turn=int(not launcher.is_rank_zero()) + 2 * int(words == LOST))
+            return _print_error(
+                words, turn=int(not launcher.is_rank_zero()) + 2 * int(words == _LOST_PROCESS)
+            )
         finally:
             run.end_run(status)
 
 
-def exit_code(stop: KeyboardInterrupt) -> int:
+def _get_exit_code(stop: KeyboardInterrupt) -> int:
     """75 tells a job's script to have it started again; any other stop is a failure's."""
     return launcher.REQUEUE_EXIT_CODE if str(stop) == "SIGUSR1" else 1
 
 
-def run_plain(verb: str, given: list[str]) -> int:
+def _run_command(verb: str, given: list[str]) -> int:
     """Run a verb that leaves the run of MLFLOW_RUN_ID, if there is one, to whoever made it."""
     try:
-        code: int = resolve_name(PLAIN_VERBS[verb])(given)
+        code: int = resolve_name(COMMANDS[verb])(given)
         return code
     except KeyboardInterrupt:
-        return complain("stopped by SIGINT")
+        return _print_error("stopped by SIGINT")
     except Exception as error:
-        words = explain(error)
+        words = _format_error(error)
         if words is None:
             raise
-        return complain(words)
+        return _print_error(words)
 
 
 def sync(argv: list[str]) -> int:
@@ -92,17 +94,17 @@ def sync(argv: list[str]) -> int:
     return sync.main(argv, register_and_promote)
 
 
-def on_stop(given: list[str], signal_name: str) -> None:
+def _report_stop(given: list[str], signal_name: str) -> None:
     """Tell who watches and who looks later that this is no failure, and how to go on."""
     if launcher.is_rank_zero():
         run_id = run.get_resumable_run()
         goes_on = run_id is not None and not {"fit", "train"}.isdisjoint(given)
         how = f"; `pyclassify resume {run_id}` goes on with it" if goes_on else ""
-        complain(f"stopped by {signal_name}{how}")
+        _print_error(f"stopped by {signal_name}{how}")
         run.set_final_status("KILLED")
 
 
-def train(given: list[str]) -> None:
+def _train(given: list[str]) -> None:
     """Run one of the training verbs, which alone pay for importing torch, or several such runs."""
     words = given
     if options.has_seeds_option(given):
@@ -110,19 +112,19 @@ def train(given: list[str]) -> None:
 
         count, words = seeds.read_seed_count(given)
         if count > 1:
-            spell_out(words)  # refuses a wrong command line before any run is made
+            expand_options(words)  # refuses a wrong command line before any run is made
             seeds.train_seeds(words, count)
             return
-    args = spell_out(words)
+    args = expand_options(words)
     # Pages of 2 MB where the kernel gives them to who asks: AlexNet's gradients are 228 MB, taken
     # anew each step. torch reads it when it first allocates, which some imports do.
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     from pyclassify.cli import lightning_cli
 
-    lightning_cli.run(args, words)
+    lightning_cli.run_training_command(args, words)
 
 
-def explain(error: BaseException | None) -> str | None:
+def _format_error(error: BaseException | None) -> str | None:
     """Find the words of an error that needs no stack trace, among its causes too.
 
     Returns:
@@ -139,7 +141,7 @@ def explain(error: BaseException | None) -> str | None:
             "DistBackendError",
             "DistNetworkError",
         ):
-            return LOST
+            return _LOST_PROCESS
         if str(error).startswith("Error(s) in loading state_dict"):
             detail = str(error).partition("\n")[2].split("\n")[0]
             return (
@@ -155,7 +157,7 @@ def _is_ours(error: BaseException) -> bool:
     return bool(frames) and Path(frames[-1].filename).is_relative_to(Path(__file__).parents[1])
 
 
-def complain(text: str, turn: int = 0) -> int:
+def _print_error(text: str, turn: int = 0) -> int:
     """Say in one line what went wrong.
 
     Args:
@@ -170,6 +172,6 @@ def complain(text: str, turn: int = 0) -> int:
     if not launcher.is_rank_zero():
         who += f" (rank {os.environ.get('RANK') or os.environ.get('LOCAL_RANK')})"
     with suppress(KeyboardInterrupt):
-        time.sleep(turn * TURN_SECONDS)
+        time.sleep(turn * _TURN_SECONDS)
         sys.stderr.write(f"{who}: error: {text}\n")
     return 1

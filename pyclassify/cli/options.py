@@ -14,18 +14,18 @@ from pyclassify.utils.options import (
     split_options,
 )
 
-DESCRIPTION = "Train any network on any images as one MLflow run."
-EPILOG = "Short options: " + ", ".join(
+_DESCRIPTION = "Train any network on any images as one MLflow run."
+_EPILOG = "Short options: " + ", ".join(
     f"--{short} for --{full}" for short, full in SHORT_OPTIONS.items()
 )
-EPILOG += (
+_EPILOG += (
     "; --learning_rate is --optimizer.lr where an optimizer is named. "
     "--seeds N trains with N seeds, from --seed on, and one run above theirs has the means. "
     "--model.help and --data.help show the options that the network and the data have."
 )
 # Verbs that train nothing and have no run of their own: functions of the arguments after the verb,
 # imported only when asked for.
-PLAIN_VERBS = {
+COMMANDS = {
     "compare": "pyclassify.runs.compare:main",
     "promote": "pyclassify.registry.promote:promote",
     "rerun": "pyclassify.runs.rerun:rerun",
@@ -34,9 +34,9 @@ PLAIN_VERBS = {
     "slurm": "pyclassify.slurm.cli:main",
     "sync": "pyclassify.cli.main:sync",
 }
-MORE_VERBS = "More verbs, for runs that there are: " + ", ".join(PLAIN_VERBS)
+_MORE_COMMANDS = "More verbs, for runs that there are: " + ", ".join(COMMANDS)
 # The headings of the help, where the docstrings of Lightning and torch are for other readers.
-TITLES = {
+HELP_TITLES = {
     "trainer": "How to train",
     "model": "What to train",
     "data": "What to train it on",
@@ -48,23 +48,23 @@ TITLES = {
 }
 
 
-def parser_options() -> dict[str, Any]:
+def get_parser_kwargs() -> dict[str, Any]:
     """How LightningCLI makes the parser of the whole and that of each verb, by their names."""
     strict = {"exit_on_error": False, "allow_abbrev": False}
     usage = "pyclassify {} [--config FILE] [--OPTION VALUE ...]"
     return {
         "prog": "pyclassify",
-        "description": DESCRIPTION,
-        "epilog": f"{MORE_VERBS}; each has a --help of its own.",
+        "description": _DESCRIPTION,
+        "epilog": f"{_MORE_COMMANDS}; each has a --help of its own.",
         **strict,
         **{
-            verb: {"usage": usage.format(verb), "epilog": EPILOG, **strict}
+            verb: {"usage": usage.format(verb), "epilog": _EPILOG, **strict}
             for verb in TRAINING_COMMANDS
         },
     }
 
 
-def spell_out(given: list[str]) -> list[str]:
+def expand_options(given: list[str]) -> list[str]:
     """Put the verb first, full options in place of short ones, and what trains by default.
 
     Options may stand in any order: configuration files are read first, so that an option wins over
@@ -78,7 +78,7 @@ def spell_out(given: list[str]) -> list[str]:
         ValueError: There is no verb, or a configuration file is no mapping in YAML.
     """
     options = list(split_options(given))
-    verb = _find_verb(options)
+    verb = _pop_command(options)
     if verb is None:
         return given
     chosen = dict(list_settings(given))
@@ -106,18 +106,18 @@ def spell_out(given: list[str]) -> list[str]:
     return spelled
 
 
-def _find_verb(options: list[list[str]]) -> str | None:
+def _pop_command(options: list[list[str]]) -> str | None:
     """Take the verb out of a command line; there is none where only help is asked for."""
-    takes = f"give one of {', '.join((*TRAINING_COMMANDS, *PLAIN_VERBS))}"
+    takes = f"give one of {', '.join((*TRAINING_COMMANDS, *COMMANDS))}"
     verb = next((option for option in options if not option[0].startswith("-")), None)
     if verb is None:
         if any(option[0] in ("-h", "--help") for option in options):
             return None
         raise ValueError(f"no verb was given; {takes}")
     if verb[0] not in TRAINING_COMMANDS:
-        if verb[0] in PLAIN_VERBS:
+        if verb[0] in COMMANDS:
             raise ValueError(f"{verb[0]} stands before its options: pyclassify {verb[0]} ...")
-        near = get_close_matches(verb[0], (*TRAINING_COMMANDS, *PLAIN_VERBS), n=1)
+        near = get_close_matches(verb[0], (*TRAINING_COMMANDS, *COMMANDS), n=1)
         hint = f" (nearest: {near[0]})" if near else ""
         raise ValueError(f"there is no verb {verb[0]!r}{hint}; {takes}")
     options.remove(verb)

@@ -3,7 +3,7 @@
 import pytest
 import yaml
 
-from pyclassify.cli.options import spell_out
+from pyclassify.cli.options import expand_options
 from pyclassify.utils.options import SHORT_OPTIONS
 from tests.support.phrases import mentions
 
@@ -12,22 +12,22 @@ PARTS = ["--data=pyclassify.datamodule.CIFAR10DataModule", "--model=pyclassify.m
 
 @pytest.mark.parametrize(("short", "full"), SHORT_OPTIONS.items())
 def test_short_option_stands_for_the_full_one(short, full):
-    assert spell_out(["fit", f"--{short}=7"]) == ["fit", *PARTS, f"--{full}=7"]
-    assert spell_out(["fit", f"--{short}", "7"]) == ["fit", *PARTS, f"--{full}", "7"]
+    assert expand_options(["fit", f"--{short}=7"]) == ["fit", *PARTS, f"--{full}=7"]
+    assert expand_options(["fit", f"--{short}", "7"]) == ["fit", *PARTS, f"--{full}", "7"]
 
 
 def test_full_option_passes_as_it_is():
     given = ["fit", "--trainer.limit_train_batches=10", "--seed_everything", "3"]
 
-    assert spell_out(given) == ["fit", *PARTS, *given[1:]]
+    assert expand_options(given) == ["fit", *PARTS, *given[1:]]
 
 
 @pytest.mark.parametrize("optimizer", [["--optimizer", "SGD"], ["--optimizer.class_path=SGD"]])
 def test_learning_rate_is_that_of_a_named_optimizer_before_or_after(optimizer):
     rate = ["--learning_rate", "0.1"]
 
-    assert "--optimizer.lr" in spell_out(["fit", *optimizer, *rate])
-    assert "--optimizer.lr" in spell_out(["fit", *rate, *optimizer])
+    assert "--optimizer.lr" in expand_options(["fit", *optimizer, *rate])
+    assert "--optimizer.lr" in expand_options(["fit", *rate, *optimizer])
 
 
 @pytest.mark.parametrize(
@@ -38,14 +38,14 @@ def test_learning_rate_follows_the_optimizer_of_a_file(optimizer, rate, tmp_path
     file = tmp_path / "recipe.yaml"
     file.write_text(yaml.safe_dump({"optimizer": optimizer}))
 
-    assert rate in spell_out(["fit", "--config", str(file), "--learning_rate=0.1"])
+    assert rate in expand_options(["fit", "--config", str(file), "--learning_rate=0.1"])
 
 
 def test_part_that_is_named_has_no_default(tmp_path):
     file = tmp_path / "recipe.yaml"
     file.write_text("data:\n  class_path: MNISTDataModule")
 
-    spelled = spell_out(["fit", f"--config={file}", "--model=tests.support.networks.Module"])
+    spelled = expand_options(["fit", f"--config={file}", "--model=tests.support.networks.Module"])
 
     assert spelled == ["fit", f"--config={file}", "--model=tests.support.networks.Module"]
 
@@ -55,7 +55,9 @@ def test_files_come_first_then_classes_then_their_arguments(tmp_path):
     file.write_text("seed_everything: 1")
     given = ["--model.model.dropout", "0", "--batch_size=3", "--model.model", "a.Net"]
 
-    spelled = spell_out([*given, "--data=b.Data", "fit", "--model", "c.Module", "-c", str(file)])
+    spelled = expand_options(
+        [*given, "--data=b.Data", "fit", "--model", "c.Module", "-c", str(file)]
+    )
 
     assert spelled == [
         *["fit", "-c", str(file), "--data=b.Data", "--model", "c.Module"],
@@ -66,25 +68,25 @@ def test_files_come_first_then_classes_then_their_arguments(tmp_path):
 def test_options_of_equal_depth_keep_their_order():
     callbacks = ["--trainer.callbacks+=A", "--trainer.callbacks.a=1", "--trainer.callbacks+=B"]
 
-    assert spell_out(["fit", *callbacks])[-3:] == callbacks
+    assert expand_options(["fit", *callbacks])[-3:] == callbacks
 
 
 def test_value_is_no_verb():
-    assert spell_out(["--data_path", "train", "fit"])[0] == "fit"
+    assert expand_options(["--data_path", "train", "fit"])[0] == "fit"
 
 
 def test_schedule_without_an_optimizer_is_refused():
     with pytest.raises(ValueError, match=r"lr_scheduler StepLR .*optimizer"):
-        spell_out(["fit", "--lr_scheduler", "StepLR", "--lr_scheduler.step_size", "1"])
+        expand_options(["fit", "--lr_scheduler", "StepLR", "--lr_scheduler.step_size", "1"])
 
 
 def test_negative_number_is_a_value():
-    assert spell_out(["--seed", "-1", "fit"]) == ["fit", *PARTS, "--seed_everything", "-1"]
+    assert expand_options(["--seed", "-1", "fit"]) == ["fit", *PARTS, "--seed_everything", "-1"]
 
 
 def test_help_without_a_class_is_about_the_chosen_one():
-    assert "pyclassify.module.Classifier" in spell_out(["fit", "--model.help"])
-    assert spell_out(["fit", "--data=b.Data", "--data.help"])[-2:] == ["--data.help", "b.Data"]
+    assert "pyclassify.module.Classifier" in expand_options(["fit", "--model.help"])
+    assert expand_options(["fit", "--data=b.Data", "--data.help"])[-2:] == ["--data.help", "b.Data"]
 
 
 def shown(cli, line):

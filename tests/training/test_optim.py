@@ -12,7 +12,7 @@ from torch.optim import SGD, Adam, AdamW
 from torch.optim.lr_scheduler import CosineAnnealingLR, CyclicLR, LambdaLR, MultiplicativeLR
 from torch.utils.data import DataLoader, IterableDataset
 
-from pyclassify.cli.lightning_cli import Cli
+from pyclassify.cli.lightning_cli import TrainingCli
 from pyclassify.training.optim import WarmupCosine, exclude_from_weight_decay
 from tests.support.trainings import LINEAR
 
@@ -98,7 +98,7 @@ class Named(pl.LightningModule):
 
     def configure_optimizers(self):
         optimizer = SGD(network().parameters())
-        return Cli.configure_optimizers(self, optimizer, WarmupCosine(optimizer))
+        return TrainingCli.configure_optimizers(self, optimizer, WarmupCosine(optimizer))
 
 
 @pytest.mark.parametrize(
