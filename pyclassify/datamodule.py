@@ -1,4 +1,4 @@
-"""Data modules: where images and labels come from, named on the command line by --data."""
+"""The data modules that --data names: CIFAR-10, MNIST, torchvision, image folders, synthetic."""
 
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -8,8 +8,8 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from pyclassify.data import cache, synthetic
-from pyclassify.data.cache import LabeledImages
+from pyclassify.data import synthetic
+from pyclassify.data.cache import LabeledImages, load_cached_images
 from pyclassify.data.datasets import (
     CachedImageFiles,
     ImageFiles,
@@ -18,30 +18,35 @@ from pyclassify.data.datasets import (
     UnlabeledImageFiles,
 )
 from pyclassify.data.download import fetch_dataset, list_checksums
-from pyclassify.data.image_folder import (
-    cache_images,
-    list_all_images,
-    list_classes,
-    list_images,
-)
+from pyclassify.data.image_folder import cache_images, list_all_images, list_classes, list_images
 from pyclassify.data.loaders import SPLITS, ImageDataModule, collate_varying_sizes, split_indices
 from pyclassify.utils.files import find_cache_folder
 from pyclassify.utils.launcher import count_workers
 
-# Of a batch of images in their original sizes: 100 MB, of which a loader holds several.
+# Of images in their original sizes: 100 MB a batch, of which a loader holds several.
 MAX_BATCH_PIXELS = 2**25
 
 
 class TorchvisionDataModule(ImageDataModule):
-    """One of torchvision's data sets, kept in memory as bytes, once for all processes of a machine.
+    """A data set of torchvision, in memory as bytes once for all processes of a machine.
+
+    Its images are uint8 [1 or 3, height, width], all of one size.
 
     Args:
-        name: Which: CIFAR10, CIFAR100, FashionMNIST, KMNIST, MNIST or SVHN.
+        name: The data set: CIFAR10, CIFAR100, FashionMNIST, KMNIST, MNIST or SVHN.
         data_path: The folder of the downloaded files; `pyclassify` in the user's cache folder by
             default.
         val_size: How many training images are held out for validation.
-        split_seed: Decides which are; the run's seed does not, so that runs with other seeds are
-            judged on the same images.
+        split_seed: The seed of that split. The run's seed does not change it, so that runs with
+            other seeds are compared on the same images.
+
+    Raises:
+        MisconfigurationException: The name is unknown, or the data set can't be downloaded.
+
+    Example:
+        >>> data = TorchvisionDataModule("SVHN", resize=32, crop=32, pad=4, flip=False)
+        >>> data.num_classes
+        10
     """
 
     NUM_CLASSES: ClassVar = {
@@ -66,46 +71,47 @@ class TorchvisionDataModule(ImageDataModule):
             raise MisconfigurationException(
                 f"name is {name!r}; the data sets here are {', '.join(self.NUM_CLASSES)}"
             )
-        self.set_name, self.val_size, self.split_seed = name, val_size, split_seed
+        self.dataset_name, self.val_size, self.split_seed = name, val_size, split_seed
         self.data_path = Path(data_path).expanduser() if data_path else find_cache_folder()
-        self._halves: dict[bool, LabeledImages] = {}
+        self._loaded: dict[bool, LabeledImages] = {}
 
     @property
     def num_classes(self) -> int:
-        return self.NUM_CLASSES[self.set_name]
+        return self.NUM_CLASSES[self.dataset_name]
 
     def prepare_data(self) -> None:
+        """Download the data set if needed, and write its cache files."""
         for train in (True, False):
-            self._half(train)
+            self._load(train)
 
     def setup(self, stage: str) -> None:
-        for part in SPLITS[stage]:
-            images, labels, _ = self._half(train=part != "test")
+        for split in SPLITS[stage]:
+            images, labels, _ = self._load(train=split != "test")
             index = None
-            if part != "test":
-                index = split_indices(len(images), self.val_size, self.split_seed)[part]
-            setattr(self, part, ImageTensors(images, labels, index))
+            if split != "test":
+                index = split_indices(len(images), self.val_size, self.split_seed)[split]
+            setattr(self, split, ImageTensors(images, labels, index))
 
-    def _half(self, train: bool) -> LabeledImages:
-        # Kept, since to look at a half is to hash all of it.
-        if train not in self._halves:
-            half = "train" if train else "test"
-            self._halves[train] = cache.load_cached_images(
-                self.data_path / f"{self.set_name}-{half}.mapped",
-                " ".join(list_checksums(self.set_name, train)),
+    def _load(self, train: bool) -> LabeledImages:
+        # Loaded once, since checking a cache file digests all of it.
+        if train not in self._loaded:
+            split = "train" if train else "test"
+            self._loaded[train] = load_cached_images(
+                self.data_path / f"{self.dataset_name}-{split}.mapped",
+                " ".join(list_checksums(self.dataset_name, train)),
                 lambda: self._read(train),
             )
-            self.classes = self._halves[train].classes
-        return self._halves[train]
+            self.classes = self._loaded[train].classes
+        return self._loaded[train]
 
     def _read(self, train: bool) -> LabeledImages:
-        dataset = fetch_dataset(self.set_name, self.data_path, train)
+        dataset = fetch_dataset(self.dataset_name, self.data_path, train)
         images = torch.as_tensor(dataset.data)
-        if images.ndim == 3:  # grey: [n, height, width]
+        if images.ndim == 3:  # grayscale [n, height, width]
             images = images[:, None]
         elif images.shape[-1] == 3:
             images = images.permute(0, 3, 1, 2)
-        labels = dataset.labels if self.set_name == "SVHN" else dataset.targets
+        labels = dataset.labels if self.dataset_name == "SVHN" else dataset.targets
         classes = getattr(dataset, "classes", [str(n) for n in range(self.num_classes)])
         return LabeledImages(
             images.contiguous(), torch.as_tensor(labels, dtype=torch.int64), list(classes)
@@ -115,11 +121,17 @@ class TorchvisionDataModule(ImageDataModule):
 class CIFAR10DataModule(TorchvisionDataModule):
     """CIFAR-10 (Krizhevsky, 2009): 45,000 training, 5,000 validation and 10,000 test images.
 
+    The images are uint8 [3, 32, 32].
+
     Args:
         data_path: The folder of the downloaded files; `pyclassify` in the user's cache folder by
             default.
-        mean: Each channel's mean, in 0..1, that normalisation takes off.
-        std: Each channel's standard deviation that it divides by.
+        mean: The mean of each channel, in 0..1, that normalization subtracts.
+        std: The standard deviation of each channel that normalization divides by.
+
+    Example:
+        >>> data = CIFAR10DataModule(batch_size=128)
+        >>> trainer.fit(Classifier(AlexNet), datamodule=data)
     """
 
     def __init__(
@@ -133,12 +145,18 @@ class CIFAR10DataModule(TorchvisionDataModule):
 
 
 class MNISTDataModule(TorchvisionDataModule):
-    """MNIST (LeCun et al., 1998) as grey images in three channels, never mirrored by default.
+    """MNIST (LeCun et al., 1998): grayscale images in three channels, not flipped by default.
+
+    The images are uint8 [1, 28, 28]; batches have three equal channels.
 
     Args:
         data_path: The folder of the downloaded files; `pyclassify` in the user's cache folder by
             default.
-        flip: Whether training mirrors half of the images.
+        flip: Whether training flips half of the images horizontally.
+
+    Example:
+        >>> data = MNISTDataModule(batch_size=128)
+        >>> trainer.fit(Classifier(AlexNet), datamodule=data)
     """
 
     def __init__(self, data_path: str | None = None, flip: bool = False, **kwargs: Any) -> None:
@@ -146,13 +164,22 @@ class MNISTDataModule(TorchvisionDataModule):
 
 
 class SyntheticDataModule(ImageDataModule):
-    """Ten classes of shapes, drawn on the spot: for a machine with no network.
+    """A synthetic data set: ten classes of shapes, for a machine without network.
+
+    The images are uint8 [3, 32, 32].
 
     Args:
-        train_size: How many training images to draw.
-        val_size: How many validation images.
-        test_size: How many test images.
-        draw_seed: Decides the drawings; the run's seed does not.
+        train_size: The number of training images.
+        val_size: The number of validation images.
+        test_size: The number of test images.
+        draw_seed: The seed of the images. The run's seed does not change them.
+
+    Example:
+        >>> data = SyntheticDataModule(train_size=100)
+        >>> data.setup("fit")
+        >>> image, label, index = data.train[0]
+        >>> image.shape
+        torch.Size([3, 32, 32])
     """
 
     classes = synthetic.CLASSES
@@ -170,36 +197,45 @@ class SyntheticDataModule(ImageDataModule):
         self.draw_seed = draw_seed
 
     def setup(self, stage: str) -> None:
-        for part in SPLITS[stage]:
-            seed = 3 * self.draw_seed + list(self.sizes).index(part)
-            setattr(self, part, ImageTensors(*synthetic.generate_images(self.sizes[part], seed)))
+        for split in SPLITS[stage]:
+            seed = 3 * self.draw_seed + list(self.sizes).index(split)
+            setattr(self, split, ImageTensors(*synthetic.generate_images(self.sizes[split], seed)))
 
 
 class ImageFolderDataModule(ImageDataModule):
     """A folder of images of any size: train/<class>/<image>, and val/ and test/ likewise.
 
-    The classes are train's folders. Where there is no val/, a part of train/ is held out. To
-    predict, any folder does: its images at any depth are taken, and no labels are looked for.
+    The classes are the folders of train/. Without val/, a fraction of train/ is held out. To
+    predict, any folder will do: images are found at any depth, and labels are not needed.
 
     Args:
-        data_path: The folder that holds train/, or to predict the images.
-        classes: The classes' names, by label; by default train's folders, sorted, or to predict
-            those of the checkpoint.
-        unreadable: What to do, when predicting, with a file that does not decode: "skip" leaves
-            its row without a label, "stop" ends with an error.
-        val_size: The part of the training images held out where there is no val/, in 0..1.
-        split_seed: Decides which are; the run's seed does not.
-        mean: Each channel's mean, in 0..1, that normalisation takes off; ImageNet's by default.
-        std: Each channel's standard deviation that it divides by; ImageNet's by default.
-        exact: Whether training images too are to the last bit as validation, test and the served
-            model have them. By default they are read in half the time, and about one of
-            256 levels off at most: far less than what the crop changes.
-        num_workers: Processes that decode images, beside each training process; by default one
-            for each processor that it has but the one that it needs itself, 1 to 8.
-        cache: Whether to decode and scale all images of train/ once, and keep them as one file in
+        data_path: The folder that holds train/; to predict, the folder of the images.
+        classes: The names of the classes, by label; by default the folders of train/, sorted, or
+            to predict those of the checkpoint.
+        unreadable: How prediction treats a file that does not decode: "skip" leaves its row
+            without a label, "stop" ends with an error.
+        val_size: The fraction of the training images that is held out without val/, in 0..1.
+        split_seed: The seed of that split. The run's seed does not change it.
+        mean: The mean of each channel, in 0..1, that normalization subtracts; ImageNet's by
+            default.
+        std: The standard deviation of each channel that normalization divides by; ImageNet's by
+            default.
+        exact: Whether training images too are bitwise identical to what validation, test and the
+            served model see. By default they are read in half the time, and pixels differ by about
+            one of 256 levels at most: far less than augmentation changes them.
+        num_workers: Processes that decode images, for each training process; by default one for
+            each of its processors except one, 1 to 8.
+        cache: Whether to decode and resize all images of train/ once, into one file in
             pyclassify/scaled in the user's cache folder (XDG_CACHE_HOME), 3 * resize^2 bytes an
-            image. Later epochs and runs read that, and give the network the same pixels. For
-            many small files, the more so on a network's file system.
+            image. Later epochs and runs read that file, and the network gets the same pixels. For
+            many small files, above all on a network file system.
+
+    Raises:
+        MisconfigurationException: An argument is out of range, or a folder has no images.
+
+    Example:
+        >>> data = ImageFolderDataModule("photos", resize=256, crop=224)
+        >>> trainer.fit(Classifier(torchvision.models.resnet18), datamodule=data)
     """
 
     def __init__(
@@ -232,64 +268,66 @@ class ImageFolderDataModule(ImageDataModule):
         self.data_path = Path(data_path).expanduser()
         self.val_size, self.split_seed = val_size, split_seed
         self.unreadable, self.exact = unreadable, exact
-        self.cache, self._workers = cache, num_workers
+        self.cache, self._num_workers = cache, num_workers
         self.num_workers = num_workers or 0
         if classes is not None:
             self.classes = list(classes)
         elif (self.data_path / "train").is_dir():
             self.classes = list_classes(self.data_path / "train")
         self._listed: dict[str, tuple[PackedPaths, Tensor]] = {}
-        self._kept: CachedImageFiles | None = None
+        self._cached: CachedImageFiles | None = None
 
     def prepare_data(self) -> None:
-        """Make the file of `cache`, if that is asked for; by one process a machine."""
+        """Write the file of `cache`, if that is on and a training starts."""
         if self.cache and (self.trainer is None or self.trainer.state.fn == "fit"):
             self.setup("fit")
 
     def setup(self, stage: str) -> None:
-        if self._workers is None:
+        if self._num_workers is None:
             self.num_workers = count_workers(self.trainer.num_devices if self.trainer else 1)
         if stage == "predict":
-            found = list_all_images(self.data_path)
-            size = None if self._hands_out_bytes() else self.preprocess.resize
-            skip = self.unreadable == "skip"
-            self.scored = UnlabeledImageFiles(self.data_path, found, size, skip)
+            self._set_up_predict()
             return
-        for part in SPLITS[stage]:
-            shared = part != "test" and not (self.data_path / "val").is_dir()
-            files, labels = self._list("train" if shared else part)
+        for split in SPLITS[stage]:
+            held_out = split != "test" and not (self.data_path / "val").is_dir()
+            files, labels = self._list("train" if held_out else split)
             index = None
-            if shared:
-                held_out = max(1, round(len(files) * self.val_size))
-                index = split_indices(len(files), held_out, self.split_seed)[part]
-            exact = self.exact or part != "train"
-            size = self.preprocess.resize
+            if held_out:
+                val_size = max(1, round(len(files) * self.val_size))
+                index = split_indices(len(files), val_size, self.split_seed)[split]
+            size, exact = self.preprocess.resize, self.exact or split != "train"
             images = ImageFiles(self.data_path, files, labels, size, index, exact)
-            setattr(self, part, self._keep(images) if self.cache and part == "train" else images)
+            cached = self.cache and split == "train"
+            setattr(self, split, self._cache_images(images) if cached else images)
 
-    def _keep(self, images: ImageFiles) -> CachedImageFiles:
-        if self._kept is None:  # all of the file is read to check it
-            self._kept = cache_images(images, self.classes, self.num_workers)
-        return self._kept
+    def _set_up_predict(self) -> None:
+        files = list_all_images(self.data_path)
+        size = None if self._network_takes_bytes() else self.preprocess.resize
+        skip = self.unreadable == "skip"
+        self._predict_files = UnlabeledImageFiles(self.data_path, files, size, skip)
+
+    def _cache_images(self, images: ImageFiles) -> CachedImageFiles:
+        if self._cached is None:  # once, since checking a cache file digests all of it
+            self._cached = cache_images(images, self.classes, self.num_workers)
+        return self._cached
 
     def predict_dataloader(self) -> DataLoader[Any]:
-        files = self.scored
+        files = self._predict_files
         if self.trainer is not None and len(files) < self.trainer.world_size:
             raise MisconfigurationException(
                 f"{self.data_path} has {len(files)} images for {self.trainer.world_size} "
                 f"processes; give at most --devices {len(files)}"
             )
         if files.size is not None:
-            return self._loader(files)
-        room = round(MAX_BATCH_PIXELS / max(files.estimate_mean_pixels(), 1))
-        return self._loader(
-            files, batch_size=min(max(room, 1), self.batch_size), collate=collate_varying_sizes
-        )
+            return self._make_loader(files)
+        max_images = max(round(MAX_BATCH_PIXELS / max(files.estimate_mean_pixels(), 1)), 1)
+        batch_size = min(max_images, self.batch_size)
+        return self._make_loader(files, batch_size=batch_size, collate=collate_varying_sizes)
 
     def _list(self, folder: str) -> tuple[PackedPaths, Tensor]:
-        # Kept, since a large folder takes minutes to walk on a cluster's file system.
+        # Listed once, since a cluster's file system takes minutes to list a large folder.
         if folder not in self._listed:
-            if not hasattr(self, "classes"):  # there was no train/, which this says
+            if not hasattr(self, "classes"):  # train/ is missing, as the error of this call says
                 self.classes = list_classes(self.data_path / "train")
             files, labels = list_images(self.data_path / folder, self.classes)
             empty = sorted(set(range(self.num_classes)) - set(labels))

@@ -1,4 +1,4 @@
-"""From a set of images to prepared batches on the device."""
+"""Load, split and batch images, and prepare the batches on the device."""
 
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -17,53 +17,74 @@ from pyclassify.data.datasets import ImageDataset
 from pyclassify.data.transforms import Preprocess
 from pyclassify.utils.signals import ignore_sigterm
 
-# What each stage of Lightning's asks for; predicting takes the test images as well.
+# The splits that each stage of Lightning needs; prediction without a folder uses the test split.
 SPLITS = {"fit": ("train", "val"), "validate": ("val",), "test": ("test",), "predict": ("test",)}
 
 
 class Batch(tuple[Tensor, Tensor]):
-    """(images, labels), as any LightningModule unpacks it, and each image's place in its set."""
+    """A batch (images, labels), as any LightningModule unpacks it, with the indices of its images.
+
+    Attributes:
+        indices: The index of each image in its data set, int64 [batch].
+    """
 
     indices: Tensor
 
 
 class ResumableDistributedSampler(DistributedSampler[Any]):
-    """A process's share of a set, which can be gone on with in the middle of an epoch."""
+    """A DistributedSampler that can skip the first samples of an epoch, to resume within it.
 
-    _first = 0
+    Attributes:
+        can_skip: Whether samples are the same when those before them were not read.
+    """
+
+    _skipped = 0
 
     @property
     def can_skip(self) -> bool:
-        """Whether what an image gets is the same though others were not read before it."""
         return getattr(self.dataset, "can_skip", False)
 
     def skip(self, count: int) -> None:
-        """Leave out the first images, once."""
-        self._first = count
+        """Skip the first samples of the next epoch, and of that epoch alone.
+
+        Args:
+            count: How many samples of this process to skip.
+        """
+        self._skipped = count
 
     def __iter__(self) -> Iterator[Any]:
-        first, self._first = self._first, 0
-        return islice(super().__iter__(), first, None)
+        skipped, self._skipped = self._skipped, 0
+        return islice(super().__iter__(), skipped, None)
 
 
 class ImageDataModule(LightningDataModule):
-    """What the data modules here have in common: loaders, and preprocessing on the device.
+    """The base class of data modules: data loaders, and preprocessing on the device.
 
-    A subclass fills `train`, `val` and `test` in `setup` with sets of (image, label, index).
+    A subclass assigns `train`, `val` and `test` in `setup`: data sets of (image, label, index) with
+    images uint8 [1 or 3, height, width], best `ImageDataset`s. It defines `classes`, the names of
+    the classes by label.
 
     Args:
-        batch_size: Images a step in each process.
-        resize: The side that images are scaled to, in pixels.
-        crop: The side of the square cut out of them: at random in training, else central.
-        flip: Whether training mirrors half of the images.
-        mean: Each channel's mean, in 0..1, that normalisation takes off.
-        std: Each channel's standard deviation that it divides by.
-        pad: How far a crop in training may reach beyond the image, in pixels, into its mirrored
-            edge: the usual 4 where images of 32 pixels are not enlarged.
-        erase: The side of a square that training erases in each image, in pixels: about a quarter
-            of the crop where many epochs would learn the images by heart.
-        color: By how much training changes brightness, contrast and saturation, at most: 0.2 is
-            mild.
+        batch_size: Images in a batch of each process.
+        resize: The side of the square that images are resized to, in pixels.
+        crop: The side of the square cropped from it, in pixels: random in training, else central.
+        flip: Whether training flips half of the images horizontally.
+        mean: The mean of each channel, in 0..1, that normalization subtracts.
+        std: The standard deviation of each channel that normalization divides by.
+        pad: Reflection padding of the random crop, in pixels: usually 4 for images of 32 pixels
+            that are not enlarged.
+        erase: The side of the square that training erases (cutout), in pixels: about a quarter of
+            the crop against overfitting in many epochs.
+        color: The maximum relative change of brightness, contrast and saturation in training
+            (color jitter), 0 to 1: 0.2 is mild.
+
+    Example:
+        >>> class BlackImages(ImageDataModule):
+        ...     classes = ("night", "cellar")
+        ...
+        ...     def setup(self, stage):
+        ...         images = torch.zeros(100, 3, 32, 32, dtype=torch.uint8)
+        ...         self.train = self.val = self.test = ImageTensors(images, torch.arange(100) % 2)
     """
 
     train: Dataset[Any]
@@ -87,57 +108,62 @@ class ImageDataModule(LightningDataModule):
         if batch_size < 1:
             raise MisconfigurationException(f"batch_size is {batch_size}; give 1 or more")
         self.batch_size = batch_size
-        self.num_workers = 0  # for images that are not in memory
+        self.num_workers = 0  # for data sets that are not in memory
         self.preprocess = Preprocess(resize, crop, flip, mean, std, pad, erase, color)
-        self._shown = {"resize": resize, "crop": crop, "mean": list(mean), "std": list(std)}
+        self._preprocessing = {"resize": resize, "crop": crop, "mean": list(mean), "std": list(std)}
 
     @property
     def num_classes(self) -> int:
         return len(self.classes)
 
     def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint keeps of the data: what other images need to be classified alike."""
-        return {"classes": [str(name) for name in getattr(self, "classes", ())], **self._shown}
+        """Return the classes and the preprocessing, which predictions by a checkpoint reuse."""
+        return {
+            "classes": [str(name) for name in getattr(self, "classes", ())],
+            **self._preprocessing,
+        }
 
     def digest(self) -> dict[str, str]:
-        """Tell the data by their content: a digest of each set that is set up and has one."""
+        """Digest each split that is set up, where its data set supports that."""
         digests = {}
-        for part in ("train", "val", "test"):
-            dataset = vars(self).get(part)
+        for split in ("train", "val", "test"):
+            dataset = vars(self).get(split)
             digest = dataset.digest() if isinstance(dataset, ImageDataset) else None
             if digest is not None:
-                digests[part] = digest
+                digests[split] = digest
         return digests
 
     def train_dataloader(self) -> DataLoader[Any]:
-        return self._loader(self.train, self._share(self.train, shuffle=True))
+        return self._make_loader(self.train, self._make_sampler(self.train, shuffle=True))
 
     def val_dataloader(self) -> DataLoader[Any]:
-        return self._loader(self.val, self._share(self.val))
+        return self._make_loader(self.val, self._make_sampler(self.val))
 
     def test_dataloader(self) -> DataLoader[Any]:
-        return self._loader(self.test, self._share(self.test))
+        return self._make_loader(self.test, self._make_sampler(self.test))
 
     def predict_dataloader(self) -> DataLoader[Any]:
-        return self._loader(self.test)  # Lightning's own sampler repeats no image
+        return self._make_loader(self.test)  # Lightning's own sampler repeats no image
 
-    def _hands_out_bytes(self) -> bool:
-        """Whether the network that is at work prepares bytes by itself."""
+    def _network_takes_bytes(self) -> bool:
+        """Whether the network prepares bytes itself, as an exported one does."""
         network = self.trainer and self.trainer.lightning_module
         return getattr(network, "takes_bytes", False)
 
-    def _share(self, dataset: Dataset[Any], shuffle: bool = False) -> ResumableDistributedSampler:
-        # One sampler for any number of processes, so that n processes share out the very
-        # permutation that one process walks through. Lightning sets its epoch.
+    def _make_sampler(
+        self, dataset: Dataset[Any], shuffle: bool = False
+    ) -> ResumableDistributedSampler:
+        # The same sampler for any number of processes, so that n processes share the permutation
+        # that one process would use. Lightning sets its epoch.
         return ResumableDistributedSampler(
             dataset,
             num_replicas=self.trainer.world_size if self.trainer else 1,
             rank=self.trainer.global_rank if self.trainer else 0,
             shuffle=shuffle,
-            seed=get_run_seed(),
+            seed=_get_run_seed(),
         )
 
-    def _loader(
+    def _make_loader(
         self,
         dataset: Dataset[Any],
         sampler: DistributedSampler[Any] | None = None,
@@ -148,100 +174,115 @@ class ImageDataModule(LightningDataModule):
         workers = 0 if in_memory else self.num_workers
         return DataLoader(
             dataset,
-            batch_size=batch_size
-            or self.batch_size,  # by name: Lightning makes the loader anew to predict
+            # By keyword: Lightning constructs the loader again to predict.
+            batch_size=batch_size or self.batch_size,
             sampler=sampler,
             num_workers=workers,
             persistent_workers=workers > 0,
             pin_memory=torch.cuda.is_available(),
             worker_init_fn=init_worker,
-            collate_fn=_identity if in_memory else collate,
+            collate_fn=_return_batch if in_memory else collate,
         )
 
     def on_after_batch_transfer(self, batch: Sequence[Tensor], dataloader_idx: int) -> Batch:
-        """Prepare (images, labels, index) on the device, with draws of their own in training."""
-        images, labels, index = batch
-        if self._hands_out_bytes():
-            mixed = not isinstance(images, Tensor)
-            return _make_batch(_split_varying_sizes(*images) if mixed else images, labels, index)
-        draws = None
+        """Prepare (images, labels, indices) on the device; in training, augment the images."""
+        images, labels, indices = batch
+        if self._network_takes_bytes():
+            if not isinstance(images, Tensor):
+                images = _split_varying_sizes(*images)
+            return _make_batch(images, labels, indices)
+        numbers = None
         if self.trainer is not None and self.trainer.training:
-            draws = self.preprocess.generate_random_numbers(
-                get_run_seed(), self.trainer.current_epoch, index
-            )
-        images = self.preprocess.to(images.device)(images, draws)
+            seed, epoch = _get_run_seed(), self.trainer.current_epoch
+            numbers = self.preprocess.generate_random_numbers(seed, epoch, indices)
+        images = self.preprocess.to(images.device)(images, numbers)
         if self.trainer is not None:
             images = self.trainer.precision_plugin.convert_input(images)
-        return _make_batch(images, labels, index)
+        return _make_batch(images, labels, indices)
 
 
-def _make_batch(images: Any, labels: Tensor, places: Tensor) -> Batch:
+def _make_batch(images: Any, labels: Tensor, indices: Tensor) -> Batch:
     batch = Batch((images, labels))
-    batch.indices = places
+    batch.indices = indices
     return batch
 
 
-def get_run_seed() -> int:
-    """The seed that `seed_everything` was given, 0 without it."""
+def _get_run_seed() -> int:
+    """Return the seed that `seed_everything` was given, 0 without it."""
     return int(os.environ.get("PL_GLOBAL_SEED", "0"))
 
 
-def init_worker(worker_id: int) -> None:
-    """Have a process that reads images outlive a stop, and its numbers be its own if asked for."""
-    ignore_sigterm()
-    if os.environ.get("PL_SEED_WORKERS", "0") != "0":  # what Lightning does where nothing is given
-        pl_worker_init_function(worker_id)
-
-
-def collate_varying_sizes(items: list[tuple[Tensor, int, int]]) -> list[Any]:
-    """Make a batch of square images [3, side, side] of different sizes.
-
-    Their pixels become one tensor, as each that a worker hands over takes an open file.
-
-    Returns:
-        (pixels [n], sides), labels and places.
-    """
-    images, labels, places = zip(*items, strict=True)
-    pixels = torch.cat([image.flatten() for image in images])
-    sides = [image.shape[-1] for image in images]
-    return [(pixels, sides), torch.tensor(labels), torch.tensor(places)]
-
-
-def _split_varying_sizes(pixels: Tensor, sides: list[int]) -> list[Tensor]:
-    """The images of `collate_varying_sizes`."""
-    each = torch.split(pixels, [3 * side * side for side in sides])
-    return [image.view(3, side, side) for image, side in zip(each, sides, strict=True)]
-
-
-def _identity(batch: Any) -> Any:
+def _return_batch(batch: Any) -> Any:
     return batch
 
 
-def count_unpadded(loader: Any, batch_idx: int, batch: int) -> int:
-    """Count the images of a batch that are no padding.
+def collate_varying_sizes(items: list[tuple[Tensor, int, int]]) -> list[Any]:
+    """Collate square images of different sizes.
 
-    A DistributedSampler repeats images so that every process gets as many; the repeated ones are
-    the last of the last batch, and must not count twice in an evaluation.
+    Their pixels become one tensor: each tensor that a worker returns takes a file descriptor.
+
+    Args:
+        items: (image uint8 [3, side, side], label, index) of each of n images.
+
+    Returns:
+        (all pixels, the n sides), labels int64 [n], indices int64 [n].
+    """
+    images, labels, indices = zip(*items, strict=True)
+    pixels = torch.cat([image.flatten() for image in images])
+    sides = [image.shape[-1] for image in images]
+    return [(pixels, sides), torch.tensor(labels), torch.tensor(indices)]
+
+
+def _split_varying_sizes(pixels: Tensor, sides: list[int]) -> list[Tensor]:
+    """Undo `collate_varying_sizes`: images [3, side, side]."""
+    images = torch.split(pixels, [3 * side * side for side in sides])
+    return [image.view(3, side, side) for image, side in zip(images, sides, strict=True)]
+
+
+def init_worker(worker_id: int) -> None:
+    """Initialize a worker: ignore SIGTERM, and seed it where `seed_everything` seeds workers.
+
+    Args:
+        worker_id: Its number in the data loader, from 0.
+    """
+    ignore_sigterm()
+    if os.environ.get("PL_SEED_WORKERS", "0") != "0":  # Lightning does so without worker_init_fn
+        pl_worker_init_function(worker_id)
+
+
+def count_unpadded(loader: Any, batch_idx: int, batch_size: int) -> int:
+    """Count the images of a batch that are not padding.
+
+    A DistributedSampler repeats images so that every process gets the same number. The repeated
+    images end the last batch, and an evaluation must not count them twice.
+
+    Args:
+        loader: Any data loader.
+        batch_idx: The number of the batch, from 0.
+        batch_size: The number of images in it.
+
+    Returns:
+        0 to `batch_size`.
     """
     batches: Any = getattr(loader, "batch_sampler", None)
     sampler = getattr(batches, "sampler", None)
     if not isinstance(sampler, DistributedSampler) or sampler.drop_last:
-        return batch
-    everything: Any = sampler.dataset
-    mine = len(range(sampler.rank, len(everything), sampler.num_replicas))
-    return min(batch, max(0, mine - batch_idx * batches.batch_size))
+        return batch_size
+    dataset: Any = sampler.dataset
+    unpadded = len(range(sampler.rank, len(dataset), sampler.num_replicas))
+    return min(batch_size, max(0, unpadded - batch_idx * batches.batch_size))
 
 
 def split_indices(count: int, held_out: int, seed: int) -> dict[str, Tensor]:
-    """Share out images at random between training and validation.
+    """Split images at random into training and validation.
 
     Args:
-        count: How many images there are.
+        count: The number of images.
         held_out: How many of them are for validation.
-        seed: Decides which.
+        seed: The seed of the split.
 
     Returns:
-        Places among the images, "train" and "val", each int64 and in order.
+        The indices of "train" and "val", each int64, sorted.
 
     Raises:
         MisconfigurationException: Training or validation would get no image.

@@ -1,7 +1,8 @@
-"""The served model: images in, the names and probabilities of their classes out.
+"""Classify the images of a request: the endpoint of a served model.
 
-MLflow copies this file into the model and runs it there (its "models from code"), where there is no
-pyclassify and no Lightning: torch, numpy, Pillow and MLflow are all that it needs.
+MLflow copies this file into the model and runs it there (its "models from code"). Neither
+pyclassify nor Lightning is installed there: this file needs torch, numpy, pandas, Pillow and MLflow
+alone.
 """
 
 import importlib.util
@@ -18,15 +19,14 @@ from mlflow.models import set_model
 from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE
 from mlflow.pyfunc.model import PythonModel, PythonModelContext
 
-# Decoded images wait for others of their size, up to this many pixels and images.
-MAX_PENDING_PIXELS = 2**24
-MAX_BATCH_IMAGES = 128
+_MAX_PENDING_PIXELS = 2**24  # of decoded images that wait for others of the same size
+_MAX_BATCH_IMAGES = 128
 
 
 class InvalidRequestError(MlflowException):
-    """A request that is refused in one line.
+    """A request that can't be answered, with a message of one line.
 
-    MLflow's server would put the whole request before the line, megabytes that the client has.
+    MLflow's server would put the whole request, megabytes, before that line.
     """
 
     def __init__(self, text: str) -> None:
@@ -38,21 +38,21 @@ class InvalidRequestError(MlflowException):
 
     @message.setter
     def message(self, text: str) -> None:
-        """Stay as it is."""
+        """Ignore what MLflow's server assigns."""
 
 
 class ImageClassifier(PythonModel):
-    """An exported network, with its preprocessing and the names of its classes."""
+    """Classify images by an exported network, which includes its preprocessing."""
 
     def load_context(self, context: PythonModelContext) -> None:
-        kept = {"classes.json": ""}
-        program = torch.export.load(context.artifacts["program"], extra_files=kept)
+        extra_files = {"classes.json": ""}
+        program = torch.export.load(context.artifacts["program"], extra_files=extra_files)
         self.program = program.module()
-        self.classes = json.loads(kept["classes.json"])
+        self.classes = json.loads(extra_files["classes.json"])
         self.images = _load_module(context.artifacts["images"])
         self.limits = context.model_config
-        # One thread for the program, as torch gives each that asks a team of threads of its own;
-        # the server's other threads read images meanwhile.
+        # One thread runs the program, as torch starts a pool of threads for each calling thread;
+        # meanwhile the server's other threads decode images.
         self.runner = ThreadPoolExecutor(max_workers=1)
 
     def predict(
@@ -65,35 +65,32 @@ class ImageClassifier(PythonModel):
 
         Args:
             context: Not used.
-            model_input: The column `image` of texts, as images.decode_image takes them.
-            params: `top_k`, how many classes to answer for each image.
+            model_input: A table with the column `image` of texts, as `decode_image` takes them.
+            params: `top_k`, the number of classes for each image; 5 by default, or all if fewer.
 
         Returns:
-            For each image `classes` and `probabilities`, from the most probable on.
+            `classes` and `probabilities` of each image, the most probable first.
 
         Raises:
-            Refused: The request is not as it must be.
+            InvalidRequestError: `top_k`, the table or an image is invalid.
         """
         top_k = self._check_top_k((params or {}).get("top_k"))
         texts = self._list_texts(model_input)
-        answers: list[Any] = [None] * len(texts)
-        waiting: dict[tuple[int, ...], dict[int, Any]] = defaultdict(dict)
+        predictions: list[Any] = [None] * len(texts)
+        pending: dict[tuple[int, ...], dict[int, Any]] = defaultdict(dict)
         pixels = 0
         for index, text in enumerate(texts):
-            image = self._read(index, text)
-            same_size = waiting[image.shape]
+            image = self._decode(index, text)
+            same_size = pending[image.shape]
             same_size[index] = image
             pixels += image.size // 3
-            if (
-                pixels > MAX_PENDING_PIXELS
-                or len(same_size) == MAX_BATCH_IMAGES
-                or index == len(texts) - 1
-            ):
-                for group in waiting.values():
-                    self._answer(group, top_k, answers)
-                waiting.clear()
+            full = pixels > _MAX_PENDING_PIXELS or len(same_size) == _MAX_BATCH_IMAGES
+            if full or index == len(texts) - 1:
+                for group in pending.values():
+                    self._predict_group(group, top_k, predictions)
+                pending.clear()
                 pixels = 0
-        return answers
+        return predictions
 
     def _check_top_k(self, top_k: int | None) -> int:
         if top_k is None:
@@ -112,7 +109,7 @@ class ImageClassifier(PythonModel):
                 '{"dataframe_records": [{"image": BASE64}, ...]}'
             )
         texts: list[Any] = []
-        for cell in table["image"]:  # MLflow puts the list of "inputs" into one cell
+        for cell in table["image"]:  # MLflow puts the whole list of "inputs" into one cell
             texts.extend(cell if isinstance(cell, list) else [cell])
         if not 1 <= len(texts) <= self.limits["max_images"]:
             raise InvalidRequestError(
@@ -121,20 +118,22 @@ class ImageClassifier(PythonModel):
             )
         return texts
 
-    def _read(self, index: int, text: Any) -> Any:
+    def _decode(self, index: int, text: Any) -> Any:
         try:
             return self.images.decode_image(text, self.limits["max_pixels"])
         except ValueError as error:
             raise InvalidRequestError(f"image {index} {error}") from None
 
-    def _answer(self, group: dict[int, Any], top_k: int, answers: list[Any]) -> None:
-        """Fill in the answers of images of one size."""
+    def _predict_group(
+        self, group: dict[int, Any], top_k: int, predictions: list[dict[str, Any]]
+    ) -> None:
+        """Fill in the predictions of images of one size."""
         images = torch.from_numpy(np.stack(list(group.values()))).permute(0, 3, 1, 2).contiguous()
         best = self.runner.submit(self._classify, images).result().topk(top_k)
         rows = zip(group, best.values.tolist(), best.indices.tolist(), strict=True)
         for index, probabilities, labels in rows:
             names = [self.classes[label] for label in labels]
-            answers[index] = {"classes": names, "probabilities": probabilities}
+            predictions[index] = {"classes": names, "probabilities": probabilities}
 
     @torch.inference_mode()
     def _classify(self, images: torch.Tensor) -> torch.Tensor:
@@ -142,7 +141,7 @@ class ImageClassifier(PythonModel):
 
 
 def _load_module(path: str) -> Any:
-    """Run a file of this model's own, under no name that another model's copy could take."""
+    """Load a file of this model, without a name in sys.modules that another model could share."""
     spec = importlib.util.spec_from_file_location("images", path)
     if spec is None or spec.loader is None:
         raise FileNotFoundError(path)

@@ -1,4 +1,8 @@
-"""From a trained network to one file that classifies bytes, with no Python class behind it."""
+"""Export a network with its preprocessing as one file, and predict with that file.
+
+The file is a program of `torch.export` (PyTorch's PT2 archive): it holds no pickle and needs no
+Python class. The names of the classes are in its `extra/classes.json`.
+"""
 
 import copy
 import json
@@ -13,98 +17,103 @@ from torch import Tensor, nn
 from torch.export import Dim
 from torch.export.passes import move_to_device_pass
 
-PROGRAM_PATH = "artifacts/program.pt2"  # where a model of MLflow's has it
-_CLASSES_FILE = "classes.json"  # among the program's extra files
-_EXAMPLE_SHAPE = (
-    2,
-    3,
-    40,
-    50,
-)  # two images, as torch.export takes a batch of one for the only size
-# Of the images that are classified together: resized as floats they take about 1 GB.
-MAX_BATCH_PIXELS = 2**24
-
-
-class ProbabilityNetwork(nn.Module):
-    """A network with its preprocessing: bytes in, probabilities out.
-
-    Args:
-        network: Takes float [batch, 3, height, width], gives logits [batch, classes].
-        preprocess: Takes uint8 [batch, 3, height, width] of any size to what the network takes.
-    """
-
-    def __init__(self, network: nn.Module, preprocess: nn.Module) -> None:
-        super().__init__()
-        self.network, self.preprocess = network, preprocess
-        kinds = (each.dtype for each in network.parameters() if each.is_floating_point())
-        self.dtype = next(kinds, torch.float32)
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Classify images, uint8 [batch, 3, height, width]: float32 [batch, classes]."""
-        prepared = self.preprocess(images).to(self.dtype)
-        return self.network(prepared).float().softmax(dim=1)
+PROGRAM_PATH = "artifacts/program.pt2"  # in a model of MLflow
+MAX_BATCH_PIXELS = 2**24  # of a batch; resized as floats, they take about 1 GB
+_CLASSES_FILE = "classes.json"
+_EXAMPLE_SHAPE = (2, 3, 40, 50)  # two images, as torch.export would fix a batch size of 1
 
 
 def export_program(
     network: nn.Module, preprocess: nn.Module, classes: Sequence[str], path: str | Path
 ) -> list[str]:
-    """Write a network with its preprocessing as a program of torch.export.
+    """Write a network with its preprocessing as a program that runs on the CPU.
 
-    The file (PyTorch's PT2 archive) holds no pickle, and the names of the classes in
-    `extra/classes.json`. Whatever the network was trained on, it runs on the CPU.
+    The program takes uint8 [batch, 3, height, width] and returns probabilities, float32 [batch,
+    classes]; batch, height and width are dynamic. The network itself is not changed.
 
     Args:
-        network: As `ProbabilityNetwork` takes it; it stays as it is.
-        preprocess: Likewise.
-        classes: The classes' names, by label; if there are none, their numbers.
+        network: Maps float [batch, 3, height, width] to logits [batch, classes].
+        preprocess: Maps uint8 [batch, 3, height, width] of any size to the network's input.
+        classes: The names of the classes, by label; their numbers where it is empty.
         path: The file, which ends in .pt2.
 
     Returns:
-        The names.
+        The names of the classes, by label.
 
     Raises:
-        ValueError: There are not as many names as the network has classes.
+        ValueError: The number of names is not the number of classes.
     """
-    whole = copy.deepcopy(ProbabilityNetwork(network, preprocess)).cpu().eval()
+    module = copy.deepcopy(_ProbabilityNetwork(network, preprocess)).cpu().eval()
     images = torch.zeros(_EXAMPLE_SHAPE, dtype=torch.uint8)
     sizes = {0: Dim.DYNAMIC, 2: Dim.DYNAMIC, 3: Dim.DYNAMIC}
     with torch.no_grad():
-        outputs = whole(images).shape[1]
-        names = list(classes) or [str(label) for label in range(outputs)]
-        if outputs != len(names):
+        num_classes = module(images).shape[1]
+        names = list(classes) or [str(label) for label in range(num_classes)]
+        if num_classes != len(names):
             raise ValueError(
-                f"the network has {outputs} classes and {len(names)} names were given; name each"
+                f"the network has {num_classes} classes and {len(names)} names were given; name "
+                "each"
             )
-        program = torch.export.export(whole, (images,), dynamic_shapes={"images": sizes})
-    program.example_inputs = None  # the one thing in the file that would be pickled
+        program = torch.export.export(module, (images,), dynamic_shapes={"images": sizes})
+    program.example_inputs = None  # torch.export.save would pickle them
     torch.export.save(program, path, extra_files={_CLASSES_FILE: json.dumps(names)})
     return names
 
 
 def load_program(path: str | Path) -> tuple[torch.export.ExportedProgram, list[str]]:
-    """Read what `export_program` wrote: the program, and the classes' names by label."""
-    kept = {_CLASSES_FILE: ""}
-    program = torch.export.load(path, extra_files=kept)
-    return program, json.loads(kept[_CLASSES_FILE])
+    """Load a program that `export_program` wrote, and the names of its classes by label.
+
+    Args:
+        path: The file, which ends in .pt2.
+
+    Raises:
+        Exception: Of any type, for a file that is not such a program.
+    """
+    extra_files = {_CLASSES_FILE: ""}
+    program = torch.export.load(path, extra_files=extra_files)
+    return program, json.loads(extra_files[_CLASSES_FILE])
+
+
+class _ProbabilityNetwork(nn.Module):
+    """Map uint8 images [batch, 3, height, width] to probabilities, float32 [batch, classes]."""
+
+    def __init__(self, network: nn.Module, preprocess: nn.Module) -> None:
+        super().__init__()
+        self.network, self.preprocess = network, preprocess
+        floats = (weight for weight in network.parameters() if weight.is_floating_point())
+        weight = next(floats, None)
+        self.dtype = torch.float32 if weight is None else weight.dtype
+
+    def forward(self, images: Tensor) -> Tensor:
+        prepared = self.preprocess(images).to(self.dtype)
+        return self.network(prepared).float().softmax(dim=1)
 
 
 class ExportedClassifier(LightningModule):
-    """Classify with a program that `pyclassify.serving.export` has written.
+    """Predict with a program that `export_program` wrote.
 
     Args:
         program: The file, which ends in .pt2.
 
     Attributes:
         classes: The names of its classes, by label.
+        takes_bytes: Tells a data module that the images are to be uint8, of any size.
+
+    Raises:
+        MisconfigurationException: The file is not such a program.
+
+    Example:
+        >>> network = ExportedClassifier("program.pt2")
+        >>> trainer.predict(network, datamodule=ImageFolderDataModule("photos"))
     """
 
-    takes_bytes = True  # which a data module hands out as they are
+    takes_bytes = True
 
     def __init__(self, program: str) -> None:
         super().__init__()
         try:
             self._exported, self.classes = load_program(program)
-        except Exception as error:  # torch's reader raises whatever another file leads it to
+        except Exception as error:  # torch raises any type for another file
             raise MisconfigurationException(
                 f"{program} is no exported classifier ({error}); give the program.pt2 of a model "
                 "that was registered here"
@@ -112,28 +121,39 @@ class ExportedClassifier(LightningModule):
 
     def setup(self, stage: str) -> None:
         moved = move_to_device_pass(self._exported, self.trainer.strategy.root_device)
-        # No submodule, as the program of torch.export can't be told to train or to evaluate.
+        # In a tuple, as a submodule would be switched to train() or eval(), which programs refuse.
         self._program = (moved.module(),)
 
     def predict_step(self, batch: Sequence[Sequence[Tensor]], batch_idx: int) -> Tensor:
-        """Class probabilities of uint8 images, each [1 or 3, height, width]; [batch, classes]."""
+        """Predict the probabilities of the classes.
+
+        Args:
+            batch: The images come first: n of them, each uint8 [1 or 3, height, width].
+            batch_idx: The number of the batch, not used.
+
+        Returns:
+            float32 [n, classes].
+
+        Raises:
+            MisconfigurationException: The images are not uint8.
+        """
         images = batch[0]
         groups: dict[torch.Size, list[int]] = defaultdict(list)
-        for place, image in enumerate(images):
+        for index, image in enumerate(images):
             if image.dtype != torch.uint8:
                 raise MisconfigurationException(
                     f"the data module's images are {image.dtype}; an exported network takes "
                     "uint8, for it prepares them by itself: use a data module of pyclassify's"
                 )
-            groups[image.shape].append(place)
-        answers: dict[int, Tensor] = {}
-        for size, places in groups.items():
-            most = max(1, MAX_BATCH_PIXELS // size[1:].numel())
-            for start in range(0, len(places), most):
-                some = places[start : start + most]
-                together = torch.stack([images[place] for place in some])
-                answers.update(zip(some, self._classify(together), strict=True))
-        return torch.stack([answers[place] for place in range(len(images))])
+            groups[image.shape].append(index)
+        probabilities: dict[int, Tensor] = {}
+        for shape, indices in groups.items():
+            max_images = max(1, MAX_BATCH_PIXELS // shape[1:].numel())
+            for start in range(0, len(indices), max_images):
+                chunk = indices[start : start + max_images]
+                outputs = self._classify(torch.stack([images[index] for index in chunk]))
+                probabilities.update(zip(chunk, outputs, strict=True))
+        return torch.stack([probabilities[index] for index in range(len(images))])
 
     def _classify(self, images: Tensor) -> Tensor:
         return self._program[0](images.expand(-1, 3, -1, -1).contiguous())

@@ -143,7 +143,7 @@ def describe_data(datamodule: Any) -> dict[str, Any] | None:
     name = type(datamodule).__name__.removesuffix("DataModule")
     digests = datamodule.digest() if hasattr(datamodule, "digest") else {}
     return {
-        "name": getattr(datamodule, "set_name", name),
+        "name": getattr(datamodule, "dataset_name", name),
         "classes": getattr(datamodule, "num_classes", None),
         "sets": {
             split: {"images": len(getattr(datamodule, split)), "digest": digest}

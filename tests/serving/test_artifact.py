@@ -124,7 +124,7 @@ def test_images_are_answered_in_order_however_few_pixels_wait_for_others(model, 
     among = pd.DataFrame({"image": [small, PICTURE, small, small, PICTURE, small]})
     answers = model.predict(among)
     code = type(model.unwrap_python_model()).predict.__globals__  # of the model's own copy
-    monkeypatch.setitem(code, "WAITING_PIXELS", PIXELS.size // 3 - 1)
+    monkeypatch.setitem(code, "_MAX_PENDING_PIXELS", PIXELS.size // 3 - 1)
 
     for answer, known in zip(model.predict(among), answers, strict=True):
         assert answer["classes"] == known["classes"]
