@@ -282,22 +282,24 @@ class Config(BaseModel):
         return self
 
 
-def parse_config(given: Mapping[str, Any]) -> Config:
+def parse_config(backend_config: Mapping[str, Any]) -> Config:
     """Validate a configuration.
 
     Args:
-        given: The JSON's keys, and those that MLflow adds.
+        backend_config: The JSON's keys, and those that MLflow adds; None is as if not given.
 
     Raises:
         ValueError: There is an unknown key or a wrong value; the message says what is allowed.
     """
-    config = {
-        key: value for key, value in given.items() if key not in MLFLOW_KEYS and value is not None
+    values = {
+        key: value
+        for key, value in backend_config.items()
+        if key not in MLFLOW_KEYS and value is not None
     }
     try:
-        return Config.model_validate(config)
+        return Config.model_validate(values)
     except ValidationError as error:
-        raise ValueError(_format_error(error.errors()[0], config)) from None
+        raise ValueError(_format_error(error.errors()[0], values)) from None
 
 
 def parse_time_limit(value: str) -> str:
@@ -312,7 +314,7 @@ def parse_time_limit(value: str) -> str:
         raise ValueError(f"--time is {value!r}; it takes {describe_values('time')}") from None
 
 
-def _format_error(error: ErrorDetails, config: Mapping[str, Any]) -> str:
+def _format_error(error: ErrorDetails, values: Mapping[str, Any]) -> str:
     why = str(error["ctx"]["error"]) if error["type"] == "value_error" else ""
     if not error["loc"]:  # of several keys together
         return why
@@ -323,21 +325,17 @@ def _format_error(error: ErrorDetails, config: Mapping[str, Any]) -> str:
         hint = f" (nearest: {near[0]})" if near else ""
         return f"the backend config has no key {key!r}{hint}; there are {', '.join(known)}"
     # What looks like a credential is not repeated.
-    shown = key if key == "exports" else f"{key} is {config[key]!r}"
+    shown = key if key == "exports" else f"{key} is {values[key]!r}"
     reason = f" ({why})" if why else ""
     return f"{shown} in the backend config{reason}; it takes {describe_values(key)}"
 
 
 def describe_values(key: str) -> str:
-    """Describe the values that a key takes."""
+    """Describe the values that a key takes, as errors and docs/slurm.md do."""
     field = Config.model_fields[key]
     # Of `X | None` the metadata is with X.
     metadata = field.metadata or get_args(field.annotation)[0].__metadata__
     return [each.text for each in metadata if isinstance(each, _Takes)][-1]
-
-
-def _option_name(key: str) -> str:
-    return key.replace("_", "-")
 
 
 def _check_requeue(config: Config) -> None:
@@ -355,7 +353,7 @@ def _check_requeue(config: Config) -> None:
             "sends a job one signal before its time limit, which is USR1 to the script here; leave "
             'signal out, and say by "requeue_seconds" how long before'
         )
-    if config.time is not None and 0 < parse_seconds(config.time) <= config.requeue_seconds:
+    if config.time is not None and 0 < _parse_seconds(config.time) <= config.requeue_seconds:
         raise ValueError(
             f"time is {config.time!r} in the backend config, and the job is told to leave "
             f'{config.requeue_seconds} seconds before that; give more "time", or less '
@@ -380,7 +378,7 @@ def _why_refused(name: str, value: str) -> str:
     # GPUs alone: `--gres=tmpfs:100g` is for a site's disks.
     if "gres".startswith(name) and any(part.startswith("gpu") for part in value.split(",")):
         return _FOLLOWS_FROM_DEVICES
-    reasons = {_option_name(key): f'give the key "{key}"' for key in Config.model_fields}
+    reasons = {key.replace("_", "-"): f'give the key "{key}"' for key in Config.model_fields}
     reasons |= _REFUSED_OPTIONS
     if name in reasons:
         return reasons[name]
@@ -389,7 +387,7 @@ def _why_refused(name: str, value: str) -> str:
     return f"that is short for --{meant[0]}; {reasons[meant[0]]}" if meant else ""
 
 
-def parse_seconds(time: str) -> int:
+def _parse_seconds(time: str) -> int:
     """Convert a time as sbatch takes it, such as "1-12:30", to seconds."""
     days, dash, clock = time.rpartition("-")
     parts = [int(part) for part in clock.split(":")]

@@ -221,7 +221,7 @@ def _resolve_sqlite(uri: str, scheme: str) -> TrackingStore:
             "MLFLOW_TRACKING_URI=sqlite:///mlflow.db"
         )
     path = Path(database).absolute()
-    kind = detect_file_system(path)
+    kind = _detect_file_system(path)
     warning = ""
     if kind in _NETWORK_FILE_SYSTEMS:
         warning = (
@@ -240,7 +240,7 @@ def _is_loopback(host: str) -> bool:
     return address.is_loopback or address.is_unspecified
 
 
-def detect_file_system(path: Path, mounts: Path = Path("/proc/mounts")) -> str:
+def _detect_file_system(path: Path, mounts: Path = Path("/proc/mounts")) -> str:
     """Detect the kind of file system of a path, as Linux calls it; empty where it is not known.
 
     Args:

@@ -147,7 +147,7 @@ def test_requeue_with_conflicting_key_is_refused(given, error):
     ],
 )
 def test_parse_seconds_of_each_format_of_sbatch(time, seconds):
-    assert config.parse_seconds(time) == seconds
+    assert config._parse_seconds(time) == seconds
 
 
 def test_work_dir_expands_variables_of_the_submitting_shell(monkeypatch):

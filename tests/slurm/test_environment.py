@@ -57,10 +57,10 @@ def test_database_on_a_network_file_system_is_warned_of(tmp_path, monkeypatch):
     mounts = tmp_path / "mounts"
     mounts.write_text(f"/dev/sda1 / ext4 rw 0 0\nhome:/export {tmp_path}/ho\\040me nfs4 rw 0 0\n")
     (tmp_path / "ho me").mkdir()
-    kind = environment.detect_file_system(tmp_path / "ho me/me/mlflow.db", mounts)
-    assert (kind, environment.detect_file_system(tmp_path / "else", mounts)) == ("nfs4", "ext4")
+    kind = environment._detect_file_system(tmp_path / "ho me/me/mlflow.db", mounts)
+    assert (kind, environment._detect_file_system(tmp_path / "else", mounts)) == ("nfs4", "ext4")
 
-    monkeypatch.setattr(environment, "detect_file_system", lambda path: kind)
+    monkeypatch.setattr(environment, "_detect_file_system", lambda path: kind)
     assert (
         "on a network file system (nfs4)"
         in environment.resolve_tracking_uri("sqlite:///a.db").warning

@@ -96,7 +96,7 @@ def test_submission_warns_of_files_left_out_and_of_a_database_on_a_network(
     store, tmp_path, monkeypatch, caplog
 ):
     monkeypatch.setattr(logging.getLogger("mlflow"), "propagate", True)
-    monkeypatch.setattr(environment, "detect_file_system", lambda path: "nfs4")
+    monkeypatch.setattr(environment, "_detect_file_system", lambda path: "nfs4")
     (tmp_path / "bin").mkdir()
     slurm_jobs.first_on_path(monkeypatch, tmp_path / "bin")
     slurm_jobs.put(tmp_path / "bin", "sbatch", slurm_jobs.say("8\n"))
