@@ -30,7 +30,7 @@ class Meeting:
 
 
 # Code that has a process take a spool.
-TAKE = "from pathlib import Path; from pyclassify.tracking.spool import lock; "
+TAKE = "from pathlib import Path; from pyclassify.spool import lock; "
 TAKE += "lock.acquire(Path({folder!r})); "
 
 

@@ -19,9 +19,9 @@ LOGS = """
     import os, sys
     from pathlib import Path
     import mlflow
-    from pyclassify.tracking.spool import registry
+    from pyclassify.spool import store
 
-    registry.register()
+    store.register_scheme()
     progress = Path(os.environ["PYCLASSIFY_PROGRESS"])
     begins = int(progress.read_text()) if progress.exists() else 0
     progress.write_text("2")
