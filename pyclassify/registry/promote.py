@@ -1,4 +1,7 @@
-"""`pyclassify promote` and `pyclassify rollback`: the champion, moved by hand."""
+"""The commands that move the champion: `pyclassify promote` and `pyclassify rollback`.
+
+No torch here: versions are compared by the predictions that their runs have logged.
+"""
 
 import argparse
 import sys
@@ -18,58 +21,53 @@ from pyclassify.utils.options import CommandParser
 from pyclassify.utils.text import format_error
 
 
-def promote(args: Sequence[str]) -> int:
-    """Judge a version again, or make it champion without.
+def promote(argv: Sequence[str]) -> int:
+    """Compare a version with the champion again, or make it champion without a comparison.
 
     Args:
-        args: The command line after the verb.
+        argv: The command line after the command.
 
     Returns:
-        The exit code: 1 where the version is not champion after all.
+        The exit code: 1 where the version does not become champion.
 
     Raises:
-        ValueError: The command line is wrong, or there is no such version, or it is champion.
+        ValueError: The command line is invalid, there is no such version, or it is champion.
         OSError: There is no store.
     """
-    asked = _parse_promote(args)
+    options = _parse_promote(argv)
 
     def decide(client: MlflowClient) -> Decision:
-        _find_version(client, asked.name, asked.version)
-        if asked.force:
-            return force_promotion(client, asked.name, asked.version, asked.why)
-        bounds = {"alpha": asked.alpha, "min_accuracy": asked.min_accuracy}
-        given = {key: value for key, value in bounds.items() if value is not None}
-        return promote_if_better(client, asked.name, asked.version, recheck=True, **given)
+        _check_version(client, options.name, options.version)
+        if options.force:
+            return force_promotion(client, options.name, options.version, options.why)
+        bounds = {"alpha": options.alpha, "min_accuracy": options.min_accuracy}
+        bounds = {key: value for key, value in bounds.items() if value is not None}
+        return promote_if_better(client, options.name, options.version, recheck=True, **bounds)
 
-    return 0 if _carry_out(asked.name, decide).is_champion else 1
+    return 0 if _run_decision(options.name, decide).is_champion else 1
 
 
-def rollback(args: Sequence[str]) -> int:
-    """Make the version champion that was before.
+def rollback(argv: Sequence[str]) -> int:
+    """Make the previous champion champion again.
 
     Args:
-        args: The command line after the verb.
+        argv: The command line after the command.
 
     Returns:
         The exit code.
 
     Raises:
-        ValueError: The command line is wrong, or there is no such model, or no champion before.
+        ValueError: The command line is invalid, there is no such model, or no previous champion.
         OSError: There is no store.
     """
-    parser = CommandParser(
-        prog="pyclassify rollback",
-        description="Make the version of a registered model champion that was before.",
-        allow_abbrev=False,
+    options = _parse_rollback(argv)
+    _run_decision(
+        options.name, lambda client: roll_back_champion(client, options.name, options.why)
     )
-    parser.add_argument("name", metavar="NAME", help="the registered model")
-    parser.add_argument("--why", metavar="TEXT", default="", help="kept with the version")
-    asked = parser.parse_args(args)
-    _carry_out(asked.name, lambda client: roll_back_champion(client, asked.name, asked.why))
     return 0
 
 
-def _parse_promote(args: Sequence[str]) -> argparse.Namespace:
+def _parse_promote(argv: Sequence[str]) -> argparse.Namespace:
     parser = CommandParser(
         prog="pyclassify promote",
         description="Make a version of a registered model champion, if it is better than the "
@@ -86,55 +84,66 @@ def _parse_promote(args: Sequence[str]) -> argparse.Namespace:
     )
     parser.add_argument("--force", action="store_true", help="whatever the test images say")
     parser.add_argument("--why", metavar="TEXT", default="", help="with --force: kept with it")
-    asked = parser.parse_args(args)
-    if asked.force and not asked.why.strip():
+    options = parser.parse_args(argv)
+    if options.force and not options.why.strip():
         parser.error("--force makes a version champion without evidence; say why by --why TEXT")
-    if asked.why and not asked.force:
+    if options.why and not options.force:
         parser.error("--why is of --force; without it the test images say why")
-    if asked.force and (asked.alpha, asked.min_accuracy) != (None, None):
+    if options.force and (options.alpha, options.min_accuracy) != (None, None):
         parser.error("--force asks for no evidence; leave out --alpha and --min-accuracy")
-    return asked
+    return options
 
 
-def _carry_out(name: str, decide: Callable[[MlflowClient], Decision]) -> Decision:
-    """Open the registry, have a decision made, and say what it is."""
+def _parse_rollback(argv: Sequence[str]) -> argparse.Namespace:
+    parser = CommandParser(
+        prog="pyclassify rollback",
+        description="Make the version of a registered model champion that was before.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("name", metavar="NAME", help="the registered model")
+    parser.add_argument("--why", metavar="TEXT", default="", help="kept with the version")
+    return parser.parse_args(argv)
+
+
+def _run_decision(name: str, decide: Callable[[MlflowClient], Decision]) -> Decision:
+    """Open the registry, decide about a version of a registered model, and print the decision."""
     configure_mlflow(retries=2)
     client = open_store()
     try:
-        _find_model(client, name)
+        _check_model(client, name)
         decision = decide(client)
     except MlflowException as error:
-        reason = format_error(error)
         raise ValueError(
-            f"the registry at {_address()} did not do it ({reason}); another one is named by "
-            "MLFLOW_TRACKING_URI, or MLFLOW_REGISTRY_URI where it stands apart"
+            f"the registry at {_get_registry_uri()} did not do it ({format_error(error)}); another "
+            "one is named by MLFLOW_TRACKING_URI, or MLFLOW_REGISTRY_URI where it stands apart"
         ) from error
     sys.stdout.write(f"{decision.text}\n")
     return decision
 
 
-def _find_model(client: MlflowClient, name: str) -> None:
+def _check_model(client: MlflowClient, name: str) -> None:
     try:
         read_alias_state(client, name)
     except MlflowException as error:
         if error.error_code != "RESOURCE_DOES_NOT_EXIST":
             raise
-        names = [each.name for each in client.search_registered_models(max_results=1000)]
-        there = suggest_names(name, names) if names else "it has none at all"
+        names = [model.name for model in client.search_registered_models(max_results=1000)]
+        suggestion = suggest_names(name, names) if names else "it has none at all"
         raise ValueError(
-            f"there is no registered model {name!r} at {_address()}; {there}"
+            f"there is no registered model {name!r} at {_get_registry_uri()}; {suggestion}"
         ) from error
 
 
-def _find_version(client: MlflowClient, name: str, version: str) -> None:
+def _check_version(client: MlflowClient, name: str, version: str) -> None:
     if version.isdecimal() and find_existing_version(client, name, [version]):
         if read_alias_state(client, name).champion == version:
             raise ValueError(f"{name} version {version} is champion already")
         return
-    known = sorted(int(each.version) for each in client.search_model_versions(f"name = '{name}'"))
-    there = f"there are: {', '.join(map(str, known))}" if known else "it has none at all"
-    raise ValueError(f"{name} has no version {version}; {there}")
+    found = client.search_model_versions(f"name = '{name}'")
+    numbers = sorted(int(each.version) for each in found)
+    existing = f"there are: {', '.join(map(str, numbers))}" if numbers else "it has none at all"
+    raise ValueError(f"{name} has no version {version}; {existing}")
 
 
-def _address() -> str:
+def _get_registry_uri() -> str:
     return str(mask(mlflow.get_registry_uri()))

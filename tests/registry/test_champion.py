@@ -1,4 +1,4 @@
-"""A version becomes champion by evidence, and whatever is decided is kept with its numbers."""
+"""A version becomes champion if it is better; each decision is saved with its numbers."""
 
 from pathlib import Path
 
@@ -16,8 +16,8 @@ from tests.support.runs import (
     NAME,
     challenger,
     champion,
-    decided,
     log_predictions,
+    read_decision,
     record,
     register,
     tags,
@@ -36,7 +36,7 @@ def test_first_version_becomes_champion_when_it_is_accurate_enough(registry):
     assert decision.text == (  # the form of this message
         "alexnet version 1 is champion: the first, and its accuracy 0.5000 reaches min_accuracy 0.5"
     )
-    assert tags(version)["decision"] == decided(version)["outcome"] == "first"
+    assert tags(version)["decision"] == read_decision(version)["outcome"] == "first"
 
 
 def test_first_version_below_min_accuracy_stays_challenger(registry):
@@ -45,7 +45,7 @@ def test_first_version_below_min_accuracy_stays_challenger(registry):
     decision = promote_if_better(registry, NAME, version, min_accuracy=0.51)
 
     assert (champion(), challenger()) == (None, version)
-    assert decision.text == decided(version)["text"]
+    assert decision.text == read_decision(version)["text"]
     facts = ("alexnet version 1 is not champion", "0.5000", "min_accuracy 0.51")
     assert mentions(decision.text, *facts)
     assert tags(version)["min_accuracy"] == "0.51"
@@ -87,7 +87,7 @@ def test_better_version_becomes_champion_with_difference_and_p_value(registry):
         "alexnet version 2 is champion: better than version 1 on 40 images, by +0.2500 (95%: "
         "+0.0934 to +0.3828), p = 0.002, alpha 0.05"
     )
-    assert decided(second)["paired"]["p_value"] == p_value == pytest.approx(2 / 2**10)
+    assert read_decision(second)["paired"]["p_value"] == p_value == pytest.approx(2 / 2**10)
     shown = {key: tags(second)[key] for key in ("decision", "against", "p_value", "alpha")}
     assert shown == {
         "decision": "promoted",
@@ -116,7 +116,7 @@ def test_champion_stays_unless_challenger_is_significantly_better(answers, alpha
     assert (champion(), challenger()) == (first, second)
     assert decision.text.startswith("alexnet version 1 stays champion: version 2 ")
     assert mentions(decision.text, "40 images", f"alpha {alpha:g}", *facts)
-    assert tags(second)["decision"] == decided(second)["outcome"] == "kept"
+    assert tags(second)["decision"] == read_decision(second)["outcome"] == "kept"
 
 
 @pytest.mark.parametrize("answers", [GOOD, EQUAL], ids=["promoted", "kept"])
@@ -124,12 +124,12 @@ def test_saved_decision_is_not_made_again(answers, registry):
     first, second = register(FAIR), register(answers)
     promote_if_better(registry, NAME, first)
     decision = promote_if_better(registry, NAME, second)
-    before = registry.get_registered_model(NAME), tags(second), decided(second)
+    before = registry.get_registered_model(NAME), tags(second), read_decision(second)
 
     assert promote_if_better(registry, NAME, second) == decision
     assert promote_if_better(registry, NAME, second, alpha=0.5, min_accuracy=1.0) == decision
 
-    after = registry.get_registered_model(NAME), tags(second), decided(second)
+    after = registry.get_registered_model(NAME), tags(second), read_decision(second)
     assert [*map(str, after)] == [*map(str, before)]
 
 
@@ -164,9 +164,9 @@ def test_earlier_decisions_stay_in_the_file(registry):
 
     promote_if_better(registry, NAME, second, alpha=0.05, recheck=True)
 
-    kept = decided(second)
-    assert (kept["outcome"], kept["alpha"]) == ("promoted", 0.05)
-    assert [(each["outcome"], each["alpha"]) for each in kept["earlier"]] == [("kept", 0.001)]
+    saved = read_decision(second)
+    assert (saved["outcome"], saved["alpha"]) == ("promoted", 0.05)
+    assert [(each["outcome"], each["alpha"]) for each in saved["earlier"]] == [("kept", 0.001)]
 
 
 def test_decision_whose_file_is_lost_is_loaded_from_tags(registry):
@@ -188,12 +188,12 @@ def test_decision_whose_file_is_lost_is_loaded_from_tags(registry):
 def test_interrupted_promotion_is_finished_by_the_next_call(step, registry, monkeypatch):
     first, second = register(FAIR), register(GOOD)
     promote_if_better(registry, NAME, first)
-    go_on = getattr(registry, step)
+    original = getattr(registry, step)
 
     def cut_off(name, key, value):
         if key.startswith("champion"):
             raise OSError("cut off")
-        go_on(name, key, value)
+        original(name, key, value)
 
     with monkeypatch.context() as patch:
         patch.setattr(registry, step, cut_off)
@@ -203,7 +203,7 @@ def test_interrupted_promotion_is_finished_by_the_next_call(step, registry, monk
     assert promote_if_better(registry, NAME, second).outcome == "promoted"
     assert champion() == second
     assert registry.get_registered_model(NAME).tags["champions"] == "2 1"
-    assert decided(second)["earlier"] == []
+    assert read_decision(second)["earlier"] == []
 
 
 def test_champion_set_by_hand_is_compared_with_the_next_version(registry):
@@ -237,10 +237,10 @@ def test_uploaded_version_is_registered_and_compared_once(registry):
     version = VERSION | {"alpha": 0.05, "min_accuracy": 0.5}
     run_id = record(answers=FAIR)
 
-    told = [register_and_promote(registry, run_id, version) for _ in range(2)]
+    result = [register_and_promote(registry, run_id, version) for _ in range(2)]
 
-    assert told[0] == told[1]
-    assert mentions(told[0], "alexnet version 1 is champion", "0.5000")
+    assert result[0] == result[1]
+    assert mentions(result[0], "alexnet version 1 is champion", "0.5000")
     assert len(registry.search_model_versions(f"name = '{NAME}'")) == 1
 
 
@@ -248,9 +248,9 @@ def test_uploaded_version_is_registered_although_comparison_fails(registry):
     run_id = record(answers=FAIR)
 
     with pytest.warns(UserWarning, match="alexnet version 1 was not judged .*alpha is 5"):
-        told = register_and_promote(registry, run_id, VERSION | {"alpha": 5, "min_accuracy": 0.0})
+        result = register_and_promote(registry, run_id, VERSION | {"alpha": 5, "min_accuracy": 0.0})
 
-    assert told == "alexnet version 1"
+    assert result == "alexnet version 1"
     assert registry.get_model_version(NAME, "1").run_id == run_id
     assert (champion(), challenger()) == (None, None)
 

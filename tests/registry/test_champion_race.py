@@ -15,7 +15,7 @@ from pyclassify.registry.champion import (
 from pyclassify.tracking.prediction_table import read_predictions
 from tests.support import processes
 from tests.support.promotions import promote_together
-from tests.support.runs import NAME, challenger, champion, decided, record, register
+from tests.support.runs import NAME, challenger, champion, read_decision, record, register
 from tests.support.spooled import Meeting
 from tests.support.waiting import scale
 
@@ -85,7 +85,7 @@ def test_version_promoted_by_another_process_meanwhile_is_decided_once(registry)
     decisions.append(promote_if_better(registry, NAME, second, evaluate=evaluate))
 
     assert decisions[0] == decisions[1]
-    assert (decisions[0].outcome, decided(second)["earlier"]) == ("promoted", [])
+    assert (decisions[0].outcome, read_decision(second)["earlier"]) == ("promoted", [])
 
 
 def test_challenger_compared_by_another_process_meanwhile_is_decided_once(registry):
@@ -102,7 +102,7 @@ def test_challenger_compared_by_another_process_meanwhile_is_decided_once(regist
     decisions.append(promote_if_better(registry, NAME, second, evaluate=evaluate))
 
     assert decisions[0] == decisions[1]
-    earlier = [each["outcome"] for each in decided(second)["earlier"]]
+    earlier = [each["outcome"] for each in read_decision(second)["earlier"]]
     assert (decisions[0].outcome, earlier) == ("kept", ["not judged"])
 
 
@@ -173,4 +173,4 @@ def test_champion_is_not_forced_again(registry):
     with pytest.raises(ValueError, match="alexnet version 1 is champion already"):
         force_promotion(registry, NAME, version, "again")
 
-    assert decided(version)["outcome"] == "first"
+    assert read_decision(version)["outcome"] == "first"

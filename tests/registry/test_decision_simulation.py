@@ -1,4 +1,4 @@
-"""How often the gate lets a version pass: equal ones seldom, better ones nearly always."""
+"""How often the rule promotes a version: equal ones seldom, better ones nearly always."""
 
 import numpy as np
 import pytest
@@ -9,8 +9,9 @@ from pyclassify.runs.stats import compare_predictions
 
 IMAGES, PAIRS, ALPHA = 10_000, 200, 0.05
 
-# How alike two trainings find an image hard: two seeds of a recipe agree on about 85 of 100 images.
-ALIKE = 0.8
+# How strongly the hardness of an image correlates between two trainings: two seeds of a recipe
+# agree on about 85 of 100 images.
+CORRELATION = 0.8
 
 
 def draw(generator, *accuracies):
@@ -18,7 +19,7 @@ def draw(generator, *accuracies):
     hardness = generator.standard_normal(IMAGES)
     for accuracy in accuracies:
         own = generator.standard_normal(IMAGES)
-        seen = ALIKE**0.5 * hardness + (1 - ALIKE) ** 0.5 * own
+        seen = CORRELATION**0.5 * hardness + (1 - CORRELATION) ** 0.5 * own
         right = seen < norm.ppf(accuracy)
         yield dict(enumerate(("", bool(each)) for each in right))
 

@@ -52,10 +52,10 @@ def test_stale_lock_of_another_user_raises_with_who_can_delete_it(registry, monk
 
     with monkeypatch.context() as patch:
         patch.setattr(registry, "delete_registered_model", refuse)
-        with pytest.raises(PermissionError) as told, lock_model(registry, NAME):
+        with pytest.raises(PermissionError) as refused, lock_model(registry, NAME):
             pytest.fail("it is not alone")
 
-    assert mentions(str(told.value), f"'{name}'", "user", "admin", "delete")
+    assert mentions(str(refused.value), f"'{name}'", "user", "admin", "delete")
 
 
 def test_lock_requested_twice_is_held(registry, monkeypatch):

@@ -1,4 +1,4 @@
-"""What a version is judged by: answers to the same images, kept by runs or asked for afresh."""
+"""Versions are compared by their predictions of the same images, logged or made for it."""
 
 from pathlib import Path
 
@@ -12,8 +12,8 @@ from tests.support.runs import (
     NAME,
     challenger,
     champion,
-    decided,
     log_predictions,
+    read_decision,
     record,
     register,
 )
@@ -24,14 +24,14 @@ OTHER_INDICES = {"labels": [index % 3 for index in range(40)], "indices": range(
 
 
 @pytest.fixture
-def judged(registry):
-    """Judge a first version and a second one: the second decision."""
+def promote_both(registry):
+    """Promote a first version and then a second one: the second decision."""
 
-    def judged(first, second, **options):
+    def promote_both(first, second, **options):
         promote_if_better(registry, NAME, first)
         return promote_if_better(registry, NAME, second, **options)
 
-    return judged
+    return promote_both
 
 
 def relabelled(indices, labels):
@@ -52,11 +52,11 @@ def relabelled(indices, labels):
         ),
     ],
 )
-def test_versions_with_other_images_are_not_compared(first, second, how, judged):
-    decision = judged(register(**{"answers": FAIR, **first}), register(**second))
+def test_versions_with_other_images_are_not_compared(first, second, how, promote_both):
+    decision = promote_both(register(**{"answers": FAIR, **first}), register(**second))
 
     assert (champion(), challenger()) == ("1", "2")
-    assert decision.text == decided("2")["text"]
+    assert decision.text == read_decision("2")["text"]
     assert decision.text == (  # the form of this message
         "alexnet version 1 stays champion: version 2 was not judged, as the test images of version "
         f"2 are not those of version 1 ({how}); `pyclassify promote alexnet 2 --force --why TEXT` "
@@ -65,17 +65,17 @@ def test_versions_with_other_images_are_not_compared(first, second, how, judged)
 
 
 @pytest.mark.parametrize("others", [OTHER_LABELS, OTHER_INDICES], ids=["labels", "indices"])
-def test_other_images_of_equal_number_are_not_compared(others, judged):
-    assert "(other " in judged(register(FAIR), relabelled(**others)).reason
+def test_other_images_of_equal_number_are_not_compared(others, promote_both):
+    assert "(other " in promote_both(register(FAIR), relabelled(**others)).reason
 
 
-def test_data_of_the_same_name_and_digest_are_the_same(judged):
+def test_data_of_the_same_name_and_digest_are_the_same(promote_both):
     data = {"digest": "a", "tags": {"test_data": "images a"}}
 
-    assert judged(register(FAIR, **data), register(GOOD, **data)).outcome == "promoted"
+    assert promote_both(register(FAIR, **data), register(GOOD, **data)).outcome == "promoted"
 
 
-def test_champion_tested_on_other_images_is_evaluated(registry, judged):
+def test_champion_tested_on_other_images_is_evaluated(registry, promote_both):
     first, second = register("y" * 50, digest="old"), register(GOOD, digest="new")
     answers = read_predictions(mlflow.get_run(record(answers=FAIR)))
     asked = []
@@ -84,24 +84,24 @@ def test_champion_tested_on_other_images_is_evaluated(registry, judged):
         asked.append(version)
         return answers
 
-    decision = judged(first, second, evaluate=evaluate)
+    decision = promote_both(first, second, evaluate=evaluate)
 
     assert (asked, champion()) == ([first], second)
     assert (decision.paired.right, decision.paired.count) == ((20, 30), 40)
 
 
-def test_challenger_without_predictions_is_evaluated(judged):
+def test_challenger_without_predictions_is_evaluated(promote_both):
     answers = read_predictions(mlflow.get_run(record(answers=GOOD)))
 
-    decision = judged(register(FAIR), register(), evaluate={"2": answers}.get)
+    decision = promote_both(register(FAIR), register(), evaluate={"2": answers}.get)
 
     assert (decision.outcome, decision.accuracy) == ("promoted", 0.75)
 
 
-def test_predictions_of_wrong_images_are_not_compared(judged):
+def test_predictions_of_wrong_images_are_not_compared(promote_both):
     wrong = read_predictions(mlflow.get_run(record(answers="yn")))
 
-    decision = judged(
+    decision = promote_both(
         register(FAIR, digest="a"), register(GOOD, digest="b"), evaluate=lambda _: wrong
     )
 
@@ -109,31 +109,33 @@ def test_predictions_of_wrong_images_are_not_compared(judged):
     assert "version 1 (40 images, not 2)" in decision.reason
 
 
-def test_failed_evaluation_is_reported_in_one_line(judged):
+def test_failed_evaluation_is_reported_in_one_line(promote_both):
     def evaluate(version):
         raise RuntimeError(f"no program.pt2\nin {version}")
 
-    decision = judged(register(FAIR, digest="a"), register(GOOD, digest="b"), evaluate=evaluate)
+    decision = promote_both(
+        register(FAIR, digest="a"), register(GOOD, digest="b"), evaluate=evaluate
+    )
 
     assert mentions(decision.reason, "version 1", "(no program.pt2 in 1)", "`pyclassify promote")
     assert "\n" not in decision.reason
     assert champion() == "1"
 
 
-def test_broken_predictions_are_reported(registry, judged):
+def test_broken_predictions_are_reported(registry, promote_both):
     run_id = record()
     registry.log_text(run_id, "[]", "predictions.json")
 
-    reason = judged(register(FAIR), register(run_id=run_id)).reason
+    reason = promote_both(register(FAIR), register(run_id=run_id)).reason
 
     assert mentions(reason, "predictions.json", "version 2", "index")
 
 
-def test_champion_with_deleted_run_is_compared_by_its_predictions(registry, judged):
+def test_champion_with_deleted_run_is_compared_by_its_predictions(registry, promote_both):
     first, second = register(FAIR), register(GOOD)
     registry.delete_run(registry.get_model_version(NAME, first).run_id)
 
-    decision = judged(first, second)
+    decision = promote_both(first, second)
 
     assert champion() == second
     assert mentions(decision.text.split("; ")[-1], "run of version 1", "deleted")

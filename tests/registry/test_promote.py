@@ -1,4 +1,4 @@
-"""`pyclassify promote` and `pyclassify rollback`: the champion, moved by a person."""
+"""`pyclassify promote` and `pyclassify rollback`: commands that move the champion."""
 
 import getpass
 import json
@@ -12,7 +12,7 @@ from pyclassify.cli.main import main
 from pyclassify.registry.champion import promote_if_better
 from tests.support import processes
 from tests.support.phrases import mentions
-from tests.support.runs import NAME, challenger, champion, decided, record, register, tags
+from tests.support.runs import NAME, challenger, champion, read_decision, record, register, tags
 from tests.support.trainings import refusal
 
 ROOT = Path(__file__).parents[2]
@@ -32,34 +32,34 @@ def cli(registry, capsys):
     return run
 
 
-def judged(*answers):
-    """Versions that were judged one after the other."""
+def promote_all(*answers):
+    """Register versions with these answers and promote them, one after the other."""
     for each in answers:
         promote_if_better(mlflow.MlflowClient(), NAME, register(each))
 
 
 def test_version_is_promoted_by_its_predictions(cli):
-    judged(FAIR)
+    promote_all(FAIR)
     register(GOOD)
 
-    done = cli("promote alexnet 2")
+    result = cli("promote alexnet 2")
 
-    assert (done.code, done.err, champion()) == (0, "", "2")
-    assert mentions(done.out, "alexnet version 2 is champion", "better", "version 1", "40 images")
+    assert (result.code, result.err, champion()) == (0, "", "2")
+    assert mentions(result.out, "alexnet version 2 is champion", "better", "version 1", "40 images")
 
 
 def test_version_that_is_not_better_is_not_promoted_and_exits_1(cli):
-    judged(GOOD)
+    promote_all(GOOD)
     register(GOOD)
 
-    done = cli("promote alexnet 2")
+    result = cli("promote alexnet 2")
 
-    assert (done.code, done.err, champion(), challenger()) == (1, "", "1", "2")
-    assert mentions(done.out, "alexnet version 1 stays champion", "version 2", "not")
+    assert (result.code, result.err, champion(), challenger()) == (1, "", "1", "2")
+    assert mentions(result.out, "alexnet version 1 stays champion", "version 2", "not")
 
 
 def test_promote_with_other_bounds_decides_again(cli):
-    judged(FAIR, "y" * 25 + "n" * 15)
+    promote_all(FAIR, "y" * 25 + "n" * 15)
     assert tags("2")["p_value"] == "0.062"
 
     assert cli("promote alexnet 2 --alpha 0.1").code == 0
@@ -74,18 +74,20 @@ def test_first_version_takes_min_accuracy(cli):
 
 
 def test_forced_version_records_user_and_reason(cli):
-    judged(GOOD, WORST)
+    promote_all(GOOD, WORST)
 
-    done = cli("promote alexnet 2 --force --why", "it is half the size")
+    result = cli("promote alexnet 2 --force --why", "it is half the size")
 
     who = getpass.getuser()
     # the form of this message
-    told = f"alexnet version 2 is champion: forced, after version 1 by {who}: it is half the size"
-    assert (done.code, done.out, champion(), challenger()) == (0, f"{told}\n", "2", None)
-    kept = decided("2")
-    assert (kept["by"], kept["why"]) == (who, "it is half the size")
-    assert kept["time"].endswith(" UTC")
-    assert kept["earlier"][0]["outcome"] == "kept"
+    message = (
+        f"alexnet version 2 is champion: forced, after version 1 by {who}: it is half the size"
+    )
+    assert (result.code, result.out, champion(), challenger()) == (0, f"{message}\n", "2", None)
+    saved = read_decision("2")
+    assert (saved["by"], saved["why"]) == (who, "it is half the size")
+    assert saved["time"].endswith(" UTC")
+    assert saved["earlier"][0]["outcome"] == "kept"
     shown = {key: value for key, value in tags("2").items() if key != "decided"}
     assert shown == {
         "decision": "forced",
@@ -99,22 +101,22 @@ def test_user_without_a_name_is_recorded_by_number(cli, monkeypatch):
     for name in ("LOGNAME", "USER", "LNAME", "USERNAME"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr("os.getuid", lambda: 2**31 - 3)  # as in a container
-    judged(GOOD, WORST)
+    promote_all(GOOD, WORST)
 
     assert cli("promote alexnet 2 --force --why", "it is half the size").code == 0
-    assert decided("2")["by"] == tags("2")["decided_by"] == f"user {2**31 - 3}"
+    assert read_decision("2")["by"] == tags("2")["decided_by"] == f"user {2**31 - 3}"
 
 
 def test_rollback_goes_back_any_number_of_times(cli):
-    judged(WORST, FAIR, GOOD)
+    promote_all(WORST, FAIR, GOOD)
 
-    done = cli("rollback alexnet --why", "too slow")
+    result = cli("rollback alexnet --why", "too slow")
 
     who = getpass.getuser()
     # the form of this message
-    told = f"alexnet version 2 is champion again: version 3 was rolled back by {who}: too slow\n"
-    assert (done.code, done.out, champion()) == (0, told, "2")
-    assert tags("3")["decision"] == decided("3")["outcome"] == "rolled back"
+    message = f"alexnet version 2 is champion again: version 3 was rolled back by {who}: too slow\n"
+    assert (result.code, result.out, champion()) == (0, message, "2")
+    assert tags("3")["decision"] == read_decision("3")["outcome"] == "rolled back"
     assert cli("rollback alexnet").code == 0
     assert champion() == "1"
     assert refusal(cli("rollback alexnet")) == (  # the form of this message
@@ -124,7 +126,7 @@ def test_rollback_goes_back_any_number_of_times(cli):
 
 
 def test_rollback_follows_a_champion_that_came_back(cli):
-    judged(WORST, FAIR, GOOD)
+    promote_all(WORST, FAIR, GOOD)
     cli("promote alexnet 1 --force --why", "a fault in 3")
 
     seen = [champion()]
@@ -135,7 +137,7 @@ def test_rollback_follows_a_champion_that_came_back(cli):
 
 
 def test_rolled_back_version_stays_so_when_it_is_uploaded_again(cli):
-    judged(FAIR, GOOD)
+    promote_all(FAIR, GOOD)
     cli("rollback alexnet")
 
     assert promote_if_better(mlflow.MlflowClient(), NAME, "2").outcome == "rolled back"
@@ -143,7 +145,7 @@ def test_rolled_back_version_stays_so_when_it_is_uploaded_again(cli):
 
 
 def test_version_after_rollback_is_compared_with_the_restored_champion(cli):
-    judged(FAIR, GOOD)
+    promote_all(FAIR, GOOD)
     cli("rollback alexnet")
     register(BEST)
 
@@ -153,26 +155,28 @@ def test_version_after_rollback_is_compared_with_the_restored_champion(cli):
 
 def test_rollback_passes_over_versions_that_are_deleted(cli):
     client = mlflow.MlflowClient()
-    judged(WORST, FAIR, GOOD)
+    promote_all(WORST, FAIR, GOOD)
     client.delete_model_version(NAME, "2")
 
     assert "version 1 is champion again" in cli("rollback alexnet").out
     client.delete_model_version(NAME, "1")
-    said = refusal(cli("rollback alexnet"))
-    assert mentions(said, "alexnet", "deleted (1)", "`pyclassify promote alexnet VERSION --force")
+    message = refusal(cli("rollback alexnet"))
+    assert mentions(
+        message, "alexnet", "deleted (1)", "`pyclassify promote alexnet VERSION --force"
+    )
 
 
 def test_rollback_of_a_deleted_champion_restores_the_one_before(cli):
-    judged(FAIR, GOOD)
+    promote_all(FAIR, GOOD)
     mlflow.MlflowClient().delete_model_version(NAME, "2")
 
-    said = cli("rollback alexnet").out
-    assert mentions(said, "alexnet version 1 is champion", "version 2 is deleted")
+    message = cli("rollback alexnet").out
+    assert mentions(message, "alexnet version 1 is champion", "version 2 is deleted")
     assert champion() == "1"
 
 
 def test_rollback_restores_a_deleted_alias(cli):
-    judged(FAIR, GOOD)
+    promote_all(FAIR, GOOD)
     mlflow.MlflowClient().delete_registered_model_alias(NAME, "champion")
 
     assert mentions(cli("rollback alexnet").out, "alexnet version 2 is champion", "alias")
@@ -200,9 +204,9 @@ def test_invalid_argument_is_reported_in_one_line(line, facts, cli):
         register(run_id=run_id)
     mlflow.MlflowClient().set_registered_model_alias(NAME, "champion", "1")
 
-    done = cli(line)
-    assert done.out == ""
-    assert mentions(refusal(done), *facts)
+    result = cli(line)
+    assert result.out == ""
+    assert mentions(refusal(result), *facts)
     assert (champion(), challenger()) == ("1", None)
 
 
@@ -219,14 +223,14 @@ def test_invalid_argument_is_reported_in_one_line(line, facts, cli):
 def test_usage_error_is_reported_before_the_store_is_opened(line, facts, cli, monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:///nowhere.db")
 
-    done = cli(line)
-    assert done.out == ""
-    assert mentions(refusal(done), *facts)
+    result = cli(line)
+    assert result.out == ""
+    assert mentions(refusal(result), *facts)
     assert not Path("nowhere.db").exists()
 
 
 def test_unknown_model_is_reported_with_the_nearest_name(cli):
-    judged(FAIR)
+    promote_all(FAIR)
 
     assert cli("rollback alexnte").err.endswith("mlflow.db; nearest: alexnet\n")
 
@@ -234,18 +238,18 @@ def test_unknown_model_is_reported_with_the_nearest_name(cli):
 def test_model_without_a_champion_has_nothing_to_go_back_to(cli):
     register(FAIR)
 
-    said = refusal(cli("rollback alexnet"))
-    assert mentions(said, "alexnet", "no champion", "`pyclassify promote alexnet VERSION`")
+    message = refusal(cli("rollback alexnet"))
+    assert mentions(message, "alexnet", "no champion", "`pyclassify promote alexnet VERSION`")
 
 
 def test_unreachable_registry_is_reported_in_one_line(cli, monkeypatch):
     monkeypatch.setenv("MLFLOW_REGISTRY_URI", "http://me:secret@127.0.0.1:9")
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
 
-    said = refusal(cli("rollback alexnet"))
+    message = refusal(cli("rollback alexnet"))
 
-    assert mentions(said, "registry", "http://***@127.0.0.1:9", "MLFLOW_REGISTRY_URI")
-    assert "secret" not in said
+    assert mentions(message, "registry", "http://***@127.0.0.1:9", "MLFLOW_REGISTRY_URI")
+    assert "secret" not in message
 
 
 WITHOUT_TORCH = """
@@ -259,14 +263,14 @@ for line in {lines}:
 
 
 def test_torch_is_not_loaded_to_promote_and_to_compare(registry):
-    judged(FAIR)
+    promote_all(FAIR)
     register(GOOD)
     compare = ["compare", record(answers="yn"), record(answers="yy"), "--json"]
     code = WITHOUT_TORCH.format(lines=[compare, ["promote", "alexnet", "2"]])
 
-    done = processes.run("-c", code, cwd=ROOT, fresh=True)
+    result = processes.run("-c", code, cwd=ROOT, fresh=True)
 
-    assert done.returncode == 0, done.stderr
+    assert result.returncode == 0, result.stderr
     assert champion() == "2"
-    compared, _ = json.JSONDecoder().raw_decode(done.stdout)
+    compared, _ = json.JSONDecoder().raw_decode(result.stdout)
     assert compared["paired_test"]["count"] == 2

@@ -1,4 +1,4 @@
-"""What two processes do to judge versions at the same moments."""
+"""Promotions that two processes make at the same moments."""
 
 import mlflow
 
@@ -6,12 +6,12 @@ from pyclassify.registry.champion import promote_if_better
 
 
 def promote_together(uri, barrier, cases):
-    """Judge each case's version when the other process is as far.
+    """Promote the version of each case when the other process is as far.
 
     Args:
-        uri: The store.
-        barrier: Of all such processes.
-        cases: Registered models and versions.
+        uri: The tracking URI of the registry.
+        barrier: A barrier of both processes.
+        cases: Pairs of a registered model and a version.
     """
     client = mlflow.MlflowClient(uri)
     for name, version in cases:

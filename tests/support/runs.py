@@ -133,7 +133,7 @@ def tags(version, name=NAME):
     return mlflow.MlflowClient().get_model_version(name, version).tags
 
 
-def decided(version, name=NAME):
+def read_decision(version, name=NAME):
     """What decision.json of a version says."""
     run_id = mlflow.MlflowClient().get_model_version(name, version).run_id
     text = mlflow.artifacts.load_text(f"runs:/{run_id}/registry/{name}-{version}/decision.json")
