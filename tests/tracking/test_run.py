@@ -7,7 +7,6 @@ import pytest
 
 from pyclassify.spool.spooled_run import SpooledRun
 from pyclassify.tracking import run
-from pyclassify.utils import launcher
 from tests.support import processes
 from tests.support.spooled import files_of_at_most, points
 
@@ -30,28 +29,6 @@ def test_run_on_a_full_disk_raises_when_a_checkpoint_is_saved(spool):
 
     written.keep()  # it is over, and has nothing to keep
     assert points(spool.client, spool.run_id, "loss") == [(1, 0.5)]
-
-
-@pytest.mark.parametrize(
-    ("variables", "is_first"),
-    [
-        ({}, True),
-        ({"RANK": "0", "LOCAL_RANK": "0"}, True),
-        ({"RANK": "2", "LOCAL_RANK": "0"}, False),
-        ({"SLURM_PROCID": "0"}, True),
-        ({"SLURM_PROCID": "1"}, False),
-        # started by Lightning in a shell that srun gave
-        ({"SLURM_PROCID": "0", "LOCAL_RANK": "1"}, False),
-        ({"NODE_RANK": "1", "LOCAL_RANK": "0"}, False),
-    ],
-)
-def test_is_rank_zero_reads_the_variables_of_launchers(variables, is_first, monkeypatch):
-    for name in ("RANK", "SLURM_PROCID", "LOCAL_RANK", "NODE_RANK"):
-        monkeypatch.delenv(name, raising=False)
-    for name, value in variables.items():
-        monkeypatch.setenv(name, value)
-
-    assert launcher.is_rank_zero() is is_first
 
 
 def test_name_run_replaces_a_random_name(store):

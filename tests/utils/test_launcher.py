@@ -1,18 +1,18 @@
-"""How many processors a process may take, by what its surroundings say."""
+"""What the variables of launchers say: the first process, and each process's processors."""
 
 import os
 import sys
 
 import pytest
 
-from pyclassify.utils.launcher import count_cores, count_workers
-
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a process's own")
+from pyclassify.utils.launcher import count_cores, count_workers, is_rank_zero
 
 
 @pytest.fixture
 def machine(monkeypatch):
     """Leave this process so many processors, of a job's on this node."""
+    if sys.platform != "linux":
+        pytest.skip("only Linux tells a process's own processors")
 
     def leave(own, of_job=None):
         monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(own)))
@@ -47,3 +47,25 @@ def test_workers_leave_a_processor_to_training(own, expected, machine):
     machine(own)
 
     assert count_workers(1) == expected
+
+
+@pytest.mark.parametrize(
+    ("variables", "is_first"),
+    [
+        ({}, True),
+        ({"RANK": "0", "LOCAL_RANK": "0"}, True),
+        ({"RANK": "2", "LOCAL_RANK": "0"}, False),
+        ({"SLURM_PROCID": "0"}, True),
+        ({"SLURM_PROCID": "1"}, False),
+        # started by Lightning in a shell that srun gave
+        ({"SLURM_PROCID": "0", "LOCAL_RANK": "1"}, False),
+        ({"NODE_RANK": "1", "LOCAL_RANK": "0"}, False),
+    ],
+)
+def test_is_rank_zero_reads_the_variables_of_launchers(variables, is_first, monkeypatch):
+    for name in ("RANK", "SLURM_PROCID", "LOCAL_RANK", "NODE_RANK"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+
+    assert is_rank_zero() is is_first
