@@ -61,7 +61,7 @@ def send_spooled(client, run_id, root, count):
     logged = time.perf_counter() - started
     before = resident()
     started = time.perf_counter()
-    Uploader(folder, client).deliver()
+    Uploader(folder, client).upload()
     delivered = time.perf_counter() - started
     size = sum(each.stat().st_size for each in folder.glob("*.records"))
     return {

@@ -387,8 +387,8 @@ def write_summary(
             written.experiment_id,
             written.server_id,
         )
-        lines["run_training_command"] = run_id
-        away = written.is_away()
+        lines["run"] = run_id
+        away = written.is_offline()
         lines["next"] = f"pyclassify sync {written.folder}" if away else format_fast_ui_command(uri)
         links = (
             {}

@@ -99,20 +99,20 @@ class RegisterModel(Callback):
 
     def _register(self, logger: RunLogger, name: str, model: dict[str, Any]) -> None:
         """Request the version, and wait for it; warn where it is not registered yet."""
-        run, thread = logger.spooled_run, logger.spooled_run.delivery
+        run, thread = logger.spooled_run, logger.spooled_run.upload_thread
         bounds = {"min_accuracy": self.min_accuracy, "alpha": self.alpha}
         record = {"kind": "version", "name": name, "judge_by": self.judge_by, **bounds}
         if thread is not None:
             thread.make_version = register_and_promote
         run.append({**record, **model})
-        if thread is None or not thread.ask(_UPLOAD_TIMEOUT_SECONDS):
-            reason = (thread and thread.trouble) or "its files are on their way"
+        if thread is None or not thread.wait_until_uploaded(_UPLOAD_TIMEOUT_SECONDS):
+            reason = (thread and thread.last_error) or "its files are on their way"
             rank_zero_warn(
                 f"the model is in the run, and not yet registered as {name!r} ({reason}); it will "
                 f"be when all has arrived, by `pyclassify sync {run.folder}` if not before"
             )
             return
-        client, path = run.server(), model["path"]
+        client, path = run.get_server_client(), model["path"]
         source = get_source_uri(client.get_run(run.server_id), path)
         self.version = find_version(client, run.server_id, name, source)
         if self.version is not None:
@@ -125,7 +125,7 @@ class RegisterModel(Callback):
 
     def _promote(self, logger: RunLogger, name: str, trainer: Trainer) -> None:
         """Compare the version with the champion, by the images of this process where needed."""
-        client = logger.spooled_run.server()
+        client = logger.spooled_run.get_server_client()
         data: Any = getattr(trainer, "datamodule", None)
         indices = _find_tested_indices(trainer) if self.judge_by == "test" else None
 
@@ -227,7 +227,7 @@ def _log_model(logger: RunLogger, trainer: Trainer, network: LightningModule) ->
 
 def _choose_folder(logger: RunLogger, step: int) -> str:
     """Choose the folder for the model of a step; a run that is trained for longer has several."""
-    tag = logger.spooled_run.read().data.tags.get(_MODELS_TAG, "")
+    tag = logger.spooled_run.get_run().data.tags.get(_MODELS_TAG, "")
     steps = [logged for logged in tag.split(",") if logged]
     if str(step) not in steps:
         steps.append(str(step))

@@ -242,7 +242,7 @@ class ParentRun:
             f"{name}-{len(seeds)}seeds" if name else None,
             {stats.SEEDS_TAG: f"{seeds[0]} to {seeds[-1]}"},
             save_dir=logger.get("save_dir") or "runs",
-        ).read()
+        ).get_run()
         self._seeds, self._run_ids = seeds, [""] * len(seeds)
         self._info, self._client = started.info, MlflowClient()
         tags = started.data.tags.items()

@@ -1,7 +1,7 @@
 """One writer of a run at a time: `flock(2)` on a file in the run's folder of the spool.
 
-The file, `writer.lock`, stays there; what counts is whether a process holds it. The kernel lets go
-of it when that process ends, however it ends. It has one line of JSON: who held it last.
+The file, `writer.lock`, stays there; the run is locked while a process holds the lock. The kernel
+releases it when that process ends, however it ends. The file has one line of JSON: its last holder.
 """
 
 import errno
@@ -15,11 +15,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 LOCK_FILE = "writer.lock"
+# A file system without such locks; Lustre is mounted without them by default.
+_UNSUPPORTED = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK, errno.EINVAL)
 
-# A file system that has no such locks; Lustre is mounted without them by default.
-_UNKNOWN = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK, errno.EINVAL)
-
-_locked: dict[Path, int] = {}
+_locked: dict[Path, int] = {}  # the descriptors of this process's lock files
 
 
 class RunLockedError(OSError):
@@ -28,7 +27,7 @@ class RunLockedError(OSError):
 
 @dataclass(frozen=True)
 class Holder:
-    """Who holds a run.
+    """The process that writes to a run.
 
     Args:
         pid: The process's number.
@@ -49,68 +48,68 @@ class Holder:
 
 
 def acquire(folder: Path) -> None:
-    """Be the run's only writer until this process ends; taking it twice is taking it once.
+    """Lock a run until `release`, or until this process ends; a second call changes nothing.
 
-    Processes that this one forks or starts don't hold it: it is free when this one is gone.
+    Processes that this one forks or starts don't hold the lock.
 
     Args:
         folder: The run's folder, which is made where it is missing; its name is the run's id.
 
     Raises:
-        RunLockedError: Another process holds it; who, and the next move.
+        RunLockedError: Another process holds the lock; the message says which, and what to do.
         OSError: The file can't be written.
     """
     path = folder.resolve() / LOCK_FILE
     if path in _locked:
         return
     folder.mkdir(parents=True, exist_ok=True)
-    opened = _open(path)
+    descriptor = _open(path)
     try:
-        if not _lock(opened, path):
+        if not _lock(descriptor, path):
             raise RunLockedError(
-                f"the run {folder.name} is being written by {_name(path)}; let it go on, or stop "
-                f"it and then `pyclassify resume {folder.name}`"
+                f"the run {folder.name} is being written by {_read_holder(path)}; let it go on, or "
+                f"stop it and then `pyclassify resume {folder.name}`"
             )
-        _sign(opened)
+        _write_holder(descriptor)
     except BaseException:
-        os.close(opened)
+        os.close(descriptor)
         raise
-    _locked[path] = opened
+    _locked[path] = descriptor
 
 
 def release(folder: Path) -> None:
     """Let another process write to the run, before this one ends."""
-    opened = _locked.pop(folder.resolve() / LOCK_FILE, None)
-    if opened is not None:
-        os.close(opened)
+    descriptor = _locked.pop(folder.resolve() / LOCK_FILE, None)
+    if descriptor is not None:
+        os.close(descriptor)
 
 
 def find_holder(folder: Path) -> str:
-    """Say who writes to a run now; nothing where nobody does, as far as this machine can tell."""
+    """Describe the process that writes to a run; empty if there is none that this machine sees."""
     path = folder.resolve() / LOCK_FILE
     if not path.exists():
         return ""
     if path in _locked:
-        return _name(path)
-    opened = _open(path)
+        return _read_holder(path)
+    descriptor = _open(path)
     try:
-        return "" if _lock(opened, path) else _name(path)
+        return "" if _lock(descriptor, path) else _read_holder(path)
     finally:
-        os.close(opened)
+        os.close(descriptor)
 
 
 def _open(path: Path) -> int:
-    # Closed when another program takes this process's or a child's place (PEP 446).
+    # Closed when another program replaces this process or a child of it (PEP 446).
     return os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
 
 
-def _lock(opened: int, path: Path) -> bool:
+def _lock(descriptor: int, path: Path) -> bool:
     try:
-        fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
     except OSError as error:
-        if error.errno not in _UNKNOWN:
+        if error.errno not in _UNSUPPORTED:
             raise
         warnings.warn(
             f"{path} can't be locked ({error.strerror}); see to it that no two processes write to "
@@ -120,24 +119,24 @@ def _lock(opened: int, path: Path) -> bool:
     return True
 
 
-def _sign(opened: int) -> None:
+def _write_holder(descriptor: int) -> None:
     job_id = os.environ.get("SLURM_JOB_ID", "")
     holder = Holder(os.getpid(), socket.gethostname(), job_id, round(time.time(), 3))
-    os.ftruncate(opened, 0)
-    os.pwrite(opened, f"{json.dumps(asdict(holder))}\n".encode(), 0)
+    os.ftruncate(descriptor, 0)
+    os.pwrite(descriptor, f"{json.dumps(asdict(holder))}\n".encode(), 0)
 
 
-def _name(path: Path) -> str:
+def _read_holder(path: Path) -> str:
     try:
         return str(Holder(**json.loads(path.read_text())))
-    except (OSError, ValueError, TypeError):  # it is signing at this moment
+    except (OSError, ValueError, TypeError):  # it is writing the line at this moment
         return "another process, which has just begun"
 
 
-def _forget_in_child() -> None:
-    # Else a data worker that outlives its parent would keep the run.
+def _release_in_child() -> None:
+    # Otherwise a data worker that outlives its parent would keep the run locked.
     while _locked:
         os.close(_locked.popitem()[1])
 
 
-os.register_at_fork(after_in_child=_forget_in_child)
+os.register_at_fork(after_in_child=_release_in_child)

@@ -1,4 +1,4 @@
-"""What a run logs, as records in files that nothing is ever taken out of.
+"""The write-ahead log of a run: what it logs, as records in files that are only appended to.
 
 One folder a run, `ROOT/<run_id>/`:
 
@@ -7,7 +7,7 @@ One folder a run, `ROOT/<run_id>/`:
     artifacts/       the files, by their paths in the run, until the run is over and they delivered
     delivered.json   how far the server has all: an offset in bytes for each file of records, and
                      the records of files that could not be stored yet
-    refused.records  what the server would not take, with its words: JSON, a line each
+    refused.records  the rejected records, with the server's words: JSON, a line each
     writer.lock      held by the process that writes, delivery.lock by the one that delivers
     done             how many bytes the records had when the run was over and nothing was left
 
@@ -34,23 +34,27 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 from zlib import crc32
 
 from pyclassify.utils import files
 from pyclassify.utils.masking import mask
 
-FINAL_STATUSES = ("FINISHED", "FAILED", "KILLED")  # the statuses that a run ends with
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+FINAL_STATUSES = ("FINISHED", "FAILED", "KILLED")  # with which a run has ended, in MLflow's words
 SPOOL_FILE = "spool.json"
+PROGRESS_FILE = "delivered.json"
+REJECTED_FILE = "refused.records"
 DONE_FILE = "done"
-_NAME = re.compile(r"(\d{6})\.records")
 MAX_POINTS = 1000  # MLflow's limit for a batch of metrics
 _MAX_RECORDS = 5000  # of one batch; their metrics may take several calls
+_SEGMENT_NAME = re.compile(r"(\d{6})\.records")
 # PostgreSQL takes no NUL, and half of a surrogate pair, as Python reads a name of a file that is
 # not of UTF-8, can't be sent: the server would fail at each try, and get nothing of the run.
 _UNSTORABLE = re.compile("[\0\ud800-\udfff]")
-
 
 Record = dict[str, Any]
 
@@ -60,16 +64,16 @@ class DamagedRecord(ValueError):
 
 
 def encode(record: Record) -> bytes:
-    """Spell a record as a line."""
+    """Encode a record as a line."""
     text = json.dumps(record, separators=(",", ":")).encode()
     return b"%08x %s\n" % (crc32(text), text)
 
 
 def decode(line: bytes) -> Record:
-    """Read a line.
+    """Decode a line.
 
     Raises:
-        DamagedRecord: It is none that `encode` made.
+        DamagedRecord: The line is not one that `encode` made.
     """
     checksum, _, text = line.rstrip(b"\n").partition(b" ")
     if checksum != b"%08x" % crc32(text):
@@ -78,7 +82,7 @@ def decode(line: bytes) -> Record:
 
 
 def format_spool_uri(folder: Path) -> str:
-    """The URI of the spools in a folder, for MLflow."""
+    """Format the URI of the spools in a folder, for MLflow."""
     return f"spool://{quote(str(folder))}"
 
 
@@ -88,15 +92,17 @@ def is_spool(folder: Path) -> bool:
 
 
 def list_segments(folder: Path) -> dict[int, Path]:
-    """The files of a run's records by their numbers, in order."""
-    found = {
-        int(name[1]): each for each in folder.iterdir() if (name := _NAME.fullmatch(each.name))
+    """List the files of a run's records by their numbers, in order."""
+    segments = {
+        int(match[1]): path
+        for path in folder.iterdir()
+        if (match := _SEGMENT_NAME.fullmatch(path.name))
     }
-    return dict(sorted(found.items()))
+    return dict(sorted(segments.items()))
 
 
 def count_bytes(folder: Path) -> int:
-    """The bytes of a run's records: it is as it was where they are as many."""
+    """Count the bytes of a run's records; as many as before means that nothing was logged."""
     return sum(path.stat().st_size for path in list_segments(folder).values())
 
 
@@ -104,14 +110,14 @@ def is_uploaded(folder: Path) -> bool:
     """Whether the server has all that was written, be the run over or not."""
     size = count_bytes(folder)
     try:
-        known = load_json(folder / "delivered.json")
-        return size == sum(known["places"].values()) and not known.get("waiting")
+        progress = load_json(folder / PROGRESS_FILE)
+        return size == sum(progress["places"].values()) and not progress.get("waiting")
     except FileNotFoundError:
         return size == 0
 
 
 def is_done(folder: Path) -> bool:
-    """Whether a run was over and delivered, and nothing was written since."""
+    """Whether a run was over and uploaded, and nothing was written since."""
     try:
         return int((folder / DONE_FILE).read_text()) == count_bytes(folder)
     except (OSError, ValueError):
@@ -119,7 +125,7 @@ def is_done(folder: Path) -> bool:
 
 
 def read_records(path: Path, offset: int = 0) -> Iterator[tuple[int, Record | DamagedRecord]]:
-    """Read the whole lines of a file from an offset on; one that another still writes is none yet.
+    """Read the whole lines of a file from an offset on, without one that is still being written.
 
     Yields:
         The offset after each line, and its record.
@@ -173,7 +179,7 @@ class Segment:
         self._size += len(lines)
 
     def sync(self) -> None:
-        """Have the disk keep what was written."""
+        """Have the disk store what was written (fsync)."""
         os.fsync(self._file)
 
     def close(self) -> None:
@@ -192,7 +198,12 @@ def load_json(path: Path) -> dict[str, Any]:
 
 @dataclass
 class Batch:
-    """Some records of a run, by what they are."""
+    """Some records of a run, by their kind.
+
+    Attributes:
+        offsets: How many bytes of each file of records are read with this batch, by its number.
+        count: The number of records.
+    """
 
     points: list[list[Any]] = field(default_factory=list)
     params: dict[str, str] = field(default_factory=dict)
@@ -204,11 +215,11 @@ class Batch:
     name: str = ""
     status: Record | None = None
     damaged: list[str] = field(default_factory=list)
-    places: dict[int, int] = field(default_factory=dict)
+    offsets: dict[int, int] = field(default_factory=dict)
     count: int = 0
 
     def add(self, record: Record | DamagedRecord) -> None:
-        """Take a record in; of what can be said again the latest counts."""
+        """Add a record; of what can be logged again the latest counts."""
         self.count += 1
         if isinstance(record, DamagedRecord):
             self.damaged.append(str(record))
@@ -217,48 +228,48 @@ class Batch:
             case "metrics":
                 self.points += record["points"]
             case "params":
-                self.params |= _storable(record["values"])
+                self.params |= _make_storable(record["values"])
             case "tags":
-                self.tags |= _storable(record["values"])
+                self.tags |= _make_storable(record["values"])
             case "inputs":
-                self.inputs += _storable(record["datasets"])
+                self.inputs += _make_storable(record["datasets"])
             case "experiment_tag":
-                tag = _storable(record)
+                tag = _make_storable(record)
                 self.experiment_tags.setdefault(tag["name"], tag["value"])
             case "artifact":
                 self.artifacts[record["path"]] = record
             case "version":
                 self.versions[f"version of {record['name']} ({record['path']})"] = record
             case "name":
-                self.name = _storable(record["name"])
+                self.name = _make_storable(record["name"])
             case "status":
                 self.status = record
 
 
-def _storable(value: Any) -> Any:
-    """A value of JSON with U+FFFD, the replacement character, for what no server can store."""
+def _make_storable(value: Any) -> Any:
+    """Replace what no server can store in a value of JSON by U+FFFD, the replacement character."""
     match value:
         case str():
             return _UNSTORABLE.sub("\N{REPLACEMENT CHARACTER}", value)
         case dict():
-            return {_storable(name): _storable(inner) for name, inner in value.items()}
+            return {_make_storable(key): _make_storable(item) for key, item in value.items()}
         case list():
-            return [_storable(inner) for inner in value]
+            return [_make_storable(item) for item in value]
     return value
 
 
-def read_batches(folder: Path, places: Mapping[int, int]) -> Iterator[Batch]:
+def read_batches(folder: Path, offsets: Mapping[int, int]) -> Iterator[Batch]:
     """Read a run's records; the last batch may be small.
 
     Args:
         folder: The run's folder.
-        places: How many bytes of each file are left out, by its number.
+        offsets: How many bytes of each file are skipped, by its number.
     """
     batch = Batch()
     for number, path in list_segments(folder).items():
-        for after, record in read_records(path, places.get(number, 0)):
+        for after, record in read_records(path, offsets.get(number, 0)):
             batch.add(record)
-            batch.places[number] = after
+            batch.offsets[number] = after
             if batch.count >= _MAX_RECORDS or len(batch.points) >= MAX_POINTS:
                 yield batch
                 batch = Batch()
@@ -266,19 +277,19 @@ def read_batches(folder: Path, places: Mapping[int, int]) -> Iterator[Batch]:
         yield batch
 
 
-def create_from_server(root: Path, client: Any, run_id: str) -> Path:
-    """Make the spool of a run that the server has, unless there is one.
+def create_from_server(root: Path, client: "MlflowClient", run_id: str) -> Path:
+    """Create the spool of a run that the server has, unless there is one.
 
     Args:
         root: The folder of the spools.
-        client: An `MlflowClient` of the server.
+        client: A client of the server.
         run_id: The run.
 
     Returns:
         The run's folder.
 
     Raises:
-        mlflow.exceptions.MlflowException: The server does not know it, or does not answer.
+        mlflow.exceptions.MlflowException: The server does not know the run, or does not answer.
         OSError: The folder can't be written.
     """
     folder = root / run_id
@@ -286,8 +297,9 @@ def create_from_server(root: Path, client: Any, run_id: str) -> Path:
         return folder
     run = client.get_run(run_id)
     info, data = run.info, run.data
+    datasets = run.inputs.dataset_inputs if run.inputs else []
     experiment = client.get_experiment(info.experiment_id)
-    known = {
+    spool_info = {
         "experiment": {
             "name": experiment.name,
             "creation_time": experiment.creation_time,
@@ -302,12 +314,12 @@ def create_from_server(root: Path, client: Any, run_id: str) -> Path:
         "tags": data.tags,
         "metrics": [[m.key, m.value, m.timestamp, m.step] for m in data._metric_objs],
         "steps": {  # that are not to be logged again
-            name: [each.step for each in client.get_metric_history(run_id, name)]
+            name: [metric.step for metric in client.get_metric_history(run_id, name)]
             for name in data.metrics
         },
-        "inputs": [each.to_dictionary() for each in run.inputs.dataset_inputs],
+        "inputs": [dataset.to_dictionary() for dataset in datasets],
     }
-    _write(folder, known, client.tracking_uri)
+    _write(folder, spool_info, client.tracking_uri)
     return folder
 
 
@@ -320,7 +332,7 @@ def create_spool(
     tracking_uri: str = "",
     given_id: bool = False,
 ) -> Path:
-    """Make the spool of a run that no server was asked about.
+    """Create the spool of a run that no server was asked about.
 
     Args:
         folder: The run's folder, called by its id.
@@ -341,26 +353,28 @@ def create_spool(
     }
     info |= {"status": "RUNNING", "start_time": start_time, "end_time": None}
     info |= {"user_id": tags.get("mlflow.user")}
-    known: dict[str, Any] = {
+    spool_info: dict[str, Any] = {
         "info": info,
         "params": {},
         "tags": {**tags, "mlflow.runName": run_name},
     }
     name = experiment_id.removeprefix("name:")
-    known |= {"metrics": [], "inputs": []}
-    known |= {"experiment": {"name": name, "creation_time": start_time, "tags": {}}}
-    _write(folder, known, tracking_uri, made_here=not given_id)
+    spool_info |= {"metrics": [], "inputs": []}
+    spool_info |= {"experiment": {"name": name, "creation_time": start_time, "tags": {}}}
+    _write(folder, spool_info, tracking_uri, made_here=not given_id)
     return folder
 
 
-def _write(folder: Path, known: dict[str, Any], tracking_uri: str, made_here: bool = False) -> None:
+def _write(
+    folder: Path, spool_info: dict[str, Any], tracking_uri: str, made_here: bool = False
+) -> None:
     (folder / "artifacts").mkdir(parents=True, exist_ok=True, mode=0o700)
-    uri = mask(_absolute(tracking_uri))
+    uri = mask(_make_absolute(tracking_uri))
     target = {"layout": 1, "tracking_uri": uri, "made_here": made_here}
-    save_json(folder / SPOOL_FILE, {**target, **known})
+    save_json(folder / SPOOL_FILE, {**target, **spool_info})
 
 
-def _absolute(uri: str) -> str:
-    """Let a database's address be the same from every folder."""
+def _make_absolute(uri: str) -> str:
+    """Make a database's address the same from every folder."""
     path = uri.removeprefix("sqlite:///")
     return uri if path == uri or path.startswith("/") else f"sqlite:///{Path(path).absolute()}"

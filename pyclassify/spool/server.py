@@ -1,4 +1,8 @@
-"""A run's records as calls to the tracking server, but for those that go to other stores."""
+"""Talk to the tracking server: send a run's records, and tell failures that pass from rejections.
+
+What the server will never take is rejected: its record goes to `refused.records` in the run's
+folder, and the rest of the run is uploaded. All other failures pass, and are tried again later.
+"""
 
 import json
 import os
@@ -8,109 +12,135 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from pyclassify.spool.records import FINAL_STATUSES, MAX_POINTS, Batch, Record
+from pyclassify.spool.records import FINAL_STATUSES, MAX_POINTS, REJECTED_FILE, Batch, Record
 from pyclassify.utils.masking import mask
+from pyclassify.utils.text import format_error, join_lines, shorten
 
-_TAGS = 100  # MLflow's limit for a batch of tags or parameters
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities import RunInfo
+
+_MAX_TAGS = 100  # MLflow's limit for a batch of tags or parameters
 # What MLflow does when a server does not answer; its defaults add up to minutes.
 _RETRIES_ENV, _TIMEOUT_ENV = "MLFLOW_HTTP_REQUEST_MAX_RETRIES", "MLFLOW_HTTP_REQUEST_TIMEOUT"
 TIMEOUTS = {_RETRIES_ENV: "1", _TIMEOUT_ENV: "30"}  # the uploader retries by itself
 SHORT_TIMEOUTS = {_RETRIES_ENV: "0", _TIMEOUT_ENV: "8"}
-# What the server says of a request that it will never take, and what a proxy says of it.
-INVALID_CODES = ("INVALID_PARAMETER_VALUE", "BAD_REQUEST", "MALFORMED_REQUEST")
-_REJECTED = (400, 413, 414, 422)
-# SQLAlchemy ends what it says with the address of its page about the kind of error; 9h9h is its
-# DataError, of values that no try will have stored.
-_OF_DATABASE = re.compile(r"https://sqlalche\.me/e/\d+/(?!9h9h)")
-_DATABASE = re.compile(r"\([\w.]*(?:Error|Exception|psycopg2\.errors\.\w+)\) (.+?) \[SQL: ")
-_BUCKET = re.compile(r"Failed to upload .* to ([^/ ]+)/.*: An error occurred \((\w+)\) when")
-_ADDRESS = re.compile(r'Could not connect to the endpoint URL: "(\w+://[^/"]+)')
+# The codes of a request that the server will never take, and the statuses of a proxy's refusal.
+_INVALID_CODES = ("INVALID_PARAMETER_VALUE", "BAD_REQUEST", "MALFORMED_REQUEST")
+_REJECTED_STATUSES = (400, 413, 414, 422)
+# SQLAlchemy ends a message with the address of its page about the kind of error; 9h9h is its
+# DataError, of values that no further attempt will store.
+_FAILING_DATABASE = re.compile(r"https://sqlalche\.me/e/\d+/(?!9h9h)")
+_DATABASE_ERROR = re.compile(r"\([\w.]*(?:Error|Exception|psycopg2\.errors\.\w+)\) (.+?) \[SQL: ")
+_BUCKET_ERROR = re.compile(r"Failed to upload .* to ([^/ ]+)/.*: An error occurred \((\w+)\) when")
+_NO_ANSWER = re.compile(r'Could not connect to the endpoint URL: "(\w+://[^/"]+)')
 # By the code that S3 answers with: https://docs.aws.amazon.com/AmazonS3/latest/API/ErrorResponses
-_MISSING = "there is no bucket {}; make it, or give the experiment another artifact location"
-_REFUSED = "the bucket {} refuses permission to write; its policy must allow s3:PutObject"
-_KEYS = "the bucket {} does not take these keys; see AWS_ACCESS_KEY_ID"
-_WORDS = {
-    "NoSuchBucket": _MISSING,
-    "AccessDenied": _REFUSED,
-    "AllAccessDisabled": _REFUSED,
-    "403": _REFUSED,
-    "InvalidAccessKeyId": _KEYS,
-    "SignatureDoesNotMatch": _KEYS,
+_NO_BUCKET = "there is no bucket {}; make it, or give the experiment another artifact location"
+_FORBIDDEN = "the bucket {} refuses permission to write; its policy must allow s3:PutObject"
+_INVALID_KEYS = "the bucket {} does not take these keys; see AWS_ACCESS_KEY_ID"
+_BUCKET_ERRORS = {
+    "NoSuchBucket": _NO_BUCKET,
+    "AccessDenied": _FORBIDDEN,
+    "AllAccessDisabled": _FORBIDDEN,
+    "403": _FORBIDDEN,
+    "InvalidAccessKeyId": _INVALID_KEYS,
+    "SignatureDoesNotMatch": _INVALID_KEYS,
 }
 
 
+_CONNECTION_ERRORS = {
+    "Connection refused": "nothing listens there",
+    "Connection aborted": "it broke off the connection",
+    "Connection reset": "it broke off the connection",
+    "Name or service not known": "its name is not known here",
+    "Temporary failure in name resolution": "its name is not known here",
+    "No route to host": "there is no route to it",
+    "Network is unreachable": "there is no route to it",
+    "timed out": "it does not answer in time",
+    "PERMISSION_DENIED": "it refuses permission",
+    "error code 401": "it asks for a user and a password, or for others",
+    "401 Client Error": "it asks for a user and a password, or for others",
+    "error code 403": "it refuses permission",
+    "403 Client Error": "it refuses permission",
+    "database is locked": "another process has locked the database",
+}
+_MAX_MESSAGE = 200  # characters
+
+
 class RejectedRecords:
-    """The records of a run that were set aside.
+    """The records of a run that the server will never take (quarantine).
 
     Args:
         folder: The run's folder.
     """
 
     def __init__(self, folder: Path) -> None:
-        self._name, self._file = folder.name, folder / "refused.records"
+        self._run_id, self._file = folder.name, folder / REJECTED_FILE
 
-    def add(self, record: Record, words: str) -> None:
-        """Set aside what can't be delivered, and say so."""
+    def add(self, record: Record, message: str) -> None:
+        """Add a record, and warn that it is not uploaded."""
         with self._file.open("a") as file:
-            file.write(json.dumps({**record, "words": words}) + "\n")
-        warnings.warn(f"{self._name}: not delivered: {words}", stacklevel=2)
+            file.write(json.dumps({**record, "words": message}) + "\n")
+        warnings.warn(f"{self._run_id}: not delivered: {message}", stacklevel=2)
 
-    def find(self, path: str) -> str:
-        """A file of a folder of the run's files that was set aside; empty where none was."""
+    def find_file(self, folder: str) -> str:
+        """Find a rejected artifact in a folder of the run's artifacts; empty if there is none."""
         try:
             lines = self._file.read_text().splitlines()
         except FileNotFoundError:
             return ""
-        names = (str(json.loads(line).get("path", "")) for line in lines)
-        return next((name for name in names if name.startswith(f"{path}/")), "")
+        paths = (str(json.loads(line).get("path", "")) for line in lines)
+        return next((path for path in paths if path.startswith(f"{folder}/")), "")
 
 
 class Sender:
-    """Sends what the server takes; what it never will is set aside, and the rest goes on.
+    """Sends a run's records to the server, and rejects what the server will never take.
 
     Args:
-        client: An `MlflowClient` of the server.
+        client: A client of the server.
         run_id: The run's id there; empty until it is known.
-        refusals: Where what is refused is set aside.
+        rejected: Gets the rejected records.
     """
 
-    def __init__(self, client: Any, run_id: str, refusals: RejectedRecords) -> None:
-        self.client, self.run_id, self.refusals = client, run_id, refusals
+    def __init__(self, client: "MlflowClient", run_id: str, rejected: RejectedRecords) -> None:
+        self.client, self.run_id, self.rejected = client, run_id, rejected
 
     @cached_property
-    def home(self) -> Any:
-        """The run's info as it was first asked for: its experiment and its files' place stay."""
+    def run_info(self) -> "RunInfo":
+        """The run's info as first read: its experiment and its artifact URI don't change."""
         return self.client.get_run(self.run_id).info
 
     def send(self, batch: Batch) -> None:
-        """Send a batch, all but its files, its versions and its status.
+        """Send a batch, all but its artifacts, its versions and its status.
 
         Raises:
             mlflow.exceptions.MlflowException: The server does not answer, or the run is deleted.
         """
         self._log(batch)
         if batch.name:
-            self.offer({"kind": "name", "name": batch.name}, self._rename, batch.name)
+            self.send_or_reject({"kind": "name", "name": batch.name}, self._rename, batch.name)
         if batch.inputs:
-            self.offer({"kind": "inputs", "datasets": batch.inputs}, self._input, batch.inputs)
+            record = {"kind": "inputs", "datasets": batch.inputs}
+            self.send_or_reject(record, self._log_inputs, batch.inputs)
         for name, value in batch.experiment_tags.items():
-            self.offer({"kind": "experiment_tag", "name": name}, self._tag_experiment, name, value)
+            record = {"kind": "experiment_tag", "name": name}
+            self.send_or_reject(record, self._tag_experiment, name, value)
 
-    def offer(self, record: Record, send: Callable[..., None], *args: Any) -> None:
-        """Send a record by a function, or set it aside where that will never be taken."""
+    def send_or_reject(self, record: Record, send: Callable[..., None], *args: Any) -> None:
+        """Send a record by a function, and reject it if the server will never take it."""
         try:
             send(*args)
         except Exception as error:
-            self._raise_unless_final(error)
-            self.refusals.add(record, str(error))
+            self._raise_unless_permanent(error)
+            self.rejected.add(record, str(error))
 
     def set_status(self, record: Record) -> None:
-        """Say that the run has ended, and how, or that it goes on."""
+        """Set the run's status, unless somebody has set a final one since."""
         info = self.client.get_run(self.run_id).info
         if info.status in FINAL_STATUSES and (info.end_time or 0) > record["time"]:
-            return  # somebody who knows more has said so since
+            return
         if record["status"] in FINAL_STATUSES:
             self.client.set_terminated(self.run_id, record["status"], record["end_time"])
         elif info.status != record["status"]:
@@ -119,32 +149,32 @@ class Sender:
     def _log(self, batch: Batch) -> None:
         from mlflow.entities import Metric, Param, RunTag
 
-        params = [Param(*each) for each in batch.params.items()]
+        params = [Param(*param) for param in batch.params.items()]
         tags = [RunTag(name, value) for name, value in batch.tags.items() if value is not None]
         for kind, entities in (("params", params), ("tags", tags)):
-            for first in range(0, len(entities), _TAGS):
-                self._log_some(kind, entities[first : first + _TAGS])
-        for first in range(0, len(batch.points), MAX_POINTS):
-            some = batch.points[first : first + MAX_POINTS]
-            self._log_some("metrics", [Metric(*each) for each in some])
+            for start in range(0, len(entities), _MAX_TAGS):
+                self._log_entities(kind, entities[start : start + _MAX_TAGS])
+        for start in range(0, len(batch.points), MAX_POINTS):
+            points = batch.points[start : start + MAX_POINTS]
+            self._log_entities("metrics", [Metric(*point) for point in points])
         for name in (name for name, value in batch.tags.items() if value is None):
             self._delete_tag(name)
 
-    def _log_some(self, kind: str, entities: list[Any]) -> None:
-        """Log a batch; of one that the server refuses, both halves, down to what is wrong."""
+    def _log_entities(self, kind: str, entities: list[Any]) -> None:
+        """Log a batch; if the server rejects it, both halves, down to the entity that is wrong."""
         try:
             self.client.log_batch(self.run_id, **{kind: entities}, synchronous=True)
         except Exception as error:
-            self._raise_unless_final(error)
+            self._raise_unless_permanent(error)
             if len(entities) == 1:
-                self.refusals.add({"kind": kind, **dict(entities[0])}, str(error))
+                self.rejected.add({"kind": kind, **dict(entities[0])}, str(error))
                 return
             half = len(entities) // 2
-            self._log_some(kind, entities[:half])
-            self._log_some(kind, entities[half:])
+            self._log_entities(kind, entities[:half])
+            self._log_entities(kind, entities[half:])
 
-    def _raise_unless_final(self, error: Exception) -> None:
-        """Raise an error that may pass: also that of a run that can be brought back."""
+    def _raise_unless_permanent(self, error: Exception) -> None:
+        """Raise an error that may pass, such as that of a deleted run, which can be restored."""
         from mlflow.exceptions import MlflowException
 
         if not is_permanent(error):
@@ -168,25 +198,25 @@ class Sender:
     def _rename(self, name: str) -> None:
         self.client.update_run(self.run_id, name=name)
 
-    def _input(self, datasets: list[Any]) -> None:
-        from pyclassify.spool.store import to_input
+    def _log_inputs(self, datasets: list[Any]) -> None:
+        from pyclassify.spool.store import make_dataset_input
 
-        self.client.log_inputs(self.run_id, [to_input(each) for each in datasets])
+        self.client.log_inputs(self.run_id, [make_dataset_input(dataset) for dataset in datasets])
 
     def _tag_experiment(self, name: str, value: str) -> None:
         from mlflow.exceptions import MlflowException
 
-        experiment_id = self.home.experiment_id
+        experiment_id = self.run_info.experiment_id
         if name in self.client.get_experiment(experiment_id).tags:
             return
         try:
             self.client.set_experiment_tag(experiment_id, name, value)
         except MlflowException as error:
-            if error.error_code not in ("PERMISSION_DENIED", *INVALID_CODES):
+            if error.error_code not in ("PERMISSION_DENIED", *_INVALID_CODES):
                 raise
-            # Who may write runs need not be one who may change what all of them share; and the next
-            # run writes what a failing database did not take.
-            self.refusals.add({"kind": "experiment_tag", "name": name}, str(error))
+            # A user who may write runs need not be allowed to change what all of them share; and
+            # the next run writes what a failing database did not take.
+            self.rejected.add({"kind": "experiment_tag", "name": name}, str(error))
 
 
 def configure_mlflow(retries: int | None = None, timeout_seconds: int | None = None) -> None:
@@ -213,52 +243,37 @@ def limit_requests() -> None:
 
 @contextmanager
 def short_timeouts() -> Iterator[None]:
-    """Within this context a server that gives no answer is given up sooner: somebody waits."""
-    ours = [name for name, value in TIMEOUTS.items() if os.environ.get(name) == value]
-    os.environ.update({name: SHORT_TIMEOUTS[name] for name in ours})
+    """Within this context give up on a server sooner, since somebody waits."""
+    names = [name for name, value in TIMEOUTS.items() if os.environ.get(name) == value]
+    os.environ.update({name: SHORT_TIMEOUTS[name] for name in names})
     try:
         yield
     finally:
-        os.environ.update({name: TIMEOUTS[name] for name in ours})
+        os.environ.update({name: TIMEOUTS[name] for name in names})
 
 
 def describe_server_error(error: BaseException) -> str:
-    """Say in a line what is wrong with the server."""
-    text = " ".join(str(error).split())
-    if words := describe_store_error(text):
-        return mask(words)[:200]
-    for told, words in (
-        ("Connection refused", "nothing listens there"),
-        ("Connection aborted", "it broke off the connection"),
-        ("Connection reset", "it broke off the connection"),
-        ("Name or service not known", "its name is not known here"),
-        ("Temporary failure in name resolution", "its name is not known here"),
-        ("No route to host", "there is no route to it"),
-        ("Network is unreachable", "there is no route to it"),
-        ("timed out", "it does not answer in time"),
-        ("PERMISSION_DENIED", "it refuses permission"),
-        ("error code 401", "it asks for a user and a password, or for others"),
-        ("401 Client Error", "it asks for a user and a password, or for others"),
-        ("error code 403", "it refuses permission"),
-        ("403 Client Error", "it refuses permission"),
-        ("database is locked", "another process has locked the database"),
-    ):
-        if told in text:
-            return words
-    if found := re.search(r"too many (\d+) error responses", text):
-        return f"it answers with error {found[1]}"
-    return mask(text)[:200]
+    """Describe in one line what is wrong with the server, without credentials."""
+    message = join_lines(str(error))
+    if store_error := _describe_store_error(message):
+        return shorten(mask(store_error), _MAX_MESSAGE)
+    for part, description in _CONNECTION_ERRORS.items():
+        if part in message:
+            return description
+    if match := re.search(r"too many (\d+) error responses", message):
+        return f"it answers with error {match[1]}"
+    return format_error(error, _MAX_MESSAGE)
 
 
-def open_artifacts(client: Any, artifact_uri: str) -> Any:
-    """The repository of a run's files, MLflow's `ArtifactRepository`.
+def open_artifacts(client: "MlflowClient", artifact_uri: str) -> Any:
+    """Open the repository of a run's artifacts, MLflow's `ArtifactRepository`.
 
-    Not by the client's own way, which remembers the repository of a run's id: in a process that
-    writes the run to a spool that is the spool, whichever store is asked.
+    The client's own methods remember a repository for each run's id: in a process that writes the
+    run to a spool that would be the spool, whichever store is asked.
 
     Args:
-        client: An `MlflowClient` of the run's server.
-        artifact_uri: The run's.
+        client: A client of the run's server.
+        artifact_uri: The run's artifact URI.
     """
     from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
@@ -266,46 +281,36 @@ def open_artifacts(client: Any, artifact_uri: str) -> Any:
 
 
 def is_permanent(error: Exception) -> bool:
-    """Whether a server will never take what it answered so."""
+    """Whether an error says that the server will never take the record."""
     from mlflow.exceptions import MlflowException
 
     if isinstance(error, MlflowException):
-        words = str(error)
-        refused = error.error_code in INVALID_CODES and not is_database_failing(words)
+        message = str(error)
+        is_rejected = error.error_code in _INVALID_CODES and not _is_database_failing(message)
         # A proxy's own page has no code of MLflow's.
-        return refused or "failed with error code 413" in words
+        return is_rejected or "failed with error code 413" in message
     status = getattr(getattr(error, "response", None), "status_code", None)
-    return status in _REJECTED
+    return status in _REJECTED_STATUSES
 
 
-def is_database_failing(words: str) -> bool:
-    """Whether it is the database that could not do something now, and not the values at fault.
+def _is_database_failing(message: str) -> bool:
+    """Whether the database could not do something now, and the values are not at fault.
 
     MLflow answers BAD_REQUEST to both: also where the database is read-only for a while, has
     closed the connection, or has fewer connections than there are requests at once.
-
-    Args:
-        words: What the server answered.
     """
-    return _OF_DATABASE.search(words) is not None
+    return _FAILING_DATABASE.search(message) is not None
 
 
-def describe_store_error(text: str) -> str:
-    """Say what is wrong with a database or a bucket.
-
-    Args:
-        text: What MLflow said, in one line.
-
-    Returns:
-        Nothing where it is about neither.
-    """
-    if found := _BUCKET.search(text):
-        bucket, code = found.groups()
-        return _WORDS.get(code, f"the bucket {{}} answers with {code}").format(bucket)
-    if found := _ADDRESS.search(text):
-        return f"no bucket answers at {found[1]}; see MLFLOW_S3_ENDPOINT_URL"
-    if "Unable to locate credentials" in text:
+def _describe_store_error(message: str) -> str:
+    """Describe what is wrong with a database or a bucket; empty if the message is about neither."""
+    if match := _BUCKET_ERROR.search(message):
+        bucket, code = match.groups()
+        return _BUCKET_ERRORS.get(code, f"the bucket {{}} answers with {code}").format(bucket)
+    if match := _NO_ANSWER.search(message):
+        return f"no bucket answers at {match[1]}; see MLFLOW_S3_ENDPOINT_URL"
+    if "Unable to locate credentials" in message:
         return "there are no keys for the bucket; give AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
-    if found := _DATABASE.search(text):
-        return f"its database says: {found[1]}"
+    if match := _DATABASE_ERROR.search(message):
+        return f"its database says: {match[1]}"
     return ""

@@ -1,21 +1,32 @@
-"""Opening a run for writing: into a spool first, and from there to the server."""
+"""Open a run for writing, upload it while it is written, and close it.
+
+What is logged goes into the run's spool first, its write-ahead log, and from there to the server.
+"""
 
 import os
 import sys
 import time
+import uuid
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from pyclassify.spool import records
+from pyclassify.spool import lock, records
+from pyclassify.spool.server import describe_server_error, limit_requests, short_timeouts
+from pyclassify.spool.upload_thread import UploadThread
+from pyclassify.spool.writer import close_writer, open_writer
 from pyclassify.utils.masking import mask
+from pyclassify.utils.text import join_some
 
-ATTEMPTS = "attempts"  # the tag that says how often training was started in a run
-END_SECONDS = 60.0  # that the server has at the end to take what is left
-STOP_SECONDS = 4.0  # the same where a signal ends the run: its sender may soon kill this process
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities import Run
 
-# What MLflow says of a server that is not there, or not well: other codes are its answer.
-_AWAY = ("INTERNAL_ERROR", "TEMPORARILY_UNAVAILABLE", "IO_ERROR")
+ATTEMPTS_TAG = "attempts"  # how often training was started in a run
+END_TIMEOUT_SECONDS = 60.0  # for the server to take what is left when the run ends
+STOP_TIMEOUT_SECONDS = 4.0  # if a signal ends the run: its sender may soon kill this process
+# MLflow's codes for a server that is not there, or not well; other codes are the server's answer.
+_OFFLINE_CODES = ("INTERNAL_ERROR", "TEMPORARILY_UNAVAILABLE", "IO_ERROR")
 
 
 class SpooledRun:
@@ -23,173 +34,176 @@ class SpooledRun:
 
     Args:
         folder: Its folder in the spool.
-        tracking_uri: Where it is delivered; nothing where another process sees to that.
+        tracking_uri: Where it is uploaded; empty if another process uploads it.
         active: Whether it is MLflow's active run too.
+
+    Attributes:
+        client: A client of the spool, which logs to the run.
+        upload_thread: Uploads the run; None if another process does.
+        attempts: How often training was started in the run, with this time.
+
+    Example:
+        >>> run = open_run(None, "experiment", "name", {}, "http://server:5000", Path("runs/spool"))
+        >>> run.client.log_metric(run.run_id, "loss", 0.5, step=1)
+        >>> run.close("FINISHED")
+        True
+        >>> run.release()
     """
 
     def __init__(self, folder: Path, tracking_uri: str = "", active: bool = False) -> None:
         from mlflow import MlflowClient
 
-        from pyclassify.spool import lock
-        from pyclassify.spool.upload_thread import UploadThread
-
         lock.acquire(folder)
-        self.folder, self.tracking_uri, self._active = folder, tracking_uri, active
-        self._over = False
+        self.folder, self.tracking_uri, self._is_active = folder, tracking_uri, active
+        self._is_over = False
         self.run_id, self.spool_uri = folder.name, records.format_spool_uri(folder.parent)
         self.client = MlflowClient(self.spool_uri)
-        self.delivery = UploadThread(folder, tracking_uri) if tracking_uri else None
-        if self.delivery:
-            self.delivery.opened.refresh = self.delivery.refresh
-            self.delivery.start()
-        self.attempts = int(self.read().data.tags.get(ATTEMPTS, "0")) + 1
-        self.client.set_tag(self.run_id, ATTEMPTS, self.attempts)
+        self.upload_thread = UploadThread(folder, tracking_uri) if tracking_uri else None
+        if self.upload_thread:
+            self.upload_thread.writer.refresh = self.upload_thread.refresh
+            self.upload_thread.start()
+        self.attempts = int(self.get_run().data.tags.get(ATTEMPTS_TAG, "0")) + 1
+        self.client.set_tag(self.run_id, ATTEMPTS_TAG, self.attempts)
         self.client.update_run(self.run_id, status="RUNNING")
 
     @property
     def experiment_id(self) -> str:
         """The experiment's id."""
-        return str(self.read().info.experiment_id)
+        return str(self.get_run().info.experiment_id)
 
     @property
     def server_id(self) -> str:
-        """The run's id at the server: another one where the run was begun without it."""
-        return (self.delivery and self.delivery.server_id) or self.run_id
+        """The run's id at the server: another one if the run was begun without the server."""
+        return (self.upload_thread and self.upload_thread.server_id) or self.run_id
 
-    def read(self) -> Any:
-        """The run, as MLflow's entity."""
+    def get_run(self) -> "Run":
+        """Get the run, as MLflow's entity."""
         return self.client.get_run(self.run_id)
 
-    def server(self) -> Any:
-        """An `MlflowClient` of the server, or of the spool where no server is delivered to."""
+    def get_server_client(self) -> "MlflowClient":
+        """Get a client of the server, or of the spool if another process uploads the run."""
         from mlflow import MlflowClient
 
         return MlflowClient(self.tracking_uri) if self.tracking_uri else self.client
 
-    def is_away(self) -> bool:
+    def is_offline(self) -> bool:
         """Whether what is logged does not reach the server at the moment."""
-        return self.delivery is None or bool(self.delivery.trouble)
+        return self.upload_thread is None or bool(self.upload_thread.last_error)
 
-    def append(self, record: dict[str, Any]) -> None:
-        """Write a record that is of this project and not of MLflow's store."""
-        from pyclassify.spool.writer import open_writer
-
+    def append(self, record: records.Record) -> None:
+        """Append a record of a kind that MLflow's store does not have."""
         open_writer(self.folder).append(record)
 
-    def keep(self) -> None:
-        """Have the disk keep what was logged, unless the run is over.
+    def sync(self) -> None:
+        """Have the disk store what was logged, unless the run is over.
 
         Raises:
-            OSError: It takes nothing at the moment.
+            OSError: The disk takes nothing at the moment.
         """
-        from pyclassify.spool.writer import open_writer
-
-        if self._over:
+        if self._is_over:
             return
-        opened = open_writer(self.folder)
-        if not opened.flush():
+        writer = open_writer(self.folder)
+        if not writer.flush():
             raise OSError(f"{self.folder} can't be written, so that the log would be behind")
-        opened.sync()
+        writer.sync()
 
     def close(self, status: str) -> bool:
-        """Give the run a status and deliver what is left; whether nothing is.
+        """Give the run its final status and upload what is left; returns whether nothing is left.
 
         Args:
-            status: The final status; nothing where another process gives it one.
+            status: The final status; empty if another process sets it.
         """
         if status:
             self.client.set_terminated(self.run_id, status)
-        if self.delivery is None:
+        if self.upload_thread is None:
             return True
-        seconds = STOP_SECONDS if status in ("", "KILLED") else END_SECONDS
-        if self.delivery.finish(seconds):
-            self.delivery.clear(for_good=bool(status))
+        is_stopped = status in ("", "KILLED")
+        if self.upload_thread.finish(STOP_TIMEOUT_SECONDS if is_stopped else END_TIMEOUT_SECONDS):
+            self.upload_thread.remove_copies(is_over=bool(status))
             return True
-        why = self.delivery.trouble or "it is slow"
-        size, files = self.delivery.unsent()
-        some = f"{size:,} bytes" if size else name_some(files)
-        text = (
-            f"{some} of what run {self.run_id} logged have not reached {mask(self.tracking_uri)} "
-            f"({why}); they are in {self.folder}, and when it can be reached: pyclassify sync "
-            f"{self.folder}"
-        )
-        if lost := len(self.delivery.opened.waiting()):
-            text += f"; {lost:,} records that could not be written there are lost"
-        sys.stderr.write(f"pyclassify: {text}\n")
+        self._report_unsent(self.upload_thread)
         return False
 
-    def let_go(self) -> None:
-        """Close the spool, and take the run off MLflow's own list: it would be called FINISHED."""
+    def _report_unsent(self, upload_thread: UploadThread) -> None:
+        size, files = upload_thread.find_unsent()
+        unsent = f"{size:,} bytes" if size else join_some(files)
+        message = (
+            f"{unsent} of what run {self.run_id} logged have not reached {mask(self.tracking_uri)} "
+            f"({upload_thread.last_error or 'it is slow'}); they are in {self.folder}, and when it "
+            f"can be reached: pyclassify sync {self.folder}"
+        )
+        if lost := len(upload_thread.writer.list_pending()):
+            message += f"; {lost:,} records that could not be written there are lost"
+        sys.stderr.write(f"pyclassify: {message}\n")
+
+    def release(self) -> None:
+        """Close the spool and release its lock, and take the run off MLflow's list of active runs.
+
+        MLflow gives the runs of that list the status FINISHED when Python exits.
+        """
         import mlflow
         from mlflow.tracking._tracking_service import utils
 
-        from pyclassify.spool import lock
-        from pyclassify.spool.writer import close_writer
-
-        if self._active and (stack := mlflow.tracking.fluent._active_run_stack.get()):
+        if self._is_active and (stack := mlflow.tracking.fluent._active_run_stack.get()):
             stack.pop()
-        # MLflow finds a run's files by its id alone, wherever the run is.
+        # MLflow finds a run's artifacts by its id alone, in whichever store the run is.
         utils._artifact_repos_cache.pop(self.run_id, None)
         close_writer(self.folder)
         lock.release(self.folder)
-        self._over = True
-
-
-def name_some(files: list[str]) -> str:
-    """Name a few of the things that wait."""
-    rest = f" and {len(files) - 3} more" if len(files) > 3 else ""
-    return f"{', '.join(files[:3])}{rest}"
+        self._is_over = True
 
 
 def open_run(
-    given: str | None,
+    run_id: str | None,
     experiment_name: str | None,
     run_name: str | None,
     tags: dict[str, Any] | None,
     tracking_uri: str,
     root: Path,
 ) -> SpooledRun:
-    """Open a run; the arguments are those of `run.start` and the id of the adopted run.
+    """Open a run for writing, or make one; without the server, too.
+
+    Args:
+        run_id: The run that `mlflow run` made; None makes a run.
+        experiment_name: The experiment of a run that is made here.
+        run_name: The run's name; without it MLflow's random one.
+        tags: Tags to set.
+        tracking_uri: The server; or a spool, which another process uploads.
+        root: The folder of spools; not used if `tracking_uri` is a spool.
 
     Raises:
-        RunLockedError: Another process writes to it.
+        RunLockedError: Another process writes to the run.
     """
     import mlflow
     from mlflow import MlflowClient
     from mlflow.exceptions import MlflowException
 
-    from pyclassify.spool import lock
-    from pyclassify.spool.records import create_from_server
-    from pyclassify.spool.server import describe_server_error, limit_requests, short_timeouts
     from pyclassify.spool.store import parse_spool_uri, register_scheme
 
     register_scheme()
     limit_requests()
     mlflow.set_tracking_uri(tracking_uri)
-    spools = tracking_uri.startswith("spool:")
-    root = parse_spool_uri(tracking_uri) if spools else root
-    if given is not None:  # before the server hears that it runs
-        lock.acquire(root / given)
-    if spools:
-        client = MlflowClient(tracking_uri)
-        if given is None:
-            name = experiment_name or _environment("MLFLOW_EXPERIMENT_NAME", "Default")
-            given = client.create_run(f"name:{name}", tags=tags, run_name=run_name).info.run_id
-        return SpooledRun(root / given)
+    is_spool = tracking_uri.startswith("spool:")
+    root = parse_spool_uri(tracking_uri) if is_spool else root
+    if run_id is not None:  # before the server is told that the run runs
+        lock.acquire(root / run_id)
+    if is_spool:
+        if run_id is None:
+            run = MlflowClient(tracking_uri).create_run(
+                f"name:{_choose_experiment(experiment_name)}", tags=tags, run_name=run_name
+            )
+            run_id = run.info.run_id
+        return SpooledRun(root / run_id)
     try:
-        with (
-            short_timeouts()
-        ):  # before anything is asked for that may be done although nobody answers
+        with short_timeouts():  # before any request that may be carried out without an answer
             MlflowClient(tracking_uri).search_experiments(max_results=1)
-        if experiment_name and given is None:
+        if experiment_name and run_id is None:
             mlflow.set_experiment(experiment_name)
-        active = mlflow.active_run() or mlflow.start_run(run_name=run_name, tags=tags)
-        client = MlflowClient(tracking_uri)
-        return SpooledRun(
-            create_from_server(root, client, active.info.run_id), tracking_uri, active=True
-        )
+        run = mlflow.active_run() or mlflow.start_run(run_name=run_name, tags=tags)
+        folder = records.create_from_server(root, MlflowClient(tracking_uri), run.info.run_id)
+        return SpooledRun(folder, tracking_uri, active=True)
     except MlflowException as error:
-        if error.error_code not in _AWAY:
+        if error.error_code not in _OFFLINE_CODES:
             raise
         warnings.warn(
             f"the tracking server {mask(tracking_uri)} can't be reached "
@@ -197,41 +211,35 @@ def open_run(
             "when it can",
             stacklevel=2,
         )
-    return SpooledRun(
-        _make(given, experiment_name, run_name, tags, tracking_uri, root), tracking_uri
-    )
+    folder = _create_offline(run_id, experiment_name, run_name, tags, tracking_uri, root)
+    return SpooledRun(folder, tracking_uri)
 
 
-def _make(
-    given: str | None,
+def _create_offline(
+    run_id: str | None,
     experiment_name: str | None,
     run_name: str | None,
     tags: dict[str, Any] | None,
     tracking_uri: str,
     root: Path,
 ) -> Path:
-    """Make a spool without the server's help, unless there is one."""
-    import uuid
-
+    """Create a spool without the server, unless there is one."""
     from mlflow.tracking.context.registry import resolve_tags
 
-    from pyclassify.spool.records import create_spool
-
-    run_id = given or uuid.uuid4().hex
-    if records.is_spool(root / run_id):
-        return root / run_id
-    experiment = _environment("MLFLOW_EXPERIMENT_ID", "") if given else ""
-    name = experiment_name or _environment("MLFLOW_EXPERIMENT_NAME", "Default")
-    return create_spool(
-        root / run_id,
-        experiment or f"name:{name}",
+    folder = root / (run_id or uuid.uuid4().hex)
+    if records.is_spool(folder):
+        return folder
+    experiment_id = os.environ.get("MLFLOW_EXPERIMENT_ID") if run_id else None
+    return records.create_spool(
+        folder,
+        experiment_id or f"name:{_choose_experiment(experiment_name)}",
         run_name or f"away-from-{int(time.time())}",
         resolve_tags(tags),
         int(time.time() * 1000),
         tracking_uri,
-        given_id=given is not None,
+        given_id=run_id is not None,
     )
 
 
-def _environment(name: str, default: str) -> str:
-    return os.environ.get(name) or default
+def _choose_experiment(experiment_name: str | None) -> str:
+    return experiment_name or os.environ.get("MLFLOW_EXPERIMENT_NAME") or "Default"

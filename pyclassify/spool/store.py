@@ -1,4 +1,4 @@
-"""MLflow's tracking store over a spool, so that all that logs to MLflow can log to it.
+"""A spool as MLflow's tracking and artifact store, so that all that logs to MLflow can log to it.
 
 `spool:///ROOT` is the URI: MLFLOW_TRACKING_URI for a whole process, or of one `MlflowClient`.
 """
@@ -40,14 +40,14 @@ from pyclassify.spool import records
 from pyclassify.spool.records import create_spool
 from pyclassify.spool.writer import RunState, RunWriter, list_open_runs, open_writer
 
-_CHUNK = 1 << 20
+_CHUNK_BYTES = 1 << 20
 
 
 def parse_spool_uri(uri: str) -> Path:
-    """The folder of a spool's URI.
+    """Parse the URI of a spool to its folder.
 
     Raises:
-        MlflowException: It names none, or a relative one.
+        MlflowException: The URI names no folder, or a relative one.
     """
     parts = urlsplit(uri)
     if parts.netloc or not parts.path.startswith("/"):
@@ -59,7 +59,7 @@ def parse_spool_uri(uri: str) -> Path:
 
 
 class SpoolStore(AbstractStore):
-    """The runs under a folder, written to and delivered later.
+    """The tracking store of the runs in a folder of spools, which are uploaded later.
 
     Args:
         store_uri: `spool:///ROOT`.
@@ -70,7 +70,7 @@ class SpoolStore(AbstractStore):
         super().__init__()
         self.root = parse_spool_uri(store_uri)
 
-    def _open(self, run_id: str) -> RunWriter:
+    def _open_writer(self, run_id: str) -> RunWriter:
         folder = self.root / run_id
         if not records.is_spool(folder):
             raise MlflowException(
@@ -81,38 +81,38 @@ class SpoolStore(AbstractStore):
         return open_writer(folder)
 
     def get_run(self, run_id: str) -> Run:
-        opened = self._open(run_id)
-        opened.refresh()
-        return to_run(opened.mirror)
+        writer = self._open_writer(run_id)
+        writer.refresh()
+        return _make_entity(writer.state)
 
     def create_run(
         self, experiment_id: str, user_id: str, start_time: int, tags: Any, run_name: str | None
     ) -> Run:
         run_id = uuid.uuid4().hex
-        given = {each.key: each.value for each in tags}
-        name = run_name or given.get("mlflow.runName") or f"spooled-{run_id[:8]}"
-        create_spool(self.root / run_id, str(experiment_id), name, given, start_time)
+        values = {tag.key: tag.value for tag in tags}
+        name = run_name or values.get("mlflow.runName") or f"spooled-{run_id[:8]}"
+        create_spool(self.root / run_id, str(experiment_id), name, values, start_time)
         return self.get_run(run_id)
 
     def log_batch(self, run_id: str, metrics: Any, params: Any, tags: Any) -> None:
-        opened = self._open(run_id)
+        writer = self._open_writer(run_id)
         if metrics:
-            opened.append_points([[m.key, m.value, m.timestamp, m.step or 0] for m in metrics])
+            writer.append_points([[m.key, m.value, m.timestamp, m.step or 0] for m in metrics])
         if params:
-            known = opened.mirror.params
-            for each in params:
-                if known.get(each.key, each.value) != each.value:
+            logged = writer.state.params
+            for param in params:
+                if logged.get(param.key, param.value) != param.value:
                     raise MlflowException(
-                        f"parameter {each.key!r} is {known[each.key]!r} and can't become "
-                        f"{each.value!r}: a run's parameters don't change",
+                        f"parameter {param.key!r} is {logged[param.key]!r} and can't become "
+                        f"{param.value!r}: a run's parameters don't change",
                         INVALID_PARAMETER_VALUE,
                     )
-            new = {each.key: str(each.value) for each in params if each.key not in known}
+            new = {param.key: str(param.value) for param in params if param.key not in logged}
             if new:
-                opened.append({"kind": "params", "values": new})
+                writer.append({"kind": "params", "values": new})
         if tags:
-            values = {each.key: str(each.value) for each in tags}
-            opened.append({"kind": "tags", "values": values})
+            values = {tag.key: str(tag.value) for tag in tags}
+            writer.append({"kind": "tags", "values": values})
 
     def log_metric(self, run_id: str, metric: Metric) -> None:
         self.log_batch(run_id, [metric], [], [])
@@ -124,61 +124,62 @@ class SpoolStore(AbstractStore):
         self.log_batch(run_id, [], [], [tag])
 
     def delete_tag(self, run_id: str, key: str) -> None:
-        self._open(run_id).append({"kind": "tags", "values": {key: None}})
+        self._open_writer(run_id).append({"kind": "tags", "values": {key: None}})
 
     def log_inputs(self, run_id: str, datasets: Any = None, models: Any = None) -> None:
         if models:
             _refuse("log a model as an input")
         if datasets:
-            given = [each.to_dictionary() for each in datasets]
-            self._open(run_id).append({"kind": "inputs", "datasets": given})
+            record = {"kind": "inputs", "datasets": [each.to_dictionary() for each in datasets]}
+            self._open_writer(run_id).append(record)
 
     def update_run_info(
         self, run_id: str, run_status: Any, end_time: int | None, run_name: str | None
     ) -> RunInfo:
-        opened = self._open(run_id)
+        writer = self._open_writer(run_id)
         if run_name:
-            opened.append({"kind": "name", "name": run_name})
+            writer.append({"kind": "name", "name": run_name})
         if run_status is not None:
             status = RunStatus.to_string(run_status)
-            said = {"kind": "status", "status": status, "end_time": end_time}
-            opened.append({**said, "time": int(time.time() * 1000)})
-        return to_run(opened.mirror).info
+            record = {"kind": "status", "status": status, "end_time": end_time}
+            writer.append({**record, "time": int(time.time() * 1000)})
+        return _make_entity(writer.state).info
 
     def record_logged_model(self, run_id: str, mlflow_model: Any) -> None:
-        """Nothing: the model's files tell, in the run's artifacts."""
+        """Do nothing: the model's files are among the run's artifacts."""
 
     def search_logged_models(self, *args: Any, **kwargs: Any) -> PagedList[Any]:
-        """None: MLflow asks for them too where a run's files are listed."""
+        """Find none; MLflow searches for models too where a run's artifacts are listed."""
         return PagedList([], None)
 
     def get_metric_history(
         self, run_id: str, metric_key: str, max_results: Any = None, page_token: Any = None
     ) -> Any:
-        opened = self._open(run_id)
-        found = []
-        for path in records.list_segments(opened.folder).values():
+        writer = self._open_writer(run_id)
+        points: list[Metric] = []
+        for path in records.list_segments(writer.folder).values():
             for _, record in records.read_records(path):
                 if isinstance(record, dict) and record["kind"] == "metrics":
-                    found += [Metric(*each) for each in record["points"] if each[0] == metric_key]
-        return PagedList([*{(each.step, each.timestamp): each for each in found}.values()], None)
+                    points += [Metric(*each) for each in record["points"] if each[0] == metric_key]
+        unique = {(point.step, point.timestamp): point for point in points}
+        return PagedList([*unique.values()], None)
 
     def get_experiment(self, experiment_id: str) -> Experiment:
-        for mirror in list_open_runs(self.root):
-            if mirror.info["experiment_id"] == str(experiment_id):
-                return _experiment(str(experiment_id), **mirror.experiment)
-        return _experiment(str(experiment_id), str(experiment_id))
+        for state in list_open_runs(self.root):
+            if state.info["experiment_id"] == str(experiment_id):
+                return _make_experiment(str(experiment_id), **state.experiment)
+        return _make_experiment(str(experiment_id), str(experiment_id))
 
     def set_experiment_tag(self, experiment_id: str, tag: Any) -> None:
-        for mirror in list_open_runs(self.root):
-            if mirror.info["experiment_id"] == str(experiment_id):
-                told = {"kind": "experiment_tag", "name": tag.key, "value": tag.value}
-                open_writer(mirror.folder).append(told)
+        for state in list_open_runs(self.root):
+            if state.info["experiment_id"] == str(experiment_id):
+                record = {"kind": "experiment_tag", "name": tag.key, "value": tag.value}
+                open_writer(state.folder).append(record)
                 return
         _refuse("tag an experiment that it has no run of")
 
     def get_experiment_by_name(self, experiment_name: str) -> Experiment:
-        return _experiment(f"name:{experiment_name}", experiment_name)
+        return _make_experiment(f"name:{experiment_name}", experiment_name)
 
     def create_experiment(self, name: str, artifact_location: Any = None, tags: Any = None) -> str:
         return f"name:{name}"
@@ -190,7 +191,7 @@ class SpoolStore(AbstractStore):
         _refuse("search runs")
 
     def shut_down_async_logging(self) -> None:
-        """Nothing: whatever is logged is in the spool at once."""
+        """Do nothing: whatever is logged is in the spool at once."""
 
 
 def _refuse(what: str) -> None:
@@ -201,16 +202,16 @@ def _refuse(what: str) -> None:
     )
 
 
-def _experiment(
+def _make_experiment(
     experiment_id: str, name: str, creation_time: int = 0, tags: dict[str, str] | None = None
 ) -> Experiment:
-    told = [ExperimentTag(*each) for each in (tags or {}).items()]
-    return Experiment(experiment_id, name, "", LifecycleStage.ACTIVE, told, creation_time)
+    entities = [ExperimentTag(*tag) for tag in (tags or {}).items()]
+    return Experiment(experiment_id, name, "", LifecycleStage.ACTIVE, entities, creation_time)
 
 
-def to_run(mirror: RunState) -> Run:
-    """A run as MLflow's own entity."""
-    info = mirror.info
+def _make_entity(state: RunState) -> Run:
+    """Make MLflow's entity of a run."""
+    info = state.info
     return Run(
         RunInfo(
             run_id=info["run_id"],
@@ -220,26 +221,26 @@ def to_run(mirror: RunState) -> Run:
             start_time=info["start_time"],
             end_time=info["end_time"],
             lifecycle_stage=LifecycleStage.ACTIVE,
-            artifact_uri=records.format_spool_uri(mirror.folder / "artifacts"),
+            artifact_uri=records.format_spool_uri(state.folder / "artifacts"),
             run_name=info["run_name"],
         ),
         RunData(
-            [Metric(*each) for each in mirror.metrics.values()],
-            [Param(*each) for each in mirror.params.items()],
-            [RunTag(*each) for each in mirror.tags.items()],
+            [Metric(*each) for each in state.metrics.values()],
+            [Param(*each) for each in state.params.items()],
+            [RunTag(*each) for each in state.tags.items()],
         ),
-        RunInputs([to_input(each) for each in mirror.inputs], []),
+        RunInputs([make_dataset_input(each) for each in state.inputs], []),
     )
 
 
-def to_input(given: dict[str, Any]) -> DatasetInput:
-    """A data set of a run's as MLflow's own entity."""
-    tags = [InputTag(*each) for each in given["tags"].items()]
-    return DatasetInput(Dataset(**given["dataset"]), tags)
+def make_dataset_input(record: dict[str, Any]) -> DatasetInput:
+    """Make MLflow's entity of an input of a run, from its dictionary."""
+    tags = [InputTag(*tag) for tag in record["tags"].items()]
+    return DatasetInput(Dataset(**record["dataset"]), tags)
 
 
 class SpoolArtifacts(ArtifactRepository):
-    """A run's files: copied into its spool, then recorded, so that a record's file is whole.
+    """A run's artifacts: copied into its spool, then recorded, so that a record's file is whole.
 
     Args:
         artifact_uri: `spool:///ROOT/<run_id>/artifacts`.
@@ -271,14 +272,14 @@ class SpoolArtifacts(ArtifactRepository):
 
     def list_artifacts(self, path: str | None = None) -> list[FileInfo]:
         folder = self.folder / (path or "")
-        found = sorted(folder.iterdir()) if folder.is_dir() else []
+        files = sorted(folder.iterdir()) if folder.is_dir() else []
         return [
             FileInfo(
-                each.relative_to(self.folder).as_posix(),
-                each.is_dir(),
-                None if each.is_dir() else each.stat().st_size,
+                file.relative_to(self.folder).as_posix(),
+                file.is_dir(),
+                None if file.is_dir() else file.stat().st_size,
             )
-            for each in found
+            for file in files
         ]
 
     def _download_file(self, remote_file_path: str, local_path: str) -> None:
@@ -291,7 +292,7 @@ class SpoolArtifacts(ArtifactRepository):
 def _copy(source: Path, target: Path) -> tuple[str, int]:
     digest, size = sha256(), 0
     with source.open("rb") as original, target.open("wb") as copy:
-        while chunk := original.read(_CHUNK):
+        while chunk := original.read(_CHUNK_BYTES):
             digest.update(chunk)
             size += copy.write(chunk)
         copy.flush()

@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from pyclassify.spool import records
+from pyclassify.spool.server import configure_mlflow, describe_server_error, limit_requests
 from pyclassify.spool.uploader import MakeVersion, Uploader
 from pyclassify.utils.options import CommandParser
 
 MAX_DEPTH = 3  # folders below the one given: WORK_DIR/<run>/spool/<run>
-POLL_SECONDS = 2.0  # seconds between two looks, with --follow
-MOST_PAUSE = 60.0  # the same while the server is away
-PROGRESS_SECONDS = 1.0  # seconds between two lines of progress
+POLL_SECONDS = 2.0  # between two uploads, with --follow
+MAX_POLL_SECONDS = 60.0  # while a server does not answer
+PROGRESS_SECONDS = 1.0  # between two lines of progress
 
 
 def main(argv: Sequence[str], make_version: MakeVersion | None = None) -> int:
@@ -32,23 +33,21 @@ def main(argv: Sequence[str], make_version: MakeVersion | None = None) -> int:
         ValueError: The command line is wrong.
         OSError: There is no such folder.
     """
-    from pyclassify.spool.server import configure_mlflow, limit_requests
-
-    asked = _parse(argv)
-    if not asked.folder.is_dir():
+    args = _parse(argv)
+    if not args.folder.is_dir():
         raise OSError(
-            f"there is no folder {asked.folder}; give the one where runs are trained (it has "
+            f"there is no folder {args.folder}; give the one where runs are trained (it has "
             'runs/spool), or "work_dir" of the SLURM backend'
         )
     configure_mlflow()
     limit_requests()
-    sync = Sync(asked.folder.absolute(), make_version)
+    sync = Sync(args.folder.absolute(), make_version)
     pause = POLL_SECONDS
     while True:
-        left = sync.turn()
-        if not asked.follow:
-            return 1 if left else 0
-        pause = min(2 * pause, MOST_PAUSE) if left else POLL_SECONDS
+        pending = sync.upload_all()
+        if not args.follow:
+            return 1 if pending else 0
+        pause = min(2 * pause, MAX_POLL_SECONDS) if pending else POLL_SECONDS
         time.sleep(pause)
 
 
@@ -65,28 +64,30 @@ def _parse(argv: Sequence[str]) -> Any:
     return parser.parse_args(argv)
 
 
-def find_spools(folder: Path, deepest: int = MAX_DEPTH) -> Iterator[Path]:
-    """The spools in a folder that are not known to be delivered whole.
+def find_spools(folder: Path, max_depth: int = MAX_DEPTH) -> Iterator[Path]:
+    """Find the spools in a folder, except those of ended runs that are known to be uploaded.
 
-    A folder that can't be read is among them, so that who asks it for its records hears why.
+    A folder that can't be read is among them, so that reading its records raises the reason.
     """
     if records.is_spool(folder):
         if not records.is_done(folder):
             yield folder
         return
-    if deepest:
+    if max_depth:
         try:
-            with os.scandir(folder) as there:
-                inside = sorted(each.path for each in there if each.is_dir(follow_symlinks=False))
+            with os.scandir(folder) as entries:
+                subfolders = sorted(
+                    entry.path for entry in entries if entry.is_dir(follow_symlinks=False)
+                )
         except OSError:
             yield folder
             return
-        for each in inside:
-            yield from find_spools(Path(each), deepest - 1)
+        for subfolder in subfolders:
+            yield from find_spools(Path(subfolder), max_depth - 1)
 
 
 class Sync:
-    """Delivers all spools under a folder, and tells how it goes.
+    """Uploads all spools in a folder, and reports progress and errors.
 
     Args:
         folder: The folder.
@@ -95,80 +96,80 @@ class Sync:
 
     def __init__(self, folder: Path, make_version: MakeVersion | None = None) -> None:
         self.folder, self.make_version = folder, make_version
-        self._told: dict[Path, str] = {}
-        self._sizes: dict[Path, int] = {}  # of what was delivered whole
-        self._delivered, self._said, self._line = 0, time.monotonic(), ""
+        self._errors: dict[Path, str] = {}  # reported already
+        self._sizes: dict[Path, int] = {}  # of what was uploaded whole
+        self._uploaded, self._reported_at, self._line = 0, time.monotonic(), ""
 
-    def turn(self) -> int:
-        """Deliver what is there; how many spools have something left."""
-        left = 0
+    def upload_all(self) -> int:
+        """Upload what is there; returns how many spools have something left."""
+        pending = 0
         for spool in find_spools(self.folder):
             try:
                 size = records.count_bytes(spool)
                 if self._sizes.get(spool) != size:
-                    self._deliver(spool, size)
+                    self._upload(spool, size)
                     self._sizes[spool] = size
-                self._told.pop(spool, None)
-            except BlockingIOError:  # its own training, or another sync, delivers it
+                self._errors.pop(spool, None)
+            except BlockingIOError:  # its own training, or another sync, uploads it
                 continue
             except Exception as error:  # of one server or disk; another spool's may be well
-                left += 1
-                self._complain(spool, error)
-        return left
+                pending += 1
+                self._report_error(spool, error)
+        return pending
 
-    def _deliver(self, spool: Path, size: int) -> None:
+    def _upload(self, spool: Path, size: int) -> None:
         from mlflow import MlflowClient
 
-        client = MlflowClient(_target(records.load_json(spool / records.SPOOL_FILE)))
-        courier = Uploader(spool, client, self.make_version)
+        client = MlflowClient(_choose_server(records.load_json(spool / records.SPOOL_FILE)))
+        uploader = Uploader(spool, client, self.make_version)
 
-        def tell(count: int) -> None:
-            if time.monotonic() - self._said > PROGRESS_SECONDS:
-                self._say(courier, count)
+        def report(count: int) -> None:
+            if time.monotonic() - self._reported_at > PROGRESS_SECONDS:
+                self._report(uploader, count)
 
-        if count := courier.deliver(tell):
-            self._say(courier, count, "\n" if sys.stdout.isatty() else "")
-            self._delivered += count
-        for text in courier.told:
-            sys.stdout.write(f"{courier.server_id}: {text}\n")
-        if (
-            courier.is_done()
-            and courier.client.get_run(courier.server_id).info.status in records.FINAL_STATUSES
-        ):
-            courier.clear()
-            courier.set_done(size)
+        if count := uploader.upload(report):
+            self._report(uploader, count, "\n" if sys.stdout.isatty() else "")
+            self._uploaded += count
+        for message in uploader.messages:
+            sys.stdout.write(f"{uploader.server_id}: {message}\n")
+        if uploader.is_done() and _has_ended(uploader):
+            uploader.remove_copies()
+            uploader.mark_done(size)
 
-    def _say(self, courier: Uploader, count: int, end: str = "") -> None:
+    def _report(self, uploader: Uploader, count: int, end: str = "") -> None:
         """Show progress: one line that changes on a terminal, lines in a log."""
-        self._said = time.monotonic()
-        run_id, spool_id = courier.server_id, courier.folder.name
-        who = spool_id if run_id == spool_id else f"{spool_id} as run {run_id}"
-        text = f"{who}: {count:,} records delivered, {self._delivered + count:,} in all"
+        self._reported_at = time.monotonic()
+        run_id, spool_id = uploader.server_id, uploader.folder.name
+        name = spool_id if run_id == spool_id else f"{spool_id} as run {run_id}"
+        line = f"{name}: {count:,} records delivered, {self._uploaded + count:,} in all"
         if sys.stdout.isatty():
-            sys.stdout.write(f"\r\033[K{text}{end}")
-        elif text != self._line:
-            sys.stdout.write(f"{text}\n")
+            sys.stdout.write(f"\r\033[K{line}{end}")
+        elif line != self._line:
+            sys.stdout.write(f"{line}\n")
         sys.stdout.flush()
-        self._line = text
+        self._line = line
 
-    def _complain(self, spool: Path, error: Exception) -> None:
-        from pyclassify.spool.server import describe_server_error
+    def _report_error(self, spool: Path, error: Exception) -> None:
         from pyclassify.spool.upload_thread import describe_pending
 
-        words = describe_server_error(error)
-        if self._told.get(spool) != words:
-            refused = describe_pending(error)
-            sys.stderr.write(f"pyclassify: {spool.name}: {refused} delivered: {words}\n")
-        self._told[spool] = words
+        message = describe_server_error(error)
+        if self._errors.get(spool) != message:
+            sys.stderr.write(
+                f"pyclassify: {spool.name}: {describe_pending(error)} delivered: {message}\n"
+            )
+        self._errors[spool] = message
 
 
-def _target(known: dict[str, Any]) -> str:
+def _has_ended(uploader: Uploader) -> bool:
+    run = uploader.client.get_run(uploader.server_id)
+    return run.info.status in records.FINAL_STATUSES
+
+
+def _choose_server(spool_info: dict[str, Any]) -> str:
     """The server: that of the environment, which has the credentials, or the one at the start."""
     import mlflow
 
-    given = os.environ.get("MLFLOW_TRACKING_URI", "")
-    return (
-        given
-        if given and not given.startswith("spool:")
-        else (known["tracking_uri"] or mlflow.get_tracking_uri())
-    )
+    uri = os.environ.get("MLFLOW_TRACKING_URI", "")
+    if uri and not uri.startswith("spool:"):
+        return uri
+    return str(spool_info["tracking_uri"] or mlflow.get_tracking_uri())

@@ -86,7 +86,7 @@ class RunLogger(MLFlowLogger):
                 self._tracking_uri,
                 self._save_dir,
             )
-            checkpoints.set_pre_save_hook(self.spooled_run.keep)
+            checkpoints.set_pre_save_hook(self.spooled_run.sync)
             self._mlflow_client = self.spooled_run.client
             self._run_id = self.spooled_run.run_id
             self._experiment_id = self.spooled_run.experiment_id

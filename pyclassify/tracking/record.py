@@ -107,7 +107,7 @@ class RunRecorder(SaveConfigCallback):
         facts = capsule.log_capsule(client, run_id, config, facts, [logger.save_dir])
         warn_on_error("the description", description.describe_start, client, run_id, config, facts)
         warn_on_error("the views of `mlflow ui`", ui.log_views, logger, config, data, weights)
-        check_data(logger.spooled_run.server(), run_id, data)
+        check_data(logger.spooled_run.get_server_client(), run_id, data)
 
 
 def _name_command(trainer: Trainer) -> str:

@@ -110,7 +110,7 @@ def find_spool_root(save_dir: str | Path) -> Path:
 
 def name_run(name: str) -> None:
     """Name the open run, unless a person named it."""
-    if _open and _RANDOM_NAME.fullmatch(_open.read().info.run_name or ""):
+    if _open and _RANDOM_NAME.fullmatch(_open.get_run().info.run_name or ""):
         _open.client.update_run(_open.run_id, name=name)
 
 
@@ -169,7 +169,7 @@ def end_run(status: str) -> None:
     global _adopted, _open
     set_final_status(status)
     if _open is not None:
-        _open.let_go()
+        _open.release()
     _adopted = _open = None
     os.environ.pop("MLFLOW_RUN_ID", None)
 

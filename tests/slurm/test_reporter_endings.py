@@ -135,7 +135,7 @@ def test_what_an_earlier_start_left_in_the_spool_does_not_undo_a_later_one(
     monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
 
     reporter.report_start(run_id, "7", tmp_path)
-    Uploader(tmp_path / "spool" / run_id, client).deliver()
+    Uploader(tmp_path / "spool" / run_id, client).upload()
 
     run = client.get_run(run_id)
     assert run.info.status == "RUNNING"
@@ -269,7 +269,7 @@ def test_end_that_no_server_hears_is_kept_and_delivered(
     assert mentions(said, f"`pyclassify sync {tmp_path}/spool`", "://***@127.0.0.1:9")
     assert "secret" not in said
     assert client.get_run(run_id).info.status == "RUNNING"
-    Uploader(tmp_path / "spool" / run_id, client).deliver()
+    Uploader(tmp_path / "spool" / run_id, client).upload()
     run = client.get_run(run_id)
     assert run.info.status == "FAILED"
     assert mentions(note(run), "SLURM job 7: ", "exit code 3")

@@ -241,7 +241,7 @@ def test_folder_stays_that_holds_what_no_server_has(tmp_path, empty_store, monke
         made.there.set_terminated(made.run_id, "FAILED", int((time.time() - 8 * 86_400) * 1000))
 
         assert [*cli.remove_old_folders(tmp_path / "work", 7)] == []
-        Uploader(folder / "spool" / made.run_id, made.there).deliver()
+        Uploader(folder / "spool" / made.run_id, made.there).upload()
         [(cleared, _)] = cli.remove_old_folders(tmp_path / "work", 7)
 
     assert cleared == folder

@@ -54,24 +54,24 @@ def test_server_that_is_killed_during_a_delivery_has_all_of_it_once(database, st
         for start in steps[::1000]:
             batch = [Metric("loss", step / 8, step, step) for step in range(start, start + 1000)]
             spool.log_batch(run_id, batch)
-        courier, begun, killed = Uploader(folder, there), threading.Event(), threading.Event()
-        delivery = threading.Thread(target=_until_it_dies, args=(courier, begun, killed))
-        delivery.start()
+        uploader, begun, killed = Uploader(folder, there), threading.Event(), threading.Event()
+        upload_thread = threading.Thread(target=_until_it_dies, args=(uploader, begun, killed))
+        upload_thread.start()
         try:
             assert begun.wait(waiting.scale(30))
             server.process.kill()
             server.process.wait()
         finally:
             killed.set()
-        delivery.join(waiting.scale(30))
-        assert not courier.is_done()
+        upload_thread.join(waiting.scale(30))
+        assert not uploader.is_done()
 
-    Uploader(folder, store).deliver()
+    Uploader(folder, store).upload()
     assert points(store, run_id, "loss") == [(step, step / 8) for step in steps]
     begin_again(folder)
 
 
-def _until_it_dies(courier, begun, killed):
+def _until_it_dies(uploader, begun, killed):
     """Deliver; after its second batch it waits, so that the third has no server in any case."""
 
     def tell(_):
@@ -80,7 +80,7 @@ def _until_it_dies(courier, begun, killed):
         begun.set()
 
     with contextlib.suppress(mlflow.MlflowException):
-        courier.deliver(tell)
+        uploader.upload(tell)
 
 
 def test_training_whose_server_is_away_from_start_to_end_arrives_by_sync(
@@ -133,13 +133,13 @@ def test_server_that_comes_back_gets_what_was_logged_meanwhile(database, monkeyp
 @pytest.fixture
 def full_disk(database, monkeypatch):
     """A server and its client, an open run, and how long a file of this process's may be then."""
-    monkeypatch.setattr("pyclassify.spool.spooled_run.STOP_SECONDS", 0.5)
+    monkeypatch.setattr("pyclassify.spool.spooled_run.STOP_TIMEOUT_SECONDS", 0.5)
     with serving(database) as (server, there):
         monkeypatch.setenv("MLFLOW_TRACKING_URI", there.tracking_uri)
         logger = RunLogger()
         batch = [Metric("loss", step / 8, step, step) for step in range(1000)]
         logger.experiment.log_batch(logger.run_id, batch)
-        assert logger.spooled_run.delivery.ask(waiting.scale(30))
+        assert logger.spooled_run.upload_thread.wait_until_uploaded(waiting.scale(30))
         yield server, there, logger, records.count_bytes(logger.spooled_run.folder)
 
 
@@ -169,7 +169,7 @@ def log_and_end(logger, status):
 
 
 def test_second_attempt_without_a_server_goes_on_in_the_spool_of_the_first(database, monkeypatch):
-    monkeypatch.setattr("pyclassify.spool.spooled_run.STOP_SECONDS", 0.2)
+    monkeypatch.setattr("pyclassify.spool.spooled_run.STOP_TIMEOUT_SECONDS", 0.2)
     with serving(database) as (server, there):
         experiment = there.get_experiment_by_name("tested").experiment_id
         run_id = there.create_run(experiment).info.run_id
@@ -181,7 +181,8 @@ def test_second_attempt_without_a_server_goes_on_in_the_spool_of_the_first(datab
             with pytest.warns(UserWarning, match="can't be reached"):
                 logger.log_metrics({"val_loss": step / 8}, step=step)
             run.end_run("KILLED")
-            logger.spooled_run.delivery.join(waiting.scale(10))  # or it would deliver beside sync
+            # Otherwise it would upload beside sync.
+            logger.spooled_run.upload_thread.join(waiting.scale(10))
 
         server.tell("there")
         assert main(["sync"]) == 0
@@ -193,13 +194,17 @@ def test_second_attempt_without_a_server_goes_on_in_the_spool_of_the_first(datab
 def log_while_away(server, logger):
     server.tell("away")
     logger.log_metrics({"val_loss": 0.25}, step=99)
-    wait_until(logger.spooled_run.is_away, "the delivery to miss the server")
+    wait_until(logger.spooled_run.is_offline, "the upload thread to miss the server")
 
 
-def test_server_that_never_answers_costs_a_training_its_patience_once(database, monkeypatch):
-    for name, seconds in {"spool.delivery.REFRESH": 0.2, "opening.STOP_SECONDS": 0.5}.items():
-        monkeypatch.setattr(f"pyclassify.tracking.{name}", seconds)
-    # Who waited for an answer with patience would be here for ever.
+def test_server_that_never_answers_costs_a_training_one_timeout(database, monkeypatch):
+    timeouts = {
+        "upload_thread.REFRESH_TIMEOUT_SECONDS": 0.2,
+        "spooled_run.STOP_TIMEOUT_SECONDS": 0.5,
+    }
+    for name, seconds in timeouts.items():
+        monkeypatch.setattr(f"pyclassify.spool.{name}", seconds)
+    # A call with MLflow's own timeout would never return.
     monkeypatch.setitem(TIMEOUTS, TIMEOUT, "100000")
     monkeypatch.setenv(TIMEOUT, TIMEOUTS[TIMEOUT])
     monkeypatch.setitem(SHORT_TIMEOUTS, TIMEOUT, "1")
@@ -209,8 +214,8 @@ def test_server_that_never_answers_costs_a_training_its_patience_once(database, 
         with pytest.warns(UserWarning, match="does not answer in time"):
             logger.log_metrics({"val_loss": 0.5}, step=3)
         run.end_run("KILLED")
-        assert logger.spooled_run.delivery.unsent()[0] > 0
-        assert count_connections(silent) <= 2  # one in haste, and the delivery's beside
+        assert logger.spooled_run.upload_thread.find_unsent()[0] > 0
+        assert count_connections(silent) <= 2  # one with a short timeout, and the upload thread's
 
 
 def count_connections(server):

@@ -150,7 +150,7 @@ def test_experiment_is_known_by_its_name_until_the_server_gives_it_a_number(spoo
     found = spool.client.get_experiment_by_name("anew")
     assert spool.client.create_experiment("anew") == found.experiment_id
     run_id = spool.client.create_run(found.experiment_id).info.run_id
-    Uploader(spool.root / run_id, spool.there).deliver()
+    Uploader(spool.root / run_id, spool.there).upload()
 
     assert spool.client.get_experiment(found.experiment_id).name == found.name == "anew"
     experiment = spool.there.get_experiment_by_name("anew")

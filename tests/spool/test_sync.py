@@ -87,7 +87,7 @@ def test_spool_that_can_not_be_read_is_told_and_the_others_are_delivered(work_di
 
 
 def test_folder_that_is_gone_is_told(tmp_path, capsys):
-    assert Sync(tmp_path / "gone").turn() == 1
+    assert Sync(tmp_path / "gone").upload_all() == 1
     assert mentions(capsys.readouterr().err, "gone", "nothing delivered", "No such file")
 
 
@@ -95,30 +95,30 @@ def test_server_that_refuses_is_told_once_to_who_follows(work_dir, spool, monkey
     sync = Sync(work_dir)
     with answering(500) as address:
         monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
-        assert [sync.turn(), sync.turn()] == [1, 1]
+        assert [sync.upload_all(), sync.upload_all()] == [1, 1]
     assert capsys.readouterr().err.count("\n") == 1
 
     monkeypatch.setenv("MLFLOW_TRACKING_URI", spool.there.tracking_uri)
-    assert sync.turn() == 0
+    assert sync.upload_all() == 0
     assert points(spool.there, spool.run_id, "loss") == [(1, 0.5)]
 
 
 def test_run_that_goes_on_is_delivered_again_once_more_is_written(work_dir, spool, monkeypatch):
     spool.client.update_run(spool.run_id, status="RUNNING")
     sync = Sync(work_dir)
-    assert sync.turn() == 0
+    assert sync.upload_all() == 0
 
     with answering(500) as address:
         monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
-        assert sync.turn() == 0  # it has nothing to ask
+        assert sync.upload_all() == 0  # it has nothing to ask
         spool.client.log_metric(spool.run_id, "loss", 0.25, step=2)
-        assert sync.turn() == 1
+        assert sync.upload_all() == 1
 
 
 def test_two_at_once_do_no_harm(work_dir, spool):
     for step in range(2, 3000):
         spool.client.log_metric(spool.run_id, "loss", step, step=step)
-    both = [threading.Thread(target=Sync(work_dir).turn) for _ in range(2)]
+    both = [threading.Thread(target=Sync(work_dir).upload_all) for _ in range(2)]
     for each in both:
         each.start()
     for each in both:

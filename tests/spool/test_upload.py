@@ -150,24 +150,24 @@ def test_version_waits_for_who_can_make_it_and_is_made_of_each_model(spool):
     deliver(spool)
     assert not records.is_uploaded(spool.folder)
 
-    courier = Uploader(spool.folder, spool.there, lambda *asked: made.append(asked) or "made")
-    courier.deliver()
+    uploader = Uploader(spool.folder, spool.there, lambda *asked: made.append(asked) or "made")
+    uploader.upload()
     assert [(run_id, record["path"]) for _, run_id, record in made] == [
         (spool.run_id, "model"),
         (spool.run_id, "model-200"),
     ]
     assert records.is_uploaded(spool.folder)
-    assert courier.told == ["made", "made"]
+    assert uploader.messages == ["made", "made"]
 
 
 def test_files_of_a_version_that_waits_stay(spool):
     spool.client.log_text(spool.run_id, "weights", "model/MLmodel")
     open_writer(spool.folder).append(version_of("model"))
-    courier = Uploader(spool.folder, spool.there)
-    courier.deliver()
+    uploader = Uploader(spool.folder, spool.there)
+    uploader.upload()
 
-    assert not courier.is_done()
-    courier.clear()
+    assert not uploader.is_done()
+    uploader.remove_copies()
     assert (spool.folder / "artifacts" / "model" / "MLmodel").read_text() == "weights"
 
 
@@ -177,7 +177,7 @@ def test_no_version_is_made_of_a_model_that_lost_a_file(spool):
     open_writer(spool.folder).append(version_of("model"))
 
     with pytest.warns(UserWarning, match="model lacks model/program.pt2"):
-        Uploader(spool.folder, spool.there, pytest.fail).deliver()
+        Uploader(spool.folder, spool.there, pytest.fail).upload()
 
 
 def test_status_is_not_set_over_a_later_end(spool):
@@ -199,7 +199,7 @@ def test_run_begun_without_a_server_is_made_once(spool):
     folder = spool.root / run_id
     Uploader(folder, spool.there)._make_run()
     (folder / "delivered.json").unlink()  # as if it had died before it could note it
-    Uploader(folder, spool.there).deliver()
+    Uploader(folder, spool.there).upload()
 
     experiment = spool.there.get_experiment_by_name("anew")
     (made,) = spool.there.search_runs([experiment.experiment_id])
@@ -210,7 +210,7 @@ def test_run_begun_without_a_server_is_made_once(spool):
 def test_run_begun_without_a_server_goes_to_the_experiment_of_its_number(spool):
     number = spool.there.create_experiment("numbered")
     run_id = spool.client.create_run(number).info.run_id
-    Uploader(spool.root / run_id, spool.there).deliver()
+    Uploader(spool.root / run_id, spool.there).upload()
 
     (made,) = spool.there.search_runs([number])
     assert made.data.tags[SPOOL_TAG] == run_id
@@ -218,32 +218,32 @@ def test_run_begun_without_a_server_goes_to_the_experiment_of_its_number(spool):
 
 def test_run_begun_without_a_server_is_told_by_its_id_there(spool):
     run_id = spool.client.create_run("name:anew").info.run_id
-    delivery = UploadThread(spool.root / run_id, spool.there.tracking_uri)
+    upload_thread = UploadThread(spool.root / run_id, spool.there.tracking_uri)
     with pytest.warns(UserWarning, match=f"the run {run_id}, ") as told:
-        run_to_the_end(delivery)
+        run_to_the_end(upload_thread)
 
-    made = spool.there.get_run(delivery.server_id)
-    assert made.data.tags[SPOOL_TAG] == run_id != delivery.server_id
+    made = spool.there.get_run(upload_thread.server_id)
+    assert made.data.tags[SPOOL_TAG] == run_id != upload_thread.server_id
     (warning,) = (str(each.message) for each in told)
-    assert delivery.server_id in warning
+    assert upload_thread.server_id in warning
 
 
-def run_to_the_end(delivery):
-    delivery.start()
-    assert delivery.ask(scale(30))
-    assert delivery.finish(scale(30))
-    delivery.join(scale(10))
+def run_to_the_end(upload_thread):
+    upload_thread.start()
+    assert upload_thread.wait_until_uploaded(scale(30))
+    assert upload_thread.finish(scale(30))
+    upload_thread.join(scale(10))
 
 
 def test_delivery_goes_on_when_another_process_has_ended_its_own(spool, recwarn):
     log_losses(spool, 10)
-    delivery = UploadThread(spool.folder, spool.there.tracking_uri)
+    upload_thread = UploadThread(spool.folder, spool.there.tracking_uri)
     with exclusive_upload(spool.folder):
-        delivery.start()
-        assert not delivery.ask(scale(30))
-        assert delivery.trouble == BUSY
-    assert delivery.finish(scale(30))
-    delivery.join(scale(10))
+        upload_thread.start()
+        assert not upload_thread.wait_until_uploaded(scale(30))
+        assert upload_thread.last_error == BUSY
+    assert upload_thread.finish(scale(30))
+    upload_thread.join(scale(10))
 
     assert len(points(spool.there, spool.run_id, "loss")) == 10
     assert not [str(each.message) for each in recwarn if "server" in str(each.message)]
@@ -288,15 +288,15 @@ def test_worker_that_is_forked_during_a_delivery_does_not_hold_its_lock(spool):
         os.waitpid(child, 0)
 
 
-def log_and_finish(spool, delivery):
+def log_and_finish(spool, upload_thread):
     """Log meanwhile: the first half before, and the other half after it was refused."""
-    delivery.start()
+    upload_thread.start()
     for step in range(20):
         log_losses(spool, 1, first=step)
         if step == 10:
-            wait_until(lambda: delivery.trouble, "the server's refusal")
-    assert not delivery.finish(1.5)
-    delivery.join(scale(10))
+            wait_until(lambda: upload_thread.last_error, "the server's refusal")
+    assert not upload_thread.finish(1.5)
+    upload_thread.join(scale(10))
 
 
 @pytest.mark.parametrize(
@@ -306,12 +306,12 @@ def test_server_that_refuses_is_told_once_and_logging_goes_on(code, words, spool
     monkeypatch.setattr("pyclassify.spool.upload_thread.UPLOAD_SECONDS", 0.05)
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     with answering(code) as address:
-        delivery = UploadThread(spool.folder, address)
+        upload_thread = UploadThread(spool.folder, address)
         with pytest.warns(UserWarning, match="takes nothing") as said:
-            log_and_finish(spool, delivery)
+            log_and_finish(spool, upload_thread)
 
     (warning,) = (str(each.message) for each in said)
     assert words in warning
-    assert delivery.unsent() == ((spool.folder / "000001.records").stat().st_size, [])
+    assert upload_thread.find_unsent() == ((spool.folder / "000001.records").stat().st_size, [])
     deliver(spool)
     assert len(points(spool.there, spool.run_id, "loss")) == 20

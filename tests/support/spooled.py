@@ -53,7 +53,7 @@ def a_run(empty_store, folder):
 
 def deliver(spool, there=None):
     """Deliver what there is, as a process that has just begun."""
-    return Uploader(spool.folder, there or spool.there).deliver()
+    return Uploader(spool.folder, there or spool.there).upload()
 
 
 def begin_again(folder):

@@ -21,7 +21,7 @@ from tests.support.trainings import QUIET, SHAPES
 
 def deliver(written):
     """Wait until the server has what was written of a run."""
-    assert written.delivery.ask(300)
+    assert written.upload_thread.wait_until_uploaded(300)
 
 
 def all_runs(store):
@@ -57,7 +57,7 @@ def test_logger_with_a_spool_as_store_uploads_to_the_experiment_later(spool, mon
         logger = RunLogger(experiment_name="another", run_name="mine")
         logger.log_metrics({"val_loss": 0.5}, step=3)
         run.end_run("FINISHED")
-    Uploader(spool.root / logger.run_id, spool.there).deliver()
+    Uploader(spool.root / logger.run_id, spool.there).upload()
 
     experiment = spool.there.get_experiment_by_name("another")
     (created,) = spool.there.search_runs([experiment.experiment_id])

@@ -144,7 +144,7 @@ def test_count_images_of_any_batch(batch, count):
 def test_metrics_beside_those_of_the_test_keep_their_step(logger):
     logger.log_metrics({"test_loss": 0.5, "epoch": 3, "other": 1.0}, step=7)
     logger.log_metrics({"test_accuracy": 0.5, "epoch": 4}, step=8)
-    assert logger.spooled_run.delivery.ask(waiting.scale(20))
+    assert logger.spooled_run.upload_thread.wait_until_uploaded(waiting.scale(20))
 
     assert steps(logger.run_id) == {
         "test_loss": [0],

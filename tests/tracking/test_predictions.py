@@ -51,7 +51,7 @@ def score(cli):
         logger = RunLogger()
         trainer = networks.trainer(logger=logger, callbacks=[PredictionLogger()])
         trainer.test(module, loaders, verbose=False)
-        assert logger.spooled_run.delivery.ask(waiting.scale(20))
+        assert logger.spooled_run.upload_thread.wait_until_uploaded(waiting.scale(20))
         return logger
 
     yield test

@@ -13,7 +13,7 @@ from tests.support.spooled import files_of_at_most, points
 
 def upload(spooled_run):
     """Wait until the server has what was written of a run."""
-    assert spooled_run.delivery.ask(300)
+    assert spooled_run.upload_thread.wait_until_uploaded(300)
 
 
 def test_run_on_a_full_disk_raises_when_a_checkpoint_is_saved(spool):
@@ -22,12 +22,12 @@ def test_run_on_a_full_disk_raises_when_a_checkpoint_is_saved(spool):
         with pytest.warns(UserWarning, match="in memory"):
             written.client.log_metric(spool.run_id, "loss", 0.5, step=1)
         with pytest.raises(OSError, match=f"{spool.folder} can't be written"):
-            written.keep()
+            written.sync()
     with pytest.warns(UserWarning, match="written again"):
-        written.keep()
-    written.let_go()
+        written.sync()
+    written.release()
 
-    written.keep()  # it is over, and has nothing to keep
+    written.sync()  # it is over, and has nothing to keep
     assert points(spool.client, spool.run_id, "loss") == [(1, 0.5)]
 
 
