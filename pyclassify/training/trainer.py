@@ -18,7 +18,7 @@ from lightning.pytorch.strategies import DDPStrategy, StrategyRegistry
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from pyclassify.data.loaders import ImageDataModule
-from pyclassify.training.exact_resume import Resume, StepLoop
+from pyclassify.training.exact_resume import ResumableEpochLoop, Resume
 from pyclassify.training.prediction_writer import PredictionWriter
 from pyclassify.utils.signals import raise_on_stop
 
@@ -73,8 +73,8 @@ class Trainer(pl.Trainer):
         self.reads_weights_only = kwargs.get("weights_only")
         self.starts_from = kwargs.get("ckpt_path")
         before = self.fit_loop.epoch_loop
-        if not isinstance(before, StepLoop):
-            self.fit_loop.epoch_loop = StepLoop(self, before.min_steps, before.max_steps)
+        if not isinstance(before, ResumableEpochLoop):
+            self.fit_loop.epoch_loop = ResumableEpochLoop(self, before.min_steps, before.max_steps)
         super().fit(*args, **kwargs)
 
     def validate(self, *args: Any, **kwargs: Any) -> Any:
