@@ -118,8 +118,8 @@ class Resume(Callback):
             processes = self._state["processes"]
             if processes != trainer.world_size and not self.inexact:
                 raise MisconfigurationException(
-                    f"this run was started with {processes} processes and would not be the same with "
-                    f"{trainer.world_size}; give as many --devices and --num_nodes, or "
+                    f"this run was started with {processes} processes and would not be the same "
+                    f"with {trainer.world_size}; give as many --devices and --num_nodes, or "
                     "--resume.inexact=true"
                 )
             trainer.should_stop = self._state["should_stop"]
@@ -296,7 +296,7 @@ class ResumableEpochLoop(_TrainingEpochLoop):
         """Start the loader at the epoch's next batch, with the epoch's random states."""
         device = self.trainer.strategy.root_device
         loaders = data_fetcher.combined_loader.flattened
-        # Lightning's own on_run_start calls iter(data_fetcher) in all epochs that follow another.
+        # Lightning's own on_run_start calls iter(data_fetcher) where an epoch follows another.
         restarted = self.trainer.current_epoch > 0 and not self.trainer.fit_loop.is_resuming
         if self.rank_state is not None:
             _set_random_states(self.rank_state["opened"], device)
@@ -394,7 +394,7 @@ def _report_step(step: int) -> None:
 
 def _clear_restarting(trainer: pl.Trainer) -> None:
     """Tell Lightning's fit loop that no step is half done which it would finish or repeat."""
-    # The fit loop's own setter ignores False where `max_steps` is given.
+    # The fit loop's own setter does not take False where `max_steps` is given.
     _Loop.restarting.fset(trainer.fit_loop, False)  # type: ignore[attr-defined]
 
 
