@@ -1,8 +1,8 @@
 """SLURM's commands (sbatch, squeue, sacct, scancel): run them and parse their output.
 
 Every call to SLURM goes through this module. It repeats a command while SLURM is busy, finds the
-job of a submission whose answer was lost, and keeps variables away from the commands that would
-change their output or the job.
+job of a submission whose output was lost, and withholds environment variables that would change the
+commands' output or the job.
 """
 
 import getpass
@@ -127,7 +127,7 @@ def submit_job(
 
     Args:
         script: The script. Its folder is the job's working directory (`--chdir`), by which the job
-            is found again where sbatch's answer was lost.
+            is found again where sbatch's output was lost.
         variables: Environment variables of the job, in addition to those of this process.
         config_keys: The keys of the backend config that have a value.
         options: Options of sbatch, which win over those in the script.
@@ -142,7 +142,7 @@ def submit_job(
     result = _run_with_retries(
         ("sbatch", "--parsable", *options, str(script)),
         environment={**_make_job_environment(config_keys), **variables},
-        find_lost_answer=lambda: find_job_by_folder(script.parent, earlier_jobs),
+        find_lost_output=lambda: find_job_by_folder(script.parent, earlier_jobs),
     )
     for line in reversed(result.stdout.splitlines()):  # a site may print more before it
         if re.fullmatch(r"\d+(;\S+)?", line.strip()):
@@ -383,15 +383,15 @@ def _parse_megabytes(text: str) -> float:
 def _run_with_retries(
     command: Sequence[str],
     environment: Mapping[str, str] | None = None,
-    find_lost_answer: Callable[[], str] | None = None,
+    find_lost_output: Callable[[], str] | None = None,
 ) -> subprocess.CompletedProcess[str]:
     """Run a command, and again after each delay while SLURM is busy.
 
     Args:
         command: The command line.
         environment: The command's environment.
-        find_lost_answer: For a command that must not take effect twice: finds the output of a run
-            whose answer was lost; empty where that run had no effect.
+        find_lost_output: For a command that must not take effect twice: finds the output of a run
+            whose output was lost; empty where that run had no effect.
 
     Raises:
         SlurmUnavailableError: SLURM did not answer in any of the tries.
@@ -401,19 +401,19 @@ def _run_with_retries(
     for delay in (0.0, *RETRY_DELAYS_SECONDS):
         time.sleep(delay)
         with suppress(SlurmError):  # while the effect is unknown, the command is not repeated
-            if is_lost and find_lost_answer and (answer := find_lost_answer()):
-                return subprocess.CompletedProcess(command, 0, answer, "")
+            if is_lost and find_lost_output and (output := find_lost_output()):
+                return subprocess.CompletedProcess(command, 0, output, "")
             is_lost = False
-        if is_lost and find_lost_answer:
+        if is_lost and find_lost_output:
             continue
         try:
             return _run_command(command, environment or _make_query_environment())
         except SlurmUnavailableError as error:
             last_error, is_lost = error, not _NOT_RECEIVED.search(str(error))
-    if is_lost and find_lost_answer:
+    if is_lost and find_lost_output:
         with suppress(SlurmError):
-            if answer := find_lost_answer():
-                return subprocess.CompletedProcess(command, 0, answer, "")
+            if output := find_lost_output():
+                return subprocess.CompletedProcess(command, 0, output, "")
     raise last_error
 
 

@@ -197,7 +197,7 @@ def _has_description(run: "Run", subject: str) -> bool:
 def _replace_paragraph(client: "MlflowClient", run: "Run", subject: str, text: str) -> None:
     description, replaced = _match_paragraph(subject).subn("", _get_description(run))
     description = description.strip("\n") if replaced else description
-    paragraphs = [each for each in (description, text) if each]
+    paragraphs = [paragraph for paragraph in (description, text) if paragraph]
     client.set_tag(run.info.run_id, _DESCRIPTION_TAG, "\n\n".join(paragraphs))
 
 

@@ -7,6 +7,7 @@ import mlflow
 import pytest
 
 from pyclassify.cli import main
+from tests.support import processes
 from tests.support.phrases import mentions
 from tests.support.slurm_jobs import newest, read, submit, wait_for_status, write_project
 
@@ -67,6 +68,23 @@ def test_configuration_that_can_not_be_read_is_told(given, error, capsys):
     code, _, err = say(capsys, "render", ROOT, "--backend-config", given)
     assert code == 1
     assert error.partition("(.*")[0] in err
+
+
+@pytest.mark.parametrize("argv", [["--help"], ["status", "--help"], ["reconcile", "--help"]])
+def test_help_loads_neither_mlflow_nor_torch(argv):
+    code = f"""
+import sys
+from pyclassify.slurm import cli
+try:
+    cli.main({argv!r})
+except SystemExit as end:
+    assert end.code == 0
+else:
+    raise AssertionError("no help")
+assert not {{"mlflow", "torch"}} & {{*sys.modules}}
+"""
+    shown = processes.run("-c", code, fresh=True, check=True).stdout
+    assert shown.startswith("usage: pyclassify slurm")
 
 
 def test_check_says_when_the_job_would_start_and_makes_nothing(slurm, tmp_path, capsys):
