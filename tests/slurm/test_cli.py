@@ -1,4 +1,4 @@
-"""`pyclassify slurm`: what is shown before a submission, and what is done by a run's id."""
+"""The commands of `pyclassify slurm`: before a submission, and by the id of a run."""
 
 import os
 from pathlib import Path
@@ -14,18 +14,20 @@ from tests.support.slurm_jobs import newest, read, submit, wait_for_status, writ
 ROOT = Path(__file__).parents[2]
 
 
-def say(capsys, *words):
-    """Run a verb; returns its exit code, and what it wrote to stdout and stderr."""
-    code = main.main(["slurm", *map(str, words)])
-    said = capsys.readouterr()
-    return code, said.out, said.err
+def run_command(capsys, *argv):
+    """Run a command; returns its exit code, and what it wrote to stdout and stderr."""
+    code = main.main(["slurm", *map(str, argv)])
+    output = capsys.readouterr()
+    return code, output.out, output.err
 
 
-def render(capsys, *words):
-    return say(capsys, "render", ROOT, "--backend-config", ROOT / "slurm/ulysses.json", *words)
+def render(capsys, *argv):
+    return run_command(
+        capsys, "render", ROOT, "--backend-config", ROOT / "slurm/ulysses.json", *argv
+    )
 
 
-def test_render_takes_what_mlflow_run_takes_and_makes_nothing(tmp_path, monkeypatch, capsys):
+def test_render_takes_the_arguments_of_mlflow_run_and_makes_nothing(tmp_path, monkeypatch, capsys):
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:///mlflow.db")
@@ -40,7 +42,7 @@ def test_render_takes_what_mlflow_run_takes_and_makes_nothing(tmp_path, monkeypa
 
 
 @pytest.mark.parametrize(
-    ("words", "error"),
+    ("argv", "error"),
     [
         (["-P", "devices=auto"], "devices is auto by -P devices=auto"),
         (["-P", "devices"], "-P takes NAME=VALUE, not devices"),
@@ -48,9 +50,9 @@ def test_render_takes_what_mlflow_run_takes_and_makes_nothing(tmp_path, monkeypa
         (["-e", "maim"], "pyclassify: error: Could not find maim among entry points"),
     ],
 )
-def test_mistakes_are_told_in_one_line(words, error, capsys, monkeypatch):
+def test_render_with_a_mistake_reports_it_in_one_line(argv, error, capsys, monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:////nowhere/mlflow.db")
-    code, out, err = render(capsys, *words)
+    code, out, err = render(capsys, *argv)
     assert (code, out, err.count("\n")) == (1, "", 1)
     assert error in err
 
@@ -64,8 +66,8 @@ def test_mistakes_are_told_in_one_line(words, error, capsys, monkeypatch):
         ('{"tiem": 1}', "no key 'tiem' (nearest: time)"),
     ],
 )
-def test_configuration_that_can_not_be_read_is_told(given, error, capsys):
-    code, _, err = say(capsys, "render", ROOT, "--backend-config", given)
+def test_render_with_an_unreadable_config_reports_it(given, error, capsys):
+    code, _, err = run_command(capsys, "render", ROOT, "--backend-config", given)
     assert code == 1
     assert error.partition("(.*")[0] in err
 
@@ -87,12 +89,14 @@ assert not {{"mlflow", "torch"}} & {{*sys.modules}}
     assert shown.startswith("usage: pyclassify slurm")
 
 
-def test_check_says_when_the_job_would_start_and_makes_nothing(slurm, tmp_path, capsys):
+def test_check_prints_when_the_job_would_start_and_makes_nothing(slurm, tmp_path, capsys):
     write_project(tmp_path / "submitted", "")
     before = set(slurm.run("squeue", "-h", "-o", "%i").split())
 
-    code, out, _ = say(capsys, "check", ".", "--env-manager", "local")
-    refused = say(capsys, "check", ".", "--backend-config", '{"partition": "no", "time": 5}')
+    code, out, _ = run_command(capsys, "check", ".", "--env-manager", "local")
+    refused = run_command(
+        capsys, "check", ".", "--backend-config", '{"partition": "no", "time": 5}'
+    )
 
     assert (code, out.count("\n")) == (0, 1)
     assert "to start at" in out
@@ -102,13 +106,13 @@ def test_check_says_when_the_job_would_start_and_makes_nothing(slurm, tmp_path, 
     assert mlflow.MlflowClient().search_runs([experiment]) == []
 
 
-def test_run_is_watched_by_its_id(slurm, tmp_path, capsys):
+def test_logs_and_status_of_a_run(slurm, tmp_path, capsys):
     project = write_project(tmp_path / "submitted", "print('one\\ntwo')")
     submitted = submit(project)
 
-    followed = say(capsys, "logs", "-f", submitted.run_id)
+    followed = run_command(capsys, "logs", "-f", submitted.run_id)
     wait_for_status(submitted)
-    code, out, _ = say(capsys, "status", submitted.run_id)
+    code, out, _ = run_command(capsys, "status", submitted.run_id)
 
     assert "\none\ntwo\n" in followed[1]
     assert code == 0
@@ -116,70 +120,72 @@ def test_run_is_watched_by_its_id(slurm, tmp_path, capsys):
     assert f"log: {read(submitted).data.tags['slurm_folder']}/foreign-{submitted.job_id}.out" in out
 
 
-def test_job_that_waits_says_why_and_is_cancelled(slurm, tmp_path, capsys):
+def test_status_of_a_waiting_job_has_the_reason_and_cancel_ends_it(slurm, tmp_path, capsys):
     project = write_project(tmp_path / "submitted", "")
     submitted = submit(project, {"sbatch_args": ["--begin=now+1hour"]})
 
-    waits = say(capsys, "status", submitted.run_id[:8])
-    cancelled = say(capsys, "cancel", submitted.run_id)
+    waits = run_command(capsys, "status", submitted.run_id[:8])
+    cancelled = run_command(capsys, "cancel", submitted.run_id)
 
     assert f"{submitted.run_id}: SCHEDULED\njob {submitted.job_id}: PENDING, BeginTime" in waits[1]
     assert f"run {submitted.run_id}: KILLED" in cancelled[1]
     assert slurm.wait_for(submitted.job_id, "CANCELLED")
 
 
-def test_run_of_another_backend_is_told(slurm, capsys):
+def test_status_of_a_run_of_another_backend_fails(slurm, capsys):
     with mlflow.start_run() as run:
         pass
-    code, _, err = say(capsys, "status", run.info.run_id)
+    code, _, err = run_command(capsys, "status", run.info.run_id)
     assert code == 1
     assert mentions(err, run.info.run_id, "none of the backend", "slurm")
 
 
 @pytest.mark.parametrize("verb", ["status", "logs", "cancel"])
-def test_id_of_no_run_is_told(capsys, verb, empty_store, monkeypatch):
+def test_command_with_an_unknown_run_fails(capsys, verb, empty_store, monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{empty_store}")
-    code, _, err = say(capsys, verb, "0123")
+    code, _, err = run_command(capsys, verb, "0123")
     assert (code, err.count("\n")) == (1, 1)
     assert mentions(err, "'0123'", "32 hexadecimal digits", "first 8")
 
-    assert f"no run {'0' * 32} at" in say(capsys, verb, "0" * 32)[2]
+    assert f"no run {'0' * 32} at" in run_command(capsys, verb, "0" * 32)[2]
 
 
-def test_store_that_is_not_there_is_told_and_not_made(capsys, monkeypatch, tmp_path):
+def test_status_with_a_missing_store_fails_and_makes_none(capsys, monkeypatch, tmp_path):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/nowhere.db")
 
-    assert "there are no runs at sqlite:///" in say(capsys, "status", "0" * 32)[2]
+    assert "there are no runs at sqlite:///" in run_command(capsys, "status", "0" * 32)[2]
     assert not (tmp_path / "nowhere.db").exists()
 
 
-def test_server_that_is_away_is_told_without_the_password(capsys, monkeypatch):
+def test_status_with_the_server_away_fails_without_the_password(capsys, monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://me:secret@127.0.0.1:9")
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
 
-    code, _, err = say(capsys, "status", "0" * 32)
+    code, _, err = run_command(capsys, "status", "0" * 32)
     assert (code, err.count("\n")) == (1, 1)
     assert "://***@127.0.0.1:9" in err
     assert "secret" not in err
 
 
-def test_run_that_slurm_did_not_take_has_no_job(slurm, tmp_path, capsys):
+def test_logs_of_a_refused_run_fail(slurm, tmp_path, capsys):
     project = write_project(tmp_path / "submitted", "")
     with pytest.raises(mlflow.exceptions.ExecutionException):
         submit(project, {"partition": "nowhere"})
 
     run_id = newest().info.run_id
-    assert mentions(say(capsys, "logs", run_id)[2], run_id, "has no job: ")
+    assert mentions(run_command(capsys, "logs", run_id)[2], run_id, "has no job: ")
 
 
-def test_clear_says_what_goes(slurm, tmp_path, capsys):
+def test_clear_prints_the_folders_that_it_removes(slurm, tmp_path, capsys):
     project = write_project(tmp_path / "submitted", "")
     with pytest.raises(mlflow.exceptions.ExecutionException):
         submit(project, {"partition": "nowhere"})
     folder = newest().data.tags["slurm_folder"]
 
-    assert say(capsys, "clear")[1] == ""  # it ended today
-    assert say(capsys, "clear", "--days", "0", "-n")[1].startswith(f"would be removed: {folder} (")
+    assert run_command(capsys, "clear")[1] == ""  # it ended today
+    assert run_command(capsys, "clear", "--days", "0", "-n")[1].startswith(
+        f"would be removed: {folder} ("
+    )
     assert os.path.isdir(folder)
-    assert say(capsys, "clear", "--days", "0")[1].startswith(f"removed: {folder} (")
+    assert run_command(capsys, "clear", "--days", "0")[1].startswith(f"removed: {folder} (")
     assert not os.path.exists(folder)

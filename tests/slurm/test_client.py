@@ -1,4 +1,4 @@
-"""What SLURM's programs say: of jobs that are there, that are gone, and on a bad day."""
+"""SLURM's commands: jobs found, forgotten, submitted and cancelled, and SLURM busy or down."""
 
 import json
 from types import SimpleNamespace
@@ -32,7 +32,7 @@ def put(monkeypatch, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("version", "job_id", "state", "status", "words"),
+    ("version", "job_id", "state", "status", "reason"),
     [
         ("2.6.5", "1", "COMPLETED", "FINISHED", ""),
         ("2.6.5", "2", "CANCELLED", "KILLED", f"{STATES['CANCELLED'].reason} by "),
@@ -44,7 +44,7 @@ def put(monkeypatch, tmp_path):
         ("24.05.3", "8183089", "COMPLETED", "FINISHED", ""),
     ],
 )
-def test_jobs_that_the_queue_has_forgotten(put, version, job_id, state, status, words):
+def test_find_job_forgotten_by_squeue_asks_sacct(put, version, job_id, state, status, reason):
     put("squeue", GONE)
     put("sacct", slurm_jobs.replay(version))
 
@@ -52,17 +52,17 @@ def test_jobs_that_the_queue_has_forgotten(put, version, job_id, state, status, 
     outcome = derive_outcome(job)
 
     assert (job.state, outcome.status) == (state, status)
-    assert outcome.reason.startswith(words)
+    assert outcome.reason.startswith(reason)
 
 
-def test_job_that_neither_knows_is_an_error_of_its_own(put):
+def test_find_job_unknown_to_both_raises(put):
     put("squeue", GONE)
     put("sacct", slurm_jobs.replay("24.05.3"))
     with pytest.raises(JobNotFoundError, match=r"squeue .* job 7\b.*sacct .* job 7\b"):
         client.find_job("7")
 
 
-def test_queue_that_answers_without_the_job_has_forgotten_it(put):
+def test_find_job_absent_from_squeues_output_asks_sacct(put):
     put("squeue", say("70|RUNNING|None|n1|0:05\n"))  # as with -M, where it is no error
     put("sacct", slurm_jobs.replay("2.6.5"))
 
@@ -71,25 +71,25 @@ def test_queue_that_answers_without_the_job_has_forgotten_it(put):
         client.find_job("7")
 
 
-def test_cluster_without_accounting_says_so(put):
+def test_find_job_without_accounting_raises(put):
     put("squeue", GONE)
     put("sacct", say(stderr="SLURM accounting storage is disabled\n", code=1))
     with pytest.raises(JobNotFoundError, match=r"sacct can't say .* storage is disabled"):
         client.find_job("7")
 
 
-def test_what_a_site_says_beside_the_rows_is_passed_over(put):
+def test_find_job_skips_lines_of_a_sites_wrapper(put):
     put("squeue", say("Site-specific preamble here.\n7|PENDING|Resources||0:00\n\nMore.\n"))
     assert client.find_job("7") == Job("7", "PENDING", "Resources", "", "0:00")
 
 
-def test_busy_controller_is_asked_again(put, tmp_path):
+def test_find_job_retries_while_the_controller_is_busy(put, tmp_path):
     answers = [BUSY, BUSY, ("7|RUNNING|None|n1|0:05\n",)]
     put("squeue", say_in_turn(tmp_path / "turn", *answers))
     assert client.find_job("7").state == "RUNNING"
 
 
-def test_controller_that_is_down_says_nothing_of_the_job(put):
+def test_find_job_with_the_controller_down_trusts_an_ended_job_alone(put):
     put("squeue", say(*DOWN))
     put("sacct", slurm_jobs.replay("2.6.5"))
 
@@ -101,10 +101,10 @@ def test_controller_that_is_down_says_nothing_of_the_job(put):
 LOST = ("Socket timed out on send/recv", "Zero Bytes were transmitted", "Connection reset by peer")
 
 
-@pytest.mark.parametrize("words", LOST)
-def test_submission_whose_answer_was_lost_is_not_made_twice(put, tmp_path, words):
+@pytest.mark.parametrize("message", LOST)
+def test_submit_job_with_lost_output_submits_once(put, tmp_path, message):
     folder = tmp_path / "run"
-    put("sbatch", say_in_turn(tmp_path / "turn", ("", f"sbatch: error: {words}\n", 1), ("8\n",)))
+    put("sbatch", say_in_turn(tmp_path / "turn", ("", f"sbatch: error: {message}\n", 1), ("8\n",)))
     rows = say_in_turn(tmp_path / "asked", BUSY, (f"6|/elsewhere\n7|{folder}\n",))
     put("squeue", f"import sys\nassert 'all' in sys.argv  # it may have ended by now\n{rows}")
 
@@ -112,19 +112,19 @@ def test_submission_whose_answer_was_lost_is_not_made_twice(put, tmp_path, words
     assert (tmp_path / "turn").read_text() == "1"
 
 
-def test_last_try_whose_answer_was_lost_is_looked_for(put, tmp_path):
+def test_submit_job_with_lost_output_of_the_last_try_finds_the_job(put, tmp_path):
     put("sbatch", say_in_turn(tmp_path / "turn", DOWN, DOWN, BUSY))
     put("squeue", say(f"7|{tmp_path}\n"))
     assert client.submit_job(tmp_path / "job.sh", {}, []) == "7"
 
 
-def test_submission_that_was_never_heard_is_made_again(put, tmp_path):
+def test_submit_job_not_received_is_submitted_again(put, tmp_path):
     put("sbatch", say_in_turn(tmp_path / "turn", DOWN, ("8\n",)))
     put("squeue", say(f"7|{tmp_path}\n"))
     assert client.submit_job(tmp_path / "job.sh", {}, []) == "8"
 
 
-def test_submission_whose_answers_are_all_lost_is_an_error(put, tmp_path):
+def test_submit_job_with_all_outputs_lost_raises(put, tmp_path):
     put("sbatch", say_in_turn(tmp_path / "turn", BUSY))
     put("squeue", say(f"6|{tmp_path}/other\n"))
 
@@ -133,7 +133,7 @@ def test_submission_whose_answers_are_all_lost_is_an_error(put, tmp_path):
     assert (tmp_path / "turn").read_text() == "3"
 
 
-def test_submission_that_hangs_is_ended_and_looked_for(put, tmp_path, monkeypatch):
+def test_submit_job_that_times_out_finds_the_job(put, tmp_path, monkeypatch):
     monkeypatch.setattr(client, "TIMEOUT_SECONDS", 1.0)
     put("sbatch", f"open({str(tmp_path / 'turn')!r}, 'a').write('1')\nimport time; time.sleep(600)")
     put("squeue", say(f"7|{tmp_path}\n"))
@@ -142,13 +142,13 @@ def test_submission_that_hangs_is_ended_and_looked_for(put, tmp_path, monkeypatc
     assert (tmp_path / "turn").read_text() == "1"
 
 
-def test_program_that_hangs_says_nothing(monkeypatch):
+def test_run_command_that_times_out_raises(monkeypatch):
     monkeypatch.setattr(client, "TIMEOUT_SECONDS", 0.1)
     with pytest.raises(SlurmUnavailableError, match="sleep timed out"):
         client._run_command(["sleep", "600"], client._make_query_environment())
 
 
-def test_id_of_a_job_is_found_among_what_a_site_says(put, tmp_path):
+def test_submit_job_finds_the_id_among_other_lines(put, tmp_path):
     put("sbatch", say("Welcome to 2 clusters\n8;west\nGood bye\n"))
     assert client.submit_job(tmp_path / "job.sh", {}, []) == "8;west"
 
@@ -157,14 +157,14 @@ def test_id_of_a_job_is_found_among_what_a_site_says(put, tmp_path):
         client.submit_job(tmp_path / "job.sh", {}, [])
 
 
-def test_refusal_is_in_sbatchs_own_words(put):
+def test_submit_job_refused_raises_sbatchs_message(put):
     lines = ["invalid partition specified: x", "Batch job submission failed: Invalid partition"]
     put("sbatch", say(stderr="".join(f"sbatch: error: {line}\n" for line in lines), code=1))
     with pytest.raises(SlurmError, match=r"^invalid partition specified: x; Batch job submission"):
         client.submit_job("job.sh", {}, [])
 
 
-def test_cancelling_what_has_ended_is_no_error_but_a_refusal_is(put):
+def test_cancel_job_ended_passes_and_refused_raises(put):
     ended = "scancel: error: Kill job error on job id 7: Invalid job id specified\n"
     put("scancel", say(stderr=ended, code=1))
     client.cancel_job("7")
@@ -179,7 +179,7 @@ def test_cancelling_what_has_ended_is_no_error_but_a_refusal_is(put):
         client.cancel_job("7")
 
 
-def test_environment_of_the_submission_does_not_change_the_job(put, monkeypatch, tmp_path):
+def test_submit_job_withholds_variables_that_change_the_job(put, monkeypatch, tmp_path):
     outer = {"SLURM_NTASKS": "9", "SBATCH_TIMELIMIT": "1", "SBATCH_ACCOUNT": "mine", "RANK": "1"}
     for name, value in {**outer, "SBATCH_QOS": "low", "SLURM_CONF": "/a", "TOKEN": "t"}.items():
         monkeypatch.setenv(name, value)
@@ -193,13 +193,13 @@ def test_environment_of_the_submission_does_not_change_the_job(put, monkeypatch,
     assert names == {"SBATCH_ACCOUNT", "SLURM_CONF", "TOKEN", "MLFLOW_TRACKING_URI"}
 
 
-def test_where_there_is_no_slurm_it_says_so(monkeypatch, tmp_path):
+def test_find_job_without_slurm_raises(monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(SlurmError, match=r"no squeue on PATH.*login node"):
         client.find_job("7")
 
 
-def test_busy_slurm_is_asked_again_after_pauses_that_grow(monkeypatch, tmp_path):
+def test_run_with_retries_waits_longer_before_each_retry(monkeypatch, tmp_path):
     slurm_jobs.first_on_path(monkeypatch, tmp_path)
     slurm_jobs.put(tmp_path, "squeue", say(*DOWN))
     slept = []
@@ -210,7 +210,7 @@ def test_busy_slurm_is_asked_again_after_pauses_that_grow(monkeypatch, tmp_path)
     assert slept == [0.0, 1.0, 2.0, 4.0]
 
 
-def test_state_says_what_to_do_next():
+def test_states_name_the_next_step():
     resume = "`pyclassify slurm resume`"
     resumes = {name for name, state in STATES.items() if resume in state.reason}
     assert resumes == {"BOOT_FAIL", "LAUNCH_FAILED", "NODE_FAIL", "PREEMPTED", "RECONFIG_FAIL"}
@@ -218,14 +218,14 @@ def test_state_says_what_to_do_next():
     assert '"time"' in STATES["TIMEOUT"].reason
 
 
-def test_every_state_means_something():
+def test_states_have_a_status_and_a_reason_where_they_end():
     statuses = {"SCHEDULED", "RUNNING", "FINISHED", "FAILED", "KILLED"}
     assert {state.status for state in STATES.values()} == statuses
     silent = [name for name, state in STATES.items() if state.ended and not state.reason]
     assert silent == ["COMPLETED"]
 
 
-def test_state_that_nobody_knows_is_not_guessed(put):
+def test_find_job_in_an_unknown_state_raises(put):
     put("squeue", say("7|MOLTEN|None|n1|0:05\n"))
     with pytest.raises(SlurmError, match=r"job 7\b.*'MOLTEN'"):
         client.find_job("7")

@@ -1,4 +1,4 @@
-"""All runs' statuses at once, from what accounting says of their jobs."""
+"""`pyclassify slurm reconcile`: the status of all runs by what accounting has of their jobs."""
 
 import os
 import sqlite3
@@ -27,7 +27,7 @@ def store(store, tmp_path, monkeypatch):
 
 @pytest.fixture
 def answer(tmp_path):
-    """Have sacct give rows, and squeue know no job; counts how often sacct is asked."""
+    """Have sacct print rows, and squeue have no job; returns how often sacct was run."""
 
     def put(*rows):
         text = "".join(f"{row}\n" for row in rows)
@@ -58,7 +58,7 @@ def row(job_id, state, start=0, seconds=60, gpus=0, step="", memory=""):
 
 
 @pytest.mark.parametrize(
-    ("state", "status", "words"),
+    ("state", "status", "reason"),
     [
         ("COMPLETED", "FINISHED", ""),
         ("TIMEOUT", "FAILED", "time limit"),
@@ -70,23 +70,23 @@ def row(job_id, state, start=0, seconds=60, gpus=0, step="", memory=""):
         ("DEADLINE", "FAILED", "deadline"),
     ],
 )
-@pytest.mark.parametrize("said", ["SCHEDULED", "RUNNING", "FINISHED"])
+@pytest.mark.parametrize("before", ["SCHEDULED", "RUNNING", "FINISHED"])
 def test_run_gets_the_status_of_its_job(
-    store, answer, tmp_path, capsys, state, status, words, said
+    store, answer, tmp_path, capsys, state, status, reason, before
 ):
-    run_id = make(store, tmp_path, 7, said)
+    run_id = make(store, tmp_path, 7, before)
     answer(row(7, state))
 
     assert main(["slurm", "reconcile"]) == 0
 
     run = store.get_run(run_id)
     assert (run.info.status, run.data.tags["slurm_state"]) == (status, state.split()[0])
-    assert words in run.data.tags.get("mlflow.note.content", "")
-    changed = f": {said} -> {status}" if status != said else "1 runs looked at, 0 changed"
+    assert reason in run.data.tags.get("mlflow.note.content", "")
+    changed = f": {before} -> {status}" if status != before else "1 runs looked at, 0 changed"
     assert changed in capsys.readouterr().out
 
 
-def test_what_a_job_took_is_told_once_for_all_its_attempts(store, answer, tmp_path):
+def test_metrics_of_all_attempts_are_logged_once(store, answer, tmp_path):
     run_id = make(store, tmp_path, 7)
     answer(
         row(7, "REQUEUED", start=10, seconds=1000, gpus=2),
@@ -124,7 +124,7 @@ def test_dry_run_changes_nothing(store, answer, tmp_path, capsys):
 
 
 @pytest.mark.parametrize(("here", "status"), [(True, "FAILED"), (False, "RUNNING")])
-def test_job_that_slurm_has_forgotten_failed_if_it_was_this_clusters(
+def test_forgotten_job_fails_its_run_on_its_own_cluster_alone(
     store, answer, tmp_path, here, status
 ):
     run_id = make(store, tmp_path if here else "/of/another/cluster", 7)
@@ -135,7 +135,7 @@ def test_job_that_slurm_has_forgotten_failed_if_it_was_this_clusters(
     assert store.get_run(run_id).info.status == status
 
 
-def test_number_that_a_job_had_before_the_run_was_made_is_another_jobs(store, answer, tmp_path):
+def test_job_id_reused_since_is_another_jobs(store, answer, tmp_path):
     run_id = make(store, "/of/another/cluster", 7)
     years_ago = row(7, "TIMEOUT").replace(str(int(time.time() - 1800)), "1400000000")
     answer(years_ago)
@@ -179,7 +179,7 @@ def test_dry_run_names_the_runs_under_a_run_and_ends_none(store, answer, tmp_pat
 
 
 @pytest.mark.parametrize(
-    ("said", "state", "status"),
+    ("before", "state", "status"),
     [
         ("RUNNING", "PENDING", "SCHEDULED"),
         ("SCHEDULED", "RUNNING", "RUNNING"),
@@ -189,9 +189,9 @@ def test_dry_run_names_the_runs_under_a_run_and_ends_none(store, answer, tmp_pat
 )
 @pytest.mark.parametrize("known_by", ["squeue", "sacct"])
 def test_run_of_a_job_that_has_not_ended_waits_or_runs_with_it(
-    store, answer, tmp_path, capsys, said, state, status, known_by
+    store, answer, tmp_path, capsys, before, state, status, known_by
 ):
-    run_id = make(store, tmp_path, 7, said)
+    run_id = make(store, tmp_path, 7, before)
     answer(*([row(7, state)] if known_by == "sacct" else []))
     if known_by == "squeue":
         queued = say(f"7|{state}|None|n1|0:05\n8|RUNNING|None|n2|0:05\n")
@@ -201,17 +201,15 @@ def test_run_of_a_job_that_has_not_ended_waits_or_runs_with_it(
     would, now = capsys.readouterr().out, store.get_run(run_id).info.status
     main(["slurm", "reconcile"])
 
-    assert now == said
-    assert (f": {said} -> {status}\n" in would) == (said != status)
+    assert now == before
+    assert (f": {before} -> {status}\n" in would) == (before != status)
     run = store.get_run(run_id)
     assert run.info.status == status
     assert "slurm_state" not in run.data.tags  # so that it is asked for again
     assert run.data.metrics == {}
 
 
-def test_state_of_a_job_is_that_of_its_last_start_in_whatever_order_they_are_told(
-    store, answer, tmp_path
-):
+def test_state_is_that_of_the_last_attempt_in_any_order(store, answer, tmp_path):
     run_id = make(store, tmp_path, 7)
     first = row(7, "REQUEUED", start=10, seconds=100).split("|")
     first[5:7] = (str(int(each) - 600) for each in first[5:7])
@@ -294,9 +292,7 @@ def test_resume_without_a_job_is_lost_after_a_while_and_not_the_job_before(
     assert note(run) == (lost if state else "")
 
 
-def test_job_that_is_found_by_its_folder_is_named_and_so_are_its_logs(
-    store, answer, resumed, tmp_path
-):
+def test_job_found_by_its_folder_is_named_with_its_logs(store, answer, resumed, tmp_path):
     run_id = resumed([ENDED, "8|NODE_FAIL|NodeDown|n1|0:05"])
     (tmp_path / "run" / "8.err").write_text("the last line\n")
     answer(row(8, "NODE_FAIL"))
@@ -352,7 +348,7 @@ def test_metrics_of_an_ended_job_wait_until_accounting_has_it(store, answer, tmp
     assert len(store.get_metric_history(run_id, "attempts")) == 1
 
 
-def test_job_that_slurm_does_not_know_yet_is_not_lost(store, answer, tmp_path):
+def test_job_that_slurm_does_not_have_yet_is_not_lost(store, answer, tmp_path):
     run_id = make(store, tmp_path, 7, "SCHEDULED", start_time=int(time.time() * 1000))
     answer()
 
@@ -363,7 +359,7 @@ def test_job_that_slurm_does_not_know_yet_is_not_lost(store, answer, tmp_path):
     assert "slurm_state" not in run.data.tags
 
 
-def test_runs_that_were_looked_at_do_not_hide_those_before_them(store, answer, tmp_path, capsys):
+def test_runs_are_listed_beyond_the_first_page(store, answer, tmp_path, capsys):
     run_id = make(store, tmp_path, 7)
     fill(tmp_path / "mlflow.db", run_id, 1000)  # of what a store gives at once
     answer(row(7, "TIMEOUT"))
@@ -428,7 +424,7 @@ def test_accounting_is_asked_once_for_many_runs(store, answer, tmp_path):
     assert {store.get_run(each).data.tags["slurm_state"] for each in runs} == {"COMPLETED"}
 
 
-def test_cluster_itself_is_asked(slurm, tmp_path):
+def test_real_cluster_is_asked(slurm, tmp_path):
     store = mlflow.MlflowClient()
     eats = f"{sys.executable} -c 'import time; x = [0] * 25_000_000; time.sleep(2)'"
     eats += f"; until [ -e {tmp_path}/may-end ]; do sleep 0.1; done"

@@ -1,4 +1,4 @@
-"""A run's status by what SLURM says of its job while the script ends."""
+"""The status of a run by what SLURM reports of its job, and how it is written to the run."""
 
 import pytest
 
@@ -10,13 +10,22 @@ from pyclassify.slurm.status import (
     derive_outcome,
     derive_script_outcome,
 )
+from tests.support.slurm_jobs import note
 from tests.support.stores import experiment_id
 
-LIMIT, MEMORY, FELL = (STATES[name].reason for name in ("TIMEOUT", "OUT_OF_MEMORY", "NODE_FAIL"))
+LIMIT, MEMORY, FELL, MADE_ROOM, LATE = (
+    STATES[name].reason
+    for name in ("TIMEOUT", "OUT_OF_MEMORY", "NODE_FAIL", "PREEMPTED", "DEADLINE")
+)
+
+
+@pytest.fixture
+def run_id(store):
+    return store.create_run(experiment_id(store)).info.run_id
 
 
 @pytest.mark.parametrize(
-    ("code", "said", "status", "words"),
+    ("code", "report", "status", "reason"),
     [
         (0, "", "FINISHED", ""),
         (3, "RUNNING None\nRUNNING\nRUNNING\nFAILED", "FAILED", "the job ended with exit code 3"),
@@ -42,20 +51,20 @@ LIMIT, MEMORY, FELL = (STATES[name].reason for name in ("TIMEOUT", "OUT_OF_MEMOR
         (75, "RUNNING None\nRUNNING\nRUNNING\nOUT_OF_MEMORY", "FAILED", MEMORY),
     ],
 )
-def test_end_of_the_script_is_what_slurm_says(code, said, status, words):
-    outcome = derive_script_outcome(code, said)
-    assert (outcome.status, outcome.reason) == (status, words)
+def test_derive_script_outcome_trusts_slurm_before_the_exit_code(code, report, status, reason):
+    outcome = derive_script_outcome(code, report)
+    assert (outcome.status, outcome.reason) == (status, reason)
 
 
 @pytest.mark.parametrize("by", ["by 4000000000", "by someone"])
-def test_canceler_without_an_account_here_is_named_as_slurm_does(by):
+def test_derive_outcome_of_an_unknown_user_keeps_slurms_id(by):
     outcome = derive_outcome(Job("7", "CANCELLED", by))
 
     assert (outcome.status, outcome.reason) == ("KILLED", f"the job was cancelled {by}")
 
 
 @pytest.mark.parametrize(
-    ("before", "ending", "after"),
+    ("before", "outcome", "after"),
     [
         ("RUNNING", "FINISHED", "FINISHED"),
         ("RUNNING", "KILLED", "KILLED"),
@@ -65,26 +74,77 @@ def test_canceler_without_an_account_here_is_named_as_slurm_does(by):
         ("FINISHED", "FAILED", "FAILED"),  # which MLflow says whenever Python exits
     ],
 )
-def test_status_of_the_training_stays_unless_its_job_failed(before, ending, after, store):
-    run_id = store.create_run(experiment_id(store)).info.run_id
+def test_apply_outcome_keeps_a_status_unless_the_job_failed(before, outcome, after, store, run_id):
     if before != "RUNNING":
         store.set_terminated(run_id, before)
 
-    assert apply_outcome(store, run_id, Outcome(ending, "why"), "7", []) == after
+    assert apply_outcome(store, run_id, Outcome(outcome, "why"), "7", []) == after
     assert store.get_run(run_id).info.status == after
 
 
-def test_reason_is_told_once_after_what_the_description_says(store, tmp_path):
-    run_id = store.create_run(experiment_id(store)).info.run_id
+def test_apply_outcome_appends_the_reason_once_to_the_description(store, run_id, tmp_path):
     store.set_tag(run_id, "mlflow.note.content", "Mine.")
     (tmp_path / "err").write_text("long\n" * 9999 + "see https://me:pass@host/\nthe last line\n")
 
     for _ in range(2):
         apply_outcome(store, run_id, Outcome("FAILED", "why"), "7", [tmp_path / "err"])
 
-    note = store.get_run(run_id).data.tags["mlflow.note.content"]
-    assert note.startswith("Mine.\n\nSLURM job 7: why.\n\nThe last lines of stderr:\n\n```\nlong\n")
-    assert note.endswith("\nsee https://***@host/\nthe last line\n```")
-    assert note.count("why") == 1
-    assert len(note) < 5000
+    description = store.get_run(run_id).data.tags["mlflow.note.content"]
+    assert description.startswith(
+        "Mine.\n\nSLURM job 7: why.\n\nThe last lines of stderr:\n\n```\nlong\n"
+    )
+    assert description.endswith("\nsee https://***@host/\nthe last line\n```")
+    assert description.count("why") == 1
+    assert len(description) < 5000
     assert [each.path for each in store.list_artifacts(run_id, "slurm")] == ["slurm/err"]
+
+
+@pytest.mark.parametrize(
+    ("report", "status", "reason"),
+    [
+        ("COMPLETING NodeDown\nRUNNING", "FAILED", FELL),
+        ("COMPLETING DeadLine\n", "FAILED", LATE),
+        ("COMPLETING Preempted\n", "KILLED", MADE_ROOM),
+        ("PREEMPTED None\n", "KILLED", MADE_ROOM),
+        ("NODE_FAIL NodeDown\n", "FAILED", FELL),
+        ("FAILED NonZeroExitCode\n", "FAILED", "the job was ended by signal 15"),
+    ],
+)
+def test_derive_script_outcome_uses_squeues_reason_while_sacct_is_late(report, status, reason):
+    assert derive_script_outcome(143, report) == Outcome(status, reason, "FAILED" not in report)
+
+
+@pytest.mark.parametrize(
+    ("report", "state", "status", "reason"),
+    [
+        ("COMPLETING None\nRUNNING", "NODE_FAIL", "FAILED", FELL),
+        ("COMPLETING None\n", "PREEMPTED", "KILLED", MADE_ROOM),
+        ("RUNNING None\nRUNNING", "DEADLINE", "FAILED", LATE),
+        ("RUNNING None\nRUNNING", "FAILED", "FAILED", "the job was ended by signal 15"),
+    ],
+)
+def test_apply_outcome_overrules_a_scripts_guess(report, state, status, reason, store, run_id):
+    outcome = derive_outcome(Job("7", state))
+    apply_outcome(store, run_id, derive_script_outcome(143, report), "7", [])
+
+    for _ in range(2):
+        assert apply_outcome(store, run_id, outcome, "7", []) == status
+
+    run = store.get_run(run_id)
+    assert (run.info.status, note(run)) == (status, f"SLURM job 7: {reason}.")
+
+
+def test_apply_outcome_leaves_a_certain_outcome(store, run_id):
+    apply_outcome(store, run_id, derive_script_outcome(143, "COMPLETING TimeLimit\n"), "7", [])
+
+    outcome = derive_outcome(Job("7", "CANCELLED"))
+    assert apply_outcome(store, run_id, outcome, "7", []) == "FAILED"
+
+
+def test_apply_outcome_finished_removes_an_earlier_reason(store, run_id):
+    apply_outcome(store, run_id, Outcome("KILLED", "why"), "7;west", [])
+    store.set_terminated(run_id, "FINISHED")
+
+    apply_outcome(store, run_id, Outcome("FINISHED"), "7", [])
+
+    assert note(store.get_run(run_id)) == ""

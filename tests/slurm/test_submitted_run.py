@@ -1,4 +1,4 @@
-"""Runs whose job ended without a word, started in between, or is asked for in vain."""
+"""`SlurmRun` and its commands, also where a job ended silently or SLURM does not have it."""
 
 import getpass
 
@@ -52,38 +52,38 @@ def running(client, tmp_path):
     return make
 
 
-def say_so(capsys, *words):
-    code = main.main(["slurm", *words])
-    said = capsys.readouterr()
-    return code, said.out, said.err
+def run_command(capsys, *argv):
+    code = main.main(["slurm", *argv])
+    output = capsys.readouterr()
+    return code, output.out, output.err
 
 
-def test_cancel_of_a_job_that_has_ended_tells_how(running, client, capsys):
+def test_cancel_of_an_ended_job_prints_its_state(running, client, capsys):
     run_id = running()
 
     # the form of this message
-    assert say_so(capsys, "cancel", run_id)[1] == (
+    assert run_command(capsys, "cancel", run_id)[1] == (
         f"run {run_id}: FAILED\njob 4: had ended: TIMEOUT\n"
     )
     assert "time limit" in note(client.get_run(run_id))
 
 
-def test_cancel_of_a_job_that_slurm_has_forgotten_closes_the_run(running, client, capsys):
+def test_cancel_of_a_forgotten_job_closes_the_run(running, client, capsys):
     run_id = running("99")
 
-    assert say_so(capsys, "cancel", run_id)[1] == (
+    assert run_command(capsys, "cancel", run_id)[1] == (
         f"run {run_id}: KILLED\njob 99: SLURM has forgotten it\n"
     )
     by = f"KILLED by {getpass.getuser()}"
     assert mentions(note(client.get_run(run_id)), "SLURM job 99: ", "forgotten", by)
 
 
-def test_cancel_is_asked_for_though_squeue_is_silent(running, client, put, capsys):
+def test_cancel_with_squeue_unavailable_cancels(running, client, put, capsys):
     run_id = running()
     put("squeue", DOWN)
     put("sacct", DOWN)
 
-    assert "job 4: cancelled" in say_so(capsys, "cancel", run_id)[1]
+    assert "job 4: cancelled" in run_command(capsys, "cancel", run_id)[1]
     assert client.get_run(run_id).info.status == "KILLED"
 
 
@@ -92,7 +92,7 @@ def test_cancel_is_asked_for_though_squeue_is_silent(running, client, put, capsy
     [((PENDING, RUNNING), "RUNNING"), ((PENDING, DOWN), "RUNNING"), ((PENDING,), "SCHEDULED")],
     ids=["started since", "silent since", "requeued"],
 )
-def test_running_is_scheduled_again_only_after_a_requeue(answers, status, running, client, put):
+def test_get_status_is_scheduled_again_only_after_a_requeue(answers, status, running, client, put):
     submitted = SlurmRun(running(), "4")
     put("squeue", *answers)
 
@@ -100,7 +100,7 @@ def test_running_is_scheduled_again_only_after_a_requeue(answers, status, runnin
     assert client.get_run(submitted.run_id).info.status == status
 
 
-def test_status_set_while_slurm_is_asked_stays(running, client, put, monkeypatch):
+def test_get_status_leaves_a_status_set_meanwhile(running, client, put, monkeypatch):
     submitted = SlurmRun(running(), "4")
     put("squeue", PENDING)
     poll_job = submitted.poll_job
@@ -115,15 +115,15 @@ def test_status_set_while_slurm_is_asked_stays(running, client, put, monkeypatch
     assert client.get_run(submitted.run_id).info.status == "FINISHED"
 
 
-def test_logs_are_followed_though_the_controller_is_silent(running, put, tmp_path, capsys):
+def test_logs_are_followed_with_the_controller_unavailable(running, put, tmp_path, capsys):
     (tmp_path / "-4-n1.out").write_text("one\n")
     put("squeue", DOWN, ("4|TIMEOUT|TimeLimit|n1|1:00\n",))
     put("sacct", DOWN)
 
-    assert say_so(capsys, "logs", "-f", running())[:2] == (0, "one\n")
+    assert run_command(capsys, "logs", "-f", running())[:2] == (0, "one\n")
 
 
-def test_log_that_a_requeue_began_anew_is_shown_from_its_beginning(running, client, tmp_path):
+def test_job_logs_read_a_log_truncated_by_a_requeue_from_its_beginning(running, client, tmp_path):
     logs = make_job_logs(client.get_run(running()).data.tags, "4")
     log = tmp_path / "-4-n1.out"
 
@@ -134,29 +134,29 @@ def test_log_that_a_requeue_began_anew_is_shown_from_its_beginning(running, clie
     assert [*logs.read_new()] == []
 
 
-def test_ended_job_without_a_log_asks_where_slurm_could_write(running, tmp_path, capsys):
+def test_status_of_an_ended_job_without_a_log_has_the_expected_path(running, tmp_path, capsys):
     run_id = running()
     where = f"no log: could SLURM open {tmp_path}/-4-*.out?\n"
 
-    status = say_so(capsys, "status", run_id)[1]
+    status = run_command(capsys, "status", run_id)[1]
 
     assert status.endswith(f"job 4: TIMEOUT, {LIMIT}, 00:01:11\n{where}")
-    assert say_so(capsys, "logs", run_id)[2].endswith(f"the run {run_id} has {where}")
+    assert run_command(capsys, "logs", run_id)[2].endswith(f"the run {run_id} has {where}")
 
 
-def test_job_without_a_log_that_waits_has_not_started(running, put, capsys):
+def test_logs_of_a_waiting_job_fail(running, put, capsys):
     put("squeue", PENDING)
 
-    assert mentions(say_so(capsys, "logs", running())[2], "no log yet", "not started")
+    assert mentions(run_command(capsys, "logs", running())[2], "no log yet", "not started")
 
 
-def test_logs_are_those_among_the_artifacts_where_the_folder_was_cleared(running, client, capsys):
+def test_logs_of_a_cleared_folder_are_the_artifacts(running, client, capsys):
     run_id = running()
     files = {"job.sh": "#!/bin/bash\n", "backend_config.json": "{}", "a-4.out": "one\n"}
     for name, text in {**files, "a-4.err": "two\n"}.items():
         client.log_text(run_id, text, f"slurm/{name}")
 
-    assert say_so(capsys, "logs", run_id) == (0, "two\none\n", "")
+    assert run_command(capsys, "logs", run_id) == (0, "two\none\n", "")
 
 
 def test_cancel_leaves_a_run_that_has_ended_as_it_is(running, client, put, capsys):
@@ -164,18 +164,18 @@ def test_cancel_leaves_a_run_that_has_ended_as_it_is(running, client, put, capsy
     client.set_terminated(run_id, "FINISHED")
     put("squeue", RUNNING)
 
-    assert say_so(capsys, "cancel", run_id)[:2] == (
+    assert run_command(capsys, "cancel", run_id)[:2] == (
         0,
         f"run {run_id}: FINISHED\njob 4: cancelled\n",
     )
     assert note(client.get_run(run_id)) == ""
 
 
-def test_status_of_a_run_that_has_ended_needs_no_memory_of_slurms(running, client, capsys):
+def test_status_of_an_ended_run_passes_with_a_forgotten_job(running, client, capsys):
     run_id = running("99")
     client.set_terminated(run_id, "KILLED")
 
-    assert say_so(capsys, "status", run_id)[:2] == (
+    assert run_command(capsys, "status", run_id)[:2] == (
         0,
         f"run {run_id}: KILLED\njob 99: SLURM has forgotten it\n",
     )
@@ -190,7 +190,7 @@ def test_job_of_a_run_whose_submission_was_killed_is_found_by_its_folder(
     rows = f"print('5|{tmp_path}' if '%Z' in sys.argv[-1] else '5|PENDING|Priority||0:00')"
     slurm_jobs.put(tmp_path, "squeue", f"import sys\n{rows}")
 
-    assert say_so(capsys, "status", run_id)[:2] == (
+    assert run_command(capsys, "status", run_id)[:2] == (
         0,
         f"run {run_id}: SCHEDULED\njob 5: PENDING, Priority, 0:00\n",
     )
@@ -206,10 +206,10 @@ def test_logs_of_a_killed_resume_are_those_of_its_new_job(running, client, tmp_p
     rows = f"print({folders} if '%Z' in sys.argv[-1] else '6|RUNNING|None|n1|0:01')"
     slurm_jobs.put(tmp_path, "squeue", f"import sys\n{rows}")
 
-    status = say_so(capsys, "status", run_id)[1]
+    status = run_command(capsys, "status", run_id)[1]
 
     assert mentions(status, "job 6: RUNNING", f"log: {tmp_path}/-6-n1.out")
-    assert say_so(capsys, "logs", run_id) == (0, "of job 6\n", "")
+    assert run_command(capsys, "logs", run_id) == (0, "of job 6\n", "")
 
 
 def test_job_before_a_killed_resume_is_not_its_own(running, client, tmp_path, capsys):
@@ -218,17 +218,17 @@ def test_job_before_a_killed_resume_is_not_its_own(running, client, tmp_path, ca
     client.update_run(run_id, status="SCHEDULED")
     slurm_jobs.put(tmp_path, "squeue", say(f"4|{tmp_path}\n"))
 
-    code, _, error = say_so(capsys, "status", run_id)
+    code, _, error = run_command(capsys, "status", run_id)
 
     assert code == 1
     assert mentions(error, run_id, "has no job: ")
     assert client.get_run(run_id).info.status == "SCHEDULED"
 
 
-def test_job_that_slurm_has_forgotten_says_where_to_look(running, client, tmp_path, capsys):
+def test_status_of_a_forgotten_job_fails_and_names_the_folder(running, client, tmp_path, capsys):
     run_id = running("99")
 
-    code, _, error = say_so(capsys, "status", run_id)
+    code, _, error = run_command(capsys, "status", run_id)
 
     assert code == 1
     assert mentions(error, "squeue has no job 99", "sacct has no job 99", "RUNNING")

@@ -1,4 +1,4 @@
-"""A run whose job ends more than once, or in a way that SLURM tells late."""
+"""The reports of a job's start and end, also of one that starts again."""
 
 import shutil
 
@@ -34,10 +34,14 @@ def run_id(client):
 
 @pytest.fixture
 def job(run_id, tmp_path, monkeypatch):
-    """Have this process report of job 7 of the run, whose folder is `tmp_path`; gives the logs."""
-    told = {"MLFLOW_RUN_ID": run_id, "SLURM_JOB_ID": "7", "PYCLASSIFY_SPOOL": f"{tmp_path}/spool"}
-    told |= {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0", "MLFLOW_HTTP_REQUEST_TIMEOUT": "5"}
-    for name, value in told.items():
+    """Have this process report job 7 of the run, whose folder is `tmp_path`; returns the logs."""
+    variables = {
+        "MLFLOW_RUN_ID": run_id,
+        "SLURM_JOB_ID": "7",
+        "PYCLASSIFY_SPOOL": f"{tmp_path}/spool",
+    }
+    variables |= {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0", "MLFLOW_HTTP_REQUEST_TIMEOUT": "5"}
+    for name, value in variables.items():
         monkeypatch.setenv(name, value)
     logs = [tmp_path / "a-7.out", tmp_path / "a-7.err"]
     for log in logs:
@@ -45,51 +49,7 @@ def job(run_id, tmp_path, monkeypatch):
     return [*map(str, logs)]
 
 
-@pytest.mark.parametrize(
-    ("said", "status", "words"),
-    [
-        ("COMPLETING NodeDown\nRUNNING", "FAILED", FELL),
-        ("COMPLETING DeadLine\n", "FAILED", LATE),
-        ("COMPLETING Preempted\n", "KILLED", MADE_ROOM),
-        ("PREEMPTED None\n", "KILLED", MADE_ROOM),
-        ("NODE_FAIL NodeDown\n", "FAILED", FELL),
-        ("FAILED NonZeroExitCode\n", "FAILED", "the job was ended by signal 15"),
-    ],
-)
-def test_queue_tells_why_where_accounting_is_late_or_absent(said, status, words):
-    assert derive_script_outcome(143, said) == Outcome(status, words, "FAILED" not in said)
-
-
-@pytest.mark.parametrize(
-    ("said", "state", "status", "words"),
-    [
-        ("COMPLETING None\nRUNNING", "NODE_FAIL", "FAILED", FELL),
-        ("COMPLETING None\n", "PREEMPTED", "KILLED", MADE_ROOM),
-        ("RUNNING None\nRUNNING", "DEADLINE", "FAILED", LATE),
-        ("RUNNING None\nRUNNING", "FAILED", "FAILED", "the job was ended by signal 15"),
-    ],
-)
-def test_what_the_script_guessed_gives_way_to_what_slurm_says(
-    said, state, status, words, client, run_id
-):
-    outcome = derive_outcome(Job("7", state))
-    apply_outcome(client, run_id, derive_script_outcome(143, said), "7", [])
-
-    for _ in range(2):
-        assert apply_outcome(client, run_id, outcome, "7", []) == status
-
-    run = client.get_run(run_id)
-    assert (run.info.status, note(run)) == (status, f"SLURM job 7: {words}.")
-
-
-def test_what_slurm_says_stays_whatever_it_says_later(client, run_id):
-    apply_outcome(client, run_id, derive_script_outcome(143, "COMPLETING TimeLimit\n"), "7", [])
-
-    outcome = derive_outcome(Job("7", "CANCELLED"))
-    assert apply_outcome(client, run_id, outcome, "7", []) == "FAILED"
-
-
-def test_second_ending_of_a_job_takes_the_place_of_the_first(client, run_id, tmp_path, monkeypatch):
+def test_start_after_a_requeue_removes_the_first_reason(client, run_id, tmp_path, monkeypatch):
     (tmp_path / "err").write_text("one\n\n```\n\ntwo\n")
     client.set_tag(run_id, "mlflow.note.content", "Mine.")
     apply_outcome(client, run_id, Outcome("KILLED", "first"), "7", [tmp_path / "err"])
@@ -105,7 +65,7 @@ def test_second_ending_of_a_job_takes_the_place_of_the_first(client, run_id, tmp
     assert note(client.get_run(run_id)) == "Mine.\n\nMine too.\n\nSLURM job 7: second."
 
 
-def test_status_of_the_training_after_a_requeue_is_no_guess(client, run_id, tmp_path, monkeypatch):
+def test_start_after_a_requeue_forgets_the_guess(client, run_id, tmp_path, monkeypatch):
     apply_outcome(client, run_id, derive_script_outcome(143, "COMPLETING None\n"), "7", [])
     monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
     reporter.report_start(run_id, "7", tmp_path)
@@ -115,18 +75,7 @@ def test_status_of_the_training_after_a_requeue_is_no_guess(client, run_id, tmp_
     assert apply_outcome(client, run_id, outcome, "7", []) == "FAILED"
 
 
-def test_run_that_finished_says_nothing_of_an_earlier_ending(client, run_id):
-    apply_outcome(client, run_id, Outcome("KILLED", "why"), "7;west", [])
-    client.set_terminated(run_id, "FINISHED")
-
-    apply_outcome(client, run_id, Outcome("FINISHED"), "7", [])
-
-    assert note(client.get_run(run_id)) == ""
-
-
-def test_what_an_earlier_start_left_in_the_spool_does_not_undo_a_later_one(
-    client, run_id, tmp_path, monkeypatch
-):
+def test_start_is_not_undone_by_earlier_records_in_the_spool(client, run_id, tmp_path, monkeypatch):
     records.create_from_server(tmp_path / "spool", client, run_id)
     (tmp_path / "attempts").write_text("6 0 -\n")
     spool = reporter.open_spool(tmp_path / "spool")
@@ -157,7 +106,7 @@ def test_what_an_earlier_start_left_in_the_spool_does_not_undo_a_later_one(
         ),
     ],
 )
-def test_job_that_was_stopped_starts_again_while_it_gains_steps_and_has_starts_left(
+def test_end_after_a_stop_requeues_while_steps_are_gained_and_starts_left(
     attempts, step, limit, code, status, facts, client, run_id, job, tmp_path
 ):
     (tmp_path / "attempts").write_text(attempts)
@@ -174,7 +123,7 @@ def test_job_that_was_stopped_starts_again_while_it_gains_steps_and_has_starts_l
     assert bool(note(run)) == bool(facts)
 
 
-def test_job_without_a_file_of_its_starts_may_start_again(client, run_id, job):
+def test_end_without_a_file_of_starts_requeues(client, run_id, job):
     assert reporter.main(["end", "75", "RUNNING None\n", *job, "1"]) == 75
 
     assert client.get_run(run_id).info.status == "SCHEDULED"
@@ -188,9 +137,7 @@ def test_job_without_a_file_of_its_starts_may_start_again(client, run_id, job):
         ("75", "KILLED", ["SLURM job 7: ", "`pyclassify slurm resume {run_id}`", "of a-7.err"]),
     ],
 )
-def test_job_that_starts_once_gives_its_run_a_final_status(
-    code, status, facts, client, run_id, job, capsys
-):
+def test_end_without_requeue_sets_a_final_status(code, status, facts, client, run_id, job, capsys):
     assert reporter.main(["end", code, "RUNNING None\n", *job]) == 0
 
     run = client.get_run(run_id)
@@ -200,7 +147,7 @@ def test_job_that_starts_once_gives_its_run_a_final_status(
     assert mentions(capsys.readouterr().out, run_id, status)
 
 
-def test_run_whose_job_slurm_does_not_start_again_failed(client, run_id, job):
+def test_refused_requeue_fails_the_run(client, run_id, job):
     client.update_run(run_id, status="SCHEDULED")
 
     assert reporter.main(["refused", "Job is disabled", *job]) == 0
@@ -211,7 +158,7 @@ def test_run_whose_job_slurm_does_not_start_again_failed(client, run_id, job):
     assert artifacts(run) == {"slurm/a-7.out", "slurm/a-7.err"}
 
 
-def test_start_is_told_with_the_job_and_where_it_is(client, run_id, job, monkeypatch):
+def test_start_tags_the_job_and_its_nodes(client, run_id, job, monkeypatch):
     client.set_tag(run_id, "slurm_job_id", "7;west")  # as sbatch gave it
     monkeypatch.setenv("SLURM_JOB_NODELIST", "n[1-2]")
     monkeypatch.setenv("SLURM_JOB_PARTITION", "long")
@@ -220,8 +167,8 @@ def test_start_is_told_with_the_job_and_where_it_is(client, run_id, job, monkeyp
 
     run = client.get_run(run_id)
     assert run.info.status == "RUNNING"
-    told = {name: text for name, text in run.data.tags.items() if name.startswith("slurm_")}
-    assert told == {
+    tags = {name: text for name, text in run.data.tags.items() if name.startswith("slurm_")}
+    assert tags == {
         "slurm_job_id": "7;west",
         "slurm_job_ids": "7",
         "slurm_restarts": "0",
@@ -230,21 +177,19 @@ def test_start_is_told_with_the_job_and_where_it_is(client, run_id, job, monkeyp
     }
 
 
-def test_job_starts_nothing_while_an_older_one_of_its_run_lives(
-    client, run_id, job, tmp_path, capsys
-):
+def test_start_beside_an_older_job_starts_nothing(client, run_id, job, tmp_path, capsys):
     client.update_run(run_id, status="SCHEDULED")
 
     assert reporter.main(["start", "6 RUNNING"]) == reporter.NOTHING_STARTED_EXIT_CODE
 
-    said = capsys.readouterr().err
-    assert mentions(said, run_id, "RUNNING", "`scancel 6`", f"`pyclassify slurm resume {run_id}`")
+    stderr = capsys.readouterr().err
+    assert mentions(stderr, run_id, "RUNNING", "`scancel 6`", f"`pyclassify slurm resume {run_id}`")
     assert client.get_run(run_id).info.status == "SCHEDULED"
     assert not (tmp_path / "attempts").exists()
 
 
 @pytest.mark.parametrize("how", ["FINISHED", "FAILED", "KILLED", "deleted"])
-def test_job_of_a_run_that_has_ended_starts_nothing(how, client, run_id, job, capsys):
+def test_start_of_an_ended_run_starts_nothing(how, client, run_id, job, capsys):
     if how == "deleted":
         client.delete_run(run_id)
     else:
@@ -257,7 +202,7 @@ def test_job_of_a_run_that_has_ended_starts_nothing(how, client, run_id, job, ca
     assert client.get_run(run_id).to_dictionary() == before
 
 
-def test_end_that_no_server_hears_is_kept_and_delivered(
+def test_end_with_the_server_away_is_spooled_and_uploaded(
     client, run_id, job, tmp_path, monkeypatch, capsys
 ):
     records.create_from_server(tmp_path / "spool", client, run_id)
@@ -265,9 +210,9 @@ def test_end_that_no_server_hears_is_kept_and_delivered(
 
     assert reporter.main(["end", "3", "RUNNING None\n", *job]) == 0
 
-    said = capsys.readouterr().err
-    assert mentions(said, f"`pyclassify sync {tmp_path}/spool`", "://***@127.0.0.1:9")
-    assert "secret" not in said
+    stderr = capsys.readouterr().err
+    assert mentions(stderr, f"`pyclassify sync {tmp_path}/spool`", "://***@127.0.0.1:9")
+    assert "secret" not in stderr
     assert client.get_run(run_id).info.status == "RUNNING"
     Uploader(tmp_path / "spool" / run_id, client).upload()
     run = client.get_run(run_id)
@@ -277,9 +222,7 @@ def test_end_that_no_server_hears_is_kept_and_delivered(
     assert logs == {"slurm/a-7.out", "slurm/a-7.err"}
 
 
-def test_end_that_no_server_hears_is_an_error_where_there_is_no_spool(
-    run_id, job, tmp_path, monkeypatch
-):
+def test_end_with_the_server_away_and_no_spool_raises(run_id, job, tmp_path, monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
 
     with pytest.raises(MlflowException, match=r"127\.0\.0\.1"):
@@ -288,7 +231,7 @@ def test_end_that_no_server_hears_is_an_error_where_there_is_no_spool(
     assert not (tmp_path / "spool").exists()
 
 
-def test_run_that_the_server_does_not_have_is_an_error_and_not_kept(
+def test_end_of_a_run_unknown_to_the_server_raises_and_spools_nothing(
     client, run_id, job, tmp_path, monkeypatch, empty_store
 ):
     records.create_from_server(tmp_path / "spool", client, run_id)

@@ -1,4 +1,4 @@
-"""`pyclassify slurm resume`: a run's job submitted again, under the same run."""
+"""Submissions: the folders of logs, and `pyclassify slurm resume`, which submits a run again."""
 
 import os
 import time
@@ -8,19 +8,29 @@ import mlflow
 import pytest
 
 from pyclassify.cli import main
-from pyclassify.slurm import client
+from pyclassify.slurm import client, config, plan
+from pyclassify.slurm.submit import make_log_folders
 from tests.support import restarting_project, slurm_jobs
 from tests.support.phrases import mentions
-from tests.support.slurm_jobs import log, note, read, say, say_in_turn, submit, wait_for_status
+from tests.support.slurm_jobs import (
+    log,
+    note,
+    read,
+    say,
+    say_in_turn,
+    submit,
+    wait_for_status,
+    write_project,
+)
 from tests.support.stores import experiment_id
 from tests.support.waiting import wait_until
 
 
 def resume(capsys, run_id, *options):
-    """Run the verb; returns its exit code, and what it wrote to stdout and stderr."""
+    """Run the command; returns its exit code, and what it wrote to stdout and stderr."""
     code = main.main(["slurm", "resume", run_id, *options])
-    said = capsys.readouterr()
-    return code, said.out, said.err
+    output = capsys.readouterr()
+    return code, output.out, output.err
 
 
 def begin(tmp_path, **config):
@@ -32,7 +42,7 @@ def begin(tmp_path, **config):
     return submitted
 
 
-def test_run_whose_script_was_killed_goes_on_under_the_same_run(slurm, tmp_path, capsys):
+def test_resume_after_a_killed_script_continues_the_same_run(slurm, tmp_path, capsys):
     submitted = begin(tmp_path)
     run_id, first = submitted.run_id, submitted.job_id
     Path(read(run_id).data.tags["slurm_folder"], "progress").write_text("7")
@@ -60,15 +70,15 @@ def test_run_whose_script_was_killed_goes_on_under_the_same_run(slurm, tmp_path,
     assert mentions(resume(capsys, run_id)[2], "is FINISHED", "`mlflow run")
 
 
-def test_second_job_of_a_run_starts_nothing_while_the_first_lives(slurm, tmp_path):
+def test_second_job_of_a_run_starts_nothing_beside_the_first(slurm, tmp_path):
     submitted = begin(tmp_path)
     folder = Path(read(submitted).data.tags["slurm_folder"])
 
     second = slurm.run("sbatch", "--parsable", "--error=second", str(folder / "job.sh"))
 
     assert slurm.wait_for(second, "FAILED", "COMPLETED") == "FAILED"
-    said = (folder / "second").read_text()
-    assert mentions(said, submitted.run_id, f"job {submitted.job_id}'s", "is RUNNING", "nothing")
+    stderr = (folder / "second").read_text()
+    assert mentions(stderr, submitted.run_id, f"job {submitted.job_id}'s", "is RUNNING", "nothing")
     assert read(submitted).info.status == "RUNNING"
     assert read(submitted).data.tags["slurm_job_ids"] == submitted.job_id
     (tmp_path / "gate").touch()
@@ -94,7 +104,7 @@ def killed(store, tmp_path, monkeypatch):
     return make
 
 
-def test_run_stays_as_it_was_when_slurm_refuses_its_job(killed, tmp_path, capsys):
+def test_resume_refused_by_slurm_restores_the_run(killed, tmp_path, capsys):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "job.sh").touch()
     (tmp_path / "run" / "backend_config.json").write_text("{}")
@@ -107,7 +117,7 @@ def test_run_stays_as_it_was_when_slurm_refuses_its_job(killed, tmp_path, capsys
     assert run.data.tags["slurm_job_id"] == "4"
 
 
-def test_run_whose_folder_was_cleared_has_nothing_to_go_on_from(killed, tmp_path, capsys):
+def test_resume_of_a_cleared_folder_fails(killed, tmp_path, capsys):
     run_id = killed()
     code, _, error = resume(capsys, run_id)
     assert code == 1
@@ -129,7 +139,7 @@ ENDS = (("4|COMPLETING|TimeLimit|n1|1:00\n",), ("4|TIMEOUT|TimeLimit|n1|1:00\n",
 
 
 @pytest.mark.parametrize("queue", ["ends", "forgotten", "never taken"])
-def test_run_is_submitted_again_when_its_job_has_ended(killed, store, queue, tmp_path, capsys):
+def test_resume_after_the_jobs_end_submits_again(killed, store, queue, tmp_path, capsys):
     refuse_nothing(tmp_path)
     os.utime(tmp_path / "run" / "job.sh", (0, 0))
     run_id = killed(slurm_job_id="" if queue == "never taken" else "4")
@@ -150,7 +160,7 @@ def test_run_is_submitted_again_when_its_job_has_ended(killed, store, queue, tmp
         assert note(run) == "Mine."
 
 
-def test_time_that_is_none_is_refused_before_anything_changes(killed, tmp_path, capsys):
+def test_resume_with_an_invalid_time_changes_nothing(killed, tmp_path, capsys):
     refuse_nothing(tmp_path)
     run_id = killed()
 
@@ -162,10 +172,37 @@ def test_time_that_is_none_is_refused_before_anything_changes(killed, tmp_path, 
     assert (read(run_id).info.status, read(run_id).data.tags["slurm_job_id"]) == ("KILLED", "4")
 
 
-def test_run_of_no_job_is_for_the_other_verb(store, killed, capsys):
+def test_resume_of_a_run_without_a_job_names_the_other_command(store, killed, capsys):
     run_id = store.create_run(experiment_id(store)).info.run_id
 
     code, _, error = resume(capsys, run_id)
 
     assert code == 1
     assert mentions(error, run_id, f"`pyclassify resume {run_id}`")
+
+
+def test_log_folders_are_made(tmp_path):
+    parsed = config.parse_config(
+        {"output": "logs/out/%j.out", "error": str(tmp_path / "else/%j.err")}
+    )
+    make_log_folders(tmp_path / "run", parsed)
+    assert (tmp_path / "run/logs/out").is_dir()
+    assert (tmp_path / "else").is_dir()
+
+
+def test_make_log_folders_failing_names_the_folder(tmp_path):
+    (tmp_path / "job.sh").touch()
+    parsed = config.parse_config({"output": "job.sh/%j.out"})
+    with pytest.raises(OSError, match=r'job\.sh.*"output"'):
+        make_log_folders(tmp_path, parsed)
+
+
+def test_job_name_of_a_project_is_a_file_name(tmp_path):
+    project = write_project(tmp_path, "")
+    text = (project / "MLproject").read_text()
+    (project / "MLproject").write_text(text.replace("foreign", '"mine/and\\nyours"'))
+
+    planned = plan.make_plan(str(project), "main", {}, None, {"environment": "none"})
+
+    assert planned.job_name == "mine-and-yours"
+    assert "#SBATCH --job-name=mine-and-yours\n" in planned.render_script("RUN_ID", "1")
