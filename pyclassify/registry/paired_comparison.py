@@ -48,9 +48,18 @@ class PairedComparison:
         notes: What to keep in mind of a version, by its number.
 
     Example:
-        >>> comparison = PairedComparison(client, get_version(client, "net", "2"))
-        >>> comparison.compare_with(get_version(client, "net", "1")).p_value
-        0.002
+        Two versions, evaluated on two images of which the second version has both right:
+
+        >>> from mlflow import MlflowClient
+        >>> first, second = (Version("net", number, "", {}) for number in "12")
+        >>> predictions = {
+        ...     "1": {0: ("cat", True), 1: ("dog", False)},
+        ...     "2": {0: ("cat", True), 1: ("dog", True)},
+        ... }
+        >>> evaluate = predictions.__getitem__
+        >>> comparison = PairedComparison(MlflowClient(), second, evaluate, reevaluate=True)
+        >>> comparison.compare_with(first).right
+        (1, 2)
     """
 
     def __init__(

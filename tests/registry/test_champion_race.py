@@ -75,12 +75,12 @@ def test_promotion_is_rechecked_after_another_became_champion_meanwhile(registry
 def test_version_promoted_by_another_process_meanwhile_is_decided_once(registry):
     first, second = register(ANSWERS[0], digest="old"), register(ANSWERS[1], digest="new")
     promote_if_better(registry, NAME, first)
-    answers = read_predictions(registry.get_run(registry.get_model_version(NAME, first).run_id))
+    predictions = read_predictions(registry.get_run(registry.get_model_version(NAME, first).run_id))
     decisions = []
 
     def evaluate(version):  # takes a while
-        decisions.append(promote_if_better(registry, NAME, second, evaluate=lambda _: answers))
-        return answers
+        decisions.append(promote_if_better(registry, NAME, second, evaluate=lambda _: predictions))
+        return predictions
 
     decisions.append(promote_if_better(registry, NAME, second, evaluate=evaluate))
 
@@ -92,12 +92,12 @@ def test_challenger_compared_by_another_process_meanwhile_is_decided_once(regist
     first, second = register(ANSWERS[0], digest="old"), register(ANSWERS[0], digest="new")
     promote_if_better(registry, NAME, first)
     assert promote_if_better(registry, NAME, second).outcome == "not judged"
-    answers = read_predictions(registry.get_run(registry.get_model_version(NAME, first).run_id))
+    predictions = read_predictions(registry.get_run(registry.get_model_version(NAME, first).run_id))
     decisions = []
 
     def evaluate(version):  # takes a while, and no alias moves meanwhile
-        decisions.append(promote_if_better(registry, NAME, second, evaluate=lambda _: answers))
-        return answers
+        decisions.append(promote_if_better(registry, NAME, second, evaluate=lambda _: predictions))
+        return predictions
 
     decisions.append(promote_if_better(registry, NAME, second, evaluate=evaluate))
 

@@ -40,19 +40,19 @@ def registered(module_store):
 
 @pytest.fixture
 def trained(registered, module_store):
-    """What was said by a training that registered its network, and its run; for reading only."""
+    """A training that registered its network: its output and its run, for reading only."""
     with using(module_store):
         yield registered
 
 
 @pytest.fixture
 def train(cli):
-    """Train and register: what was said, and the run."""
+    """Train and register: the result of the command, and the run."""
 
     def train(name="shapes", options=""):
-        said = cli(f"train {SHAPES} {REGISTER}={name} {options}")
-        assert said.code == 0, said.err
-        return said, said.runs[0]
+        result = cli(f"train {SHAPES} {REGISTER}={name} {options}")
+        assert result.code == 0, result.err
+        return result, result.runs[0]
 
     return train
 
@@ -78,11 +78,12 @@ def test_version_predicts_with_the_tested_weights(trained):
 
     pictures = [encode(file_of(each.permute(1, 2, 0).numpy())) for each in TESTED]
     model = mlflow.pyfunc.load_model("models:/shapes/1")
-    answers = model.predict(pd.DataFrame({"image": pictures}))
+    predictions = model.predict(pd.DataFrame({"image": pictures}))
 
     best = classifier(Preprocess()(TESTED)).softmax(dim=1).max(dim=1)
-    assert [each["classes"][0] for each in answers] == [synthetic.CLASSES[n] for n in best.indices]
-    probabilities = [each["probabilities"][0] for each in answers]
+    expected = [synthetic.CLASSES[n] for n in best.indices]
+    assert [each["classes"][0] for each in predictions] == expected
+    probabilities = [each["probabilities"][0] for each in predictions]
     assert probabilities == pytest.approx(best.values.tolist(), abs=1e-5)
 
 
@@ -155,9 +156,9 @@ def test_model_that_can_not_be_registered_stays_in_the_run(train, monkeypatch):
     monkeypatch.setenv("MLFLOW_REGISTRY_URI", "http://127.0.0.1:9")
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     # the form of this message
-    told = r"in the run, and not yet registered as 'shapes' \(nothing listens there\); .+ sync "
+    message = r"in the run, and not yet registered as 'shapes' \(nothing listens there\); .+ sync "
 
-    with pytest.warns(UserWarning, match=told):
+    with pytest.warns(UserWarning, match=message):
         _, run = train()
 
     assert run.info.status == "FINISHED"
@@ -173,12 +174,12 @@ def test_version_refused_by_the_registry_is_reported_with_the_command(train, mon
         raise MlflowException(f"invalid name: {name}", INVALID_PARAMETER_VALUE)
 
     monkeypatch.setattr(mlflow.MlflowClient, "create_registered_model", refuse)
-    with pytest.warns(UserWarning, match="not registered") as said:
+    with pytest.warns(UserWarning, match="not registered") as caught:
         _, run = train("shapes")
 
-    (told,) = (str(each.message) for each in said if "not registered" in str(each.message))
+    (message,) = (str(each.message) for each in caught if "not registered" in str(each.message))
     call = f"mlflow.register_model('runs:/{run.info.run_id}/model', 'shapes')"
-    assert mentions(told, "in the run", call)
+    assert mentions(message, "in the run", call)
     assert run.info.status == "FINISHED"
     assert "model/MLmodel" in artifacts(run, "model")
 
@@ -199,14 +200,14 @@ def test_network_without_preprocessing_warns(cli):
     foreign = "--model=tests.support.networks.Module --data=tests.support.networks.Data"
 
     with pytest.warns(UserWarning, match="model can't be made .+`preprocess`"):
-        said = cli(f"train {foreign} --max_epochs=1 {QUIET} {REGISTER}=shapes")
+        result = cli(f"train {foreign} --max_epochs=1 {QUIET} {REGISTER}=shapes")
 
-    assert said.code == 0, said.err
-    assert "model" not in artifacts(said.runs[0])
+    assert result.code == 0, result.err
+    assert "model" not in artifacts(result.runs[0])
 
 
 def test_nothing_is_registered_without_a_test_of_what_was_trained(cli):
-    said = cli(f"fit {SHAPES} {REGISTER}=shapes")
+    result = cli(f"fit {SHAPES} {REGISTER}=shapes")
 
-    assert said.code == 0, said.err
-    assert "model" not in artifacts(said.runs[0])
+    assert result.code == 0, result.err
+    assert "model" not in artifacts(result.runs[0])

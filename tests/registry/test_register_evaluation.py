@@ -31,15 +31,15 @@ REGISTER = "--register=shapes"
 
 @pytest.fixture(scope="module")
 def trained(empty_store, tmp_path_factory):
-    """Version 1, which has learnt nothing, and then version 2, which has.
+    """Version 1, which has learned nothing, and then version 2, which has.
 
-    Of each what was said, and a copy of the database as it was by then.
+    Of each the output, and a copy of the database as it was after it.
     """
     folder, versions = tmp_path_factory.mktemp("trained"), []
     with new_store(empty_store, folder), contextlib.chdir(folder):
-        for words in (BAD, GOOD):
+        for command in (BAD, GOOD):
             with contextlib.redirect_stdout(io.StringIO()) as out:
-                assert main(f"{words} {REGISTER}".split()) == 0
+                assert main(f"{command} {REGISTER}".split()) == 0
             database = shutil.copy(folder / "mlflow.db", folder / f"{len(versions)}.db")
             versions.append(SimpleNamespace(out=out.getvalue(), database=database))
     return versions
@@ -59,65 +59,62 @@ def good_champion(cli, trained, tmp_path):
         yield client
 
 
-def standing():
+def read_aliases():
     model = mlflow.MlflowClient().get_registered_model("shapes")
     return {alias: str(version) for alias, version in model.aliases.items()}
-
-
-def decision(version):
-    return mlflow.MlflowClient().get_model_version("shapes", version).tags["decision"]
 
 
 def test_better_network_becomes_champion_and_a_worse_one_does_not(cli, trained, good_champion):
     third = cli(f"{BAD} {REGISTER}")
 
-    told = [re.search("^model +shapes (.+)", each.out, re.M)[1] for each in (*trained, third)]
-    assert told[0].startswith("version 1 is champion: ")
-    assert re.match("version 2 is champion: .*better than version 1 ", told[1])
-    assert re.match("version 2 stays champion: .*version 3 .* than version 2 ", told[2])
-    assert standing() == {"champion": "2", "challenger": "3"}
+    outputs = [re.search("^model +shapes (.+)", each.out, re.M)[1] for each in (*trained, third)]
+    assert outputs[0].startswith("version 1 is champion: ")
+    assert re.match("version 2 is champion: .*better than version 1 ", outputs[1])
+    assert re.match("version 2 stays champion: .*version 3 .* than version 2 ", outputs[2])
+    assert read_aliases() == {"champion": "2", "challenger": "3"}
 
 
 def test_first_version_below_min_accuracy_is_no_champion(cli):
-    said = cli(f"{BAD} {REGISTER} --register.min_accuracy=0.9")
+    result = cli(f"{BAD} {REGISTER} --register.min_accuracy=0.9")
 
-    assert "min_accuracy 0.9" in said.out
-    assert standing() == {"challenger": "1"}
+    assert "min_accuracy 0.9" in result.out
+    assert read_aliases() == {"challenger": "1"}
 
 
 def test_champion_of_other_images_is_evaluated_on_those_of_the_new_one(cli, bad_champion):
-    said = cli(f"{GOOD} --data.test_size=200 {REGISTER}")
+    result = cli(f"{GOOD} --data.test_size=200 {REGISTER}")
 
-    assert re.search("shapes version 2 is champion: .*better than version 1 ", said.out)
-    assert "on 200 images" in said.out
+    assert re.search("shapes version 2 is champion: .*better than version 1 ", result.out)
+    assert "on 200 images" in result.out
 
 
 def test_versions_are_compared_on_validation_images_where_configured(cli, bad_champion):
-    said = cli(f"{GOOD} {REGISTER} --register.judge_by=val")
+    result = cli(f"{GOOD} {REGISTER} --register.judge_by=val")
 
-    assert "on 200 images" in said.out
-    assert standing()["champion"] == "2"
+    assert "on 200 images" in result.out
+    assert read_aliases()["champion"] == "2"
 
 
 def test_predict_version_reproduces_the_logged_predictions(good_champion):
     run, _ = list_runs(good_champion)
     table = json.loads(mlflow.artifacts.load_text(f"{run.info.artifact_uri}/predictions.json"))
-    place, label, guess = (table["columns"].index(each) for each in ("index", "label", "predicted"))
+    index, label, guess = (table["columns"].index(each) for each in ("index", "label", "predicted"))
     data = SyntheticDataModule(train_size=400, val_size=200, test_size=300)
     data.setup("test")
-    answers = predict_version(good_champion, "shapes", "2", data.test, data.classes)
+    predictions = predict_version(good_champion, "shapes", "2", data.test, data.classes)
 
-    assert answers == {row[place]: (row[label], row[label] == row[guess]) for row in table["data"]}
+    logged = {row[index]: (row[label], row[label] == row[guess]) for row in table["data"]}
+    assert predictions == logged
 
 
 def test_predict_version_with_indices_predicts_those_alone(good_champion):
     data = SyntheticDataModule(train_size=400, val_size=200, test_size=300)
     data.setup("test")
 
-    answers = predict_version(good_champion, "shapes", "2", data.test, data.classes)
+    predictions = predict_version(good_champion, "shapes", "2", data.test, data.classes)
     some = predict_version(good_champion, "shapes", "2", data.test, data.classes, {0, 130, 299})
 
-    assert some == {place: answers[place] for place in (0, 130, 299)}
+    assert some == {index: predictions[index] for index in (0, 130, 299)}
 
 
 def test_predict_version_reads_whole_images_from_files(good_champion, tmp_path):
@@ -129,10 +126,10 @@ def test_predict_version_reads_whole_images_from_files(good_champion, tmp_path):
     whole = ImageTensors(images, labels)
     in_files = ImageFiles(tmp_path, files, labels, size=16)  # which it would hand out to a training
 
-    answers = predict_version(good_champion, "shapes", "2", in_files, synthetic.CLASSES)
+    predictions = predict_version(good_champion, "shapes", "2", in_files, synthetic.CLASSES)
 
-    assert answers == predict_version(good_champion, "shapes", "2", whole, synthetic.CLASSES)
-    assert len(answers) == 12
+    assert predictions == predict_version(good_champion, "shapes", "2", whole, synthetic.CLASSES)
+    assert len(predictions) == 12
 
 
 def test_predict_version_of_float_images_raises(good_champion):
