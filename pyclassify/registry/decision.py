@@ -96,7 +96,7 @@ class Decision:
             "why": self.why or (self.reason if self.outcome == NOT_EVALUATED else ""),
         }
 
-    def as_data(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         """The decision as decision.json has it."""
         data = {**asdict(self), "text": self.text}
         if self.paired:
@@ -203,7 +203,7 @@ def save_decision(client: "MlflowClient", version: Version, decision: Decision) 
     """
     if version.run_id:
         file = f"{_get_folder(version)}/{_FILE}"
-        warn_on_error(file, _save_data, client, version, decision.as_data())
+        warn_on_error(file, _save_data, client, version, decision.to_dict())
 
 
 def write_tags(client: "MlflowClient", version: Version, decision: Decision) -> None:
@@ -250,7 +250,7 @@ def _format_accuracy_difference(test: "PairedTest") -> str:
 
 
 def _parse_decision(data: Mapping[str, Any]) -> Decision:
-    """Parse the content of decision.json, as `Decision.as_data` returns it."""
+    """Parse the content of decision.json, as `Decision.to_dict` returns it."""
     from pyclassify.runs.stats import PairedTest
 
     fields = {key: data[key] for key in Decision.__dataclass_fields__}
