@@ -37,37 +37,37 @@ REQUEUE_EXIT_CODE = os.EX_TEMPFAIL  # 75, of sysexits.h
 
 BROADCAST_TIMEOUT_SECONDS = 600.0  # seconds for the first process to decide
 # By these a start of a job, or of a launcher's processes, differs from the one before.
-_START = (
+_START_VARIABLES = (
     *("SLURM_JOB_ID", "SLURM_STEP_ID", "SLURM_RESTART_COUNT"),
     *("TORCHELASTIC_RUN_ID", "TORCHELASTIC_RESTART_COUNT"),
 )
-MIN_PORT, PORT_COUNT, PORT_STRIDE = (
-    10_000,
-    20_000,
-    997,
-)  # below those that a system gives out by itself
+_MIN_PORT, _PORT_COUNT = 10_000, 20_000  # below the ports that a system assigns by itself
+_PORT_STRIDE = 997  # between the ports of two seeds
 _MAX_WORKERS = 8  # each takes memory
 
 
-def publish(folder: Path, decided: Any) -> None:
-    """Tell the other processes of this start.
+def publish(folder: Path, value: Any) -> None:
+    """Publish a value to the other processes of this start.
 
     Args:
-        folder: A folder that they all see.
-        decided: What JSON can write.
+        folder: A folder that all processes see.
+        value: What JSON can write.
     """
-    path = _file(folder)
+    path = _name_file(folder)
     path.parent.mkdir(parents=True, exist_ok=True)
-    files.write_atomically(path, json.dumps(decided))
+    files.write_atomically(path, json.dumps(value))
 
 
 def wait_for_value(folder: Path) -> Any:
-    """Wait for what the first process of this start decides.
+    """Wait for the value that the first process of this start publishes.
+
+    Args:
+        folder: As for `publish`.
 
     Raises:
-        TimeoutError: It says nothing.
+        TimeoutError: There is none after `BROADCAST_TIMEOUT_SECONDS`.
     """
-    path, end = _file(folder), time.monotonic() + BROADCAST_TIMEOUT_SECONDS
+    path, end = _name_file(folder), time.monotonic() + BROADCAST_TIMEOUT_SECONDS
     while time.monotonic() < end:
         with suppress(OSError):
             return json.loads(path.read_text())
@@ -78,67 +78,67 @@ def wait_for_value(folder: Path) -> Any:
     )
 
 
-def _file(folder: Path) -> Path:
-    return folder / ("-".join(os.environ.get(name, "0") for name in _START) + ".json")
+def _name_file(folder: Path) -> Path:
+    return folder / ("-".join(os.environ.get(name, "0") for name in _START_VARIABLES) + ".json")
 
 
 def is_rank_zero() -> bool:
-    """Whether this process is the first of its job, as launchers say it in the environment."""
+    """Whether this process is the first of its run, by the environment that launchers set."""
     if "RANK" in os.environ:
         return int(os.environ["RANK"]) == 0
-    # In a shell of srun's, what Lightning launches has that shell's SLURM_PROCID.
+    # In a shell started by srun, the processes that Lightning launches have its SLURM_PROCID.
     ranks = ("SLURM_PROCID", "LOCAL_RANK", "NODE_RANK")
     return all(int(os.environ.get(name, 0)) == 0 for name in ranks)
 
 
 def is_single_process() -> bool:
-    """Whether no other process takes part, which could not know what this one decides."""
+    """Whether no other process takes part in the run, by the environment."""
     return int(os.environ.get("WORLD_SIZE") or os.environ.get("SLURM_NTASKS") or 1) == 1
 
 
-def choose_rendezvous(place: int) -> dict[str, str]:
-    """Have each seed's processes meet at a port of their own.
+def choose_rendezvous(index: int) -> dict[str, str]:
+    """Choose the port at which the processes of one seed's training meet.
 
-    The first process may still be busy with one seed's artifacts, and listen, when another is
-    through with it and starts the next: it would join the wrong ones.
+    The first process may still be busy with one seed's artifacts, and listen, when another one
+    starts the next seed: at the same port it would join the wrong processes.
 
     Args:
-        place: How many seeds were trained before; the first keeps the port that there is.
+        index: The number of seeds trained before; the first one keeps the launcher's port.
 
     Returns:
-        Variables of the environment, the same in each process; none where no launcher names a port.
+        Environment variables, the same in each process; none if no launcher names a port.
     """
     environ = os.environ
     port = environ.get("MASTER_PORT")
     if port is None and int(environ.get("SLURM_NTASKS", 1)) > 1 and "SLURM_JOB_ID" in environ:
         port = str(15_000 + int(environ["SLURM_JOB_ID"][-4:]))  # as Lightning's SLURMEnvironment
-    if port is None or place == 0:
+    if port is None or index == 0:
         return {}
-    other = MIN_PORT + (int(port) - MIN_PORT + place * PORT_STRIDE) % PORT_COUNT
-    # At a port of its own torchrun's agent does not listen.
-    return {"MASTER_PORT": str(other), "TORCHELASTIC_USE_AGENT_STORE": "False"}
+    seed_port = _MIN_PORT + (int(port) - _MIN_PORT + index * _PORT_STRIDE) % _PORT_COUNT
+    # torchrun's agent listens at the launcher's port only.
+    return {"MASTER_PORT": str(seed_port), "TORCHELASTIC_USE_AGENT_STORE": "False"}
 
 
 def count_workers(processes: int) -> int:
-    """How many processes are to read images beside a process that trains.
+    """Count the data workers of a process that trains: one processor each, 1 to 8.
 
     Args:
-        processes: How many train on this machine.
-
-    Returns:
-        All of its processors but one, 1 to 8.
+        processes: How many processes train on this machine.
     """
     return min(max(count_cores(processes) - 1, 1), _MAX_WORKERS)
 
 
 def count_cores(processes: int) -> int:
-    """How many processors each of some processes of a run has on this machine.
+    """Count the processors that each process of a run has on this machine.
 
     Those of this process's affinity count (sched_getaffinity(2)), not a container's quota of time.
-    SLURM may have bound each of a job's processes to processors of its own, all to those of the
-    job, or none to any: which, tells SLURM_CPUS_ON_NODE, those of the job (sbatch(1)).
+    SLURM binds each process to its own processors, or all to those of the job, or none: by
+    SLURM_CPUS_ON_NODE, the processors of the job (sbatch(1)), the first can be told from the rest.
+
+    Args:
+        processes: The number of processes of the run on this machine.
     """
-    linux = sys.platform == "linux"
-    mine = len(os.sched_getaffinity(0)) if linux else os.cpu_count() or 1
-    job = int(os.environ.get("SLURM_CPUS_ON_NODE", mine))
-    return mine if mine < job else max(job // processes, 1)
+    is_linux = sys.platform == "linux"
+    own = len(os.sched_getaffinity(0)) if is_linux else os.cpu_count() or 1
+    job = int(os.environ.get("SLURM_CPUS_ON_NODE", own))
+    return own if own < job else max(job // processes, 1)

@@ -172,7 +172,7 @@ def train(folder, module, data, disturbances=(), resume=None, ckpt_path=None, mo
             continue
         ends = pytest.raises(SystemExit if each[1] else RuntimeError)
         # On a slow machine it may take its time: else all of pytest would be ended.
-        with ends as ended, signals.stop_on_signals(lambda name: None, patience=MAX_PATIENCE):
+        with ends as ended, signals.stop_on_signals(lambda name: None, grace_factor=MAX_PATIENCE):
             trainer.fit(last, data(), ckpt_path=ckpt_path)
         words = signal.Signals(each[1]).name if each[1] else "disturbed"
         assert words in str(ended.value.__context__ or ended.value)
