@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Run
 
-ATTEMPTS_TAG = "attempts"  # how often training was started in a run
-END_TIMEOUT_SECONDS = 60.0  # for the server to take what is left when the run ends
+_ATTEMPTS_TAG = "attempts"  # how often training was started in a run
+_END_TIMEOUT_SECONDS = 60.0  # for the server to take what is left when the run ends
 STOP_TIMEOUT_SECONDS = 4.0  # if a signal ends the run: its sender may soon kill this process
 # MLflow's codes for a server that is not there, or not well; other codes are the server's answer.
 _OFFLINE_CODES = ("INTERNAL_ERROR", "TEMPORARILY_UNAVAILABLE", "IO_ERROR")
@@ -62,8 +62,8 @@ class SpooledRun:
         if self.upload_thread:
             self.upload_thread.writer.refresh = self.upload_thread.refresh
             self.upload_thread.start()
-        self.attempts = int(self.get_run().data.tags.get(ATTEMPTS_TAG, "0")) + 1
-        self.client.set_tag(self.run_id, ATTEMPTS_TAG, self.attempts)
+        self.attempts = int(self.get_run().data.tags.get(_ATTEMPTS_TAG, "0")) + 1
+        self.client.set_tag(self.run_id, _ATTEMPTS_TAG, self.attempts)
         self.client.update_run(self.run_id, status="RUNNING")
 
     @property
@@ -118,7 +118,7 @@ class SpooledRun:
         if self.upload_thread is None:
             return True
         is_stopped = status in ("", "KILLED")
-        if self.upload_thread.finish(STOP_TIMEOUT_SECONDS if is_stopped else END_TIMEOUT_SECONDS):
+        if self.upload_thread.finish(STOP_TIMEOUT_SECONDS if is_stopped else _END_TIMEOUT_SECONDS):
             self.upload_thread.remove_copies(is_over=bool(status))
             return True
         self._report_unsent(self.upload_thread)

@@ -128,9 +128,12 @@ class SpoolStore(AbstractStore):
 
     def log_inputs(self, run_id: str, datasets: Any = None, models: Any = None) -> None:
         if models:
-            _refuse("log a model as an input")
+            _raise_unsupported("log a model as an input")
         if datasets:
-            record = {"kind": "inputs", "datasets": [each.to_dictionary() for each in datasets]}
+            record = {
+                "kind": "inputs",
+                "datasets": [dataset.to_dictionary() for dataset in datasets],
+            }
             self._open_writer(run_id).append(record)
 
     def update_run_info(
@@ -160,7 +163,7 @@ class SpoolStore(AbstractStore):
         for path in records.list_segments(writer.folder).values():
             for _, record in records.read_records(path):
                 if isinstance(record, dict) and record["kind"] == "metrics":
-                    points += [Metric(*each) for each in record["points"] if each[0] == metric_key]
+                    points += [Metric(*p) for p in record["points"] if p[0] == metric_key]
         unique = {(point.step, point.timestamp): point for point in points}
         return PagedList([*unique.values()], None)
 
@@ -176,7 +179,7 @@ class SpoolStore(AbstractStore):
                 record = {"kind": "experiment_tag", "name": tag.key, "value": tag.value}
                 open_writer(state.folder).append(record)
                 return
-        _refuse("tag an experiment that it has no run of")
+        _raise_unsupported("tag an experiment that it has no run of")
 
     def get_experiment_by_name(self, experiment_name: str) -> Experiment:
         return _make_experiment(f"name:{experiment_name}", experiment_name)
@@ -185,16 +188,16 @@ class SpoolStore(AbstractStore):
         return f"name:{name}"
 
     def search_experiments(self, *args: Any, **kwargs: Any) -> Any:
-        _refuse("list experiments")
+        _raise_unsupported("list experiments")
 
     def search_runs(self, *args: Any, **kwargs: Any) -> Any:
-        _refuse("search runs")
+        _raise_unsupported("search runs")
 
     def shut_down_async_logging(self) -> None:
         """Do nothing: whatever is logged is in the spool at once."""
 
 
-def _refuse(what: str) -> None:
+def _raise_unsupported(what: str) -> None:
     raise MlflowException(
         f"a spool can't {what}, as it knows what this job logged and no more; ask the server that "
         "`pyclassify sync` delivers to",
@@ -225,11 +228,11 @@ def _make_entity(state: RunState) -> Run:
             run_name=info["run_name"],
         ),
         RunData(
-            [Metric(*each) for each in state.metrics.values()],
-            [Param(*each) for each in state.params.items()],
-            [RunTag(*each) for each in state.tags.items()],
+            [Metric(*point) for point in state.metrics.values()],
+            [Param(*param) for param in state.params.items()],
+            [RunTag(*tag) for tag in state.tags.items()],
         ),
-        RunInputs([make_dataset_input(each) for each in state.inputs], []),
+        RunInputs([make_dataset_input(record) for record in state.inputs], []),
     )
 
 

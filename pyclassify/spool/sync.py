@@ -12,10 +12,10 @@ from pyclassify.spool.server import configure_mlflow, describe_server_error, lim
 from pyclassify.spool.uploader import MakeVersion, Uploader
 from pyclassify.utils.options import CommandParser
 
-MAX_DEPTH = 3  # folders below the one given: WORK_DIR/<run>/spool/<run>
-POLL_SECONDS = 2.0  # between two uploads, with --follow
-MAX_POLL_SECONDS = 60.0  # while a server does not answer
-PROGRESS_SECONDS = 1.0  # between two lines of progress
+_MAX_DEPTH = 3  # folders below the one given: WORK_DIR/<run>/spool/<run>
+_POLL_SECONDS = 2.0  # between two uploads, with --follow
+_MAX_POLL_SECONDS = 60.0  # while a server does not answer
+_PROGRESS_SECONDS = 1.0  # between two lines of progress
 
 
 def main(argv: Sequence[str], make_version: MakeVersion | None = None) -> int:
@@ -42,12 +42,12 @@ def main(argv: Sequence[str], make_version: MakeVersion | None = None) -> int:
     configure_mlflow()
     limit_requests()
     sync = Sync(args.folder.absolute(), make_version)
-    pause = POLL_SECONDS
+    pause = _POLL_SECONDS
     while True:
         pending = sync.upload_all()
         if not args.follow:
             return 1 if pending else 0
-        pause = min(2 * pause, MAX_POLL_SECONDS) if pending else POLL_SECONDS
+        pause = min(2 * pause, _MAX_POLL_SECONDS) if pending else _POLL_SECONDS
         time.sleep(pause)
 
 
@@ -64,7 +64,7 @@ def _parse(argv: Sequence[str]) -> Any:
     return parser.parse_args(argv)
 
 
-def find_spools(folder: Path, max_depth: int = MAX_DEPTH) -> Iterator[Path]:
+def find_spools(folder: Path, max_depth: int = _MAX_DEPTH) -> Iterator[Path]:
     """Find the spools in a folder, except those of ended runs that are known to be uploaded.
 
     A folder that can't be read is among them, so that reading its records raises the reason.
@@ -124,7 +124,7 @@ class Sync:
         uploader = Uploader(spool, client, self.make_version)
 
         def report(count: int) -> None:
-            if time.monotonic() - self._reported_at > PROGRESS_SECONDS:
+            if time.monotonic() - self._reported_at > _PROGRESS_SECONDS:
                 self._report(uploader, count)
 
         if count := uploader.upload(report):

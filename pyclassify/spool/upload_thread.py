@@ -15,7 +15,7 @@ from pyclassify.spool.uploader import BUSY, MakeVersion, PendingError, Uploader
 from pyclassify.spool.writer import open_writer
 
 UPLOAD_SECONDS = 2.0  # between two uploads: how far what a person watches is behind
-MAX_PAUSE_SECONDS = 60.0  # between two attempts at a server that does not answer
+_MAX_PAUSE_SECONDS = 60.0  # between two attempts at a server that does not answer
 REFRESH_TIMEOUT_SECONDS = 5.0  # that a reader waits for the server
 _RETRY_PAUSES_SECONDS = (0.0, 1.0, 3.0)  # at the end: the server may be restarting just now
 
@@ -66,7 +66,7 @@ class UploadThread(threading.Thread):
             requested = self._requested
             self._upload()
             is_well = self.last_error in ("", BUSY)
-            pause = UPLOAD_SECONDS if is_well else min(2 * pause, MAX_PAUSE_SECONDS)
+            pause = UPLOAD_SECONDS if is_well else min(2 * pause, _MAX_PAUSE_SECONDS)
             with self._condition:
                 self._answered = requested
                 self._condition.notify_all()

@@ -69,7 +69,7 @@ class Uploader:
         self._rejected = RejectedRecords(folder)
         server_id = "" if self._spool_info["made_here"] else self.run_id
         self._sender = Sender(client, server_id, self._rejected)
-        self.pending = PendingRecords(self._sender.send_or_reject)
+        self.pending = _PendingRecords(self._sender.send_or_reject)
         self._load_progress()
 
     @property
@@ -227,7 +227,7 @@ class Uploader:
             self.messages.append(self.make_version(self.client, self.server_id, record))
 
 
-class PendingRecords:
+class _PendingRecords:
     """The records of artifacts and versions that are not stored yet.
 
     What can't be stored holds up nothing but the versions that are made of it.

@@ -131,7 +131,7 @@ class RunWriter:
 
     def _is_new(self, point: list[Any]) -> bool:
         name, value, _, step = point
-        if self.state.steps.setdefault(name, StepSet()).add(step):
+        if self.state.steps.setdefault(name, _StepSet()).add(step):
             return True
         # More epochs after the end: the last result counts, and an equal one is the same.
         return step == 0 and name in self._renewable and self._renewable.pop(name) != value
@@ -172,10 +172,10 @@ class RunState:
         self.inputs: list[Any] = spool_info["inputs"]
         self.experiment: dict[str, Any] = spool_info["experiment"]
         self.finished = self.info["status"] == "FINISHED"  # at any time so far
-        self.steps: dict[str, StepSet] = {}
+        self.steps: dict[str, _StepSet] = {}
         for name, steps in spool_info.get("steps", {}).items():
             for step in steps:
-                self.steps.setdefault(name, StepSet()).add(step)
+                self.steps.setdefault(name, _StepSet()).add(step)
         for path in records.list_segments(folder).values():
             for _, record in records.read_records(path):
                 if not isinstance(record, DamagedRecord):
@@ -186,7 +186,7 @@ class RunState:
         match record["kind"]:
             case "metrics":
                 for point in record["points"]:
-                    self.steps.setdefault(point[0], StepSet()).add(point[3])
+                    self.steps.setdefault(point[0], _StepSet()).add(point[3])
                     self.update_latest(point)
             case "params":
                 self.params.update(record["values"])
@@ -213,7 +213,7 @@ class RunState:
             self.metrics[point[0]] = point
 
 
-class StepSet:
+class _StepSet:
     """The steps that a metric has a value for, in eight bytes each."""
 
     def __init__(self) -> None:

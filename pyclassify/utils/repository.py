@@ -138,7 +138,7 @@ def list_project_files(
     names = [name for name in tracked if os.path.lexists(project / name)]
     left_out: dict[str, str] = {}
     for name in _list_untracked_files(project, excluded):
-        if reason := _refuse(project / name):
+        if reason := _find_objection(project / name):
             left_out[name] = reason
         else:
             names.append(name)
@@ -237,7 +237,7 @@ def _list_untracked_files(folder: Path, excluded: Sequence[Path]) -> Iterator[st
         names = _walk(folder)
     for name in names:
         path = Path(os.path.abspath(folder / name))
-        is_excluded = any(path.is_relative_to(os.path.abspath(each)) for each in excluded)
+        is_excluded = any(path.is_relative_to(os.path.abspath(parent)) for parent in excluded)
         if not is_excluded and not any(map(_is_left_by_runs, Path(name).parts)):
             yield name
 
@@ -266,8 +266,8 @@ def _is_environment(folder: Path) -> bool:
     return any((folder / name).exists() for name in ("pyvenv.cfg", "conda-meta"))
 
 
-def _refuse(path: Path) -> str:
-    """Say why a file is not copied into a snapshot; empty for one that is."""
+def _find_objection(path: Path) -> str:
+    """Find the reason why a file is not copied into a snapshot; empty if it is copied."""
     if path.is_symlink() or path.is_dir():
         return ""
     if not path.is_file():

@@ -21,7 +21,7 @@ from pyclassify.utils.launcher import REQUEUE_EXIT_CODE
 # A batch system sends SIGUSR1, if it is asked to, some time before a job's time is up.
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 GRACE_SECONDS = 5.0  # for the main thread to stop, and for other threads to end
-CHILD_SECONDS = 180.0  # for a child to write a checkpoint and to end
+_CHILD_SECONDS = 180.0  # for a child to write a checkpoint and to end
 WORKER_SECONDS = 60.0  # for which a data worker may be needed after a SIGTERM
 _PR_SET_PDEATHSIG = 1
 
@@ -107,7 +107,7 @@ def stop_now(signum: int) -> NoReturn:
     raise KeyboardInterrupt(signal.Signals(signum).name)
 
 
-def get_exit_code(name: str) -> int:
+def _get_exit_code(name: str) -> int:
     """The exit code after a stop: after SIGUSR1 the one that has a job's script requeue the job.
 
     It is meant for ending a process from outside its main thread; the main thread ends with 1 after
@@ -127,7 +127,7 @@ def restore_handlers() -> None:
         raise KeyboardInterrupt(signal.Signals(pending).name)
 
 
-def cancel_deferral() -> None:
+def _cancel_deferral() -> None:
     """Let stop signals act at once again, except one that waits: the process ends anyway."""
     _deferral.is_on, _deferral.pending_signal = False, 0
 
@@ -142,7 +142,7 @@ def wait_for_child(child: subprocess.Popen[bytes]) -> int:
         return child.wait()
     except KeyboardInterrupt as stop:
         child.send_signal(signal.Signals[str(stop)])
-        with pause_heartbeat(CHILD_SECONDS):
+        with pause_heartbeat(_CHILD_SECONDS):
             child.wait()
         raise
 
@@ -175,7 +175,7 @@ def stop_on_signals(on_stop: Callable[[str], None], grace_factor: float = 1.0) -
     try:
         yield
     finally:
-        cancel_deferral()
+        _cancel_deferral()
         signal.set_wakeup_fd(-1)
         has_left.set()
         sender.close()
@@ -204,9 +204,9 @@ def _watch(
             while not has_left.wait(0.05):
                 if time.monotonic() > max(limit, _deferral.silent_until):
                     reporter.join(GRACE_SECONDS)
-                    os._exit(get_exit_code(name))
+                    os._exit(_get_exit_code(name))
             reporter.join(GRACE_SECONDS)
-            threading.Thread(target=_end, args=(get_exit_code(name),), daemon=True).start()
+            threading.Thread(target=_end, args=(_get_exit_code(name),), daemon=True).start()
             return
 
 

@@ -9,7 +9,7 @@ from pyclassify.spool import upload_thread
 
 EVERY = 10  # steps between two files that it logs
 # What fails, and what is well again, is soon found to be so.
-upload_thread.UPLOAD_SECONDS, upload_thread.MAX_PAUSE_SECONDS = 0.5, 1.0
+upload_thread.UPLOAD_SECONDS, upload_thread._MAX_PAUSE_SECONDS = 0.5, 1.0
 
 
 class Noting(Callback):
