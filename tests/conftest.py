@@ -165,7 +165,7 @@ def cluster():
 @pytest.fixture
 def slurm(cluster, empty_store, tmp_path, monkeypatch):
     """The cluster, for submissions from an empty folder with a tracking store of its own."""
-    slurm_jobs.enter(monkeypatch, cluster, empty_store, tmp_path)
+    slurm_jobs.enter_submission_folder(monkeypatch, cluster, empty_store, tmp_path)
     yield cluster
     mlflow.set_tracking_uri(None)
     cluster.run("scancel", "--user=root")  # what still waits or runs would be in others' way

@@ -9,7 +9,13 @@ import pytest
 from pyclassify.cli import main
 from tests.support import processes
 from tests.support.phrases import mentions
-from tests.support.slurm_jobs import newest, read, submit, wait_for_status, write_project
+from tests.support.slurm_jobs import (
+    get_newest_run,
+    get_run,
+    submit_project,
+    wait_for_status,
+    write_project,
+)
 
 ROOT = Path(__file__).parents[2]
 
@@ -108,7 +114,7 @@ def test_check_prints_when_the_job_would_start_and_makes_nothing(slurm, tmp_path
 
 def test_logs_and_status_of_a_run(slurm, tmp_path, capsys):
     project = write_project(tmp_path / "submitted", "print('one\\ntwo')")
-    submitted = submit(project)
+    submitted = submit_project(project)
 
     followed = run_command(capsys, "logs", "-f", submitted.run_id)
     wait_for_status(submitted)
@@ -117,12 +123,14 @@ def test_logs_and_status_of_a_run(slurm, tmp_path, capsys):
     assert "\none\ntwo\n" in followed[1]
     assert code == 0
     assert f"run {submitted.run_id}: FINISHED\njob {submitted.job_id}: COMPLETED, 00:" in out
-    assert f"log: {read(submitted).data.tags['slurm_folder']}/foreign-{submitted.job_id}.out" in out
+    assert (
+        f"log: {get_run(submitted).data.tags['slurm_folder']}/foreign-{submitted.job_id}.out" in out
+    )
 
 
 def test_status_of_a_waiting_job_has_the_reason_and_cancel_ends_it(slurm, tmp_path, capsys):
     project = write_project(tmp_path / "submitted", "")
-    submitted = submit(project, {"sbatch_args": ["--begin=now+1hour"]})
+    submitted = submit_project(project, {"sbatch_args": ["--begin=now+1hour"]})
 
     waits = run_command(capsys, "status", submitted.run_id[:8])
     cancelled = run_command(capsys, "cancel", submitted.run_id)
@@ -170,17 +178,17 @@ def test_status_with_the_server_away_fails_without_the_password(capsys, monkeypa
 def test_logs_of_a_refused_run_fail(slurm, tmp_path, capsys):
     project = write_project(tmp_path / "submitted", "")
     with pytest.raises(mlflow.exceptions.ExecutionException):
-        submit(project, {"partition": "nowhere"})
+        submit_project(project, {"partition": "nowhere"})
 
-    run_id = newest().info.run_id
+    run_id = get_newest_run().info.run_id
     assert mentions(run_command(capsys, "logs", run_id)[2], run_id, "has no job: ")
 
 
 def test_clear_prints_the_folders_that_it_removes(slurm, tmp_path, capsys):
     project = write_project(tmp_path / "submitted", "")
     with pytest.raises(mlflow.exceptions.ExecutionException):
-        submit(project, {"partition": "nowhere"})
-    folder = newest().data.tags["slurm_folder"]
+        submit_project(project, {"partition": "nowhere"})
+    folder = get_newest_run().data.tags["slurm_folder"]
 
     assert run_command(capsys, "clear")[1] == ""  # it ended today
     assert run_command(capsys, "clear", "--days", "0", "-n")[1].startswith(

@@ -15,9 +15,9 @@ from pyclassify.slurm.states import (
 )
 from pyclassify.slurm.status import derive_outcome
 from tests.support import slurm_jobs
-from tests.support.slurm_jobs import say, say_in_turn
+from tests.support.slurm_jobs import make_program, make_program_in_turn
 
-GONE = say(stderr="slurm_load_jobs error: Invalid job id specified\n", code=1)
+GONE = make_program(stderr="slurm_load_jobs error: Invalid job id specified\n", code=1)
 BUSY = ("", "slurm_load_jobs error: Socket timed out on send/recv operation\n", 1)
 DOWN = ("", "slurm_load_jobs error: Unable to contact slurm controller (connect failure)\n", 1)
 
@@ -26,9 +26,9 @@ DOWN = ("", "slurm_load_jobs error: Unable to contact slurm controller (connect 
 def put(monkeypatch, tmp_path):
     """Put a program in the place of one of SLURM's; nothing waits between tries."""
     (tmp_path / "bin").mkdir()
-    slurm_jobs.first_on_path(monkeypatch, tmp_path / "bin")
+    slurm_jobs.prepend_to_path(monkeypatch, tmp_path / "bin")
     monkeypatch.setattr(client, "RETRY_DELAYS_SECONDS", (0.0, 0.0))
-    return lambda name, code: slurm_jobs.put(tmp_path / "bin", name, code)
+    return lambda name, code: slurm_jobs.write_program(tmp_path / "bin", name, code)
 
 
 @pytest.mark.parametrize(
@@ -46,7 +46,7 @@ def put(monkeypatch, tmp_path):
 )
 def test_find_job_forgotten_by_squeue_asks_sacct(put, version, job_id, state, status, reason):
     put("squeue", GONE)
-    put("sacct", slurm_jobs.replay(version))
+    put("sacct", slurm_jobs.make_sacct(version))
 
     job = client.find_job(job_id)
     outcome = derive_outcome(job)
@@ -57,14 +57,14 @@ def test_find_job_forgotten_by_squeue_asks_sacct(put, version, job_id, state, st
 
 def test_find_job_unknown_to_both_raises(put):
     put("squeue", GONE)
-    put("sacct", slurm_jobs.replay("24.05.3"))
+    put("sacct", slurm_jobs.make_sacct("24.05.3"))
     with pytest.raises(JobNotFoundError, match=r"squeue .* job 7\b.*sacct .* job 7\b"):
         client.find_job("7")
 
 
 def test_find_job_absent_from_squeues_output_asks_sacct(put):
-    put("squeue", say("70|RUNNING|None|n1|0:05\n"))  # as with -M, where it is no error
-    put("sacct", slurm_jobs.replay("2.6.5"))
+    put("squeue", make_program("70|RUNNING|None|n1|0:05\n"))  # as with -M, where it is no error
+    put("sacct", slurm_jobs.make_sacct("2.6.5"))
 
     assert client.find_job("4").state == "TIMEOUT"
     with pytest.raises(JobNotFoundError, match=r"squeue has no job 7\b"):
@@ -73,25 +73,27 @@ def test_find_job_absent_from_squeues_output_asks_sacct(put):
 
 def test_find_job_without_accounting_raises(put):
     put("squeue", GONE)
-    put("sacct", say(stderr="SLURM accounting storage is disabled\n", code=1))
+    put("sacct", make_program(stderr="SLURM accounting storage is disabled\n", code=1))
     with pytest.raises(JobNotFoundError, match=r"sacct can't say .* storage is disabled"):
         client.find_job("7")
 
 
 def test_find_job_skips_lines_of_a_sites_wrapper(put):
-    put("squeue", say("Site-specific preamble here.\n7|PENDING|Resources||0:00\n\nMore.\n"))
+    put(
+        "squeue", make_program("Site-specific preamble here.\n7|PENDING|Resources||0:00\n\nMore.\n")
+    )
     assert client.find_job("7") == Job("7", "PENDING", "Resources", "", "0:00")
 
 
 def test_find_job_retries_while_the_controller_is_busy(put, tmp_path):
     answers = [BUSY, BUSY, ("7|RUNNING|None|n1|0:05\n",)]
-    put("squeue", say_in_turn(tmp_path / "turn", *answers))
+    put("squeue", make_program_in_turn(tmp_path / "turn", *answers))
     assert client.find_job("7").state == "RUNNING"
 
 
 def test_find_job_with_the_controller_down_trusts_an_ended_job_alone(put):
-    put("squeue", say(*DOWN))
-    put("sacct", slurm_jobs.replay("2.6.5"))
+    put("squeue", make_program(*DOWN))
+    put("sacct", slurm_jobs.make_sacct("2.6.5"))
 
     assert client.find_job("1").state == "COMPLETED"  # accounting has its end
     with pytest.raises(SlurmUnavailableError, match="Unable to contact slurm controller"):
@@ -104,8 +106,11 @@ LOST = ("Socket timed out on send/recv", "Zero Bytes were transmitted", "Connect
 @pytest.mark.parametrize("message", LOST)
 def test_submit_job_with_lost_output_submits_once(put, tmp_path, message):
     folder = tmp_path / "run"
-    put("sbatch", say_in_turn(tmp_path / "turn", ("", f"sbatch: error: {message}\n", 1), ("8\n",)))
-    rows = say_in_turn(tmp_path / "asked", BUSY, (f"6|/elsewhere\n7|{folder}\n",))
+    put(
+        "sbatch",
+        make_program_in_turn(tmp_path / "turn", ("", f"sbatch: error: {message}\n", 1), ("8\n",)),
+    )
+    rows = make_program_in_turn(tmp_path / "asked", BUSY, (f"6|/elsewhere\n7|{folder}\n",))
     put("squeue", f"import sys\nassert 'all' in sys.argv  # it may have ended by now\n{rows}")
 
     assert client.submit_job(folder / "job.sh", {}, []) == "7"
@@ -113,20 +118,20 @@ def test_submit_job_with_lost_output_submits_once(put, tmp_path, message):
 
 
 def test_submit_job_with_lost_output_of_the_last_try_finds_the_job(put, tmp_path):
-    put("sbatch", say_in_turn(tmp_path / "turn", DOWN, DOWN, BUSY))
-    put("squeue", say(f"7|{tmp_path}\n"))
+    put("sbatch", make_program_in_turn(tmp_path / "turn", DOWN, DOWN, BUSY))
+    put("squeue", make_program(f"7|{tmp_path}\n"))
     assert client.submit_job(tmp_path / "job.sh", {}, []) == "7"
 
 
 def test_submit_job_not_received_is_submitted_again(put, tmp_path):
-    put("sbatch", say_in_turn(tmp_path / "turn", DOWN, ("8\n",)))
-    put("squeue", say(f"7|{tmp_path}\n"))
+    put("sbatch", make_program_in_turn(tmp_path / "turn", DOWN, ("8\n",)))
+    put("squeue", make_program(f"7|{tmp_path}\n"))
     assert client.submit_job(tmp_path / "job.sh", {}, []) == "8"
 
 
 def test_submit_job_with_all_outputs_lost_raises(put, tmp_path):
-    put("sbatch", say_in_turn(tmp_path / "turn", BUSY))
-    put("squeue", say(f"6|{tmp_path}/other\n"))
+    put("sbatch", make_program_in_turn(tmp_path / "turn", BUSY))
+    put("squeue", make_program(f"6|{tmp_path}/other\n"))
 
     with pytest.raises(SlurmUnavailableError, match="Socket timed out"):
         client.submit_job(tmp_path / "job.sh", {}, [])
@@ -136,7 +141,7 @@ def test_submit_job_with_all_outputs_lost_raises(put, tmp_path):
 def test_submit_job_that_times_out_finds_the_job(put, tmp_path, monkeypatch):
     monkeypatch.setattr(client, "TIMEOUT_SECONDS", 1.0)
     put("sbatch", f"open({str(tmp_path / 'turn')!r}, 'a').write('1')\nimport time; time.sleep(600)")
-    put("squeue", say(f"7|{tmp_path}\n"))
+    put("squeue", make_program(f"7|{tmp_path}\n"))
 
     assert client.submit_job(tmp_path / "job.sh", {}, []) == "7"
     assert (tmp_path / "turn").read_text() == "1"
@@ -149,32 +154,34 @@ def test_run_command_that_times_out_raises(monkeypatch):
 
 
 def test_submit_job_finds_the_id_among_other_lines(put, tmp_path):
-    put("sbatch", say("Welcome to 2 clusters\n8;west\nGood bye\n"))
+    put("sbatch", make_program("Welcome to 2 clusters\n8;west\nGood bye\n"))
     assert client.submit_job(tmp_path / "job.sh", {}, []) == "8;west"
 
-    put("sbatch", say("Submitted batch job 8\n"))
+    put("sbatch", make_program("Submitted batch job 8\n"))
     with pytest.raises(SlurmError, match=r"sbatch .*'Submitted batch job 8'"):
         client.submit_job(tmp_path / "job.sh", {}, [])
 
 
 def test_submit_job_refused_raises_sbatchs_message(put):
     lines = ["invalid partition specified: x", "Batch job submission failed: Invalid partition"]
-    put("sbatch", say(stderr="".join(f"sbatch: error: {line}\n" for line in lines), code=1))
+    put(
+        "sbatch", make_program(stderr="".join(f"sbatch: error: {line}\n" for line in lines), code=1)
+    )
     with pytest.raises(SlurmError, match=r"^invalid partition specified: x; Batch job submission"):
         client.submit_job("job.sh", {}, [])
 
 
 def test_cancel_job_ended_passes_and_refused_raises(put):
     ended = "scancel: error: Kill job error on job id 7: Invalid job id specified\n"
-    put("scancel", say(stderr=ended, code=1))
+    put("scancel", make_program(stderr=ended, code=1))
     client.cancel_job("7")
 
     denied = "scancel: error: Kill job error on job id 7: Access/permission denied\n"
-    put("scancel", say(stderr=denied))
+    put("scancel", make_program(stderr=denied))
     with pytest.raises(SlurmError, match="Access/permission denied"):
         client.cancel_job("7")
 
-    put("scancel", say(stderr="scancel: error: Invalid user name: x\n", code=1))
+    put("scancel", make_program(stderr="scancel: error: Invalid user name: x\n", code=1))
     with pytest.raises(SlurmError, match=r"^Invalid user name: x$"):
         client.cancel_job("7")
 
@@ -200,8 +207,8 @@ def test_find_job_without_slurm_raises(monkeypatch, tmp_path):
 
 
 def test_run_with_retries_waits_longer_before_each_retry(monkeypatch, tmp_path):
-    slurm_jobs.first_on_path(monkeypatch, tmp_path)
-    slurm_jobs.put(tmp_path, "squeue", say(*DOWN))
+    slurm_jobs.prepend_to_path(monkeypatch, tmp_path)
+    slurm_jobs.write_program(tmp_path, "squeue", make_program(*DOWN))
     slept = []
     monkeypatch.setattr(client, "time", SimpleNamespace(sleep=slept.append))
 
@@ -226,6 +233,6 @@ def test_states_have_a_status_and_a_reason_where_they_end():
 
 
 def test_find_job_in_an_unknown_state_raises(put):
-    put("squeue", say("7|MOLTEN|None|n1|0:05\n"))
+    put("squeue", make_program("7|MOLTEN|None|n1|0:05\n"))
     with pytest.raises(SlurmError, match=r"job 7\b.*'MOLTEN'"):
         client.find_job("7")

@@ -12,7 +12,12 @@ from pyclassify.cli.main import main
 from pyclassify.slurm import client
 from tests.support import slurm_jobs
 from tests.support.phrases import mentions
-from tests.support.slurm_jobs import artifacts, note, say, say_in_turn
+from tests.support.slurm_jobs import (
+    get_description,
+    list_artifacts,
+    make_program,
+    make_program_in_turn,
+)
 from tests.support.stores import experiment_id
 
 
@@ -21,7 +26,7 @@ def store(store, tmp_path, monkeypatch):
     """An `MlflowClient`; nothing waits between tries at SLURM."""
     monkeypatch.setattr(client, "RETRY_DELAYS_SECONDS", (0.0,))
     (tmp_path / "bin").mkdir()
-    slurm_jobs.first_on_path(monkeypatch, tmp_path / "bin")
+    slurm_jobs.prepend_to_path(monkeypatch, tmp_path / "bin")
     return store
 
 
@@ -31,9 +36,11 @@ def answer(tmp_path):
 
     def put(*rows):
         text = "".join(f"{row}\n" for row in rows)
-        slurm_jobs.put(tmp_path / "bin", "sacct", say_in_turn(tmp_path / "asked", (text,)))
-        gone = say(stderr="slurm_load_jobs error: Invalid job id specified\n", code=1)
-        slurm_jobs.put(tmp_path / "bin", "squeue", gone)
+        slurm_jobs.write_program(
+            tmp_path / "bin", "sacct", make_program_in_turn(tmp_path / "asked", (text,))
+        )
+        gone = make_program(stderr="slurm_load_jobs error: Invalid job id specified\n", code=1)
+        slurm_jobs.write_program(tmp_path / "bin", "squeue", gone)
         return lambda: int((tmp_path / "asked").read_text())
 
     return put
@@ -194,8 +201,8 @@ def test_run_of_a_job_that_has_not_ended_waits_or_runs_with_it(
     run_id = make(store, tmp_path, 7, before)
     answer(*([row(7, state)] if known_by == "sacct" else []))
     if known_by == "squeue":
-        queued = say(f"7|{state}|None|n1|0:05\n8|RUNNING|None|n2|0:05\n")
-        slurm_jobs.put(tmp_path / "bin", "squeue", queued)
+        queued = make_program(f"7|{state}|None|n1|0:05\n8|RUNNING|None|n2|0:05\n")
+        slurm_jobs.write_program(tmp_path / "bin", "squeue", queued)
 
     main(["slurm", "reconcile", "--dry-run"])
     would, now = capsys.readouterr().out, store.get_run(run_id).info.status
@@ -227,8 +234,8 @@ def test_job_of_a_run_whose_submission_was_killed_is_found_by_its_folder(store, 
     run_id = make(store, tmp_path / "run", 7, "SCHEDULED")
     store.delete_tag(run_id, "slurm_job_id")
     answer(row(6, "COMPLETED"), row(7, "TIMEOUT"))
-    queued = say(f"6|{tmp_path}/other\n7|{tmp_path}/run\n")
-    slurm_jobs.put(tmp_path / "bin", "squeue", queued)
+    queued = make_program(f"6|{tmp_path}/other\n7|{tmp_path}/run\n")
+    slurm_jobs.write_program(tmp_path / "bin", "squeue", queued)
 
     main(["slurm", "reconcile"])
 
@@ -251,7 +258,7 @@ def resumed(store, answer, tmp_path):
         folders = "".join(f"{each.partition('|')[0]}|{folder}\n" for each in queued)
         states = "".join(f"{each}\n" for each in queued)
         rows = f"print({folders!r} if '%Z' in sys.argv[-1] else {states!r}, end='')"
-        slurm_jobs.put(tmp_path / "bin", "squeue", f"import sys\n{rows}")
+        slurm_jobs.write_program(tmp_path / "bin", "squeue", f"import sys\n{rows}")
         return run_id
 
     return make_resumed
@@ -271,7 +278,7 @@ def test_job_of_a_killed_resume_is_found_by_its_folder(
     assert main(["slurm", "reconcile"]) == 0
 
     run = store.get_run(run_id)
-    assert (run.info.status, note(run)) == (status, "")
+    assert (run.info.status, get_description(run)) == (status, "")
     assert not run.data.tags.get("slurm_state")  # so that it is asked for again
 
 
@@ -289,7 +296,7 @@ def test_resume_without_a_job_is_lost_after_a_while_and_not_the_job_before(
     run = store.get_run(run_id)
     assert (run.info.status, run.data.tags.get("slurm_state", "")) == (status, state)
     lost = "SLURM job: SLURM has forgotten the job, and nobody saw how it ended."
-    assert note(run) == (lost if state else "")
+    assert get_description(run) == (lost if state else "")
 
 
 def test_job_found_by_its_folder_is_named_with_its_logs(store, answer, resumed, tmp_path):
@@ -297,14 +304,14 @@ def test_job_found_by_its_folder_is_named_with_its_logs(store, answer, resumed, 
     (tmp_path / "run" / "8.err").write_text("the last line\n")
     answer(row(8, "NODE_FAIL"))
     folder = tmp_path / "run"
-    slurm_jobs.put(tmp_path / "bin", "squeue", say(f"6|{folder}\n8|{folder}\n"))
+    slurm_jobs.write_program(tmp_path / "bin", "squeue", make_program(f"6|{folder}\n8|{folder}\n"))
 
     main(["slurm", "reconcile"])
 
     run = store.get_run(run_id)
-    assert note(run).startswith("SLURM job 8: a node of the job failed")
-    assert mentions(note(run), "the last line")
-    assert artifacts(run) == {"slurm/8.err"}
+    assert get_description(run).startswith("SLURM job 8: a node of the job failed")
+    assert mentions(get_description(run), "the last line")
+    assert list_artifacts(run) == {"slurm/8.err"}
 
 
 def test_run_that_is_resumed_while_slurm_is_asked_stays(store, answer, tmp_path, monkeypatch):
@@ -323,21 +330,23 @@ def test_run_that_is_resumed_while_slurm_is_asked_stays(store, answer, tmp_path,
     assert main(["slurm", "reconcile"]) == 0
 
     run = store.get_run(run_id)
-    assert (run.info.status, note(run)) == ("SCHEDULED", "")
+    assert (run.info.status, get_description(run)) == ("SCHEDULED", "")
     assert not run.data.tags.get("slurm_state")
 
 
 def test_metrics_of_an_ended_job_wait_until_accounting_has_it(store, answer, tmp_path):
     run_id = make(store, tmp_path, 7)
     answer()
-    slurm_jobs.put(tmp_path / "bin", "squeue", say("7|TIMEOUT|TimeLimit|n1|1:00\n"))
+    slurm_jobs.write_program(
+        tmp_path / "bin", "squeue", make_program("7|TIMEOUT|TimeLimit|n1|1:00\n")
+    )
 
     main(["slurm", "reconcile"])
     main(["slurm", "reconcile"])
 
     run = store.get_run(run_id)
     assert (run.info.status, run.data.metrics) == ("FAILED", {})
-    assert note(run).count("time limit") == 1
+    assert get_description(run).count("time limit") == 1
     assert not run.data.tags.get("slurm_state")  # so that it is asked for again
     (tmp_path / "asked").unlink()
     answer(row(7, "TIMEOUT", gpus=1))
@@ -394,8 +403,8 @@ def fill(database, run_id, count):
 def test_nothing_changes_where_slurm_refuses(store, answer, tmp_path, capsys, program):
     run_id = make(store, tmp_path, 7)
     answer()
-    denied = say(stderr=f"{program}: error: Access denied\n", code=1)
-    slurm_jobs.put(tmp_path / "bin", program, denied)
+    denied = make_program(stderr=f"{program}: error: Access denied\n", code=1)
+    slurm_jobs.write_program(tmp_path / "bin", program, denied)
 
     assert main(["slurm", "reconcile"]) == 1
 
@@ -406,7 +415,7 @@ def test_nothing_changes_where_slurm_refuses(store, answer, tmp_path, capsys, pr
 def test_nothing_changes_where_slurm_does_not_answer(store, tmp_path, capsys):
     run_id = make(store, tmp_path, 7)
     down = "sacct: error: slurm_persist_conn_open: Unable to connect to SlurmDBD\n"
-    slurm_jobs.put(tmp_path / "bin", "sacct", say(stderr=down, code=1))
+    slurm_jobs.write_program(tmp_path / "bin", "sacct", make_program(stderr=down, code=1))
 
     assert main(["slurm", "reconcile"]) == 1
 

@@ -16,7 +16,7 @@ from pyclassify.slurm.status import (
 from pyclassify.spool import records
 from pyclassify.spool.uploader import Uploader
 from tests.support.phrases import mentions
-from tests.support.slurm_jobs import artifacts, note
+from tests.support.slurm_jobs import get_description, list_artifacts
 from tests.support.stores import experiment_id
 
 FELL, MADE_ROOM, LATE = (STATES[name].reason for name in ("NODE_FAIL", "PREEMPTED", "DEADLINE"))
@@ -53,16 +53,18 @@ def test_start_after_a_requeue_removes_the_first_reason(client, run_id, tmp_path
     (tmp_path / "err").write_text("one\n\n```\n\ntwo\n")
     client.set_tag(run_id, "mlflow.note.content", "Mine.")
     apply_outcome(client, run_id, Outcome("KILLED", "first"), "7", [tmp_path / "err"])
-    client.set_tag(run_id, "mlflow.note.content", note(client.get_run(run_id)) + "\n\nMine too.")
+    client.set_tag(
+        run_id, "mlflow.note.content", get_description(client.get_run(run_id)) + "\n\nMine too."
+    )
     (tmp_path / "err").unlink()
     monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
 
     assert reporter.report_start(run_id, "7", tmp_path) == 0
-    assert note(client.get_run(run_id)) == "Mine.\n\nMine too."
+    assert get_description(client.get_run(run_id)) == "Mine.\n\nMine too."
     apply_outcome(client, run_id, Outcome("FAILED", "second"), "7", [])
 
     # the form of this message
-    assert note(client.get_run(run_id)) == "Mine.\n\nMine too.\n\nSLURM job 7: second."
+    assert get_description(client.get_run(run_id)) == "Mine.\n\nMine too.\n\nSLURM job 7: second."
 
 
 def test_start_after_a_requeue_forgets_the_guess(client, run_id, tmp_path, monkeypatch):
@@ -119,8 +121,8 @@ def test_end_after_a_stop_requeues_while_steps_are_gained_and_starts_left(
     if facts:
         facts = [fact.format(run_id=run_id) for fact in facts]
         facts = ["SLURM job 7: ", f"`pyclassify slurm resume {run_id}", *facts]
-    assert mentions(note(run), *facts)
-    assert bool(note(run)) == bool(facts)
+    assert mentions(get_description(run), *facts)
+    assert bool(get_description(run)) == bool(facts)
 
 
 def test_end_without_a_file_of_starts_requeues(client, run_id, job):
@@ -142,8 +144,8 @@ def test_end_without_requeue_sets_a_final_status(code, status, facts, client, ru
 
     run = client.get_run(run_id)
     assert run.info.status == status
-    assert mentions(note(run), *(fact.format(run_id=run_id) for fact in facts))
-    assert artifacts(run) == {"slurm/a-7.out", "slurm/a-7.err"}
+    assert mentions(get_description(run), *(fact.format(run_id=run_id) for fact in facts))
+    assert list_artifacts(run) == {"slurm/a-7.out", "slurm/a-7.err"}
     assert mentions(capsys.readouterr().out, run_id, status)
 
 
@@ -154,8 +156,10 @@ def test_refused_requeue_fails_the_run(client, run_id, job):
 
     run = client.get_run(run_id)
     assert run.info.status == "FAILED"
-    assert mentions(note(run), "(Job is disabled)", f"`pyclassify slurm resume {run_id}`")
-    assert artifacts(run) == {"slurm/a-7.out", "slurm/a-7.err"}
+    assert mentions(
+        get_description(run), "(Job is disabled)", f"`pyclassify slurm resume {run_id}`"
+    )
+    assert list_artifacts(run) == {"slurm/a-7.out", "slurm/a-7.err"}
 
 
 def test_start_tags_the_job_and_its_nodes(client, run_id, job, monkeypatch):
@@ -217,7 +221,7 @@ def test_end_with_the_server_away_is_spooled_and_uploaded(
     Uploader(tmp_path / "spool" / run_id, client).upload()
     run = client.get_run(run_id)
     assert run.info.status == "FAILED"
-    assert mentions(note(run), "SLURM job 7: ", "exit code 3")
+    assert mentions(get_description(run), "SLURM job 7: ", "exit code 3")
     logs = {each.path for each in client.list_artifacts(run_id, "slurm")}
     assert logs == {"slurm/a-7.out", "slurm/a-7.err"}
 

@@ -27,10 +27,10 @@ if sys.argv[sys.argv.index("-j") + 1].endswith(".0"):
 counter.write_text(str(turn + 1))
 print(*states, sep="\\n")
 """
-    slurm_jobs.put(folder, "squeue", slurm_jobs.say(queued))
-    slurm_jobs.put(folder, "sacct", code)
-    slurm_jobs.put(folder, "sleep", "")
-    slurm_jobs.first_on_path(monkeypatch, folder)
+    slurm_jobs.write_program(folder, "squeue", slurm_jobs.make_program(queued))
+    slurm_jobs.write_program(folder, "sacct", code)
+    slurm_jobs.write_program(folder, "sleep", "")
+    slurm_jobs.prepend_to_path(monkeypatch, folder)
     functions = slurm_jobs.render({}, {}).partition("\nfail() {")[2].partition("# Whatever")[0]
     text = f"SLURM_JOB_ID=7\nfail() {{{functions}\n{script}slurm_says"
     return subprocess.check_output(["bash", "-c", text], text=True).split()

@@ -10,7 +10,7 @@ from pyclassify.slurm.status import (
     derive_outcome,
     derive_script_outcome,
 )
-from tests.support.slurm_jobs import note
+from tests.support.slurm_jobs import get_description
 from tests.support.stores import experiment_id
 
 LIMIT, MEMORY, FELL, MADE_ROOM, LATE = (
@@ -131,7 +131,7 @@ def test_apply_outcome_overrules_a_scripts_guess(report, state, status, reason, 
         assert apply_outcome(store, run_id, outcome, "7", []) == status
 
     run = store.get_run(run_id)
-    assert (run.info.status, note(run)) == (status, f"SLURM job 7: {reason}.")
+    assert (run.info.status, get_description(run)) == (status, f"SLURM job 7: {reason}.")
 
 
 def test_apply_outcome_leaves_a_certain_outcome(store, run_id):
@@ -147,4 +147,4 @@ def test_apply_outcome_finished_removes_an_earlier_reason(store, run_id):
 
     apply_outcome(store, run_id, Outcome("FINISHED"), "7", [])
 
-    assert note(store.get_run(run_id)) == ""
+    assert get_description(store.get_run(run_id)) == ""

@@ -13,12 +13,12 @@ from pyclassify.slurm.submit import make_log_folders
 from tests.support import restarting_project, slurm_jobs
 from tests.support.phrases import mentions
 from tests.support.slurm_jobs import (
-    log,
-    note,
-    read,
-    say,
-    say_in_turn,
-    submit,
+    get_description,
+    get_run,
+    make_program,
+    make_program_in_turn,
+    read_log,
+    submit_project,
     wait_for_status,
     write_project,
 )
@@ -37,7 +37,7 @@ def begin(tmp_path, **config):
     """Submit the project that goes on where it stopped, and wait until it has begun."""
     project = restarting_project.write(tmp_path / "project")
     given = {"gate": tmp_path / "gate", "gain": 1}
-    submitted = submit(project, {"mem": "1000M", **config}, parameters=given)
+    submitted = submit_project(project, {"mem": "1000M", **config}, parameters=given)
     wait_until((tmp_path / "gate.0").exists, "the job has begun")
     return submitted
 
@@ -45,26 +45,26 @@ def begin(tmp_path, **config):
 def test_resume_after_a_killed_script_continues_the_same_run(slurm, tmp_path, capsys):
     submitted = begin(tmp_path)
     run_id, first = submitted.run_id, submitted.job_id
-    Path(read(run_id).data.tags["slurm_folder"], "progress").write_text("7")
+    Path(get_run(run_id).data.tags["slurm_folder"], "progress").write_text("7")
     code, _, error = resume(capsys, run_id)
     assert code == 1
     assert mentions(error, run_id, f"{first} is RUNNING")
 
     slurm.run("scancel", "--signal=KILL", "--batch", first)
     slurm.wait_for(first, "FAILED")
-    assert read(run_id).info.status == "RUNNING"  # nobody could say so
+    assert get_run(run_id).info.status == "RUNNING"  # nobody could say so
     (tmp_path / "gate").touch()
     code, out, _ = resume(capsys, run_id, "--time", "5")
-    second = read(run_id).data.tags["slurm_job_id"]
+    second = get_run(run_id).data.tags["slurm_job_id"]
     assert slurm.run("squeue", "-h", "-t", "all", "-j", second, "-o", "%l") == "5:00"
 
     run = wait_for_status(run_id)
     assert code == 0
     assert mentions(out, f"run {run_id} ", f"SLURM job {second}\n")
-    assert (run.info.status, note(run)) == ("FINISHED", "")
+    assert (run.info.status, get_description(run)) == ("FINISHED", "")
     assert run.data.tags["slurm_job_ids"] == f"{first},{second}"
     assert run.data.tags["slurm_restarts"] == "0"
-    assert "begins at 7" in log(submitted)
+    assert "begins at 7" in read_log(submitted)
     assert len(mlflow.search_runs(output_format="list")) == 1
     assert slurm.wait_for(second, "COMPLETED", "FAILED") == "COMPLETED"
     assert mentions(resume(capsys, run_id)[2], "is FINISHED", "`mlflow run")
@@ -72,15 +72,15 @@ def test_resume_after_a_killed_script_continues_the_same_run(slurm, tmp_path, ca
 
 def test_second_job_of_a_run_starts_nothing_beside_the_first(slurm, tmp_path):
     submitted = begin(tmp_path)
-    folder = Path(read(submitted).data.tags["slurm_folder"])
+    folder = Path(get_run(submitted).data.tags["slurm_folder"])
 
     second = slurm.run("sbatch", "--parsable", "--error=second", str(folder / "job.sh"))
 
     assert slurm.wait_for(second, "FAILED", "COMPLETED") == "FAILED"
     stderr = (folder / "second").read_text()
     assert mentions(stderr, submitted.run_id, f"job {submitted.job_id}'s", "is RUNNING", "nothing")
-    assert read(submitted).info.status == "RUNNING"
-    assert read(submitted).data.tags["slurm_job_ids"] == submitted.job_id
+    assert get_run(submitted).info.status == "RUNNING"
+    assert get_run(submitted).data.tags["slurm_job_ids"] == submitted.job_id
     (tmp_path / "gate").touch()
     assert wait_for_status(submitted).info.status == "FINISHED"
 
@@ -90,10 +90,14 @@ def killed(store, tmp_path, monkeypatch):
     """Make a KILLED run of job 4, which has ended; SLURM refuses every other."""
     monkeypatch.setattr(client, "RETRY_DELAYS_SECONDS", ())
     (tmp_path / "bin").mkdir()
-    slurm_jobs.first_on_path(monkeypatch, tmp_path / "bin")
-    slurm_jobs.put(tmp_path / "bin", "squeue", say("4|TIMEOUT|TimeLimit|n1|1:00\n"))
-    slurm_jobs.put(tmp_path / "bin", "sacct", say())
-    slurm_jobs.put(tmp_path / "bin", "sbatch", say(stderr="sbatch: error: no more\n", code=1))
+    slurm_jobs.prepend_to_path(monkeypatch, tmp_path / "bin")
+    slurm_jobs.write_program(
+        tmp_path / "bin", "squeue", make_program("4|TIMEOUT|TimeLimit|n1|1:00\n")
+    )
+    slurm_jobs.write_program(tmp_path / "bin", "sacct", make_program())
+    slurm_jobs.write_program(
+        tmp_path / "bin", "sbatch", make_program(stderr="sbatch: error: no more\n", code=1)
+    )
     tags = {"slurm_folder": str(tmp_path / "run"), "slurm_job_id": "4", "slurm_submit_host": "here"}
 
     def make(**more):
@@ -112,7 +116,7 @@ def test_resume_refused_by_slurm_restores_the_run(killed, tmp_path, capsys):
 
     assert resume(capsys, run_id)[::2] == (1, "pyclassify: error: no more\n")
 
-    run = read(run_id)
+    run = get_run(run_id)
     assert (run.info.status, run.info.end_time) == ("KILLED", 7)
     assert run.data.tags["slurm_job_id"] == "4"
 
@@ -131,10 +135,10 @@ def refuse_nothing(tmp_path):
     (tmp_path / "run" / "job.sh").touch()
     (tmp_path / "run" / "backend_config.json").write_text("{}")
     code = f"import sys\nopen({str(tmp_path / 'given')!r}, 'w').write(' '.join(sys.argv[1:]))"
-    slurm_jobs.put(tmp_path / "bin", "sbatch", f"{code}\nprint(8)")
+    slurm_jobs.write_program(tmp_path / "bin", "sbatch", f"{code}\nprint(8)")
 
 
-GONE = say(stderr="slurm_load_jobs error: Invalid job id specified\n", code=1)
+GONE = make_program(stderr="slurm_load_jobs error: Invalid job id specified\n", code=1)
 ENDS = (("4|COMPLETING|TimeLimit|n1|1:00\n",), ("4|TIMEOUT|TimeLimit|n1|1:00\n",))
 
 
@@ -145,19 +149,19 @@ def test_resume_after_the_jobs_end_submits_again(killed, store, queue, tmp_path,
     run_id = killed(slurm_job_id="" if queue == "never taken" else "4")
     store.set_tag(run_id, "mlflow.note.content", "Mine.\n\nSLURM job 4: it ended.")
     if queue != "never taken":
-        code = GONE if queue == "forgotten" else say_in_turn(tmp_path / "asked", *ENDS)
-        slurm_jobs.put(tmp_path / "bin", "squeue", code)
+        code = GONE if queue == "forgotten" else make_program_in_turn(tmp_path / "asked", *ENDS)
+        slurm_jobs.write_program(tmp_path / "bin", "squeue", code)
 
     code, out, _ = resume(capsys, run_id, "--time", "1:30:00")
 
     assert code == 0
     assert mentions(out, run_id, "SLURM job 8\n")
     assert (tmp_path / "given").read_text() == f"--parsable --time=1:30:00 {tmp_path}/run/job.sh"
-    run = read(run_id)
+    run = get_run(run_id)
     assert (run.info.status, run.data.tags["slurm_job_id"]) == ("SCHEDULED", "8")
     assert time.time() - (tmp_path / "run" / "job.sh").stat().st_mtime < 60  # `reconcile` reads it
     if queue != "never taken":
-        assert note(run) == "Mine."
+        assert get_description(run) == "Mine."
 
 
 def test_resume_with_an_invalid_time_changes_nothing(killed, tmp_path, capsys):
@@ -169,7 +173,10 @@ def test_resume_with_an_invalid_time_changes_nothing(killed, tmp_path, capsys):
     assert code == 1
     assert mentions(error, "--time", "'soon'", "minutes")
     assert not (tmp_path / "given").exists()
-    assert (read(run_id).info.status, read(run_id).data.tags["slurm_job_id"]) == ("KILLED", "4")
+    assert (get_run(run_id).info.status, get_run(run_id).data.tags["slurm_job_id"]) == (
+        "KILLED",
+        "4",
+    )
 
 
 def test_resume_of_a_run_without_a_job_names_the_other_command(store, killed, capsys):

@@ -10,10 +10,10 @@ from pyclassify.slurm.states import STATES
 from pyclassify.slurm.submitted_run import SlurmRun, make_job_logs
 from tests.support import slurm_jobs
 from tests.support.phrases import mentions
-from tests.support.slurm_jobs import note, say, say_in_turn
+from tests.support.slurm_jobs import get_description, make_program, make_program_in_turn
 from tests.support.stores import experiment_id
 
-GONE = say(stderr="slurm_load_jobs error: Invalid job id specified\n", code=1)
+GONE = make_program(stderr="slurm_load_jobs error: Invalid job id specified\n", code=1)
 DOWN = ("", "slurm_load_jobs error: Unable to contact slurm controller (connect failure)\n", 1)
 LIMIT = STATES["TIMEOUT"].reason
 PENDING, RUNNING = ("4|PENDING|BeginTime||0:00\n",), ("4|RUNNING|None|n1|0:01\n",)
@@ -24,12 +24,12 @@ def put(monkeypatch, tmp_path):
     """Put a program in the place of one of SLURM's; squeue has no job, and sacct's 4 timed out."""
     monkeypatch.setattr(programs, "RETRY_DELAYS_SECONDS", ())
     monkeypatch.setattr("pyclassify.slurm.cli._LOG_POLL_SECONDS", 0.0)
-    slurm_jobs.first_on_path(monkeypatch, tmp_path)
-    slurm_jobs.put(tmp_path, "squeue", GONE)
-    slurm_jobs.put(tmp_path, "scancel", GONE)
-    slurm_jobs.put(tmp_path, "sacct", slurm_jobs.replay("2.6.5"))
-    return lambda name, *answers: slurm_jobs.put(
-        tmp_path, name, say_in_turn(tmp_path / f"{name}.turn", *answers)
+    slurm_jobs.prepend_to_path(monkeypatch, tmp_path)
+    slurm_jobs.write_program(tmp_path, "squeue", GONE)
+    slurm_jobs.write_program(tmp_path, "scancel", GONE)
+    slurm_jobs.write_program(tmp_path, "sacct", slurm_jobs.make_sacct("2.6.5"))
+    return lambda name, *answers: slurm_jobs.write_program(
+        tmp_path, name, make_program_in_turn(tmp_path / f"{name}.turn", *answers)
     )
 
 
@@ -65,7 +65,7 @@ def test_cancel_of_an_ended_job_prints_its_state(running, client, capsys):
     assert run_command(capsys, "cancel", run_id)[1] == (
         f"run {run_id}: FAILED\njob 4: had ended: TIMEOUT\n"
     )
-    assert "time limit" in note(client.get_run(run_id))
+    assert "time limit" in get_description(client.get_run(run_id))
 
 
 def test_cancel_of_a_forgotten_job_closes_the_run(running, client, capsys):
@@ -75,7 +75,7 @@ def test_cancel_of_a_forgotten_job_closes_the_run(running, client, capsys):
         f"run {run_id}: KILLED\njob 99: SLURM has forgotten it\n"
     )
     by = f"KILLED by {getpass.getuser()}"
-    assert mentions(note(client.get_run(run_id)), "SLURM job 99: ", "forgotten", by)
+    assert mentions(get_description(client.get_run(run_id)), "SLURM job 99: ", "forgotten", by)
 
 
 def test_cancel_with_squeue_unavailable_cancels(running, client, put, capsys):
@@ -168,7 +168,7 @@ def test_cancel_leaves_a_run_that_has_ended_as_it_is(running, client, put, capsy
         0,
         f"run {run_id}: FINISHED\njob 4: cancelled\n",
     )
-    assert note(client.get_run(run_id)) == ""
+    assert get_description(client.get_run(run_id)) == ""
 
 
 def test_status_of_an_ended_run_passes_with_a_forgotten_job(running, client, capsys):
@@ -188,7 +188,7 @@ def test_job_of_a_run_whose_submission_was_killed_is_found_by_its_folder(
     client.delete_tag(run_id, "slurm_job_id")
     client.update_run(run_id, status="SCHEDULED")
     rows = f"print('5|{tmp_path}' if '%Z' in sys.argv[-1] else '5|PENDING|Priority||0:00')"
-    slurm_jobs.put(tmp_path, "squeue", f"import sys\n{rows}")
+    slurm_jobs.write_program(tmp_path, "squeue", f"import sys\n{rows}")
 
     assert run_command(capsys, "status", run_id)[:2] == (
         0,
@@ -204,7 +204,7 @@ def test_logs_of_a_killed_resume_are_those_of_its_new_job(running, client, tmp_p
         (tmp_path / f"-{job_id}-n1.out").write_text(f"of job {job_id}\n")
     folders = f"'5|{tmp_path}\\n6|{tmp_path}\\n'"
     rows = f"print({folders} if '%Z' in sys.argv[-1] else '6|RUNNING|None|n1|0:01')"
-    slurm_jobs.put(tmp_path, "squeue", f"import sys\n{rows}")
+    slurm_jobs.write_program(tmp_path, "squeue", f"import sys\n{rows}")
 
     status = run_command(capsys, "status", run_id)[1]
 
@@ -216,7 +216,7 @@ def test_job_before_a_killed_resume_is_not_its_own(running, client, tmp_path, ca
     run_id = running("")
     client.set_tag(run_id, "slurm_job_ids", "4")
     client.update_run(run_id, status="SCHEDULED")
-    slurm_jobs.put(tmp_path, "squeue", say(f"4|{tmp_path}\n"))
+    slurm_jobs.write_program(tmp_path, "squeue", make_program(f"4|{tmp_path}\n"))
 
     code, _, error = run_command(capsys, "status", run_id)
 

@@ -26,7 +26,7 @@ TELLS = """
 FINAL = ("FINISHED", "FAILED", "KILLED")
 
 
-def enter(patch, cluster, empty_store, folder):
+def enter_submission_folder(patch, cluster, empty_store, folder):
     """Go to an empty folder to submit from, with a tracking store beside it."""
     shutil.copy(empty_store, folder)
     (folder / "submitted").mkdir()
@@ -51,8 +51,8 @@ def write_project(folder, code, parameters=""):
     return folder
 
 
-def submit(project, config=None, forks=True, **options):
-    """Submit it in this environment; returns the submitted run.
+def submit_project(project, config=None, forks=True, **options):
+    """Submit a project in this environment; returns the submitted run.
 
     Args:
         project: The project.
@@ -68,43 +68,43 @@ def submit(project, config=None, forks=True, **options):
     )
 
 
-def read(submitted):
+def get_run(submitted):
     return mlflow.MlflowClient().get_run(getattr(submitted, "run_id", submitted))
 
 
-def newest():
+def get_newest_run():
     experiment = mlflow.get_experiment_by_name("tested").experiment_id
     return mlflow.MlflowClient().search_runs([experiment], max_results=1)[0]
 
 
-def note(run):
+def get_description(run):
     return run.data.tags.get("mlflow.note.content", "")
 
 
-def artifacts(run, folder="slurm"):
+def list_artifacts(run, folder="slurm"):
     return {each.path for each in mlflow.MlflowClient().list_artifacts(run.info.run_id, folder)}
 
 
-def log(submitted, ending="out"):
-    """What its job wrote."""
-    folder = read(submitted).data.tags["slurm_folder"]
+def read_log(submitted, ending="out"):
+    """Read what the job of a run wrote."""
+    folder = get_run(submitted).data.tags["slurm_folder"]
     with contextlib.ExitStack() as stack:
         names = [each.path for each in os.scandir(folder) if each.name.endswith(f".{ending}")]
         return "".join(stack.enter_context(open(name)).read() for name in names)
 
 
 def wait_for_status(submitted, statuses=FINAL, seconds=120):
-    """Wait until the job has said so itself: nobody asks SLURM here."""
+    """Wait until the job itself has set the status: nobody asks SLURM here."""
 
     def has_come():
-        return read(submitted).info.status in statuses
+        return get_run(submitted).info.status in statuses
 
     try:
         wait_until(has_come, f"the run is {' or '.join(statuses)}", seconds, pause=0.1)
     except TimeoutError as late:
-        late.add_note(f"{read(submitted).info.status}: {log(submitted, 'err')}")
+        late.add_note(f"{get_run(submitted).info.status}: {read_log(submitted, 'err')}")
         raise
-    return read(submitted)
+    return get_run(submitted)
 
 
 MLPROJECT = """\
@@ -150,7 +150,7 @@ class Submissions:
     def submit(self, name, entry_point="main", parameters=None, **config):
         """As `mlflow run --backend slurm` does, on the node n1."""
         config = {"nodelist": "n1", "mem": MEMORY, "job_name": name, **config}
-        self.runs[name] = submit(
+        self.runs[name] = submit_project(
             self.project,
             config,
             entry_point=entry_point,
@@ -201,20 +201,20 @@ class Submissions:
 VERSIONS = Path(__file__).parents[1] / "slurm" / "versions"
 
 
-def put(folder, name, code):
-    """Put a program of Python code on PATH, before others; returns the folder."""
+def write_program(folder, name, code):
+    """Write a program of Python code into a folder; returns its path."""
     program = folder / name
     program.write_text(f"#!{sys.executable}\n{code}\n")
     program.chmod(0o755)
     return program
 
 
-def first_on_path(monkeypatch, folder):
+def prepend_to_path(monkeypatch, folder):
     monkeypatch.setenv("PATH", f"{folder}{os.pathsep}{os.environ['PATH']}")
 
 
-def replay(version):
-    """The code of an sacct that gives what was recorded of a version: the columns of -o."""
+def make_sacct(version):
+    """Make the code of an sacct that prints what was recorded of a version: the columns of -o."""
     return f"""
 import sys
 lines = open({str(VERSIONS / version) + ".txt"!r}).read().splitlines()
@@ -229,16 +229,16 @@ for row in rows:
 """
 
 
-def say(stdout="", stderr="", code=0):
-    """The code of a program that says something."""
+def make_program(stdout="", stderr="", code=0):
+    """Make the code of a program that writes to stdout and stderr, and exits."""
     return (
         f"import sys\nsys.stdout.write({stdout!r})\nsys.stderr.write({stderr!r})\nsys.exit({code})"
     )
 
 
-def say_in_turn(counter, *answers):
-    """The code of a program that says something else each time, the last answer for ever."""
-    codes = [say(*answer) for answer in answers]
+def make_program_in_turn(counter, *answers):
+    """Make the code of a program that prints each output in turn, and then the last one."""
+    codes = [make_program(*answer) for answer in answers]
     return f"""
 from pathlib import Path
 counter = Path({str(counter)!r})

@@ -14,12 +14,12 @@ from tests.support import processes, repositories, slurm_jobs
 from tests.support.phrases import mentions
 from tests.support.slurm_jobs import (
     TELLS,
-    artifacts,
-    log,
-    newest,
-    note,
-    read,
-    submit,
+    get_description,
+    get_newest_run,
+    get_run,
+    list_artifacts,
+    read_log,
+    submit_project,
     wait_for_status,
     write_project,
 )
@@ -29,8 +29,8 @@ def test_run_tells_how_it_went(slurm, tmp_path):
     project = write_project(tmp_path / "submitted", TELLS)
 
     config = {"job_name": "a 'job'", "exports": {"A": "b"}}
-    submitted = submit(project, config, forks=False)
-    scheduled = read(submitted)
+    submitted = submit_project(project, config, forks=False)
+    scheduled = get_run(submitted)
     run = wait_for_status(submitted)
     submitted.wait()
 
@@ -40,8 +40,8 @@ def test_run_tells_how_it_went(slurm, tmp_path):
     assert told == {"job_id": submitted.job_id, "partition": "main", "nodes": "n1"}
     assert run.data.tags["slurm_submit_host"] == os.uname().nodename
     names = {f"slurm/a 'job'-{submitted.job_id}.{ending}" for ending in ("out", "err")}
-    assert artifacts(run) == {"slurm/job.sh", "slurm/backend_config.json", *names}
-    assert f"I run in {tmp_path}/submitted-slurm/{run.info.run_id}/project\n" in log(submitted)
+    assert list_artifacts(run) == {"slurm/job.sh", "slurm/backend_config.json", *names}
+    assert f"I run in {tmp_path}/submitted-slurm/{run.info.run_id}/project\n" in read_log(submitted)
 
 
 def test_failure_is_told_at_once_with_the_last_lines_of_stderr(slurm, tmp_path):
@@ -49,31 +49,33 @@ def test_failure_is_told_at_once_with_the_last_lines_of_stderr(slurm, tmp_path):
     project = write_project(tmp_path / "submitted", code)
 
     with pytest.raises(ExecutionException, match=r"FAILED.*description"):
-        submit(project, synchronous=True)
+        submit_project(project, synchronous=True)
 
-    run = newest()
+    run = get_newest_run()
     assert run.info.status == "FAILED"  # though MLflow says FINISHED whenever Python exits
     job = run.data.tags["slurm_job_id"]
-    assert mentions(note(run), f"SLURM job {job}: ", "exit code 1", "the disk is on fire")
+    assert mentions(
+        get_description(run), f"SLURM job {job}: ", "exit code 1", "the disk is on fire"
+    )
 
 
 def test_refusal_leaves_the_run_failed_with_sbatchs_words(slurm, tmp_path):
     project = write_project(tmp_path / "submitted", TELLS)
     with pytest.raises(ExecutionException, match="Invalid partition name"):
-        submit(project, {"partition": "nowhere"})
+        submit_project(project, {"partition": "nowhere"})
 
-    assert newest().info.status == "FAILED"
-    assert "specified: nowhere" in note(newest())
+    assert get_newest_run().info.status == "FAILED"
+    assert "specified: nowhere" in get_description(get_newest_run())
 
 
 def test_mistake_is_told_before_there_is_a_run(slurm, tmp_path):
     project = write_project(tmp_path / "submitted", TELLS, "devices: {default: 1}")
     with pytest.raises(ExecutionException, match=r"ntasks_per_node is 2\b.* devices is 1\b"):
-        submit(project, {"ntasks_per_node": 2})
+        submit_project(project, {"ntasks_per_node": 2})
     with pytest.raises(ExecutionException, match=r"setup\b.* bash"):
-        submit(project, {"setup": ["if true"]})
+        submit_project(project, {"setup": ["if true"]})
     with pytest.raises(ExecutionException, match=r"-P database\b.* credential"):
-        submit(project, parameters={"database": "postgresql://me:pass@host/db"})
+        submit_project(project, parameters={"database": "postgresql://me:pass@host/db"})
 
     experiment = mlflow.get_experiment_by_name("tested").experiment_id
     assert mlflow.MlflowClient().search_runs([experiment]) == []
@@ -85,11 +87,11 @@ def test_folder_of_runs_that_can_not_be_made_fails_the_run_and_is_named(store, t
     config = {"environment": "none", "work_dir": f"{tmp_path}/file/runs"}
 
     with pytest.raises(ExecutionException, match='"work_dir"'):
-        submit(project, config, forks=False)
+        submit_project(project, config, forks=False)
 
-    assert newest().info.status == "FAILED"
+    assert get_newest_run().info.status == "FAILED"
     facts = ("SLURM submission: ", f"{tmp_path}/file/runs ", '"work_dir"')
-    assert mentions(note(newest()), *facts)
+    assert mentions(get_description(get_newest_run()), *facts)
 
 
 def test_submission_warns_of_files_left_out_and_of_a_database_on_a_network(
@@ -98,17 +100,17 @@ def test_submission_warns_of_files_left_out_and_of_a_database_on_a_network(
     monkeypatch.setattr(logging.getLogger("mlflow"), "propagate", True)
     monkeypatch.setattr(environment, "_detect_file_system", lambda path: "nfs4")
     (tmp_path / "bin").mkdir()
-    slurm_jobs.first_on_path(monkeypatch, tmp_path / "bin")
-    slurm_jobs.put(tmp_path / "bin", "sbatch", slurm_jobs.say("8\n"))
+    slurm_jobs.prepend_to_path(monkeypatch, tmp_path / "bin")
+    slurm_jobs.write_program(tmp_path / "bin", "sbatch", slurm_jobs.make_program("8\n"))
     project = write_project(tmp_path / "project", "")
     (project / ".env").write_text("TOKEN=0123456789")
     config = {"environment": "none", "work_dir": f"{tmp_path}/runs"}
 
-    submitted = submit(project, config, forks=False)
+    submitted = submit_project(project, config, forks=False)
 
     warned = [each.getMessage() for each in caplog.records if each.levelname == "WARNING"]
     assert mentions("\n".join(warned), ".env may have credentials", "mlflow.db", "(nfs4)")
-    run = read(submitted)
+    run = get_run(submitted)
     assert (run.info.status, run.data.tags["slurm_job_id"]) == ("SCHEDULED", "8")
     copied = {path.name for path in (tmp_path / "runs" / submitted.run_id / "project").iterdir()}
     assert copied == {"MLproject", "train.py"}
@@ -117,11 +119,11 @@ def test_submission_warns_of_files_left_out_and_of_a_database_on_a_network(
 def test_edit_after_the_submission_changes_nothing(slurm, tmp_path):
     project = write_project(tmp_path / "submitted", "print('the old code')")
 
-    submitted = submit(project, {"sbatch_args": ["--begin=now+2"]})
+    submitted = submit_project(project, {"sbatch_args": ["--begin=now+2"]})
     write_project(project, "print('the new code')")
     wait_for_status(submitted)
 
-    assert "the old code" in log(submitted)
+    assert "the old code" in read_log(submitted)
 
 
 def test_project_of_a_git_uri_runs_from_its_snapshot(slurm, tmp_path, monkeypatch):
@@ -135,11 +137,11 @@ def test_project_of_a_git_uri_runs_from_its_snapshot(slurm, tmp_path, monkeypatc
     }.items():
         monkeypatch.setenv(name, value)
 
-    submitted = submit("https://git.example.org/foreign")
-    folder = read(submitted).data.tags["slurm_folder"]
+    submitted = submit_project("https://git.example.org/foreign")
+    folder = get_run(submitted).data.tags["slurm_folder"]
     wait_for_status(submitted)
 
-    assert "from git" in log(submitted)
+    assert "from git" in read_log(submitted)
     with open(f"{folder}/snapshot.json") as file:
         commit = json.load(file)["commit"]
     assert commit == repositories.git(repository, "rev-parse", "HEAD")

@@ -8,7 +8,7 @@ import mlflow
 import pytest
 
 from tests.support import forking_python, slurm_python, trainings
-from tests.support.slurm_jobs import log, read, submit
+from tests.support.slurm_jobs import get_run, read_log, submit_project
 
 ROOT = Path(__file__).parents[3]
 SHAPES = dict(
@@ -29,7 +29,7 @@ def project(slurm, monkeypatch):
     def train(forks_tasks=False, **parameters):
         environment = {"environment": slurm_python.environment(forks_tasks)}
         given = {**SHAPES, **parameters}
-        return submit(ROOT, config | environment, parameters=given, synchronous=True)
+        return submit_project(ROOT, config | environment, parameters=given, synchronous=True)
 
     return train
 
@@ -44,11 +44,11 @@ def test_two_processes_train_as_they_do_here(project):
     submitted = project(devices=2)
     here = mlflow.projects.run(str(ROOT), env_manager="local", parameters={**SHAPES, "devices": 2})
 
-    run, local = read(submitted), read(here)
+    run, local = get_run(submitted), get_run(here)
     experiment = mlflow.get_experiment_by_name("tested").experiment_id
     assert len(mlflow.MlflowClient().search_runs([experiment])) == 2
     assert run.info.status == local.info.status == "FINISHED"
-    assert "MEMBER: 2/2" in log(submitted) + log(submitted, "err")
+    assert "MEMBER: 2/2" in read_log(submitted) + read_log(submitted, "err")
     assert losses(run) == losses(local)
     path = mlflow.artifacts.download_artifacts(
         run_id=run.info.run_id, artifact_path="capsule/capsule.json"
@@ -59,7 +59,7 @@ def test_two_processes_train_as_they_do_here(project):
 def test_two_nodes_of_two_processes_are_one_run(project):
     submitted = project(devices=2, num_nodes=2, forks_tasks=True)
 
-    run = read(submitted)
+    run = get_run(submitted)
     assert (run.info.status, run.data.tags["slurm_nodes"]) == ("FINISHED", "n[1-2]")
-    assert "MEMBER: 4/4" in log(submitted) + log(submitted, "err")
+    assert "MEMBER: 4/4" in read_log(submitted) + read_log(submitted, "err")
     assert run.data.metrics["test_loss"] > 0

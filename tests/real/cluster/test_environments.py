@@ -5,7 +5,13 @@ import sys
 from pathlib import Path
 
 from tests.support import slurm_python
-from tests.support.slurm_jobs import log, newest, note, submit, write_project
+from tests.support.slurm_jobs import (
+    get_description,
+    get_newest_run,
+    read_log,
+    submit_project,
+    write_project,
+)
 
 TELL = "import sys, mlflow\nmlflow.log_metric('torch', 'torch' in sys.modules)\nprint(sys.prefix)"
 
@@ -20,15 +26,17 @@ def test_manager_builds_on_the_login_node(slurm, tmp_path, monkeypatch):
     monkeypatch.setenv("MLFLOW_ENV_ROOT", str(tmp_path / "environments"))
     monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
 
-    submitted = submit(project, {"sbatch_args": ["--begin=now+1"]}, env_manager="uv", forks=False)
+    submitted = submit_project(
+        project, {"sbatch_args": ["--begin=now+1"]}, env_manager="uv", forks=False
+    )
     built = [*(tmp_path / "environments").rglob("bin/activate")]
     slurm.wait_for(submitted.job_id, "FAILED")
 
     assert len(built) == 1
-    assert "No module named 'mlflow'" in log(submitted, "err")  # it is that environment
-    assert "never" not in log(submitted)
+    assert "No module named 'mlflow'" in read_log(submitted, "err")  # it is that environment
+    assert "never" not in read_log(submitted)
     assert submitted.get_status() == "FAILED"
-    assert "MLflow can't be told that the run starts" in note(newest())
+    assert "MLflow can't be told that the run starts" in get_description(get_newest_run())
 
 
 def test_image_runs_the_command_and_reports(slurm, tmp_path, monkeypatch):
@@ -44,8 +52,10 @@ def test_image_runs_the_command_and_reports(slurm, tmp_path, monkeypatch):
 
     (project / "an image.sif").touch()
 
-    submitted = submit(project, {"container": "an image.sif"}, synchronous=True, forks=False)
+    submitted = submit_project(
+        project, {"container": "an image.sif"}, synchronous=True, forks=False
+    )
 
-    assert newest().info.status == "FINISHED"
+    assert get_newest_run().info.status == "FINISHED"
     # Start, training, end.
-    assert log(submitted).count(f"in {project}/an image.sif by exec --nv\n") == 3
+    assert read_log(submitted).count(f"in {project}/an image.sif by exec --nv\n") == 3

@@ -39,7 +39,7 @@ def outcomes(cluster, empty_store, tmp_path_factory):
     """All at once as far as they can be, for their jobs wait for the same clocks."""
     folder = tmp_path_factory.mktemp("outcomes")
     with pytest.MonkeyPatch.context() as patch:
-        slurm_jobs.enter(patch, cluster, empty_store, folder)
+        slurm_jobs.enter_submission_folder(patch, cluster, empty_store, folder)
         patch.setattr(client, "RETRY_DELAYS_SECONDS", (0.5,))  # see tests/slurm/test_client.py
         submissions = Submissions(cluster, slurm_jobs.write_foreign_project(folder / "project"))
         yield (

@@ -6,7 +6,14 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.slurm_jobs import enter, log, note, submit, wait_for_status, write_project
+from tests.support.slurm_jobs import (
+    enter_submission_folder,
+    get_description,
+    read_log,
+    submit_project,
+    wait_for_status,
+    write_project,
+)
 
 # Of the shipped configurations, what the tests' cluster does not have.
 LACKING = ("partition", "qos", "constraint", "time", "modules", "environment", "work_dir")
@@ -22,8 +29,8 @@ PARAMETERS = "devices: {default: 1}, num_nodes: {default: 1}"
 
 def ranks(submitted):
     run = wait_for_status(submitted)
-    assert run.info.status == "FINISHED", note(run)
-    told = [json.loads(line) for line in log(submitted).splitlines() if line.startswith("{")]
+    assert run.info.status == "FINISHED", get_description(run)
+    told = [json.loads(line) for line in read_log(submitted).splitlines() if line.startswith("{")]
     return sorted(told, key=lambda each: int(each["SLURM_PROCID"]))
 
 
@@ -35,10 +42,12 @@ def told(cluster, empty_store, tmp_path_factory):
     """What the processes of each shipped configuration tell; the jobs run at once."""
     folder = tmp_path_factory.mktemp("shipped")
     with pytest.MonkeyPatch.context() as patch:
-        enter(patch, cluster, empty_store, folder)
+        enter_submission_folder(patch, cluster, empty_store, folder)
         project = write_project(folder / "submitted", TELL, PARAMETERS)
         submitted = {
-            name: submit(project, adapt(name), parameters={"devices": devices, "num_nodes": nodes})
+            name: submit_project(
+                project, adapt(name), parameters={"devices": devices, "num_nodes": nodes}
+            )
             for name, (devices, nodes) in SHIPPED.items()
         }
         yield {name: ranks(each) for name, each in submitted.items()}
@@ -68,7 +77,7 @@ def test_two_jobs_on_one_node_meet_at_places_of_their_own(slurm, tmp_path):
     project = write_project(tmp_path / "submitted", TELL, PARAMETERS)
     config = {"nodelist": "n1", "mem": "2G"}
 
-    both = [submit(project, config, parameters={"devices": 2}) for _ in range(2)]
+    both = [submit_project(project, config, parameters={"devices": 2}) for _ in range(2)]
     told = [ranks(each) for each in both]
 
     # The nodes' names don't resolve here.
@@ -88,9 +97,9 @@ def test_two_jobs_on_one_node_meet_at_places_of_their_own(slurm, tmp_path):
 def test_too_few_processes_or_gpus_are_never_silent(srun_args, words, slurm, tmp_path):
     project = write_project(tmp_path / "submitted", TELL, PARAMETERS)
 
-    submitted = submit(project, {"srun_args": srun_args}, parameters={"devices": 2})
+    submitted = submit_project(project, {"srun_args": srun_args}, parameters={"devices": 2})
     run = wait_for_status(submitted)
 
     assert run.info.status == "FAILED"
-    assert re.search(words, note(run))
-    assert "{" not in log(submitted)
+    assert re.search(words, get_description(run))
+    assert "{" not in read_log(submitted)

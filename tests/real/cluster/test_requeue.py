@@ -76,7 +76,7 @@ def jobs(cluster, empty_store, tmp_path_factory):
     """All at once as far as they can be, for their jobs wait for the same clocks."""
     folder = tmp_path_factory.mktemp("requeue")
     with pytest.MonkeyPatch.context() as patch:
-        slurm_jobs.enter(patch, cluster, empty_store, folder)
+        slurm_jobs.enter_submission_folder(patch, cluster, empty_store, folder)
         jobs = Restarting(cluster, restarting_project.write(folder / "project"))
         try:
             run(jobs, cluster)

@@ -12,7 +12,14 @@ from pyclassify.cli import main
 from pyclassify.slurm import plan
 from tests.support.phrases import mentions
 from tests.support.restarting_server import Server
-from tests.support.slurm_jobs import artifacts, log, note, read, submit, write_project
+from tests.support.slurm_jobs import (
+    get_description,
+    get_run,
+    list_artifacts,
+    read_log,
+    submit_project,
+    write_project,
+)
 
 # Its first attempt fails, and its second goes on.
 LOGS = """
@@ -49,16 +56,16 @@ def run_while_away(slurm, server, monkeypatch):
     def run(host, submit):
         monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://{host}:{server.port}")
         with server.there():
-            tags = read(submit()).data.tags
+            tags = get_run(submit()).data.tags
         job_id, folder = tags["slurm_job_id"], Path(tags["slurm_folder"])
         slurm.run("scontrol", "release", job_id)
         slurm.wait_for(job_id, "COMPLETED", "FAILED")
         with server.there():
-            assert read(folder.name).info.status == "SCHEDULED"
+            assert get_run(folder.name).info.status == "SCHEDULED"
             assert main.main(["sync", str(folder / "spool")]) == 0
-            run = read(folder.name)
-            logs = {"out": log(folder.name), "err": log(folder.name, "err")}
-            return SimpleNamespace(job_id=job_id, run=run, files=artifacts(run), **logs)
+            run = get_run(folder.name)
+            logs = {"out": read_log(folder.name), "err": read_log(folder.name, "err")}
+            return SimpleNamespace(job_id=job_id, run=run, files=list_artifacts(run), **logs)
 
     yield run
     mlflow.set_tracking_uri(None)
@@ -67,7 +74,7 @@ def run_while_away(slurm, server, monkeypatch):
 def submit_held(folder, code, **config):
     """Give the call that submits a project whose job waits to be released."""
     given = {"mem": "1000M", "sbatch_args": ["--hold"], **config}
-    return lambda: submit(write_project(folder / "project", code), given)
+    return lambda: submit_project(write_project(folder / "project", code), given)
 
 
 def submit_again(run_id):
@@ -83,7 +90,7 @@ def submit_again(run_id):
 def test_nodes_without_network_need_no_server_and_their_run_goes_on(run_while_away, tmp_path):
     first = run_while_away("localhost", submit_held(tmp_path, LOGS, tracking="spool"))
     assert (first.run.info.status, first.run.data.metrics) == ("FAILED", {"loss": 0.75}), first.err
-    assert mentions(note(first.run), f"SLURM job {first.job_id}: ", "exit code 3")
+    assert mentions(get_description(first.run), f"SLURM job {first.job_id}: ", "exit code 3")
     assert f"slurm/foreign-{first.job_id}.out" in first.files
 
     second = run_while_away("localhost", submit_again(first.run.info.run_id))
@@ -91,7 +98,7 @@ def test_nodes_without_network_need_no_server_and_their_run_goes_on(run_while_aw
     run, jobs = second.run, f"{first.job_id},{second.job_id}"
     assert (run.info.status, run.data.metrics) == ("FINISHED", {"loss": 0.25}), second.err
     assert (run.data.tags["slurm_job_ids"], run.data.tags["slurm_job_id"]) == (jobs, second.job_id)
-    assert note(run) == ""
+    assert get_description(run) == ""
 
 
 def test_server_that_is_away_costs_a_job_neither_its_start_nor_its_end(run_while_away, tmp_path):
@@ -102,7 +109,7 @@ def test_server_that_is_away_costs_a_job_neither_its_start_nor_its_end(run_while
     assert "it ran" in job.out
     assert job.err.count("MLflow can't be told") == 2
     assert job.run.info.status == "FAILED"
-    assert mentions(note(job.run), f"SLURM job {job.job_id}: ", "exit code 3")
+    assert mentions(get_description(job.run), f"SLURM job {job.job_id}: ", "exit code 3")
     assert job.run.data.tags["slurm_job_ids"] == job.job_id
     assert f"slurm/foreign-{job.job_id}.err" in job.files
 

@@ -14,14 +14,14 @@ from tests.support import processes, slurm_python
 from tests.support.phrases import mentions
 from tests.support.slurm_jobs import (
     TELLS,
-    first_on_path,
-    log,
-    newest,
-    note,
-    put,
-    read,
-    submit,
+    get_description,
+    get_newest_run,
+    get_run,
+    prepend_to_path,
+    read_log,
+    submit_project,
     wait_for_status,
+    write_program,
     write_project,
 )
 from tests.support.waiting import wait_until
@@ -41,26 +41,30 @@ def test_ctrl_c_while_waiting_cancels_the_job_and_marks_the_run_killed(slurm, tm
 
     assert waiting.returncode != 0
     assert re.search(r"Job \d+: cancelled; run \w+: KILLED", err)
-    assert newest().info.status == "KILLED"
-    assert slurm.wait_for(newest().data.tags["slurm_job_id"], "CANCELLED") == "CANCELLED"
+    assert get_newest_run().info.status == "KILLED"
+    assert slurm.wait_for(get_newest_run().data.tags["slurm_job_id"], "CANCELLED") == "CANCELLED"
 
 
 def test_submitted_run_is_cancelled_and_says_so(slurm, tmp_path):
-    submitted = submit(write_project(tmp_path / "submitted", TELLS), {"sbatch_args": ["--hold"]})
+    submitted = submit_project(
+        write_project(tmp_path / "submitted", TELLS), {"sbatch_args": ["--hold"]}
+    )
     assert submitted.get_status() == "SCHEDULED"
 
     submitted.cancel()
 
     assert submitted.wait() is False
     assert submitted.get_status() == "KILLED"
-    assert mentions(note(read(submitted)), f"SLURM job {submitted.job_id}: ", "cancelled by root")
+    assert mentions(
+        get_description(get_run(submitted)), f"SLURM job {submitted.job_id}: ", "cancelled by root"
+    )
 
 
 def test_job_that_ends_before_its_cancel_arrives_keeps_its_own_end(slurm, tmp_path, monkeypatch):
     code = "import pathlib, time\nwhile not pathlib.Path('go').exists(): time.sleep(0.1)"
-    submitted = submit(write_project(tmp_path / "submitted", code))
+    submitted = submit_project(write_project(tmp_path / "submitted", code))
     wait_for_status(submitted, "RUNNING")
-    folder = read(submitted).data.tags["slurm_folder"]
+    folder = get_run(submitted).data.tags["slurm_folder"]
     (tmp_path / "bin").mkdir()
     late = f"""
 import pathlib, subprocess, sys, time
@@ -70,11 +74,11 @@ while subprocess.check_output(asked) != b"COMPLETED\\n":
     time.sleep(0.2)
 subprocess.run([{shutil.which("scancel")!r}, *sys.argv[1:]], check=True)
 """
-    put(tmp_path / "bin", "scancel", late)
-    first_on_path(monkeypatch, tmp_path / "bin")
+    write_program(tmp_path / "bin", "scancel", late)
+    prepend_to_path(monkeypatch, tmp_path / "bin")
 
     assert submitted.cancel() == "had ended: COMPLETED"
-    assert read(submitted).info.status == "FINISHED"
+    assert get_run(submitted).info.status == "FINISHED"
 
 
 def test_warning_for_the_script_alone_reaches_the_training(slurm, tmp_path):
@@ -85,13 +89,13 @@ def test_warning_for_the_script_alone_reaches_the_training(slurm, tmp_path):
         time.sleep(300)
     """
     project = write_project(tmp_path / "submitted", code)
-    submitted = submit(project, {"signal": "B:USR1@60", "time": 10})
-    wait_until(lambda: "ready" in log(submitted), "the training is ready")
+    submitted = submit_project(project, {"signal": "B:USR1@60", "time": 10})
+    wait_until(lambda: "ready" in read_log(submitted), "the training is ready")
 
     slurm.run("scancel", "--signal=USR1", "--batch", submitted.job_id)
 
     assert wait_for_status(submitted).info.status == "FINISHED"
-    assert "warned" in log(submitted)
+    assert "warned" in read_log(submitted)
 
 
 @pytest.mark.parametrize(("of_the_job", "status"), [(True, "RUNNING"), (False, "KILLED")])
@@ -106,4 +110,4 @@ def test_stop_leaves_the_status_of_the_jobs_run_to_slurm(of_the_job, status, slu
     run.end_run("KILLED")
 
     assert mlflow.active_run() is None  # which MLflow would call FINISHED when Python exits
-    assert read(run_id).info.status == status  # a job's run may have runs under it
+    assert get_run(run_id).info.status == status  # a job's run may have runs under it

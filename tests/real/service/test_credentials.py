@@ -9,7 +9,7 @@ import pytest
 from mlflow.utils.credentials import read_mlflow_creds
 
 from tests.support import service as service_parts
-from tests.support.slurm_jobs import read, submit, write_project
+from tests.support.slurm_jobs import get_run, submit_project, write_project
 from tests.support.waiting import wait_until
 
 WAITS = """
@@ -86,13 +86,13 @@ def kept_afterwards(slurm, service, run):
 def test_password_reaches_the_job_and_nothing_that_others_read(slurm, service, account, tmp_path):
     waits, may_end = tmp_path / "waits", tmp_path / "may-end"
     code = WAITS.format(waits=str(waits), may_end=str(may_end))
-    submitted = submit(write_project(tmp_path / "project", code), {"mem": "1000M"})
+    submitted = submit_project(write_project(tmp_path / "project", code), {"mem": "1000M"})
     wait_until(waits.exists, "the job's script to wait")
-    job_id = read(submitted).data.tags["slurm_job_id"]
+    job_id = get_run(submitted).data.tags["slurm_job_id"]
     seen = seen_while_it_runs(slurm, job_id)
     may_end.touch()
     slurm.wait_for(job_id, "COMPLETED", "FAILED")
-    run = read(submitted)
+    run = get_run(submitted)
 
     seen |= kept_afterwards(slurm, service, run)
     password = account[1].encode()

@@ -52,7 +52,7 @@ def trained(cluster, proxy, people, programs, empty_store, tmp_path_factory):
     """
     folder = tmp_path_factory.mktemp("trained")
     with pytest.MonkeyPatch.context() as patch:
-        slurm_jobs.enter(patch, cluster, empty_store, folder)
+        slurm_jobs.enter_submission_folder(patch, cluster, empty_store, folder)
         service_parts.settle(patch, proxy, people["ada"], folder / "home")
         service_parts.work_in(patch, "trained on the cluster")
         patch.setenv("PYTHONPATH", str(ROOT))
@@ -67,11 +67,11 @@ def trained(cluster, proxy, people, programs, empty_store, tmp_path_factory):
 def train(folder, tracking):
     config = {"mem": f"{MEMORY}M", "tracking": tracking, "work_dir": str(folder / "runs")}
     config["environment"] = slurm_python.environment(forks_tasks=PARAMETERS is SMALL)
-    return slurm_jobs.submit(ROOT, config, parameters={**PARAMETERS, "register": NAME})
+    return slurm_jobs.submit_project(ROOT, config, parameters={**PARAMETERS, "register": NAME})
 
 
 def read(submitted):
-    return slurm_jobs.read(submitted)
+    return slurm_jobs.get_run(submitted)
 
 
 def has_ended(submitted):
@@ -106,7 +106,7 @@ def stored(service, run):
 def test_run_of_a_job_is_complete(tracking, trained, service):
     run = trained.runs[tracking]
 
-    assert run.info.status == "FINISHED", slurm_jobs.log(trained.jobs[tracking], "err")
+    assert run.info.status == "FINISHED", slurm_jobs.read_log(trained.jobs[tracking], "err")
     losses = mlflow.MlflowClient().get_metric_history(run.info.run_id, "train_loss")
     assert [each.step for each in losses] == list(range(5))  # 40 images in batches of 8
     assert {"test_accuracy", "val_loss", "wall_seconds"} < run.data.metrics.keys()
