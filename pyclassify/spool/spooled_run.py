@@ -1,26 +1,25 @@
 """Open a run for writing, upload it while it is written, and close it.
 
 What is logged goes into the run's spool first, its write-ahead log, and from there to the server.
+What writes and uploads is imported when a run is opened: other commands start without it.
 """
 
 import os
 import sys
 import time
-import uuid
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pyclassify.spool import lock, records
-from pyclassify.spool.server import describe_server_error, limit_requests, short_timeouts
-from pyclassify.spool.upload_thread import UploadThread
-from pyclassify.spool.writer import close_writer, open_writer
 from pyclassify.utils.masking import mask
 from pyclassify.utils.text import join_some
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Run
+
+    from pyclassify.spool.upload_thread import UploadThread
 
 _ATTEMPTS_TAG = "attempts"  # how often training was started in a run
 _END_TIMEOUT_SECONDS = 60.0  # for the server to take what is left when the run ends
@@ -52,6 +51,8 @@ class SpooledRun:
 
     def __init__(self, folder: Path, tracking_uri: str = "", active: bool = False) -> None:
         from mlflow import MlflowClient
+
+        from pyclassify.spool.upload_thread import UploadThread
 
         lock.acquire(folder)
         self.folder, self.tracking_uri, self._is_active = folder, tracking_uri, active
@@ -92,6 +93,8 @@ class SpooledRun:
 
     def append(self, record: records.Record) -> None:
         """Append a record of a kind that MLflow's store does not have."""
+        from pyclassify.spool.writer import open_writer
+
         open_writer(self.folder).append(record)
 
     def sync(self) -> None:
@@ -100,6 +103,8 @@ class SpooledRun:
         Raises:
             OSError: The disk takes nothing at the moment.
         """
+        from pyclassify.spool.writer import open_writer
+
         if self._is_over:
             return
         writer = open_writer(self.folder)
@@ -124,7 +129,7 @@ class SpooledRun:
         self._report_unsent(self.upload_thread)
         return False
 
-    def _report_unsent(self, upload_thread: UploadThread) -> None:
+    def _report_unsent(self, upload_thread: "UploadThread") -> None:
         size, files = upload_thread.find_unsent()
         unsent = f"{size:,} bytes" if size else join_some(files)
         message = (
@@ -143,6 +148,8 @@ class SpooledRun:
         """
         import mlflow
         from mlflow.tracking._tracking_service import utils
+
+        from pyclassify.spool.writer import close_writer
 
         if self._is_active and (stack := mlflow.tracking.fluent._active_run_stack.get()):
             stack.pop()
@@ -178,6 +185,7 @@ def open_run(
     from mlflow import MlflowClient
     from mlflow.exceptions import MlflowException
 
+    from pyclassify.spool.server import describe_server_error, limit_requests, short_timeouts
     from pyclassify.spool.store import parse_spool_uri, register_scheme
 
     register_scheme()
@@ -224,6 +232,8 @@ def _create_offline(
     root: Path,
 ) -> Path:
     """Create a spool without the server, unless there is one."""
+    import uuid
+
     from mlflow.tracking.context.registry import resolve_tags
 
     folder = root / (run_id or uuid.uuid4().hex)
