@@ -20,7 +20,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 from pyclassify.slurm.status import (
     RESUME_HINT,
@@ -42,8 +42,6 @@ from pyclassify.utils.text import format_error
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
-
-T = TypeVar("T")
 
 NOTHING_STARTED_EXIT_CODE = 3  # the script ends, and the run stays as it is
 _REQUEUED = Outcome("SCHEDULED", "the job is to start again")
@@ -181,7 +179,7 @@ def _write_end(
     return 0
 
 
-def _write_to_mlflow(run_id: str, spool_root: Path, write: "Callable[[MlflowClient], T]") -> T:
+def _write_to_mlflow(run_id: str, spool_root: Path, write: "Callable[[MlflowClient], int]") -> int:
     """Write to MLflow, or to the run's spool where MLflow can't be reached.
 
     Args:
@@ -190,7 +188,7 @@ def _write_to_mlflow(run_id: str, spool_root: Path, write: "Callable[[MlflowClie
         write: Called with a client, and after an error once more with one of the spool.
 
     Returns:
-        What `write` returns.
+        The exit code that `write` returns.
 
     Raises:
         mlflow.exceptions.MlflowException: There is no such run, or the run has no spool.

@@ -61,7 +61,7 @@ class SlurmBackend(AbstractBackend):
 
     Example:
         >>> config = {"partition": "gpu", "time": "2:00:00"}
-        >>> mlflow.projects.run(  # doctest: +SKIP
+        >>> mlflow.projects.run(
         ...     ".", backend="slurm", backend_config=config, parameters={"devices": 2}
         ... )
     """

@@ -91,8 +91,8 @@ class SlurmRun(SubmittedRun):
         verbose: Whether `wait` prints the job's state and logs.
 
     Example:
-        >>> run = mlflow.projects.run(".", backend="slurm", synchronous=False)  # doctest: +SKIP
-        >>> run.wait(), run.get_status()  # doctest: +SKIP
+        >>> run = mlflow.projects.run(".", backend="slurm", synchronous=False)
+        >>> run.wait(), run.get_status()
         (True, 'FINISHED')
     """
 
