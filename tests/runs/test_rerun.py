@@ -1,188 +1,327 @@
-"""`pyclassify rerun`: the same run again, from a tree that has changed since, and its refusals."""
+"""The errors of `pyclassify rerun`, and its reproducibility check."""
 
+import json
 import os
-import re
-import shutil
-import signal
-from pathlib import Path
-from types import SimpleNamespace
+import subprocess
+import sys
 
+import mlflow
 import pytest
+import yaml
 
-from pyclassify.tracking import capsule
-from tests.support import forking_python, processes, repositories
-from tests.support.images import grow
+from pyclassify.cli.main import main
+from pyclassify.runs.rerun import (
+    compare_capsules,
+    compare_metrics,
+    format_reproducibility_check,
+)
+from tests.support import repositories
 from tests.support.phrases import mentions
-from tests.support.processes import PIPE
-from tests.support.repositories import FRESH, LOSS, PACKAGE, git, losses
-from tests.support.stores import list_runs
-from tests.support.trainings import QUIET
-from tests.support.waiting import wait_until
+from tests.support.processes import ROOT
+from tests.support.stores import experiment_id, list_runs
 
-TRAIN = f"train --data=ImageFolderDataModule --data_path=photos --max_epochs=2 {QUIET}"
-TRAIN += " --batch_size=4 --trainer.log_every_n_steps=1 --model.model=fresh.network"
-TRAIN += " --learning_rate=0.01 --accelerator=cpu --data.num_workers=0"
-TRAIN += " --trainer.logger.system_metrics=false"
-SOURCE = "pyclassify.source_run"
+COMMIT = "0123456789" * 4
 
 
-@pytest.fixture(scope="module")
-def store(module_store, tmp_path_factory):
-    """A store, as somebody has it who comes back: nothing names the experiment."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
-        patch.delenv("MLFLOW_EXPERIMENT_NAME")
-        yield module_store
+@pytest.fixture
+def rerun(store, tmp_path, monkeypatch, capsys):
+    """Type `pyclassify rerun` in a folder of no repository, and give what it complains of."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*words):
+        assert main(["rerun", *words]) == 1
+        output = capsys.readouterr()
+        assert output.out == ""
+        assert output.err.count("\n") == 1
+        assert output.err.startswith("pyclassify: error: ")
+        return output.err
+
+    return run
 
 
-@pytest.fixture(scope="module")
-def repo(tmp_path_factory):
-    """A repository with a copy of this package, and data that git ignores."""
-    folder = tmp_path_factory.mktemp("repo")
-    shutil.copytree(PACKAGE, folder / "pyclassify", ignore=shutil.ignore_patterns("__pycache__"))
-    grow(folder / "photos", "train/cat", "train/dog", "test/cat", "test/dog", count=12)
-    return repositories.start(folder, {".gitignore": "__pycache__/\nphotos/\n"})
+def make_run(facts, config="trainer: {logger: true}"):
+    """Make a run with a capsule, and give its id."""
+    client = mlflow.MlflowClient()
+    run_id = client.create_run(experiment_id(client)).info.run_id
+    facts = {"verb": "fit", "command": [], "started_in": "/", **facts}
+    client.log_text(run_id, json.dumps(facts), "capsule/capsule.json")
+    client.log_text(run_id, config, "capsule/config.yaml")
+    return run_id
 
 
-@pytest.fixture(scope="module")
-def source(store, repo):
-    """The id of a run with an edited file and an untracked one, neither of which is there now."""
-    module = repo / "pyclassify" / "module.py"
-    before = module.read_text()
-    module.write_text(before.replace(LOSS, LOSS + ', reduction="sum"'))
-    (repo / "fresh.py").write_text(FRESH)
-    environment = {**os.environ, "MLFLOW_EXPERIMENT_NAME": "tested"}
-    command = ["-m", "pyclassify", *TRAIN.split()]
-    forking_python.run(*command, cwd=repo, env=environment, check=True)
-    module.write_text(before)
-    (repo / "fresh.py").unlink()
-    return list_runs(store)[0].info.run_id
+@pytest.mark.parametrize(
+    ("words", "facts"),
+    [
+        ([], ["rerun", "run's id"]),
+        (["latest"], ["'latest'", "32 hexadecimal digits", "first 8"]),
+        (["0" * 32], ["0" * 32, "sqlite:///"]),
+        (["0" * 32, "--config", "x.yaml"], ["rerun", "configuration"]),
+    ],
+)
+def test_wrong_command_line_fails(words, facts, rerun):
+    assert mentions(rerun(*words), *facts)
 
 
-@pytest.fixture(scope="module")
-def reruns(store, source, repo, tmp_path_factory):
-    """Three ways to make it again, at once: as it was, on other data, and stopped midway.
+def test_run_without_capsule_fails(rerun):
+    other = mlflow.MlflowClient().create_run("0").info.run_id
 
-    For each the new run, the exit code and what was said.
-    """
-    other = shutil.copytree(repo / "photos", tmp_path_factory.mktemp("data") / "photos")
-    shutil.copy(other / "train/dog/1.png", other / "train/cat/0.png")
-    ways = {"as it was": "", "other data": f"--data_path {other}", "stopped": "--max_epochs 100000"}
-    started = {way: start(repo, source, *options.split()) for way, options in ways.items()}
-    try:
-        wait_until(
-            lambda: has_losses(store, find(store, ways["stopped"])),
-            "losses of the run to stop",
-        )
-        started["stopped"].send_signal(signal.SIGTERM)
-        said = {way: process.communicate() for way, process in started.items()}
-    finally:
-        for process in started.values():
-            process.kill()
-    return {
-        way: SimpleNamespace(
-            run=find(store, ways[way]), code=process.returncode, out=said[way][0], err=said[way][1]
-        )
-        for way, process in started.items()
-    }
+    assert mentions(rerun(other[:8]), other, "capsule/")
 
 
-def start(repo, *words):
-    command = ["-m", "pyclassify", "rerun", *words]
-    return forking_python.start(*command, cwd=repo, stdout=PIPE, stderr=PIPE)
+def test_missing_commit_names_git_fetch(rerun, tmp_path, monkeypatch):
+    run_id = make_run({"git": {"commit": COMMIT, "folder": ".", "remote": "git.org/x"}})
+    monkeypatch.chdir(repositories.start(tmp_path / "other", {"a": "a"}))
+
+    assert mentions(rerun(run_id), COMMIT, "`git fetch`", "git.org/x")
 
 
-def find(store, overridden):
-    """The run that was made with these options, and not the source."""
-    for run in list_runs(store):
-        tags = run.data.tags
-        if SOURCE in tags and tags.get("pyclassify.overridden", "") == overridden:
-            return run
-    return None
+def test_folder_without_a_repository_fails(rerun, tmp_path):
+    output = rerun(make_run({"git": {"commit": COMMIT, "folder": "."}}))
+
+    assert mentions(output, tmp_path, "git repository")
 
 
-def has_losses(store, run):
-    return run is not None and losses(store, run.info.run_id) != []
+def test_run_without_a_commit_fails(rerun):
+    output = rerun(make_run({"git": {"missing": "git is not installed"}}))
+
+    assert mentions(output, "commit", "(git is not installed)", "config.yaml")
 
 
-def test_losses_are_identical_at_every_step_and_it_says_so(reruns, source, store):
-    done = reruns["as it was"]
+def test_masked_setting_must_be_given(rerun):
+    config = "trainer: {logger: true}\ndata: {init_args: {url: 'https://***@data.org'}}"
+    run_id = make_run({"git": {"missing": "no more to say"}}, config)
 
-    assert done.code == 0, done.err
-    assert len(losses(store, source)) == 12
-    assert losses(store, done.run.info.run_id) == losses(store, source)
-    assert mentions(done.out.splitlines()[-1], "the same", source, "train_loss", "all 12 steps")
-
-
-def test_it_is_a_new_run_that_names_its_source(reruns, source, store):
-    made, before = reruns["as it was"].run, store.get_run(source)
-
-    assert made.info.run_id != source
-    assert made.info.status == "FINISHED"
-    assert made.info.experiment_id == before.info.experiment_id
-    assert made.info.run_name == before.info.run_name
-    assert made.data.tags[SOURCE] == source
+    without = rerun(run_id)
+    assert mentions(without, "data.url", "credentials", "https://***@data.org")
+    assert "no more to say" in rerun(run_id, "--data.url=https://data.org")
 
 
-def test_checkpoints_outlive_the_worktrees(reruns, repo):
-    done = reruns["as it was"]
+def test_unreadable_store_is_named_without_its_password(rerun, monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://me:secret@localhost:9")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
 
-    path = re.search(r"checkpoint +(\S+)", done.out)[1]
-    assert Path(path).is_relative_to(repo / "runs" / done.run.info.experiment_id)
-    assert Path(path).is_file()
-    assert git(repo, "worktree", "list").count("\n") == 0
-
-
-def test_capsule_of_the_new_run_is_as_good_as_its_sources(reruns, source, store, tmp_path):
-    folders = [tmp_path / "source", tmp_path / "made"]
-    made = reruns["as it was"].run.info.run_id
-    for folder, run_id in zip(folders, (source, made), strict=True):
-        folder.mkdir()
-        store.download_artifacts(run_id, "capsule", folder)
-
-    for name in ("changes.diff", "untracked.tar", "packages.txt"):
-        here, there = ((folder / "capsule" / name).read_bytes() for folder in folders)
-        assert here == there
+    output = rerun("0" * 32)
+    assert "http://***@localhost:9" in output
+    assert "secret" not in output
 
 
-def test_changed_data_are_refused_with_both_digests_before_the_first_step(reruns, source, store):
-    done = reruns["other data"]
+def test_help_loads_no_torch_and_no_mlflow():
+    code = "import sys; from pyclassify.cli.main import main; main(['rerun', '--help'])"
+    code += "; print('torch' in sys.modules, 'mlflow' in sys.modules)"
+    output = subprocess.check_output([sys.executable, "-c", code], cwd=ROOT, text=True)
 
-    (part,) = re.findall(rf"error: .*\b(train|val)\b.* {source}", done.err)
-    before, now = (
-        capsule.read_facts(store, run_id)["data"]["sets"][part]["digest"]
-        for run_id in (source, done.run.info.run_id)
-    )
-    assert done.code == 1
-    assert before != now
-    # the form of this message
-    said = rf"the {part} images are not those of run {source}: their digest was {before} \(.*"
-    assert re.search(rf"{said}images\) and is {now} \(", done.err)
-    assert done.run.info.status == "FAILED"
-    assert losses(store, done.run.info.run_id) == []
+    assert output.startswith("usage: pyclassify rerun RUN_ID [--OPTION VALUE ...]")
+    assert output.endswith("False False\n")
 
 
-@pytest.mark.slow
-def test_losses_are_identical_where_python_itself_is_started(source, store, repo):
-    done = processes.run("-m", "pyclassify", "rerun", source, cwd=repo, fresh=True)
+# In the place of this package at the run's commit: it notes what it was started with.
+TRAINING = """
+import json, os, pathlib, signal, sys
 
-    assert done.returncode == 0, done.stderr
-    assert mentions(done.stdout.splitlines()[-1], "the same", source, "train_loss", "all 12 steps")
-    made = list_runs(store)[0].info.run_id
-    assert made != source
-    assert losses(store, made) == losses(store, source)
-
-
-def test_signal_is_passed_on_and_the_run_is_killed(reruns):
-    done = reruns["stopped"]
-
-    assert done.code == 1
-    assert "stopped by SIGTERM" in done.err
-    assert done.run.info.status == "KILLED"
+path = pathlib.Path(sys.argv[sys.argv.index("--config") + 1])
+noted = {"words": sys.argv[1:], "config": path.read_text(), "folder": os.getcwd()}
+noted |= {name: os.environ[name] for name in json.loads(os.environ["NAMES"])}
+pathlib.Path(os.environ["NOTED"]).write_text(json.dumps(noted))
+"""
 
 
-def test_override_is_in_the_run(reruns):
-    run = reruns["stopped"].run
+@pytest.mark.parametrize(
+    ("ends", "code", "status"),
+    [("os.kill(os.getpid(), signal.SIGKILL)", 137, "KILLED"), ("sys.exit(3)", 3, "FAILED")],
+)
+def test_training_that_does_not_end_its_run_has_it_ended(
+    store, ends, code, status, tmp_path, monkeypatch
+):
+    names = ["MLFLOW_RUN_ID", "MLFLOW_EXPERIMENT_ID", "OMP_NUM_THREADS", "PYTHONPATH"]
+    files = {"pyclassify/__init__.py": "", "pyclassify/__main__.py": TRAINING + ends}
+    root = repositories.start(tmp_path / "root", files)
+    paths = (root / "lib", tmp_path / "elsewhere")
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(map(str, paths)))
+    monkeypatch.setenv("NOTED", str(tmp_path / "noted"))
+    monkeypatch.setenv("NAMES", json.dumps(names))
+    monkeypatch.delenv("OMP_NUM_THREADS")
+    monkeypatch.chdir(root)
+    commit = repositories.git(root, "rev-parse", "HEAD")
+    facts = {"git": {"commit": commit, "folder": "."}, "hardware": {"threads": 3}}
+    source = make_run(facts, "trainer: {logger: true}\nregister: {name: mine}")
 
-    assert run.data.tags["pyclassify.overridden"] == "--max_epochs 100000"
-    assert run.data.params["trainer/max_epochs"] == "100000"
+    assert main(["rerun", source, "--max_epochs", "3"]) == code
+
+    (made,) = (run for run in list_runs(store) if run.info.run_id != source)
+    assert made.info.status == status
+    assert made.data.tags["pyclassify.source_run"] == source
+    assert made.data.tags["pyclassify.overridden"] == "--max_epochs 3"
+    noted = json.loads((tmp_path / "noted").read_text())
+    assert (noted["words"][0], noted["words"][-2:]) == ("fit", ["--max_epochs", "3"])
+    assert yaml.safe_load(noted["config"])["register"] == {"name": None}
+    tree = noted["folder"]
+    assert [noted[name] for name in names] == [
+        made.info.run_id,
+        made.info.experiment_id,
+        "3",
+        os.pathsep.join([f"{tree}/lib", str(paths[1])]),
+    ]
+    assert not os.path.exists(tree)
+    assert repositories.git(root, "worktree", "list").count("\n") == 0
+
+
+LOSSES = {"train_loss": [0.1 + 0.2, 0.25, 0.125]}
+
+
+@pytest.fixture
+def log(module_store):
+    """Log a run with these metrics, and give its id."""
+    client = module_store
+    experiment = experiment_id(client)
+
+    def make(metrics):
+        run_id = client.create_run(experiment).info.run_id
+        for name, values in metrics.items():
+            for step, value in enumerate(values):
+                client.log_metric(run_id, name, value, step=step)
+        return run_id
+
+    make.client = client
+    return make
+
+
+@pytest.mark.parametrize(
+    ("then", "now", "is_same", "facts"),
+    [
+        # the forms of these messages
+        (LOSSES, LOSSES, True, ["the same as {id} to the last bit: train_loss at all 3 steps"]),
+        (
+            LOSSES,
+            {"train_loss": [0.3, 0.25, 0.375]},
+            False,
+            [
+                "not the same as {id}: train_loss differs at 2 of 3 steps, first at step 0 "
+                "(0.30000000000000004 then, 0.3 now), by 0.25 at most"
+            ],
+        ),
+        # of the same kinds
+        (
+            LOSSES,
+            {"train_loss": [0.1 + 0.2, 0.25]},
+            True,
+            ["the same as {id}", "train_loss at 2 of 3 steps"],
+        ),
+        (
+            {"train_loss": [float("nan")]},
+            {"train_loss": [float("nan")]},
+            True,
+            ["the same as {id}", "train_loss at all 1 steps"],
+        ),
+        (
+            {"test_loss": [0.5], "test_accuracy": [0.75], "seconds": [3]},
+            {"test_loss": [0.5], "test_accuracy": [0.75], "seconds": [4]},
+            True,
+            ["the same as {id}", "test_accuracy and test_loss at all 2 steps"],
+        ),
+        ({"x": [1]}, {"x": [1]}, False, ["{id}", "{other}", "no loss"]),
+    ],
+)
+def test_compare_metrics_is_bitwise(then, now, is_same, facts, log):
+    run_id, other = log(then), log(now)
+
+    same, output = compare_metrics(log.client, run_id, other)
+
+    assert mentions(output, *(each.format(id=run_id, other=other) for each in facts))
+    assert same == is_same
+
+
+def write_capsule(folder, facts=(), config=(), packages="torch==2.11.0\n"):
+    folder.mkdir()
+    hardware = {"cpu": "x", "threads": 2, "memory_gb": 8}
+    sets = {"train": {"images": 1, "digest": "abc"}}
+    whole = {"git": {"left_out": {}}, "package": "1", "python": "3.11.2", "hardware": hardware}
+    whole |= {"data": {"sets": sets}, **dict(facts)}
+    (folder / "capsule.json").write_text(json.dumps(whole))
+    settings = {"model": {"init_args": {"learning_rate": 0.1}}, **dict(config)}
+    (folder / "config.yaml").write_text(yaml.safe_dump(settings))
+    (folder / "packages.txt").write_text(packages)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("changed", "facts"),
+    [
+        ({}, None),
+        (
+            {"packages": "torch==2.12.0\nnumpy==2.0\n"},
+            # the form of this message
+            ["versions: torch 2.11.0 then, 2.12.0 now, numpy none then, 2.0 now"],
+        ),
+        (
+            {"facts": {"hardware": {"cpu": "x", "threads": 4, "memory_gb": 9}}},
+            ["hardware", "threads 2 ", " 4 "],
+        ),
+        ({"facts": {"python": "3.12.0"}}, ["python", "3.11.2", "3.12.0"]),
+        (
+            {"facts": {"data": {"sets": {"train": {"images": 1, "digest": "def"}}}}},
+            ["data", "train", "abc", "def"],
+        ),
+        ({"facts": {"data": None}}, ["data", "train", "abc", "none"]),
+        ({"facts": {"package": "2"}}, ["code", " 1 ", " 2 "]),
+        (
+            {"config": {"model": {"init_args": {"learning_rate": 0.2}}}},
+            ["settings", "model.learning_rate", "0.1", "0.2"],
+        ),
+        ({"config": {"trainer": {"logger": {"init_args": {"save_dir": "/x"}}}}}, None),
+        ({"config": {"data": {"init_args": {"data_path": "/x"}}}}, None),
+        (
+            {
+                "facts": {"weights": {"sha256": "7be5"}},
+                "config": {"model": {"init_args": {"learning_rate": 0.1, "weights": "/x"}}},
+            },
+            ["weights", "none", "7be5"],
+        ),
+    ],
+)
+def test_compare_capsules_lists_what_can_change_a_loss(changed, facts, tmp_path):
+    then, now = write_capsule(tmp_path / "then"), write_capsule(tmp_path / "now", **changed)
+
+    lines = [*compare_capsules(then, now)]
+
+    assert len(lines) == (facts is not None)
+    assert facts is None or mentions(lines[0], *facts)
+    assert "memory_gb" not in str(lines)
+
+
+def test_compare_capsules_names_missing_files(tmp_path):
+    facts = {"git": {"left_out": {"a.bin": "is over the limit"}}}
+    then, now = write_capsule(tmp_path / "then", facts), write_capsule(tmp_path / "now")
+
+    (line,) = compare_capsules(then, now)
+    assert mentions(line, "files", "lacks a.bin")
+
+
+@pytest.mark.parametrize(
+    ("packages", "overridden", "facts"),
+    [
+        ("torch==2.11.0\n", "", ["nothing", "code", "configuration", "versions", "data"]),
+        ("torch==2.11.0\n", "--seed 1", ["overridden: --seed 1"]),
+        ("torch==3.0\n", "", ["versions: torch 2.11.0 then, 3.0 now"]),
+    ],
+)
+def test_reproducibility_check_of_different_runs_names_causes(
+    packages, overridden, facts, log, tmp_path
+):
+    runs = log(LOSSES), log({"train_loss": [0.5]})
+    then = write_capsule(tmp_path / "then")
+    now = write_capsule(tmp_path / "now", packages=packages)
+
+    first, line = format_reproducibility_check(log.client, *runs, then, now, overridden)
+
+    assert first.startswith("not the same as ")
+    assert mentions(line, *facts)
+
+
+def test_reproducibility_check_of_identical_runs_names_overrides(log, tmp_path):
+    runs = log(LOSSES), log({"train_loss": LOSSES["train_loss"][:2]})
+    folders = [write_capsule(tmp_path / name) for name in ("then", "now")]
+
+    lines = format_reproducibility_check(log.client, *runs, *folders, "--max_epochs 1")
+
+    assert lines[0].endswith("train_loss at 2 of 3 steps")
+    assert lines[1:] == ["overridden: --max_epochs 1"]

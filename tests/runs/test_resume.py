@@ -1,154 +1,219 @@
-"""`pyclassify resume`: a run that was killed goes on as the same run, from a tree that changed."""
+"""The errors of `pyclassify resume`, and how it starts the training."""
 
+import json
 import os
-import shutil
-from types import SimpleNamespace
+import socket
 
 import mlflow
 import pytest
 
-from tests.support import forking_python, repositories
+from pyclassify.cli.main import main
+from pyclassify.tracking import capsule
+from tests.support import processes
 from tests.support.phrases import mentions
-from tests.support.processes import PIPE
-from tests.support.repositories import FRESH, LOSS, PACKAGE, git, losses
-from tests.support.stores import list_runs
-from tests.support.trainings import QUIET
-from tests.support.waiting import wait_until
-
-TRAIN = f"train --data=SyntheticDataModule --max_epochs=3 {QUIET} --trainer.log_every_n_steps=1"
-TRAIN += " --data.train_size=160 --data.val_size=16 --data.test_size=16 --batch_size=8"
-TRAIN += " --data.resize=8 --data.crop=8 --model.model=fresh.network --learning_rate=0.01"
-TRAIN += " --accelerator=cpu --trainer.logger.system_metrics=false --resume.every_steps=4"
-# Only the run that is to be killed waits for it, in its thirtieth step.
-SLOW = """
-import os, time
-
-class Wait(nn.Identity):
-    seen = 0
-
-    def forward(self, images):
-        self.seen += self.training
-        while self.seen == 30 and os.environ.get("WAITS"):
-            time.sleep(0.1)
-        return images
-"""
+from tests.support.processes import PIPE, ROOT
+from tests.support.spooled import TAKE
+from tests.support.stores import experiment_id
+from tests.support.trainings import SHAPES
 
 
-@pytest.fixture(scope="module")
-def store(module_store, tmp_path_factory):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
-        yield module_store
+@pytest.fixture
+def resume(store, tmp_path, monkeypatch, capsys):
+    """Type `pyclassify resume` in a folder of no repository, and give what it complains of."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs").mkdir()
+
+    def run(*words):
+        assert main(["resume", *words]) == 1
+        output = capsys.readouterr()
+        assert output.err.count("\n") == 1
+        assert output.err.startswith("pyclassify: error: ")
+        return output.err
+
+    return run
 
 
-@pytest.fixture(scope="module")
-def repo(tmp_path_factory):
-    """A repository with a copy of this package, an edited file and an untracked one."""
-    folder = tmp_path_factory.mktemp("repo")
-    shutil.copytree(PACKAGE, folder / "pyclassify", ignore=shutil.ignore_patterns("__pycache__"))
-    repositories.start(folder, {".gitignore": "__pycache__/\n"})
-    network = FRESH.replace("nn.Flatten()", "Wait(), nn.Flatten()")
-    (folder / "fresh.py").write_text(f"from torch import nn\n{SLOW}{network}")
-    return folder
+def make_run(folder, status="KILLED", tags=(), **facts):
+    """Make a run with a capsule, and give its id."""
+    client = mlflow.MlflowClient()
+    run_id = client.create_run(experiment_id(client), tags=dict(tags)).info.run_id
+    known = {
+        "verb": "fit",
+        "command": [],
+        "started_in": str(folder),
+        "host": socket.gethostname(),
+        "git": {"missing": "git is not installed"},
+        "package": capsule.digest_package(),
+        "hardware": {"processes": 1, "threads": 1},
+    }
+    logger = {"class_path": "pyclassify.tracking.logger.RunLogger", "init_args": {}}
+    logger["init_args"]["save_dir"] = "runs"
+    config = {"trainer": {"logger": logger, "max_epochs": 3, "devices": 1}, "data": None}
+    client.log_text(run_id, json.dumps({**known, **facts}), "capsule/capsule.json")
+    client.log_text(run_id, json.dumps(config), "capsule/config.yaml")
+    client.set_terminated(run_id, status)
+    return run_id
 
 
-@pytest.fixture(scope="module")
-def runs(store, repo):
-    """A run that was left alone, and one that was killed in its second epoch and went on.
-
-    Between the two the code changed.
-    """
-    module = repo / "pyclassify" / "module.py"
-    before = module.read_text()
-    module.write_text(before.replace(LOSS, LOSS + ', reduction="sum"'))
-    started = [start(repo, TRAIN, WAITS=waits) for waits in ("", "1")]
-    try:
-        assert started[0].wait() == 0, started[0].read("stderr")
-        wait_until(
-            lambda: len(list(repo.glob("runs/*/*/checkpoints/resume/step=00000028.ckpt*"))) == 2,
-            "the checkpoint of step 28 and its hash",
-        )
-    finally:
-        started[1].kill()
-        started[1].communicate()
-    module.write_text(before)
-    (repo / "fresh.py").unlink()
-    killed, alone = sorted(list_runs(store), key=lambda run: run.info.status == "FINISHED")
-    killed, alone = killed.info, alone.info
-    assert (killed.status, alone.status) == ("RUNNING", "FINISHED")
-    done = say(repo, f"resume {killed.run_id[:8]}")
-    return SimpleNamespace(id=killed.run_id, alone=alone.run_id, done=done)
+@pytest.mark.parametrize(
+    ("words", "facts"),
+    [
+        (["0" * 32], ["0" * 32, "sqlite:///"]),
+        (["latest"], ["'latest'", "32 hexadecimal digits"]),
+        (["0" * 32, "--config", "x"], ["one run's id", "--config"]),
+        (["0" * 32, "1" * 32], ["one run's id", "1" * 32]),
+        ([], ["RUN_ID", "`pyclassify resume --help`"]),
+    ],
+)
+def test_wrong_command_line_fails(words, facts, resume):
+    assert mentions(resume(*words), *facts)
 
 
-def start(repo, words, **variables):
-    command = ["-m", "pyclassify", *words.split()]
-    environ = {**os.environ, **variables}
-    return forking_python.start(*command, cwd=repo, env=environ, stdout=PIPE, stderr=PIPE)
+@pytest.mark.parametrize(
+    ("made", "options", "facts"),
+    [
+        ({"status": "FINISHED"}, "", ["FINISHED", "3 epochs", "--max_epochs 6"]),
+        ({"status": "FINISHED"}, "--max_epochs 3", ["FINISHED", "3 epochs", "--max_epochs 6"]),
+        ({"verb": "test"}, "", ["`pyclassify test`", "`pyclassify rerun"]),
+        ({"tags": {"slurm_folder": "/x"}}, "", ["slurm", "`pyclassify slurm resume"]),
+        ({}, "--devices 2", ["1 processes", "--trainer.devices 2"]),
+        ({}, "--learning_rate 1", ["--model.learning_rate", "another training"]),
+        ({"package": "0"}, "", ["(git is not installed)", "pyclassify has changed"]),
+    ],
+)
+def test_run_that_can_not_resume_names_the_next_command(made, options, facts, resume, tmp_path):
+    run_id = make_run(tmp_path, **made)
+
+    assert mentions(resume(run_id, *options.split()), run_id, *facts)
 
 
-def say(repo, words, **variables):
-    process = start(repo, words, **variables)
-    out, err = process.communicate()
-    return SimpleNamespace(code=process.returncode, out=out, err=err)
+def test_checkpoints_of_another_machine_fail(resume, tmp_path):
+    run_id = make_run(tmp_path / "elsewhere", host="node7")
+
+    output = resume(run_id)
+    assert mentions(output, f"run {run_id}", f"{tmp_path}/elsewhere/runs on node7")
+    assert f"`pyclassify rerun {run_id}`" in output
 
 
-def test_killed_run_ends_as_the_one_that_was_left_alone(runs, store):
-    assert runs.done.code == 0, runs.done.err
-    found = store.get_run(runs.id)
-    assert found.info.status == "FINISHED"
-    assert len(losses(store, runs.alone)) == 60
-    assert sorted(losses(store, runs.id)) == sorted(losses(store, runs.alone))
-    for name in ("test_loss", "best_val_accuracy"):
-        assert found.data.metrics[name] == store.get_run(runs.alone).data.metrics[name]
+def test_run_without_capsule_fails(resume):
+    other = mlflow.MlflowClient().create_run("0").info.run_id
+
+    assert mentions(resume(other), f"run {other}", "capsule")
 
 
-def test_there_is_no_second_run(runs, store):
-    assert {run.info.run_id for run in list_runs(store)} == {runs.id, runs.alone}
+def test_parent_without_any_capsule_fails(resume):
+    client = mlflow.MlflowClient()
+    parent = client.create_run("0", tags={"pyclassify.seeds": "0 to 2"}).info.run_id
+
+    assert mentions(resume(parent), f"run {parent}", "parent of seeds")
 
 
-def test_it_went_on_where_the_first_attempt_had_saved(runs, repo):
-    (line,) = (line for line in runs.done.err.splitlines() if f"run {runs.id}" in line)
-    assert mentions(line, f" {repo}/runs/")
-    assert line.endswith("/checkpoints/resume/step=00000028.ckpt")
-    assert "dirpath has changed" not in runs.done.err  # the best so far is still the best
-    assert git(repo, "worktree", "list").count("\n") == 0
+# In the place of this package, in the folder that the run was started in.
+TRAINING = (
+    "import os, pathlib, signal, sys\npathlib.Path('words').write_text(' '.join(sys.argv[1:]))\n"
+)
+KILLS_ITSELF = "os.kill(os.getpid(), signal.SIGKILL)"
 
 
-def test_capsule_is_that_of_the_start(runs, store, repo, tmp_path):
-    facts = mlflow.artifacts.load_dict(f"runs:/{runs.id}/capsule/capsule.json")
+@pytest.fixture
+def train(store, tmp_path, monkeypatch, capsys):
+    """Type `pyclassify resume` of a run whose training does something else; gives what it says."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "pyclassify").mkdir()
+    (tmp_path / "pyclassify" / "__init__.py").touch()
 
-    assert facts["started_in"] == str(repo)
-    assert facts["command"][1:] == TRAIN.split()
+    def run(code, *words):
+        (tmp_path / "pyclassify" / "__main__.py").write_text(TRAINING + code)
+        return main(["resume", *words]), capsys.readouterr().err
 
-
-@pytest.fixture(scope="module")
-def longer(runs, repo):
-    """The same run resumed when it had finished: as it was, and then for one epoch more."""
-    words = (f"resume {runs.id}", f"resume {runs.id} --max_epochs 4")
-    refused, done = (say(repo, each) for each in words)
-    return SimpleNamespace(refused=refused, done=done)
-
-
-def test_finished_run_goes_on_only_for_more_epochs(longer, runs, store, repo):
-    assert longer.refused.code == 1
-    assert mentions(longer.refused.err, runs.id, "FINISHED", "3 epochs", "--max_epochs 6")
-
-    assert longer.done.code == 0, longer.done.err
-    assert sorted(step for step, _ in losses(store, runs.id)) == [*range(80)]
-    found = store.get_run(runs.id)
-    assert found.info.status == "FINISHED"
-    assert found.data.params["trainer/max_epochs"] == "3"
-    assert found.data.tags["pyclassify.resumed_with"] == "--max_epochs=4"
-    again = say(repo, f"resume {runs.id} --max_epochs 4")
-    assert mentions(again.err, "FINISHED", "4 epochs")
+    return run
 
 
-def test_other_number_of_processes_needs_a_flag(longer, runs, store, repo):
-    assert longer.done.code == 0, longer.done.err
-    refused = say(repo, f"resume {runs.id} --max_epochs 5 --devices 2")
-    assert mentions(refused.err, runs.id, "1 processes", "--trainer.devices 2")
+def test_killed_training_kills_its_run(train, store, tmp_path):
+    run_id = make_run(tmp_path, "FAILED")
 
-    done = say(repo, f"resume {runs.id} --max_epochs 5 --devices 2 --inexact")
+    code, output = train(KILLS_ITSELF, run_id, "--max_epochs", "5")
 
-    assert done.code == 0, done.err
-    assert sorted(step for step, _ in losses(store, runs.id)) == [*range(90)]
+    assert code == 137
+    run = store.get_run(run_id)
+    assert run.info.status == "KILLED"
+    assert run.data.tags["pyclassify.resumed_with"] == "--max_epochs=5"
+    assert (tmp_path / "words").read_text().startswith("fit --config ")
+    assert (tmp_path / "words").read_text().endswith(" --max_epochs=5")
+    where = tmp_path / "runs" / run.info.experiment_id / run_id / "checkpoints" / "resume"
+    assert mentions(output, run_id, f"no checkpoint to go on from in {where}", "beginning")
+
+
+def test_exit_code_and_status_are_those_of_the_training(train, store, tmp_path):
+    run_id = make_run(tmp_path, "FAILED")
+
+    assert train("sys.exit(3)", run_id)[0] == 3
+
+    run = store.get_run(run_id)
+    assert run.info.status == "FAILED"
+    assert "pyclassify.resumed_with" not in run.data.tags
+
+
+def test_resume_names_the_last_checkpoint_and_other_threads(train, store, tmp_path, monkeypatch):
+    run_id = make_run(tmp_path)
+    experiment = store.get_run(run_id).info.experiment_id
+    folder = tmp_path / "runs" / experiment / run_id / "checkpoints" / "resume"
+    folder.mkdir(parents=True)
+    for step in (96, 104):
+        (folder / f"step={step:08}.ckpt").touch()
+    monkeypatch.setenv("OMP_NUM_THREADS", "2")
+
+    code, output = train("", run_id)
+
+    assert code == 0
+    assert f"{folder}/step=00000104.ckpt\n" in output
+    assert mentions(output, "warning", "1 threads", "OMP_NUM_THREADS is 2")
+
+
+def test_inexact_resumes_with_the_current_code(train, tmp_path):
+    run_id = make_run(tmp_path, package="0")
+
+    assert train("", run_id, "--inexact")[0] == 0
+
+    assert (tmp_path / "words").read_text().endswith(" --resume.inexact=true")
+
+
+@pytest.fixture
+def lock_run():
+    """Start a process that writes to a run of a folder."""
+    started = []
+
+    def run(folder):
+        code = TAKE.format(folder=str(folder)) + "import time; print(flush=True); time.sleep(600)"
+        process = processes.start("-c", code, fresh=True, cwd=ROOT, stdout=PIPE)
+        started.append(process)
+        process.stdout.readline()
+        return process.pid
+
+    yield run
+    for process in started:
+        process.kill()
+        process.communicate()
+
+
+def test_running_run_fails(resume, lock_run, tmp_path):
+    run_id = make_run(tmp_path)
+    pid = lock_run(tmp_path / "runs" / "spool" / run_id)
+
+    assert mentions(resume(run_id), f"run {run_id}", f"process {pid} on {socket.gethostname()}")
+
+
+def test_second_training_of_a_run_fails_and_leaves_it_running(cli, lock_run, tmp_path):
+    client = mlflow.MlflowClient()
+    run_id = client.create_run(experiment_id(client)).info.run_id
+    pid = lock_run(tmp_path / "runs" / "spool" / run_id)
+    os.environ["MLFLOW_RUN_ID"] = run_id
+
+    done = cli(f"fit {SHAPES}")
+
+    assert done.code == 1
+    assert mentions(done.err, f"error: the run {run_id}", f"process {pid} on")
+    (run,) = done.runs
+    assert run.info.status == "RUNNING"
+    assert run.data.params == {}

@@ -1,4 +1,4 @@
-"""Seeds that were stopped go on: the finished ones are left, and their means are right."""
+"""Interrupted trainings with `--seeds` that resume: which seeds, and their statistics."""
 
 import json
 import os
@@ -29,18 +29,18 @@ TRAIN += " --trainer.logger.system_metrics=false --accelerator=cpu --seeds 3 --s
 def ended(module_store, tmp_path_factory):
     """A training with three seeds, told to leave in the second, and gone on with.
 
-    What is known of it by then and in the end: the exit code, what was said, and the runs.
+    What is known of it by then and in the end: the exit code, the output, and the runs.
     """
     folder = tmp_path_factory.mktemp("seeds")
     first = start(folder, TRAIN, WAITS="8")
     try:
         wait_until(lambda: is_training(module_store, count=3), "the second seed has a loss")
         first.send_signal(signal.SIGUSR1)
-        left = look(module_store, first)
+        left = read_result(module_store, first)
     finally:
         first.kill()
     second = start(folder, f"resume {left.parent.info.run_id}")
-    return left, look(module_store, second)
+    return left, read_result(module_store, second)
 
 
 def start(folder, words, **variables):
@@ -52,7 +52,7 @@ def is_training(client, count):
     return len(runs) == count and "train_loss" in runs[0].data.metrics
 
 
-def look(client, process):
+def read_result(client, process):
     out = process.communicate()[0]
     runs = list_runs(client)
     children = [run for run in reversed(runs) if PARENT in run.data.tags]
@@ -64,14 +64,14 @@ def steps(client, run):
     return {each.step for each in client.get_metric_history(run.info.run_id, "train_loss")}
 
 
-def test_seeds_that_are_told_to_leave_can_go_on(ended):
+def test_sigusr1_exits_to_be_requeued(ended):
     left, _ = ended
 
     assert left.code == os.EX_TEMPFAIL, left.out
     assert [run.info.status for run in left.children] == ["FINISHED", "KILLED"]
 
 
-def test_finished_seed_is_left_and_the_unfinished_and_the_missing_are_trained(ended):
+def test_resume_skips_finished_seeds_and_trains_the_others(ended):
     left, done = ended
 
     assert done.code == 0, done.out
@@ -82,13 +82,13 @@ def test_finished_seed_is_left_and_the_unfinished_and_the_missing_are_trained(en
     assert [run.data.params["seed_everything"] for run in done.children] == ["7", "8", "9"]
 
 
-def test_unfinished_seed_goes_on_at_its_own_step(ended):
+def test_resume_of_an_interrupted_seed_starts_at_its_checkpoint(ended):
     _, done = ended
 
     assert f"/{done.children[1].info.run_id}/checkpoints/resume/step=" in done.out
 
 
-def test_means_are_those_of_all_seeds(ended):
+def test_resumed_parent_logs_statistics_of_all_seeds(ended):
     _, done = ended
     values = [run.data.metrics["test_accuracy"] for run in done.children]
 
@@ -99,11 +99,11 @@ def test_means_are_those_of_all_seeds(ended):
     assert "KILLED" not in note
 
 
-HEAR = "import json; from pyclassify.runs import seeds; "
-HEAR += "print(json.dumps(seeds.choose_seed_indices(None, 'a', {}, 3)))"
+WAIT_FOR_INDICES = "import json; from pyclassify.runs import seeds; "
+WAIT_FOR_INDICES += "print(json.dumps(seeds.choose_seed_indices(None, 'a', {}, 3)))"
 
 
-def test_other_processes_of_a_job_hear_which_seeds_are_left(tmp_path, monkeypatch):
+def test_choose_seed_indices_is_broadcast_to_other_processes(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     job = {"SLURM_JOB_ID": "5", "SLURM_NTASKS": "2", "MLFLOW_RUN_ID": "a"}
     for name, value in job.items():
@@ -111,21 +111,14 @@ def test_other_processes_of_a_job_hear_which_seeds_are_left(tmp_path, monkeypatc
     launcher.publish(Path("runs", "seeds", "a"), [0, 1, 2])  # at its first start
     monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "SLURM_PROCID": "1"}
-    other = processes.start("-c", HEAR, env=environment, stdout=PIPE)
+    other = processes.start("-c", WAIT_FOR_INDICES, env=environment, stdout=PIPE)
 
     first = seeds.choose_seed_indices(SimpleNamespace(list_unfinished=lambda: [1, 2]), "a", {}, 3)
 
     assert first == json.loads(other.communicate()[0]) == [1, 2]
 
 
-def test_first_process_that_says_nothing_is_not_waited_for_for_ever(tmp_path, monkeypatch):
-    monkeypatch.setattr(launcher, "BROADCAST_TIMEOUT_SECONDS", 0.2)
-
-    with pytest.raises(TimeoutError, match=r"first process.* 0 s"):
-        launcher.wait_for_value(tmp_path)
-
-
-def test_seeds_of_a_job_without_a_server_are_refused(monkeypatch, capsys):
+def test_seeds_without_a_server_fail(monkeypatch, capsys):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "spool:///somewhere")
 
     assert main(["train", "--seeds", "3"]) == 1

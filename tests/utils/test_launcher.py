@@ -1,11 +1,19 @@
-"""What the variables of launchers say: the first process, and each process's processors."""
+"""The processes of a launcher: the first one, processors, rendezvous and file broadcast."""
 
 import os
 import sys
 
 import pytest
+from lightning.fabric.plugins.environments import SLURMEnvironment
 
-from pyclassify.utils.launcher import count_cores, count_workers, is_rank_zero
+from pyclassify.utils import launcher
+from pyclassify.utils.launcher import (
+    choose_rendezvous,
+    count_cores,
+    count_workers,
+    is_rank_zero,
+    wait_for_value,
+)
 
 
 @pytest.fixture
@@ -69,3 +77,38 @@ def test_is_rank_zero_reads_the_variables_of_launchers(variables, is_first, monk
         monkeypatch.setenv(name, value)
 
     assert is_rank_zero() is is_first
+
+
+def test_choose_rendezvous_differs_for_each_seed(monkeypatch):
+    monkeypatch.setenv("MASTER_PORT", "29500")
+
+    others = [int(choose_rendezvous(place)["MASTER_PORT"]) for place in range(1, 9)]
+    assert choose_rendezvous(0) == {}
+    assert len({29500, *others}) == 9
+    assert all(10_000 <= port < 30_000 for port in others)
+
+
+def test_choose_rendezvous_in_a_slurm_job_starts_at_lightnings_port(monkeypatch):
+    job = {"SLURM_JOB_ID": "1234567", "SLURM_NTASKS": "2", "SLURM_NTASKS_PER_NODE": "2"}
+    for name, value in job.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("MASTER_PORT", "")  # which restores it afterwards
+    del os.environ["MASTER_PORT"]
+
+    by_job = choose_rendezvous(1)
+    SLURMEnvironment().main_port  # noqa: B018 - it leaves MASTER_PORT in the environment
+    assert by_job == choose_rendezvous(1) != {}
+
+
+def test_choose_rendezvous_without_launcher_is_empty(monkeypatch):
+    for name in ("MASTER_PORT", "SLURM_JOB_ID", "SLURM_NTASKS"):
+        monkeypatch.delenv(name, raising=False)
+
+    assert choose_rendezvous(1) == {}
+
+
+def test_wait_for_value_of_a_silent_process_times_out(tmp_path, monkeypatch):
+    monkeypatch.setattr(launcher, "BROADCAST_TIMEOUT_SECONDS", 0.2)
+
+    with pytest.raises(TimeoutError, match=r"first process.* 0 s"):
+        wait_for_value(tmp_path)
