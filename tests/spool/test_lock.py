@@ -57,7 +57,7 @@ def start(folder):
         process.wait()
 
 
-def test_second_writer_is_told_who_the_first_is_and_what_to_do(folder, start):
+def test_acquire_by_a_second_writer_raises_with_the_holder_and_the_next_step(folder, start):
     process, _ = start(SLURM_JOB_ID="77")
 
     # the form of this message
@@ -68,7 +68,7 @@ def test_second_writer_is_told_who_the_first_is_and_what_to_do(folder, start):
     assert re.match(who, lock.find_holder(folder))
 
 
-def test_run_is_free_once_its_writer_is_killed(folder, start):
+def test_lock_of_a_killed_writer_is_released(folder, start):
     process, _ = start()
     process.kill()
     process.wait()
@@ -79,7 +79,7 @@ def test_run_is_free_once_its_writer_is_killed(folder, start):
     lock.release(folder)
 
 
-def test_children_that_outlive_their_parent_do_not_keep_the_run(folder, start):
+def test_lock_is_not_held_by_children_that_outlive_their_parent(folder, start):
     process, line = start(BREED)
     children = [int(word) for word in line.split()]
     try:
@@ -94,13 +94,13 @@ def test_children_that_outlive_their_parent_do_not_keep_the_run(folder, start):
             os.kill(child, signal.SIGKILL)
 
 
-def test_child_that_ends_leaves_the_run_to_its_parent(folder, start):
+def test_lock_stays_with_the_parent_when_a_child_ends(folder, start):
     start("import os, time; os.fork() or os._exit(0); os.wait(); print(flush=True); time.sleep(60)")
 
     assert lock.find_holder(folder)
 
 
-def test_writer_that_is_signing_at_this_moment_is_told_without_a_name(folder):
+def test_find_holder_while_the_holder_writes_its_line_names_nobody(folder):
     folder.mkdir(parents=True)
     with (folder / lock.LOCK_FILE).open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
@@ -109,7 +109,7 @@ def test_writer_that_is_signing_at_this_moment_is_told_without_a_name(folder):
             lock.acquire(folder)
 
 
-def test_taking_it_twice_is_taking_it_once(folder):
+def test_acquire_twice_is_released_once(folder):
     lock.acquire(folder)
     lock.acquire(folder)
     lock.release(folder)
@@ -117,7 +117,7 @@ def test_taking_it_twice_is_taking_it_once(folder):
     assert lock.find_holder(folder) == ""
 
 
-def test_file_system_without_locks_costs_a_warning(folder, monkeypatch):
+def test_acquire_on_a_file_system_without_locks_warns(folder, monkeypatch):
     def refuse(*_):
         raise OSError(38, "Function not implemented")
 
@@ -127,6 +127,6 @@ def test_file_system_without_locks_costs_a_warning(folder, monkeypatch):
     lock.release(folder)
 
 
-def test_run_that_nobody_ever_wrote_to_has_no_holder(folder):
+def test_find_holder_of_a_run_without_a_writer_is_empty(folder):
     assert lock.find_holder(folder) == ""
     assert not folder.exists()

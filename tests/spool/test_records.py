@@ -33,13 +33,13 @@ def test_records_are_read_as_they_were_written(tmp_path):
 
 
 @pytest.mark.parametrize("value", [math.inf, -math.inf, math.nan, 5e-324, 0.1])
-def test_every_float_is_kept_bit_by_bit(value, tmp_path):
+def test_every_float_is_read_bitwise_identical(value, tmp_path):
     (record,) = read(write(tmp_path, [{"points": [value]}]))
 
     assert record["points"][0].hex() == value.hex()
 
 
-def test_record_torn_anywhere_is_dropped_and_all_before_it_are_kept(tmp_path):
+def test_record_torn_anywhere_is_dropped_and_all_before_it_are_read(tmp_path):
     path = write(tmp_path)
     whole = path.read_bytes()
     last = len(records.encode(RECORDS[-1]))
@@ -49,7 +49,7 @@ def test_record_torn_anywhere_is_dropped_and_all_before_it_are_kept(tmp_path):
         assert read(path) == RECORDS[:2]
 
 
-def test_damaged_record_is_told_with_its_place_and_the_others_are_kept(tmp_path):
+def test_damaged_record_is_reported_with_its_offset_and_the_others_are_read(tmp_path):
     path = write(tmp_path)
     content = bytearray(path.read_bytes())
     place = len(records.encode(RECORDS[0]))
@@ -62,14 +62,14 @@ def test_damaged_record_is_told_with_its_place_and_the_others_are_kept(tmp_path)
     assert str(damaged).startswith(f"{path} at byte {place}: ")
 
 
-def test_reading_goes_on_from_an_offset(tmp_path):
+def test_read_records_starts_at_an_offset(tmp_path):
     path = write(tmp_path)
     (offset, _), *_ = records.read_records(path)
 
     assert read(path, offset) == RECORDS[1:]
 
 
-def test_each_writer_has_a_file_of_its_own(tmp_path):
+def test_each_writer_has_its_own_file(tmp_path):
     first, second = Segment(tmp_path), Segment(tmp_path)
     for segment in (first, second, first):
         segment.append(records.encode({"number": segment.number}))
@@ -80,7 +80,7 @@ def test_each_writer_has_a_file_of_its_own(tmp_path):
     }
 
 
-def test_record_that_finds_no_room_leaves_none_of_its_bytes(tmp_path):
+def test_append_on_a_full_disk_leaves_no_byte_of_the_record(tmp_path):
     segment = Segment(tmp_path)
     line = records.encode(RECORDS[0])
     segment.append(line)
@@ -102,7 +102,7 @@ def log_without_room(opened, size, steps):
             opened.append_points([["loss", step / 2, 0, step]])
 
 
-def test_what_finds_no_room_is_kept_in_memory_and_written_when_there_is_some(opened):
+def test_records_on_a_full_disk_are_pending_and_written_later(opened):
     with pytest.warns(UserWarning, match="can't be written .* in memory"):
         log_without_room(opened, size=100, steps=1000)
     with pytest.warns(UserWarning, match="written again"):
@@ -114,9 +114,7 @@ def test_what_finds_no_room_is_kept_in_memory_and_written_when_there_is_some(ope
     assert last["name"] == "last"
 
 
-def test_log_that_outgrows_the_memory_is_dropped_with_a_warning_and_training_goes_on(
-    opened, monkeypatch
-):
+def test_pending_records_over_the_limit_are_dropped_with_a_warning(opened, monkeypatch):
     monkeypatch.setattr("pyclassify.spool.writer.MAX_PENDING_BYTES", 1000)
     with pytest.warns(UserWarning, match="lost until there is room") as said:
         log_without_room(opened, size=0, steps=100)

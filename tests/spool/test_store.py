@@ -76,7 +76,7 @@ def test_first_value_of_a_step_counts_in_each_attempt_and_keeps_its_time(spool):
     assert {each.timestamp for each in kept.values()} == {1}
 
 
-def test_finished_run_that_goes_on_has_its_last_results(spool):
+def test_finished_run_that_resumes_has_its_last_results(spool):
     client, run_id = spool.client, spool.run_id
     for attempt, accuracy in enumerate((0.5, 0.75)):
         for name, value in {"test_accuracy": accuracy, "parameters": 1000}.items():
@@ -127,18 +127,18 @@ def test_parameter_does_not_change(spool):
         lambda client: client.log_inputs("12", models=[LoggedModelInput("m-1")]),
     ],
 )
-def test_what_a_spool_cannot_do_is_said_with_who_can(ask, spool):
+def test_unsupported_request_raises_and_names_the_server(ask, spool):
     with pytest.raises(MlflowException, match=r"spool can't .* `pyclassify sync`"):
         ask(spool.client)
 
 
-def test_run_that_is_not_there_is_told_with_the_folder(spool):
+def test_unknown_run_raises_with_the_folder(spool):
     with pytest.raises(MlflowException, match=f"no run 123 .*{spool.root}"):
         spool.client.get_run("123")
 
 
 @pytest.mark.parametrize("uri", ["spool:runs/spool", "spool://runs/spool"])
-def test_spool_without_an_absolute_path_is_refused(uri):
+def test_uri_without_an_absolute_path_raises(uri):
     register_scheme()
     with pytest.raises(MlflowException, match="spool:///FOLDER") as refused:
         mlflow.MlflowClient(uri).get_run("123")

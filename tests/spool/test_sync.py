@@ -30,7 +30,7 @@ def work_dir(spool, tmp_path, monkeypatch):
     begin_again(spool.folder)
 
 
-def test_runs_of_a_work_dir_are_delivered_and_told(work_dir, spool, capsys):
+def test_sync_uploads_and_reports_the_runs_of_a_work_dir(work_dir, spool, capsys):
     assert main(["sync", str(work_dir)]) == 0
 
     run = spool.there.get_run(spool.run_id)
@@ -39,9 +39,7 @@ def test_runs_of_a_work_dir_are_delivered_and_told(work_dir, spool, capsys):
     assert capsys.readouterr().out == f"{spool.run_id}: 3 records delivered, 3 in all\n"
 
 
-def test_run_that_is_over_and_delivered_is_passed_over_and_its_files_are_cleared(
-    work_dir, spool, capsys
-):
+def test_sync_skips_an_uploaded_run_and_removes_its_copies(work_dir, spool, capsys):
     main(["sync", str(work_dir)])
     capsys.readouterr()
 
@@ -51,7 +49,7 @@ def test_run_that_is_over_and_delivered_is_passed_over_and_its_files_are_cleared
     assert [*(spool.folder / "artifacts").iterdir()] == []
 
 
-def test_what_is_written_after_a_run_was_over_is_delivered(work_dir, spool):
+def test_sync_uploads_what_is_written_after_the_end_of_a_run(work_dir, spool):
     main(["sync", str(work_dir)])
     spool.client.set_tag(spool.run_id, "slurm_state", "COMPLETED")
     main(["sync", str(work_dir)])
@@ -62,7 +60,7 @@ def test_what_is_written_after_a_run_was_over_is_delivered(work_dir, spool):
 @pytest.mark.parametrize(
     ("code", "words"), [(500, "it answers with error 500"), (403, "it refuses permission")]
 )
-def test_server_that_refuses_is_told_in_words_and_all_stays(
+def test_sync_with_a_failing_server_reports_it_and_loses_nothing(
     code, words, work_dir, spool, monkeypatch, capsys
 ):
     with answering(code) as address:
@@ -76,7 +74,7 @@ def test_server_that_refuses_is_told_in_words_and_all_stays(
     assert points(spool.there, spool.run_id, "loss") == [(1, 0.5)]
 
 
-def test_spool_that_can_not_be_read_is_told_and_the_others_are_delivered(work_dir, spool, capsys):
+def test_sync_reports_an_unreadable_spool_and_uploads_the_others(work_dir, spool, capsys):
     broken = work_dir / "0" / "spool" / "0"
     broken.mkdir(parents=True)
     (broken / records.SPOOL_FILE).write_text("{")
@@ -86,12 +84,12 @@ def test_spool_that_can_not_be_read_is_told_and_the_others_are_delivered(work_di
     assert spool.there.get_run(spool.run_id).info.status == "FINISHED"
 
 
-def test_folder_that_is_gone_is_told(tmp_path, capsys):
+def test_sync_reports_a_folder_that_is_gone(tmp_path, capsys):
     assert Sync(tmp_path / "gone").upload_all() == 1
     assert mentions(capsys.readouterr().err, "gone", "nothing delivered", "No such file")
 
 
-def test_server_that_refuses_is_told_once_to_who_follows(work_dir, spool, monkeypatch, capsys):
+def test_sync_reports_a_failing_server_once(work_dir, spool, monkeypatch, capsys):
     sync = Sync(work_dir)
     with answering(500) as address:
         monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
@@ -103,7 +101,7 @@ def test_server_that_refuses_is_told_once_to_who_follows(work_dir, spool, monkey
     assert points(spool.there, spool.run_id, "loss") == [(1, 0.5)]
 
 
-def test_run_that_goes_on_is_delivered_again_once_more_is_written(work_dir, spool, monkeypatch):
+def test_sync_uploads_a_running_run_again_when_more_is_written(work_dir, spool, monkeypatch):
     spool.client.update_run(spool.run_id, status="RUNNING")
     sync = Sync(work_dir)
     assert sync.upload_all() == 0
@@ -115,7 +113,7 @@ def test_run_that_goes_on_is_delivered_again_once_more_is_written(work_dir, spoo
         assert sync.upload_all() == 1
 
 
-def test_two_at_once_do_no_harm(work_dir, spool):
+def test_two_syncs_at_once_upload_each_record_once(work_dir, spool):
     for step in range(2, 3000):
         spool.client.log_metric(spool.run_id, "loss", step, step=step)
     both = [threading.Thread(target=Sync(work_dir).upload_all) for _ in range(2)]
@@ -127,7 +125,7 @@ def test_two_at_once_do_no_harm(work_dir, spool):
     assert len(points(spool.there, spool.run_id, "loss")) == 2999
 
 
-def test_following_delivers_what_is_logged_meanwhile_until_it_is_stopped(work_dir, spool):
+def test_sync_follow_uploads_what_is_logged_meanwhile(work_dir, spool):
     follower = processes.start(
         *("-m", "pyclassify", "sync", "--follow", work_dir),
         cwd=processes.ROOT,
@@ -158,7 +156,7 @@ def read_lines(process, count):
     return lines()
 
 
-def test_runs_that_are_over_are_passed_over_without_a_look_at_their_records(tmp_path, monkeypatch):
+def test_find_spools_skips_done_runs_without_reading_their_records(tmp_path, monkeypatch):
     for number in range(3):
         folder = tmp_path / str(number) / "spool" / str(number)
         folder.mkdir(parents=True)
@@ -173,7 +171,7 @@ def test_runs_that_are_over_are_passed_over_without_a_look_at_their_records(tmp_
     assert [*find_spools(tmp_path)] == []
 
 
-def test_folder_that_is_not_there_is_told_with_those_that_may_be(tmp_path, capsys):
+def test_sync_of_a_missing_folder_names_the_folders_to_give(tmp_path, capsys):
     assert main(["sync", str(tmp_path / "none")]) == 1
     said = capsys.readouterr().err
     assert mentions(said, tmp_path / "none", "runs/spool", '"work_dir"', "SLURM")

@@ -12,7 +12,7 @@ from tests.support import repositories
 from tests.support.repositories import git
 
 
-def test_commit_and_changes_put_the_files_back_bit_by_bit(write_capsule, tmp_path):
+def test_worktree_has_the_files_bitwise_identical(write_capsule, tmp_path):
     repo = repositories.start(tmp_path / "repo", {"net.py": "a\n", "logo.png": b"\0\1", "old": "x"})
     edited = {"net.py": "b", "logo.png": b"\0\2\xff", "staged.py": "s\n", "sub/new.py": "n\n"}
     repositories.write(repo, edited)
@@ -63,7 +63,7 @@ def test_untracked_file_is_unpacked_with_its_mode_but_no_special_bits(tmp_path):
         (pack("x", tarfile.FIFOTYPE), "untracked x .*regular file"),
     ],
 )
-def test_tar_that_reaches_beyond_its_folder_is_refused(packed, words, tmp_path):
+def test_tar_that_reaches_beyond_its_folder_raises(packed, words, tmp_path):
     tree = tmp_path / "tree"
     tree.mkdir()
     (tree / "out").symlink_to(tmp_path)  # as a commit may have it
@@ -92,7 +92,7 @@ def test_clean_tree_has_neither_diff_nor_tar(write_capsule, tmp_path):
     assert sorted(os.listdir(folder)) == ["capsule.json", "config.yaml", "packages.txt"]
 
 
-def test_what_runs_leave_behind_and_what_git_ignores_is_not_packed(write_capsule, tmp_path):
+def test_files_left_by_runs_and_ignored_files_are_not_packed(write_capsule, tmp_path):
     repo = repositories.start(tmp_path / "repo", {".gitignore": "data/\n"})
     kept = {"net.py": "n"}
     left = {"mlflow.db": "1", "mlruns/0/x": "2", "runs/0/best.ckpt": "3", "data/1.png": "4"}
@@ -104,7 +104,7 @@ def test_what_runs_leave_behind_and_what_git_ignores_is_not_packed(write_capsule
         assert tar.getnames() == ["net.py"]
 
 
-def test_files_over_the_limit_are_left_out_by_name_and_small_ones_kept(
+def test_files_over_the_limit_are_left_out_and_small_ones_packed(
     write_capsule, tmp_path, monkeypatch
 ):
     monkeypatch.setattr(repository, "MAX_CHANGES_BYTES", 2**20)
@@ -144,7 +144,9 @@ def test_without_git_the_capsule_says_so(write_capsule, tmp_path, monkeypatch):
     assert facts["git"] == {"missing": "git is not installed"}
 
 
-def test_code_of_a_run_elsewhere_is_that_of_the_package(write_capsule, tmp_path, monkeypatch):
+def test_code_of_a_run_outside_of_a_repository_is_that_of_the_package(
+    write_capsule, tmp_path, monkeypatch
+):
     repo = repositories.start(tmp_path / "repo", {"pyclassify/__init__.py": ""})
     monkeypatch.setattr(capsule, "PACKAGE_FOLDER", repo / "pyclassify")
     (tmp_path / "elsewhere").mkdir()

@@ -21,7 +21,7 @@ with signals.stop_on_signals(lambda name: say("marked", name)):
 
 
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
-def test_stop_signal_interrupts_and_says_which_it_was(signum, script):
+def test_stop_signal_raises_an_interrupt_with_its_name(signum, script):
     process = script(SLEEP)
     process.send_signal(signum)
 
@@ -49,7 +49,7 @@ def processor_ticks(pid):
     return int(fields[11]) + int(fields[12])
 
 
-def test_process_ends_though_its_main_thread_never_comes_back(script):
+def test_process_ends_though_its_main_thread_hangs(script):
     stuck = "hashlib.pbkdf2_hmac('sha256', b'word', b'salt', 2**31 - 1)"  # for many minutes
     process = script(
         "import hashlib\nsignals.GRACE_SECONDS = 0.5\n" + SLEEP.replace("time.sleep(60)", stuck)
@@ -62,7 +62,7 @@ def test_process_ends_though_its_main_thread_never_comes_back(script):
     assert process.returncode == 128 + signal.SIGTERM
 
 
-def test_process_ends_though_telling_so_fails_or_hangs(script):
+def test_process_ends_though_on_stop_fails_or_hangs(script):
     for trouble in ("1 / 0", "time.sleep(60)"):
         process = script(
             f"""
@@ -82,7 +82,7 @@ with signals.stop_on_signals(tell):
         assert process.wait(scale(60)) == 128 + signal.SIGTERM
 
 
-def test_process_ends_though_a_thread_is_left_that_never_does(script):
+def test_process_ends_though_another_thread_never_does(script):
     # A stop in a thread pool's `submit` leaves a worker that waits for ever, and Python for it.
     left = "import threading\n"
     left += "threading.Thread(target=threading.Event().wait).start()\n"
@@ -93,7 +93,7 @@ def test_process_ends_though_a_thread_is_left_that_never_does(script):
     assert process.returncode == 128 + signal.SIGTERM
 
 
-def test_worker_process_dies_of_the_signal_alone(script):
+def test_worker_process_ends_by_the_signal_only(script):
     process = script(
         """
 with signals.stop_on_signals(lambda name: say("marked", name)):
@@ -144,7 +144,7 @@ else:
     assert rest(parent) == ["marked SIGTERM"]
 
 
-def test_torch_is_not_loaded_for_it(script):
+def test_signals_do_not_load_torch(script):
     process = script("say('ready')\nsay('torch' in sys.modules)\n")
 
     assert rest(process) == ["False"]

@@ -45,7 +45,7 @@ def test_server_has_all_that_was_logged(spool, tmp_path):
     assert Path(path).read_text() == "words"
 
 
-def test_what_is_delivered_again_is_there_once(spool):
+def test_records_uploaded_twice_are_there_once(spool):
     log_losses(spool, 1500)
     spool.client.log_metric(spool.run_id, "nan", float("nan"), step=1)
     source = mlflow.data.http_dataset_source.HTTPDatasetSource("http://localhost/images")
@@ -90,7 +90,7 @@ LONG = "x" * 300  # a name that MLflow does not take
     ],
     ids=["metric", "tag", "parameter", "data set"],
 )
-def test_what_the_server_refuses_is_set_aside_and_the_rest_goes_on(log, spool):
+def test_rejected_record_is_stored_and_the_rest_is_uploaded(log, spool):
     log_losses(spool, 700)
     log(spool.client, spool.run_id)
     log_losses(spool, 700, first=700)
@@ -116,7 +116,7 @@ def test_run_that_is_deleted_meanwhile_loses_nothing(spool):
     assert len(points(spool.there, spool.run_id, "loss")) == 10
 
 
-def test_files_that_can_not_be_stored_hold_nothing_else_up(spool, tmp_path):
+def test_artifacts_that_can_not_be_stored_hold_nothing_else_up(spool, tmp_path):
     stored = Path(spool.there.get_run(spool.run_id).info.artifact_uri).parent
     stored.parent.mkdir(exist_ok=True)
     stored.touch()  # no folder can be made below a file, not even by root
@@ -142,7 +142,7 @@ def version_of(path):
     return {"kind": "version", "name": "shapes", "path": path, "tags": {}}
 
 
-def test_version_waits_for_who_can_make_it_and_is_made_of_each_model(spool):
+def test_version_is_pending_without_make_version_and_made_of_each_model(spool):
     made = []
     for path in ("model", "model-200"):
         spool.client.log_text(spool.run_id, "weights", f"{path}/MLmodel")
@@ -160,7 +160,7 @@ def test_version_waits_for_who_can_make_it_and_is_made_of_each_model(spool):
     assert uploader.messages == ["made", "made"]
 
 
-def test_files_of_a_version_that_waits_stay(spool):
+def test_copies_of_a_pending_version_are_not_removed(spool):
     spool.client.log_text(spool.run_id, "weights", "model/MLmodel")
     open_writer(spool.folder).append(version_of("model"))
     uploader = Uploader(spool.folder, spool.there)
@@ -216,7 +216,7 @@ def test_run_begun_without_a_server_goes_to_the_experiment_of_its_number(spool):
     assert made.data.tags[SPOOL_TAG] == run_id
 
 
-def test_run_begun_without_a_server_is_told_by_its_id_there(spool):
+def test_run_begun_without_a_server_is_reported_by_its_id_there(spool):
     run_id = spool.client.create_run("name:anew").info.run_id
     upload_thread = UploadThread(spool.root / run_id, spool.there.tracking_uri)
     with pytest.warns(UserWarning, match=f"the run {run_id}, ") as told:
@@ -235,7 +235,7 @@ def run_to_the_end(upload_thread):
     upload_thread.join(scale(10))
 
 
-def test_delivery_goes_on_when_another_process_has_ended_its_own(spool, recwarn):
+def test_upload_continues_when_another_process_has_ended_its_own(spool, recwarn):
     log_losses(spool, 10)
     upload_thread = UploadThread(spool.folder, spool.there.tracking_uri)
     with exclusive_upload(spool.folder):
@@ -249,7 +249,7 @@ def test_delivery_goes_on_when_another_process_has_ended_its_own(spool, recwarn)
     assert not [str(each.message) for each in recwarn if "server" in str(each.message)]
 
 
-def test_tag_that_was_deleted_before_it_was_delivered_holds_nothing_up(spool):
+def test_tag_that_was_deleted_before_its_upload_holds_nothing_up(spool):
     spool.client.set_tag(spool.run_id, "gone", "soon")
     spool.client.delete_tag(spool.run_id, "gone")
     log_losses(spool, 10)
@@ -261,7 +261,7 @@ def test_tag_that_was_deleted_before_it_was_delivered_holds_nothing_up(spool):
     assert len(points(spool.there, spool.run_id, "loss")) == 10
 
 
-def test_damaged_record_is_told_and_the_others_are_delivered(spool):
+def test_damaged_record_is_reported_and_the_others_are_uploaded(spool):
     log_losses(spool, 3000)
     path = spool.folder / "000001.records"
     content = bytearray(path.read_bytes())
@@ -274,7 +274,7 @@ def test_damaged_record_is_told_and_the_others_are_delivered(spool):
     assert kept == [*range(1000), *range(2000, 3000)]
 
 
-def test_worker_that_is_forked_during_a_delivery_does_not_hold_its_lock(spool):
+def test_worker_forked_during_an_upload_does_not_hold_its_lock(spool):
     with exclusive_upload(spool.folder):
         child = os.fork()
         if child == 0:
@@ -302,7 +302,9 @@ def log_and_finish(spool, upload_thread):
 @pytest.mark.parametrize(
     ("code", "words"), [(500, "500"), (403, "it refuses permission"), (404, "404")]
 )
-def test_server_that_refuses_is_told_once_and_logging_goes_on(code, words, spool, monkeypatch):
+def test_upload_thread_warns_once_of_a_failing_server_and_logging_continues(
+    code, words, spool, monkeypatch
+):
     monkeypatch.setattr("pyclassify.spool.upload_thread.UPLOAD_SECONDS", 0.05)
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     with answering(code) as address:

@@ -33,7 +33,7 @@ def full_pool():
     ],
     ids=["read-only", "closed", "full pool", "data", "name"],
 )
-def test_what_a_database_can_not_do_now_is_not_refused_for_good(error, final):
+def test_failure_of_a_database_is_not_permanent(error, final):
     assert is_permanent(error) is final
 
 
@@ -44,11 +44,11 @@ def test_what_a_database_can_not_do_now_is_not_refused_for_good(error, final):
         ("a.txt: 403 Client Error: Forbidden for url", "refuses permission"),
     ],
 )
-def test_server_that_takes_no_file_of_this_user_is_told_in_a_line(said, words):
+def test_describe_server_error_of_a_forbidden_upload_is_one_line(said, words):
     assert words in describe_server_error(OSError(said))
 
 
-def test_what_a_database_says_is_told_without_its_statement():
+def test_describe_server_error_of_a_database_leaves_out_the_statement():
     said = "cannot execute INSERT in a read-only transaction"
 
     # the form of this message
@@ -90,7 +90,7 @@ UPLOAD = "a.txt: Failed to upload /spool/a.txt to kept/1/abc/artifacts/a.txt: An
     ],
     ids=["missing", "refused", "keys", "busy", "address", "no keys"],
 )
-def test_what_is_wrong_with_a_bucket_is_told_in_a_line(said, facts):
+def test_describe_server_error_of_a_bucket_is_one_line(said, facts):
     told = describe_server_error(OSError(said))
     assert mentions(told, *facts)
     assert "\n" not in told
@@ -99,7 +99,7 @@ def test_what_is_wrong_with_a_bucket_is_told_in_a_line(said, facts):
 
 
 @pytest.mark.parametrize("character", ["\0", "\udcff"], ids=["NUL", "half a pair"])
-def test_character_that_no_database_takes_holds_nothing_up(character, spool):
+def test_character_that_no_database_stores_is_replaced(character, spool):
     client, run_id = spool.client, spool.run_id
     client.set_tag(run_id, "said", f"a{character}b")
     client.log_param(run_id, "root", f"c{character}")

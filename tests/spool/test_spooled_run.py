@@ -44,7 +44,7 @@ def serving(database):
         server.stop()
 
 
-def test_server_that_is_killed_during_a_delivery_has_all_of_it_once(database, store):
+def test_server_killed_during_an_upload_has_each_record_once(database, store):
     root, steps = database.parent / "spool", range(20_000)
     with serving(database) as (server, there):
         experiment = there.get_experiment_by_name("tested").experiment_id
@@ -83,9 +83,7 @@ def _until_it_dies(uploader, begun, killed):
         uploader.upload(tell)
 
 
-def test_training_whose_server_is_away_from_start_to_end_arrives_by_sync(
-    database, monkeypatch, capsys
-):
+def test_training_without_its_server_is_uploaded_by_sync(database, monkeypatch, capsys):
     with serving(database) as (server, there):
         monkeypatch.setenv("MLFLOW_TRACKING_URI", there.tracking_uri)
         server.tell("away")
@@ -143,7 +141,7 @@ def full_disk(database, monkeypatch):
         yield server, there, logger, records.count_bytes(logger.spooled_run.folder)
 
 
-def test_what_finds_no_room_on_this_disk_is_delivered_from_memory(full_disk):
+def test_records_on_a_full_disk_are_uploaded_from_memory(full_disk):
     _, there, logger, size = full_disk
     with files_of_at_most(size), pytest.warns(UserWarning, match="in memory"):
         log_and_end(logger, "FINISHED")
@@ -152,7 +150,7 @@ def test_what_finds_no_room_on_this_disk_is_delivered_from_memory(full_disk):
     assert there.get_run(logger.run_id).info.status == "FINISHED"
 
 
-def test_what_finds_neither_room_nor_a_server_is_told_as_lost(full_disk, capsys):
+def test_records_without_disk_and_server_are_reported_as_lost(full_disk, capsys):
     server, _, logger, size = full_disk
     server.tell("away")
     with files_of_at_most(size), pytest.warns(UserWarning, match="in memory"):
@@ -168,7 +166,7 @@ def log_and_end(logger, status):
     run.end_run(status)
 
 
-def test_second_attempt_without_a_server_goes_on_in_the_spool_of_the_first(database, monkeypatch):
+def test_second_attempt_without_a_server_continues_the_spool_of_the_first(database, monkeypatch):
     monkeypatch.setattr("pyclassify.spool.spooled_run.STOP_TIMEOUT_SECONDS", 0.2)
     with serving(database) as (server, there):
         experiment = there.get_experiment_by_name("tested").experiment_id
