@@ -1,4 +1,4 @@
-"""The training verbs: LightningCLI with the parts of this project as its defaults."""
+"""Run the training commands: LightningCLI with this project's classes as its defaults."""
 
 import logging
 import os
@@ -8,14 +8,14 @@ import sys
 import tempfile
 import warnings
 from argparse import ArgumentError
+from pkgutil import resolve_name
 from typing import Any
 
 import lightning.pytorch as pl
-import torch
 from jsonargparse import Namespace
 from jsonargparse._util import resolved_import_paths
 from lightning.pytorch.accelerators import CUDAAccelerator, MPSAccelerator
-from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_only, rank_zero_warn
@@ -34,19 +34,13 @@ from pyclassify.cli.ckpt_path import (
 )
 from pyclassify.cli.errors import format_parser_error
 from pyclassify.cli.options import HELP_TITLES, get_parser_kwargs
+from pyclassify.cli.summary import write_prediction_summary, write_summary
 from pyclassify.registry.register import RegisterModel
 from pyclassify.spool.server import configure_mlflow
-from pyclassify.tracking.logger import find_run_logger
+from pyclassify.tracking.logger import RunLogger
 from pyclassify.tracking.metrics import RunMetrics
 from pyclassify.tracking.predictions import PredictionLogger
 from pyclassify.tracking.record import DescriptionUpdater, RunRecorder
-from pyclassify.tracking.ui import (
-    BEST_VIEW,
-    RECIPE_VIEW,
-    format_fast_ui_command,
-    link_run,
-    link_runs,
-)
 from pyclassify.training.checkpoints import BestCheckpoint, read_data_state
 from pyclassify.training.distributed import destroy_process_group_on_exit
 from pyclassify.training.exact_resume import Resume
@@ -56,6 +50,7 @@ from pyclassify.training.prediction_writer import PredictionWriter, check_output
 from pyclassify.training.trainer import LaunchCheck, Trainer
 from pyclassify.utils.options import UNSET, list_settings
 
+# A setting of each group, to name in errors.
 _EXAMPLES = {
     "trainer": "max_epochs",
     "checkpoint": "monitor",
@@ -64,7 +59,7 @@ _EXAMPLES = {
 }
 _RUN_LOGGER = "pyclassify.tracking.logger.RunLogger"
 _EXPORTED = "pyclassify.serving.export.ExportedClassifier"
-# What `prepare` runs with: a login node has none of the devices that the data is for.
+# The trainer of `prepare`: a login node has none of the devices that the configuration names.
 _PREPARE_TRAINER = {
     "accelerator": "cpu",
     "devices": 1,
@@ -192,7 +187,7 @@ class TrainingCli(LightningCLI):
     def configure_optimizers(
         lightning_module: pl.LightningModule, optimizer: Any, lr_scheduler: Any = None
     ) -> Any:
-        """Leave out of a named optimizer, which LightningCLI makes of all, what does not learn."""
+        """Restrict a named optimizer, which LightningCLI makes of all, to what is trained."""
         for group in optimizer.param_groups:
             group["params"][:] = trainable_parameters(group["params"])
         if not getattr(lightning_module, "decay_biases", True):
@@ -237,9 +232,9 @@ class TrainingCli(LightningCLI):
 
     @rank_zero_only
     def after_predict(self) -> None:
-        for each in self.trainer.callbacks:  # type: ignore[attr-defined]
-            if isinstance(each, PredictionWriter) and each.count:
-                write_table_summary(each)
+        for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
+            if isinstance(callback, PredictionWriter) and callback.count:
+                write_prediction_summary(callback)
 
     @rank_zero_only
     def after_prepare(self) -> None:
@@ -255,15 +250,15 @@ def _tracking_uri(chosen: Namespace) -> str | None:
 
 
 def _is_run_logger(logger: Any) -> bool:
-    return isinstance(logger, Namespace) and logger.class_path == _RUN_LOGGER
+    return isinstance(logger, Namespace) and resolve_name(logger.class_path) is RunLogger
 
 
 def run_training_command(args: list[str], given: list[str] | None = None) -> None:
-    """Run a training verb.
+    """Run a training command.
 
     Args:
-        args: The verb and its options, spelled out.
-        given: The same as they were given, for the record.
+        args: The command and its options in full, as `expand_options` returns them.
+        given: The command line as it was given, to record with the run; `args` by default.
     """
     _silence_advertisements()
     _record_defining_modules()
@@ -306,17 +301,17 @@ def _record_defining_modules() -> None:
 
 
 def _silence_advertisements() -> None:
-    """Drop what says nothing to a user: advertisements, and notes to Lightning's developers."""
+    """Silence what tells a user nothing: advertisements, and notes to Lightning's developers."""
     configure_mlflow()
-    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(_is_no_advertisement)
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(_is_not_advertisement)
     logging.getLogger("mlflow.pyfunc").setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", module=r"lightning\.pytorch\.utilities\._pytree")
-    # Such as each run has that goes on where it was stopped.
+    # As in each run that resumes.
     warnings.filterwarnings("ignore", message=r"Checkpoint directory .* exists and is not empty")
     warnings.filterwarnings("ignore", message=r".*configure_optimizers` will be overridden by")
 
 
-def _is_no_advertisement(record: logging.LogRecord) -> bool:
+def _is_not_advertisement(record: logging.LogRecord) -> bool:
     return "Tip:" not in record.getMessage()
 
 
@@ -327,7 +322,7 @@ def _check_devices(devices: Any, accelerator: str) -> None:
         MisconfigurationException: There are fewer, or none was asked for.
     """
     if devices == "auto" or re.search(r"[\[,]", str(devices)):
-        return  # which Lightning judges
+        return  # which Lightning checks
     kinds = [kind for kind in (CUDAAccelerator, MPSAccelerator) if kind.is_available()]
     gpus = kinds[0].auto_device_count() if kinds else 0
     on_gpu = accelerator in ("gpu", "cuda", "mps") or (accelerator == "auto" and gpus > 0)
@@ -351,62 +346,3 @@ def _check_seed(seed: int | bool) -> None:
     """
     if not 0 <= seed < 2**32:
         raise MisconfigurationException(f"seed is {seed}; give a whole number from 0 to 2^32 - 1")
-
-
-def write_summary(
-    trainer: pl.Trainer, metric: str, value: torch.Tensor | None, scored: str | None = None
-) -> None:
-    """Write the accuracy, the checkpoint, the model, the run and what to type next to stdout.
-
-    Args:
-        trainer: What ran.
-        metric: The name of the metric that counts.
-        value: Its value, if it was logged.
-        scored: The checkpoint as it was given, where one was scored; else the best is shown.
-    """
-    lines = {}
-    if value is not None:
-        lines[metric] = f"{value:.4f}"
-    best = getattr(trainer.checkpoint_callback, "best_model_path", None)
-    if path := scored or best:
-        # Whole, as `mlflow run` may have been started from another folder than this process's.
-        local = path == best and "://" not in path
-        lines["checkpoint"] = os.path.abspath(path) if local else path
-    callbacks: list[Callback] = getattr(trainer, "callbacks", [])
-    for each in callbacks:
-        if isinstance(each, RegisterModel) and each.result:
-            lines["model"] = each.result
-    logger = find_run_logger(trainer)
-    links = {}
-    if logger is not None and logger.run_id:
-        import mlflow
-
-        written = logger.spooled_run
-        uri, experiment, run_id = (
-            mlflow.get_tracking_uri(),
-            written.experiment_id,
-            written.server_id,
-        )
-        lines["run"] = run_id
-        away = written.is_offline()
-        lines["next"] = f"pyclassify sync {written.folder}" if away else format_fast_ui_command(uri)
-        links = (
-            {}
-            if away
-            else {
-                "This run": link_run(uri, experiment, run_id),
-                "All runs, the best first": link_runs(uri, experiment, BEST_VIEW.key),
-                "Recipes, each the mean of its runs": link_runs(uri, experiment, RECIPE_VIEW.key),
-            }
-        )
-    sys.stdout.write("\n" + "".join(f"{key:14} {line}\n" for key, line in lines.items()))
-    # On lines of their own, whole: a terminal opens what it can tell apart.
-    sys.stdout.write("".join(f"\n{what}:\n{link}\n" for what, link in links.items()))
-
-
-def write_table_summary(table: PredictionWriter) -> None:
-    """Write where the predictions are, and of how many images, to standard output."""
-    lines = {"predictions": str(table.path.absolute()), "images": f"{table.count:,}"}
-    if table.unreadable:
-        lines["unreadable"] = f"{table.unreadable:,}, without a label"
-    sys.stdout.write("\n" + "".join(f"{key:14} {line}\n" for key, line in lines.items()))

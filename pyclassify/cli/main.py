@@ -1,4 +1,7 @@
-"""The command line: where the parts are put together."""
+"""The entry point: choose the command, end its run, and turn errors into lines and exit codes.
+
+Commands are imported when they run: only those that train load torch.
+"""
 
 import os
 import re
@@ -16,7 +19,7 @@ from pyclassify.tracking import run
 from pyclassify.utils import launcher, options
 from pyclassify.utils.signals import stop_on_signals, stop_with_parent
 
-_TURN_SECONDS = 3.0  # that another process may take to run into the same error
+_TURN_SECONDS = 3.0  # in which another process may run into the same error
 # How many times as long a process that trains several seeds has to stop: it waits for its child,
 # which may have a checkpoint to write before it leaves.
 SEEDS_GRACE_FACTOR = 60.0
@@ -25,65 +28,66 @@ _LOST_PROCESS = "another process of this run has ended; its own message says why
 
 
 def main(args: Sequence[str] | None = None) -> int:
-    """Run a verb.
+    """Run a command.
 
     Args:
-        args: The verb and its options; the process's own without it.
+        args: The command and its options; those of this process by default.
 
     Returns:
-        The exit code.
+        The exit code: 0, 1 after an error or a stop, or 75 (EX_TEMPFAIL) where the job's script
+        is to start the command again.
     """
-    given = list(sys.argv[1:] if args is None else args)
-    if given and given[0] in COMMANDS:
-        return _run_command(given[0], given[1:])
+    argv = list(sys.argv[1:] if args is None else args)
+    if argv and argv[0] in COMMANDS:
+        return _run_command(argv[0], argv[1:])
     if run.adopt_run() or not launcher.is_rank_zero():
         stop_with_parent()
     status = "FAILED"
-    grace_factor = SEEDS_GRACE_FACTOR if options.has_seeds_option(given) else 1.0
-    with stop_on_signals(partial(_report_stop, given), grace_factor):
+    grace_factor = SEEDS_GRACE_FACTOR if options.has_seeds_option(argv) else 1.0
+    with stop_on_signals(partial(_report_stop, argv), grace_factor):
         try:
-            _train(given)
+            _train(argv)
             status = "FINISHED"
             return 0
         except KeyboardInterrupt as stop:
             status = "KILLED"
             return _get_exit_code(stop)
-        except SystemExit as leaving:
-            cause = leaving.__context__
+        except SystemExit as exit_request:
+            cause = exit_request.__context__
             if isinstance(cause, KeyboardInterrupt):  # Lightning's exit on a stop
                 status = "KILLED"
                 return _get_exit_code(cause)
-            if leaving.code in (0, None):
+            if exit_request.code in (0, None):
                 status = "FINISHED"
             raise
         except Exception as error:
-            words = _format_error(error)
-            if words is None:
+            message = _format_error(error)
+            if message is None:
                 raise
             return _print_error(
-                words, turn=int(not launcher.is_rank_zero()) + 2 * int(words == _LOST_PROCESS)
+                message, turn=int(not launcher.is_rank_zero()) + 2 * int(message == _LOST_PROCESS)
             )
         finally:
             run.end_run(status)
 
 
 def _get_exit_code(stop: KeyboardInterrupt) -> int:
-    """75 tells a job's script to have it started again; any other stop is a failure's."""
+    """The exit code after a stop: SIGUSR1, near a job's time limit, asks for a requeue."""
     return launcher.REQUEUE_EXIT_CODE if str(stop) == "SIGUSR1" else 1
 
 
-def _run_command(verb: str, given: list[str]) -> int:
-    """Run a verb that leaves the run of MLFLOW_RUN_ID, if there is one, to whoever made it."""
+def _run_command(command: str, argv: list[str]) -> int:
+    """Run a command that does not train; it leaves a run of MLFLOW_RUN_ID to its owner."""
     try:
-        code: int = resolve_name(COMMANDS[verb])(given)
-        return code
+        exit_code: int = resolve_name(COMMANDS[command])(argv)
+        return exit_code
     except KeyboardInterrupt:
         return _print_error("stopped by SIGINT")
     except Exception as error:
-        words = _format_error(error)
-        if words is None:
+        message = _format_error(error)
+        if message is None:
             raise
-        return _print_error(words)
+        return _print_error(message)
 
 
 def sync(argv: list[str]) -> int:
@@ -94,46 +98,45 @@ def sync(argv: list[str]) -> int:
     return sync.main(argv, register_and_promote)
 
 
-def _report_stop(given: list[str], signal_name: str) -> None:
-    """Tell who watches and who looks later that this is no failure, and how to go on."""
+def _report_stop(argv: list[str], signal_name: str) -> None:
+    """Print that a signal stopped the run, and how to resume it; mark the run as killed."""
     if launcher.is_rank_zero():
         run_id = run.get_resumable_run()
-        goes_on = run_id is not None and not {"fit", "train"}.isdisjoint(given)
-        how = f"; `pyclassify resume {run_id}` goes on with it" if goes_on else ""
-        _print_error(f"stopped by {signal_name}{how}")
+        resumable = run_id is not None and not {"fit", "train"}.isdisjoint(argv)
+        hint = f"; `pyclassify resume {run_id}` goes on with it" if resumable else ""
+        _print_error(f"stopped by {signal_name}{hint}")
         run.set_final_status("KILLED")
 
 
-def _train(given: list[str]) -> None:
-    """Run one of the training verbs, which alone pay for importing torch, or several such runs."""
-    words = given
-    if options.has_seeds_option(given):
+def _train(argv: list[str]) -> None:
+    """Run a training command, or several of them with --seeds."""
+    if options.has_seeds_option(argv):
         from pyclassify.runs import seeds  # loads MLflow and SciPy
 
-        count, words = seeds.read_seed_count(given)
+        count, argv = seeds.read_seed_count(argv)
         if count > 1:
-            expand_options(words)  # refuses a wrong command line before any run is made
-            seeds.train_seeds(words, count)
+            expand_options(argv)  # refuses a wrong command line before any run is made
+            seeds.train_seeds(argv, count)
             return
-    args = expand_options(words)
-    # Pages of 2 MB where the kernel gives them to who asks: AlexNet's gradients are 228 MB, taken
-    # anew each step. torch reads it when it first allocates, which some imports do.
+    args = expand_options(argv)
+    # Pages of 2 MB where the kernel gives them on request: AlexNet's gradients are 228 MB, and
+    # allocated in each step. torch reads it when it first allocates, which some imports do.
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     from pyclassify.cli import lightning_cli
 
-    lightning_cli.run_training_command(args, words)
+    lightning_cli.run_training_command(args, argv)
 
 
 def _format_error(error: BaseException | None) -> str | None:
-    """Find the words of an error that needs no stack trace, among its causes too.
+    """Format an expected error, or the first such among its causes, in one line.
 
     Returns:
-        One line, or nothing where the reader is better served with the stack trace.
+        The line; None for an unexpected error, whose stack trace is needed.
     """
     while error is not None:
         kind = type(error).__name__
         if kind == "MisconfigurationException" or (
-            isinstance(error, (ValueError, OSError)) and _is_ours(error)
+            isinstance(error, (ValueError, OSError)) and _is_raised_here(error)
         ):
             # A data worker's error arrives with its stack trace before it.
             return " ".join(str(error).rsplit("MisconfigurationException: ", 1)[-1].split())
@@ -152,18 +155,18 @@ def _format_error(error: BaseException | None) -> str | None:
     return None
 
 
-def _is_ours(error: BaseException) -> bool:
+def _is_raised_here(error: BaseException) -> bool:
     frames = traceback.extract_tb(error.__traceback__)
     return bool(frames) and Path(frames[-1].filename).is_relative_to(Path(__file__).parents[1])
 
 
-def _print_error(text: str, turn: int = 0) -> int:
-    """Say in one line what went wrong.
+def _print_error(message: str, turn: int = 0) -> int:
+    """Print an error in one line to stderr.
 
     Args:
-        text: The line.
-        turn: How many others may speak before. What goes wrong in every process is said by the
-            first, which ends the others while they wait; one that only lost another speaks last.
+        message: The line.
+        turn: How many other processes may print first. An error of all processes is printed by
+            rank zero, which ends the others while they wait; one that lost its peer prints last.
 
     Returns:
         The exit code of a failure.
@@ -173,5 +176,5 @@ def _print_error(text: str, turn: int = 0) -> int:
         who += f" (rank {os.environ.get('RANK') or os.environ.get('LOCAL_RANK')})"
     with suppress(KeyboardInterrupt):
         time.sleep(turn * _TURN_SECONDS)
-        sys.stderr.write(f"{who}: error: {text}\n")
+        sys.stderr.write(f"{who}: error: {message}\n")
     return 1

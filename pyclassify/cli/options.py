@@ -1,4 +1,4 @@
-"""What `--help` of the training verbs says beside the options themselves."""
+"""The commands, and the options of those that train: short forms, defaults and help texts."""
 
 from difflib import get_close_matches
 from typing import Any
@@ -23,8 +23,7 @@ _EPILOG += (
     "--seeds N trains with N seeds, from --seed on, and one run above theirs has the means. "
     "--model.help and --data.help show the options that the network and the data have."
 )
-# Verbs that train nothing and have no run of their own: functions of the arguments after the verb,
-# imported only when asked for.
+# The commands that train nothing: functions of the arguments after the command, imported when run.
 COMMANDS = {
     "compare": "pyclassify.runs.compare:main",
     "promote": "pyclassify.registry.promote:promote",
@@ -35,7 +34,7 @@ COMMANDS = {
     "sync": "pyclassify.cli.main:sync",
 }
 _MORE_COMMANDS = "More verbs, for runs that there are: " + ", ".join(COMMANDS)
-# The headings of the help, where the docstrings of Lightning and torch are for other readers.
+# The headings of the help, in place of docstrings of Lightning and torch.
 HELP_TITLES = {
     "trainer": "How to train",
     "model": "What to train",
@@ -49,7 +48,7 @@ HELP_TITLES = {
 
 
 def get_parser_kwargs() -> dict[str, Any]:
-    """How LightningCLI makes the parser of the whole and that of each verb, by their names."""
+    """The arguments of LightningCLI's parser and, by name, of each training command's."""
     strict = {"exit_on_error": False, "allow_abbrev": False}
     usage = "pyclassify {} [--config FILE] [--OPTION VALUE ...]"
     return {
@@ -58,67 +57,76 @@ def get_parser_kwargs() -> dict[str, Any]:
         "epilog": f"{_MORE_COMMANDS}; each has a --help of its own.",
         **strict,
         **{
-            verb: {"usage": usage.format(verb), "epilog": _EPILOG, **strict}
-            for verb in TRAINING_COMMANDS
+            command: {"usage": usage.format(command), "epilog": _EPILOG, **strict}
+            for command in TRAINING_COMMANDS
         },
     }
 
 
-def expand_options(given: list[str]) -> list[str]:
-    """Put the verb first, full options in place of short ones, and what trains by default.
+def expand_options(argv: list[str]) -> list[str]:
+    """Put the command first, short options in full, and add the default classes.
 
     Options may stand in any order: configuration files are read first, so that an option wins over
-    them, and a part's class is set before its arguments.
+    them, and a class is set before its arguments.
 
     The defaults are options, not defaults of the parser: those would leave their arguments (the
     size of CIFAR-10's validation set) to whichever class a recipe names in their place.
 
     Raises:
         OSError: A configuration file can't be read.
-        ValueError: There is no verb, or a configuration file is no mapping in YAML.
+        ValueError: There is no command, or a configuration file is not a mapping in YAML.
     """
-    options = list(split_options(given))
-    verb = _pop_command(options)
-    if verb is None:
-        return given
-    chosen = dict(list_settings(given))
-    classes = {**DEFAULT_CLASSES, **chosen}
-    for part in CLASS_OPTIONS:
-        argument = next((key for key in chosen if key.startswith(f"{part}.")), f"{part}.help")
-        if not (part in chosen or part in DEFAULT_CLASSES or argument == f"{part}.help"):
-            raise ValueError(f"{argument} is given and no {part}; name its class by --{part}")
-    if "optimizer" not in chosen and chosen.get("lr_scheduler") not in UNSET:
-        raise ValueError(
-            f"lr_scheduler {chosen['lr_scheduler']} is given and no optimizer, whose learning rate "
-            "it would change; name one by --optimizer, such as Adam"
-        )
-    rate = "model.learning_rate" if chosen.get("optimizer") in UNSET else "optimizer.lr"
-    short = {**SHORT_OPTIONS, "learning_rate": rate}
-    missing = DEFAULT_CLASSES.keys() - chosen.keys()
-    spelled = [verb, *(f"--{part}={DEFAULT_CLASSES[part]}" for part in sorted(missing))]
+    options = list(split_options(argv))
+    command = _pop_command(options)
+    if command is None:
+        return argv
+    settings = dict(list_settings(argv))
+    _check_class_options(settings)
+    learning_rate = "model.learning_rate"
+    if settings.get("optimizer") not in UNSET:
+        learning_rate = "optimizer.lr"
+    full_names = {**SHORT_OPTIONS, "learning_rate": learning_rate}
+    classes = {**DEFAULT_CLASSES, **settings}
+    missing = sorted(DEFAULT_CLASSES.keys() - settings.keys())
+    expanded = [command, *(f"--{key}={DEFAULT_CLASSES[key]}" for key in missing)]
     for name, *value in sort_options(options):
-        part = name.removeprefix("--").removesuffix(".help")
-        if name.endswith(".help") and not value and part in classes:
-            value = [str(classes[part])]
+        key = name.removeprefix("--").removesuffix(".help")
+        if name.endswith(".help") and not value and key in classes:
+            value = [str(classes[key])]
         head, equals, tail = name.partition("=")
-        full = short.get(head.removeprefix("--")) if head.startswith("--") else None
-        spelled += [f"--{full}{equals}{tail}" if full else name, *value]
-    return spelled
+        full = full_names.get(head.removeprefix("--")) if head.startswith("--") else None
+        expanded += [f"--{full}{equals}{tail}" if full else name, *value]
+    return expanded
+
+
+def _check_class_options(settings: dict[str, Any]) -> None:
+    """Refuse arguments of a class that is not named."""
+    for key in CLASS_OPTIONS:
+        argument = next((name for name in settings if name.startswith(f"{key}.")), f"{key}.help")
+        if not (key in settings or key in DEFAULT_CLASSES or argument == f"{key}.help"):
+            raise ValueError(f"{argument} is given and no {key}; name its class by --{key}")
+    if "optimizer" not in settings and settings.get("lr_scheduler") not in UNSET:
+        raise ValueError(
+            f"lr_scheduler {settings['lr_scheduler']} is given and no optimizer, whose learning "
+            "rate it would change; name one by --optimizer, such as Adam"
+        )
 
 
 def _pop_command(options: list[list[str]]) -> str | None:
-    """Take the verb out of a command line; there is none where only help is asked for."""
-    takes = f"give one of {', '.join((*TRAINING_COMMANDS, *COMMANDS))}"
-    verb = next((option for option in options if not option[0].startswith("-")), None)
-    if verb is None:
+    """Remove the command from the options; None where only help is asked for."""
+    commands = (*TRAINING_COMMANDS, *COMMANDS)
+    expected = f"give one of {', '.join(commands)}"
+    option = next((option for option in options if not option[0].startswith("-")), None)
+    if option is None:
         if any(option[0] in ("-h", "--help") for option in options):
             return None
-        raise ValueError(f"no verb was given; {takes}")
-    if verb[0] not in TRAINING_COMMANDS:
-        if verb[0] in COMMANDS:
-            raise ValueError(f"{verb[0]} stands before its options: pyclassify {verb[0]} ...")
-        near = get_close_matches(verb[0], (*TRAINING_COMMANDS, *COMMANDS), n=1)
-        hint = f" (nearest: {near[0]})" if near else ""
-        raise ValueError(f"there is no verb {verb[0]!r}{hint}; {takes}")
-    options.remove(verb)
-    return verb[0]
+        raise ValueError(f"no verb was given; {expected}")
+    command = option[0]
+    if command not in TRAINING_COMMANDS:
+        if command in COMMANDS:
+            raise ValueError(f"{command} stands before its options: pyclassify {command} ...")
+        matches = get_close_matches(command, commands, n=1)
+        hint = f" (nearest: {matches[0]})" if matches else ""
+        raise ValueError(f"there is no verb {command!r}{hint}; {expected}")
+    options.remove(option)
+    return command

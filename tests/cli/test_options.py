@@ -154,7 +154,7 @@ def test_class_is_named_barely_or_in_full(name, cli):
         ("--help", ["Score a trained network"]),
         ("fit --help", ["--max_epochs for --trainer.max_epochs"]),
         ("fit --model.help", ["--model.num_classes", "How many classes"]),
-        ("test --data=SyntheticDataModule --data.help", ["--data.train_size", "How many training"]),
+        ("test --data=SyntheticDataModule --data.help", ["--data.train_size", "training images"]),
     ],
 )
 def test_help_tells_what_the_docstrings_say(line, facts, cli):
