@@ -1,4 +1,4 @@
-"""The data modules whose images are in memory: torchvision's sets and the drawn one."""
+"""The data modules whose images are in memory: those of torchvision and the synthetic one."""
 
 import shutil
 
@@ -24,7 +24,7 @@ def server():
 
 
 @pytest.mark.parametrize("name", TorchvisionDataModule.NUM_CLASSES)
-def test_images_and_labels_are_those_of_the_archive(name, server, monkeypatch, tmp_path):
+def test_images_and_labels_equal_those_of_the_archive(name, server, monkeypatch, tmp_path):
     halves = servers.offer(monkeypatch, server, name)
     data = TorchvisionDataModule(name, str(tmp_path), val_size=5)
 
@@ -42,7 +42,7 @@ def test_images_and_labels_are_those_of_the_archive(name, server, monkeypatch, t
     assert data.num_classes == (100 if name == "CIFAR100" else 10)
 
 
-def test_classes_have_the_names_that_the_archive_gives_them(server, monkeypatch, tmp_path):
+def test_classes_have_the_names_of_the_archive(server, monkeypatch, tmp_path):
     servers.offer(monkeypatch, server, "CIFAR10")
     data = CIFAR10DataModule(str(tmp_path), val_size=5)
 
@@ -51,7 +51,7 @@ def test_classes_have_the_names_that_the_archive_gives_them(server, monkeypatch,
     assert data.classes == [f"class {n}" for n in range(10)]
 
 
-def test_setup_takes_what_preparing_has_read(server, monkeypatch, tmp_path):
+def test_setup_uses_what_prepare_data_loaded(server, monkeypatch, tmp_path):
     servers.offer(monkeypatch, server, "CIFAR10")
     data = CIFAR10DataModule(str(tmp_path), val_size=5)
     data.prepare_data()
@@ -64,7 +64,7 @@ def test_setup_takes_what_preparing_has_read(server, monkeypatch, tmp_path):
     assert data.train.images.data_ptr() == data.val.images.data_ptr()  # one copy for both
 
 
-def test_process_that_prepares_nothing_reads_the_same(server, monkeypatch, tmp_path):
+def test_process_without_prepare_data_loads_the_same(server, monkeypatch, tmp_path):
     servers.offer(monkeypatch, server, "CIFAR10")
     first, second = (CIFAR10DataModule(str(tmp_path), val_size=5) for _ in range(2))
     first.prepare_data()
@@ -76,7 +76,7 @@ def test_process_that_prepares_nothing_reads_the_same(server, monkeypatch, tmp_p
     assert second.val.index.equal(first.val.index)
 
 
-def test_unknown_name_lists_those_there_are():
+def test_unknown_name_lists_the_known_ones():
     with pytest.raises(
         MisconfigurationException,
         # the form of this message
@@ -86,7 +86,7 @@ def test_unknown_name_lists_those_there_are():
         TorchvisionDataModule("ImageNet")
 
 
-def test_mnist_becomes_three_equal_channels_that_are_never_mirrored(server, monkeypatch, tmp_path):
+def test_mnist_becomes_three_equal_channels_that_are_not_flipped(server, monkeypatch, tmp_path):
     servers.offer(monkeypatch, server, "MNIST")
     data = MNISTDataModule(str(tmp_path), val_size=5)
     data.setup("test")
@@ -122,7 +122,7 @@ def test_data_is_in_the_users_cache_folder_by_default(xdg, given, expected, monk
 
 
 @pytest.mark.parametrize("stage", SPLIT)
-def test_drawn_set_has_the_parts_that_a_stage_takes(stage):
+def test_synthetic_data_set_has_the_splits_of_the_stage(stage):
     sizes = {"train": 30, "val": 20, "test": 10}
     data = SyntheticDataModule(*sizes.values())
 
@@ -135,7 +135,7 @@ def test_drawn_set_has_the_parts_that_a_stage_takes(stage):
     }
 
 
-def test_drawn_parts_differ_and_come_out_the_same_every_time():
+def test_synthetic_splits_differ_and_are_reproducible():
     first, again, other = (SyntheticDataModule(10, 10, 10, draw_seed=seed) for seed in (0, 0, 1))
     for data in (first, again, other):
         data.setup("fit")

@@ -39,7 +39,7 @@ def test_state_dict_and_logits_are_interchangeable_with_torchvision(giver, taker
 
 
 @pytest.mark.parametrize("size", [(63, 63), (64, 64), (70, 300), (224, 224)])
-def test_gives_logits_for_images_of_any_size_from_63(shapes_only, size):
+def test_logits_for_images_of_any_size_from_63(shapes_only, size):
     assert shapes_only(torch.empty(2, 3, *size, device="meta")).shape == (2, 10)
 
 
@@ -51,12 +51,12 @@ def test_names_the_smallest_size_when_an_image_is_smaller(shapes_only, size):
     assert mentions(str(refused.value), f"{size[0]}x{size[1]}")
 
 
-def test_63_is_the_smallest_size_that_the_layers_take(shapes_only):
+def test_63_is_the_smallest_size_that_the_layers_accept(shapes_only):
     with pytest.raises(RuntimeError, match="too small"):
         shapes_only.features(torch.empty(1, 3, 62, 62, device="meta"))
 
 
-def test_dropout_takes_the_probability_that_is_given():
+def test_dropout_has_the_given_probability():
     with torch.device("meta"):
         network = AlexNet(dropout=0.2)
 

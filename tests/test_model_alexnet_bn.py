@@ -1,4 +1,4 @@
-"""AlexNet with batch normalisation: for small images, and much smaller."""
+"""AlexNet with batch normalization: for small images, and much smaller."""
 
 import pytest
 import torch
@@ -11,7 +11,7 @@ def convolutions(network):
     return [each for each in network.modules() if isinstance(each, nn.Conv2d)]
 
 
-def test_is_as_deep_as_alexnet_after_its_stem_and_each_convolution_normalised():
+def test_has_the_depth_of_alexnet_with_each_convolution_normalized():
     network = AlexNetBN(10)
     stem, *others = convolutions(network)
 
@@ -31,7 +31,7 @@ def test_convolutions_are_as_wide_as_alexnets():
     assert widths[0] == widths[1][1:]
 
 
-def test_convolutions_begin_by_handing_their_channels_on():
+def test_convolutions_are_initialized_to_pass_their_channels_on():
     _, first, *_ = convolutions(AlexNetBN())
     images = torch.rand(2, 24, 7, 7)
 
@@ -52,7 +52,7 @@ def test_scales_of_the_norms_do_not_learn():
 
 
 @pytest.mark.parametrize("size", [(9, 9), (32, 32), (33, 70)])
-def test_gives_logits_for_images_of_any_size_from_9(size):
+def test_logits_for_images_of_any_size_from_9(size):
     network = AlexNetBN(7).eval()
 
     assert network(torch.randn(2, 3, *size)).shape == (2, 7)
@@ -67,7 +67,7 @@ def test_names_the_smallest_size_when_an_image_is_smaller(size):
         AlexNetBN()(torch.empty(1, 3, *size))
 
 
-def test_image_is_scored_the_same_whatever_is_beside_it():
+def test_logits_of_an_image_do_not_depend_on_the_batch():
     torch.manual_seed(0)
     network, images = AlexNetBN().eval(), torch.randn(4, 3, 32, 32)
 

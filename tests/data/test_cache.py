@@ -1,4 +1,4 @@
-"""A set of images in one file that processes map."""
+"""A data set in one memory-mapped file."""
 
 import logging
 import os
@@ -19,7 +19,7 @@ CONTENT = LabeledImages(IMAGES, torch.arange(40) % 4, ["a", "b", "é", "d"])
 
 
 class Reader:
-    """Reads the set, and counts how often it is asked to."""
+    """Reads the data set, and counts the calls."""
 
     def __init__(self, content=CONTENT):
         self.content, self.times = content, 0
@@ -40,7 +40,7 @@ def assert_same(some, others):
     assert some.classes == others.classes
 
 
-def test_set_is_read_once_and_mapped_from_then_on(path):
+def test_data_set_is_read_once_and_then_mapped(path):
     read = Reader()
 
     for _ in range(3):
@@ -51,7 +51,7 @@ def test_set_is_read_once_and_mapped_from_then_on(path):
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux shows what is mapped")
-def test_set_lies_in_the_file_and_not_in_memory_of_the_process(path):
+def test_mapped_images_are_in_the_file_and_not_in_memory(path):
     content = cache.load_cached_images(path, "sums", Reader())
 
     with open("/proc/self/maps") as lines:
@@ -59,7 +59,7 @@ def test_set_lies_in_the_file_and_not_in_memory_of_the_process(path):
     assert any(int(a, 16) <= content.images.data_ptr() < int(b, 16) for a, b in ranges)
 
 
-def test_process_that_writes_to_its_images_changes_nobody_elses(path):
+def test_write_to_mapped_images_changes_no_other_mapping(path):
     first, second = (cache.load_cached_images(path, "sums", Reader()) for _ in range(2))
 
     first.images.zero_()
@@ -82,24 +82,24 @@ def replace(path):
 
 def flip(path):
     content = bytearray(path.read_bytes())
-    place = content.index(IMAGES.numpy().tobytes())
-    content[place + 1000] ^= 1
+    start = content.index(IMAGES.numpy().tobytes())
+    content[start + 1000] ^= 1
     path.write_bytes(content)
 
 
 def turn_label(path):
-    kept = torch.load(path, weights_only=True)
-    kept["labels"][3] = 0
-    torch.save(kept, path)
+    saved = torch.load(path, weights_only=True)
+    saved["labels"][3] = 0
+    torch.save(saved, path)
 
 
 def drop_class(path):
-    kept = torch.load(path, weights_only=True)
-    torch.save({**kept, "classes": ["a", "b"]}, path)
+    saved = torch.load(path, weights_only=True)
+    torch.save({**saved, "classes": ["a", "b"]}, path)
 
 
 @pytest.mark.parametrize("harm", [cut, empty, replace, flip, turn_label, drop_class])
-def test_file_that_is_not_what_was_written_is_made_again(harm, path):
+def test_damaged_file_is_written_again(harm, path):
     cache.load_cached_images(path, "sums", Reader())
     harm(path)
     read = Reader()
@@ -110,14 +110,14 @@ def test_file_that_is_not_what_was_written_is_made_again(harm, path):
     assert read.times == 1
 
 
-def test_set_from_another_download_is_made_again(path):
+def test_file_of_another_source_is_replaced(path):
     cache.load_cached_images(path, "sums", Reader())
     other = LabeledImages(IMAGES[:10], CONTENT.labels[:10], CONTENT.classes)
 
     assert_same(cache.load_cached_images(path, "other sums", Reader(other)), other)
 
 
-def test_write_that_was_killed_leaves_nothing_that_is_taken(path):
+def test_killed_write_leaves_nothing_behind(path):
     killed = (
         "import os, pathlib, sys\nfrom pyclassify.utils import files\n"
         "with files.open_atomically(pathlib.Path(sys.argv[1])) as file:\n"
@@ -130,7 +130,7 @@ def test_write_that_was_killed_leaves_nothing_that_is_taken(path):
     assert sorted(os.listdir(path.parent)) == [".lock", "set.mapped"]
 
 
-def test_set_stays_in_memory_where_the_disk_is_full(path, caplog):
+def test_full_disk_leaves_the_images_in_memory(path, caplog):
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (5000, before[1]))
     try:
@@ -144,7 +144,7 @@ def test_set_stays_in_memory_where_the_disk_is_full(path, caplog):
     assert os.listdir(path.parent) == [".lock"]
 
 
-def test_set_stays_in_memory_where_the_folder_takes_no_files(tmp_path, caplog):
+def test_folder_that_can_not_be_written_leaves_the_images_in_memory(tmp_path, caplog):
     (tmp_path / "file").touch()
 
     with caplog.at_level(logging.INFO):
@@ -156,7 +156,7 @@ def test_set_stays_in_memory_where_the_folder_takes_no_files(tmp_path, caplog):
     assert message in caplog.text
 
 
-def test_file_that_can_not_be_read_is_left_alone(path, caplog):
+def test_unreadable_file_is_not_replaced(path, caplog):
     path.mkdir()
     (path / "of others").touch()
 
@@ -170,7 +170,7 @@ def test_file_that_can_not_be_read_is_left_alone(path, caplog):
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux limits what is mapped")
-def test_file_that_can_not_be_mapped_is_left_alone(path):
+def test_file_that_can_not_be_mapped_is_not_replaced(path):
     cache.load_cached_images(path, "sums", Reader())
     os.truncate(path, 2**37)  # more than the limit; sparse
     before = path.stat()
@@ -190,7 +190,7 @@ def test_file_that_can_not_be_mapped_is_left_alone(path):
     assert (path.stat().st_ino, path.stat().st_size) == (before.st_ino, before.st_size)
 
 
-def test_writing_that_fails_leaves_what_was_there(path):
+def test_failed_write_keeps_the_previous_file(path):
     files.write_atomically(path, "before")
 
     def write_half():

@@ -1,4 +1,4 @@
-"""Data known again by their content."""
+"""Digests of images by their content."""
 
 import json
 import os
@@ -16,8 +16,8 @@ ALL = torch.arange(6)
 
 
 @pytest.fixture(autouse=True)
-def memory(tmp_path, monkeypatch):
-    """Where digests are remembered."""
+def digest_file(tmp_path, monkeypatch):
+    """The file of saved digests."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     return tmp_path / "cache" / "pyclassify" / "digests.json"
 
@@ -40,11 +40,11 @@ def digests(folder):
     ],
     ids=["pixel", "labels", "fewer", "order", "shape", "type"],
 )
-def test_digest_of_tensors_tells_every_change(changed):
+def test_digest_tensors_changes_with_every_change(changed):
     assert cache.digest_tensors(*changed) != cache.digest_tensors(IMAGES, LABELS, ALL)
 
 
-def test_digest_of_tensors_does_not_depend_on_how_they_are_read(monkeypatch):
+def test_digest_tensors_does_not_depend_on_chunks_or_storage_order(monkeypatch):
     at_once = cache.digest_tensors(IMAGES, LABELS, ALL)
     monkeypatch.setattr(cache, "_IMAGES_PER_CHUNK", 4)
 
@@ -53,7 +53,7 @@ def test_digest_of_tensors_does_not_depend_on_how_they_are_read(monkeypatch):
     )
 
 
-def test_each_set_in_memory_has_its_digest():
+def test_each_split_in_memory_has_a_digest():
     data = SyntheticDataModule(train_size=20, val_size=10, test_size=10)
     data.setup("fit")
     assert data.digest().keys() == {"train", "val"}
@@ -62,7 +62,7 @@ def test_each_set_in_memory_has_its_digest():
     assert len(set(data.digest().values())) == 3
 
 
-def test_digest_of_a_folder_moves_with_it(tmp_path):
+def test_digest_of_a_moved_folder_is_the_same(tmp_path):
     grow(tmp_path / "one", "train/cat", "train/dog")
     before = digests(tmp_path / "one")
     (tmp_path / "one").rename(tmp_path / "two")
@@ -72,7 +72,7 @@ def test_digest_of_a_folder_moves_with_it(tmp_path):
 
 
 @pytest.mark.parametrize("change", ["content", "class"])
-def test_digest_of_a_folder_tells_a_change(change, tmp_path):
+def test_digest_of_a_changed_folder_differs(change, tmp_path):
     grow(tmp_path, "train/cat", "train/dog")
     before = digests(tmp_path)
     image = tmp_path / "train" / "cat" / "0.png"
@@ -84,28 +84,28 @@ def test_digest_of_a_folder_tells_a_change(change, tmp_path):
     assert digests(tmp_path) != before
 
 
-def test_files_that_look_the_same_are_not_read_again(tmp_path, memory, monkeypatch):
+def test_files_with_the_same_stat_are_not_read_again(tmp_path, digest_file, monkeypatch):
     grow(tmp_path, "train/cat", "train/dog")
     before = digests(tmp_path)
     monkeypatch.setattr(cache, "_digest_contents", lambda files, folder: "read again")
 
     assert digests(tmp_path) == before
-    assert set(json.loads(memory.read_text()).values()) == set(before.values())
+    assert set(json.loads(digest_file.read_text()).values()) == set(before.values())
     os.utime(tmp_path / "train" / "cat" / "0.png")
     assert "read again" in digests(tmp_path).values()
 
 
 @pytest.mark.parametrize("broken", ["[", "[1]"])
-def test_broken_memory_is_made_anew(broken, tmp_path, memory):
+def test_damaged_digest_file_is_written_again(broken, tmp_path, digest_file):
     grow(tmp_path, "train/cat", "train/dog")
-    memory.parent.mkdir(parents=True)
-    memory.write_text(broken)
+    digest_file.parent.mkdir(parents=True)
+    digest_file.write_text(broken)
 
-    assert set(digests(tmp_path).values()) == set(json.loads(memory.read_text()).values())
+    assert set(digests(tmp_path).values()) == set(json.loads(digest_file.read_text()).values())
 
 
-def test_memory_that_can_not_be_written_costs_nothing(tmp_path, memory):
+def test_digest_file_that_can_not_be_written_is_ignored(tmp_path, digest_file):
     grow(tmp_path, "train/cat", "train/dog")
-    memory.parent.parent.write_text("a file where a folder should be")
+    digest_file.parent.parent.write_text("a file where a folder should be")
 
     assert digests(tmp_path).keys() == {"train", "val"}

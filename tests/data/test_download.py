@@ -1,4 +1,4 @@
-"""Downloads that go well, and those that do not."""
+"""Downloads that succeed and that fail."""
 
 import os
 import socket
@@ -13,7 +13,7 @@ from tests.support import servers
 
 CIFAR10 = servers.FIRST_FILES["CIFAR10"]
 NAMES = list(servers.FIRST_FILES)
-TROUBLES = ["HTTP Error 404: Not Found", "Connection refused", "timed out"]
+ERRORS = ["HTTP Error 404: Not Found", "Connection refused", "timed out"]
 
 
 @pytest.fixture
@@ -23,7 +23,7 @@ def server():
 
 
 @pytest.mark.parametrize("name", [*NAMES, "CIFAR100"])
-def test_files_are_fetched_once_and_found_from_then_on(name, server, monkeypatch, tmp_path):
+def test_files_are_downloaded_once(name, server, monkeypatch, tmp_path):
     servers.offer(monkeypatch, server, name)
 
     for _ in range(2):
@@ -33,7 +33,7 @@ def test_files_are_fetched_once_and_found_from_then_on(name, server, monkeypatch
     assert sorted(server.fetched) == sorted(file for file, body in server.bodies.items() if body)
 
 
-def test_whole_set_is_read_without_a_write_to_its_folder(server, monkeypatch, tmp_path):
+def test_complete_data_set_is_read_without_writing_to_its_folder(server, monkeypatch, tmp_path):
     servers.offer(monkeypatch, server, "CIFAR10")
     fetch_dataset("CIFAR10", tmp_path, train=True)
     (tmp_path / ".lock").unlink(missing_ok=True)
@@ -45,7 +45,7 @@ def test_whole_set_is_read_without_a_write_to_its_folder(server, monkeypatch, tm
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_cut_off_file_is_removed_and_fetched_once_more(name, server, monkeypatch, tmp_path):
+def test_truncated_download_is_removed_and_retried_once(name, server, monkeypatch, tmp_path):
     servers.offer(monkeypatch, server, name)
     file = servers.FIRST_FILES[name]
     whole = server.bodies[file][0]
@@ -59,9 +59,7 @@ def test_cut_off_file_is_removed_and_fetched_once_more(name, server, monkeypatch
 
 
 @pytest.mark.filterwarnings("ignore:.*fetching CIFAR10 once more")
-def test_second_corrupt_arrival_is_an_error_that_leaves_nothing_corrupt(
-    server, monkeypatch, tmp_path
-):
+def test_second_corrupt_download_is_an_error_and_removed(server, monkeypatch, tmp_path):
     servers.offer(monkeypatch, server, "CIFAR10")
     whole = server.bodies[CIFAR10][0]
     server.bodies[CIFAR10] = [bytes(len(whole)), bytes(len(whole)), whole]
@@ -75,7 +73,7 @@ def test_second_corrupt_arrival_is_an_error_that_leaves_nothing_corrupt(
 
 
 @pytest.mark.filterwarnings("ignore:.*fetching SVHN once more")
-def test_corrupt_arrival_costs_no_other_file_of_the_folder(server, monkeypatch, tmp_path):
+def test_corrupt_download_removes_no_other_file(server, monkeypatch, tmp_path):
     servers.offer(monkeypatch, server, "SVHN")
     fetch_dataset("SVHN", tmp_path, train=True)
     (tmp_path / "mlflow.db").touch()
@@ -90,15 +88,17 @@ def test_corrupt_arrival_costs_no_other_file_of_the_folder(server, monkeypatch, 
 
 @pytest.mark.filterwarnings("error::UserWarning")  # a second try would warn
 @pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("trouble", TROUBLES)
-def test_set_out_of_reach_names_the_ways_on(name, trouble, server, monkeypatch, tmp_path):
-    if trouble == "timed out":
+@pytest.mark.parametrize("error", ERRORS)
+def test_unreachable_server_error_names_the_alternatives(
+    name, error, server, monkeypatch, tmp_path
+):
+    if error == "timed out":
         monkeypatch.setattr(download, "TIMEOUT_SECONDS", 0.1)
     data = "" if name == "CIFAR10" else f"--data=TorchvisionDataModule --data.name={name} "
     with socket.create_server(("127.0.0.1", 0)) as silent:
-        if trouble != TROUBLES[0]:
+        if error != ERRORS[0]:
             server.url = f"http://127.0.0.1:{silent.getsockname()[1]}/"
-        if trouble == "Connection refused":
+        if error == "Connection refused":
             silent.close()
         servers.offer(monkeypatch, server, name)
         server.bodies.clear()
@@ -106,7 +106,7 @@ def test_set_out_of_reach_names_the_ways_on(name, trouble, server, monkeypatch, 
         with pytest.raises(
             MisconfigurationException,
             # the form of this message
-            match=rf"^{name} can't be fetched \(.*{trouble}\); on a machine with network run "
+            match=rf"^{name} can't be fetched \(.*{error}\); on a machine with network run "
             rf"`pyclassify prepare {data}--data_path {tmp_path}`, or name a folder of images "
             r"\(--data=ImageFolderDataModule --data_path FOLDER\), or the set drawn on the spot "
             r"\(--config configs/synthetic\.yaml\)$",
@@ -115,7 +115,7 @@ def test_set_out_of_reach_names_the_ways_on(name, trouble, server, monkeypatch, 
 
 
 @pytest.mark.parametrize("watched", [False, True])
-def test_progress_is_shown_to_a_terminal_alone(watched, server, monkeypatch, tmp_path, capsys):
+def test_progress_is_shown_in_a_terminal_alone(watched, server, monkeypatch, tmp_path, capsys):
     servers.offer(monkeypatch, server, "CIFAR10")
     monkeypatch.setattr(sys.stderr, "isatty", lambda: watched)
 

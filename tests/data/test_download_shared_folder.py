@@ -1,4 +1,4 @@
-"""Downloads into a folder where something is already, or somebody else is at work."""
+"""Downloads into a folder with files of earlier downloads, or shared with other processes."""
 
 import multiprocessing
 import signal
@@ -22,7 +22,7 @@ def server():
 
 
 @pytest.mark.parametrize("name", servers.FIRST_FILES)
-def test_leftover_of_a_broken_download_is_replaced(name, server, monkeypatch, tmp_path):
+def test_partial_download_is_replaced(name, server, monkeypatch, tmp_path):
     servers.offer(monkeypatch, server, name)
     file = servers.FIRST_FILES[name]
     folder = tmp_path / "MNIST/raw" if name == "MNIST" else tmp_path
@@ -42,7 +42,7 @@ def test_leftover_of_a_broken_download_is_replaced(name, server, monkeypatch, tm
         ("MNIST", "MNIST/raw/train-labels-idx1-ubyte"),
     ],
 )
-def test_torn_file_is_unpacked_again_from_what_was_fetched(
+def test_truncated_file_is_unpacked_again_without_download(
     name, unpacked, left, server, monkeypatch, tmp_path
 ):
     halves = servers.offer(monkeypatch, server, name)
@@ -57,14 +57,14 @@ def test_torn_file_is_unpacked_again_from_what_was_fetched(
     assert server.fetched == []
 
 
-def test_archive_put_there_by_hand_needs_no_network(server, monkeypatch, tmp_path):
+def test_archive_copied_by_hand_needs_no_network(server, monkeypatch, tmp_path):
     servers.offer(monkeypatch, server, "CIFAR10")
     (tmp_path / CIFAR10).write_bytes(server.bodies.pop(CIFAR10)[0])
 
     assert len(fetch_dataset("CIFAR10", tmp_path, train=True)) == servers.TRAIN
 
 
-def test_processes_that_share_a_folder_fetch_once(server, monkeypatch, tmp_path):
+def test_processes_that_share_a_folder_download_once(server, monkeypatch, tmp_path):
     servers.offer(monkeypatch, server, "CIFAR10")
     server.pause = threading.Event()
     processes = [start_fetch(tmp_path) for _ in range(3)]
@@ -78,7 +78,7 @@ def test_processes_that_share_a_folder_fetch_once(server, monkeypatch, tmp_path)
     assert server.fetched == [CIFAR10]
 
 
-def test_threads_that_share_a_folder_fetch_once(server, monkeypatch, tmp_path):
+def test_threads_that_share_a_folder_download_once(server, monkeypatch, tmp_path):
     servers.offer(monkeypatch, server, "MNIST")
     threads = [
         threading.Thread(target=fetch_dataset, args=("MNIST", tmp_path, True)) for _ in range(4)
@@ -93,7 +93,7 @@ def test_threads_that_share_a_folder_fetch_once(server, monkeypatch, tmp_path):
     assert len(fetch_dataset("MNIST", tmp_path, train=True)) == servers.TRAIN
 
 
-def test_download_that_was_killed_is_begun_again(server, monkeypatch, tmp_path):
+def test_killed_download_is_repeated(server, monkeypatch, tmp_path):
     servers.offer(monkeypatch, server, "CIFAR10")
     server.pause = threading.Event()
     process = start_fetch(tmp_path)

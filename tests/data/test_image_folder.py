@@ -1,130 +1,73 @@
-"""A folder of images as a data module."""
+"""The images and classes of a folder, and packed paths."""
 
-import shutil
-import tarfile
-from pathlib import Path
+import os
+import pickle
 
 import pytest
-import torch
-from lightning.pytorch import seed_everything
 
-from pyclassify import datamodule
-from pyclassify.datamodule import ImageFolderDataModule
-from tests.support.images import grow
-
-REAL = Path(__file__).parents[3] / "shared/data/cifar10-test-half.tar.xz"
+from pyclassify.data.datasets import PackedPaths
+from pyclassify.data.image_folder import list_classes, list_images
 
 
-def module(folder, **options):
-    return ImageFolderDataModule(
-        str(folder), **{"batch_size": 3, "resize": 8, "crop": 8, "num_workers": 0, **options}
-    )
+def grow(folder, *files):
+    for file in files:
+        (folder / file).parent.mkdir(parents=True, exist_ok=True)
+        (folder / file).touch()
+    return folder
 
 
-def test_part_of_train_is_held_out_where_there_is_no_val(tmp_path):
-    grow(tmp_path, "train/cat", "train/dog", count=10)
-    seeds = [(1, 0), (2, 0), (1, 1)]  # of the run, of the split
-    modules = []
-    for run, split in seeds:
-        seed_everything(run)
-        modules.append(module(tmp_path, val_size=0.25, split_seed=split))
-        modules[-1].setup("fit")
-    first, again, other = modules
+def test_images_are_listed_by_class_and_name(tmp_path):
+    grow(tmp_path, "b/2.png", "b/10.JPEG", "a/z.jpg", "a/deep/er/y.webp", "a/b.txt", "notes.txt")
 
-    assert (first.classes, first.num_classes) == (["cat", "dog"], 2)
-    assert [len(first.train), len(first.val)] == [15, 5]
-    assert torch.cat([first.train.index, first.val.index]).unique().numel() == 20
-    assert first.val.index.equal(again.val.index)
-    assert not first.val.index.equal(other.val.index)
+    assert list_classes(tmp_path) == ["a", "b"]
+    files, labels = list_images(tmp_path, ["a", "b"])
+    assert [os.path.relpath(file, tmp_path) for file in files] == [
+        "a/deep/er/y.webp",
+        "a/z.jpg",
+        "b/10.JPEG",
+        "b/2.png",
+    ]
+    assert labels == [0, 0, 1, 1]
 
 
-def test_one_image_at_least_is_held_out(tmp_path):
-    data = module(grow(tmp_path, "train/cat"), val_size=0.01)
+def test_hidden_files_and_folders_are_left_out(tmp_path):
+    grow(tmp_path, "a/1.png", "a/._1.png", "a/.ipynb_checkpoints/1.png", ".ipynb_checkpoints/1.png")
 
-    data.setup("fit")
-
-    assert [len(data.train), len(data.val)] == [3, 1]
-
-
-def test_val_and_test_are_taken_as_they_are(tmp_path):
-    grow(tmp_path, "train/cat", "train/dog", "val/dog", "test/cat", "test/dog")
-    data = module(tmp_path)
-
-    for stage in ("fit", "test"):
-        data.setup(stage)
-
-    assert [len(data.train), len(data.val), len(data.test)] == [8, 4, 8]
-    assert [data.val[n][1] for n in range(4)] == [1] * 4
-    assert data.test.files[0] == str(tmp_path / "test/cat/0.png")
+    assert list_classes(tmp_path) == ["a"]
+    assert list_images(tmp_path, ["a"]) == ([str(tmp_path / "a/1.png")], [0])
 
 
-def test_folder_is_walked_once(tmp_path):
-    data = module(grow(tmp_path, "train/cat", "train/dog"))
-    data.setup("fit")
-    shutil.rmtree(tmp_path / "train/cat")
+def test_linked_folder_is_a_class(tmp_path):
+    grow(tmp_path, "store/1.png", "train/a/1.png")
+    (tmp_path / "train/b").symlink_to(tmp_path / "store")
 
-    data.setup("fit")
+    files, labels = list_images(tmp_path / "train", list_classes(tmp_path / "train"))
 
-    assert len(data.train) + len(data.val) == 8
-
-
-def test_training_images_are_read_quickly_unless_asked_otherwise(tmp_path):
-    grow(tmp_path, "train/cat", "test/cat")
-    sets = []
-    for options in ({}, {"exact": True}):
-        data = module(tmp_path, **options)
-        for stage in ("fit", "test"):
-            data.setup(stage)
-        sets.append((data.train.exact, data.val.exact, data.test.exact))
-
-    assert sets == [(False, True, True), (True, True, True)]
+    assert files == [str(tmp_path / "train/a/1.png"), str(tmp_path / "train/b/1.png")]
+    assert labels == [0, 1]
 
 
-@pytest.mark.parametrize(("given", "expected"), [(None, 3), (0, 0), (5, 5)])
-def test_workers_follow_the_processors_unless_given(given, expected, tmp_path, monkeypatch):
-    monkeypatch.setattr(datamodule, "count_workers", lambda processes: 2 + processes)
-    data = ImageFolderDataModule(str(grow(tmp_path, "train/cat")), num_workers=given)
-    data.setup("fit")
+def test_class_without_images_in_a_split_is_skipped(tmp_path):
+    grow(tmp_path, "b/1.png")
 
-    assert data.train_dataloader().num_workers == expected
+    assert list_images(tmp_path, ["a", "b"]) == ([str(tmp_path / "b/1.png")], [1])
 
 
-def test_home_folder_may_be_a_tilde(tmp_path, monkeypatch):
-    monkeypatch.setenv("HOME", str(grow(tmp_path, "train/cat")))
-
-    assert module("~").data_path == tmp_path
+ODD = ["a/1.png", "", "b/é ü.jpg", os.fsdecode(b"c/\xff.webp")]
 
 
-def test_workers_hand_out_the_batches_of_one_process(tmp_path):
-    grow(tmp_path, "train/cat", "train/dog")
-    alone, helped = (module(tmp_path, num_workers=number) for number in (0, 2))
-    for data in (alone, helped):
-        data.setup("fit")
+def test_packed_paths_return_the_paths():
+    paths = PackedPaths(ODD)
 
-    batches = zip(alone.train_dataloader(), helped.train_dataloader(), strict=True)
+    assert [paths[index] for index in range(len(ODD))] == list(paths) == ODD
+    assert paths[-1] == ODD[-1]
+    assert paths[1:] == ODD[1:]
+    assert list(pickle.loads(pickle.dumps(paths))) == ODD  # to a worker that is not forked
+    assert list(PackedPaths(paths)) == ODD
+    assert list(PackedPaths([])) == []
 
-    compared = [a.equal(b) for one, two in batches for a, b in zip(one, two, strict=True)]
-    assert compared == [True] * 9  # three batches of images, labels and places
 
-
-def test_real_photographs_come_out_normalised(tmp_path):
-    if not REAL.exists():
-        pytest.skip(f"the real images are not beside the checkout: {REAL.name}")
-    with tarfile.open(REAL, "r|xz") as archive:
-        for member in archive:
-            if member.name.endswith(("/0000.jpg", "/0001.jpg")):
-                path = tmp_path / member.name
-                path.parent.mkdir(parents=True, exist_ok=True)
-                path.write_bytes(archive.extractfile(member).read())
-    shutil.copytree(tmp_path / "test", tmp_path / "train")
-    data = module(tmp_path, batch_size=20, resize=70, crop=64)
-    data.setup("test")
-
-    (batch,) = data.test_dataloader()
-    images, labels = data.on_after_batch_transfer(batch, 0)
-
-    assert data.classes[:3] == ["airplane", "automobile", "bird"]
-    assert labels.bincount().tolist() == [2] * 10
-    assert images.shape == (20, 3, 64, 64)
-    assert images.mean().abs() < 0.5
-    assert 0.7 < images.std() < 1.3
+@pytest.mark.parametrize("index", [4, -5])
+def test_packed_paths_index_out_of_range_is_an_error(index):
+    with pytest.raises(IndexError):
+        PackedPaths(ODD)[index]

@@ -1,4 +1,4 @@
-"""A folder's training images that are decoded once are the very images, and stay so."""
+"""Training images that are decoded once into a cache file."""
 
 from types import SimpleNamespace
 
@@ -37,7 +37,7 @@ def module(folder, **options):
 
 
 def steps(data):
-    """The batches of two epochs of training, and what the data say of themselves."""
+    """Return the batches of two epochs of training, and the digests of the data."""
     torch.manual_seed(0)
     recorder = networks.Recorder()
     networks.trainer(max_epochs=2, callbacks=[recorder]).fit(Classifier(networks.network, 2), data)
@@ -48,18 +48,20 @@ def refuse(*args):
     pytest.fail("an image file was decoded")
 
 
-def test_network_gets_the_same_batches_and_the_data_have_the_same_digest(folder):
-    (read, digest), (kept, of_kept) = (steps(module(folder, cache=on)) for on in (False, True))
+def test_cache_changes_neither_batches_nor_digest(folder):
+    (read, digest), (cached, cached_digest) = (
+        steps(module(folder, cache=on)) for on in (False, True)
+    )
 
-    assert len(read) == len(kept) == 6
-    for one, other in zip(read, kept, strict=True):
+    assert len(read) == len(cached) == 6
+    for one, other in zip(read, cached, strict=True):
         assert one[0].equal(other[0])
         assert one[1].equal(other[1])
         assert one.indices.equal(other.indices)
-    assert of_kept == digest
+    assert cached_digest == digest
 
 
-def test_later_runs_decode_no_training_image_and_start_no_worker_for_them(folder, monkeypatch):
+def test_later_runs_decode_no_cached_image_and_start_no_workers(folder, monkeypatch):
     module(folder, cache=True).prepare_data()
     monkeypatch.setattr("pyclassify.data.datasets.read_resized", refuse)
     later = module(folder, cache=True)
@@ -71,7 +73,7 @@ def test_later_runs_decode_no_training_image_and_start_no_worker_for_them(folder
     assert [later.train_dataloader().num_workers, later.val_dataloader().num_workers] == [0, 1]
 
 
-def test_run_that_makes_the_file_draws_what_a_later_one_draws(folder):
+def test_writing_the_cache_does_not_advance_random_numbers(folder):
     before = torch.get_rng_state()
 
     module(folder, cache=True).prepare_data()
@@ -79,7 +81,7 @@ def test_run_that_makes_the_file_draws_what_a_later_one_draws(folder):
     assert torch.get_rng_state().equal(before)
 
 
-def test_images_of_a_changed_set_are_read_again(folder):
+def test_changed_images_are_read_again(folder):
     first, again = module(folder, cache=True), module(folder, cache=True)
     first.setup("fit")
     Image.new("RGB", (9, 9), "white").save(folder / "train/cat/0.png")
@@ -90,7 +92,7 @@ def test_images_of_a_changed_set_are_read_again(folder):
     assert again.train.images[0].eq(255).all()
 
 
-def test_each_size_has_a_file_and_only_training_makes_one(folder, cache):
+def test_each_size_has_a_cache_file_which_only_training_writes(folder, cache):
     scoring = module(folder, cache=True)
     networks.trainer().test(Classifier(networks.network, 2), scoring, verbose=False)
     assert not cache.exists()
@@ -102,7 +104,7 @@ def test_each_size_has_a_file_and_only_training_makes_one(folder, cache):
     assert made == [["photos", "10"], ["photos", "12"]]
 
 
-def test_images_beyond_the_memory_are_refused(folder, monkeypatch):
+def test_cache_larger_than_memory_is_an_error(folder, monkeypatch):
     little = SimpleNamespace(available=1000)
     monkeypatch.setattr(image_folder.psutil, "virtual_memory", lambda: little)
 
@@ -110,6 +112,6 @@ def test_images_beyond_the_memory_are_refused(folder, monkeypatch):
         module(folder, cache=True).setup("fit")
 
 
-def test_exact_pixels_are_not_kept(folder):
+def test_cache_of_exact_pixels_is_an_error(folder):
     with pytest.raises(MisconfigurationException, match=r"data\.exact .* one of the two"):
         module(folder, cache=True, exact=True)

@@ -1,4 +1,4 @@
-"""Images as requests hold them: base64 of files, data URIs, and raw pixels."""
+"""Images of requests: base64 of files, data URIs, and raw pixels."""
 
 import io
 import struct
@@ -39,7 +39,7 @@ FILES = {
 
 @pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("name", FILES)
-def test_file_is_read_as_training_reads_it(name, tmp_path):
+def test_request_is_decoded_as_training_decodes_a_file(name, tmp_path):
     (tmp_path / name).write_bytes(FILES[name])
 
     pixels = decode_image(encode(FILES[name]), MANY)
@@ -48,7 +48,7 @@ def test_file_is_read_as_training_reads_it(name, tmp_path):
     assert np.array_equal(pixels, read_image(str(tmp_path / name)).permute(1, 2, 0))
 
 
-def test_photo_is_turned_as_the_camera_was():
+def test_request_exif_orientation_is_applied():
     assert np.array_equal(decode_image(encode(FILES["rotated.png"]), MANY), np.rot90(NOISE, -1))
 
 
@@ -62,12 +62,12 @@ def test_photo_is_turned_as_the_camera_was():
     ],
     ids=["data URI", "no type", "lines", "blanks"],
 )
-def test_base64_is_taken_in_the_ways_that_programs_write_it(text):
+def test_base64_is_accepted_in_every_common_form(text):
     assert np.array_equal(decode_image(text, MANY), NOISE)
 
 
 @pytest.mark.parametrize("shape", [(24, 32), (24, 32, 1), (24, 32, 3)])
-def test_raw_pixels_are_taken_by_their_shape(shape):
+def test_raw_pixels_are_decoded_by_their_shape(shape):
     pixels = NOISE[..., 0].reshape(shape) if shape[-1] != 3 else NOISE
 
     expected = np.broadcast_to(pixels.reshape(24, 32, -1), (24, 32, 3))
@@ -96,7 +96,7 @@ NO_BASE64 = r"^is not base64 \(letters, digits, \+ and /, padded by =\); encode 
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "message"),
     [
         (None, "null.* base64 .*JPEG, PNG or WebP"),
         (float("nan"), "null.* text"),
@@ -131,8 +131,8 @@ NO_BASE64 = r"^is not base64 \(letters, digits, \+ and /, padded by =\); encode 
     ],
     ids=lambda value: repr(value)[:24],
 )
-def test_what_is_no_image_is_told_in_a_short_line(text, told):
-    with pytest.raises(ValueError, match=told) as refused:
+def test_invalid_image_is_a_short_error(text, message):
+    with pytest.raises(ValueError, match=message) as refused:
         decode_image(text, MANY)
 
     assert "\n" not in str(refused.value)
@@ -140,7 +140,7 @@ def test_what_is_no_image_is_told_in_a_short_line(text, told):
 
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP"])
-def test_bytes_cut_off_or_changed_anywhere_never_raise_anything_else(kind):
+def test_damaged_bytes_raise_nothing_but_value_error(kind):
     whole = file_of(NOISE, kind)
     draw = np.random.default_rng(1)
     for _ in range(300):

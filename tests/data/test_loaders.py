@@ -1,4 +1,4 @@
-"""From a set of images to batches: what is in them does not depend on how they were read."""
+"""Batches: their content does not depend on how the images were read."""
 
 from itertools import chain
 
@@ -31,7 +31,7 @@ class InMemory(ImageDataModule):
         self.train = self.val = ImageTensors(self.images, self.labels)
 
 
-def drawn(count=13):
+def generate(count=13):
     images, labels = synthetic.generate_images(count, seed=0)
     order = labels.argsort(stable=True)  # as a folder's files are listed, by class
     return images[order], labels[order]
@@ -41,15 +41,15 @@ def drawn(count=13):
 def folder(tmp_path):
     """The same images as files."""
     for part in ("train", "val"):
-        for number, (image, label) in enumerate(zip(*drawn(), strict=True)):
-            place = tmp_path / part / f"class {label}"
-            place.mkdir(parents=True, exist_ok=True)
-            Image.fromarray(image.permute(1, 2, 0).numpy()).save(place / f"{number:02}.png")
+        for number, (image, label) in enumerate(zip(*generate(), strict=True)):
+            folder = tmp_path / part / f"class {label}"
+            folder.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(image.permute(1, 2, 0).numpy()).save(folder / f"{number:02}.png")
     return tmp_path
 
 
 def batches(data, max_epochs=1, seed=0):
-    """Train and validate, and hand back what was seen in each."""
+    """Train and validate, and return the batches of each."""
     recorder = networks.Recorder()
     with pytest.MonkeyPatch.context() as environment:
         environment.setenv("PL_GLOBAL_SEED", str(seed))
@@ -58,10 +58,10 @@ def batches(data, max_epochs=1, seed=0):
     return recorder.training, recorder.validation
 
 
-def by_place(seen):
-    """Put images in the order that they have in their set."""
-    places = torch.cat([batch.indices for batch in seen])
-    return torch.cat([images for images, _ in seen])[places.argsort()]
+def sort_by_index(seen):
+    """Return the images in the order of their data set."""
+    indices = torch.cat([batch.indices for batch in seen])
+    return torch.cat([images for images, _ in seen])[indices.argsort()]
 
 
 def assert_same_batches(some, others):
@@ -71,8 +71,8 @@ def assert_same_batches(some, others):
         torch.testing.assert_close(one[0], other[0])
 
 
-def test_batch_unpacks_to_images_and_labels_and_carries_their_places():
-    data = InMemory(*drawn(), **OPTIONS)
+def test_batch_unpacks_to_images_and_labels_and_has_indices():
+    data = InMemory(*generate(), **OPTIONS)
 
     for batch in chain(*batches(data)):
         images, labels = batch
@@ -80,58 +80,60 @@ def test_batch_unpacks_to_images_and_labels_and_carries_their_places():
         assert torch.equal(labels, data.labels[batch.indices])
 
 
-def test_each_epoch_sees_all_images_in_an_order_of_its_own():
-    seen, _ = batches(InMemory(*drawn(), **OPTIONS), max_epochs=2)
+def test_each_epoch_has_all_images_in_another_order():
+    seen, _ = batches(InMemory(*generate(), **OPTIONS), max_epochs=2)
     first, second = (torch.cat([batch.indices for batch in seen[i : i + 3]]) for i in (0, 3))
 
     assert sorted(first.tolist()) == sorted(second.tolist()) == list(range(13))
     assert not torch.equal(first, second)
 
 
-def test_each_epoch_crops_the_images_anew():
-    seen, _ = batches(InMemory(*drawn(), **OPTIONS), max_epochs=2)
-    first, second = by_place(seen[:3]), by_place(seen[3:])
+def test_each_epoch_has_other_crops():
+    seen, _ = batches(InMemory(*generate(), **OPTIONS), max_epochs=2)
+    first, second = sort_by_index(seen[:3]), sort_by_index(seen[3:])
 
     assert (first != second).flatten(1).any(dim=1).sum() > 9
 
 
-def test_validation_sees_central_crops_in_order_every_time():
-    data = InMemory(*drawn(), **OPTIONS)
+def test_validation_has_central_crops_in_order():
+    data = InMemory(*generate(), **OPTIONS)
     _, seen = batches(data, max_epochs=2)
 
     assert_same_batches(seen[:3], seen[3:])
     assert torch.cat([batch.indices for batch in seen[:3]]).tolist() == list(range(13))
-    torch.testing.assert_close(by_place(seen[:3]), data.preprocess(data.images))
+    torch.testing.assert_close(sort_by_index(seen[:3]), data.preprocess(data.images))
 
 
 @pytest.mark.parametrize("batch_size", [1, 4, 13])
-def test_what_an_image_gets_does_not_depend_on_the_batch_size(batch_size):
-    seen, _ = batches(InMemory(*drawn(), **OPTIONS))
-    others, _ = batches(InMemory(*drawn(), **{**OPTIONS, "batch_size": batch_size}))
+def test_augmentation_does_not_depend_on_the_batch_size(batch_size):
+    seen, _ = batches(InMemory(*generate(), **OPTIONS))
+    others, _ = batches(InMemory(*generate(), **{**OPTIONS, "batch_size": batch_size}))
 
-    torch.testing.assert_close(by_place(others), by_place(seen))
+    torch.testing.assert_close(sort_by_index(others), sort_by_index(seen))
 
 
-def test_another_seed_brings_another_order_and_other_crops():
-    (seen, _), (others, _) = (batches(InMemory(*drawn(), **OPTIONS), seed=seed) for seed in (0, 1))
+def test_another_seed_gives_another_order_and_other_crops():
+    (seen, _), (others, _) = (
+        batches(InMemory(*generate(), **OPTIONS), seed=seed) for seed in (0, 1)
+    )
 
     assert not torch.equal(seen[0].indices, others[0].indices)
-    assert (by_place(seen) != by_place(others)).flatten(1).any(dim=1).sum() > 9
+    assert (sort_by_index(seen) != sort_by_index(others)).flatten(1).any(dim=1).sum() > 9
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
-def test_files_and_memory_give_the_same_batches_with_any_workers(folder, num_workers):
+def test_files_and_memory_give_the_same_batches_with_any_num_workers(folder, num_workers):
     from_files = ImageFolderDataModule(
         str(folder), num_workers=num_workers, **OPTIONS, **NORMALISED
     )
-    from_memory = InMemory(*drawn(), **OPTIONS, **NORMALISED)
+    from_memory = InMemory(*generate(), **OPTIONS, **NORMALISED)
 
     for some, others in zip(batches(from_files), batches(from_memory), strict=True):
         assert_same_batches(some, others)
 
 
 @pytest.mark.parametrize("batch_size", [0, -3])
-def test_a_batch_needs_an_image(batch_size):
+def test_batch_size_out_of_range_is_an_error(batch_size):
     with pytest.raises(MisconfigurationException, match=f"batch_size is {batch_size};.* 1 "):
         SyntheticDataModule(batch_size=batch_size)
 

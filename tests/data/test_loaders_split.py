@@ -36,6 +36,6 @@ def test_split_seed_decides_the_split():
 
 
 @pytest.mark.parametrize("held_out", [0, 10, 11])
-def test_split_leaves_images_to_both_sides(held_out):
+def test_split_without_images_on_a_side_is_an_error(held_out):
     with pytest.raises(MisconfigurationException, match=f"^{held_out} .* 10 .*val_size"):
         split_indices(10, held_out, seed=0)

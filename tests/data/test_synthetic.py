@@ -1,4 +1,4 @@
-"""The drawn set: ten classes that pixels alone don't tell apart."""
+"""The synthetic data set: ten classes that single pixels do not predict."""
 
 import pytest
 import torch
@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from pyclassify.data import synthetic
 
 
-def test_are_rgb_bytes_with_their_labels():
+def test_generated_images_are_rgb_bytes_with_labels():
     images, labels = synthetic.generate_images(25, seed=0)
 
     assert (images.dtype, images.shape) == (torch.uint8, (25, 3, 32, 32))
@@ -20,7 +20,7 @@ def test_classes_are_balanced():
     assert labels.bincount().tolist() == [100] * len(synthetic.CLASSES)
 
 
-def test_a_seed_always_draws_the_same():
+def test_same_seed_generates_the_same_images():
     torch.manual_seed(1)
     before, _ = synthetic.generate_images(20, seed=7)
     torch.manual_seed(2)
@@ -29,7 +29,7 @@ def test_a_seed_always_draws_the_same():
     assert torch.equal(before, after)
 
 
-def test_another_seed_draws_other_images():
+def test_another_seed_generates_other_images():
     one, other = (synthetic.generate_images(50, seed)[0] for seed in (0, 1))
 
     assert not any(torch.equal(*pair) for pair in zip(one, other, strict=True))
@@ -43,17 +43,17 @@ def test_images_of_a_class_differ():
 
 
 @pytest.fixture(scope="module")
-def drawn():
+def splits():
     return synthetic.generate_images(4000, seed=0), synthetic.generate_images(1000, seed=1)
 
 
-def test_a_linear_model_of_pixels_learns_little(drawn):
+def test_linear_model_of_pixels_learns_little(splits):
     # 0.1 is chance; 0.31 is the best of penalties 1 to 1000
-    assert 0.15 < ridge_accuracy(*drawn, pixels, penalty=1000) < 0.4
+    assert 0.15 < ridge_accuracy(*splits, pixels, penalty=1000) < 0.4
 
 
-def test_shapes_are_told_apart_where_light_and_dark_count_alike(drawn):
-    assert ridge_accuracy(*drawn, difference_from_ground, penalty=100) > 0.75
+def test_linear_model_of_absolute_contrast_learns(splits):
+    assert ridge_accuracy(*splits, difference_from_ground, penalty=100) > 0.75
 
 
 def ridge_accuracy(train, test, features, penalty):
@@ -72,7 +72,7 @@ def pixels(images):
 
 
 def difference_from_ground(images):
-    """How far each pixel is from the corners' colour, lighter or darker, 1 at most."""
+    """The absolute difference of each pixel from the color of the corners, 1 at most."""
     images = images.float()
     corners = torch.cat([images[..., :4, :4], images[..., -4:, -4:]], dim=-1)
     ground = corners.flatten(2).median(dim=-1).values[..., None, None]

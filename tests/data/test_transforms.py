@@ -1,4 +1,4 @@
-"""Preprocessing: the resize, the crops, and what comes out of them."""
+"""Preprocessing: resize, crop, flip and normalization."""
 
 import pytest
 import torch
@@ -26,21 +26,21 @@ def images_of(height, width, batch=2, channels=3):
 
 
 def numbered(side):
-    """An image each pixel of which is its own place, as `resize` would hand it on: float."""
+    """An image whose pixels are their own indices, as `resize` returns it: float."""
     return torch.arange(side**2, dtype=torch.float32).view(1, 1, side, side)
 
 
-def places(preprocess, draws):
-    """Say of each draw which row and column its cut starts at and whether it is mirrored."""
+def measure_crops(preprocess, numbers):
+    """Return the first row and column of each crop, and whether it is flipped."""
     side = preprocess.resize
-    cuts = preprocess(numbered(side).expand(len(draws), -1, -1, -1), draws)
-    cuts = (cuts[:, 0] * preprocess.std[0] + preprocess.mean[0]).round().long()
-    corner = torch.minimum(cuts[:, 0, 0], cuts[:, 0, -1])
-    return corner // side, corner % side, cuts[:, 0, 0] > cuts[:, 0, -1]
+    crops = preprocess(numbered(side).expand(len(numbers), -1, -1, -1), numbers)
+    crops = (crops[:, 0] * preprocess.std[0] + preprocess.mean[0]).round().long()
+    corner = torch.minimum(crops[:, 0, 0], crops[:, 0, -1])
+    return corner // side, corner % side, crops[:, 0, 0] > crops[:, 0, -1]
 
 
 @pytest.mark.parametrize("size", SIZES)
-def test_resize_is_torchvisions_antialiased_one_of_the_central_square(size):
+def test_resize_equals_torchvisions_antialiased_resize_of_the_central_square(size):
     images = images_of(*size)
     square = reference.center_crop(images.float(), [min(size)])
 
@@ -57,7 +57,7 @@ def test_resized_pixels_stay_floats():
     assert (resized != resized.round()).float().mean() > 0.9
 
 
-def test_square_of_an_odd_margin_is_cut_a_pixel_nearer_the_top():
+def test_center_crop_of_an_odd_margin_is_a_pixel_nearer_the_top():
     images = images_of(35, 32)
 
     assert torch.equal(resize(images, 32), images[:, :, 1:33].float())
@@ -72,13 +72,13 @@ def exported():
 
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("batch", [2, 5])
-def test_exported_preprocessing_takes_other_sizes_and_batches(exported, size, batch):
+def test_exported_preprocessing_accepts_other_sizes_and_batches(exported, size, batch):
     images = images_of(*size, batch=batch)
 
     torch.testing.assert_close(exported(images), Preprocess(30, 24)(images))
 
 
-def test_crop_cuts_and_mirrors_each_image_as_told():
+def test_crop_and_flip_applies_the_offsets_and_flips():
     images = images_of(9, 11).float()
     top, left, flip = torch.tensor([0, 2]), torch.tensor([4, 1]), torch.tensor([False, True])
 
@@ -88,14 +88,16 @@ def test_crop_cuts_and_mirrors_each_image_as_told():
     assert torch.equal(cut[1], images[1, :, 2:9, 1:8].flip(-1))
 
 
-def test_crop_and_flip_are_drawn_for_each_image_alone():
-    top, left, flip = places(Preprocess(10, 4), generate_integers(0, 0, torch.arange(500), count=3))
+def test_crop_and_flip_are_separate_for_each_image():
+    top, left, flip = measure_crops(
+        Preprocess(10, 4), generate_integers(0, 0, torch.arange(500), count=3)
+    )
 
     assert len(torch.stack([top, left, flip]).unique(dim=1).T) > 90  # of 7 * 7 * 2
 
 
-def test_crops_reach_from_edge_to_edge_and_half_are_mirrored():
-    top, left, flip = places(
+def test_crops_reach_from_edge_to_edge_and_half_are_flipped():
+    top, left, flip = measure_crops(
         Preprocess(10, 4), generate_integers(0, 0, torch.arange(2000), count=3)
     )
 
@@ -103,8 +105,8 @@ def test_crops_reach_from_edge_to_edge_and_half_are_mirrored():
     assert 0.45 < flip.float().mean() < 0.55
 
 
-def test_nothing_is_mirrored_where_flip_is_off():
-    *_, flip = places(
+def test_flip_off_flips_nothing():
+    *_, flip = measure_crops(
         Preprocess(10, 4, flip=False),
         generate_integers(0, 0, torch.arange(100), count=3),
     )
@@ -112,7 +114,7 @@ def test_nothing_is_mirrored_where_flip_is_off():
     assert not flip.any()
 
 
-def test_crop_is_central_without_draws():
+def test_crop_is_central_without_random_numbers():
     images = images_of(70, 70)
     expected = center_crop(resize(images, 70), 64) / 255 * 2 - 1
 
@@ -120,7 +122,7 @@ def test_crop_is_central_without_draws():
     assert torch.equal(center_crop(images, 64), images[:, :, 3:67, 3:67])
 
 
-def test_each_channel_is_normalised_by_its_mean_and_deviation():
+def test_each_channel_is_normalized_by_its_mean_and_std():
     mean, std = (0.1, 0.5, 0.9), (0.2, 0.3, 0.4)
     images = torch.tensor([0, 51, 255], dtype=torch.uint8).view(1, 3, 1, 1).expand(-1, -1, 8, 8)
 
@@ -130,24 +132,24 @@ def test_each_channel_is_normalised_by_its_mean_and_deviation():
     torch.testing.assert_close(prepared, expected.view(1, 3, 1, 1).expand(-1, -1, 8, 8))
 
 
-@pytest.mark.parametrize("draws", [None, torch.tensor([[1, 2, 3], [4, 5, 6]])])
-def test_grey_images_become_three_channels(draws):
-    prepared = Preprocess(30, 24)(images_of(28, 28, channels=1), draws)
+@pytest.mark.parametrize("numbers", [None, torch.tensor([[1, 2, 3], [4, 5, 6]])])
+def test_grayscale_images_become_three_channels(numbers):
+    prepared = Preprocess(30, 24)(images_of(28, 28, channels=1), numbers)
 
     assert prepared.shape == (2, 3, 24, 24)
     assert torch.equal(prepared[:, 0], prepared[:, 1])
     assert torch.equal(prepared[:, 0], prepared[:, 2])
 
 
-@pytest.mark.parametrize("draws", [None, torch.tensor([[1, 2, 3], [4, 5, 6]])])
-def test_images_that_are_resized_already_are_not_resized_again(draws):
+@pytest.mark.parametrize("numbers", [None, torch.tensor([[1, 2, 3], [4, 5, 6]])])
+def test_resized_images_are_not_resized_again(numbers):
     images, preprocess = images_of(50, 41), Preprocess(30, 24)
-    scaled = resize(images, 30) if draws is None else resize_rounded(images, 30)
+    scaled = resize(images, 30) if numbers is None else resize_rounded(images, 30)
 
-    assert torch.equal(preprocess(scaled, draws), preprocess(images, draws))
+    assert torch.equal(preprocess(scaled, numbers), preprocess(images, numbers))
 
 
-def test_ordinary_draws_differ_between_images_and_calls():
+def test_unseeded_integers_differ_between_images_and_calls():
     one, other = (generate_unseeded_integers(100, torch.device("cpu")) for _ in range(2))
 
     assert one.shape == (100, 3)
@@ -157,13 +159,13 @@ def test_ordinary_draws_differ_between_images_and_calls():
 
 
 @pytest.mark.parametrize(("size", "cut"), [(30, 31), (30, 0)])
-def test_cut_must_fit_into_the_resized_image(size, cut):
+def test_crop_larger_than_resize_is_an_error(size, cut):
     with pytest.raises(ValueError, match=f"crop is {cut} .*resize is {size};.* 1 to resize"):
         Preprocess(size, cut)
 
 
 @pytest.mark.parametrize("shape", [(3, 32, 32), (1, 28, 28), (3, 70, 90), (3, 64, 64)])
-def test_training_resizes_quickly_to_nearly_the_same_pixels(shape):
+def test_resize_rounded_gives_nearly_the_same_pixels(shape):
     images = torch.randint(256, (2, *shape), dtype=torch.uint8)
 
     quick = resize_rounded(images, 64)

@@ -29,17 +29,17 @@ def test_reference_is_the_published_generator():
 
 @pytest.mark.parametrize("seed", [0, 1, 1234567, LARGEST_SEED, 2**63 - 1])
 @pytest.mark.parametrize("epoch", [0, 1, 2, 1_000_000])
-def test_draws_are_splitmix64_of_seed_epoch_and_image(seed, epoch):
+def test_integers_are_splitmix64_of_seed_epoch_and_image(seed, epoch):
     index = torch.tensor([0, 1, 49_999, 2**40])
 
-    drawn = generate_integers(seed, epoch, index, count=3)
+    numbers = generate_integers(seed, epoch, index, count=3)
 
     state = mix(mix(seed) + epoch * GOLDEN & MASK)
     expected = [splitmix64(state, skip=3 * i, count=3) for i in index.tolist()]
-    assert drawn.tolist() == [[number % 2**31 for number in row] for row in expected]
+    assert numbers.tolist() == [[number % 2**31 for number in row] for row in expected]
 
 
-def test_neither_order_nor_batches_change_what_an_image_gets():
+def test_random_numbers_do_not_depend_on_order_or_batches():
     order = torch.randperm(100, generator=torch.Generator().manual_seed(0))
     together = generate_integers(5, 3, torch.arange(100), count=3)
 
@@ -49,7 +49,7 @@ def test_neither_order_nor_batches_change_what_an_image_gets():
 
 
 @pytest.mark.parametrize(("seed", "epoch"), [(1, 0), (0, 1)])
-def test_another_seed_or_epoch_draws_anew(seed, epoch):
+def test_another_seed_or_epoch_gives_other_integers(seed, epoch):
     index = torch.arange(1000)
 
     assert not (
@@ -57,7 +57,7 @@ def test_another_seed_or_epoch_draws_anew(seed, epoch):
     ).any()
 
 
-def test_seed_and_epoch_do_not_stand_in_for_each_other():
+def test_seed_and_epoch_are_not_interchangeable():
     index = torch.arange(1000)
 
     assert not (
@@ -67,27 +67,27 @@ def test_seed_and_epoch_do_not_stand_in_for_each_other():
 
 @pytest.mark.parametrize("seed", [0, 1, LARGEST_SEED])
 def test_crops_and_flips_are_uniform_and_independent(seed):
-    """Pearson's chi-squared test of all 7 x 7 x 2 places and flips, over images and epochs."""
-    drawn = torch.cat(
+    """Pearson's chi-squared test of all 7 x 7 x 2 offsets and flips, over images and epochs."""
+    numbers = torch.cat(
         [generate_integers(seed, epoch, torch.arange(7_000), count=3) for epoch in range(14)]
     )
-    cells = drawn[:, 0] % 7 * 14 + drawn[:, 1] % 7 * 2 + drawn[:, 2] % 2
+    cells = numbers[:, 0] % 7 * 14 + numbers[:, 1] % 7 * 2 + numbers[:, 2] % 2
 
     observed = cells.bincount(minlength=98)
 
-    expected = len(drawn) / 98  # 1000
+    expected = len(numbers) / 98  # 1000
     assert ((observed - expected) ** 2 / expected).sum() < chi2.ppf(0.999, df=97)
 
 
-def test_images_and_epochs_next_to_each_other_are_unrelated():
-    """Correlation of neighbours, which a true generator keeps within 5 standard deviations."""
-    drawn = torch.stack(
+def test_neighboring_images_and_epochs_are_unrelated():
+    """Correlation of neighbors, which a true generator keeps within 5 standard deviations."""
+    numbers = torch.stack(
         [generate_integers(0, epoch, torch.arange(1000), count=3) for epoch in range(30)]
     )
-    drawn = drawn.double() - 2**30
+    numbers = numbers.double() - 2**30
 
     for dimension in range(3):  # epochs, images, numbers of an image
-        count = drawn.shape[dimension] - 1
-        one, other = drawn.narrow(dimension, 0, count), drawn.narrow(dimension, 1, count)
-        correlation = (one * other).mean() / drawn.square().mean()
+        count = numbers.shape[dimension] - 1
+        one, other = numbers.narrow(dimension, 0, count), numbers.narrow(dimension, 1, count)
+        correlation = (one * other).mean() / numbers.square().mean()
         assert correlation.abs() < 5 / one.numel() ** 0.5

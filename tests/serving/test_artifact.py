@@ -1,4 +1,4 @@
-"""The served model as a folder: what is in it, what it needs, and how else it is asked."""
+"""The served model as a folder: its files, its requirements, and predictions without a server."""
 
 import json
 import re
@@ -66,14 +66,14 @@ def test_requirements_are_the_pins_for_any_machine(folder):
     ]
 
 
-def test_every_file_is_of_a_kind_that_can_be_read(folder):
+def test_model_has_files_of_readable_kinds_alone(folder):
     files = sorted(str(each.relative_to(folder)) for each in folder.rglob("*") if each.is_file())
 
     assert {Path(each).suffix for each in files} <= {"", ".json", ".py", ".pt2", ".txt", ".yaml"}
     assert "artifacts/program.pt2" in files
 
 
-def test_signature_tells_what_is_taken_and_given(folder):
+def test_signature_has_inputs_outputs_and_top_k(folder):
     signature = yaml.safe_load((folder / "MLmodel").read_text())["signature"]
 
     assert [each["name"] for each in json.loads(signature["inputs"])] == ["image"]
@@ -84,7 +84,7 @@ def test_signature_tells_what_is_taken_and_given(folder):
     assert json.loads(signature["params"])[0]["name"] == "top_k"
 
 
-def test_one_image_gets_the_same_answer_alone_and_among_others(model):
+def test_prediction_is_the_same_alone_and_among_others(model):
     small = encode(file_of(np.zeros((5, 5, 3), np.uint8)))
     among = pd.DataFrame({"image": [small, PICTURE, small, PICTURE]})
 
@@ -111,7 +111,7 @@ def test_any_network_with_any_number_of_classes_is_served(tmp_path):
     assert answer["probabilities"] == pytest.approx(values.tolist(), abs=1e-5)
 
 
-def test_more_images_than_are_answered_at_once_are_all_answered(folder):
+def test_more_images_than_a_batch_are_all_classified(folder):
     roomy = mlflow.pyfunc.load_model(str(folder), model_config={"max_images": 300})
 
     answers = roomy.predict(pd.DataFrame({"image": [PICTURE] * 257}))
@@ -119,7 +119,7 @@ def test_more_images_than_are_answered_at_once_are_all_answered(folder):
     assert [answer["classes"] for answer in answers] == [answers[0]["classes"]] * 257
 
 
-def test_images_are_answered_in_order_however_few_pixels_wait_for_others(model, monkeypatch):
+def test_predictions_are_in_order_however_few_pixels_are_pending(model, monkeypatch):
     small = encode(file_of(np.zeros((5, 5, 3), np.uint8)))
     among = pd.DataFrame({"image": [small, PICTURE, small, small, PICTURE, small]})
     answers = model.predict(among)
@@ -131,7 +131,7 @@ def test_images_are_answered_in_order_however_few_pixels_wait_for_others(model, 
         assert answer["probabilities"] == pytest.approx(known["probabilities"], abs=1e-5)
 
 
-def test_large_image_among_small_ones_takes_no_more_memory_than_itself(model):
+def test_large_image_among_small_ones_takes_only_its_own_memory(model):
     body = json.dumps({"inputs": [PICTURE] * 19 + ["A" * 4_000_000]}).encode()
     schema = model.metadata.get_input_schema()
     tracemalloc.start()
@@ -143,14 +143,14 @@ def test_large_image_among_small_ones_takes_no_more_memory_than_itself(model):
     tracemalloc.stop()
 
 
-def test_limits_can_be_set_where_it_is_loaded(folder):
+def test_limits_can_be_set_when_the_model_is_loaded(folder):
     strict = mlflow.pyfunc.load_model(str(folder), model_config={"max_images": 1})
 
     with pytest.raises(mlflow.MlflowException, match=r"\b2 images\b.* 1 to 1\b"):
         strict.predict(TABLE)
 
 
-def test_terminal_classifies_the_images_of_a_json_file(folder, model, tmp_path):
+def test_mlflow_models_predict_classifies_a_json_file(folder, model, tmp_path):
     (tmp_path / "in.json").write_text(json.dumps({"inputs": [PICTURE], "params": {"top_k": 3}}))
     command = ["-m", "mlflow", "models", "predict", "--env-manager", "local"]
     files = ["--input-path", "in.json", "--output-path", "out.json", "--content-type", "json"]
@@ -161,7 +161,7 @@ def test_terminal_classifies_the_images_of_a_json_file(folder, model, tmp_path):
     assert answered == {"predictions": model.predict(TABLE[:1], {"top_k": 3})}
 
 
-def test_version_of_torch_is_no_wheel_of_another_index(monkeypatch):
+def test_requirements_leave_out_local_versions(monkeypatch):
     from pyclassify.serving import artifact
 
     monkeypatch.setattr(artifact, "version", lambda name: "2.15.0+cu130")

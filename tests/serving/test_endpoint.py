@@ -1,4 +1,4 @@
-"""The endpoint: what `mlflow models serve` answers to images, and to what are none."""
+"""The endpoint of `mlflow models serve`, for images and for invalid requests."""
 
 import json
 from concurrent.futures import ThreadPoolExecutor
@@ -35,7 +35,7 @@ def address(folder):
 
 @pytest.fixture
 def ask(address):
-    """Post a request; the status and the answer."""
+    """Post a request, and return the status and the content."""
 
     def ask(body, content_type="application/json"):
         body = body if isinstance(body, str) else json.dumps(body)
@@ -49,7 +49,7 @@ def ask(address):
 
 @pytest.fixture(scope="module")
 def expected(folder):
-    """What the program itself says of each picture, alone: float [10]."""
+    """The probabilities that the program gives for each image alone: float [10]."""
     program = torch.export.load(folder / "artifacts" / "program.pt2").module()
     batches = [torch.from_numpy(each.copy()).permute(2, 0, 1)[None] for each in PICTURES]
     return [program(batch)[0] for batch in batches]
@@ -68,7 +68,7 @@ def expected(folder):
     ],
     ids=["files", "raw", "named", "rows", "instances", "split", "records"],
 )
-def test_images_of_any_size_are_answered_in_order_by_every_form(body, ask, expected):
+def test_images_of_any_size_are_classified_in_order_in_every_form(body, ask, expected):
     status, answer = ask({**body, "params": {"top_k": 10}})
 
     assert status == 200
@@ -79,7 +79,7 @@ def test_images_of_any_size_are_answered_in_order_by_every_form(body, ask, expec
         assert given["probabilities"] == pytest.approx(values.tolist(), abs=1e-5)
 
 
-def test_many_clients_at_once_get_each_their_own_answer(ask):
+def test_concurrent_clients_get_their_own_predictions(ask):
     bodies = [{"inputs": [text] * count} for text in TEXTS for count in (1, 2, 5)] * 4
     alone = [ask(body) for body in bodies]
 
@@ -92,7 +92,7 @@ def test_many_clients_at_once_get_each_their_own_answer(ask):
 
 
 @pytest.mark.parametrize(("params", "count"), [({}, 5), ({"top_k": 1}, 1), ({"top_k": None}, 5)])
-def test_as_many_classes_are_told_as_asked_for(params, count, ask):
+def test_top_k_is_the_number_of_classes(params, count, ask):
     _, answer = ask({"inputs": TEXTS[:1], "params": params})
 
     assert len(answer["predictions"][0]["classes"]) == count
@@ -125,7 +125,7 @@ def test_as_many_classes_are_told_as_asked_for(params, count, ask):
     ],
     ids=lambda value: repr(value)[-30:],
 )
-def test_bad_input_is_refused_in_one_line(body, facts, ask):
+def test_invalid_request_is_an_error_of_one_line(body, facts, ask):
     status, answer = ask(body)
 
     assert status == 400
@@ -138,14 +138,14 @@ def test_bad_input_is_refused_in_one_line(body, facts, ask):
 @pytest.mark.parametrize(
     "body", ["", "{", "[]", {}, {"inputs": TEXTS[:1], "params": {"top_k": "a"}}, {"inputs": None}]
 )
-def test_what_mlflow_refuses_by_itself_is_a_400_too(body, ask):
+def test_request_that_mlflow_rejects_is_a_400(body, ask):
     status, answer = ask(body)
 
     assert status == 400
     assert "stack_trace" not in answer
 
 
-def test_odd_requests_get_a_4xx_and_leave_the_server_alive(address):
+def test_malformed_requests_get_a_4xx_and_the_server_survives(address):
     result = bombard(address, count=1000, seed=1)
 
     assert result["wrong"] == []

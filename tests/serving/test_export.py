@@ -39,7 +39,7 @@ def program(classifier, tmp_path_factory):
 
 
 @torch.inference_mode()
-def test_any_batch_gets_the_modules_probabilities(program, classifier):
+def test_program_gives_the_modules_probabilities_for_any_batch(program, classifier):
     for batch in range(1, 258):
         expected = classifier(PREPROCESS(images(batch))).softmax(dim=1)
 
@@ -49,7 +49,7 @@ def test_any_batch_gets_the_modules_probabilities(program, classifier):
 @torch.inference_mode()
 @pytest.mark.parametrize("size", [(1, 1), (20, 24), (10, 10), (50, 200), (131, 77)])
 @pytest.mark.parametrize("batch", [1, 3])
-def test_images_of_any_size_get_the_modules_probabilities(size, batch, program, classifier):
+def test_program_gives_the_modules_probabilities_for_any_size(size, batch, program, classifier):
     expected = classifier(PREPROCESS(images(batch, *size))).softmax(dim=1)
 
     torch.testing.assert_close(program(images(batch, *size)), expected, atol=1e-5, rtol=0)
@@ -61,7 +61,7 @@ def test_images_of_any_size_get_the_modules_probabilities(size, batch, program, 
     [(AlexNet, 10, 64), (AlexNetBN, 10, 32), (resnet18, 100, 32)],
     ids=["alex", "alex-bn", "res"],
 )
-def test_any_network_is_exported_as_it_evaluates(network, num_classes, size, tmp_path):
+def test_program_of_any_network_gives_its_evaluation_outputs(network, num_classes, size, tmp_path):
     torch.manual_seed(0)
     classifier, preprocess = Classifier(network, num_classes), Preprocess(size, size)
 
@@ -74,7 +74,7 @@ def test_any_network_is_exported_as_it_evaluates(network, num_classes, size, tmp
 
 
 @torch.inference_mode()
-def test_network_of_16_bits_is_exported_as_such(tmp_path):
+def test_network_in_16_bits_is_exported_in_16_bits(tmp_path):
     classifier = Classifier(model=networks.network, num_classes=4).to(torch.bfloat16).eval()
 
     export_program(classifier, PREPROCESS, (), tmp_path / "program.pt2")
@@ -85,7 +85,7 @@ def test_network_of_16_bits_is_exported_as_such(tmp_path):
     torch.testing.assert_close(probabilities, expected, atol=1e-5, rtol=0)
 
 
-def test_network_stays_as_it_was(tmp_path):
+def test_export_does_not_change_the_network(tmp_path):
     classifier = Classifier(model=networks.network, num_classes=4).train()
 
     export_program(classifier, PREPROCESS, (), tmp_path / "program.pt2")
@@ -117,6 +117,6 @@ def test_names_of_the_classes_are_in_the_file(given, kept, classifier, tmp_path)
     assert json.loads(extra["classes.json"]) == kept
 
 
-def test_missing_names_are_told(tmp_path):
+def test_missing_class_names_are_an_error(tmp_path):
     with pytest.raises(ValueError, match=r"3 classes.* 2 names"):
         export_program(networks.network(3), PREPROCESS, ["cat", "dog"], tmp_path / "program.pt2")

@@ -1,4 +1,4 @@
-"""Folders and options that can't be right."""
+"""Folders and options that the data module of a folder refuses."""
 
 import traceback
 
@@ -10,7 +10,7 @@ from tests.support.images import grow
 
 
 @pytest.mark.parametrize("num_workers", [0, 1])
-def test_image_that_does_not_decode_is_named_from_where_it_is_read(num_workers, tmp_path):
+def test_undecodable_image_is_named_from_process_and_worker(num_workers, tmp_path):
     path = grow(tmp_path, "train/cat") / "train/cat/2.png"
     path.write_bytes(path.read_bytes()[:60])
     data = ImageFolderDataModule(str(tmp_path), batch_size=3, num_workers=num_workers)
@@ -34,21 +34,21 @@ def test_image_that_does_not_decode_is_named_from_where_it_is_read(num_workers, 
         (["train/cat"], "test", r"test is not a folder; data_path .*test/.* val/"),
     ],
 )
-def test_folder_of_another_shape_is_refused(parts, stage, words, tmp_path):
+def test_folder_of_another_layout_is_an_error(parts, stage, words, tmp_path):
     grow(tmp_path, *parts)
 
     with pytest.raises(MisconfigurationException, match=f"^{tmp_path}/{words}"):
         ImageFolderDataModule(str(tmp_path)).setup(stage)
 
 
-def test_folder_of_no_images_is_refused(tmp_path):
+def test_folder_without_images_is_an_error(tmp_path):
     grow(tmp_path, "train/cat", count=0)
 
     with pytest.raises(MisconfigurationException, match=r"train .*no images.*\.jpg"):
         ImageFolderDataModule(str(tmp_path)).setup("fit")
 
 
-def test_class_that_has_no_training_images_is_refused(tmp_path):
+def test_class_without_training_images_is_an_error(tmp_path):
     grow(grow(tmp_path, "train/cat"), "train/dog", count=0)
 
     with pytest.raises(MisconfigurationException, match=r"train/dog .*no images"):
@@ -64,6 +64,6 @@ def test_class_that_has_no_training_images_is_refused(tmp_path):
         ({"batch_size": 0}, "batch_size is 0; .*1 or more"),
     ],
 )
-def test_option_out_of_range_is_refused(options, words, tmp_path):
+def test_option_out_of_range_is_an_error(options, words, tmp_path):
     with pytest.raises(MisconfigurationException, match=words):
         ImageFolderDataModule(str(tmp_path), **options)

@@ -1,4 +1,4 @@
-"""Image files of every kind, whole and broken."""
+"""Decoding image files of every kind, complete and damaged."""
 
 import numpy as np
 import pytest
@@ -13,8 +13,8 @@ ORIENTATION = 0x0112  # the EXIF tag
 NOISE = np.random.default_rng(0).integers(0, 256, (24, 32, 3), dtype=np.uint8)
 
 
-def solid(mode, colour):
-    return Image.new(mode, (6, 4), colour)
+def solid(mode, color):
+    return Image.new(mode, (6, 4), color)
 
 
 def palette(**transparency):
@@ -26,7 +26,7 @@ def palette(**transparency):
 
 @pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize(
-    ("image", "file", "colour"),
+    ("image", "file", "color"),
     [
         (solid("RGB", (200, 100, 50)), "rgb.png", (200, 100, 50)),
         (solid("RGB", (200, 100, 50)), "rgb.jpg", (200, 100, 50)),
@@ -45,21 +45,21 @@ def palette(**transparency):
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_any_mode_is_read_as_rgb(image, file, colour, tmp_path):
+def test_image_of_any_mode_is_read_as_rgb(image, file, color, tmp_path):
     image.save(tmp_path / file)
 
     pixels = read_image(str(tmp_path / file))
 
     assert pixels.dtype == torch.uint8
     assert pixels.shape == (3, 4, 6)
-    expected = torch.tensor(colour).view(3, 1, 1)
+    expected = torch.tensor(color).view(3, 1, 1)
     assert (pixels - expected).abs().max() <= (4 if file.endswith(("jpg", "webp")) else 0)
 
 
 @pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
 @pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize("options", [{"progressive": True, "subsampling": 0}, {}])
-def test_jpeg_that_is_read_quickly_is_a_level_off_at_most(mode, orientation, options, tmp_path):
+def test_resized_jpeg_differs_by_one_level_at_most(mode, orientation, options, tmp_path):
     path = str(tmp_path / "turned.jpg")
     exif = Image.Exif()
     exif[ORIENTATION] = orientation
@@ -73,7 +73,7 @@ def test_jpeg_that_is_read_quickly_is_a_level_off_at_most(mode, orientation, opt
     assert (quick - exact).abs().max() < 1
 
 
-def test_jpeg_whose_orientation_is_told_in_xmp_alone_is_turned_too(tmp_path):
+def test_orientation_in_xmp_alone_is_applied(tmp_path):
     path = str(tmp_path / "turned.jpg")
     xmp = b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:Description tiff:Orientation="6"/></x:xmpmeta>'
     Image.fromarray(NOISE).resize((96, 70), Image.Resampling.NEAREST).save(path, xmp=xmp)
@@ -94,7 +94,7 @@ def test_jpeg_of_too_many_pixels_is_named(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("file", ["photo.png", "photo.webp"])
-def test_image_of_another_format_that_is_scaled_quickly_is_a_level_off_at_most(file, tmp_path):
+def test_resized_image_of_another_format_differs_by_one_level_at_most(file, tmp_path):
     Image.fromarray(NOISE).save(tmp_path / file)
     path = str(tmp_path / file)
 
@@ -102,7 +102,7 @@ def test_image_of_another_format_that_is_scaled_quickly_is_a_level_off_at_most(f
 
 
 @pytest.mark.parametrize("kept", [0, 3, 200, -2])
-def test_broken_jpeg_is_refused_in_the_same_words_however_it_is_read(kept, tmp_path):
+def test_broken_jpeg_raises_the_same_message_by_either_reader(kept, tmp_path):
     path = tmp_path / "cut.jpg"
     Image.fromarray(NOISE).save(path)
     path.write_bytes(path.read_bytes()[:kept])
@@ -115,7 +115,7 @@ def test_broken_jpeg_is_refused_in_the_same_words_however_it_is_read(kept, tmp_p
     assert words[0] == words[1]
 
 
-def test_16_bits_are_scaled_over_their_whole_range(tmp_path):
+def test_16_bit_pixels_are_scaled_over_their_whole_range(tmp_path):
     values = np.array([[0, 128, 129, 257, 0x7FFF, 0xFFFF]], dtype=np.uint16)
     Image.fromarray(values).save(tmp_path / "ramp.png")
 
@@ -126,7 +126,7 @@ def test_16_bits_are_scaled_over_their_whole_range(tmp_path):
     ("orientation", "turned"),
     [(1, NOISE), (2, NOISE[:, ::-1]), (3, NOISE[::-1, ::-1]), (6, np.rot90(NOISE, -1))],
 )
-def test_image_is_turned_as_the_camera_was(orientation, turned, tmp_path):
+def test_exif_orientation_is_applied(orientation, turned, tmp_path):
     exif = Image.Exif()
     exif[ORIENTATION] = orientation
     Image.fromarray(NOISE).save(tmp_path / "photo.png", exif=exif)
@@ -152,7 +152,7 @@ def test_truncated_image_is_named(suffix, part, tmp_path):
         read_image(str(path))
 
 
-def test_image_of_floats_is_refused_for_its_unknown_range(tmp_path):
+def test_image_of_floats_is_an_error(tmp_path):
     solid("F", 0.5).save(tmp_path / "floats.tif")
 
     with pytest.raises(MisconfigurationException, match=r"floats\.tif .*floats.*8 or 16 bits"):

@@ -1,4 +1,4 @@
-"""What training does to images beside crop and flip, and what decides it."""
+"""Cutout, color jitter and padded crops, and what their random numbers depend on."""
 
 import pytest
 import torch
@@ -25,7 +25,7 @@ def prepare(images, index, seed=0, epoch=0, **options):
     return preprocess(images, preprocess.generate_random_numbers(seed, epoch, index))
 
 
-def test_neither_order_nor_batches_change_what_an_image_gets():
+def test_random_numbers_do_not_depend_on_order_or_batches():
     images, order = bytes_of(40), torch.randperm(40, generator=torch.Generator().manual_seed(1))
     together = prepare(images, torch.arange(40))
 
@@ -36,7 +36,7 @@ def test_neither_order_nor_batches_change_what_an_image_gets():
 
 @pytest.mark.parametrize("other", [{"seed": 1}, {"epoch": 1}])
 @pytest.mark.parametrize("kind", FAR)
-def test_each_depends_on_seed_and_epoch(kind, other):
+def test_augmentation_depends_on_seed_and_epoch(kind, other):
     images, index = bytes_of(40), torch.arange(40)
     alone = {"pad": 0, "erase": 0, "color": 0.0, "flip": False, kind: FAR[kind]}
 
@@ -45,7 +45,7 @@ def test_each_depends_on_seed_and_epoch(kind, other):
     assert changed.flatten(1).any(dim=1).sum() > 35
 
 
-def test_crops_and_flips_are_drawn_as_they_are_without_the_others():
+def test_crops_and_flips_are_the_same_with_other_augmentations():
     index = torch.arange(50)
 
     assert torch.equal(
@@ -57,7 +57,7 @@ def test_crops_and_flips_are_drawn_as_they_are_without_the_others():
     )
 
 
-def test_streams_of_numbers_are_unrelated():
+def test_streams_are_unrelated():
     one, other = (
         generate_integers(0, 0, torch.arange(10_000), count=1, stream=each) for each in (0, 1)
     )
@@ -66,13 +66,13 @@ def test_streams_of_numbers_are_unrelated():
     assert correlation.abs() < 5 / 10_000**0.5
 
 
-def test_evaluation_is_left_alone():
+def test_evaluation_is_not_augmented():
     images = bytes_of(5)
 
     assert torch.equal(Preprocess(32, 32, **FAR)(images), Preprocess(32, 32)(images))
 
 
-def test_erased_squares_are_whole_of_the_size_asked_and_reach_each_edge():
+def test_cutout_squares_are_whole_and_reach_each_edge():
     erased = prepare(bytes_of(2000), torch.arange(2000), pad=0, color=0.0) == 0
 
     assert erased.all(dim=1).sum(dim=(1, 2)).eq(8 * 8).all()
@@ -81,7 +81,7 @@ def test_erased_squares_are_whole_of_the_size_asked_and_reach_each_edge():
     assert (corner // 32).unique().tolist() == (corner % 32).unique().tolist() == list(range(25))
 
 
-def test_crop_reaches_over_the_edge_into_the_mirrored_image():
+def test_padded_crop_contains_the_reflected_image():
     images = bytes_of(300)
     preprocess = Preprocess(32, 32, pad=4, flip=False)
     padded = torch.nn.functional.pad(images.float(), (4, 4, 4, 4), mode="reflect")
@@ -98,7 +98,7 @@ def test_crop_reaches_over_the_edge_into_the_mirrored_image():
 @pytest.mark.parametrize(("place", "name"), [(0, "brightness"), (1, "contrast"), (2, "saturation")])
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("factor", [0.7, 1.0, 1.3])
-def test_colours_are_those_of_torchvision(place, name, channels, factor):
+def test_color_jitter_equals_that_of_torchvision(place, name, channels, factor):
     images = bytes_of(4, channels).float()
     factors = torch.ones(4, 3)
     factors[:, place] = factor
@@ -111,7 +111,7 @@ def test_colours_are_those_of_torchvision(place, name, channels, factor):
     torch.testing.assert_close(changed, expected, atol=0.2, rtol=0)
 
 
-def test_grey_images_stay_grey():
+def test_color_jitter_keeps_grayscale_images_gray():
     prepared = prepare(bytes_of(20, channels=1), torch.arange(20))
 
     assert prepared.shape == (20, 3, 32, 32)
@@ -122,7 +122,7 @@ def test_grey_images_stay_grey():
 @pytest.mark.parametrize(
     "wrong", [{"pad": -1}, {"pad": 32}, {"erase": 29}, {"erase": -1}, {"color": 1.1}], ids=str
 )
-def test_what_does_not_fit_is_refused(wrong):
+def test_augmentation_out_of_range_is_an_error(wrong):
     with pytest.raises(ValueError, match=r"pad is .*erase.*\(28\).*0 to 1"):
         Preprocess(32, 28, **wrong)
 
