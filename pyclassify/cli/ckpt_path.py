@@ -1,4 +1,4 @@
-"""Whether what a command line asks for can be had: devices, checkpoints, a file to write."""
+"""Resolve --ckpt_path: a checkpoint file, a run's id, or a registered model."""
 
 import re
 from collections.abc import Mapping
@@ -13,50 +13,50 @@ from pyclassify.serving.export import PROGRAM_PATH
 from pyclassify.tracking.logger import BEST_WEIGHTS_PATH
 from pyclassify.utils.masking import mask
 
-# A model of MLflow's registry, and how one is given.
+# A model of MLflow's registry, and how errors spell it.
 _REGISTERED = r"models:/[^/@]+(@[^/@]+|/[^/@]+)"
 _MODEL_FORMS = "models:/NAME@ALIAS or models:/NAME/VERSION"
 
 
-def check_resume_path(given: str | Path | None, verb: str) -> None:
-    """Refuse to go on from a checkpoint that is not there.
+def check_resume_path(given: str | Path | None, command: str) -> None:
+    """Check that a checkpoint to resume from exists.
 
     Raises:
-        MisconfigurationException: It is neither a path, nor an address or word of Lightning's.
+        MisconfigurationException: It is neither a file, nor a URL or keyword of Lightning's.
     """
-    words = re.compile(r"best|last|hpc|registry(:.*)?|\w+://.*")
-    if given is not None and not words.fullmatch(str(given)) and not Path(given).exists():
+    keywords = re.compile(r"best|last|hpc|registry(:.*)?|\w+://.*")
+    if given is not None and not keywords.fullmatch(str(given)) and not Path(given).exists():
         raise MisconfigurationException(
-            f"ckpt_path {given} is no file; {verb} goes on from a checkpoint file (a run's id is "
-            "not enough: a run keeps its best weights, without the optimizer's state)"
+            f"ckpt_path {given} is no file; {command} goes on from a checkpoint file (a run's id "
+            "is not enough: a run keeps its best weights, without the optimizer's state)"
         )
 
 
 def resolve_checkpoint(
-    given: str | None, verb: str, downloads: str, tracking_uri: str | None = None
+    given: str | None, command: str, downloads: str, tracking_uri: str | None = None
 ) -> str:
-    """Turn a checkpoint's path or a run's id into a path.
+    """Resolve a checkpoint's path or a run's id to a path.
 
     Args:
         given: The path or the id.
-        verb: What is to be done with it, for messages.
-        downloads: The folder that a run's weights are copied to.
-        tracking_uri: Where the run is, if not where MLflow would look.
+        command: The command that evaluates it.
+        downloads: The folder that a run's weights are downloaded to.
+        tracking_uri: The run's tracking server; MLflow's own by default.
 
     Raises:
         MisconfigurationException: None was given, or there is none.
     """
-    predicts = verb == "predict"
+    predicts = command == "predict"
     if given is None:
         raise MisconfigurationException(
-            f"{verb} scores a trained network; give --ckpt_path, a checkpoint file or a run's id"
+            f"{command} scores a trained network; give --ckpt_path, a checkpoint file or a run's id"
             + (f", or a registered model ({_MODEL_FORMS})" if predicts else "")
         )
     if Path(given).is_file():
         return given
     if given.startswith("models:") and not predicts:
         raise MisconfigurationException(
-            f"ckpt_path {given} is a registered model, which only predict takes; give {verb} a "
+            f"ckpt_path {given} is a registered model, which only predict takes; give {command} a "
             "checkpoint file or a run's id"
         )
     if not re.fullmatch(r"[0-9a-f]{32}", given):
@@ -80,22 +80,22 @@ def resolve_checkpoint(
         ) from error
 
 
-def apply_data_state(chosen: Any, kept: Mapping[str, Any], given: Mapping[str, Any]) -> None:
-    """Have a data module show the network its images as the network was shown those of its own.
+def apply_data_state(chosen: Any, saved: Mapping[str, Any], given: Mapping[str, Any]) -> None:
+    """Give a prediction's data module the preprocessing and classes of the checkpoint.
 
     Args:
-        chosen: The settings of a prediction, which are changed: its data module's options become
-            those of the checkpoint, but for those that were given.
-        kept: What the checkpoint keeps of the data (`ImageDataModule.state_dict`).
-        given: The settings that were given, by dotted name.
+        chosen: The settings of the prediction, which are changed in place: options of the data
+            module become those of the checkpoint, except those in `given`.
+        saved: The data module's state in the checkpoint (`ImageDataModule.state_dict`).
+        given: The settings of the command line and its files, by dotted name.
 
     Raises:
-        MisconfigurationException: How many classes there are is neither kept nor given.
+        MisconfigurationException: The number of classes is neither saved nor given.
     """
     options, network = (chosen[part].get("init_args", {}) for part in ("data", "model"))
     # Of no use here, and where a run's config.yaml is given, perhaps of another data module.
     options.pop("val_size", None)
-    for name, value in kept.items():
+    for name, value in saved.items():
         if value and name in options and f"data.{name}" not in given:
             options[name] = value
     if "classes" not in options or options["classes"] is not None:
@@ -114,7 +114,7 @@ def apply_data_state(chosen: Any, kept: Mapping[str, Any], given: Mapping[str, A
 def read_model_config(
     run_id: str, downloads: str, tracking_uri: str | None = None
 ) -> dict[str, Any]:
-    """Read which network a run trained, as its config.yaml has it; empty where it keeps none."""
+    """Read the model's settings from a run's config.yaml; empty where the run has none."""
     import mlflow
 
     try:
@@ -126,21 +126,21 @@ def read_model_config(
         return {}
 
 
-def is_registered_model(given: str | None, verb: str) -> bool:
-    """Whether what is to be scored is a registered model, which can only predict."""
-    return verb == "predict" and re.fullmatch(_REGISTERED, str(given)) is not None
+def is_registered_model(given: str | None, command: str) -> bool:
+    """Whether `predict`, the only command that takes one, is given a registered model."""
+    return command == "predict" and re.fullmatch(_REGISTERED, str(given)) is not None
 
 
 def download_program(given: str, downloads: str, tracking_uri: str | None = None) -> str:
-    """Copy the exported program of a registered model here.
+    """Download the exported program of a registered model.
 
     Args:
         given: The model, `models:/NAME@ALIAS` or `models:/NAME/VERSION`.
-        downloads: The folder that it is copied to.
-        tracking_uri: Where the registry is, if not where MLflow would look.
+        downloads: The folder that it is downloaded to.
+        tracking_uri: The registry's server; MLflow's own by default.
 
     Raises:
-        MisconfigurationException: There is no such model, or it holds no program.
+        MisconfigurationException: There is no such model, or it has no program.
     """
     import mlflow
 

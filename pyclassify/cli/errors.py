@@ -1,4 +1,4 @@
-"""What jsonargparse says of a wrong option, in one line that names the way out."""
+"""Format the parser's errors in one line that names the remedy."""
 
 import re
 from collections.abc import Iterator
@@ -22,11 +22,11 @@ _BASE_CLASSES = {
 
 
 def format_parser_error(text: str, known: list[str]) -> str:
-    """Reword what jsonargparse says.
+    """Format an error message of jsonargparse in one line.
 
     Args:
-        text: The message, of one or more lines; one of a kind not known here is joined to one line.
-        known: The dotted keys that there are.
+        text: The message; the lines of a kind not known here are joined.
+        known: The dotted keys of all options.
     """
     return (
         _unknown_option(text, known)
@@ -51,7 +51,7 @@ def _unknown_option(text: str, known: list[str]) -> str | None:
 
 
 def _unknown_argument(text: str) -> str | None:
-    """An option of a part whose class has no such argument."""
+    """An option that is not an argument of its class."""
     found = re.search(r"Option '([^']+)' is not accepted", text)
     if not found:
         return None
@@ -117,18 +117,18 @@ def _types(text: str) -> Iterator[str]:
 
 
 def _importable(part: str, value: str) -> list[str]:
-    """What may have been meant: names in the module that was given, or classes by bare name."""
+    """Candidates for a mistyped path: names in its module, or classes by bare name."""
     module = value.rpartition(".")[0]
     if module:
         try:
             return [f"{module}.{name}" for name in dir(resolve_name(module))]
         except (ImportError, AttributeError, ValueError):
             return []
-    found, names = [_BASE_CLASSES[part]] if part in _BASE_CLASSES else [], []
-    while found:
-        each = found.pop()
-        names.append(each.__name__)
-        found += each.__subclasses__()
+    classes, names = [_BASE_CLASSES[part]] if part in _BASE_CLASSES else [], []
+    while classes:
+        candidate = classes.pop()
+        names.append(candidate.__name__)
+        classes += candidate.__subclasses__()
     return names
 
 

@@ -109,7 +109,7 @@ class TrainingCli(LightningCLI):
         try:
             self.config = parser.parse_args(args)
         except ArgumentError as error:
-            raise self._reword(error, parser, args[0]) from None
+            raise self._translate_error(error, parser, args[0]) from None
         chosen = self.config[self.config.subcommand]
         for key in _EXAMPLES:
             if not isinstance(chosen[key], Namespace):
@@ -125,39 +125,41 @@ class TrainingCli(LightningCLI):
         _check_devices(chosen.trainer.devices, chosen.trainer.accelerator)
         _check_seed(chosen.seed_everything)
         if self.config.subcommand in ("validate", "test", "predict"):
-            self._find_scored(parser, self.config.subcommand, chosen)
+            self._resolve_ckpt_path(parser, self.config.subcommand, chosen)
         elif self.config.subcommand != "prepare":
             check_resume_path(chosen.ckpt_path, self.config.subcommand)
 
-    def _reword(
-        self, error: ArgumentError, parser: LightningArgumentParser, verb: str
+    def _translate_error(
+        self, error: ArgumentError, parser: LightningArgumentParser, command: str
     ) -> MisconfigurationException:
-        keys = self._subcommand_parsers.get(verb, parser).get_defaults().keys()
+        keys = self._subcommand_parsers.get(command, parser).get_defaults().keys()
         return MisconfigurationException(format_parser_error(str(error), list(keys)))
 
-    def _find_scored(self, parser: LightningArgumentParser, verb: str, chosen: Namespace) -> None:
-        """Find the checkpoint or the model that is to be scored, and which network it is of."""
-        if verb == "predict" and chosen.output is not None:
+    def _resolve_ckpt_path(
+        self, parser: LightningArgumentParser, command: str, chosen: Namespace
+    ) -> None:
+        """Resolve the checkpoint or registered model to evaluate, and its network."""
+        if command == "predict" and chosen.output is not None:
             check_output(chosen.output)
         self.scored, uri = chosen.ckpt_path, _tracking_uri(chosen)
         network: dict[str, Any] = {}
-        if is_registered_model(self.scored, verb):
+        if is_registered_model(self.scored, command):
             program = download_program(str(self.scored), self.downloads, uri)
             network = {"class_path": _EXPORTED, "init_args": {"program": program}}
         else:
-            self.found = resolve_checkpoint(self.scored, verb, self.downloads, uri)
-            if verb == "predict" and self.found != self.scored and not self._names_network():
+            self.found = resolve_checkpoint(self.scored, command, self.downloads, uri)
+            if command == "predict" and self.found != self.scored and not self._is_model_given():
                 network = read_model_config(str(self.scored), self.downloads, uri)
         chosen.ckpt_path = self.found
         if network:
             try:
-                self.config = parser.parse_object({verb: {"model": network}}, self.config)
+                self.config = parser.parse_object({command: {"model": network}}, self.config)
             except ArgumentError as error:
-                raise self._reword(error, parser, verb) from None
+                raise self._translate_error(error, parser, command) from None
 
-    def _names_network(self) -> bool:
-        command = dict(list_settings(self.save_config_kwargs["command"]))
-        return any(name.partition(".")[0] == "model" for name in command)
+    def _is_model_given(self) -> bool:
+        settings = list_settings(self.save_config_kwargs["command"])
+        return any(name.partition(".")[0] == "model" for name, _ in settings)
 
     def _parse_ckpt_path(self) -> None:
         path = self.config[self.config.subcommand].get("ckpt_path")

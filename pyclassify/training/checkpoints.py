@@ -1,4 +1,4 @@
-"""Checkpoint files that survive a kill, a full disk and a flipped bit."""
+"""Write, verify and find checkpoint files that survive a kill, a full disk and a flipped bit."""
 
 import hashlib
 import os
@@ -18,28 +18,29 @@ from pyclassify.utils.signals import pause_heartbeat
 
 _STEP = re.compile(r"step=(\d+)\.ckpt")
 _CHUNK = 1 << 20
-WRITE_SECONDS = 120.0  # that a checkpoint may take once a stop is asked for
-
+WRITE_SECONDS = 120.0  # that a checkpoint may take after a stop signal
 
 _pre_save_hooks: list[Callable[[], None]] = []
 
 
 def set_pre_save_hook(keep: Callable[[], None]) -> None:
-    """Have a log kept by the disk before each checkpoint to go on from, which must not be ahead.
+    """Set a function to call before each resumable checkpoint, such as a flush of the run's log.
+
+    A checkpoint must not be ahead of the log, which a resumed run continues.
 
     Args:
-        keep: Called by the process that writes; an OSError of its own means that none is written.
+        keep: Called by the process that writes; where it raises an OSError, nothing is written.
     """
     _pre_save_hooks[:] = [keep]
 
 
 def find_data_state(checkpoint: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """Find what a checkpoint keeps of its data module: what has the names of classes.
+    """Find the data module's state in a checkpoint: the item that has the names of classes.
 
-    Lightning keeps what the data module's `state_dict` gives, under its class's name.
+    Lightning saves the data module's `state_dict` under its class's name.
 
     Returns:
-        That one item of the checkpoint, or none.
+        That one item of the checkpoint, or an empty dictionary.
     """
     return {
         key: state
@@ -49,15 +50,18 @@ def find_data_state(checkpoint: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
 
 
 def read_data_state(path: str | Path) -> dict[str, Any]:
-    """What a checkpoint file keeps of its data module; nothing where that is not one of ours."""
+    """Read the data module's state of a checkpoint file; empty where it is not one of ours."""
     checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     return next(iter(find_data_state(checkpoint).values()), {})
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Lightning's way to write checkpoints, made whole or not at all under their final name.
+    """Write checkpoints atomically: whole or not at all under their final name.
 
     Lightning itself writes elsewhere and moves, which on another file system is a copy.
+
+    Example:
+        >>> Trainer(plugins=[AtomicCheckpointIO()])
     """
 
     def save_checkpoint(
@@ -92,12 +96,12 @@ class _Hashing:
 
 
 def write_checkpoint(checkpoint: dict[str, Any], path: Path, hashed: bool) -> None:
-    """Write a checkpoint under another name, have the disk keep it, and only then name it.
+    """Write a checkpoint to a temporary file, flush it to the disk, and rename it.
 
     Args:
-        checkpoint: What `torch.save` can write.
-        path: The checkpoint's name.
-        hashed: Whether to write its SHA-256 too, to PATH.sha256 as `sha256sum -c` reads it.
+        checkpoint: Anything that `torch.save` can write.
+        path: The checkpoint's path.
+        hashed: Whether to write its SHA-256 too, to PATH.sha256 in the format of sha256sum.
 
     Raises:
         OSError: It can't be written; what was there before is still there.
@@ -134,27 +138,27 @@ def _fsync_folder(folder: Path) -> None:
 
 
 def checkpoint_path(folder: Path, step: int) -> Path:
-    """The checkpoint of a step, by which they are in order: step=00000300.ckpt."""
+    """Get the path of a step's checkpoint, step=00000300.ckpt: sorted names are sorted steps."""
     return folder / f"step={step:08}.ckpt"
 
 
 def parse_step(path: Path | str) -> int:
-    """The step that a resumable checkpoint was written at."""
+    """Get the step of a resumable checkpoint from its name."""
     return int(_STEP.fullmatch(Path(path).name)[1])  # type: ignore[index]
 
 
 def find_newest(folder: Path) -> Path | None:
-    """Find the newest checkpoint that is whole; those that are not are set aside.
+    """Find the newest intact checkpoint; rename damaged ones to NAME.damaged.
 
     Args:
-        folder: That of resumable checkpoints; it need not be there.
+        folder: The folder of resumable checkpoints, which need not exist.
     """
     for path in _newest_first(folder):
-        why = _find_damage(path)
-        if not why:
+        damage = _find_damage(path)
+        if not damage:
             return path
         rank_zero_warn(
-            f"the checkpoint {path} is damaged ({why}) and now called {path.name}.damaged; "
+            f"the checkpoint {path} is damaged ({damage}) and now called {path.name}.damaged; "
             "going on from the one before"
         )
         _quarantine(path)
@@ -162,14 +166,14 @@ def find_newest(folder: Path) -> Path | None:
 
 
 def _quarantine(path: Path) -> None:
-    """Rename a checkpoint that is not whole, and its hash."""
-    for each in (path, _digest_path(path)):
-        if each.exists():
-            each.replace(f"{each}.damaged")
+    """Rename a damaged checkpoint and its digest."""
+    for file in (path, _digest_path(path)):
+        if file.exists():
+            file.replace(f"{file}.damaged")
 
 
 def prune_checkpoints(folder: Path, keep: int) -> None:
-    """Remove all but the newest checkpoints, and what a kill has left half written."""
+    """Remove all but the newest `keep` checkpoints, and partial files that a kill has left."""
     for path in list(_newest_first(folder))[keep:]:
         path.unlink(missing_ok=True)
         _digest_path(path).unlink(missing_ok=True)
@@ -187,7 +191,7 @@ def _digest_path(path: Path) -> Path:
 
 
 def _find_damage(path: Path) -> str:
-    """What is wrong with a checkpoint, nothing if it is whole."""
+    """Describe the damage of a checkpoint; empty if it is intact."""
     try:
         expected = _digest_path(path).read_text().split(" ")[0]
     except (OSError, UnicodeDecodeError):

@@ -1,9 +1,10 @@
-"""Starting from weights that there are, and leaving parts of a network as they are.
+"""Load pretrained weights, and freeze parts of a network.
 
-Lightning's BaseFinetuning is for callbacks that let parts learn later on. It leaves a frozen part's
-batch normalisation to each batch's own statistics (`track_running_stats` is turned off, and the
-part stays in training mode), so that the part is another in training than in use; here it is as in
-evaluation. Its BackboneFinetuning wants an attribute `backbone`, which few networks have.
+Lightning's BaseFinetuning is for callbacks that unfreeze modules later. It lets a frozen module's
+BatchNorm use each batch's own statistics (`track_running_stats` is turned off, and the module stays
+in training mode), so that the module differs between training and evaluation; here a frozen module
+stays in evaluation mode. Its BackboneFinetuning needs an attribute `backbone`, which few networks
+have.
 """
 
 import pickle
@@ -17,27 +18,26 @@ from torch import Tensor, nn
 
 from pyclassify.utils.text import join_some
 
-_NAMED = 3  # of many tensors, those that are named
+_MAX_NAMED = 3  # tensors that an error names
 
-# What others put before the names of a network's own tensors: Lightning modules, ours among them,
-# and torch's DistributedDataParallel.
+# Prefixes of a network's tensors in the state dicts of Lightning modules, ours among them, and of
+# torch's DistributedDataParallel.
 _PREFIXES = ("", "model.", "module.")
 
 
 def load_weights(network: nn.Module, num_classes: int, path: str) -> str:
-    """Give a network the weights of a file, but for the layers whose size is the number of classes.
+    """Load the weights of a file, except a classification head of another number of classes.
 
-    Those of another number of classes keep their first values, and so they do where the file has
-    none for them.
+    The head is re-initialized too where the file has no weights for it.
 
     Args:
-        network: Has `num_classes` outputs.
-        num_classes: The data's.
+        network: The network, with `num_classes` outputs.
+        num_classes: The number of classes of the data.
         path: What `torch.save` wrote: a state dict, such as torchvision's, or a checkpoint that
             has one as its "state_dict" or "model".
 
     Returns:
-        A line that says what was taken, and what was not.
+        A message about what was loaded, and what was not.
 
     Raises:
         MisconfigurationException: It is no such file, or another network's.
@@ -49,34 +49,34 @@ def load_weights(network: nn.Module, num_classes: int, path: str) -> str:
     }
     fits = {name: found[name] for name in own if _shape(found.get(name)) == own[name].shape}
     left = [name for name in own if name not in fits and not name.endswith("num_batches_tracked")]
-    wrong = [name for name in left if not _is_of_classes(own[name], found.get(name), num_classes)]
+    wrong = [name for name in left if not _is_of_head(own[name], found.get(name), num_classes)]
     if wrong := wrong if fits else left:
         raise MisconfigurationException(
             f"weights {path} are another network's: {len(wrong)} of {len(own)} tensors are missing "
-            f"or of another shape ({_name(wrong, own, found)}); give a file of {_kind(network)}'s, "
-            "or name its network by --model.model"
+            f"or of another shape ({_describe(wrong, own, found)}); give a file of "
+            f"{_class_name(network)}'s, or name its network by --model.model"
         )
     network.load_state_dict(fits, strict=False)
-    told = f"weights {path}: {len(fits)} of {len(own)} tensors are taken"
+    message = f"weights {path}: {len(fits)} of {len(own)} tensors are taken"
     if left:
-        told += f"; left at their first values: {_name(left, own, found, most=len(left))}"
+        message += f"; left at their first values: {_describe(left, own, found, most=len(left))}"
     if surplus := [name for name in found if name not in own]:
-        told += f"; not used: {join_some(surplus, _NAMED)}"
-    return told
+        message += f"; not used: {join_some(surplus, _MAX_NAMED)}"
+    return message
 
 
 def _read_tensors(path: str) -> dict[str, Tensor]:
-    """Read tensors by their names, and nothing else, which a file could hide a program in."""
-    takes = "give a .pth or .pt file of torch.save, or a checkpoint"
+    """Read tensors by name, and no other objects, as unpickling those can execute code."""
+    expected = "give a .pth or .pt file of torch.save, or a checkpoint"
     try:
         content = torch.load(Path(path).expanduser(), map_location="cpu", weights_only=True)
     except OSError as error:
         raise MisconfigurationException(
-            f"weights {path} can't be read ({error.strerror}); {takes}"
+            f"weights {path} can't be read ({error.strerror}); {expected}"
         ) from error
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
         raise MisconfigurationException(
-            f"weights {path} is no file of tensors and plain values alone; {takes}"
+            f"weights {path} is no file of tensors and plain values alone; {expected}"
         ) from error
     for key in ("state_dict", "model"):
         if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
@@ -84,19 +84,21 @@ def _read_tensors(path: str) -> dict[str, Tensor]:
     named = content.items() if isinstance(content, Mapping) else ()
     tensors = {str(name): each for name, each in named if isinstance(each, Tensor)}
     if not tensors:
-        raise MisconfigurationException(f"weights {path} holds no tensors by their names; {takes}")
+        raise MisconfigurationException(
+            f"weights {path} holds no tensors by their names; {expected}"
+        )
     return tensors
 
 
 def freeze_parameters(network: nn.Module, parts: str | Sequence[str | int] | None) -> list[str]:
-    """Keep parts of a network from learning.
+    """Freeze modules or parameters of a network.
 
     Args:
-        network: Its parameters get `requires_grad` False in these parts.
-        parts: The name of a module or parameter in it, all that is below it included, or several.
+        network: The network, whose frozen parameters get `requires_grad` False.
+        parts: The name of a module, with all its parameters, or of a parameter, or several names.
 
     Returns:
-        The modules, to be kept in evaluation mode.
+        The names of the frozen modules, to be kept in evaluation mode.
 
     Raises:
         MisconfigurationException: The network has no such part, or nothing is left to learn.
@@ -107,43 +109,44 @@ def freeze_parameters(network: nn.Module, parts: str | Sequence[str | int] | Non
     for part in names:
         if not part or part not in modules | parameters:
             raise MisconfigurationException(
-                f"freeze names {part!r}, which {_kind(network)} does not have; give one of "
+                f"freeze names {part!r}, which {_class_name(network)} does not have; give one of "
                 f"{', '.join(dict.fromkeys(name.split('.')[0] for name in parameters))}, a part of "
                 "one by its full name, or a list of several"
             )
-        for name, each in parameters.items():
+        for name, parameter in parameters.items():
             if f"{name}.".startswith(f"{part}."):
-                each.requires_grad_(False)
+                parameter.requires_grad_(False)
     if names and not trainable_parameters(parameters.values()):
         raise MisconfigurationException(
-            f"freeze leaves nothing of {_kind(network)} to learn; leave out its last layer "
+            f"freeze leaves nothing of {_class_name(network)} to learn; leave out its last layer "
             f"({[*parameters][-1]})"
         )
     return [part for part in names if part in modules]
 
 
 def trainable_parameters(parameters: Iterable[nn.Parameter]) -> list[nn.Parameter]:
-    """Those parameters that an optimizer is for."""
-    return [each for each in parameters if each.requires_grad]
+    """List the parameters that are not frozen."""
+    return [parameter for parameter in parameters if parameter.requires_grad]
 
 
-def _is_of_classes(own: Tensor, found: Tensor | None, num_classes: int) -> bool:
-    """Whether a tensor is of a layer that has an output for each class, and differs in that."""
-    alike = found is None or own.shape[1:] == found.shape[1:]
-    return own.ndim > 0 and len(own) == num_classes and alike
+def _is_of_head(own: Tensor, found: Tensor | None, num_classes: int) -> bool:
+    """Whether a tensor is of the classification head, and differs in the number of classes."""
+    same_inputs = found is None or own.shape[1:] == found.shape[1:]
+    return own.ndim > 0 and len(own) == num_classes and same_inputs
 
 
-def _name(
-    names: list[str], own: Mapping[str, Tensor], found: Mapping[str, Tensor], most: int = _NAMED
+def _describe(
+    names: list[str], own: Mapping[str, Tensor], found: Mapping[str, Tensor], most: int = _MAX_NAMED
 ) -> str:
-    told = [
-        f"{name} {_spell(found.get(name))} in the file, {_spell(own[name])} in the network"
+    descriptions = [
+        f"{name} {_format_shape(found.get(name))} in the file, "
+        f"{_format_shape(own[name])} in the network"
         for name in names
     ]
-    return join_some(told, most)
+    return join_some(descriptions, most)
 
 
-def _spell(tensor: Tensor | None) -> str:
+def _format_shape(tensor: Tensor | None) -> str:
     return "is not" if tensor is None else "x".join(map(str, tensor.shape)) or "is one number"
 
 
@@ -151,5 +154,5 @@ def _shape(tensor: Tensor | None) -> Any:
     return None if tensor is None else tensor.shape
 
 
-def _kind(network: nn.Module) -> str:
+def _class_name(network: nn.Module) -> str:
     return type(network).__name__

@@ -1,4 +1,4 @@
-"""What a long training asks of any optimizer: a schedule by step, and no decay of biases."""
+"""Schedules, weight decay groups and the EMA of the weights, for any optimizer."""
 
 import math
 from typing import Any
@@ -37,13 +37,16 @@ class WarmupCosine(LRScheduler):
         super().__init__(optimizer)
 
     def configure(self, steps: float) -> dict[str, Any]:
-        """Be told how many steps the training has, of all its epochs.
+        """Set the number of steps of the training.
+
+        Args:
+            steps: The optimizer steps of all epochs.
 
         Returns:
-            What a LightningModule's `configure_optimizers` may give.
+            What a LightningModule's `configure_optimizers` may return.
 
         Raises:
-            MisconfigurationException: It has no end, or none that is known.
+            MisconfigurationException: The number is infinite or negative, which means unknown.
         """
         if steps < 0:  # how Lightning counts data without a length
             raise MisconfigurationException(
@@ -61,26 +64,26 @@ class WarmupCosine(LRScheduler):
         return {"optimizer": self.optimizer, "lr_scheduler": schedule}
 
     def state_dict(self) -> dict[str, Any]:
-        """All but the number of steps: a training that goes on may have got more epochs."""
+        """Get the state without the number of steps: a resumed training may have more epochs."""
         return {key: value for key, value in super().state_dict().items() if key != "total"}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on at this training's rate, not at that of one that had other epochs.
+        """Load a state, and set the learning rate for this training's number of steps.
 
         Args:
-            state_dict: What `state_dict` gave; the optimizer has got its own before.
+            state_dict: What `state_dict` returned; the optimizer's own state is loaded before.
         """
         super().load_state_dict(state_dict)
         self._set_rates()
 
     def _set_rates(self) -> None:
-        """Give the optimizer what the next step is taken with."""
+        """Set the optimizer's learning rates for the next step."""
         self._last_lr = self.get_lr()
         for group, rate in zip(self.optimizer.param_groups, self._last_lr, strict=True):
             group["lr"] = rate
 
     def get_lr(self) -> list[float | Any]:
-        """The learning rate of the step that comes next, for each group of parameters."""
+        """Get the learning rate of the next step, for each group of parameters."""
         share = self._share(self.last_epoch)
         return [group["initial_lr"] * share for group in self.optimizer.param_groups]
 
@@ -93,7 +96,7 @@ class WarmupCosine(LRScheduler):
 
 
 def count_steps(trainer: pl.Trainer) -> float:
-    """How many optimizer steps a training is to take; infinite, or -1, where none can tell.
+    """Count a training's optimizer steps; infinite without an end, -1 where unknown.
 
     Raises:
         MisconfigurationException: A callback sets how many batches make a step as it goes.
@@ -110,18 +113,18 @@ def count_steps(trainer: pl.Trainer) -> float:
 
 
 def exclude_from_weight_decay(optimizer: Optimizer, lr_scheduler: Any = None) -> None:
-    """Give parameters of one dimension a group of their own, without weight decay.
+    """Exclude biases and norms from weight decay, in a parameter group for each that there is.
 
-    These are biases and normalisation's scales and shifts, as timm tells them, which decay would
-    only make worse (He et al., "Bag of tricks", arXiv:1812.01187, section 3.1).
+    These are the parameters of less than two dimensions, as in timm. Decay would only make them
+    worse (He et al., "Bag of tricks", arXiv:1812.01187, section 3.1).
 
     Args:
         optimizer: One that has a `weight_decay` and has taken no step.
-        lr_scheduler: Made for the optimizer as it was; it is told of the new groups.
+        lr_scheduler: The optimizer's scheduler, which gets base rates for the new groups.
 
     Raises:
         MisconfigurationException: The optimizer has no weight decay, or the scheduler has lists
-            with an entry for each group, which can't be told of more.
+            with an entry for each group, which can't be extended.
     """
     if "weight_decay" not in optimizer.defaults:
         raise MisconfigurationException(
@@ -136,23 +139,26 @@ def exclude_from_weight_decay(optimizer: Optimizer, lr_scheduler: Any = None) ->
             "decay_biases out, or name another lr_scheduler, such as WarmupCosine"
         )
     for group in list(optimizer.param_groups):
-        spared = [each for each in group["params"] if each.ndim < 2]
-        group["params"][:] = [each for each in group["params"] if each.ndim >= 2]
-        if spared:
-            optimizer.add_param_group({**group, "params": spared, "weight_decay": 0.0})
+        excluded = [parameter for parameter in group["params"] if parameter.ndim < 2]
+        group["params"][:] = [parameter for parameter in group["params"] if parameter.ndim >= 2]
+        if excluded:
+            optimizer.add_param_group({**group, "params": excluded, "weight_decay": 0.0})
     if hasattr(lr_scheduler, "base_lrs"):
         lr_scheduler.base_lrs = [group["initial_lr"] for group in optimizer.param_groups]
 
 
 class AverageWeights(WeightAveraging):
-    """Average the weights of the steps, so that the last count most, and use the average.
+    """Keep an exponential moving average (EMA) of the weights, and evaluate with it.
 
-    Validation, the best checkpoint, the test and a registered model have the average; training
-    goes on with its own weights, which a checkpoint holds beside.
+    Validation, the best checkpoint, the test and a registered model have the EMA; training
+    continues with its own weights, which a checkpoint holds too.
 
-    It is Lightning's WeightAveraging with an exponential moving average, but that the average
-    forgets the first weights soon, as TensorFlow's does, and that a test which follows takes the
-    average out of the best checkpoint, and not the weights beside.
+    It is Lightning's WeightAveraging with two differences: the EMA forgets the first weights soon,
+    as TensorFlow's does, and a test after training loads the EMA from the best checkpoint, and not
+    training's own weights.
+
+    Example:
+        >>> Trainer(callbacks=[AverageWeights(decay=0.999)])
 
     Args:
         decay: How much of the average each update leaves: with 0.999, about the last 1,000 updates
@@ -170,42 +176,42 @@ class AverageWeights(WeightAveraging):
         super().__init__(multi_avg_fn=self._average)
 
     def should_update(self, step_idx: int | None = None, epoch_idx: int | None = None) -> bool:
-        """Whether a step, counted from 0, is one whose weights count."""
+        """Whether to update the EMA after a step, counted from 0."""
         return step_idx is not None and step_idx % self.every_steps == 0
 
     def _average(self, averaged: Any, current: Any, count: Tensor | int) -> None:
-        """Have the average take in the current weights, as the update after `count` others."""
-        done = int(count)  # once, as it waits for the device
-        decay = min(self.decay, (1 + done) / (10 + done))
+        """Update the EMA with the current weights, after `count` updates."""
+        updates = int(count)  # once, as it waits for the device
+        decay = min(self.decay, (1 + updates) / (10 + updates))
         get_ema_multi_avg_fn(decay)(averaged, current, count)  # type: ignore[no-untyped-call]
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Have the average where the network is by now: it was copied before it was moved."""
+        """Move the EMA to the network's device: it was copied before the network was moved."""
         if self._average_model is not None:
             self._average_model.to(trainer.strategy.root_device)
 
     def on_validation_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Validate the average, with the running means of the first process, which are kept."""
+        """Validate the EMA, with the BatchNorm running statistics of rank zero, which are saved."""
         if self._average_model is not None and torch.distributed.is_initialized():
-            for each in self._average_model.module.buffers():
-                torch.distributed.broadcast(each, src=0)
+            for buffer in self._average_model.module.buffers():
+                torch.distributed.broadcast(buffer, src=0)
         super().on_validation_epoch_start(trainer, pl_module)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Nothing: the checkpoint that a longer training goes on from is written after this."""
+        """Do nothing: the checkpoint to resume a longer training from is written after this."""
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Leave the network with the average."""
+        """Copy the EMA into the network."""
         if self._average_model is not None:
             self._copy_average_to_current(pl_module)
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Forget the average where a stage ends; the next one gets it from a checkpoint."""
+        """Drop the EMA when a stage ends; the next stage gets it from a checkpoint."""
         self._average_model = None
 
     def on_load_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Take both weights where training goes on; elsewhere the network has the average."""
+        """Load both weights where training resumes; elsewhere the network gets the EMA."""
         if self._average_model is not None:
             super().on_load_checkpoint(trainer, pl_module, checkpoint)

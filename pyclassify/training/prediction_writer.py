@@ -1,4 +1,4 @@
-"""Predictions as a table: the file, the name of its class and the probability of each image."""
+"""Write predictions as a table: each image's file, the name of its class and the probability."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,17 +16,17 @@ from pyclassify.data.datasets import UNREADABLE, ImageDataset
 from pyclassify.training.distributed import gather_tensors
 from pyclassify.utils.text import join_some
 
-_MAX_NAMED = 10  # of the files that do not decode, in the warning
+_MAX_NAMED = 10  # files that do not decode, in the warning
 _SUFFIXES = (".parquet", ".csv")
 
 
 class PredictionWriter(BasePredictionWriter):
-    """Write what is predicted as a table, a row an image in the order of their set.
+    """Write predictions to a table, with one row an image in the order of the data set.
 
     The columns are `file` (in the folder that was scored; of images in memory their `index`),
     `label` (the class's name) and `probability`. An image that does not decode has neither.
 
-    Of a module whose predict step gives probabilities [batch, num_classes], by one loader.
+    The module's predict step returns probabilities, float [batch, num_classes], of one loader.
 
     Args:
         path: The file, which ends in .parquet or .csv.
@@ -56,7 +56,7 @@ class PredictionWriter(BasePredictionWriter):
         batch_idx: int,
         dataloader_idx: int,
     ) -> None:
-        """Keep a batch's answers, a label and a probability an image, on the device."""
+        """Store a batch's predictions, a label and a probability an image, on the device."""
         if not (isinstance(prediction, Tensor) and prediction.ndim == 2 and dataloader_idx == 0):
             raise MisconfigurationException(
                 f"{type(pl_module).__name__}.predict_step gives no probabilities [batch, "
@@ -73,13 +73,13 @@ class PredictionWriter(BasePredictionWriter):
         self._seen, self._num_classes = self._seen + len(prediction), prediction.shape[1]
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Put together what all processes have, and write it; not called after an error."""
-        mine = [torch.cat(column).cpu() for column in zip(*self._parts, strict=True)]
+        """Gather the predictions of all processes and write them; not called after an error."""
+        columns = [torch.cat(column).cpu() for column in zip(*self._parts, strict=True)]
         self._parts = []
-        together = gather_tensors(mine) if trainer.world_size > 1 else [mine]
-        if not trainer.is_global_zero or not any(together):
+        gathered = gather_tensors(columns) if trainer.world_size > 1 else [columns]
+        if not trainer.is_global_zero or not any(gathered):
             return
-        places, labels, probability = map(torch.cat, zip(*together, strict=True))
+        places, labels, probability = map(torch.cat, zip(*gathered, strict=True))
         order = places.argsort()
         rows = places[order], labels[order], probability[order]
         self._write(_dataset(trainer), _names(trainer, pl_module, self._num_classes), *rows)

@@ -1,4 +1,4 @@
-"""A first layer that whitens: fixed filters, taken from the images, in place of learnt ones."""
+"""Initialize a network's first convolution with whitening filters, computed from the images."""
 
 from typing import Any
 
@@ -33,7 +33,7 @@ class WhitenStem(pl.Callback):
         self.layer, self.epsilon = layer, epsilon
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Look whether there is such a layer, and filters to keep, before anything is read.
+        """Check the layer, and whether its filters come from --weights, before data is read.
 
         Raises:
             MisconfigurationException: There is no convolution of that name, or it is grouped,
@@ -47,11 +47,11 @@ class WhitenStem(pl.Callback):
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """Make the filters before the first step; a training that goes on has them.
+        """Compute the filters before the first step; a resumed training has them already.
 
         Raises:
-            MisconfigurationException: The images are bytes that nothing here can normalise, or
-                all of one colour.
+            MisconfigurationException: The images are bytes and the module has no `preprocess`, or
+                they are all of one color.
         """
         layer = self._find(pl_module)
         if trainer.global_step > 0 or getattr(layer, "whitened", False):
@@ -92,12 +92,12 @@ class WhitenStem(pl.Callback):
 
 
 def compute_whitening_filters(images: Tensor, layer: nn.Conv2d, epsilon: float) -> Tensor:
-    """Filters that whiten the patches which a convolution goes over.
+    """Compute filters that whiten a convolution's input patches.
 
     Args:
         images: float [batch, channels, height, width].
         layer: The convolution.
-        epsilon: Added to each component's variance, in parts of their mean.
+        epsilon: What to add to each component's variance, relative to the mean variance.
 
     Returns:
         Filters of unit variance, the strongest component first, each followed by its opposite,
