@@ -1,8 +1,8 @@
 """`pyclassify compare`: show how runs differ, and test whether one is better than another.
 
-The command finds the runs, `compare_runs` collects how they differ, and the result is written as a
+The command finds the runs, `_compare_runs` collects how they differ, and the result is written as a
 page of text (sections of tables and sentences) or as JSON. A new statistic is a field of
-`Comparison` with its place in `_to_json` and `_format_report`. Nothing here loads torch.
+`_Comparison` with its place in `_to_json` and `_format_report`. Nothing here loads torch.
 """
 
 import argparse
@@ -49,7 +49,7 @@ _MIN_COLUMN_WIDTH, _MAX_NAME_WIDTH, _MAX_TEXT_WIDTH = 12, 32, 100
 
 
 @dataclass(frozen=True)
-class Comparison:
+class _Comparison:
     """How runs differ.
 
     Args:
@@ -87,7 +87,7 @@ def main(argv: Sequence[str]) -> int:
     args = _parse_args(argv)
     configure_mlflow(retries=2)
     try:
-        comparison = compare_runs(_find_runs(args))
+        comparison = _compare_runs(_find_runs(args))
     except MlflowException as error:
         raise ValueError(format_store_error(error)) from error
     uri = mlflow.get_tracking_uri()
@@ -159,7 +159,7 @@ def _find_runs(args: argparse.Namespace) -> list[Run]:
     return list(runs.values())
 
 
-def compare_runs(runs: Sequence[Run]) -> Comparison:
+def _compare_runs(runs: Sequence[Run]) -> _Comparison:
     """Collect how two or more runs differ: parameters, metrics and statistical tests."""
     params = [_drop_typed_params(run.data.params) for run in runs]
     rows = {name: [values.get(name) for values in params] for name in sorted(set().union(*params))}
@@ -172,7 +172,7 @@ def compare_runs(runs: Sequence[Run]) -> Comparison:
         for number, run in enumerate(runs, 1)
         if run.info.status != "FINISHED"
     ]
-    return Comparison(
+    return _Comparison(
         runs=list(runs),
         differing_params=differing,
         num_equal_params=len(rows) - len(differing),
@@ -211,7 +211,7 @@ def _finite(value: float | None) -> float | None:
     return value if value is not None and isfinite(value) else None
 
 
-def _to_json(comparison: Comparison, tracking_uri: str, link: str) -> dict[str, Any]:
+def _to_json(comparison: _Comparison, tracking_uri: str, link: str) -> dict[str, Any]:
     """Convert a comparison to what JSON can hold; numbers that are not finite become null."""
     metrics = {
         name: {"values": [*map(_finite, values)], "differences": _subtract_first(values)}
@@ -238,7 +238,7 @@ def _to_json(comparison: Comparison, tracking_uri: str, link: str) -> dict[str, 
     }
 
 
-def _format_report(comparison: Comparison, width: int) -> str:
+def _format_report(comparison: _Comparison, width: int) -> str:
     """Format a comparison as text, in lines of at most so many characters."""
     headings = [f"{number} {run.info.run_name}" for number, run in enumerate(comparison.runs, 1)]
     sections = [
@@ -271,7 +271,7 @@ def _format_runs(runs: Sequence[Run], width: int) -> str:
     return "".join(lines)
 
 
-def _format_params(comparison: Comparison, headings: Sequence[str], width: int) -> str:
+def _format_params(comparison: _Comparison, headings: Sequence[str], width: int) -> str:
     equal = comparison.num_equal_params
     equal_count = f"{equal:,} {'is' if equal == 1 else 'are'} the same"
     if not comparison.differing_params:

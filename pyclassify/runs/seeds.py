@@ -87,8 +87,8 @@ def read_seed_count(argv: list[str]) -> tuple[int, list[str]]:
 
 def drop_options(argv: list[str], *names: str) -> list[str]:
     """Drop options from a command line, with their values."""
-    kept = (option for option in split_options(argv) if option[0].partition("=")[0] not in names)
-    return [word for option in kept for word in option]
+    rest = (option for option in split_options(argv) if option[0].partition("=")[0] not in names)
+    return [word for option in rest for word in option]
 
 
 def train_seeds(argv: list[str], count: int) -> None:

@@ -26,7 +26,7 @@ METRIC = "test_accuracy"
 # The tag of a parent run with the range of its seeds: "0 to 4".
 SEEDS_TAG = "pyclassify.seeds"
 # The metric of a parent run with its number of finished seeds.
-FINISHED_METRIC = "seeds_finished"
+_FINISHED_METRIC = "seeds_finished"
 # The metrics that seeds are reported by, the first that they have.
 _HEADLINE_METRICS = (METRIC, "best_val_accuracy", "val_accuracy")
 
@@ -199,7 +199,7 @@ def compare_over_seeds(runs: Sequence[Run]) -> tuple[SeedsTest | None, list[str]
     parents = {number: run for number, run in enumerate(runs, 1) if SEEDS_TAG in run.data.tags}
     notes = []
     for number, run in parents.items():
-        count = run.data.metrics.get(FINISHED_METRIC, 0)
+        count = run.data.metrics.get(_FINISHED_METRIC, 0)
         notes.append(
             f"run {number} is of {count:.0f} seed{'s' * (count != 1)}, and its metrics are their "
             "means, deviations and intervals"
@@ -225,9 +225,9 @@ def compare_over_seeds(runs: Sequence[Run]) -> tuple[SeedsTest | None, list[str]
 def _read_statistics(metrics: Mapping[str, float]) -> tuple[float, float, int] | None:
     """Read mean, standard deviation and number of seeds; None without two finished seeds."""
     mean, deviation = metrics.get(f"{METRIC}_mean"), metrics.get(f"{METRIC}_std")
-    if mean is None or deviation is None or not isfinite(mean) or metrics[FINISHED_METRIC] < 2:
+    if mean is None or deviation is None or not isfinite(mean) or metrics[_FINISHED_METRIC] < 2:
         return None
-    return mean, deviation, int(metrics[FINISHED_METRIC])
+    return mean, deviation, int(metrics[_FINISHED_METRIC])
 
 
 def _list_compared_children(runs: Sequence[Run], parents: Mapping[int, Run]) -> list[str]:
@@ -255,7 +255,7 @@ def summarize_seeds(children: Sequence[Run]) -> dict[str, float]:
         lacks the metric or has one that is not finite.
     """
     finished = [child for child in children if child.info.status == "FINISHED"]
-    statistics: dict[str, float] = {FINISHED_METRIC: len(finished)}
+    statistics: dict[str, float] = {_FINISHED_METRIC: len(finished)}
     for metric in _list_result_metrics(finished):
         values = read_metric(finished, metric)
         statistics[f"{metric}_mean"] = fmean(values)

@@ -113,10 +113,11 @@ def test_wrong_command_line_makes_no_run(cli):
     assert done.runs == []
 
 
-def test_import_of_seeds_loads_no_torch():
-    code = (
-        "import sys, pyclassify.cli.main, pyclassify.runs.seeds; sys.exit('torch' in sys.modules)"
+def test_import_of_runs_loads_no_torch():
+    modules = ", ".join(
+        f"pyclassify.runs.{name}" for name in ("compare", "rerun", "resume", "seeds")
     )
+    code = f"import sys, pyclassify.cli.main, {modules}; sys.exit('torch' in sys.modules)"
 
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
 
