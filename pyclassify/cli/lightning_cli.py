@@ -13,7 +13,6 @@ from typing import Any
 
 import lightning.pytorch as pl
 from jsonargparse import Namespace
-from jsonargparse._util import resolved_import_paths
 from lightning.pytorch.accelerators import CUDAAccelerator, MPSAccelerator
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
@@ -296,7 +295,12 @@ def _record_defining_modules() -> None:
     """Have configurations name a class by its module, and not by the package's shorter export.
 
     Else a run's parameters would depend on whether the class was given by its path or bare name.
+    Releases of jsonargparse without this private name give the shorter one in either case.
     """
+    try:
+        from jsonargparse._util import resolved_import_paths
+    except ImportError:
+        return
     for name in pyclassify.__all__:
         exported = getattr(pyclassify, name)
         resolved_import_paths.add(exported, f"{exported.__module__}.{name}")

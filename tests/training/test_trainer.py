@@ -98,7 +98,7 @@ def test_requeue_is_left_to_the_jobs_script_unless_someone_wants_lightnings(plug
         (DDPStrategy(gradient_as_bucket_view=True), True),
         (DDPStrategy(gradient_as_bucket_view=False), False),
     ],
-    ids=str,
+    ids=["auto", "ddp", "unused parameters", "views", "no views"],
 )
 def test_trainer_keeps_gradients_in_buckets_unless_asked_otherwise(strategy, views):
     trainer = Trainer(strategy=strategy, devices=2, accelerator="cpu", logger=False)
