@@ -95,4 +95,4 @@ def test_every_image_is_real_once_in_any_number_of_processes(load, count, proces
     ids=["one process", "no batches", "without a rest", "no DataLoader"],
 )
 def test_where_nothing_is_padded_all_images_are_real(loader):
-    assert count_unpadded(loader, batch_idx=0, batch=2) == 2
+    assert count_unpadded(loader, batch_idx=0, batch_size=2) == 2

@@ -16,6 +16,7 @@ from pyclassify.training.trainer import LaunchCheck, Trainer
 from tests.support import networks
 from tests.support.images import grow
 from tests.support.phrases import mentions
+from tests.support.ports import free_port
 from tests.support.trainings import LINEAR, SHAPES
 
 
@@ -65,6 +66,7 @@ def test_launch_of_another_size_than_asked_for_is_refused(cli, monkeypatch):
     job = {"JOB_ID": 1, "JOB_NAME": "train", "NTASKS": 1, "NODEID": 0, "PROCID": 0, "LOCALID": 0}
     for name, value in {**job, "NODELIST": "localhost"}.items():
         monkeypatch.setenv(f"SLURM_{name}", str(value))
+    monkeypatch.setenv("MASTER_PORT", str(free_port()))  # else Lightning leaves one of its own
 
     done = cli(f"fit {SHAPES} --accelerator cpu --devices 2")
 
@@ -78,6 +80,7 @@ def test_requeue_is_left_to_the_jobs_script_unless_someone_wants_lightnings(plug
     job = {"JOB_ID": 1, "JOB_NAME": "train", "NTASKS": 1, "NODEID": 0, "PROCID": 0, "LOCALID": 0}
     for name, value in {**job, "NODELIST": "localhost"}.items():
         monkeypatch.setenv(f"SLURM_{name}", str(value))
+    monkeypatch.setenv("MASTER_PORT", str(free_port()))  # else Lightning leaves one of its own
     quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
 
     trainer = Trainer(fast_dev_run=True, accelerator="cpu", devices=1, plugins=plugins, **quiet)
