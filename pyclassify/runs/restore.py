@@ -70,7 +70,7 @@ def download_capsule(client: "MlflowClient", run_id: str, folder: Path) -> Path:
         ValueError: The run has no capsule.
     """
     if not client.list_artifacts(run_id, CAPSULE_FOLDER):
-        from pyclassify.runs.seeds import list_child_runs
+        from pyclassify.runs.parent_run import list_child_runs
 
         if children := list_child_runs(client, client.get_run(run_id)):
             ids = ", ".join(f"{child.info.run_id} ({child.info.run_name})" for child in children)

@@ -22,6 +22,7 @@ import yaml
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
+from pyclassify.runs.parent_run import list_child_runs
 from pyclassify.runs.restore import (
     download_capsule,
     find_code,
@@ -34,7 +35,6 @@ from pyclassify.runs.restore import (
     prepare_config,
     run_training,
 )
-from pyclassify.runs.seeds import list_child_runs
 from pyclassify.runs.stats import SEEDS_TAG
 from pyclassify.spool import lock
 from pyclassify.spool.server import configure_mlflow

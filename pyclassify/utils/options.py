@@ -157,3 +157,18 @@ def format_options(config: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
 def has_seeds_option(argv: list[str]) -> bool:
     """Whether a command line has --seeds in it, be it right or wrong."""
     return any(word.partition("=")[0] == "--seeds" for word in argv)
+
+
+def find_logger_settings(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Find the settings of the run logger, which may be one of several loggers.
+
+    Args:
+        config: Dotted settings, as `list_settings` lists them.
+    """
+    prefix = "trainer.logger."
+    single = {key.removeprefix(prefix): v for key, v in config.items() if key.startswith(prefix)}
+    loggers = config.get("trainer.logger")
+    for logger in loggers if isinstance(loggers, list) else ():
+        if isinstance(logger, dict) and str(logger.get("class_path")).endswith("RunLogger"):
+            return {**(logger.get("init_args") or {}), **single}
+    return single

@@ -6,14 +6,8 @@ import sys
 
 import pytest
 
-from pyclassify.runs.seeds import (
-    ParentRun,
-    drop_options,
-    find_logger_settings,
-    list_child_runs,
-    list_seeds,
-    read_seed_count,
-)
+from pyclassify.runs.parent_run import ParentRun, list_child_runs
+from pyclassify.runs.seeds import drop_options, list_seeds, read_seed_count
 from pyclassify.tracking import run
 from tests.support.phrases import mentions
 from tests.support.processes import ROOT
@@ -115,11 +109,20 @@ def test_wrong_command_line_makes_no_run(cli):
 
 def test_import_of_runs_loads_no_torch():
     modules = ", ".join(
-        f"pyclassify.runs.{name}" for name in ("compare", "rerun", "resume", "seeds")
+        f"pyclassify.runs.{name}" for name in ("compare", "parent_run", "rerun", "resume", "seeds")
     )
     code = f"import sys, pyclassify.cli.main, {modules}; sys.exit('torch' in sys.modules)"
 
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
+
+
+def test_read_seed_count_loads_neither_mlflow_nor_scipy():
+    code = "import sys; from pyclassify.runs.seeds import read_seed_count; "
+    code += "read_seed_count(['train', '--seeds', '5']); print(*sys.modules)"
+    loaded = subprocess.check_output([sys.executable, "-c", code], text=True, cwd=ROOT).split()
+
+    assert "pyclassify.runs.seeds" in loaded
+    assert not {"mlflow", "scipy", "torch"} & {*loaded}
 
 
 @pytest.fixture
@@ -262,14 +265,3 @@ def test_deleted_parent_warns(client, monkeypatch):
     with pytest.warns(UserWarning, match=f"parent run {run_id}"):
         assert end_child(client, parent, 0).status == "FINISHED"
     client.restore_run(run_id)
-
-
-def test_find_logger_settings_alone_and_among_others():
-    ours = {"class_path": "pyclassify.tracking.logger.RunLogger", "init_args": {"run_name": "a"}}
-    others = {"class_path": "TensorBoardLogger", "init_args": {"name": "b"}}
-
-    assert find_logger_settings({"trainer.logger": [others, ours]}) == {"run_name": "a"}
-    assert find_logger_settings(
-        {"trainer.logger": "RunLogger", "trainer.logger.run_name": "c"}
-    ) == {"run_name": "c"}
-    assert find_logger_settings({}) == {}

@@ -1,6 +1,12 @@
 """Command lines and configurations, flattened to settings."""
 
-from pyclassify.utils.options import flatten_config, format_options, split_options, walk_config
+from pyclassify.utils.options import (
+    find_logger_settings,
+    flatten_config,
+    format_options,
+    split_options,
+    walk_config,
+)
 
 CONFIG = {
     "model": {"class_path": "Net", "init_args": {"width": 2, "inner": {"class_path": "In"}}},
@@ -36,3 +42,14 @@ def test_split_options_groups_each_option_with_its_value():
     argv = ["fit", "--seed", "3", "--a=b", "--print_config", "c", "-c", "file"]
     groups = [["fit"], ["--seed", "3"], ["--a=b"], ["--print_config"], ["c"], ["-c", "file"]]
     assert list(split_options(argv)) == groups
+
+
+def test_find_logger_settings_alone_and_among_others():
+    ours = {"class_path": "pyclassify.tracking.logger.RunLogger", "init_args": {"run_name": "a"}}
+    others = {"class_path": "TensorBoardLogger", "init_args": {"name": "b"}}
+
+    assert find_logger_settings({"trainer.logger": [others, ours]}) == {"run_name": "a"}
+    assert find_logger_settings(
+        {"trainer.logger": "RunLogger", "trainer.logger.run_name": "c"}
+    ) == {"run_name": "c"}
+    assert find_logger_settings({}) == {}
