@@ -102,9 +102,9 @@ class TrainingCli(LightningCLI):
             group.title = HELP_TITLES.get(key, group.title)
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
-        self.given = dict(list_settings(args))
-        self.scored: str | None = None
-        self.found: str | None = None
+        self.given_settings = dict(list_settings(args))
+        self.given_ckpt_path: str | None = None
+        self.resolved_ckpt_path: str | None = None
         try:
             self.config = parser.parse_args(args)
         except ArgumentError as error:
@@ -140,16 +140,22 @@ class TrainingCli(LightningCLI):
         """Resolve the checkpoint or registered model to evaluate, and its network."""
         if command == "predict" and chosen.output is not None:
             check_output(chosen.output)
-        self.scored, uri = chosen.ckpt_path, _tracking_uri(chosen)
+        self.given_ckpt_path, uri = chosen.ckpt_path, _tracking_uri(chosen)
         network: dict[str, Any] = {}
-        if is_registered_model(self.scored, command):
-            program = download_program(str(self.scored), self.downloads, uri)
+        if is_registered_model(self.given_ckpt_path, command):
+            program = download_program(str(self.given_ckpt_path), self.downloads, uri)
             network = {"class_path": _EXPORTED, "init_args": {"program": program}}
         else:
-            self.found = resolve_checkpoint(self.scored, command, self.downloads, uri)
-            if command == "predict" and self.found != self.scored and not self._is_model_given():
-                network = read_model_config(str(self.scored), self.downloads, uri)
-        chosen.ckpt_path = self.found
+            self.resolved_ckpt_path = resolve_checkpoint(
+                self.given_ckpt_path, command, self.downloads, uri
+            )
+            if (
+                command == "predict"
+                and self.resolved_ckpt_path != self.given_ckpt_path
+                and not self._is_model_given()
+            ):
+                network = read_model_config(str(self.given_ckpt_path), self.downloads, uri)
+        chosen.ckpt_path = self.resolved_ckpt_path
         if network:
             try:
                 self.config = parser.parse_object({command: {"model": network}}, self.config)
@@ -171,18 +177,20 @@ class TrainingCli(LightningCLI):
         if self.config.subcommand == "predict":
             chosen = self.config.predict
             if path is not None:
-                apply_data_state(chosen, read_data_state(path), self.given)
+                apply_data_state(chosen, read_data_state(path), self.given_settings)
             if "MLFLOW_RUN_ID" not in os.environ and _is_run_logger(chosen.trainer.logger):
                 chosen.trainer.logger = False  # to score images makes no run
 
     def before_instantiate_classes(self) -> None:
-        if self.scored is not None:
+        if self.given_ckpt_path is not None:
             # The run records what was given: what was found may be gone after it.
-            self.config[self.config.subcommand].ckpt_path = self.scored
+            self.config[self.config.subcommand].ckpt_path = self.given_ckpt_path
 
     def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
         kwargs = super()._prepare_subcommand_kwargs(subcommand)
-        return kwargs if self.scored is None else {**kwargs, "ckpt_path": self.found}
+        if self.given_ckpt_path is None:
+            return kwargs
+        return {**kwargs, "ckpt_path": self.resolved_ckpt_path}
 
     @staticmethod
     def configure_optimizers(
@@ -204,9 +212,9 @@ class TrainingCli(LightningCLI):
             raise MisconfigurationException(f"the trainer can't be made: {error}") from error
 
     def after_instantiate_classes(self) -> None:
-        if self.given.get("model.freeze") not in UNSET:  # of parts that are meant to be so
+        if self.given_settings.get("model.freeze") not in UNSET:  # of parts that are meant to be so
             warnings.filterwarnings("ignore", message=r"Found \d+ module\(s\) in eval mode")
-        given = self.given.get("model.num_classes")
+        given = self.given_settings.get("model.num_classes")
         number = getattr(self.datamodule, "num_classes", given)
         if given is not None and str(given) != str(number):
             rank_zero_warn(
@@ -223,11 +231,11 @@ class TrainingCli(LightningCLI):
 
     @rank_zero_only
     def after_validate(self) -> None:
-        self._summarise("val_accuracy")
+        self._write_summary("val_accuracy")
 
     @rank_zero_only
     def after_test(self) -> None:
-        self._summarise("test_accuracy")
+        self._write_summary("test_accuracy")
 
     after_train = after_test
 
@@ -241,8 +249,9 @@ class TrainingCli(LightningCLI):
     def after_prepare(self) -> None:
         sys.stdout.write("The data is in place; next: pyclassify train\n")
 
-    def _summarise(self, metric: str) -> None:
-        write_summary(self.trainer, metric, self.trainer.callback_metrics.get(metric), self.scored)
+    def _write_summary(self, metric: str) -> None:
+        value = self.trainer.callback_metrics.get(metric)
+        write_summary(self.trainer, metric, value, self.given_ckpt_path)
 
 
 def _tracking_uri(chosen: Namespace) -> str | None:

@@ -22,7 +22,7 @@ from pyclassify.utils.signals import stop_on_signals, stop_with_parent
 _TURN_SECONDS = 3.0  # in which another process may run into the same error
 # How many times as long a process that trains several seeds has to stop: it waits for its child,
 # which may have a checkpoint to write before it leaves.
-SEEDS_GRACE_FACTOR = 60.0
+_SEEDS_GRACE_FACTOR = 60.0
 
 _LOST_PROCESS = "another process of this run has ended; its own message says why"
 
@@ -43,7 +43,7 @@ def main(args: Sequence[str] | None = None) -> int:
     if run.adopt_run() or not launcher.is_rank_zero():
         stop_with_parent()
     status = "FAILED"
-    grace_factor = SEEDS_GRACE_FACTOR if options.has_seeds_option(argv) else 1.0
+    grace_factor = _SEEDS_GRACE_FACTOR if options.has_seeds_option(argv) else 1.0
     with stop_on_signals(partial(_report_stop, argv), grace_factor):
         try:
             _train(argv)
@@ -111,7 +111,7 @@ def _report_stop(argv: list[str], signal_name: str) -> None:
 def _train(argv: list[str]) -> None:
     """Run a training command, or several of them with --seeds."""
     if options.has_seeds_option(argv):
-        from pyclassify.runs import seeds  # loads MLflow and SciPy
+        from pyclassify.runs import seeds
 
         count, argv = seeds.read_seed_count(argv)
         if count > 1:

@@ -33,7 +33,7 @@ COMMANDS = {
     "slurm": "pyclassify.slurm.cli:main",
     "sync": "pyclassify.cli.main:sync",
 }
-_MORE_COMMANDS = "More verbs, for runs that there are: " + ", ".join(COMMANDS)
+_MORE_COMMANDS = "More commands, for runs that there are: " + ", ".join(COMMANDS)
 # The headings of the help, in place of docstrings of Lightning and torch.
 HELP_TITLES = {
     "trainer": "How to train",
@@ -120,13 +120,13 @@ def _pop_command(options: list[list[str]]) -> str | None:
     if option is None:
         if any(option[0] in ("-h", "--help") for option in options):
             return None
-        raise ValueError(f"no verb was given; {expected}")
+        raise ValueError(f"no command was given; {expected}")
     command = option[0]
     if command not in TRAINING_COMMANDS:
         if command in COMMANDS:
             raise ValueError(f"{command} stands before its options: pyclassify {command} ...")
         matches = get_close_matches(command, commands, n=1)
         hint = f" (nearest: {matches[0]})" if matches else ""
-        raise ValueError(f"there is no verb {command!r}{hint}; {expected}")
+        raise ValueError(f"there is no command {command!r}{hint}; {expected}")
     options.remove(option)
     return command

@@ -20,8 +20,8 @@ UNKNOWN_RUN = "0123456789abcdef" * 2
 
 # The form of each kind of message, as it begins.
 FORMS = {
-    "": "no verb was given; give one of train, fit, validate, test, predict, prepare, compare",
-    "trian": "there is no verb 'trian' (nearest: train); give one of train, fit",
+    "": "no command was given; give one of train, fit, validate, test, predict, prepare, compare",
+    "trian": "there is no command 'trian' (nearest: train); give one of train, fit",
     "fit now": "'now' is no option's value; options are given as --name value",
     "fit --max_epoch 3": "there is no option 'max_epoch'; nearest: max_epochs, ",
     "fit --model.model.droput 0": "AlexNet has no option 'model.model.droput'; nearest: "
