@@ -4,7 +4,7 @@ The public classes are imported when they are first used, so that `import pyclas
 torch nor MLflow (PEP 562):
 
     >>> from pyclassify import AlexNet, CIFAR10DataModule, Classifier, Trainer
-    >>> Trainer(max_epochs=1).fit(Classifier(AlexNet()), CIFAR10DataModule())
+    >>> Trainer(max_epochs=1).fit(Classifier(AlexNet), CIFAR10DataModule())
 """
 
 TYPE_CHECKING = False  # typing itself takes longer to import than all else here

@@ -26,3 +26,14 @@ def test_importing_the_package_loads_neither_torch_nor_mlflow():
     code = "import sys, pyclassify; print(*sys.modules)"
     loaded = subprocess.check_output([sys.executable, "-c", code], text=True).split()
     assert not {"lightning", "mlflow", "numpy", "torch"} & {*loaded}
+
+
+def test_example_of_the_package_builds_its_classes(tmp_path):
+    from pyclassify import AlexNet, CIFAR10DataModule, Classifier, Trainer
+
+    options = {"logger": False, "enable_checkpointing": False, "default_root_dir": tmp_path}
+    trainer = Trainer(max_epochs=1, **options)
+
+    assert trainer.max_epochs == 1
+    assert isinstance(Classifier(AlexNet).model, AlexNet)
+    assert CIFAR10DataModule().num_classes == 10

@@ -1,7 +1,8 @@
 """The private names of other packages that pyclassify relies on: each must exist and be listed.
 
-`lightning<2.7` and `mlflow<3.18` are pinned since a release may drop any of these. A test that
-fails here names what is gone; the list also fails where the package comes to use another.
+`lightning<2.7`, `mlflow<3.18` and `jsonargparse<5` are pinned since a release may drop any of
+these. A test that fails here names what is gone; the list also fails where the package comes to use
+another.
 """
 
 import ast
