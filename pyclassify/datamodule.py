@@ -24,7 +24,7 @@ from pyclassify.utils.files import find_cache_folder
 from pyclassify.utils.launcher import count_workers
 
 # Of images in their original sizes: 100 MB a batch, of which a loader holds several.
-MAX_BATCH_PIXELS = 2**25
+_MAX_DECODED_PIXELS = 2**25
 
 
 class TorchvisionDataModule(ImageDataModule):
@@ -320,7 +320,7 @@ class ImageFolderDataModule(ImageDataModule):
             )
         if files.size is not None:
             return self._make_loader(files)
-        max_images = max(round(MAX_BATCH_PIXELS / max(files.estimate_mean_pixels(), 1)), 1)
+        max_images = max(round(_MAX_DECODED_PIXELS / max(files.estimate_mean_pixels(), 1)), 1)
         batch_size = min(max_images, self.batch_size)
         return self._make_loader(files, batch_size=batch_size, collate=collate_varying_sizes)
 

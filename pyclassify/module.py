@@ -14,13 +14,16 @@ from torchmetrics import MeanMetric
 from torchmetrics.classification import MulticlassAccuracy
 
 from pyclassify.data.loaders import count_unpadded
-from pyclassify.data.transforms import Preprocess, generate_unseeded_integers
+from pyclassify.data.transforms import Preprocess, generate_global_integers
 from pyclassify.model import AlexNet
 from pyclassify.training import finetuning
 
 
 class Classifier(LightningModule):
     """Train a network with the cross-entropy loss and report its accuracy.
+
+    Example:
+        >>> Classifier(torchvision.models.resnet18, num_classes=100, label_smoothing=0.1)
 
     Args:
         model: Makes the network, given num_classes: a class or function by its import path, such
@@ -39,8 +42,8 @@ class Classifier(LightningModule):
         label_smoothing: The part of each label that training spreads over all classes: 0.1 keeps
             a network from being too sure in many epochs; train_loss has it, val_loss has not.
         decay_biases: Whether the weight decay of a named --optimizer is for biases and
-            normalisation's parameters too; false leaves them alone, which is usual.
-        flip_test: Whether a test also scores each image averaged with its mirror image, as
+            normalization's parameters too; false leaves them alone, which is usual.
+        flip_test: Whether a test also scores each image averaged with its horizontal flip, as
             test_flip_accuracy, in twice the time; test_accuracy stays what it is.
     """
 
@@ -133,8 +136,10 @@ class Classifier(LightningModule):
         """Normalize bytes, augmented in training; floats are passed on in the memory format."""
         if images.dtype != torch.uint8:
             return images.contiguous(memory_format=self.layout)
-        draws = generate_unseeded_integers(len(images), images.device) if self.training else None
-        images = self.preprocess(images, draws)
+        random_numbers = None
+        if self.training:
+            random_numbers = generate_global_integers(len(images), images.device)
+        images = self.preprocess(images, random_numbers)
         return images.to(self.dtype, memory_format=self.layout)
 
     def training_step(self, batch: Sequence[Tensor], batch_idx: int) -> Tensor:

@@ -98,7 +98,7 @@ def _decode_raw(content: bytes, shape: str, max_pixels: int) -> Pixels:
     match = _SHAPE.fullmatch(shape)
     if not match:
         raise ValueError(
-            f"has the shape {shape[:40]!r}; raw pixels take HEIGHTxWIDTHx3, or HEIGHTxWIDTH of grey"
+            f"has the shape {shape[:40]!r}; raw pixels take HEIGHTxWIDTHx3, or HEIGHTxWIDTH of gray"
         )
     height, width, channels = (int(size or 1) for size in match.groups())
     _check_size(height, width, max_pixels)

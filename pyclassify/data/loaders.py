@@ -31,7 +31,7 @@ class Batch(tuple[Tensor, Tensor]):
     indices: Tensor
 
 
-class ResumableDistributedSampler(DistributedSampler[Any]):
+class _ResumableDistributedSampler(DistributedSampler[Any]):
     """A DistributedSampler that can skip the first samples of an epoch, to resume within it.
 
     Attributes:
@@ -152,10 +152,10 @@ class ImageDataModule(LightningDataModule):
 
     def _make_sampler(
         self, dataset: Dataset[Any], shuffle: bool = False
-    ) -> ResumableDistributedSampler:
+    ) -> _ResumableDistributedSampler:
         # The same sampler for any number of processes, so that n processes share the permutation
         # that one process would use. Lightning sets its epoch.
-        return ResumableDistributedSampler(
+        return _ResumableDistributedSampler(
             dataset,
             num_replicas=self.trainer.world_size if self.trainer else 1,
             rank=self.trainer.global_rank if self.trainer else 0,

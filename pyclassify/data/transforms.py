@@ -172,7 +172,7 @@ class Preprocess(nn.Module):
         images = self._normalize(self._augment(images, random_numbers))
         if self.erase:
             top, left = _compute_offsets(random_numbers[:, 3:5], self.crop, self.erase)
-            images = cut_out(images, top, left, self.erase)
+            images = _cut_out(images, top, left, self.erase)
         return images
 
     def _normalize(self, images: Tensor) -> Tensor:
@@ -224,7 +224,7 @@ def _reflect(indices: Tensor, size: int) -> Tensor:
     return last - (last - indices.abs()).abs()
 
 
-def cut_out(images: Tensor, top: Tensor, left: Tensor, size: int) -> Tensor:
+def _cut_out(images: Tensor, top: Tensor, left: Tensor, size: int) -> Tensor:
     """Set a square in each image to 0, the mean of normalized images (cutout).
 
     DeVries and Taylor, "Improved regularization of convolutional neural networks with cutout",
@@ -311,6 +311,6 @@ def _shift_right(z: Tensor, bits: int) -> Tensor:
     return (z >> bits) & ((1 << (64 - bits)) - 1)
 
 
-def generate_unseeded_integers(batch: int, device: torch.device) -> Tensor:
+def generate_global_integers(batch: int, device: torch.device) -> Tensor:
     """Generate integers by torch's global generator, int64 [batch, 3], for images without index."""
     return torch.randint(2**31, (batch, 3), device=device)

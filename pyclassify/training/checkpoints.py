@@ -17,21 +17,21 @@ from pyclassify.utils import files
 from pyclassify.utils.signals import pause_heartbeat
 
 _STEP = re.compile(r"step=(\d+)\.ckpt")
-_CHUNK = 1 << 20
 WRITE_SECONDS = 120.0  # that a checkpoint may take after a stop signal
 
-_pre_save_hooks: list[Callable[[], None]] = []
+_pre_save_hook: Callable[[], None] | None = None
 
 
-def set_pre_save_hook(keep: Callable[[], None]) -> None:
+def set_pre_save_hook(hook: Callable[[], None]) -> None:
     """Set a function to call before each resumable checkpoint, such as a flush of the run's log.
 
     A checkpoint must not be ahead of the log, which a resumed run continues.
 
     Args:
-        keep: Called by the process that writes; where it raises an OSError, nothing is written.
+        hook: Called by the process that writes; where it raises an OSError, nothing is written.
     """
-    _pre_save_hooks[:] = [keep]
+    global _pre_save_hook
+    _pre_save_hook = hook
 
 
 def find_data_state(checkpoint: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
@@ -76,8 +76,8 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             super().save_checkpoint(checkpoint, path, storage_options)
         else:
             hashed = _STEP.fullmatch(Path(path).name) is not None
-            for keep in _pre_save_hooks if hashed else ():
-                keep()
+            if hashed and _pre_save_hook is not None:
+                _pre_save_hook()
             write_checkpoint(checkpoint, Path(path), hashed)
 
 
@@ -204,6 +204,9 @@ def _find_damage(path: Path) -> str:
 class BestCheckpoint(ModelCheckpoint):
     """Keep the best checkpoint, or the last where nothing called `monitor` is logged.
 
+    Example:
+        >>> Trainer(callbacks=[BestCheckpoint(monitor="val_loss", mode="min")])
+
     Args:
         monitor: The metric that says which is best.
         mode: Whether its max or its min is best.
@@ -255,9 +258,8 @@ class BestCheckpoint(ModelCheckpoint):
         super().on_train_epoch_end(trainer, pl_module)
 
     def _save_checkpoint(self, trainer: pl.Trainer, filepath: str) -> None:
-        with pause_heartbeat(
-            WRITE_SECONDS
-        ):  # here and not where it is written, as all processes wait for it
+        # Here and not where it is written, as all processes wait for it.
+        with pause_heartbeat(WRITE_SECONDS):
             super()._save_checkpoint(trainer, filepath)
 
     def _check_monitor(self, trainer: pl.Trainer) -> None:

@@ -28,7 +28,7 @@ _PREFIXES = ("", "model.", "module.")
 def load_weights(network: nn.Module, num_classes: int, path: str) -> str:
     """Load the weights of a file, except a classification head of another number of classes.
 
-    The head is re-initialized too where the file has no weights for it.
+    The head keeps its initial values too where the file has no weights for it.
 
     Args:
         network: The network, with `num_classes` outputs.
@@ -43,9 +43,11 @@ def load_weights(network: nn.Module, num_classes: int, path: str) -> str:
         MisconfigurationException: It is no such file, or another network's.
     """
     there, own = _read_tensors(path), network.state_dict()
-    prefix = max(_PREFIXES, key=lambda each: sum(each + name in there for name in own))
+    prefix = max(_PREFIXES, key=lambda p: sum(p + name in there for name in own))
     found = {
-        name.removeprefix(prefix): each for name, each in there.items() if name.startswith(prefix)
+        name.removeprefix(prefix): tensor
+        for name, tensor in there.items()
+        if name.startswith(prefix)
     }
     fits = {name: found[name] for name in own if _shape(found.get(name)) == own[name].shape}
     left = [name for name in own if name not in fits and not name.endswith("num_batches_tracked")]
@@ -82,7 +84,7 @@ def _read_tensors(path: str) -> dict[str, Tensor]:
         if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
             content = content[key]
     named = content.items() if isinstance(content, Mapping) else ()
-    tensors = {str(name): each for name, each in named if isinstance(each, Tensor)}
+    tensors = {str(name): value for name, value in named if isinstance(value, Tensor)}
     if not tensors:
         raise MisconfigurationException(
             f"weights {path} holds no tensors by their names; {expected}"

@@ -22,6 +22,10 @@ class WarmupCosine(LRScheduler):
     It changes with each step and ends with the training, however long that is: Goyal et al.
     (arXiv:1706.02677) for the warm-up, Loshchilov and Hutter (arXiv:1608.03983) for the cosine.
 
+    Example:
+        >>> schedule = WarmupCosine(optimizer, warmup=0.05)
+        >>> schedule.configure(trainer.estimated_stepping_batches)  # for configure_optimizers
+
     Args:
         optimizer: Whose learning rate is the highest.
         warmup: The part of the training in which it rises, 0 to less than 1.
@@ -102,8 +106,8 @@ def count_steps(trainer: pl.Trainer) -> float:
         MisconfigurationException: A callback sets how many batches make a step as it goes.
     """
     callbacks: list[pl.Callback] = trainer.callbacks  # type: ignore[attr-defined]
-    changing = [each for each in callbacks if isinstance(each, GradientAccumulationScheduler)]
-    if any(each.going_to_accumulate_grad_batches() for each in changing):
+    schedulers = [c for c in callbacks if isinstance(c, GradientAccumulationScheduler)]
+    if any(scheduler.going_to_accumulate_grad_batches() for scheduler in schedulers):
         raise MisconfigurationException(
             "lr_scheduler WarmupCosine needs the training's number of steps, which "
             "GradientAccumulationScheduler changes on the way; give "

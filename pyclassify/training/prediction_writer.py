@@ -14,6 +14,7 @@ from torch import Tensor
 
 from pyclassify.data.datasets import UNREADABLE, ImageDataset
 from pyclassify.training.distributed import gather_tensors
+from pyclassify.utils.files import open_atomically
 from pyclassify.utils.text import join_some
 
 _MAX_NAMED = 10  # files that do not decode, in the warning
@@ -27,6 +28,9 @@ class PredictionWriter(BasePredictionWriter):
     `label` (the class's name) and `probability`. An image that does not decode has neither.
 
     The module's predict step returns probabilities, float [batch, num_classes], of one loader.
+
+    Example:
+        >>> Trainer(callbacks=[PredictionWriter("predictions.csv")]).predict(model, datamodule)
 
     Args:
         path: The file, which ends in .parquet or .csv.
@@ -67,7 +71,7 @@ class PredictionWriter(BasePredictionWriter):
             turn = range(self._seen, self._seen + len(prediction))
             batch_indices = [n * trainer.world_size + trainer.global_rank for n in turn]
         probability, label = prediction.float().max(dim=1)
-        if getattr(_dataset(trainer), "has_unreadable", False):
+        if getattr(_get_dataset(trainer), "has_unreadable", False):
             label = torch.where(batch[1] == UNREADABLE, UNREADABLE, label)
         self._parts.append((torch.tensor(batch_indices), label, probability))
         self._seen, self._num_classes = self._seen + len(prediction), prediction.shape[1]
@@ -79,16 +83,17 @@ class PredictionWriter(BasePredictionWriter):
         gathered = gather_tensors(columns) if trainer.world_size > 1 else [columns]
         if not trainer.is_global_zero or not any(gathered):
             return
-        places, labels, probability = map(torch.cat, zip(*gathered, strict=True))
-        order = places.argsort()
-        rows = places[order], labels[order], probability[order]
-        self._write(_dataset(trainer), _names(trainer, pl_module, self._num_classes), *rows)
+        indices, labels, probability = map(torch.cat, zip(*gathered, strict=True))
+        order = indices.argsort()
+        rows = indices[order], labels[order], probability[order]
+        names = _list_class_names(trainer, pl_module, self._num_classes)
+        self._write(_get_dataset(trainer), names, *rows)
 
     def _write(
         self,
         dataset: Any,
         names: list[str],
-        places: Tensor,
+        indices: Tensor,
         labels: Tensor,
         probability: Tensor,
     ) -> None:
@@ -96,12 +101,13 @@ class PredictionWriter(BasePredictionWriter):
 
         missing = (labels == UNREADABLE).numpy()
         label = pa.DictionaryArray.from_arrays(pa.array(labels.numpy(), mask=missing), names)
-        column, keys = "index", pa.array(places.numpy())
+        column, keys = "index", pa.array(indices.numpy())
         files = dataset.names() if isinstance(dataset, ImageDataset) else None
         if files is not None:
             column, keys = "file", pa.array(files).take(keys)
         if getattr(dataset, "has_unreadable", False):
-            _warn_of([dataset.files[n] for n in places[labels == UNREADABLE]], len(places))
+            unreadable = [dataset.files[n] for n in indices[labels == UNREADABLE]]
+            _warn_unreadable(unreadable, len(indices))
         table = pa.table(
             {
                 column: keys,
@@ -110,7 +116,7 @@ class PredictionWriter(BasePredictionWriter):
             }
         )
         _write_table(table, self.path)
-        self.count, self.unreadable = len(places), int(missing.sum())
+        self.count, self.unreadable = len(indices), int(missing.sum())
 
 
 def _write_table(table: Any, path: Path) -> None:
@@ -121,20 +127,16 @@ def _write_table(table: Any, path: Path) -> None:
     """
     from pyarrow import csv, parquet
 
-    part = path.with_name(f".{path.name}.part")
-    try:
-        (csv.write_csv if path.suffix == ".csv" else parquet.write_table)(table, part)
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
+    with open_atomically(path) as file:
+        (csv.write_csv if path.suffix == ".csv" else parquet.write_table)(table, file)
 
 
-def _dataset(trainer: Trainer) -> Any:
+def _get_dataset(trainer: Trainer) -> Any:
     loaders = CombinedLoader(trainer.predict_dataloaders).flattened
     return getattr(loaders[0], "dataset", None)
 
 
-def _names(trainer: Trainer, network: LightningModule, num_classes: int) -> list[str]:
+def _list_class_names(trainer: Trainer, network: LightningModule, num_classes: int) -> list[str]:
     """The classes' names as the network has them, or as its data module, which has the model's."""
     for source in (network, getattr(trainer, "datamodule", None)):
         found = getattr(source, "classes", None)
@@ -144,7 +146,7 @@ def _names(trainer: Trainer, network: LightningModule, num_classes: int) -> list
     return [str(number) for number in range(num_classes)]
 
 
-def _warn_of(files: list[str], total: int) -> None:
+def _warn_unreadable(files: list[str], total: int) -> None:
     if files:
         rank_zero_warn(
             f"{len(files)} of {total} files do not decode as images, and have no label in the "

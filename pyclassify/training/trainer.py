@@ -1,5 +1,6 @@
-"""Lightning's Trainer with the verbs of this project."""
+"""Lightning's Trainer with the commands of this project."""
 
+import inspect
 import sys
 import warnings
 from collections.abc import Iterable
@@ -24,11 +25,21 @@ from pyclassify.utils.signals import raise_on_stop
 
 
 class Trainer(pl.Trainer):
-    """Lightning's Trainer and two more verbs; a verb's docstring is its help."""
+    """Lightning's Trainer and two more commands; a command's docstring is its help.
+
+    In a SLURM job requeueing is left to the job's script: SLURMEnvironment has auto_requeue=False
+    where no other environment is given.
+
+    Example:
+        >>> trainer = Trainer(max_epochs=10, devices=2)
+        >>> trainer.train(Classifier(AlexNet), CIFAR10DataModule())
+    """
 
     # The command line reads its options from this signature.
     @wraps(pl.Trainer.__init__)  # type: ignore[misc]
-    def __init__(self, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        names = [*inspect.signature(pl.Trainer.__init__).parameters][1:]
+        kwargs.update(zip(names, args, strict=False))  # as Lightning's own wrapper takes them
         plugins = kwargs.get("plugins") or []
         plugins = [*plugins] if isinstance(plugins, Iterable) else [plugins]
         environment = getattr(kwargs.get("strategy"), "cluster_environment", None)
@@ -46,7 +57,7 @@ class Trainer(pl.Trainer):
     def resumes_training(self) -> bool:
         """Whether the training that is being set up resumes from a checkpoint, given or found."""
         callbacks: list[Any] = self.callbacks  # type: ignore[attr-defined]
-        found = any(isinstance(each, Resume) and each.newest for each in callbacks)
+        found = any(isinstance(callback, Resume) and callback.newest for callback in callbacks)
         # With "last" and no such checkpoint, Lightning starts from the beginning.
         return found or self.starts_from not in (None, "last")
 
@@ -120,7 +131,7 @@ class Trainer(pl.Trainer):
         """Download the data, or check that it is there, and train nothing.
 
         Args:
-            ckpt_path: Not used, as the next; here so that one configuration serves every verb.
+            ckpt_path: Not used, as the next; here so that one configuration serves every command.
             weights_only: Not used.
         """
         if datamodule is not None:

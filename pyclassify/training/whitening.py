@@ -19,6 +19,9 @@ class WhitenStem(pl.Callback):
     (arXiv:2404.00498), section 3.2. A network that starts from --weights keeps the filters of
     those, and one that was trained before its own.
 
+    Example:
+        >>> Trainer(callbacks=[WhitenStem(layer="conv1")])
+
     Args:
         layer: The convolution's name in the network.
         epsilon: What is added to the variance of each component, in parts of their mean, so that
@@ -85,7 +88,7 @@ class WhitenStem(pl.Callback):
                 kind = type(pl_module).__name__
                 raise MisconfigurationException(
                     f"WhitenStem was given images as bytes, which {kind} has no `preprocess` for; "
-                    "have the data module hand out normalised floats, or leave WhitenStem out"
+                    "have the data module hand out normalized floats, or leave WhitenStem out"
                 )
             return pl_module.preprocess(images)  # type: ignore[operator]
         return images
@@ -113,7 +116,7 @@ def compute_whitening_filters(images: Tensor, layer: nn.Conv2d, epsilon: float) 
     mean = covariance.diagonal().mean()  # of the components' variances
     if not 0 < mean < torch.inf:
         raise MisconfigurationException(
-            "the images of the first batch are all of one colour, or not finite, which "
+            "the images of the first batch are all of one color, or not finite, which "
             "WhitenStem can't make filters of; look at the images, or leave it out"
         )
     variances, components = torch.linalg.eigh(covariance)

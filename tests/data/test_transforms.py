@@ -9,8 +9,8 @@ from pyclassify.data.transforms import (
     Preprocess,
     center_crop,
     crop_and_flip,
+    generate_global_integers,
     generate_integers,
-    generate_unseeded_integers,
     resize,
     resize_rounded,
 )
@@ -150,7 +150,7 @@ def test_resized_images_are_not_resized_again(numbers):
 
 
 def test_unseeded_integers_differ_between_images_and_calls():
-    one, other = (generate_unseeded_integers(100, torch.device("cpu")) for _ in range(2))
+    one, other = (generate_global_integers(100, torch.device("cpu")) for _ in range(2))
 
     assert one.shape == (100, 3)
     assert one.min() >= 0

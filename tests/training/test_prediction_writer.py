@@ -61,7 +61,7 @@ def test_exported_network_says_of_images_of_any_size_what_the_network_says(
 
 def test_large_images_come_in_small_batches(exported, tmp_path, monkeypatch):
     data = module(grow(tmp_path / "data", "a", count=5), batch_size=64)
-    monkeypatch.setattr(datamodule, "MAX_BATCH_PIXELS", 2 * 9 * 9)  # two images of the mean size
+    monkeypatch.setattr(datamodule, "_MAX_DECODED_PIXELS", 2 * 9 * 9)  # two images of the mean size
     sizes = []
     watch = pl.callbacks.LambdaCallback(
         on_predict_batch_end=lambda trainer, module, outputs, *rest: sizes.append(len(outputs))

@@ -108,3 +108,10 @@ def test_trainer_keeps_gradients_in_buckets_unless_asked_otherwise(strategy, vie
 
     assert type(trainer.strategy) is DDPStrategy
     assert trainer.strategy._ddp_kwargs["gradient_as_bucket_view"] == views
+
+
+def test_trainer_takes_positional_arguments_as_lightnings_does():
+    trainer = Trainer("cpu", "auto", 1, max_epochs=3, logger=False, enable_checkpointing=False)
+
+    assert (trainer.num_devices, trainer.max_epochs) == (1, 3)
+    assert trainer.strategy.root_device.type == "cpu"

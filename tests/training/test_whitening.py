@@ -183,7 +183,7 @@ def test_bytes_that_nothing_normalises_are_refused():
 
 @pytest.mark.parametrize("value", [0.5, float("nan")])
 def test_images_that_do_not_vary_are_refused(value):
-    with pytest.raises(MisconfigurationException, match="one colour"):
+    with pytest.raises(MisconfigurationException, match="one color"):
         compute_whitening_filters(torch.full((4, 3, 8, 8), value), nn.Conv2d(3, 6, 2), 0.0005)
 
 
