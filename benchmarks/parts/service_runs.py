@@ -72,8 +72,8 @@ def by_spool(run_id, uri, steps, pause, folder, files_every):
     from mlflow import MlflowClient
 
     from pyclassify.spool.records import create_from_server
-    from pyclassify.spool.server import limit_requests
     from pyclassify.spool.spooled_run import SpooledRun
+    from pyclassify.utils.mlflow_settings import limit_requests
 
     limit_requests()
     written = SpooledRun(create_from_server(folder, MlflowClient(uri), run_id), uri)

@@ -35,7 +35,6 @@ from pyclassify.cli.errors import format_parser_error
 from pyclassify.cli.options import HELP_TITLES, get_parser_kwargs
 from pyclassify.cli.summary import write_prediction_summary, write_summary
 from pyclassify.registry.register import RegisterModel
-from pyclassify.spool.server import configure_mlflow
 from pyclassify.tracking.logger import RunLogger
 from pyclassify.tracking.metrics import RunMetrics
 from pyclassify.tracking.predictions import PredictionLogger
@@ -47,6 +46,7 @@ from pyclassify.training.finetuning import trainable_parameters
 from pyclassify.training.optim import WarmupCosine, count_steps, exclude_from_weight_decay
 from pyclassify.training.prediction_writer import PredictionWriter, check_output
 from pyclassify.training.trainer import LaunchCheck, Trainer
+from pyclassify.utils.mlflow_settings import configure_mlflow
 from pyclassify.utils.options import UNSET, list_settings
 
 # A setting of each group, to name in errors.

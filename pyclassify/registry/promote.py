@@ -14,9 +14,9 @@ from mlflow.exceptions import MlflowException
 from pyclassify.registry.champion import force_promotion, promote_if_better, roll_back_champion
 from pyclassify.registry.decision import Decision
 from pyclassify.registry.versions import find_existing_version, read_alias_state
-from pyclassify.spool.server import configure_mlflow
 from pyclassify.tracking.search import open_store, suggest_names
 from pyclassify.utils.masking import mask
+from pyclassify.utils.mlflow_settings import configure_mlflow
 from pyclassify.utils.options import CommandParser
 from pyclassify.utils.text import format_error
 

@@ -27,7 +27,6 @@ from pyclassify.runs.stats import (
     compare_on_images,
     compare_over_seeds,
 )
-from pyclassify.spool.server import configure_mlflow
 from pyclassify.tracking.search import (
     find_best_runs,
     find_run,
@@ -36,6 +35,7 @@ from pyclassify.tracking.search import (
 )
 from pyclassify.tracking.ui import find_server_address, format_fast_ui_command, link_comparison
 from pyclassify.utils.masking import mask
+from pyclassify.utils.mlflow_settings import configure_mlflow
 from pyclassify.utils.options import CLASS_OPTIONS, SHORT_OPTIONS, CommandParser
 from pyclassify.utils.text import join_lines
 

@@ -27,9 +27,9 @@ from pyclassify.runs.restore import (
     resolve_path,
     run_training,
 )
-from pyclassify.spool.server import configure_mlflow
 from pyclassify.tracking.capsule import OVERRIDDEN_TAG, SOURCE_RUN_TAG
 from pyclassify.utils.masking import mask_command
+from pyclassify.utils.mlflow_settings import configure_mlflow
 from pyclassify.utils.options import PATH_OPTIONS, format_options
 from pyclassify.utils.repository import check_out_worktree
 from pyclassify.utils.text import join_some

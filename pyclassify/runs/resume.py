@@ -37,10 +37,10 @@ from pyclassify.runs.restore import (
 )
 from pyclassify.runs.stats import SEEDS_TAG
 from pyclassify.spool import lock
-from pyclassify.spool.server import configure_mlflow
 from pyclassify.tracking.capsule import CAPSULE_FOLDER, PACKAGE_FOLDER, digest_package
 from pyclassify.tracking.run import find_spool_root
 from pyclassify.utils.masking import MASK, mask_command
+from pyclassify.utils.mlflow_settings import configure_mlflow
 from pyclassify.utils.options import SHORT_OPTIONS, CommandParser, format_options, split_options
 from pyclassify.utils.repository import check_out_worktree, find_root
 

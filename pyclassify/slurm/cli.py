@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from pyclassify.spool import records
 from pyclassify.spool.records import FINAL_STATUSES
-from pyclassify.spool.server import configure_mlflow
+from pyclassify.utils.mlflow_settings import configure_mlflow
 from pyclassify.utils.options import CommandParser
 from pyclassify.utils.text import format_error
 

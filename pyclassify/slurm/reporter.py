@@ -36,8 +36,8 @@ from pyclassify.slurm.status import (
 )
 from pyclassify.spool import records
 from pyclassify.spool.records import FINAL_STATUSES
-from pyclassify.spool.server import configure_mlflow
 from pyclassify.utils.launcher import REQUEUE_EXIT_CODE, SPOOL_ENV
+from pyclassify.utils.mlflow_settings import configure_mlflow
 from pyclassify.utils.text import format_error
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ Each run has a folder in the work folder, as compute nodes see it:
     reporter/       what tells MLflow how the job goes
     attempts        each start of a job: its number, SLURM_RESTART_COUNT, the step it began at
     progress        the step of the newest checkpoint to go on from (PYCLASSIFY_PROGRESS)
-    spool/          what the job logs, until it is delivered (PYCLASSIFY_SPOOL)
+    spool/          what the job logs, until it is uploaded (PYCLASSIFY_SPOOL)
     job.sh          the script
     NAME-JOB.out    what the job writes, by "output" and "error"
 """

@@ -2,13 +2,13 @@
 
 One folder a run, `ROOT/<run_id>/`:
 
-    spool.json       the run as it was when the folder was made, and where it is to be delivered
+    spool.json       the run as it was when the folder was made, and where it is to be uploaded
     000001.records   what the first process wrote, 000002.records the second, and so on
-    artifacts/       the files, by their paths in the run, until the run is over and they delivered
+    artifacts/       the files, by their paths in the run, until it is over and they are uploaded
     delivered.json   how far the server has all: an offset in bytes for each file of records, and
                      the records of files that could not be stored yet
     refused.records  the rejected records, with the server's words: JSON, a line each
-    writer.lock      held by the process that writes, delivery.lock by the one that delivers
+    writer.lock      held by the process that writes, delivery.lock by the one that uploads
     done             how many bytes the records had when the run was over and nothing was left
 
 A record is a line: the CRC-32 of the rest in eight hexadecimal digits, a space, and a JSON object
@@ -340,8 +340,8 @@ def create_spool(
         run_name: The run's name.
         tags: Its tags.
         start_time: When it started, in milliseconds since 1970.
-        tracking_uri: Where it is to be delivered; nothing where MLFLOW_TRACKING_URI shall say.
-        given_id: Whether the server has a run of this id; else delivery makes one.
+        tracking_uri: Where it is to be uploaded; nothing where MLFLOW_TRACKING_URI shall say.
+        given_id: Whether the server has a run of this id; else the upload makes one.
 
     Returns:
         The run's folder.

@@ -5,11 +5,9 @@ folder, and the rest of the run is uploaded. All other failures pass, and are tr
 """
 
 import json
-import os
 import re
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,10 +21,6 @@ if TYPE_CHECKING:
     from mlflow.entities import RunInfo
 
 _MAX_TAGS = 100  # MLflow's limit for a batch of tags or parameters
-# What MLflow does when a server does not answer; its defaults add up to minutes.
-_RETRIES_ENV, _TIMEOUT_ENV = "MLFLOW_HTTP_REQUEST_MAX_RETRIES", "MLFLOW_HTTP_REQUEST_TIMEOUT"
-TIMEOUTS = {_RETRIES_ENV: "1", _TIMEOUT_ENV: "30"}  # the uploader retries by itself
-SHORT_TIMEOUTS = {_RETRIES_ENV: "0", _TIMEOUT_ENV: "8"}
 # The codes of a request that the server will never take, and the statuses of a proxy's refusal.
 _INVALID_CODES = ("INVALID_PARAMETER_VALUE", "BAD_REQUEST", "MALFORMED_REQUEST")
 _REJECTED_STATUSES = (400, 413, 414, 422)
@@ -48,8 +42,6 @@ _BUCKET_ERRORS = {
     "InvalidAccessKeyId": _INVALID_KEYS,
     "SignatureDoesNotMatch": _INVALID_KEYS,
 }
-
-
 _CONNECTION_ERRORS = {
     "Connection refused": "nothing listens there",
     "Connection aborted": "it broke off the connection",
@@ -217,39 +209,6 @@ class Sender:
             # A user who may write runs need not be allowed to change what all of them share; and
             # the next run writes what a failing database did not take.
             self.rejected.add({"kind": "experiment_tag", "name": name}, str(error))
-
-
-def configure_mlflow(retries: int | None = None, timeout_seconds: int | None = None) -> None:
-    """Set what MLflow reads from the environment in a command, where the user has not set it.
-
-    MLflow shows no progress bar for each artifact.
-
-    Args:
-        retries: How often a request is repeated; without it MLflow's default of seven.
-        timeout_seconds: How long the server may take to answer; without it MLflow's default.
-    """
-    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
-    if retries is not None:
-        os.environ.setdefault(_RETRIES_ENV, str(retries))
-    if timeout_seconds is not None:
-        os.environ.setdefault(_TIMEOUT_ENV, str(timeout_seconds))
-
-
-def limit_requests() -> None:
-    """Have MLflow give up on a server within seconds, unless the user has set how long."""
-    for name, value in TIMEOUTS.items():
-        os.environ.setdefault(name, value)
-
-
-@contextmanager
-def short_timeouts() -> Iterator[None]:
-    """Within this context give up on a server sooner, since somebody waits."""
-    names = [name for name, value in TIMEOUTS.items() if os.environ.get(name) == value]
-    os.environ.update({name: SHORT_TIMEOUTS[name] for name in names})
-    try:
-        yield
-    finally:
-        os.environ.update({name: TIMEOUTS[name] for name in names})
 
 
 def describe_server_error(error: BaseException) -> str:

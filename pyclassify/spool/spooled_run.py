@@ -129,18 +129,6 @@ class SpooledRun:
         self._report_unsent(self.upload_thread)
         return False
 
-    def _report_unsent(self, upload_thread: "UploadThread") -> None:
-        size, files = upload_thread.find_unsent()
-        unsent = f"{size:,} bytes" if size else join_some(files)
-        message = (
-            f"{unsent} of what run {self.run_id} logged have not reached {mask(self.tracking_uri)} "
-            f"({upload_thread.last_error or 'it is slow'}); they are in {self.folder}, and when it "
-            f"can be reached: pyclassify sync {self.folder}"
-        )
-        if lost := len(upload_thread.writer.list_pending()):
-            message += f"; {lost:,} records that could not be written there are lost"
-        sys.stderr.write(f"pyclassify: {message}\n")
-
     def release(self) -> None:
         """Close the spool and release its lock, and take the run off MLflow's list of active runs.
 
@@ -158,6 +146,18 @@ class SpooledRun:
         close_writer(self.folder)
         lock.release(self.folder)
         self._is_over = True
+
+    def _report_unsent(self, upload_thread: "UploadThread") -> None:
+        size, files = upload_thread.find_unsent()
+        unsent = f"{size:,} bytes" if size else join_some(files)
+        message = (
+            f"{unsent} of what run {self.run_id} logged have not reached {mask(self.tracking_uri)} "
+            f"({upload_thread.last_error or 'it is slow'}); they are in {self.folder}, and when it "
+            f"can be reached: pyclassify sync {self.folder}"
+        )
+        if lost := len(upload_thread.writer.list_pending()):
+            message += f"; {lost:,} records that could not be written there are lost"
+        sys.stderr.write(f"pyclassify: {message}\n")
 
 
 def open_run(
@@ -185,8 +185,9 @@ def open_run(
     from mlflow import MlflowClient
     from mlflow.exceptions import MlflowException
 
-    from pyclassify.spool.server import describe_server_error, limit_requests, short_timeouts
+    from pyclassify.spool.server import describe_server_error
     from pyclassify.spool.store import parse_spool_uri, register_scheme
+    from pyclassify.utils.mlflow_settings import limit_requests, short_request_limits
 
     register_scheme()
     limit_requests()
@@ -197,13 +198,10 @@ def open_run(
         lock.acquire(root / run_id)
     if is_spool:
         if run_id is None:
-            run = MlflowClient(tracking_uri).create_run(
-                f"name:{_choose_experiment(experiment_name)}", tags=tags, run_name=run_name
-            )
-            run_id = run.info.run_id
+            run_id = _create_in_spool(tracking_uri, experiment_name, run_name, tags)
         return SpooledRun(root / run_id)
     try:
-        with short_timeouts():  # before any request that may be carried out without an answer
+        with short_request_limits():  # before any request that may be carried out without an answer
             MlflowClient(tracking_uri).search_experiments(max_results=1)
         if experiment_name and run_id is None:
             mlflow.set_experiment(experiment_name)
@@ -221,6 +219,21 @@ def open_run(
         )
     folder = _create_offline(run_id, experiment_name, run_name, tags, tracking_uri, root)
     return SpooledRun(folder, tracking_uri)
+
+
+def _create_in_spool(
+    spool_uri: str,
+    experiment_name: str | None,
+    run_name: str | None,
+    tags: dict[str, Any] | None,
+) -> str:
+    """Create a run in a spool that another process uploads; returns its id."""
+    from mlflow import MlflowClient
+
+    run = MlflowClient(spool_uri).create_run(
+        f"name:{_choose_experiment(experiment_name)}", tags=tags, run_name=run_name
+    )
+    return str(run.info.run_id)
 
 
 def _create_offline(

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from pyclassify.spool import records
-from pyclassify.spool.server import configure_mlflow, describe_server_error, limit_requests
+from pyclassify.spool.server import describe_server_error
 from pyclassify.spool.uploader import MakeVersion, Uploader
+from pyclassify.utils.mlflow_settings import configure_mlflow, limit_requests
 from pyclassify.utils.options import CommandParser
 
 _MAX_DEPTH = 3  # folders below the one given: WORK_DIR/<run>/spool/<run>
@@ -150,12 +151,12 @@ class Sync:
         self._line = line
 
     def _report_error(self, spool: Path, error: Exception) -> None:
-        from pyclassify.spool.upload_thread import describe_pending
+        from pyclassify.spool.upload_thread import describe_accepted
 
         message = describe_server_error(error)
         if self._errors.get(spool) != message:
             sys.stderr.write(
-                f"pyclassify: {spool.name}: {describe_pending(error)} delivered: {message}\n"
+                f"pyclassify: {spool.name}: {describe_accepted(error)} delivered: {message}\n"
             )
         self._errors[spool] = message
 

@@ -157,7 +157,7 @@ class UploadThread(threading.Thread):
             message = describe_server_error(error)
             if self.last_error in ("", BUSY):
                 warnings.warn(
-                    f"the tracking server takes {describe_pending(error)} ({message}); what is "
+                    f"the tracking server takes {describe_accepted(error)} ({message}); what is "
                     f"logged is kept in {self.folder} and delivered when it does",
                     stacklevel=2,
                 )
@@ -178,13 +178,13 @@ class UploadThread(threading.Thread):
             batch.add(record)
         try:
             if self._uploader is not None:
-                self._uploader.send(batch)
+                self._uploader.upload_unwritten(batch)
                 return True
         except Exception as error:  # whatever the server answers
             self.last_error = describe_server_error(error)
         return False
 
 
-def describe_pending(error: BaseException) -> str:
-    """Name what an upload that failed could not upload."""
+def describe_accepted(error: BaseException) -> str:
+    """Name what the server takes in spite of an error: "nothing", "no file" or "no version"."""
     return error.kind if isinstance(error, PendingError) else "nothing"

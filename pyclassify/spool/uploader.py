@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 MakeVersion = Callable[[Any, str, Record], str]
 
 BUSY = "another process delivers this run"
-SPOOL_TAG = "pyclassify.spool"  # of a run that delivery made: the id that it had in the spool
+SPOOL_TAG = "pyclassify.spool"  # of a run that an upload made: the id that it had in the spool
 # For files that can't be stored: each may take a timeout, and metrics have to be uploaded too.
 _MAX_FAILING_SECONDS = 10.0
 
@@ -110,13 +110,13 @@ class Uploader:
                 count += batch.count
                 on_progress(count)
             if self.pending.records:
-                self.pending.send(self._senders)
+                self.pending.send_all(self._senders)
                 self._save_progress({})
                 self.pending.check()
             return count
 
-    def send(self, batch: Batch) -> None:
-        """Send records that are in no file, since the disk is full.
+    def upload_unwritten(self, batch: Batch) -> None:
+        """Upload records that are in no file, since the disk is full.
 
         Raises:
             mlflow.exceptions.MlflowException: The server does not answer, or refuses.
@@ -197,7 +197,7 @@ class Uploader:
     def _send(self, batch: Batch) -> None:
         self._sender.send(batch)
         self.pending.records |= {**batch.artifacts, **batch.versions}
-        self.pending.send(self._senders)
+        self.pending.send_all(self._senders)
         if batch.status:
             self._sender.set_status(batch.status)
         for message in batch.damaged:
@@ -249,7 +249,7 @@ class _PendingRecords:
         self._failed: dict[str, Exception] = {}
         self._failing_seconds = 0.0
 
-    def send(self, senders: Mapping[str, Callable[[Record], None]]) -> None:
+    def send_all(self, senders: Mapping[str, Callable[[Record], None]]) -> None:
         """Store what can be, each thing once after a `restart`: all artifacts, then versions.
 
         Args:

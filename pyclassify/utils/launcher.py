@@ -35,7 +35,7 @@ PROGRESS_ENV = "PYCLASSIFY_PROGRESS"
 STATUS_BY_SLURM_ENV = "PYCLASSIFY_STATUS_BY_SLURM"
 REQUEUE_EXIT_CODE = os.EX_TEMPFAIL  # 75, of sysexits.h
 
-BROADCAST_TIMEOUT_SECONDS = 600.0  # seconds for the first process to decide
+PUBLISH_TIMEOUT_SECONDS = 600.0  # for the first process to decide
 # By these a start of a job, or of a launcher's processes, differs from the one before.
 _START_VARIABLES = (
     *("SLURM_JOB_ID", "SLURM_STEP_ID", "SLURM_RESTART_COUNT"),
@@ -65,15 +65,15 @@ def wait_for_value(folder: Path) -> Any:
         folder: As for `publish`.
 
     Raises:
-        TimeoutError: There is none after `BROADCAST_TIMEOUT_SECONDS`.
+        TimeoutError: There is none after `PUBLISH_TIMEOUT_SECONDS`.
     """
-    path, end = _name_file(folder), time.monotonic() + BROADCAST_TIMEOUT_SECONDS
+    path, end = _name_file(folder), time.monotonic() + PUBLISH_TIMEOUT_SECONDS
     while time.monotonic() < end:
         with suppress(OSError):
             return json.loads(path.read_text())
         time.sleep(0.1)
     raise TimeoutError(
-        f"the first process has not said in {BROADCAST_TIMEOUT_SECONDS:.0f} s what to do, in "
+        f"the first process has not said in {PUBLISH_TIMEOUT_SECONDS:.0f} s what to do, in "
         f"{path}; see what it says of itself, and whether all processes see that folder"
     )
 

@@ -11,10 +11,10 @@ from mlflow.entities import Metric
 from pyclassify.cli.main import main
 from pyclassify.spool import records
 from pyclassify.spool import store as registry
-from pyclassify.spool.server import SHORT_TIMEOUTS, TIMEOUTS
 from pyclassify.spool.uploader import SPOOL_TAG, Uploader
 from pyclassify.tracking import run
 from pyclassify.tracking.logger import RunLogger
+from pyclassify.utils.mlflow_settings import REQUEST_LIMITS, SHORT_REQUEST_LIMITS
 from tests.support import waiting
 from tests.support.phrases import mentions
 from tests.support.restarting_server import Server
@@ -203,9 +203,9 @@ def test_server_that_never_answers_costs_a_training_one_timeout(database, monkey
     for name, seconds in timeouts.items():
         monkeypatch.setattr(f"pyclassify.spool.{name}", seconds)
     # A call with MLflow's own timeout would never return.
-    monkeypatch.setitem(TIMEOUTS, TIMEOUT, "100000")
-    monkeypatch.setenv(TIMEOUT, TIMEOUTS[TIMEOUT])
-    monkeypatch.setitem(SHORT_TIMEOUTS, TIMEOUT, "1")
+    monkeypatch.setitem(REQUEST_LIMITS, TIMEOUT, "100000")
+    monkeypatch.setenv(TIMEOUT, REQUEST_LIMITS[TIMEOUT])
+    monkeypatch.setitem(SHORT_REQUEST_LIMITS, TIMEOUT, "1")
     with socket.create_server(("127.0.0.1", 0)) as silent:
         monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{silent.getsockname()[1]}")
         logger = RunLogger()

@@ -108,7 +108,7 @@ def test_choose_rendezvous_without_launcher_is_empty(monkeypatch):
 
 
 def test_wait_for_value_of_a_silent_process_times_out(tmp_path, monkeypatch):
-    monkeypatch.setattr(launcher, "BROADCAST_TIMEOUT_SECONDS", 0.2)
+    monkeypatch.setattr(launcher, "PUBLISH_TIMEOUT_SECONDS", 0.2)
 
     with pytest.raises(TimeoutError, match=r"first process.* 0 s"):
         wait_for_value(tmp_path)
