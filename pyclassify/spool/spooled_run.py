@@ -173,7 +173,8 @@ def open_run(
     Args:
         run_id: The run that `mlflow run` made; None makes a run.
         experiment_name: The experiment of a run that is made here.
-        run_name: The run's name; without it MLflow's random one.
+        run_name: The run's name; without it MLflow's random one, `away-from-<time>` where
+            the server can't be reached, or `spooled-<id>` in a spool that another process uploads.
         tags: Tags to set.
         tracking_uri: The server; or a spool, which another process uploads.
         root: The folder of spools; not used if `tracking_uri` is a spool.

@@ -33,7 +33,8 @@ class UploadThread(threading.Thread):
     Attributes:
         writer: The run's spool, open for writing.
         make_version: As `Uploader` takes it; the callback that registers models sets it.
-        last_error: What the server answered last, where it took nothing; empty where all is well.
+        last_error: What the server answered last, where it took nothing, or `BUSY`, where another
+            process uploads; empty where all is well.
 
     Example:
         >>> thread = UploadThread(Path("runs/spool/RUN_ID"), "http://server:5000")

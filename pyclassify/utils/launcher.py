@@ -120,7 +120,7 @@ def choose_rendezvous(index: int) -> dict[str, str]:
 
 
 def count_workers(processes: int) -> int:
-    """Count the data workers of a process that trains: one processor each, 1 to 8.
+    """Count the data workers of a process that trains: all its processors but one, 1 to 8.
 
     Args:
         processes: How many processes train on this machine.

@@ -33,7 +33,8 @@ DEFAULT_CLASSES = {
     "data": "pyclassify.datamodule.CIFAR10DataModule",
 }
 CLASS_OPTIONS = (*DEFAULT_CLASSES, "optimizer", "lr_scheduler")
-# The settings that are paths; a relative one counts from where the command line was typed.
+# The settings that are paths; a relative one counts from where the command line was typed,
+# in a SLURM job see slurm/topology.
 PATH_OPTIONS = ("data.data_path", "ckpt_path", "model.weights")
 # Those that may be something else too: a run's id, or a word that the model knows.
 MAYBE_PATH_OPTIONS = ("ckpt_path", "model.weights")

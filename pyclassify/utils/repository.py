@@ -20,9 +20,10 @@ from pyclassify.utils.masking import holds_credentials, mask
 MAX_FILE_BYTES = 50 * 2**20  # of an untracked file in a snapshot: a larger one is data
 MAX_CHANGES_BYTES = 50 * 2**20  # of the diff in a capsule, and as many of untracked files
 _GIT_TIMEOUT_SECONDS = 120.0
-# Names of files and folders that runs leave behind, or that are made anew.
+# Names of files and folders that runs leave behind, or that are made anew; SQLite writes -wal, -shm
+# and -journal beside its file.
 _LEFT_BY_RUNS = (
-    *("mlruns", "mlartifacts", "mlflow.db*", "lightning_logs"),
+    *("mlruns", "mlartifacts", "mlflow.db", "mlflow.db-*", "lightning_logs"),
     *("__pycache__", ".git"),
 )
 # No renames: the diff of one file is whole by itself. The rest overrides users' settings.
@@ -119,7 +120,9 @@ def check_out_worktree(root: Path, code: Code, folder: Path) -> Iterator[Path]:
 def list_project_files(
     project: Path, without: Path | None = None
 ) -> tuple[list[str], dict[str, str]]:
-    """List the files of a project that are to be copied, all of them where git is not there.
+    """List the files of a project that are to be copied.
+
+    They are all of them where there is no git or no repository, except what runs leave there.
 
     Args:
         project: Its folder.

@@ -48,6 +48,11 @@ def test_describe_server_error_of_a_forbidden_upload_is_one_line(said, words):
     assert words in describe_server_error(OSError(said))
 
 
+def test_describe_server_error_without_text_names_the_class():
+    # An upload with an empty last error would count as delivered.
+    assert describe_server_error(ConnectionError()) == "ConnectionError"
+
+
 def test_describe_server_error_of_a_database_leaves_out_the_statement():
     said = "cannot execute INSERT in a read-only transaction"
 

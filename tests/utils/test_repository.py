@@ -104,6 +104,16 @@ def test_files_left_by_runs_and_ignored_files_are_not_packed(write_capsule, tmp_
         assert tar.getnames() == ["net.py"]
 
 
+def test_files_of_the_database_are_left_out_and_a_dump_of_it_is_listed(tmp_path):
+    repo = repositories.start(tmp_path / "repo", {"net.py": "n"})
+    database = ("mlflow.db", "mlflow.db-wal", "mlflow.db-shm", "mlflow.db-journal")
+    repositories.write(repo, dict.fromkeys((*database, "mlflow.db.sql"), "x"))
+
+    names, left_out = repository.list_project_files(repo)
+
+    assert (sorted(names), left_out) == (["mlflow.db.sql", "net.py"], {})
+
+
 def test_files_over_the_limit_are_left_out_and_small_ones_packed(
     write_capsule, tmp_path, monkeypatch
 ):
