@@ -299,7 +299,10 @@ def parse_config(backend_config: Mapping[str, Any]) -> Config:
     try:
         return Config.model_validate(values)
     except ValidationError as error:
-        raise ValueError(_format_error(error.errors()[0], values)) from None
+        keys = [*values]
+        # Of several the one that the user reads first; pydantic has them in the order of fields.
+        first = min(error.errors(), key=lambda e: keys.index(str(e["loc"][0])) if e["loc"] else -1)
+        raise ValueError(_format_error(first, values)) from None
 
 
 def parse_time_limit(value: str) -> str:

@@ -61,6 +61,20 @@ def test_wrong_value_error_says_what_is_allowed(key, value, allowed):
 
 
 @pytest.mark.parametrize(
+    ("given", "first"),
+    [
+        ({"nodes": 0, "partition": ""}, "nodes is 0 "),
+        ({"partition": "", "nodes": 0}, "partition is '' "),
+        ({"partion": "gpu", "nodes": 0}, "the backend config has no key 'partion' "),
+        ({"nodes": 0, "partion": "gpu"}, "nodes is 0 "),
+    ],
+)
+def test_error_of_several_wrong_keys_is_of_the_first_as_given(given, first):
+    with pytest.raises(ValueError, match=f"^{first}"):
+        config.parse_config(given)
+
+
+@pytest.mark.parametrize(
     "time", [30, "30", "30:00", "02:00:00", "1-12", "1-12:30", "1-12:30:00", "120:00"]
 )
 def test_time_in_each_format_of_sbatch_is_accepted(time):

@@ -146,6 +146,56 @@ def test_script_has_each_option_of_the_course():
     assert "export SLURM_NTASKS_PER_NODE=2" in lines
 
 
+# A value of each key that is an option of sbatch, as sbatch takes it.
+OPTION_VALUES = {
+    **{"job_name": "name", "partition": "gpu", "account": "me", "qos": "high", "reservation": "r"},
+    **{"constraint": "a100", "nodelist": "n1", "exclude": "n2", "cpus_per_task": 6, "mem": "9G"},
+    **{"time": "5", "output": "a.out", "error": "a.err", "exclusive": "user"},
+    **{"dependency": "afterok:1", "signal": "USR1@90", "requeue": True, "mail_type": "END"},
+    **{"mail_user": "me@here"},
+}
+# A value of each other key, and what is in the script by it.
+OTHER_VALUES = {
+    "nodes": (3, "#SBATCH --nodes=3\n"),
+    "ntasks_per_node": (3, "#SBATCH --ntasks-per-node=3\n"),
+    "gpus": (3, "#SBATCH --gpus=3\n"),
+    "gpus_per_task": (3, "#SBATCH --gpus-per-node=3\n"),
+    "requeue_seconds": (300, "#SBATCH --signal=B:USR1@300\n"),
+    "requeue_attempts": (7, ' "${logs[@]}" 7 || '),
+    "sbatch_args": (["--spread-job"], "#SBATCH --spread-job\n"),
+    "modules": (["cuda"], "\nmodule load cuda "),
+    "setup": (["ulimit -n 4096"], "\nulimit -n 4096\n"),
+    "environment": ("mine", "\nconda activate mine"),
+    "container": ("image.sif", " image.sif python -m pyclassify.slurm.reporter "),
+    "exports": ({"A": 1}, "\nexport A=1\n"),
+    "srun_args": (["--label"], " --label \\\n"),
+}
+# By these the plan decides what the script is rendered with, and the backend whether it waits.
+NOT_FOR_THE_SCRIPT = {"work_dir", "tracking", "wait"}
+
+SBATCH_KEYS = {
+    key for key, field in Config.model_fields.items() if "sbatch" in field.json_schema_extra
+}
+
+
+@pytest.mark.parametrize("key", sorted(SBATCH_KEYS))
+def test_script_has_the_option_of_each_key_of_sbatch(key):
+    value = OPTION_VALUES[key]
+    option = f"--{key.replace('_', '-')}" + ("" if value is True else f"={value}")
+
+    assert f"\n#SBATCH {option}\n" in render({key: value}, {})
+    assert f"\n#SBATCH {option}\n" not in render({}, {})
+
+
+@pytest.mark.parametrize("key", sorted({*Config.model_fields} - SBATCH_KEYS - NOT_FOR_THE_SCRIPT))
+def test_script_has_the_value_of_each_other_key(key):
+    value, text = OTHER_VALUES[key]
+    given = {"requeue": True} if key.startswith("requeue_") else {}
+
+    assert text in render({**given, key: value}, {}, parameter_defaults={})
+    assert text not in render(given, {}, parameter_defaults={})
+
+
 def test_job_name_with_newline_stays_one_line(tmp_path):
     text = render({}, {}, name='a"\ntouch pwned\n#')
     assert '#SBATCH --job-name="a\\" touch pwned #"\n' in text

@@ -248,10 +248,13 @@ exec({codes!r}[min(turn, {len(codes) - 1})])
 """
 
 
-def render(given, parameters, **job):
+PARAMETER_DEFAULTS = {"devices": 1, "num_nodes": 1}  # of this project's entry points
+
+
+def render(given, parameters, parameter_defaults=PARAMETER_DEFAULTS, **job):
     """Render the script of a job for a configuration, parameters and fields of its `JobSpec`."""
     parsed = config.parse_config(given)
-    decided = topology.decide_topology(parsed, parameters, {"devices": 1, "num_nodes": 1})
+    decided = topology.decide_topology(parsed, parameters, parameter_defaults)
     defaults = {
         "run_id": "RUN_ID",
         "experiment_id": "1",
