@@ -45,19 +45,20 @@ def main(argv: Sequence[str]) -> int:
 
     from mlflow.exceptions import MlflowException
 
-    from pyclassify.tracking import search
-
     configure_mlflow(retries=2)
     if args.command in _PLAN_COMMANDS:
         try:
             return _PLAN_COMMANDS[args.command](_make_plan(mlflow_argv))
         except MlflowException as error:
             raise ValueError(format_error(error)) from error
+    # It handles MLflow's errors itself: a folder whose run is not found stays.
     if args.command == "clear":
         return _clear(args)
     try:
         return _RUN_COMMANDS[args.command](args)
     except MlflowException as error:
+        from pyclassify.tracking import search
+
         raise ValueError(search.format_store_error(error)) from error
 
 

@@ -2,15 +2,18 @@
 
 Each run has a folder in the work folder, as compute nodes see it:
 
-    project/        the tracked and unignored files, or all where there is no repository
-    changes.diff    `git diff --binary HEAD`; absent where nothing was changed
-    snapshot.json   where it was taken, the commit, and what was left out
-    reporter/       what tells MLflow how the job goes
-    attempts        each start of a job: its number, SLURM_RESTART_COUNT, the step it began at
-    progress        the step of the newest checkpoint to go on from (PYCLASSIFY_PROGRESS)
-    spool/          what the job logs, until it is uploaded (PYCLASSIFY_SPOOL)
-    job.sh          the script
-    NAME-JOB.out    what the job writes, by "output" and "error"
+    project/             the tracked and unignored files, or all where there is no repository
+    changes.diff         `git diff --binary HEAD`; absent where nothing was changed
+    snapshot.json        where it was taken, the commit, and what was left out
+    reporter/            what tells MLflow how the job goes
+    attempts             each start of a job: its number, SLURM_RESTART_COUNT, the step it began at
+    progress             the step of the newest checkpoint to go on from (PYCLASSIFY_PROGRESS)
+    spool/               what the job logs, until it is uploaded (PYCLASSIFY_SPOOL)
+    left                 the training left with exit code 75; removed before each start
+    downloads/           what parameters of type `path` name by a URI
+    job.sh               the script
+    backend_config.json  the configuration as it was given, which a resume reads
+    NAME-JOB.out         what the job writes, by "output" and "error"
 """
 
 import json
@@ -29,7 +32,7 @@ from pyclassify.utils.repository import (
 )
 
 _PACKAGE_DIR = Path(__file__).parents[1]
-# The reporter needs these files and mlflow: a job's environment may have nothing else.
+# All that the reporter imports of this package is in these files.
 _REPORTER = ("__init__.py", "slurm/*.py", "spool/*.py", "utils/*.py")
 
 

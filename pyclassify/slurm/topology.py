@@ -179,8 +179,9 @@ def resolve_paths(
     }
     resolved = {**defaults, **parameters}
     for name, value in resolved.items():
-        option = SHORT_OPTIONS.get(name, name)  # the MLproject does not declare it as a path
+        option = SHORT_OPTIONS.get(name, name)  # -P may give a short name
         typed = _is_declared_path(name, entry_point)
+        # An option of `pyclassify` can be a path that the MLproject does not declare.
         if not (typed or option in PATH_OPTIONS) or not _is_relative(str(value)):
             continue
         if is_in_snapshot(str(value)):
