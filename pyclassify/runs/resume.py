@@ -39,6 +39,7 @@ from pyclassify.runs.stats import SEEDS_TAG
 from pyclassify.spool import lock
 from pyclassify.tracking.capsule import CAPSULE_FOLDER, PACKAGE_FOLDER, digest_package
 from pyclassify.tracking.run import find_spool_root
+from pyclassify.utils.launcher import SLURM_FOLDER_TAG
 from pyclassify.utils.masking import MASK, mask_command
 from pyclassify.utils.mlflow_settings import configure_mlflow
 from pyclassify.utils.options import SHORT_OPTIONS, CommandParser, format_options, split_options
@@ -200,7 +201,7 @@ def _check_state(interrupted: _InterruptedRun, options: list[str]) -> None:
             f"run {run_id} is of `pyclassify {interrupted.facts['verb']}`, which trains nothing; "
             f"`pyclassify rerun {run_id}` does it again"
         )
-    if "slurm_folder" in tags:
+    if SLURM_FOLDER_TAG in tags:
         raise ValueError(
             f"run {run_id} is of the backend slurm; `pyclassify slurm resume {run_id}` submits its "
             "job again, which goes on with it"

@@ -10,7 +10,7 @@ import os
 import re
 import subprocess
 import time
-from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -227,15 +227,13 @@ def cancel_job(job_id: str) -> None:
         raise SlurmError(_format_output(result.stderr))
 
 
-def list_accounting(
-    job_ids: Iterable[str], earliest_submission: Mapping[str, float]
-) -> dict[str, JobAccounting]:
+def list_accounting(earliest_submission: Mapping[str, float]) -> dict[str, JobAccounting]:
     """Ask sacct for many jobs at once, and squeue for those that sacct does not have yet.
 
     Args:
-        job_ids: As sbatch gave them, perhaps with the cluster's name.
-        earliest_submission: For each job, the earliest time that it can have been submitted at, in
-            seconds of Unix time: a cluster may reuse the ids of old jobs.
+        earliest_submission: For each job, by its id as sbatch gave it, perhaps with the cluster's
+            name: the earliest time that it can have been submitted at, in seconds of Unix time. A
+            cluster may reuse the ids of old jobs.
 
     Returns:
         The jobs that SLURM has, by their ids.
@@ -245,7 +243,7 @@ def list_accounting(
     """
     accounting: dict[str, JobAccounting] = {}
     clusters: dict[str, dict[str, str]] = {}
-    for job_id in job_ids:
+    for job_id in earliest_submission:
         number, _, cluster = job_id.partition(";")
         clusters.setdefault(cluster, {})[number] = job_id
     for cluster, numbers in clusters.items():

@@ -13,9 +13,12 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
+
 from pyclassify.slurm import client
 from pyclassify.slurm.client import JobAccounting
 from pyclassify.slurm.status import (
+    JOB_ID_TAG,
     STATE_TAG,
     Outcome,
     apply_outcome,
@@ -24,6 +27,7 @@ from pyclassify.slurm.status import (
 )
 from pyclassify.slurm.submitted_run import find_job_id, make_job_logs
 from pyclassify.spool.records import FINAL_STATUSES
+from pyclassify.utils.launcher import SLURM_FOLDER_TAG
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -33,7 +37,6 @@ _UNKNOWN_STATE = "UNKNOWN"  # the job's last state, where SLURM does not have th
 _LOST = Outcome("FAILED", "SLURM has forgotten the job, and nobody saw how it ended")
 _GRACE_SECONDS = 300.0  # after a submission, in which neither squeue nor sacct may have the job
 _MAX_CLOCK_SKEW_SECONDS = 60.0  # between two hosts
-_PARENT_TAG = "mlflow.parentRunId"
 
 
 def reconcile_runs(args: argparse.Namespace) -> int:
@@ -52,13 +55,13 @@ def reconcile_runs(args: argparse.Namespace) -> int:
 
     store = search.open_store()
     runs = [run for run in _list_submitted_runs(store) if not run.data.tags.get(STATE_TAG)]
-    job_ids = {run.info.run_id: _find_job_id(run) for run in runs}
+    job_ids = {run.info.run_id: find_job_id(run) for run in runs}
     earliest_submission = {
         job_id: run.info.start_time / 1000 - _MAX_CLOCK_SKEW_SECONDS
         for run in runs
         if (job_id := job_ids[run.info.run_id])
     }
-    accounting = client.list_accounting(earliest_submission, earliest_submission)
+    accounting = client.list_accounting(earliest_submission)
     count: Counter[str] = Counter(looked_at=len(runs))
     for run in runs:
         job_id = job_ids[run.info.run_id]
@@ -77,17 +80,11 @@ def _list_submitted_runs(store: "MlflowClient") -> Iterator["Run"]:
     token = None
     while experiments:
         page = store.search_runs(
-            experiments, "tags.slurm_folder LIKE '%'", max_results=1000, page_token=token
+            experiments, f"tags.{SLURM_FOLDER_TAG} LIKE '%'", max_results=1000, page_token=token
         )
         yield from page
         if not (token := page.token):
             return
-
-
-def _find_job_id(run: "Run") -> str:
-    if run.info.status not in FINAL_STATUSES:  # its submission may have been killed
-        return find_job_id(run)
-    return str(run.data.tags.get("slurm_job_id", ""))
 
 
 def _reconcile_run(
@@ -118,12 +115,12 @@ def _reconcile_run(
             logs = make_job_logs(run.data.tags, job_id).list_files()
             apply_outcome(store, run.info.run_id, outcome, job_id, logs)
         if accounting is None or accounting.attempts:  # else sacct is asked again later
-            _log_metrics(store, run, state, metrics)
+            _record_final_state(store, run, state, metrics)
 
 
 def _is_lost(run: "Run") -> bool:
     """Whether SLURM should have the run's job: the run of another cluster has no folder here."""
-    folder, submitted = Path(run.data.tags["slurm_folder"]), run.info.start_time / 1000
+    folder, submitted = Path(run.data.tags[SLURM_FOLDER_TAG]), run.info.start_time / 1000
     with suppress(OSError):  # a resume touches it
         submitted = max(submitted, (folder / "job.sh").stat().st_mtime)
     return time.time() - submitted > _GRACE_SECONDS and folder.is_dir()
@@ -132,7 +129,7 @@ def _is_lost(run: "Run") -> bool:
 def _was_resubmitted(store: "MlflowClient", run: "Run") -> bool:
     """Whether the run was resumed since it was listed, and so has another job."""
     tags = store.get_run(run.info.run_id).data.tags
-    return bool(tags.get("slurm_job_id", "") != run.data.tags.get("slurm_job_id", ""))
+    return bool(tags.get(JOB_ID_TAG, "") != run.data.tags.get(JOB_ID_TAG, ""))
 
 
 def _follow_open_job(
@@ -151,7 +148,7 @@ def _terminate_children(
     store: "MlflowClient", parent: "Run", status: str, dry_run: bool
 ) -> Iterator[tuple["Run", str, str]]:
     """Terminate the runs that the job had started under its own."""
-    condition = f"tags.`{_PARENT_TAG}` = '{parent.info.run_id}'"
+    condition = f"tags.`{MLFLOW_PARENT_RUN_ID}` = '{parent.info.run_id}'"
     for run in store.search_runs([parent.info.experiment_id], condition):
         if run.info.status not in FINAL_STATUSES:
             yield run, status, "its parent's job ended"
@@ -159,7 +156,10 @@ def _terminate_children(
                 store.set_terminated(run.info.run_id, status)
 
 
-def _log_metrics(store: "MlflowClient", run: "Run", state: str, metrics: dict[str, float]) -> None:
+def _record_final_state(
+    store: "MlflowClient", run: "Run", state: str, metrics: dict[str, float]
+) -> None:
+    """Log what the job used and its last state, after which the run is not looked at again."""
     from mlflow.entities import Metric, RunTag
 
     # The same time at each try, so that no value is logged twice.

@@ -1,7 +1,8 @@
 """Report the start and the end of a job to MLflow, as the job's script does.
 
-This package's parts that it needs are copied into the run's folder, and started there by the job's
-own Python, which needs mlflow and nothing else:
+It is copied into the run's folder with the packages slurm, spool and utils, which have all that it
+needs: beside them it may import only mlflow and the standard library. The job's own Python starts
+it there:
 
     python -m pyclassify.slurm.reporter start [OLDER_JOB]
     python -m pyclassify.slurm.reporter end EXIT_CODE SLURM_REPORT STDOUT STDERR [MAX_STARTS]
@@ -23,6 +24,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pyclassify.slurm.status import (
+    JOB_ID_TAG,
+    JOB_IDS_TAG,
     RESUME_HINT,
     STATE_TAG,
     STATUS_SOURCE_TAG,
@@ -138,7 +141,7 @@ def open_spool(root: Path) -> "MlflowClient":
 
 def _write_start(client: "MlflowClient", run_id: str, job_id: str, starts: Sequence[_Start]) -> int:
     run, is_restart = client.get_run(run_id), starts[-1].restarts > 0
-    status, known_id = run.info.status, run.data.tags.get("slurm_job_id", "")
+    status, known_id = run.info.status, run.data.tags.get(JOB_ID_TAG, "")
     is_deleted = run.info.lifecycle_stage == "deleted"
     if is_deleted or (status in FINAL_STATUSES and not is_restart):
         state = "deleted" if is_deleted else f"{status} already"
@@ -147,8 +150,8 @@ def _write_start(client: "MlflowClient", run_id: str, job_id: str, starts: Seque
     client.update_run(run_id, status="RUNNING")
     tags = {
         # sbatch's id may have the cluster's name too.
-        "slurm_job_id": known_id if known_id.partition(";")[0] == job_id else job_id,
-        "slurm_job_ids": ",".join(dict.fromkeys(start.job_id for start in starts)),
+        JOB_ID_TAG: known_id if known_id.partition(";")[0] == job_id else job_id,
+        JOB_IDS_TAG: ",".join(dict.fromkeys(start.job_id for start in starts)),
         "slurm_restarts": str(_count_restarts(starts)),
         "slurm_nodes": os.environ.get("SLURM_JOB_NODELIST", ""),
         "slurm_partition": os.environ.get("SLURM_JOB_PARTITION", ""),

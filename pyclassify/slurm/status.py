@@ -5,8 +5,9 @@ its exit code and what SLURM reports by then (`derive_script_outcome`). `apply_o
 to the run: the status, the reason in the description, and the job's logs.
 
 The training's own FAILED or KILLED stays, and so does FINISHED where the job ended well. A status
-that the script derived from its exit code is overwritten by what SLURM reports later: the tag
-`slurm_status_by` says who wrote the status, "script" or "slurm".
+that the script derived from its exit code is a guess, and overwritten by what SLURM reports later.
+The tag `slurm_status_by` is "script" while the status is such a guess, and "slurm" once SLURM has
+confirmed or corrected it. Otherwise the tag is absent, or empty after a restart.
 """
 
 import os
@@ -28,10 +29,11 @@ if TYPE_CHECKING:
     from mlflow.entities import Run
 
 ARTIFACT_FOLDER = "slurm"
+JOB_ID_TAG = "slurm_job_id"  # as sbatch gave it, perhaps with the cluster's name; empty before
+JOB_IDS_TAG = "slurm_job_ids"  # the numbers of the run's jobs that have started, with commas
 STATUS_SOURCE_TAG = "slurm_status_by"
 STATE_TAG = "slurm_state"  # how the job ended; SLURM is not asked again about a run that has it
 RESUME_HINT = "go on by `pyclassify slurm resume RUN_ID`"
-_DESCRIPTION_TAG = "mlflow.note.content"
 _QUOTED_LINES = 20
 _QUOTED_BYTES = 4000  # some of MLflow's servers take 5000 for a description
 _QUOTE_HEADING = "The last lines of stderr:"
@@ -195,14 +197,18 @@ def _has_description(run: "Run", subject: str) -> bool:
 
 
 def _replace_paragraph(client: "MlflowClient", run: "Run", subject: str, text: str) -> None:
+    from mlflow.utils.mlflow_tags import MLFLOW_RUN_NOTE
+
     description, replaced = _match_paragraph(subject).subn("", _get_description(run))
     description = description.strip("\n") if replaced else description
     paragraphs = [paragraph for paragraph in (description, text) if paragraph]
-    client.set_tag(run.info.run_id, _DESCRIPTION_TAG, "\n\n".join(paragraphs))
+    client.set_tag(run.info.run_id, MLFLOW_RUN_NOTE, "\n\n".join(paragraphs))
 
 
 def _get_description(run: "Run") -> str:
-    return str(run.data.tags.get(_DESCRIPTION_TAG, ""))
+    from mlflow.utils.mlflow_tags import MLFLOW_RUN_NOTE
+
+    return str(run.data.tags.get(MLFLOW_RUN_NOTE, ""))
 
 
 def _match_paragraph(subject: str) -> re.Pattern[str]:

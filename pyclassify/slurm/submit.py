@@ -27,6 +27,7 @@ from pyclassify.slurm.snapshot import take_snapshot
 from pyclassify.slurm.states import JobNotFoundError, SlurmError
 from pyclassify.slurm.status import (
     ARTIFACT_FOLDER,
+    JOB_ID_TAG,
     STATE_TAG,
     STATUS_SOURCE_TAG,
     clear_description,
@@ -43,6 +44,7 @@ from pyclassify.slurm.submitted_run import (
 )
 from pyclassify.spool import records
 from pyclassify.spool.records import FINAL_STATUSES
+from pyclassify.utils.launcher import SLURM_FOLDER_TAG
 from pyclassify.utils.text import format_error
 
 if TYPE_CHECKING:
@@ -168,7 +170,7 @@ def _submit_run(
         script = _prepare_folder(plan, store, run, folder)
         variables = {} if plan.uses_spool else {"MLFLOW_TRACKING_URI": plan.tracking_store.uri}
         job_id = client.submit_job(script, variables, [*plan.raw_config])
-    store.set_tag(run_id, "slurm_job_id", job_id)
+    store.set_tag(run_id, JOB_ID_TAG, job_id)
     pattern, number = make_absolute_pattern(folder, plan.config.output), job_id.partition(";")[0]
     log = expand_pattern(pattern, number, plan.job_name, unknown="*")
     _logger.info("=== Run (ID '%s') is submitted as SLURM job %s ===", run_id, job_id)
@@ -243,7 +245,7 @@ def make_log_folders(folder: Path, config: Config) -> None:
 def _make_tags(plan: Plan, folder: Path) -> Mapping[str, str]:
     return {
         "mlflow.project.backend": "slurm",
-        "slurm_folder": str(folder),
+        SLURM_FOLDER_TAG: str(folder),
         "slurm_job_name": plan.job_name,
         "slurm_partition": plan.config.partition or "",
         "slurm_nodes": str(plan.topology.nodes),
@@ -254,7 +256,7 @@ def _make_tags(plan: Plan, folder: Path) -> Mapping[str, str]:
 
 
 def _wait(submitted: SlurmRun) -> None:
-    """Wait for the job, and cancel it by Ctrl-C."""
+    """Wait for the job; Ctrl-C cancels it."""
     from mlflow.exceptions import ExecutionException
 
     try:
@@ -277,12 +279,12 @@ def _wait(submitted: SlurmRun) -> None:
 def _find_script(run: "Run") -> Path:
     """The script of a run's job, in the run's folder."""
     run_id, tags = run.info.run_id, run.data.tags
-    if "slurm_folder" not in tags:
+    if SLURM_FOLDER_TAG not in tags:
         raise ValueError(
             f"the run {run_id} is none of the backend slurm; `pyclassify resume {run_id}` goes on "
             "with it here"
         )
-    script = Path(tags["slurm_folder"]) / "job.sh"
+    script = Path(tags[SLURM_FOLDER_TAG]) / "job.sh"
     if not script.is_file():
         host = tags.get("slurm_submit_host", "")
         raise ValueError(
@@ -303,7 +305,7 @@ def _wait_for_earlier_job(run: "Run") -> None:
     Raises:
         ValueError: The job has not ended.
     """
-    run_id, job_id = run.info.run_id, find_job_id(run)
+    run_id, job_id = run.info.run_id, find_job_id(run, search_ended=True)
     if not job_id:  # SLURM never took one
         return
     submitted, end = SlurmRun(run_id, job_id), time.monotonic() + _COMPLETING_TIMEOUT_SECONDS
@@ -333,7 +335,7 @@ def _resubmit(
         The new job's id.
     """
     run_id, spool_root = run.info.run_id, script.parent / "spool"
-    earlier_job = run.data.tags.get("slurm_job_id", "")
+    earlier_job = run.data.tags.get(JOB_ID_TAG, "")
     earlier_jobs = {earlier_job.partition(";")[0], *list_started_jobs(run.data.tags)}
     script.touch()  # SLURM may not have the new job at once, and `reconcile` waits for it
     targets = [store]
@@ -343,17 +345,17 @@ def _resubmit(
     for target in targets:
         target.update_run(run_id, status="SCHEDULED")
         # Should this process be killed, the job is found by its folder.
-        set_tags(target, run_id, {"slurm_job_id": "", STATUS_SOURCE_TAG: "", STATE_TAG: ""})
+        set_tags(target, run_id, {JOB_ID_TAG: "", STATUS_SOURCE_TAG: "", STATE_TAG: ""})
     try:
         job_id = client.submit_job(script, variables, config_keys, options, earlier_jobs)
     except (SlurmError, KeyboardInterrupt):
         status = run.info.status if run.info.status in FINAL_STATUSES else "KILLED"
         for target in targets:
-            target.set_tag(run_id, "slurm_job_id", earlier_job)
+            target.set_tag(run_id, JOB_ID_TAG, earlier_job)
             target.set_terminated(run_id, status, end_time=run.info.end_time)
         raise
     for target in targets:
-        target.set_tag(run_id, "slurm_job_id", job_id)
+        target.set_tag(run_id, JOB_ID_TAG, job_id)
         if earlier_job:  # its end was not the run's
             clear_description(target, target.get_run(run_id), format_subject(earlier_job))
     return job_id

@@ -23,12 +23,15 @@ from pyclassify.slurm import client
 from pyclassify.slurm.states import Job, JobNotFoundError, SlurmError, SlurmUnavailableError
 from pyclassify.slurm.status import (
     ARTIFACT_FOLDER,
+    JOB_ID_TAG,
+    JOB_IDS_TAG,
     apply_outcome,
     derive_outcome,
     format_subject,
     update_description,
 )
 from pyclassify.spool.records import FINAL_STATUSES
+from pyclassify.utils.launcher import SLURM_FOLDER_TAG
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
@@ -179,7 +182,7 @@ class SlurmRun(SubmittedRun):
                 return None
             raise JobNotFoundError(
                 f"{error}; the run stays {run.info.status}: see the log in "
-                f"{run.data.tags.get('slurm_folder')}, or close it by `pyclassify slurm cancel`"
+                f"{run.data.tags.get(SLURM_FOLDER_TAG)}, or close it by `pyclassify slurm cancel`"
             ) from None
 
     def poll_job(self) -> Job | None:
@@ -258,19 +261,23 @@ def find_submitted_run(run_id: str) -> SlurmRun:
 
     run = search.find_run(search.open_store(), run_id)
     run_id, tags = run.info.run_id, run.data.tags
-    if "slurm_folder" not in tags:
+    if SLURM_FOLDER_TAG not in tags:
         raise ValueError(
             f"the run {run_id} is none of the backend slurm; `mlflow run --backend slurm` makes one"
         )
-    has_ended = run.info.status in FINAL_STATUSES  # else its submission may have been killed
-    job_id = tags.get("slurm_job_id", "") if has_ended else find_job_id(run)
+    job_id = find_job_id(run)
     if not job_id:
         raise SlurmError(f"the run {run_id} has no job: SLURM did not take it, see its description")
     return SlurmRun(run_id, job_id)
 
 
-def find_job_id(run: "Run") -> str:
-    """Find the id of a run's job, by the run's folder where its submission was killed.
+def find_job_id(run: "Run", search_ended: bool = False) -> str:
+    """Find the id of a run's job, by the run's tag or else by the run's folder.
+
+    Args:
+        run: The run.
+        search_ended: Whether to search by the folder also where the run has ended, as a resume
+            does: it must not submit a second job.
 
     Returns:
         The id; empty where there is no job.
@@ -279,15 +286,19 @@ def find_job_id(run: "Run") -> str:
         SlurmError: squeue fails.
     """
     tags = run.data.tags
-    if job_id := tags.get("slurm_job_id"):
+    if job_id := tags.get(JOB_ID_TAG):
         return str(job_id)
+    # Without the tag, either the submission failed, and has ended the run as FAILED; or it was
+    # killed between sbatch and the tag: then the run has not ended, and may have a job.
+    if run.info.status in FINAL_STATUSES and not search_ended:
+        return ""
     # The run's jobs before a resume have the folder too.
-    return client.find_job_by_folder(Path(tags["slurm_folder"]), list_started_jobs(tags))
+    return client.find_job_by_folder(Path(tags[SLURM_FOLDER_TAG]), list_started_jobs(tags))
 
 
 def list_started_jobs(tags: Mapping[str, str]) -> list[str]:
     """List the numbers of a run's jobs that have started, by the run's tags."""
-    return tags.get("slurm_job_ids", "").split(",")
+    return tags.get(JOB_IDS_TAG, "").split(",")
 
 
 def make_job_logs(tags: Mapping[str, str], job_id: str) -> JobLogs:

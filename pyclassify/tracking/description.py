@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Run
 
-NOTE_TAG = "mlflow.note.content"
 _UNFINISHED = "**No results**: this run goes on, or was stopped before it had any."
 _RUN_HEADING = "### What was run\n"
 _SEAL = re.compile(r'\n\n\[pyclassify\]: # "([0-9a-f]{16})"(?:\n|$)')
@@ -125,16 +124,17 @@ def _rewrite(
     create: bool = False,
 ) -> None:
     """Rewrite our text of a description; `compose` gets the run and the text from its heading."""
+    from mlflow.utils.mlflow_tags import MLFLOW_RUN_NOTE
     from mlflow.utils.validation import MAX_TAG_VAL_LENGTH
 
     run = client.get_run(run_id)
-    ours, others = unseal(run.data.tags.get(NOTE_TAG, ""))
+    ours, others = unseal(run.data.tags.get(MLFLOW_RUN_NOTE, ""))
     if not ours and (others or not create):
         return
     body = ours[max(0, ours.find(_RUN_HEADING)) :]
     note = seal(compose(run, body)) + others
     if len(note) <= MAX_TAG_VAL_LENGTH:  # MLflow would cut a longer one
-        client.set_tag(run_id, NOTE_TAG, note)
+        client.set_tag(run_id, MLFLOW_RUN_NOTE, note)
 
 
 def seal(text: str) -> str:

@@ -34,6 +34,8 @@ SPOOL_ENV = "PYCLASSIFY_SPOOL"
 PROGRESS_ENV = "PYCLASSIFY_PROGRESS"
 STATUS_BY_SLURM_ENV = "PYCLASSIFY_STATUS_BY_SLURM"
 REQUEUE_EXIT_CODE = os.EX_TEMPFAIL  # 75, of sysexits.h
+# The tag with a run's folder: slurm/submit sets it, and runs/resume leaves such a run to slurm.
+SLURM_FOLDER_TAG = "slurm_folder"
 
 PUBLISH_TIMEOUT_SECONDS = 600.0  # for the first process to decide
 # By these a start of a job, or of a launcher's processes, differs from the one before.

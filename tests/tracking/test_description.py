@@ -7,10 +7,10 @@ from pathlib import Path
 import markdown
 import mlflow
 import pytest
+from mlflow.utils.mlflow_tags import MLFLOW_RUN_NOTE
 
 from pyclassify.tracking import description
 from pyclassify.tracking.description import (
-    NOTE_TAG,
     ClassCounts,
     describe_failure,
     describe_results,
@@ -93,7 +93,7 @@ def run_id(cli):
 
 
 def note(run_id):
-    return mlflow.MlflowClient().get_run(run_id).data.tags.get(NOTE_TAG)
+    return mlflow.MlflowClient().get_run(run_id).data.tags.get(MLFLOW_RUN_NOTE)
 
 
 def test_description_of_long_texts_fits_a_tag(cli, run_id):
@@ -111,7 +111,7 @@ def test_description_of_long_texts_fits_a_tag(cli, run_id):
 def test_training_writes_its_description(cli):
     (run,) = cli(f"train {SHAPES}").runs
 
-    text = run.data.tags[NOTE_TAG]
+    text = run.data.tags[MLFLOW_RUN_NOTE]
     assert text.startswith(f"**Test accuracy {run.data.metrics['test_accuracy']:.4f}** (")
     assert "1 epoch in " in text
     assert "`tests.support.networks.Linear`" in text
@@ -128,22 +128,22 @@ def test_failed_training_describes_its_error(cli):
         cli(f"fit {SHAPES}", "--trainer.callbacks+=tests.support.networks.Bug")
 
     (run,) = mlflow.search_runs(search_all_experiments=True, output_format="list")
-    assert run.data.tags[NOTE_TAG].startswith("**Failed**: ZeroDivisionError: ")
-    assert "`tests.support.networks.Linear`" in run.data.tags[NOTE_TAG]
+    assert run.data.tags[MLFLOW_RUN_NOTE].startswith("**Failed**: ZeroDivisionError: ")
+    assert "`tests.support.networks.Linear`" in run.data.tags[MLFLOW_RUN_NOTE]
     assert run.info.status == "FAILED"
 
 
 def test_training_leaves_a_persons_note(cli):
-    given = f'--trainer.logger.tags={{"{NOTE_TAG}": "mine"}}'
+    given = f'--trainer.logger.tags={{"{MLFLOW_RUN_NOTE}": "mine"}}'
     (run,) = cli(f"train {SHAPES}", given).runs
 
-    assert run.data.tags[NOTE_TAG] == "mine"
+    assert run.data.tags[MLFLOW_RUN_NOTE] == "mine"
 
 
 def test_results_keep_a_persons_text_after_the_seal(run_id):
     client = mlflow.MlflowClient()
     describe_start(client, run_id, CONFIG, FACTS)
-    client.set_tag(run_id, NOTE_TAG, note(run_id) + "\nI like it.")
+    client.set_tag(run_id, MLFLOW_RUN_NOTE, note(run_id) + "\nI like it.")
 
     describe_results(client, run_id)
 
@@ -156,7 +156,7 @@ def test_results_leave_an_edited_description_alone(edit, run_id):
     client = mlflow.MlflowClient()
     describe_start(client, run_id, CONFIG, FACTS)
     changed = edit(note(run_id))
-    client.set_tag(run_id, NOTE_TAG, changed)
+    client.set_tag(run_id, MLFLOW_RUN_NOTE, changed)
 
     describe_results(client, run_id)
 
@@ -191,4 +191,4 @@ def test_description_with_an_error_costs_only_a_warning(cli, monkeypatch):
         done = cli(f"train {SHAPES}")
 
     assert done.runs[0].info.status == "FINISHED"
-    assert NOTE_TAG not in done.runs[0].data.tags
+    assert MLFLOW_RUN_NOTE not in done.runs[0].data.tags
