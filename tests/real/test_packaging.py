@@ -140,6 +140,7 @@ def test_package_is_found_where_nothing_else_is_installed(bare_python, tmp_path)
     assert Path(found.strip()).is_relative_to(bare_python.parents[1])
 
 
+@pytest.mark.environment
 def test_console_script_says_what_it_can_do(full_python, tmp_path):
     helped = output([full_python.parent / "pyclassify", "--help"], tmp_path)
 

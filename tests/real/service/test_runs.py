@@ -24,6 +24,7 @@ def test_run_is_in_the_database_and_its_file_in_the_bucket(service, client):
     assert [each["Size"] for each in objects if run_id in each["Key"]] == [len("hello")]
 
 
+@pytest.mark.service
 def test_alone_the_runs_of_a_folder_are_shown_without_any_of_it(tmp_path):
     here = mlflow.MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
     made = here.create_experiment("alone", str(tmp_path / "files"))
