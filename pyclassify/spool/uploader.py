@@ -5,6 +5,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -208,7 +209,8 @@ class Uploader:
         """What sends the records of each kind that are not for the tracking server itself."""
         if self.make_version is None:
             return {"artifact": self._upload_artifact}
-        return {"artifact": self._upload_artifact, "version": self._make_version}
+        make_version = partial(self._make_version, self.make_version)
+        return {"artifact": self._upload_artifact, "version": make_version}
 
     def _upload_artifact(self, record: Record) -> None:
         path = self.folder / "artifacts" / record["path"]
@@ -219,12 +221,11 @@ class Uploader:
         artifacts = open_artifacts(self.client, self._sender.run_info.artifact_uri)
         artifacts.log_artifact(str(path), None if parent == "." else parent)
 
-    def _make_version(self, record: Record) -> None:
-        assert self.make_version is not None
+    def _make_version(self, make_version: MakeVersion, record: Record) -> None:
         if lost := self._rejected.find_file(record["path"]):
             self._rejected.add(record, f"the model lacks {lost}, which was not stored")
         else:
-            self.messages.append(self.make_version(self.client, self.server_id, record))
+            self.messages.append(make_version(self.client, self.server_id, record))
 
 
 class _PendingRecords:
