@@ -6,6 +6,7 @@ A served model holds a copy of this file, so that this file imports nothing but 
 import binascii
 import io
 import math
+import os
 import re
 from typing import Any
 
@@ -15,10 +16,29 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 Pixels = npt.NDArray[np.uint8]
 
+# What Pillow itself decodes, by the ends of files' names in lower case. Not here: formats that only
+# name their content (BUFR, GRIB, HDF5, IPTC, MPEG), those of one system (WMF, EMF), and EPS, which
+# starts a program.
+READABLE_EXTENSIONS = frozenset(
+    (
+        *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".gif", ".webp", ".avif", ".avifs"),
+        *(".bmp", ".dib", ".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".pnm", ".pfm", ".qoi"),
+        *(".jp2", ".j2c", ".j2k", ".jpc", ".jpf", ".jpx", ".tga", ".icb", ".vda", ".vst"),
+        *(".sgi", ".rgb", ".rgba", ".bw", ".ras", ".im", ".pcx", ".dcx", ".psd", ".pcd", ".pxr"),
+        *(".ico", ".icns", ".cur", ".dds", ".blp", ".ftc", ".ftu", ".flc", ".fli", ".fit", ".fits"),
+        *(".gbr", ".msp", ".xbm", ".xpm"),
+    )
+)
+
 # Requests can't choose Pillow's other formats, of which some start programs.
 _REQUEST_FORMATS = ("JPEG", "PNG", "WEBP")
 
 _SHAPE = re.compile(r"([1-9]\d{0,8})x([1-9]\d{0,8})(?:x([13]))?")
+
+
+def is_readable(name: str) -> bool:
+    """Return whether a file's name ends as that of an image which is decoded, in any case."""
+    return os.path.splitext(name)[1].lower() in READABLE_EXTENSIONS
 
 
 def convert_to_rgb(image: Image.Image) -> Pixels:
