@@ -1,11 +1,12 @@
 """The data modules that --data names: CIFAR-10, MNIST, torchvision, image folders, synthetic."""
 
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import torch
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
-from torch import Tensor
+from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 from torch.utils.data import DataLoader
 
 from pyclassify.data import synthetic
@@ -14,11 +15,21 @@ from pyclassify.data.datasets import (
     CachedImageFiles,
     ImageFiles,
     ImageTensors,
-    PackedPaths,
     UnlabeledImageFiles,
 )
 from pyclassify.data.download import fetch_dataset, list_checksums
-from pyclassify.data.image_folder import cache_images, list_all_images, list_classes, list_images
+from pyclassify.data.folder_checks import check_root, check_splits
+from pyclassify.data.image_folder import (
+    LeftOut,
+    ListedSplit,
+    cache_images,
+    describe_left_out,
+    find_splits,
+    list_all_images,
+    list_beside_splits,
+    list_classes,
+    list_split,
+)
 from pyclassify.data.loaders import SPLITS, ImageDataModule, collate_varying_sizes, split_indices
 from pyclassify.utils.files import find_cache_folder
 from pyclassify.utils.launcher import count_workers
@@ -270,17 +281,44 @@ class ImageFolderDataModule(ImageDataModule):
         self.unreadable, self.exact = unreadable, exact
         self.cache, self._num_workers = cache, num_workers
         self.num_workers = num_workers or 0
+        self._classes_given = classes is not None
         if classes is not None:
             self.classes = list(classes)
-        elif (self.data_path / "train").is_dir():
-            self.classes = list_classes(self.data_path / "train")
-        self._listed: dict[str, tuple[PackedPaths, Tensor]] = {}
+        else:
+            with suppress(MisconfigurationException):  # to predict any folder will do
+                self.classes = list_classes(self._find_split("train"))
+        self._listed: dict[str, ListedSplit] = {}
+        self._left_out = LeftOut()
         self._cached: CachedImageFiles | None = None
 
     def prepare_data(self) -> None:
-        """Write the file of `cache`, if that is on and a training starts."""
-        if self.cache and (self.trainer is None or self.trainer.state.fn == "fit"):
+        """Check the folder if a training starts, and write the file of `cache` if that is on.
+
+        Raises:
+            MisconfigurationException: The folder can't be what the user meant.
+        """
+        if self.trainer is not None and self.trainer.state.fn != "fit":
+            return
+        self.check()
+        if self.cache:
             self.setup("fit")
+
+    def check(self) -> None:
+        """Check all splits of the folder before a training, and warn of what can't be right.
+
+        Raises:
+            MisconfigurationException: The folder can't be what the user meant.
+        """
+        folders = check_root(self.data_path, self._classes_given)
+        names = list(folders)
+        if getattr(self.trainer, "tests_after_fit", False) and "test" not in names:
+            names.append("test")  # which is known now, rather than after the last epoch
+        splits = {name: self._list(name) for name in names}
+        self._left_out.update(list_beside_splits(self.data_path, folders.values()))
+        self._report_left_out()
+        self.data_warnings = check_splits(splits, self._classes_given)
+        for text in self.data_warnings:
+            rank_zero_warn(text)
 
     def setup(self, stage: str) -> None:
         if self._num_workers is None:
@@ -289,19 +327,22 @@ class ImageFolderDataModule(ImageDataModule):
             self._set_up_predict()
             return
         for split in SPLITS[stage]:
-            held_out = split != "test" and not (self.data_path / "val").is_dir()
-            files, labels = self._list("train" if held_out else split)
+            held_out = split != "test" and "val" not in find_splits(self.data_path)
+            listed = self._list("train" if held_out else split)
+            files, labels = listed.files, listed.labels
             index = None
             if held_out:
                 val_size = max(1, round(len(files) * self.val_size))
-                index = split_indices(len(files), val_size, self.split_seed)[split]
+                index = split_indices(len(files), val_size, self.split_seed, labels)[split]
             size, exact = self.preprocess.resize, self.exact or split != "train"
             images = ImageFiles(self.data_path, files, labels, size, index, exact)
             cached = self.cache and split == "train"
             setattr(self, split, self._cache_images(images) if cached else images)
+        self._report_left_out()
 
     def _set_up_predict(self) -> None:
-        files = list_all_images(self.data_path)
+        files, self._left_out = list_all_images(self.data_path)
+        self._report_left_out()
         size = None if self._network_takes_bytes() else self.preprocess.resize
         skip = self.unreadable == "skip"
         self._predict_files = UnlabeledImageFiles(self.data_path, files, size, skip)
@@ -324,17 +365,30 @@ class ImageFolderDataModule(ImageDataModule):
         batch_size = min(max_images, self.batch_size)
         return self._make_loader(files, batch_size=batch_size, collate=collate_varying_sizes)
 
-    def _list(self, folder: str) -> tuple[PackedPaths, Tensor]:
+    def _list(self, split: str) -> ListedSplit:
         # Listed once, since a cluster's file system takes minutes to list a large folder.
-        if folder not in self._listed:
+        if split not in self._listed:
             if not hasattr(self, "classes"):  # train/ is missing, as the error of this call says
-                self.classes = list_classes(self.data_path / "train")
-            files, labels = list_images(self.data_path / folder, self.classes)
-            empty = sorted(set(range(self.num_classes)) - set(labels))
-            if folder == "train" and empty:
+                self.classes = list_classes(self._find_split("train"))
+            listed = list_split(self._find_split(split), self.classes)
+            counts = listed.count_by_class()
+            empty = [name for name in counts if counts[name] == 0]
+            if split == "train" and empty:
                 raise MisconfigurationException(
-                    f"{self.data_path / folder / self.classes[empty[0]]} has no images; add those "
-                    "of the class, or remove the folder"
+                    f"{listed.folder / empty[0]} has no images"
+                    f"{describe_left_out(listed, empty[:1])}; add those of the class, or remove "
+                    "the folder"
                 )
-            self._listed[folder] = PackedPaths(files), torch.tensor(labels)
-        return self._listed[folder]
+            self._listed[split] = listed
+            self._left_out.update(listed.sum_left_out())
+        return self._listed[split]
+
+    def _find_split(self, split: str) -> Path:
+        return find_splits(self.data_path).get(split, self.data_path / split)
+
+    def _report_left_out(self) -> None:
+        """Report once, in one line, what no split has of the files in its folder."""
+        if self._left_out.total:
+            text = self._left_out.describe(self.data_path)
+            rank_zero_info(f"{self.data_path}: left out {self._left_out.total} entries: {text}")
+            self._left_out = LeftOut()

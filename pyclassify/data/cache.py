@@ -165,7 +165,7 @@ def digest_files(files: Sequence[str], folder: Path) -> str:
         32 hexadecimal digits.
     """
     stats = sha256()
-    for description in _map_in_threads(_describe_file, files):
+    for description in map_in_threads(_describe_file, files):
         stats.update(description)
     key = stats.hexdigest()
     path = find_cache_folder() / "digests.json"
@@ -178,12 +178,14 @@ def digest_files(files: Sequence[str], folder: Path) -> str:
 
 def _digest_contents(files: Sequence[str], folder: Path) -> str:
     digest = sha256()
-    for file, file_digest in zip(files, _map_in_threads(_digest_file, files), strict=True):
-        digest.update(f"{os.path.relpath(file, folder)}\0{file_digest}\n".encode())
+    for file, file_digest in zip(files, map_in_threads(_digest_file, files), strict=True):
+        digest.update(os.fsencode(f"{os.path.relpath(file, folder)}\0{file_digest}\n"))
     return digest.hexdigest()[:_DIGEST_LENGTH]
 
 
-def _map_in_threads(function: Callable[[str], _T], files: Sequence[str]) -> Iterator[_T]:
+def map_in_threads(function: Callable[[str], _T], files: Sequence[str]) -> Iterator[_T]:
+    """Call a function for each file, many at once; the results come in the files' order."""
+
     # Threads, as each call may wait for a network file system; hundreds of files a task, as
     # submitting one file takes as long as reading it.
     def call_all(start: int) -> list[_T]:
@@ -197,7 +199,7 @@ def _map_in_threads(function: Callable[[str], _T], files: Sequence[str]) -> Iter
 def _describe_file(file: str) -> bytes:
     stat = os.stat(file)
     fields = (os.path.abspath(file), stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
-    return ("\0".join(map(str, fields)) + "\n").encode()
+    return os.fsencode("\0".join(map(str, fields)) + "\n")
 
 
 def _digest_file(file: str) -> str:

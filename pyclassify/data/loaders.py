@@ -62,7 +62,8 @@ class ImageDataModule(LightningDataModule):
 
     A subclass assigns `train`, `val` and `test` in `setup`: data sets of (image, label, index) with
     images uint8 [1 or 3, height, width], best `ImageDataset`s. It defines `classes`, the names of
-    the classes by label.
+    the classes by label. It may find in `prepare_data` that the data can't be what the user meant,
+    and assign `data_warnings`: runs are tagged with them, and do not become champion by themselves.
 
     Args:
         batch_size: Images in a batch of each process.
@@ -91,6 +92,7 @@ class ImageDataModule(LightningDataModule):
     val: Dataset[Any]
     test: Dataset[Any]
     classes: Sequence[str]
+    data_warnings: Sequence[str] = ()
 
     def __init__(
         self,
@@ -273,19 +275,28 @@ def count_unpadded(loader: Any, batch_idx: int, batch_size: int) -> int:
     return min(batch_size, max(0, unpadded - batch_idx * batches.batch_size))
 
 
-def split_indices(count: int, held_out: int, seed: int) -> dict[str, Tensor]:
+def split_indices(
+    count: int, held_out: int, seed: int, labels: Tensor | None = None
+) -> dict[str, Tensor]:
     """Split images at random into training and validation.
 
     Args:
         count: The number of images.
         held_out: How many of them are for validation.
         seed: The seed of the split.
+        labels: The label of each image, int64 [count]. Each class then keeps an image for training:
+            another image is held out in its place, and fewer where there is none. A split that
+            leaves each class one without that is the same as without `labels`.
 
     Returns:
         The indices of "train" and "val", each int64, sorted.
 
     Raises:
         MisconfigurationException: Training or validation would get no image.
+
+    Example:
+        >>> split_indices(4, 2, seed=0, labels=torch.tensor([0, 0, 0, 1]))["train"]
+        tensor([0, 3])
     """
     if not 0 < held_out < count:
         raise MisconfigurationException(
@@ -293,4 +304,30 @@ def split_indices(count: int, held_out: int, seed: int) -> dict[str, Tensor]:
             "that both training and validation get some"
         )
     order = torch.randperm(count, generator=torch.Generator().manual_seed(seed))
+    if labels is not None:
+        order, held_out = _keep_every_class(order, held_out, labels)
     return {"train": order[held_out:].sort().values, "val": order[:held_out].sort().values}
+
+
+def _keep_every_class(order: Tensor, held_out: int, labels: Tensor) -> tuple[Tensor, int]:
+    """Reorder images so that each class has one behind the first `held_out`, or hold out fewer.
+
+    The last image of each class in `order` is the one that stays for training, so that an order in
+    which each class has an image behind the first `held_out` does not change.
+
+    Raises:
+        MisconfigurationException: No class has a second image.
+    """
+    last = {label: place for place, label in enumerate(labels[order].tolist())}
+    if all(place >= held_out for place in last.values()):
+        return order, held_out
+    held_out = min(held_out, len(order) - len(last))
+    if held_out < 1:
+        raise MisconfigurationException(
+            f"no image can be held out of {len(order)} for validation, as no class has a second "
+            "one; add images, or a folder val/"
+        )
+    may_go = torch.ones(len(order), dtype=torch.bool)
+    may_go[list(last.values())] = False
+    chosen = may_go & (may_go.cumsum(0) <= held_out)
+    return torch.cat([order[chosen], order[~chosen]]), held_out

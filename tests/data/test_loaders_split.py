@@ -39,3 +39,36 @@ def test_split_seed_decides_the_split():
 def test_split_without_images_on_a_side_is_an_error(held_out):
     with pytest.raises(MisconfigurationException, match=f"^{held_out} .* 10 .*val_size"):
         split_indices(10, held_out, seed=0)
+
+
+def test_split_leaves_every_class_a_training_image():
+    labels = torch.tensor([0] * 10 + [1, 2, 2, 3])
+    for seed in range(20):
+        for held_out in range(1, 11):
+            parts = split_indices(14, held_out, seed, labels)
+
+            assert labels[parts["train"]].unique().tolist() == [0, 1, 2, 3]
+            assert len(parts["val"]) == held_out
+            assert torch.cat([*parts.values()]).sort().values.equal(torch.arange(14))
+            again = split_indices(14, held_out, seed, labels)
+            assert again["val"].equal(parts["val"])
+
+
+def test_split_that_empties_no_class_is_that_of_earlier_releases():
+    labels = torch.arange(1000) % 10
+    for seed in range(20):
+        before, now = split_indices(1000, 100, seed), split_indices(1000, 100, seed, labels)
+
+        assert now["val"].equal(before["val"])
+        assert now["train"].equal(before["train"])
+
+
+def test_split_holds_out_fewer_where_every_class_has_to_keep_one():
+    parts = split_indices(6, 5, 0, torch.tensor([0, 0, 1, 1, 2, 2]))
+
+    assert [len(parts["train"]), len(parts["val"])] == [3, 3]
+
+
+def test_split_of_classes_of_one_image_is_an_error():
+    with pytest.raises(MisconfigurationException, match=r"no class has a second.* val/"):
+        split_indices(3, 1, 0, torch.tensor([0, 1, 2]))
