@@ -18,9 +18,10 @@ import yaml
 
 from pyclassify.tracking.capsule import CAPSULE_FOLDER
 from pyclassify.tracking.run import make_run_environment
+from pyclassify.utils.git import find_root, run_git
 from pyclassify.utils.masking import MASK
 from pyclassify.utils.options import PATH_OPTIONS, SHORT_OPTIONS, format_options
-from pyclassify.utils.repository import Code, find_root, run_git
+from pyclassify.utils.repository import Code
 from pyclassify.utils.signals import STOP_SIGNALS, raise_on_stop, wait_for_child
 
 if TYPE_CHECKING:

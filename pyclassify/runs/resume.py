@@ -39,11 +39,12 @@ from pyclassify.runs.stats import SEEDS_TAG
 from pyclassify.spool import lock
 from pyclassify.tracking.capsule import CAPSULE_FOLDER, PACKAGE_FOLDER, digest_package
 from pyclassify.tracking.run import find_spool_root
+from pyclassify.utils.git import find_root
 from pyclassify.utils.launcher import SLURM_FOLDER_TAG
 from pyclassify.utils.masking import MASK, mask_command
 from pyclassify.utils.mlflow_settings import configure_mlflow
 from pyclassify.utils.options import SHORT_OPTIONS, CommandParser, format_options, split_options
-from pyclassify.utils.repository import check_out_worktree, find_root
+from pyclassify.utils.repository import check_out_worktree
 
 # The tag with the options that differ from the capsule's: MLflow's parameters can't be changed.
 _RESUMED_WITH_TAG = "pyclassify.resumed_with"

@@ -24,12 +24,8 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from pyclassify.utils.repository import (
-    diff_tracked_files,
-    find_root,
-    list_project_files,
-    run_git,
-)
+from pyclassify.utils.git import find_root, run_git
+from pyclassify.utils.repository import diff_tracked_files, list_project_files
 
 _PACKAGE_DIR = Path(__file__).parents[1]
 # All that the reporter imports of this package is in these files.

@@ -6,7 +6,6 @@ that no run left there. `describe_code` keeps them for a capsule, as a commit, a
 """
 
 import os
-import subprocess
 import tarfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -15,11 +14,11 @@ from fnmatch import fnmatch
 from io import BytesIO
 from pathlib import Path
 
+from pyclassify.utils.git import find_root, run_git
 from pyclassify.utils.masking import holds_credentials, mask
 
 MAX_FILE_BYTES = 50 * 2**20  # of an untracked file in a snapshot: a larger one is data
 MAX_CHANGES_BYTES = 50 * 2**20  # of the diff in a capsule, and as many of untracked files
-_GIT_TIMEOUT_SECONDS = 120.0
 # Names of files and folders that runs leave behind, or that are made anew; SQLite writes -wal, -shm
 # and -journal beside its file.
 _LEFT_BY_RUNS = (
@@ -168,62 +167,6 @@ def diff_tracked_files(root: Path, left_out: dict[str, str]) -> bytes:
     }
     sizes = {name: len(diff) for name, diff in diffs.items()}
     return b"".join(_choose(sizes, diffs.__getitem__, left_out).values())
-
-
-def find_root(folder: Path, needs_git: bool = True) -> Path | None:
-    """Find the root of the repository that a folder is in, if it is in one.
-
-    Args:
-        folder: The folder.
-        needs_git: Whether it is an error that git is not installed.
-
-    Raises:
-        OSError: git is not installed, or refuses the repository.
-    """
-    try:
-        return Path(os.fsdecode(run_git(folder, "rev-parse", "--show-toplevel").rstrip(b"\n")))
-    except FileNotFoundError:
-        if needs_git:
-            raise
-    except OSError as error:
-        if "not a git repository" not in str(error):
-            raise
-    return None
-
-
-def run_git(folder: Path, *argv: str, stdin: bytes = b"") -> bytes:
-    """Run git in a folder, without the user's hooks.
-
-    Args:
-        folder: The folder.
-        argv: The command line after `git`.
-        stdin: What git reads.
-
-    Returns:
-        What git writes to standard output.
-
-    Raises:
-        FileNotFoundError: git is not installed.
-        OSError: It fails; the last line that it wrote.
-    """
-    try:
-        process = subprocess.run(
-            ["git", "-c", "core.hooksPath=/dev/null", *argv],
-            cwd=folder,
-            input=stdin,
-            capture_output=True,
-            env={**os.environ, "GIT_OPTIONAL_LOCKS": "0", "LC_ALL": "C"},
-            timeout=_GIT_TIMEOUT_SECONDS,
-        )
-    except FileNotFoundError as error:
-        raise FileNotFoundError("git is not installed") from error
-    except subprocess.TimeoutExpired as error:
-        raise OSError(f"git {argv[0]} took more than {_GIT_TIMEOUT_SECONDS:.0f} s") from error
-    if process.returncode:
-        lines = process.stderr.decode(errors="replace").strip().splitlines()
-        reason = mask(lines[-1]) if lines else "it does not say why"
-        raise OSError(f"git {argv[0]} failed: {reason}")
-    return process.stdout
 
 
 def _is_tracked(file: Path) -> bool:
