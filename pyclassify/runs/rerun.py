@@ -11,7 +11,6 @@ import shlex
 import sys
 import tempfile
 from collections.abc import Iterator
-from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,11 +26,11 @@ from pyclassify.runs.restore import (
     resolve_path,
     run_training,
 )
-from pyclassify.tracking.capsule import OVERRIDDEN_TAG, SOURCE_RUN_TAG
+from pyclassify.tracking.capsule import OVERRIDDEN_TAG, SOURCE_RUN_TAG, get_repository_facts
 from pyclassify.utils.masking import mask_command
 from pyclassify.utils.mlflow_settings import configure_mlflow
 from pyclassify.utils.options import PATH_OPTIONS, format_options
-from pyclassify.utils.repository import check_out_worktree
+from pyclassify.utils.repository import check_out_code
 from pyclassify.utils.text import join_some
 
 if TYPE_CHECKING:
@@ -82,7 +81,7 @@ def rerun(argv: list[str]) -> int:
         command = [facts["verb"], "--config", f"{folder}/config.yaml", *options]
         overridden = shlex.join(mask_command(options))
         tags = {SOURCE_RUN_TAG: run_id, **({OVERRIDDEN_TAG: overridden} if options else {})}
-        with check_out_worktree(root, code, Path(folder) / "tree") as started_in:
+        with check_out_code(root, code, Path(folder) / "tree") as started_in:
             run = client.create_run(source.info.experiment_id, tags=tags).info
             environ = make_environment(run, facts, root, folder)
             exit_code = run_training(command, started_in, environ)
@@ -219,8 +218,11 @@ def compare_capsules(source: Path, new: Path) -> Iterator[str]:
         if changed := [*_list_differences(then[title], now[title])]:
             max_named = _MAX_NAMED if title == "versions" else len(changed)
             yield f"{title}: {join_some(changed, max_named)}"
-    if left_out := json.loads((source / "capsule.json").read_text())["git"].get("left_out"):
-        yield f"files: the capsule lacks {', '.join(islice(left_out, _MAX_NAMED))}"
+    repositories = get_repository_facts(json.loads((source / "capsule.json").read_text())["git"])
+    if left_out := [
+        Path(n, f) for n, facts in repositories.items() for f in facts.get("left_out", ())
+    ]:
+        yield f"files: the capsule lacks {', '.join(map(str, left_out[:_MAX_NAMED]))}"
 
 
 def _read_comparable_facts(capsule: Path) -> dict[str, dict[str, Any]]:

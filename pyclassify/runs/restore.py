@@ -9,14 +9,19 @@ import re
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from pyclassify.tracking.capsule import CAPSULE_FOLDER
+from pyclassify.tracking.capsule import (
+    CAPSULE_FOLDER,
+    CODE_FILES,
+    REPOSITORIES_FOLDER,
+    get_repository_facts,
+)
 from pyclassify.tracking.run import make_run_environment
 from pyclassify.utils.git import find_root, run_git
 from pyclassify.utils.masking import MASK
@@ -184,7 +189,8 @@ def find_code(
         The root of the repository, and the run's code.
 
     Raises:
-        ValueError: The run has no commit, or the folder is in no repository that has it.
+        ValueError: The run has no commit, or the folder is in no repository that has it, or one
+            of those within lacks its own.
     """
     folder = folder or Path.cwd()
     if "missing" in git_facts:
@@ -199,18 +205,41 @@ def find_code(
         raise ValueError(
             f"{folder} is in no git repository; go into the one that has the run's commit {commit}"
         )
-    try:
-        run_git(root, "cat-file", "-e", f"{commit}^{{commit}}")
-    except OSError as error:
-        remote = f" (the run's was of {git_facts['remote']})" if git_facts.get("remote") else ""
+    codes = {}
+    for name, facts in get_repository_facts(git_facts).items():
+        _check_commit(root / name, facts, name)
+        files = capsule / REPOSITORIES_FOLDER / name if name else capsule
+        changes, untracked = (
+            (files / file).read_bytes() if (files / file).exists() else b"" for file in CODE_FILES
+        )
+        codes[name] = Code(facts["commit"], changes=changes, untracked=untracked)
+    code = codes.pop("")
+    code.folder, code.repositories = git_facts["folder"], codes
+    return root, code
+
+
+def _check_commit(repository: Path, facts: Mapping[str, Any], name: str) -> None:
+    """Check that a repository is there and has its commit.
+
+    Args:
+        repository: Its root.
+        facts: What the capsule says of it.
+        name: Its folder in the run's repository; empty for the run's own.
+    """
+    commit, remote = facts["commit"], facts.get("remote")
+    if name and not (repository / ".git").exists():
+        clone = f"`git clone {remote} {name}`" if remote else "put it there"
         raise ValueError(
-            f"the repository {root} lacks the run's commit {commit}; `git fetch` it{remote}"
+            f"the run's code had a repository in {name}, and {repository} is none: `git submodule "
+            f"update --init {name}` if it is a submodule, else {clone}"
+        )
+    try:
+        run_git(repository, "cat-file", "-e", f"{commit}^{{commit}}")
+    except OSError as error:
+        origin = f" (the run's was of {remote})" if remote else ""
+        raise ValueError(
+            f"the repository {repository} lacks the run's commit {commit}; `git fetch` it{origin}"
         ) from error
-    changes, untracked = (
-        path.read_bytes() if path.exists() else b""
-        for path in (capsule / "changes.diff", capsule / "untracked.tar")
-    )
-    return root, Code(commit, git_facts["folder"], changes=changes, untracked=untracked)
 
 
 def make_environment(

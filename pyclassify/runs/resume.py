@@ -44,7 +44,7 @@ from pyclassify.utils.launcher import SLURM_FOLDER_TAG
 from pyclassify.utils.masking import MASK, mask_command
 from pyclassify.utils.mlflow_settings import configure_mlflow
 from pyclassify.utils.options import SHORT_OPTIONS, CommandParser, format_options, split_options
-from pyclassify.utils.repository import check_out_worktree
+from pyclassify.utils.repository import check_out_code
 
 # The tag with the options that differ from the capsule's: MLflow's parameters can't be changed.
 _RESUMED_WITH_TAG = "pyclassify.resumed_with"
@@ -288,7 +288,7 @@ def _restore_code(
     candidates = (started_in, Path.cwd(), PACKAGE_FOLDER)
     repositories = (path for path in candidates if path.is_dir() and find_root(path))
     root, code = find_code(capsule, git_facts, run_id, next(repositories, Path.cwd()))
-    with check_out_worktree(root, code, folder / "tree") as worktree:
+    with check_out_code(root, code, folder / "tree") as worktree:
         yield worktree, root
 
 

@@ -24,8 +24,8 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from pyclassify.utils.git import find_root, run_git
-from pyclassify.utils.repository import diff_tracked_files, list_project_files
+from pyclassify.utils.git import Repository, find_root, make_checkout
+from pyclassify.utils.repository import diff_tracked_files, list_repositories
 
 _PACKAGE_DIR = Path(__file__).parents[1]
 # All that the reporter imports of this package is in these files.
@@ -54,34 +54,28 @@ def take_snapshot(
     root = find_root(project, needs_git=False)
     if root is not None:
         with suppress(OSError):  # there is none yet
-            commit = run_git(root, "rev-parse", "--verify", "HEAD^{commit}").decode().strip()
+            commit = Repository(root).commit
     if root is not None and commit:
-        if changes := diff_tracked_files(root, left_out):
+        if changes := diff_tracked_files(Repository(root), left_out):
             (folder / "changes.diff").write_bytes(changes)
         if root == project.resolve():
-            _make_checkout(project, target, commit)
+            _make_checkouts(root, target)
     record = {"project": str(project), "commit": commit, "left_out": left_out}
     (folder / "snapshot.json").write_text(json.dumps(record, indent=2) + "\n")
     _copy_reporter(folder / "reporter")
 
 
-def _make_checkout(project: Path, target: Path, commit: str) -> None:
-    """Make the copy a checkout of the commit, so that what runs there finds its commit and diff.
+def _make_checkouts(root: Path, target: Path) -> None:
+    """Make the copies of all repositories checkouts of their commits.
 
-    git's objects are those of the repository, unless that is one of MLflow's temporary clones,
-    which the nodes don't see.
+    What runs there finds its commit and diff. git's objects are those of the repository, unless
+    that is one of MLflow's temporary clones, which the nodes don't see.
     """
-    run_git(target, "init", "--quiet")
-    listed = run_git(project, "rev-parse", "--git-path", "objects", "--git-path", "shallow")
-    objects, shallow = (project / os.fsdecode(path) for path in listed.splitlines())
-    if project.resolve().is_relative_to(Path(tempfile.gettempdir()).resolve()):
-        shutil.copytree(objects, target / ".git/objects", dirs_exist_ok=True)
-    else:
-        (target / ".git/objects/info/alternates").write_text(f"{objects.resolve()}\n")
-    if shallow.is_file():
-        shutil.copyfile(shallow, target / ".git/shallow")
-    (target / ".git/HEAD").write_text(f"{commit}\n")
-    run_git(target, "read-tree", "HEAD")
+    is_temporary = root.is_relative_to(Path(tempfile.gettempdir()).resolve())
+    for name in list_repositories(root):
+        (target / name).mkdir(parents=True, exist_ok=True)
+        repository = Repository(root / name)
+        make_checkout(repository, target / name, repository.commit, copies_objects=is_temporary)
 
 
 def _copy_reporter(target: Path) -> None:
@@ -98,8 +92,5 @@ def _copy(source: Path, target: Path, project: Path) -> None:
         pointed_at = Path(os.readlink(source))
         inside = not pointed_at.is_absolute() and source.resolve().is_relative_to(project.resolve())
         target.symlink_to(pointed_at if inside else source.resolve())
-    elif source.is_dir():  # a submodule
-        for name in list_project_files(source)[0]:
-            _copy(source / name, target / name, source)
     else:
         shutil.copy2(source, target)

@@ -5,8 +5,11 @@ One folder of artifacts, `capsule/`:
     capsule.json    the facts below
     config.yaml     the resolved configuration, as --config takes it
     packages.txt    name==version of all that is installed, a line each
-    changes.diff    `git diff --binary HEAD`, for `git apply`; absent if nothing was changed
+    changes.diff    `git diff --binary HEAD`, byte for byte whatever git converts, for `git apply`;
+                    absent if nothing was changed
     untracked.tar   the untracked files that git does not ignore; absent if there are none
+    repositories/FOLDER/
+                    the same two files of a submodule, or of another repository, in that folder
 
 and in capsule.json:
 
@@ -17,7 +20,8 @@ and in capsule.json:
     host            the machine that it is on
     tracking_uri    where the run is kept
     git             commit, folder (within the repository), remote, left_out (file: why), changed
-                    (whether anything was since); or else `missing`: why there is no commit
+                    (whether anything was since), repositories (FOLDER: commit, remote, left_out and
+                    changed of one within); or else `missing`: why there is no commit
     package         digest of this package's source files, which may lie outside the repository
     python          its version
     hardware        cpu, cores, memory_gb, and what torch says: threads, processes, gpus, ...
@@ -33,7 +37,7 @@ import os
 import platform
 import tempfile
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from hashlib import sha256
 from pathlib import Path
@@ -52,6 +56,8 @@ CAPSULE_FOLDER = "capsule"
 SOURCE_RUN_TAG = "pyclassify.source_run"  # the run that a run is made from
 OVERRIDDEN_TAG = "pyclassify.overridden"  # the options by which the two differ
 PACKAGE_FOLDER = Path(__file__).parents[1]
+REPOSITORIES_FOLDER = "repositories"
+CODE_FILES = ("changes.diff", "untracked.tar")
 _LAYOUT_VERSION = 1
 
 
@@ -128,6 +134,15 @@ def read_facts(client: "MlflowClient", run_id: str) -> dict[str, Any]:
         return json.loads(Path(path).read_text())
 
 
+def get_repository_facts(git_facts: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+    """Get what a capsule says of each repository, by its folder; that of the run is "".
+
+    Args:
+        git_facts: The entry `git` of a capsule.json that has a commit.
+    """
+    return {"": git_facts, **git_facts.get("repositories", {})}
+
+
 def digest_package() -> str:
     """Digest the source files of this package."""
     content = sha256()
@@ -143,24 +158,31 @@ def warn_masked(message: str) -> None:
 
 
 def _write_code(folder: Path, output_folders: Sequence[str]) -> dict[str, Any]:
-    """Write the changes and untracked files of the repository; returns the fact `git`."""
+    """Write the changes and untracked files of the repositories; returns the fact `git`."""
     try:
         code = repository.describe_code(Path.cwd(), PACKAGE_FOLDER, output_folders)
     except OSError as error:
+        if any((parent / ".git").exists() for parent in (Path.cwd(), *Path.cwd().parents)):
+            warn_masked(f"the run can't be made again, as its code is not recorded: {error}")
         return {"missing": str(error)}
-    for name, content in (("changes.diff", code.changes), ("untracked.tar", code.untracked)):
-        if content:
-            (folder / name).write_bytes(content)
-    if code.left_out:
-        files = [f"{name} {reason}" for name, reason in code.left_out.items()]
-        warn_masked(f"left out of the run's capsule: {join_some(files, noun='files')}")
-    return {
-        "commit": code.commit,
-        "folder": code.folder,
-        "remote": code.remote,
-        "left_out": code.left_out,
-        "changed": bool(code.changes or code.untracked or code.left_out),
-    }
+    left_out = []
+    described = {}
+    for name, inner in code.walk():
+        target = folder / REPOSITORIES_FOLDER / name if name else folder
+        for file, content in zip(CODE_FILES, (inner.changes, inner.untracked), strict=True):
+            if content:
+                target.mkdir(parents=True, exist_ok=True)
+                (target / file).write_bytes(content)
+        left_out += [f"{Path(name, file)} {reason}" for file, reason in inner.left_out.items()]
+        described[name] = {
+            "commit": inner.commit,
+            "remote": inner.remote,
+            "left_out": inner.left_out,
+            "changed": bool(inner.changes or inner.untracked or inner.left_out),
+        }
+    if left_out:
+        warn_masked(f"left out of the run's capsule: {join_some(left_out, noun='files')}")
+    return {"folder": code.folder, **described.pop(""), "repositories": described}
 
 
 def _list_packages() -> list[str]:

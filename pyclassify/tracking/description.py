@@ -18,7 +18,12 @@ from hashlib import sha256
 from typing import TYPE_CHECKING, Any
 
 from pyclassify.tracking import parameters
-from pyclassify.tracking.capsule import CAPSULE_FOLDER, OVERRIDDEN_TAG, SOURCE_RUN_TAG
+from pyclassify.tracking.capsule import (
+    CAPSULE_FOLDER,
+    OVERRIDDEN_TAG,
+    SOURCE_RUN_TAG,
+    get_repository_facts,
+)
 from pyclassify.tracking.ui import WORKFLOW_QUERY
 from pyclassify.utils.masking import mask
 from pyclassify.utils.text import join_lines, shorten
@@ -257,7 +262,7 @@ def _format_commit(git: Mapping[str, Any] | None, page: str) -> str:
     if git is None or "missing" in git:
         return escape_markdown(git["missing"] if git else "not known", max_length=200)
     changes = "as committed"
-    if git["changed"]:
+    if any(facts["changed"] for facts in get_repository_facts(git).values()):
         capsule = f"{page}/artifacts/{CAPSULE_FOLDER}?{WORKFLOW_QUERY}"
         changes = f"with uncommitted changes, kept in [{CAPSULE_FOLDER}]({capsule})"
     remote = f" of {format_code(git['remote'], max_length=200)}" if git["remote"] else ""

@@ -1,11 +1,13 @@
-"""The git repository of a project: describe the code of a run, list its files, put it back.
+"""The code of a project: describe the code of a run, list its files, restore it.
 
 The files of a project are the tracked ones, and those untracked ones that git does not ignore and
-that no run left there. `describe_code` keeps them for a capsule, as a commit, a diff and a tar;
+that no run left there; those of its submodules, and of other repositories within it, too.
+`describe_code` describes them for a capsule, each repository as a commit, a diff and a tar;
 `list_project_files` lists them for the snapshot of a job.
 """
 
 import os
+import shutil
 import tarfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -14,8 +16,15 @@ from fnmatch import fnmatch
 from io import BytesIO
 from pathlib import Path
 
-from pyclassify.utils.git import find_root, run_git
-from pyclassify.utils.masking import holds_credentials, mask
+from pyclassify.utils.git import (
+    Repository,
+    compare,
+    find_root,
+    make_checkout,
+    run_git,
+    write_files,
+)
+from pyclassify.utils.masking import holds_credentials
 
 MAX_FILE_BYTES = 50 * 2**20  # of an untracked file in a snapshot: a larger one is data
 MAX_CHANGES_BYTES = 50 * 2**20  # of the diff in a capsule, and as many of untracked files
@@ -25,13 +34,9 @@ _LEFT_BY_RUNS = (
     *("mlruns", "mlartifacts", "mlflow.db", "mlflow.db-*", "lightning_logs"),
     *("__pycache__", ".git"),
 )
-# No renames: the diff of one file is whole by itself. The rest overrides users' settings.
-_DIFF = (
-    *("diff", "--binary", "--no-ext-diff", "--no-textconv", "--no-color", "--no-renames"),
-    *("--no-relative", "--ignore-submodules=dirty", "--src-prefix=a/", "--dst-prefix=b/"),
-)
 _NOT_A_FILE = "is no plain file"
 _CREDENTIALS = "may have credentials in it"
+_LOST = "has changes that its diff would not restore"
 
 
 @dataclass
@@ -45,6 +50,8 @@ class Code:
         changes: The diff of the tracked files against the commit, as git applies it.
         untracked: The untracked, unignored files, as a tar.
         left_out: What of the two is missing, and why.
+        repositories: The submodules and other repositories within this one, by their folders
+            relative to its root. A repository without a commit counts as untracked files.
     """
 
     commit: str
@@ -53,6 +60,13 @@ class Code:
     changes: bytes = b""
     untracked: bytes = b""
     left_out: dict[str, str] = field(default_factory=dict)
+    repositories: dict[str, "Code"] = field(default_factory=dict)
+
+    def walk(self, parent: str = "") -> "Iterator[tuple[str, Code]]":
+        """Walk through this repository and all within it, with their folders; "" is this one's."""
+        yield parent, self
+        for folder, code in self.repositories.items():
+            yield from code.walk(os.path.join(parent, folder))
 
 
 def describe_code(folder: Path, package: Path, output_folders: Sequence[str] = ()) -> Code:
@@ -71,25 +85,26 @@ def describe_code(folder: Path, package: Path, output_folders: Sequence[str] = (
         root = find_root(package)
     if root is None:
         raise OSError(f"{folder} is in no git repository")
-    try:
-        commit = run_git(root, "rev-parse", "--verify", "HEAD^{commit}").decode().strip()
-    except OSError as error:
-        raise OSError(f"the git repository {root} has no commit yet") from error
     started_in = folder.resolve()
-    code = Code(commit)
+    code = _describe_repository(Repository(root), [started_in / name for name in output_folders])
     if started_in.is_relative_to(root):
         code.folder = str(started_in.relative_to(root))
-    with suppress(OSError):
-        code.remote = mask(run_git(root, "config", "--get", "remote.origin.url").decode().strip())
-    code.changes = diff_tracked_files(root, code.left_out)
-    excluded = [started_in / output_folder for output_folder in output_folders]
-    code.untracked = _pack_untracked_files(root, excluded, code.left_out)
+    return code
+
+
+def _describe_repository(repository: Repository, excluded: Sequence[Path]) -> Code:
+    code = Code(repository.commit, remote=repository.remote)
+    code.changes = diff_tracked_files(repository, code.left_out)
+    names, inner = _list_untracked_files(repository, excluded)
+    code.untracked = _pack_files(repository.root, names, code.left_out)
+    for name in inner:
+        code.repositories[name] = _describe_repository(Repository(repository.root / name), excluded)
     return code
 
 
 @contextmanager
-def check_out_worktree(root: Path, code: Code, folder: Path) -> Iterator[Path]:
-    """Put a run's code into a worktree of its own, which is removed afterwards.
+def check_out_code(root: Path, code: Code, folder: Path) -> Iterator[Path]:
+    """Restore a run's code in a folder of its own, which is removed afterwards.
 
     Args:
         root: The root of a repository that has the commit.
@@ -103,17 +118,43 @@ def check_out_worktree(root: Path, code: Code, folder: Path) -> Iterator[Path]:
         OSError: git fails, or an untracked file would lie outside the folder.
     """
     try:
-        run_git(root, "worktree", "add", "--detach", str(folder), code.commit)
-        if code.changes:
-            run_git(folder, "apply", "--index", "--whitespace=nowarn", "-", stdin=code.changes)
-        if code.untracked:
-            _unpack_files(code.untracked, folder)
+        for name, repository in code.walk():
+            _restore_repository(root / name, repository, folder / name)
         started_in = folder / code.folder
         started_in.mkdir(parents=True, exist_ok=True)
         yield started_in
     finally:
-        with suppress(OSError):
-            run_git(root, "worktree", "remove", "--force", str(folder))
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _restore_repository(root: Path, code: Code, folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    write_files(make_checkout(Repository(root), folder, code.commit))
+    if code.changes:
+        run_git(folder, "apply", "--index", "-", stdin=code.changes)
+    if code.untracked:
+        _unpack_files(code.untracked, folder)
+
+
+def list_repositories(root: Path) -> list[str]:
+    """List the folders of a repository and of all within it that git does not ignore.
+
+    Those that have no commit, and submodules that are not checked out, are not listed.
+
+    Args:
+        root: The repository's root.
+
+    Returns:
+        The folders, relative to the root; the first is its own, "".
+
+    Raises:
+        OSError: git fails.
+    """
+    folders = [""]
+    _, inner = _list_untracked_files(Repository(root), [])
+    for name in inner:
+        folders += [os.path.join(name, folder) for folder in list_repositories(root / name)]
+    return folders
 
 
 def list_project_files(
@@ -133,40 +174,50 @@ def list_project_files(
     Raises:
         OSError: git fails.
     """
-    tracked: list[str] = []
     excluded = [] if without is None else [without]
-    if find_root(project, needs_git=False) is not None:
-        tracked = _list_with_git(project, "--cached")
-    names = [name for name in tracked if os.path.lexists(project / name)]
+    names: list[str] = []
+    inner: list[str] = []
+    if find_root(project, needs_git=False) is None:
+        untracked = _list_all_files(project, excluded)
+    else:
+        repository = Repository(project)
+        submodules = repository.list_submodules()
+        tracked = (name for name in repository.entries if name not in submodules)
+        names = [name for name in tracked if os.path.lexists(project / name)]
+        untracked, inner = _list_untracked_files(repository, excluded)
     left_out: dict[str, str] = {}
-    for name in _list_untracked_files(project, excluded):
+    for name in untracked:
         if reason := _find_objection(project / name):
             left_out[name] = reason
         else:
             names.append(name)
+    for folder in inner:
+        inner_names, inner_left_out = list_project_files(project / folder, without)
+        names += [os.path.join(folder, name) for name in inner_names]
+        left_out |= {os.path.join(folder, n): reason for n, reason in inner_left_out.items()}
     return names, left_out
 
 
-def diff_tracked_files(root: Path, left_out: dict[str, str]) -> bytes:
+def diff_tracked_files(repository: Repository, left_out: dict[str, str]) -> bytes:
     """Diff the tracked files against the commit, as `git apply` takes it.
 
     Args:
-        root: The repository's root.
+        repository: The repository.
         left_out: Gets the files whose changes are not in it, and why.
 
     Raises:
         OSError: git fails.
     """
-    diff = run_git(root, *_DIFF, "HEAD")
-    if len(diff) <= MAX_CHANGES_BYTES and not holds_credentials("", diff):
-        return diff
-    names = run_git(root, *_DIFF, "--name-only", "-z", "HEAD").split(b"\0")[:-1]
-    diffs = {
-        name: run_git(root, *_DIFF, "HEAD", "--", f":(top,literal){name}")
-        for name in map(os.fsdecode, names)
-    }
-    sizes = {name: len(diff) for name, diff in diffs.items()}
-    return b"".join(_choose(sizes, diffs.__getitem__, left_out).values())
+    with compare(repository) as comparison:
+        diff = comparison.diff()
+        names = comparison.list_changed_files() if diff else []
+        if len(diff) > MAX_CHANGES_BYTES or holds_credentials("", diff):
+            diffs = {name: comparison.diff(name) for name in names}
+            sizes = {name: len(diff) for name, diff in diffs.items()}
+            diffs = _choose(sizes, diffs.__getitem__, left_out)
+            names, diff = list(diffs), b"".join(diffs.values())
+        left_out.update(dict.fromkeys(comparison.list_lost_changes(names, diff), _LOST))
+    return diff
 
 
 def _is_tracked(file: Path) -> bool:
@@ -175,22 +226,48 @@ def _is_tracked(file: Path) -> bool:
     return False
 
 
-def _list_untracked_files(folder: Path, excluded: Sequence[Path]) -> Iterator[str]:
-    """List the untracked, unignored files in a folder that no run left there."""
-    if find_root(folder, needs_git=False) is not None:
-        names: Iterator[str] = iter(_list_with_git(folder, "--others", "--exclude-standard"))
-    else:
-        names = _walk(folder)
-    for name in names:
-        path = Path(os.path.abspath(folder / name))
-        is_excluded = any(path.is_relative_to(os.path.abspath(parent)) for parent in excluded)
-        if not is_excluded and not any(map(_is_left_by_runs, Path(name).parts)):
-            yield name
+def _list_untracked_files(
+    repository: Repository, excluded: Sequence[Path]
+) -> tuple[list[str], list[str]]:
+    """List the untracked, unignored files in a repository that no run left there.
+
+    The files of a repository within it that has no commit count, and those of a submodule that is
+    not checked out.
+
+    Returns:
+        The files, and the folders of the submodules and other repositories within it.
+    """
+    root = repository.root
+    listed = run_git(root, "ls-files", "--others", "--exclude-standard", "-z").split(b"\0")
+    files, inner = [], []
+    for name in [*map(os.fsdecode, listed), *(f"{n}/" for n in repository.list_submodules())]:
+        if not name or _is_excluded(root, name, excluded):
+            continue
+        if not name.endswith("/"):
+            files.append(name)
+        elif _has_commit(root / name):
+            inner.append(name.rstrip("/"))
+        else:
+            inner_files = _list_all_files(root / name, excluded)
+            files += [os.path.join(name, file) for file in inner_files]
+    return files, inner
 
 
-def _list_with_git(folder: Path, *options: str) -> list[str]:
-    names = run_git(folder, "ls-files", "-z", *options).split(b"\0")
-    return [os.fsdecode(name) for name in names if name]
+def _has_commit(folder: Path) -> bool:
+    with suppress(OSError):
+        return os.path.lexists(folder / ".git") and bool(Repository(folder).commit)
+    return False
+
+
+def _list_all_files(folder: Path, excluded: Sequence[Path]) -> list[str]:
+    """List the files in a folder of no repository, or of one without a commit."""
+    return [name for name in _walk(folder) if not _is_excluded(folder, name, excluded)]
+
+
+def _is_excluded(folder: Path, name: str, excluded: Sequence[Path]) -> bool:
+    path = Path(os.path.abspath(folder / name))
+    is_excluded = any(path.is_relative_to(os.path.abspath(parent)) for parent in excluded)
+    return is_excluded or any(map(_is_left_by_runs, Path(name).parts))
 
 
 def _walk(folder: Path) -> Iterator[str]:
@@ -223,11 +300,11 @@ def _find_objection(path: Path) -> str:
     return _CREDENTIALS if holds_credentials(path.name, path.read_bytes()) else ""
 
 
-def _pack_untracked_files(root: Path, excluded: Sequence[Path], left_out: dict[str, str]) -> bytes:
-    """Pack the untracked files as a tar, or as nothing where there are none."""
+def _pack_files(root: Path, names: Sequence[str], left_out: dict[str, str]) -> bytes:
+    """Pack files as a tar, or as nothing where there are none."""
     sizes = {}
-    for name in _list_untracked_files(root, excluded):
-        if (root / name).is_symlink() or not (root / name).is_file():
+    for name in names:
+        if not _is_file_within(root / name, root):
             left_out[name] = _NOT_A_FILE
         else:
             sizes[name] = (root / name).stat().st_size
@@ -239,6 +316,13 @@ def _pack_untracked_files(root: Path, excluded: Sequence[Path], left_out: dict[s
             entry.size, entry.mode = len(content), (root / name).stat().st_mode & 0o777
             tar.addfile(entry, BytesIO(content))
     return packed.getvalue() if contents else b""
+
+
+def _is_file_within(path: Path, root: Path) -> bool:
+    """Whether a path is a regular file, or a link to one in the same folder of code."""
+    return path.is_file() and (
+        not path.is_symlink() or path.resolve().is_relative_to(root.resolve())
+    )
 
 
 def _choose(

@@ -20,7 +20,7 @@ from tests.support.trainings import QUIET
 from tests.support.waiting import wait_until
 
 TRAIN = f"train --data=ImageFolderDataModule --data_path=photos --max_epochs=2 {QUIET}"
-TRAIN += " --batch_size=4 --trainer.log_every_n_steps=1 --model.model=fresh.network"
+TRAIN += " --batch_size=4 --trainer.log_every_n_steps=1 --model.model=nets.fresh.network"
 TRAIN += " --learning_rate=0.01 --accelerator=cpu --data.num_workers=0"
 TRAIN += " --trainer.logger.system_metrics=false"
 SOURCE = "pyclassify.source_run"
@@ -37,25 +37,33 @@ def store(module_store, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def repo(tmp_path_factory):
-    """A repository with a copy of this package, and data that git ignores."""
+    """A repository with a copy of this package, a submodule, and data that git ignores."""
+    library = repositories.start(tmp_path_factory.mktemp("library"), {"__init__.py": ""})
     folder = tmp_path_factory.mktemp("repo")
     shutil.copytree(PACKAGE, folder / "pyclassify", ignore=shutil.ignore_patterns("__pycache__"))
     grow(folder / "photos", "train/cat", "train/dog", "test/cat", "test/dog", count=12)
-    return repositories.start(folder, {".gitignore": "__pycache__/\nphotos/\n"})
+    repositories.start(folder, {".gitignore": "__pycache__/\nphotos/\n"})
+    repositories.add_submodule(folder, library, "nets")
+    git(folder, "commit", "--quiet", "--all", "--message", "Add a submodule")
+    git(folder, "config", "diff.context", "0")  # as a user may have it
+    return folder
 
 
 @pytest.fixture(scope="module")
 def source(store, repo):
-    """The id of a run with an edited file and an untracked one, neither of which is there now."""
+    """The id of a run with an edited file and an untracked one, neither of which is there now.
+
+    The untracked file is in a submodule.
+    """
     module = repo / "pyclassify" / "module.py"
     before = module.read_text()
     module.write_text(before.replace(LOSS, LOSS + ', reduction="sum"'))
-    (repo / "fresh.py").write_text(FRESH)
+    (repo / "nets/fresh.py").write_text(FRESH)
     environment = {**os.environ, "MLFLOW_EXPERIMENT_NAME": "tested"}
     command = ["-m", "pyclassify", *TRAIN.split()]
     forking_python.run(*command, cwd=repo, env=environment, check=True)
     module.write_text(before)
-    (repo / "fresh.py").unlink()
+    (repo / "nets/fresh.py").unlink()
     return list_runs(store)[0].info.run_id
 
 
@@ -143,7 +151,7 @@ def test_rerun_logs_an_equal_capsule(reruns, source, store, tmp_path):
         folder.mkdir()
         store.download_artifacts(run_id, "capsule", folder)
 
-    for name in ("changes.diff", "untracked.tar", "packages.txt"):
+    for name in ("changes.diff", "repositories/nets/untracked.tar", "packages.txt"):
         here, there = ((folder / "capsule" / name).read_bytes() for folder in folders)
         assert here == there
 

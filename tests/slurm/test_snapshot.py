@@ -154,14 +154,18 @@ def test_copied_reporter_starts_without_any_package(tmp_path):
 def test_submodule_is_copied_with_its_files(tmp_path):
     library = repositories.start(tmp_path / "library", {"a.py": "1", ".gitignore": "*.bin\n"})
     project = repositories.start(tmp_path / "project", {"train.py": ""})
-    add = ("-c", "protocol.file.allow=always", "submodule", "--quiet", "add", str(library), "lib")
-    repositories.git(project, *add)
+    repositories.add_submodule(project, library, "lib")
     repositories.write(project, {"lib/b.py": "2", "lib/c.bin": "3"})
 
-    _, copied, _ = take(project, tmp_path)
+    folder, copied, _ = take(project, tmp_path)
 
-    names = {each for each in copied if each.startswith("lib/") and not each.endswith(".git")}
+    names = {name for name in copied if name.startswith("lib/") and "/.git/" not in name}
     assert names == {"lib/.gitignore", "lib/a.py", "lib/b.py"}
+    copy = folder / "project/lib"
+    assert repositories.git(copy, "rev-parse", "HEAD") == repositories.git(
+        library, "rev-parse", "HEAD"
+    )
+    assert repositories.git(copy, "status", "--porcelain") == "?? b.py"
 
 
 def test_links_out_of_the_project_are_kept(tmp_path):

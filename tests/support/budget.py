@@ -2,8 +2,8 @@
 
 The limits are settings of pytest in pyproject.toml: `max_test_seconds` for a test that isn't marked
 `slow`, on a quiet machine, and `max_process_starts` for all tests together. Counted are programs
-that tests start themselves, not what those start in turn. A fork of the fork server takes no
-imports and is counted apart.
+that tests start themselves, not what those start in turn, and not git, which takes milliseconds.
+A fork of the fork server takes no imports and is counted apart.
 """
 
 import contextlib
@@ -28,7 +28,9 @@ def add_options(parser):
 
 def count_starts():
     """Count what this process starts from now on."""
-    sys.addaudithook(lambda event, _: event == "subprocess.Popen" and note_start("x"))
+    sys.addaudithook(
+        lambda event, args: event == "subprocess.Popen" and args[0] != "git" and note_start("x")
+    )
 
 
 def note_start(kind):

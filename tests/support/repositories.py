@@ -28,6 +28,14 @@ def write(folder, files):
         (folder / name).write_bytes(text if isinstance(text, bytes) else text.encode())
 
 
+def add_submodule(folder, source, name):
+    """Add a repository as a submodule, in which commits can be made."""
+    allow = ("-c", "protocol.file.allow=always")
+    git(folder, *allow, "submodule", "--quiet", "add", str(source), name)
+    git(folder / name, "config", "user.name", "Somebody")
+    git(folder / name, "config", "user.email", "somebody@example.org")
+
+
 PACKAGE = ROOT / "pyclassify"
 FRESH = """
 from torch import nn
