@@ -8,13 +8,19 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
-from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision.io import ImageReadMode, decode_jpeg
 
 from pyclassify.data.cache import digest_files, digest_tensors
-from pyclassify.data.images import convert_to_rgb
+from pyclassify.data.images import (
+    UnreadableImageError,
+    open_image,
+    read_content,
+    read_orientation,
+    read_rgb,
+    turn_upright,
+)
 from pyclassify.data.transforms import center_crop, resize, resize_rounded
 
 UNREADABLE = -1  # the label of an image that does not decode
@@ -221,9 +227,9 @@ class UnlabeledImageFiles(ImageDataset):
         pixels = []
         for file in self.files[:: -(-len(self.files) // max_files)]:
             try:
-                with Image.open(file) as image:
+                with open_image(read_content(file)) as image:
                     pixels.append(image.width * image.height)
-            except Exception:  # decoders raise anything for a damaged file
+            except UnreadableImageError:
                 continue
         return sum(pixels) / max(len(pixels), 1)
 
@@ -251,7 +257,7 @@ class PackedPaths(Sequence[str]):
 
 
 def read_image(path: str) -> Tensor:
-    """Decode an image file and apply its EXIF orientation.
+    """Decode an image file to RGB, as a served model decodes it.
 
     Returns:
         uint8 [3, height, width].
@@ -260,13 +266,9 @@ def read_image(path: str) -> Tensor:
         MisconfigurationException: The file can't be read or is not a complete image.
     """
     try:
-        with Image.open(path) as image:
-            pixels = convert_to_rgb(image)
-    except Exception as error:  # decoders raise anything for a damaged file
-        reason = str(error) or repr(error)
-        raise MisconfigurationException(
-            f"{path} does not decode as an image ({reason}); repair it or remove it"
-        ) from error
+        pixels = read_rgb(path)
+    except UnreadableImageError as error:
+        raise MisconfigurationException(str(error)) from error
     return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
 
 
@@ -291,10 +293,16 @@ def read_resized(path: str, size: int) -> Tensor:
 
 
 def _read_jpeg(path: str) -> Tensor:
-    with Image.open(path, formats=["JPEG"]) as image:
-        if image.mode == "CMYK":
+    content = read_content(path)
+    if not content.startswith(b"\xff\xd8"):
+        raise ValueError("not a JPEG")
+    with open_image(content) as header:
+        if header.mode not in ("L", "RGB"):
             raise ValueError("torchvision and Pillow convert CMYK to different colors")
-        if b"tiff:Orientation" in image.info.get("xmp", b""):
-            raise ValueError("torchvision does not apply an orientation in XMP")
-    content = torch.from_numpy(np.fromfile(path, np.uint8))
-    return decode_jpeg(content, ImageReadMode.RGB, apply_exif_orientation=True)
+        orientation = read_orientation(header)
+    # A copy: torch warns of memory that can't be written.
+    pixels = decode_jpeg(torch.frombuffer(bytearray(content), dtype=torch.uint8), ImageReadMode.RGB)
+    if orientation == 1:
+        return pixels
+    upright = turn_upright(pixels.permute(1, 2, 0).numpy(), orientation)
+    return torch.from_numpy(np.ascontiguousarray(upright)).permute(2, 0, 1)

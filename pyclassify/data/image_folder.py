@@ -25,7 +25,7 @@ from pyclassify.utils.files import find_cache_folder
 from pyclassify.utils.text import join_some
 
 _BATCH_SIZE = 64  # images that a worker returns at once
-_FORMAT_VERSION = 1  # raise it with any change of the pixels of `datasets.read_resized`
+_FORMAT_VERSION = 2  # raise it with any change of the pixels of `datasets.read_resized`
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 _MAX_REASONS = 6  # that one line names
 

@@ -1,6 +1,7 @@
 """Decode images from files and requests to RGB, identically for folders and served models.
 
-A served model holds a copy of this file, so that this file imports nothing but Pillow and numpy.
+Training, validation, prediction and served models decode with this file alone. A served model holds
+a copy of it, so that it imports nothing but Pillow and numpy. docs/images.md has its rules.
 """
 
 import binascii
@@ -8,32 +9,75 @@ import io
 import math
 import os
 import re
+import zlib
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
 Pixels = npt.NDArray[np.uint8]
 
-# What Pillow itself decodes, by the ends of files' names in lower case. Not here: formats that only
-# name their content (BUFR, GRIB, HDF5, IPTC, MPEG), those of one system (WMF, EMF), and EPS, which
-# starts a program.
-READABLE_EXTENSIONS = frozenset(
-    (
-        *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".gif", ".webp", ".avif", ".avifs"),
-        *(".bmp", ".dib", ".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".pnm", ".pfm", ".qoi"),
-        *(".jp2", ".j2c", ".j2k", ".jpc", ".jpf", ".jpx", ".tga", ".icb", ".vda", ".vst"),
-        *(".sgi", ".rgb", ".rgba", ".bw", ".ras", ".im", ".pcx", ".dcx", ".psd", ".pcd", ".pxr"),
-        *(".ico", ".icns", ".cur", ".dds", ".blp", ".ftc", ".ftu", ".flc", ".fli", ".fit", ".fits"),
-        *(".gbr", ".msp", ".xbm", ".xpm"),
-    )
-)
+# The formats that are read, as Pillow names them, and the ends of their files' names. A file is
+# read by its content: the end of its name decides only whether the listing of a folder takes it.
+# Not here: formats that start a program (EPS), that hold no pixels (BUFR, GRIB, HDF5, MPEG), those
+# of one system (WMF), and those without a signature, which other content is mistaken for (IM).
+_EXTENSIONS = {
+    "JPEG": (".jpg", ".jpeg", ".jpe", ".jfif", ".jif", ".jfi", ".pjpeg", ".pjp", ".mpo"),
+    "PNG": (".png", ".apng"),
+    "WEBP": (".webp",),
+    "GIF": (".gif",),
+    "BMP": (".bmp",),
+    "DIB": (".dib",),
+    "TIFF": (".tif", ".tiff"),
+    "PPM": (".ppm", ".pgm", ".pbm", ".pnm", ".pfm"),
+    "AVIF": (".avif", ".avifs"),
+    "JPEG2000": (".jp2", ".j2k", ".jpc", ".jpf", ".jpx", ".j2c"),
+    "ICO": (".ico",),
+    "CUR": (".cur",),
+    "ICNS": (".icns",),
+    "PSD": (".psd",),
+    "QOI": (".qoi",),
+    "DDS": (".dds",),
+    "BLP": (".blp",),
+    "FTEX": (".ftc", ".ftu"),
+    "FITS": (".fit", ".fits"),
+    "FLI": (".fli", ".flc"),
+    "SGI": (".sgi", ".rgb", ".rgba", ".bw"),
+    "SUN": (".ras",),
+    "PCX": (".pcx",),
+    "DCX": (".dcx",),
+    "MSP": (".msp",),
+    "PIXAR": (".pxr",),
+    "XBM": (".xbm",),
+    "XPM": (".xpm",),
+    "TGA": (".tga", ".icb", ".vda", ".vst"),  # last: only a plausible header tells it
+}
+_FORMATS = tuple(_EXTENSIONS)
 
-# Requests can't choose Pillow's other formats, of which some start programs.
-_REQUEST_FORMATS = ("JPEG", "PNG", "WEBP")
+# In lower case.
+READABLE_EXTENSIONS = frozenset(end for ends in _EXTENSIONS.values() for end in ends)
+
+# Images with more pixels are refused: Pillow's own limit, beyond which it suspects an attack.
+MAX_PIXELS = 178_956_970
 
 _SHAPE = re.compile(r"([1-9]\d{0,8})x([1-9]\d{0,8})(?:x([13]))?")
+
+_ORIENTATION = 0x0112  # EXIF
+_PHOTOMETRIC, _BITS, _SAMPLE_FORMAT = 262, 258, 339  # TIFF
+
+_PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+_PNG_ORIENTATION_TEXTS = (b"XML:com.adobe.xmp", b"Raw profile type exif")
+_MAX_TEXT_BYTES = 2**20  # of a text in a PNG, unpacked; of more Pillow refuses the file
+
+_REFUSAL = "does not decode as an image"
+_MAX_REASON_LENGTH = 120
+
+
+class UnreadableImageError(ValueError):
+    """A file is not an image that is read; the message has the reason."""
 
 
 def is_readable(name: str) -> bool:
@@ -41,29 +85,189 @@ def is_readable(name: str) -> bool:
     return os.path.splitext(name)[1].lower() in READABLE_EXTENSIONS
 
 
-def convert_to_rgb(image: Image.Image) -> Pixels:
-    """Convert an opened image to RGB and apply its EXIF orientation.
-
-    Args:
-        image: Any mode except floats; 16 bits a channel are rounded to 8.
+def read_rgb(path: str) -> Pixels:
+    """Decode an image file to RGB.
 
     Returns:
         uint8 [height, width, 3].
 
     Raises:
-        ValueError: The pixels are floats.
+        UnreadableImageError: The file can't be read or is not a complete image; the message names
+            the file and the reason.
     """
-    ImageOps.exif_transpose(image, in_place=True)
-    return np.array(_convert_to_eight_bits(image).convert("RGB"))
+    try:
+        return decode_rgb(read_content(path))
+    except UnreadableImageError as error:
+        raise UnreadableImageError(f"{path} {error}; repair it or remove it") from error
+
+
+def read_content(path: str) -> bytes:
+    """Read a file whole.
+
+    Raises:
+        UnreadableImageError: It can't be read. The message continues a sentence that names it.
+    """
+    with _refuse_with_reason(), open(path, "rb", buffering=0) as file:
+        return file.read()
+
+
+def decode_rgb(content: bytes, max_pixels: int = MAX_PIXELS) -> Pixels:
+    """Decode the content of an image file to RGB.
+
+    Args:
+        content: The file. The extension that it had does not matter.
+        max_pixels: Images with more pixels are refused before they are decoded.
+
+    Returns:
+        uint8 [height, width, 3].
+
+    Raises:
+        UnreadableImageError: It is not a complete image. The message continues a sentence that
+            names it: "does not decode as an image (REASON)".
+    """
+    with _refuse_with_reason(content), _open(content, max_pixels) as image:
+        image.load()
+        pixels = np.asarray(_convert_to_eight_bits(image))
+        # Not before the image is loaded, when Pillow applies the orientation of a TIFF itself.
+        return np.array(turn_upright(pixels, read_orientation(image)))
+
+
+def open_image(content: bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """Open the content of an image file, to read its header: `format`, `mode` and `size`.
+
+    Raises:
+        UnreadableImageError: As `decode_rgb`.
+    """
+    with _refuse_with_reason(content):
+        return _open(content, max_pixels)
+
+
+def _open(content: bytes, max_pixels: int) -> Image.Image:
+    if not content:
+        raise ValueError("the file is empty")
+    image = Image.open(io.BytesIO(_drop_png_metadata(content)), formats=_FORMATS)
+    if image.height * image.width > max_pixels:
+        size = f"{image.width} x {image.height} pixels"
+        raise ValueError(f"{size}, and at most {max_pixels} are decoded")
+    return image
+
+
+@contextmanager
+def _refuse_with_reason(content: bytes = b"") -> Iterator[None]:
+    try:
+        yield
+    except UnidentifiedImageError as error:
+        raise UnreadableImageError(f"{_REFUSAL} ({_describe_start(content)})") from error
+    except Image.DecompressionBombError as error:
+        reason = "more pixels than Pillow decodes, as it may be a decompression bomb"
+        raise UnreadableImageError(f"{_REFUSAL} ({reason})") from error
+    except Exception as error:  # decoders raise anything for a damaged file
+        reason = " ".join((str(error) or repr(error)).split())[:_MAX_REASON_LENGTH]
+        raise UnreadableImageError(f"{_REFUSAL} ({reason})") from error
+
+
+def _describe_start(content: bytes) -> str:
+    for name in _FORMATS:
+        accept = Image.OPEN[name][1]
+        if accept and accept(content[:16].ljust(16, b"\0")) is True:
+            return f"a damaged {name} file, or of a kind that Pillow does not read"
+    return f"not an image file of a known format: it begins with {content[:12]!r}"
+
+
+def read_orientation(image: Image.Image) -> int:
+    """Read the orientation in EXIF or XMP: 1 to 8; 1 where there is none or it is damaged."""
+    try:
+        orientation = image.getexif().get(_ORIENTATION)
+    except Exception:  # parsers raise anything for damaged metadata, which no viewer refuses
+        return 1
+    return orientation if isinstance(orientation, int) and 1 <= orientation <= 8 else 1
+
+
+def turn_upright(pixels: Pixels, orientation: int) -> Pixels:
+    """Undo an orientation of EXIF, 1 to 8, on pixels [height, width, ...]."""
+    if orientation >= 5:  # 5 to 8: rows and columns are swapped
+        pixels = pixels.swapaxes(0, 1)
+    if orientation in (3, 4, 7, 8):
+        pixels = pixels[::-1]
+    if orientation in (2, 3, 6, 7):
+        pixels = pixels[:, ::-1]
+    return pixels
 
 
 def _convert_to_eight_bits(image: Image.Image) -> Image.Image:
-    if image.mode == "F":
-        raise ValueError("pixels are floats of unknown range; save it with 8 or 16 bits")
-    if image.mode.startswith("I"):  # 16 bits a pixel, which Pillow would clip
-        return Image.fromarray((np.asarray(image) / 257).round().clip(0, 255).astype(np.uint8))
-    # Pillow warns of a palette with transparency that is not converted to RGBA first.
-    return image.convert("RGBA") if image.mode == "P" else image
+    """Convert to RGB, of the meaning that docs/images.md gives each mode."""
+    if image.mode == "F" or image.mode.startswith("I"):
+        return Image.fromarray(_scale_to_bytes(image)).convert("RGB")
+    if image.mode == "LAB":
+        from PIL import ImageCms
+
+        lab, srgb = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
+        transform = ImageCms.buildTransform(lab, srgb, "LAB", "RGB")
+        return transform.apply(image)
+    # Pillow converts premultiplied colors by way of straight ones alone. It warns of a palette with
+    # transparency that is not converted to RGBA first.
+    straight = {"La": "LA", "RGBa": "RGBA", "P": "RGBA"}.get(image.mode)
+    return (image.convert(straight) if straight else image).convert("RGB")
+
+
+def _scale_to_bytes(image: Image.Image) -> Pixels:
+    """Scale pixels of 12, 16 or 32 bits, or floats, which Pillow would clip.
+
+    The range is 0 to 1 for floats and 16 bits for integers; where a pixel is outside of it, the
+    range is that of the image's finite pixels.
+    """
+    tags: Mapping[int, Any] = getattr(image, "tag_v2", {})  # of a TIFF
+    values = np.asarray(image)
+    if tags.get(_BITS) == (32,) and tags.get(_SAMPLE_FORMAT, (1,)) == (1,):
+        values = values.view(np.uint32)  # Pillow reads them as signed
+    finite = values[np.isfinite(values)]
+    low, high = (float(finite.min()), float(finite.max())) if finite.size else (0.0, 0.0)
+    top = 1 if image.mode == "F" else 4095 if tags.get(_BITS) == (12,) else 65535
+    if low >= 0 and high <= top:
+        low, high = 0.0, float(top)
+    clipped = np.nan_to_num(values.astype(np.float64), nan=low).clip(low, high)
+    scaled = (clipped - low) / (((high - low) or 1) / 255)
+    if tags.get(_PHOTOMETRIC) == 0:  # white is zero, which Pillow inverts up to 8 bits alone
+        scaled = 255 - scaled
+    return scaled.round().astype(np.uint8)
+
+
+def _drop_png_metadata(content: bytes) -> bytes:
+    """Drop the chunks of a PNG that decide neither pixels nor orientation.
+
+    Pillow refuses a file for a large text or color profile, and for a damaged chunk of any kind.
+    """
+    if not content.startswith(_PNG_SIGNATURE):
+        return content
+    kept, start = [_PNG_SIGNATURE], len(_PNG_SIGNATURE)
+    while start + 8 <= len(content):
+        kind = content[start + 4 : start + 8]
+        end = start + 12 + int.from_bytes(content[start : start + 4])
+        chunk = content[start:end]
+        if kind[:1].isupper() or _may_hold_orientation(kind, chunk):
+            kept.append(chunk)
+        start = end
+    return b"".join(kept)
+
+
+def _may_hold_orientation(kind: bytes, chunk: bytes) -> bool:
+    if zlib.crc32(chunk[4:-4]) != int.from_bytes(chunk[-4:]):
+        return False
+    if kind not in (b"tEXt", b"zTXt", b"iTXt"):
+        return kind == b"eXIf"
+    keyword, _, rest = chunk[8:-4].partition(b"\0")
+    if keyword not in _PNG_ORIENTATION_TEXTS or len(rest) > _MAX_TEXT_BYTES:
+        return False
+    packed = b""
+    if kind == b"zTXt":
+        packed = rest[1:]
+    elif kind == b"iTXt" and rest[:1] == b"\1":
+        packed = rest[2:].split(b"\0", 2)[-1]
+    try:
+        unpacked = zlib.decompressobj().decompress(packed, _MAX_TEXT_BYTES + 1)
+    except zlib.error:
+        return False
+    return len(unpacked) <= _MAX_TEXT_BYTES
 
 
 def decode_image(text: Any, max_pixels: int) -> Pixels:
@@ -95,9 +299,12 @@ def decode_image(text: Any, max_pixels: int) -> Pixels:
             raise ValueError("is a data URI without base64; write it as data:image/png;base64,...")
     content = _decode_base64(text)
     shapes = [name.removeprefix("shape=") for name in attributes if name.startswith("shape=")]
-    return (
-        _decode_raw(content, shapes[0], max_pixels) if shapes else _decode_file(content, max_pixels)
-    )
+    if shapes:
+        return _decode_raw(content, shapes[0], max_pixels)
+    try:
+        return decode_rgb(content, max_pixels)
+    except UnreadableImageError as error:
+        raise ValueError(f"{error}; send a whole image file within the limits") from None
 
 
 def _decode_base64(text: str) -> bytes:
@@ -121,7 +328,10 @@ def _decode_raw(content: bytes, shape: str, max_pixels: int) -> Pixels:
             f"has the shape {shape[:40]!r}; raw pixels take HEIGHTxWIDTHx3, or HEIGHTxWIDTH of gray"
         )
     height, width, channels = (int(size or 1) for size in match.groups())
-    _check_size(height, width, max_pixels)
+    if height * width > max_pixels:
+        raise ValueError(
+            f"has {width} x {height} pixels, and at most {max_pixels} are decoded; make it smaller"
+        )
     expected = math.prod((height, width, channels))
     if len(content) != expected:
         raise ValueError(
@@ -130,32 +340,3 @@ def _decode_raw(content: bytes, shape: str, max_pixels: int) -> Pixels:
         )
     pixels = np.frombuffer(content, np.uint8).reshape(height, width, channels)
     return np.broadcast_to(pixels, (height, width, 3))
-
-
-def _decode_file(content: bytes, max_pixels: int) -> Pixels:
-    try:
-        with Image.open(io.BytesIO(content), formats=_REQUEST_FORMATS) as image:
-            _check_size(image.height, image.width, max_pixels)
-            return convert_to_rgb(image)
-    except ImageTooLargeError:
-        raise
-    except UnidentifiedImageError:
-        raise ValueError("is no JPEG, PNG or WebP file; send one, in base64") from None
-    except Image.DecompressionBombError:
-        raise ImageTooLargeError(
-            f"has more pixels than the {max_pixels} that are decoded"
-        ) from None
-    except Exception as error:  # decoders raise anything for a damaged file
-        reason = " ".join((str(error) or repr(error)).split())[:100]
-        raise ValueError(f"does not decode ({reason}); send the whole file") from None
-
-
-class ImageTooLargeError(ValueError):
-    """An image has more pixels than a request may decode."""
-
-
-def _check_size(height: int, width: int, max_pixels: int) -> None:
-    if height * width > max_pixels:
-        raise ImageTooLargeError(
-            f"has {width} x {height} pixels, and at most {max_pixels} are decoded; make it smaller"
-        )

@@ -150,10 +150,3 @@ def test_truncated_image_is_named(suffix, part, tmp_path):
         match=f"^{path} does not decode as an image \\(.+\\); repair it or remove it$",
     ):
         read_image(str(path))
-
-
-def test_image_of_floats_is_an_error(tmp_path):
-    solid("F", 0.5).save(tmp_path / "floats.tif")
-
-    with pytest.raises(MisconfigurationException, match=r"floats\.tif .*floats.*8 or 16 bits"):
-        read_image(str(tmp_path / "floats.tif"))

@@ -1,6 +1,5 @@
 """Images of requests: base64 of files, data URIs, and raw pixels."""
 
-import io
 import struct
 import zlib
 from contextlib import suppress
@@ -84,13 +83,7 @@ def claim(width, height):
     )
 
 
-def drawn(kind):
-    content = io.BytesIO()
-    Image.fromarray(NOISE).save(content, kind)
-    return encode(content.getvalue())
-
-
-NO_FILE = "no JPEG, PNG or WebP"
+NO_FILE = "decode.*not an image file of a known format.*begins with"
 # the form of this message
 NO_BASE64 = r"^is not base64 \(letters, digits, \+ and /, padded by =\); encode the file's bytes"
 
@@ -112,15 +105,13 @@ NO_BASE64 = r"^is not base64 \(letters, digits, \+ and /, padded by =\); encode 
         ("data:image/png," + encode(PNG), "data URI .*base64.*data:image"),
         ("data:base64", "data URI .*base64"),
         (encode(b"no image at all"), NO_FILE),
-        (drawn("GIF"), NO_FILE),
-        (drawn("TIFF"), NO_FILE),
         (encode(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n"), NO_FILE),
-        (encode(PNG[: len(PNG) // 2]), r"decode \(.+\).*whole file"),
-        (encode(JPEG[: len(JPEG) // 2]), r"decode \(.+\).*whole file"),
-        (encode(PNG[:20]), f"{NO_FILE}|not decode"),
+        (encode(PNG[: len(PNG) // 2]), r"decode .*(.+).*whole image"),
+        (encode(JPEG[: len(JPEG) // 2]), r"decode .*(.+).*whole image"),
+        (encode(PNG[:20]), "not decode"),
         (encode(claim(1001, 1000)), "1001 x 1000 pixels.* 1000000 "),
         (encode(claim(40_000, 40_000)), "(40000 x 40000|more) pixels"),
-        (encode(claim(2**31 - 1, 2**31 - 1)), f"pixels|not decode|{NO_FILE}"),
+        (encode(claim(2**31 - 1, 2**31 - 1)), "pixels|not decode"),
         (raw(NOISE, "24x32x4"), "shape '24x32x4'.*HEIGHTxWIDTHx3"),
         (raw(NOISE, "0x32x3"), "shape '0x32x3'"),
         (raw(NOISE, "-1x32"), "shape '-1x32'"),

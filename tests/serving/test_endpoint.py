@@ -102,7 +102,10 @@ def test_top_k_is_the_number_of_classes(params, count, ask):
     ("body", "facts"),
     [
         # the forms of these messages
-        ({"inputs": [TEXTS[0], "YWJj"]}, ["image 1 is no JPEG, PNG or WebP file; send one, in"]),
+        (
+            {"inputs": [TEXTS[0], "YWJj"]},
+            ["image 1 does not decode as an image (not an image file of a"],
+        ),
         ({"inputs": [TEXTS[0], None]}, ["image 1 is null; it takes a text"]),
         ({"inputs": TEXTS[:1] * 21}, ["the request has 21 images; it takes 1 to 20: send them in"]),
         (
