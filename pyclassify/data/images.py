@@ -148,7 +148,7 @@ def _open(content: bytes, max_pixels: int) -> Image.Image:
     image = Image.open(io.BytesIO(_drop_png_metadata(content)), formats=_FORMATS)
     if image.height * image.width > max_pixels:
         size = f"{image.width} x {image.height} pixels"
-        raise ValueError(f"{size}, and at most {max_pixels} are decoded")
+        raise ValueError(f"{size}, and at most {max_pixels} are decoded: make it smaller")
     return image
 
 
@@ -304,7 +304,7 @@ def decode_image(text: Any, max_pixels: int) -> Pixels:
     try:
         return decode_rgb(content, max_pixels)
     except UnreadableImageError as error:
-        raise ValueError(f"{error}; send a whole image file within the limits") from None
+        raise ValueError(f"{error}; send a whole file, such as JPEG, PNG or WebP") from None
 
 
 def _decode_base64(text: str) -> bytes:
