@@ -151,10 +151,12 @@ def _render(plan: "Plan") -> int:
 
 def _check(plan: "Plan") -> int:
     from pyclassify.slurm import client
+    from pyclassify.slurm.gpus import check_offer
     from pyclassify.slurm.script import check_script
 
     text = plan.render_script("RUN_ID", "EXPERIMENT_ID")
     check_script(text)
+    check_offer(plan.config, plan.topology)
     with tempfile.TemporaryDirectory() as folder:
         script = Path(folder) / "job.sh"
         script.write_text(text)
@@ -164,18 +166,14 @@ def _check(plan: "Plan") -> int:
 
 def _status(args: argparse.Namespace) -> int:
     """Show a run's status, and set it where the job could not."""
-    from pyclassify.slurm.status import derive_outcome
     from pyclassify.slurm.submitted_run import FORGOTTEN_MESSAGE, find_submitted_run
 
     run = find_submitted_run(args.run)
     job = run.find_job()
     status = run.update_status(job)
-    facts = [FORGOTTEN_MESSAGE]
-    if job is not None:
-        reason = derive_outcome(job).reason or job.reason
-        facts = [job.state, reason, job.elapsed, job.nodes and f"on {job.nodes}"]
+    description = FORGOTTEN_MESSAGE if job is None else run.describe_job(job)
     sys.stdout.write(f"run {run.run_id}: {status}\n")
-    sys.stdout.write(f"job {run.job_id}: {', '.join(fact for fact in facts if fact)}\n")
+    sys.stdout.write(f"job {run.job_id}: {description}\n")
     logs = run.make_logs()
     for path in logs.list_files():
         sys.stdout.write(f"log: {path}\n")

@@ -33,7 +33,7 @@ _ACCOUNTING_COLUMNS = (
     *("JobID", "State", "ExitCode", "NodeList", "ElapsedRaw"),
     *("Submit", "Start", "AllocTRES", "MaxRSS"),
 )
-_GPUS = re.compile(r"gres/gpu=(\d+)")
+_GPUS = re.compile(r"gres/gpu(?P<type>:[^=,]+)?=(?P<count>\d+)")
 _MEGABYTES = {"": 1e-6, "K": 1024e-6, "M": 1024**2 * 1e-6, "G": 1024**3 * 1e-6}
 _INVALID_JOB_ID = re.compile(r"Invalid job id", re.IGNORECASE)
 # The controller or the database is busy or down; such a message says nothing about the job.
@@ -48,6 +48,7 @@ _NOT_RECEIVED = re.compile(r"Unable to contact slurm controller", re.IGNORECASE)
 # Variables that change the commands' output, and those of a job or launcher around this process.
 _OUTPUT_PREFIXES = (
     "SACCT_",
+    "SINFO_",
     "SQUEUE_",
     "SCANCEL_",
     "SLURM_TIME_FORMAT",
@@ -80,6 +81,21 @@ class Attempt:
     started: float | None
     elapsed_seconds: int
     gpus: int
+
+
+@dataclass(frozen=True)
+class PartitionGres:
+    """What nodes of a partition have: sinfo has a row for each kind of node.
+
+    Args:
+        partition: The partition.
+        is_default: Whether jobs that name no partition go there.
+        gres: Generic resources in SLURM's form, such as `gpu:a100:2,gpu:v100:2`.
+    """
+
+    partition: str
+    is_default: bool
+    gres: str
 
 
 @dataclass
@@ -164,6 +180,21 @@ def validate_script(script: Path, config_keys: Sequence[str]) -> str:
     return _format_output(result.stderr)
 
 
+def list_gres(clusters: str = "") -> list[PartitionGres]:
+    """List the generic resources of all partitions.
+
+    Args:
+        clusters: The clusters, with commas; empty for the one of this host.
+
+    Raises:
+        SlurmError: sinfo fails.
+    """
+    command = ("sinfo", "-h", "-a", *(["-M", clusters] if clusters else []), "-o", "%P|%G")
+    result = _run_command(command, _make_query_environment())
+    rows = _parse_rows(result.stdout, columns=2)
+    return [PartitionGres(name.rstrip("*"), name.endswith("*"), gres) for name, gres in rows]
+
+
 def find_job(job_id: str) -> Job:
     """Ask squeue for a job, and sacct where the job has ended or squeue does not have it.
 
@@ -205,8 +236,9 @@ def find_job_by_folder(folder: Path, earlier_jobs: Container[str] = ()) -> str:
     command = ("squeue", "-h", "-t", "all", "-u", getpass.getuser(), "-o", "%i|%Z")
     result = _run_command(command, _make_query_environment())
     rows = [line.strip().split("|", 1) for line in result.stdout.splitlines() if "|" in line]
-    found = [row[0] for row in rows if row[1] == str(folder) and row[0] not in earlier_jobs]
-    return max(found, key=int, default="")
+    # Elements of an array (7_1, 7_[2-9]) and parts of a heterogeneous job (7+1) are not the run's.
+    numbers = [number for number, path in rows if path == str(folder) and number.isdigit()]
+    return max((each for each in numbers if each not in earlier_jobs), key=int, default="")
 
 
 def cancel_job(job_id: str) -> None:
@@ -338,12 +370,18 @@ def _add_accounting_row(
             accounting[job_id].max_rss_mb = max_rss_mb
         return
     job = accounting.setdefault(job_id, JobAccounting(Job(job_id, "PENDING")))
-    gpus = _GPUS.search(allocated)
     started = _parse_seconds(start) if start.isdigit() else None
-    attempt = Attempt(_parse_seconds(submit), started, int(elapsed), int(gpus[1]) if gpus else 0)
+    attempt = Attempt(_parse_seconds(submit), started, int(elapsed), _count_gpus(allocated))
     job.attempts = sorted([*job.attempts, attempt], key=lambda attempt: attempt.submitted)
     if attempt is job.attempts[-1]:
         job.job = make_job(job_id, state, "", nodes, elapsed, exit_code)
+
+
+def _count_gpus(allocated: str) -> int:
+    """Count the GPUs of sacct's AllocTRES; a site may account for them by type alone."""
+    counts = [(match["type"], int(match["count"])) for match in _GPUS.finditer(allocated)]
+    total = [count for kind, count in counts if kind is None]
+    return total[0] if total else sum(count for _, count in counts)
 
 
 def _select_jobs(job_id: str) -> list[str]:

@@ -37,6 +37,9 @@ _SET_BY_BACKEND = (
     *(PROGRESS_ENV, SPOOL_ENV, STATUS_BY_SLURM_ENV),
 )
 _FOLLOWS_FROM_DEVICES = "it follows from -P devices"
+# What sbatch and others call the number of GPUs, and no key is called.
+_GPU_KEYS = ("gres", "gpus_per_node", "gpus_per_socket", "gpu")
+_GPU_GRES = re.compile(r"(gres[:/])?gpu\b:?")
 # Options of sbatch that are not for the user to set, and why.
 _REFUSED_OPTIONS = {
     "array": "a run is one job",
@@ -145,15 +148,28 @@ _Memory = Annotated[
     Field(pattern=r"^\d+[KMGTkmgt]?$"),
     _Takes('megabytes, or a number with K, M, G or T, such as "64G"'),
 ]
+_UNLIMITED = ("-1", "INFINITE", "UNLIMITED")  # sbatch takes them in any case
 _Time = Annotated[
     str,
     _text_of_int,
-    # Of sbatch(1), --time.
-    Field(pattern=r"^(\d+(:[0-5]?\d){0,2}|\d+-\d{1,2}(:[0-5]?\d){0,2})$"),
-    _Takes(
-        "minutes, minutes:seconds, hours:minutes:seconds, days-hours, days-hours:minutes or "
-        'days-hours:minutes:seconds, such as "02:00:00" or "1-12"'
+    # Of sbatch(1), --time, and of time_str2secs() in SLURM's parse_time.c.
+    Field(
+        pattern=rf"^((?i:{'|'.join(_UNLIMITED)})"
+        r"|\d+(:[0-5]?\d){0,2}|\d+-\d{1,2}(:[0-5]?\d){0,2})$"
     ),
+    _Takes(
+        "minutes, minutes:seconds, hours:minutes:seconds, days-hours, days-hours:minutes, "
+        'days-hours:minutes:seconds or "UNLIMITED", such as "02:00:00" or "1-12"'
+    ),
+]
+_GpuType = Annotated[
+    str,
+    _text_of_int,
+    Field(pattern=r"^[^\s:,=()/*\x00-\x1f\x7f]+$"),
+    _Takes('the name of one type, as `sinfo -o %G` has it between colons, such as "a100"'),
+]
+_GpuOption = Annotated[
+    Literal["gpus-per-node", "gres"], _Takes('"gpus-per-node" (with --gpus too) or "gres"')
 ]
 _Signal = Annotated[
     str,
@@ -214,6 +230,11 @@ class Config(BaseModel):
     ntasks_per_node: _FromOne | None = _key("checked against -P devices", "processes a node")
     gpus: _FromZero | None = _key("checked against num_nodes x devices; 0 for none", "GPUs in all")
     gpus_per_task: _FromOne | None = _key("checked: each process has one", "GPUs a process")
+    gpu_type: _GpuType | None = _key("the type of all GPUs; SLURM chooses else")
+    gpu_option: _GpuOption = _key(
+        "the option of sbatch that asks for GPUs; some sites take `gres` alone",
+        default="gpus-per-node",
+    )
     cpus_per_task: _FromOne | None = _option("for each process, by srun too", "cores a process")
     mem: _Memory | None = _option("memory of each node; 0 for all", "MB a node")
     time: _Time | None = _option("the time limit", "minutes, or a clock's")
@@ -272,6 +293,11 @@ class Config(BaseModel):
                 f"container is {self.container!r} and environment {self.environment!r} in the "
                 "backend config; give one of the two: what an image runs is in the image"
             )
+        if self.gpu_type is not None and self.gpus == 0:
+            raise ValueError(
+                f"gpu_type is {self.gpu_type!r} and gpus is 0 in the backend config; leave one of "
+                "the two out"
+            )
         _check_requeue(self)
         missing = [name for name, text in self.exports if text is None and name not in os.environ]
         if missing:
@@ -322,6 +348,9 @@ def _format_error(error: ErrorDetails, values: Mapping[str, Any]) -> str:
     if not error["loc"]:  # of several keys together
         return why
     key = str(error["loc"][0])
+    if error["type"] == "extra_forbidden" and key in _GPU_KEYS:
+        name = "gres" if key == "gres" else ""
+        return f"the backend config has no key {key!r}; {_explain_gpus(name, str(values[key]))}"
     if error["type"] == "extra_forbidden":
         known = sorted(Config.model_fields)
         near = get_close_matches(key, Config.model_fields, n=1)
@@ -329,6 +358,8 @@ def _format_error(error: ErrorDetails, values: Mapping[str, Any]) -> str:
         return f"the backend config has no key {key!r}{hint}; there are {', '.join(known)}"
     # What looks like a credential is not repeated.
     shown = key if key == "exports" else f"{key} is {values[key]!r}"
+    if key in ("gpus", "gpus_per_task", "gpu_type") and ":" in str(values[key]):
+        why = _explain_gpus("", str(values[key]))
     reason = f" ({why})" if why else ""
     return f"{shown} in the backend config{reason}; it takes {describe_values(key)}"
 
@@ -378,9 +409,12 @@ def _check_sbatch_args(arguments: Sequence[str]) -> None:
 
 
 def _why_refused(name: str, value: str) -> str:
-    # GPUs alone: `--gres=tmpfs:100g` is for a site's disks.
-    if "gres".startswith(name) and any(part.startswith("gpu") for part in value.split(",")):
-        return _FOLLOWS_FROM_DEVICES
+    if "gres".startswith(name) and len(name) > 1:
+        # GPUs alone: `--gres=tmpfs:100g` is for a site's disks.
+        gpus = [part for part in value.split(",") if _GPU_GRES.match(part)]
+        return _explain_gpus("gres", gpus[0]) if gpus else ""
+    if name.startswith("gpus") and ":" in value:
+        return _explain_gpus("", value)
     reasons = {key.replace("_", "-"): f'give the key "{key}"' for key in Config.model_fields}
     reasons |= _REFUSED_OPTIONS
     if name in reasons:
@@ -390,8 +424,25 @@ def _why_refused(name: str, value: str) -> str:
     return f"that is short for --{meant[0]}; {reasons[meant[0]]}" if meant else ""
 
 
+def _explain_gpus(option: str, value: str) -> str:
+    """Say which keys stand for an option of sbatch that asks for GPUs.
+
+    Args:
+        option: "gres" for `--gres`; empty for the others.
+        value: The option's value: `[TYPE:]NUMBER`, and in --gres `gpu[:TYPE][:NUMBER]`.
+    """
+    kind, _, number = _GPU_GRES.sub("", value, count=1).partition(":")
+    has_type = kind and (number.isdigit() or not (number or kind.isdigit()))
+    keys = [f'"gpu_type": "{kind}"'] if has_type else []
+    keys += ['"gpu_option": "gres"'] if option == "gres" else []
+    hint = f"; give {' and '.join(keys)}" if keys else ""
+    return f"the number of GPUs follows from -P devices{hint}"
+
+
 def _parse_seconds(time: str) -> int:
-    """Convert a time as sbatch takes it, such as "1-12:30", to seconds."""
+    """Convert a time as sbatch takes it, such as "1-12:30", to seconds; 0 where it is unlimited."""
+    if time.upper() in _UNLIMITED:
+        return 0
     days, dash, clock = time.rpartition("-")
     parts = [int(part) for part in clock.split(":")]
     if not dash and len(parts) < 3:  # minutes, or minutes:seconds

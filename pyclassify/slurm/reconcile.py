@@ -22,7 +22,7 @@ from pyclassify.slurm.status import (
     STATE_TAG,
     Outcome,
     apply_outcome,
-    derive_outcome,
+    derive_run_outcome,
     resolve_status,
 )
 from pyclassify.slurm.submitted_run import find_job_id, make_job_logs
@@ -96,7 +96,7 @@ def _reconcile_run(
             return
         outcome, state, metrics = _LOST, _UNKNOWN_STATE, {}
     elif accounting.job.meaning.ended:
-        outcome = derive_outcome(accounting.job)
+        outcome = derive_run_outcome(run, accounting.job)
         state, metrics = accounting.job.state, accounting.compute_metrics()
     else:
         yield from _follow_open_job(store, run, accounting.job.meaning.status, dry_run)

@@ -12,8 +12,11 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pyclassify.slurm import gpus
 from pyclassify.slurm.config import Config
+from pyclassify.slurm.reporter import NOTHING_STARTED_EXIT_CODE
 from pyclassify.slurm.topology import Topology
+from pyclassify.utils.launcher import REQUEUE_EXIT_CODE
 from pyclassify.utils.masking import holds_credentials
 
 if TYPE_CHECKING:
@@ -68,6 +71,10 @@ def render_job_script(config: Config, job: JobSpec) -> str:
     return _load_template().render(
         config=config,
         job=job,
+        gpu_options=gpus.list_gpu_options(config, job.topology),
+        other_options=gpus.list_other_options(config, job.topology),
+        stopped=REQUEUE_EXIT_CODE,
+        nothing_started=NOTHING_STARTED_EXIT_CODE,
         apptainer=_container_command(config, job),
         srun_options=_srun_options(config, job.topology),
         signals=" ".join(signals),

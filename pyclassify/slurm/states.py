@@ -1,10 +1,13 @@
 """SLURM's job states, and the MLflow status of a run whose job is in each of them.
 
 `STATES` has a line for every state of "JOB STATE CODES" in squeue(1) and sacct(1), of SLURM 2.6 to
-25.05: a state that is new in SLURM is one more line there.
+25.05: a state that is new in SLURM is one more line there. `PENDING_ADVICE` has the reasons for
+which a job may wait for ever; those that pass by themselves (Priority, Resources, Dependency,
+BeginTime, Licenses, Reservation and others) are not there.
 """
 
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 
 _RESUME = "; `pyclassify slurm resume` goes on"
 
@@ -71,6 +74,68 @@ _STATES_BY_REASON = {
     "timelimit": "TIMEOUT",
 }
 
+_LESS = 'fewer -P devices or -P num_nodes, or less "mem", "cpus_per_task" or "time"'
+_BUDGET = "its hours are spent, and come back only when the site renews them"
+# Why a job waits (https://slurm.schedmd.com/job_reason_codes.html), by patterns of which the first
+# that matches counts -> why that does not pass by itself, or may not, and what to change.
+PENDING_ADVICE = {
+    "PartitionTimeLimit": '"time" is over the limit of the partition; give less, or another '
+    '"partition"',
+    "*MaxWallDurationPerJobLimit": '"time" is over the limit of the QOS or account; give less, or '
+    'another "qos"',
+    "QOSTimeLimit": '"time" is over the limit of the QOS; give less, or another "qos"',
+    "AssociationTimeLimit": '"time" is over the limit of the account; give less, or another '
+    '"account"',
+    "PartitionNodeLimit": "the partition takes no job of so many nodes, or nodes that must be "
+    'there are down; give another -P num_nodes, "nodelist" or "partition"',
+    "PartitionConfig": f"the job breaks a limit of the partition; give {_LESS}, or another "
+    '"partition"',
+    "PartitionDown": 'the partition starts no jobs; give another "partition"',
+    "PartitionInactive": 'the partition starts no jobs; give another "partition"',
+    "QOSMax*PerUser*": "other jobs of yours have to end first; if there are none, the job asks for "
+    f'more than the QOS gives a user: give {_LESS}, or another "qos"',
+    "QOSMax*": f'the job asks for more than the QOS gives a job; give {_LESS}, or another "qos"',
+    "QOSMin*": 'the job asks for less than the QOS demands; ask for more, or give another "qos"',
+    "QOSGrp*RunMinutes*": "other jobs of the QOS have to end first; if there are none, the job "
+    f'asks for more than the QOS has: give {_LESS}, or another "qos"',
+    "QOSGrp*Minutes*": f'{_BUDGET}; give another "qos"',
+    "QOSGrp*": "other jobs of the QOS have to end first; if there are none, the job asks for more "
+    f'than the QOS has: give {_LESS}, or another "qos"',
+    "QOSNotAllowed": 'the account or partition may not use the QOS; give another "qos"',
+    "QOSUsageThreshold": 'the account has used too much for the QOS; give another "qos"',
+    "InvalidQOS": 'there is no such QOS any more; give another "qos"',
+    "InvalidAccount": 'there is no such account any more; give another "account"',
+    "AccountNotAllowed": 'the partition takes no jobs of the account; give another "account" or '
+    '"partition"',
+    "AssocMaxJobsLimit": "other jobs of yours have to end first",
+    "AssocMaxSubmitJobLimit": "other jobs of yours have to end first",
+    "AssocMax*": f"the job asks for more than the account gives a job; give {_LESS}, or another "
+    '"account"',
+    "AssocGrp*RunMinutes*": "other jobs of the account have to end first; if there are none, the "
+    f'job asks for more than the account has: give {_LESS}, or another "account"',
+    "AssocGrp*Minutes*": f'{_BUDGET}; give another "account"',
+    "AssocGrp*": "other jobs of the account have to end first; if there are none, the job asks for "
+    f'more than the account has: give {_LESS}, or another "account"',
+    "MaxMemPer*": '"mem" is over the limit of the partition; give less',
+    "Max*PerAccount": "other jobs of the account have to end first; if there are none, the job "
+    f'asks for more than the QOS gives an account: give {_LESS}, or another "account"',
+    "BadConstraints": "no node has all that the job asks for; change "
+    '"constraint", "nodelist", "gpu_type", -P devices, "mem" or "cpus_per_task"',
+    "ReqNodeNotAvail*": "nodes that the job needs are down, drained or reserved; change "
+    '"nodelist", or give less "time" so that the job ends before a reservation begins',
+    "NodeDown": 'a node that the job needs is down; change "nodelist"',
+    "ReservationDeleted": 'the reservation is gone; leave "reservation" out, or give another',
+    "DependencyNeverSatisfied": 'the job of "dependency" did not end as it had to; leave it out',
+    "DeadLine": 'the job can\'t end before its deadline; give less "time" or a later --deadline',
+    "BurstBufferOperation": "an operation of the burst buffer failed; the site has to repair it",
+    "JobHeldUser": "the job is held; `scontrol release JOB_ID` lets it start",
+    "JobHeldAdmin": "an administrator holds the job, and has to release it",
+    "JobHoldMaxRequeue": "the job started too often and is held; see its log, then `scontrol "
+    "release JOB_ID`",
+    "* held*": "SLURM holds the job after an error; see its log, then `scontrol release JOB_ID`",
+    "*in held state*": "the job is held; `scontrol release JOB_ID` lets it start",
+}
+
 
 class SlurmError(OSError):
     """SLURM refused a command; the message is SLURM's own."""
@@ -112,6 +177,14 @@ class Job:
     def meaning(self) -> State:
         """What the job's state means for its run."""
         return STATES[self.state]
+
+    @property
+    def advice(self) -> str:
+        """Why a job that waits may never start, and what to change; empty where it has to wait."""
+        if STATES[self.state].status != "SCHEDULED":
+            return ""
+        found = (text for glob, text in PENDING_ADVICE.items() if fnmatchcase(self.reason, glob))
+        return next(found, "").replace("JOB_ID", self.job_id.partition(";")[0])
 
 
 def make_job(

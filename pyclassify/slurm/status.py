@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 
 from pyclassify.slurm.states import STATES, Job, infer_final_state
 from pyclassify.spool.records import FINAL_STATUSES
-from pyclassify.utils.launcher import REQUEUE_EXIT_CODE
+from pyclassify.utils.launcher import REQUEUE_EXIT_CODE, SLURM_FOLDER_TAG
 from pyclassify.utils.masking import mask
 
 if TYPE_CHECKING:
@@ -33,6 +33,7 @@ JOB_ID_TAG = "slurm_job_id"  # as sbatch gave it, perhaps with the cluster's nam
 JOB_IDS_TAG = "slurm_job_ids"  # the numbers of the run's jobs that have started, with commas
 STATUS_SOURCE_TAG = "slurm_status_by"
 STATE_TAG = "slurm_state"  # how the job ended; SLURM is not asked again about a run that has it
+LEFT_FILE = "left"  # of a run's folder: the training left with exit code 75
 RESUME_HINT = "go on by `pyclassify slurm resume RUN_ID`"
 _QUOTED_LINES = 20
 _QUOTED_BYTES = 4000  # some of MLflow's servers take 5000 for a description
@@ -73,6 +74,18 @@ def derive_outcome(job: Job) -> Outcome:
     if job.state == "FAILED" and job.exit_code:
         reason += f", exit code {job.exit_code.partition(':')[0]}"
     return Outcome(job.meaning.status, reason, is_certain=job.state != "FAILED")
+
+
+def derive_run_outcome(run: "Run", job: Job) -> Outcome:
+    """Derive the outcome of a run from its job, and from what the job left in the run's folder.
+
+    A job whose training was told to stop and left with exit code 75 is COMPLETED, and its run is
+    not FINISHED.
+    """
+    folder = run.data.tags.get(SLURM_FOLDER_TAG, "")
+    if job.state == "COMPLETED" and folder and Path(folder, LEFT_FILE).exists():
+        return replace(STOPPED, reason=STOPPED.reason.replace("RUN_ID", run.info.run_id))
+    return derive_outcome(job)
 
 
 def derive_script_outcome(exit_code: int, slurm_report: str) -> Outcome:

@@ -20,6 +20,7 @@ from mlflow.projects.backend.abstract_backend import AbstractBackend
 from pyclassify.slurm import client
 from pyclassify.slurm.config import Config, parse_config, parse_time_limit
 from pyclassify.slurm.environment import resolve_tracking_uri
+from pyclassify.slurm.gpus import check_offer
 from pyclassify.slurm.plan import Plan, make_plan
 from pyclassify.slurm.reporter import open_spool
 from pyclassify.slurm.script import check_script
@@ -103,6 +104,7 @@ class SlurmBackend(AbstractBackend):
         try:
             plan = make_plan(project_uri, entry_point, params, version, backend_config)
             check_script(plan.render_script("RUN_ID", experiment_id))
+            check_offer(plan.config, plan.topology)
             plan.environment.build()
             submitted = _submit_run(plan, project_uri, version, experiment_id, verbose=waits)
             if waits:

@@ -26,7 +26,7 @@ from pyclassify.slurm.status import (
     JOB_ID_TAG,
     JOB_IDS_TAG,
     apply_outcome,
-    derive_outcome,
+    derive_run_outcome,
     format_subject,
     update_description,
 )
@@ -105,6 +105,7 @@ class SlurmRun(SubmittedRun):
         super().__init__()
         self.job_id = job_id
         self._run_id, self._verbose, self._client = run_id, verbose, MlflowClient()
+        self._advised: set[str] = set()  # reasons that were warned of
 
     @property
     def run_id(self) -> str:
@@ -188,10 +189,20 @@ class SlurmRun(SubmittedRun):
     def poll_job(self) -> Job | None:
         """Ask SLURM for the job, as `find_job`; None also where SLURM does not answer."""
         try:
-            return self.find_job()
+            job = self.find_job()
         except SlurmUnavailableError as error:
             _logger.warning("SLURM does not answer (%s); asking again", error)
             return None
+        if job is not None and job.advice and job.reason not in self._advised:
+            self._advised.add(job.reason)
+            _logger.warning("%s", self._format_advice(job))
+        return job
+
+    def describe_job(self, job: Job) -> str:
+        """Describe a job's state, reason, elapsed time and nodes in one line."""
+        reason = derive_run_outcome(self._get_run(), job).reason or job.reason
+        facts = [job.state, reason, job.advice, job.elapsed, job.nodes and f"on {job.nodes}"]
+        return ", ".join(fact for fact in facts if fact)
 
     def has_ended(self, job: Job | None) -> bool:
         """Whether the job has ended: as SLURM says, or else by the run's status.
@@ -216,7 +227,8 @@ class SlurmRun(SubmittedRun):
             return status
         if job.meaning.ended:
             logs = make_job_logs(run.data.tags, self.job_id).list_files()
-            return apply_outcome(self._client, self._run_id, derive_outcome(job), self.job_id, logs)
+            outcome = derive_run_outcome(run, job)
+            return apply_outcome(self._client, self._run_id, outcome, self.job_id, logs)
         job_status = job.meaning.status
         if (status, job_status) == ("RUNNING", "SCHEDULED"):  # started since, or requeued
             job = self.poll_job()
@@ -242,6 +254,12 @@ class SlurmRun(SubmittedRun):
         except SlurmUnavailableError as error:
             _logger.warning("SLURM does not say how job %s goes (%s)", self.job_id, error)
             return None, "cancelled"
+
+    def _format_advice(self, job: Job) -> str:
+        return (
+            f"job {self.job_id} waits because of {job.reason}: {job.advice}; to change it, cancel "
+            f"it by `pyclassify slurm cancel {self._run_id}` and submit a new run"
+        )
 
     def _get_run(self) -> "Run":
         return self._client.get_run(self._run_id)

@@ -138,6 +138,11 @@ def _check_count(key: str, configured: int | None, number: int, why: str) -> Non
 def _count_configured_gpus(config: Config, nodes: int, tasks: int) -> int:
     """The GPUs of each node by the configuration alone."""
     if config.gpus is None:
+        if config.gpu_type is not None and config.gpus_per_task is None:
+            raise ValueError(
+                f"gpu_type is {config.gpu_type!r} in the backend config, and nothing says how many "
+                f'GPUs: the project has no parameter devices; give "gpus", such as {nodes * tasks}'
+            )
         return (config.gpus_per_task or 0) * tasks
     if config.gpus % nodes:
         raise ValueError(

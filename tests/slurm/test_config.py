@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from pyclassify.slurm import config, plan
-from pyclassify.slurm.states import STATES
+from pyclassify.slurm.states import PENDING_ADVICE, STATES
 
 SHIPPED = sorted(Path("slurm").glob("*.json"))
 
@@ -22,6 +22,37 @@ def test_keys_that_mlflow_adds_are_ignored():
     read = config.parse_config({**added, "build_image": False, "docker_auth": None, "mem": "8G"})
 
     assert read == config.Config(mem="8G")
+
+
+@pytest.mark.parametrize(
+    ("given", "keys"),
+    [
+        ({"gres": "gpu:a100:2"}, '"gpu_type": "a100" and "gpu_option": "gres"'),
+        ({"gres": "gpu:2"}, '"gpu_option": "gres"'),
+        ({"gpus_per_node": "a100:2"}, '"gpu_type": "a100"'),
+        ({"gpus": "a100:2"}, '"gpu_type": "a100"'),
+        ({"gpu_type": "gpu:a100:2"}, '"gpu_type": "a100"'),
+        ({"gpu_type": "a100:2"}, '"gpu_type": "a100"'),
+    ],
+)
+def test_gpus_in_the_form_of_sbatch_are_refused_with_the_keys(given, keys):
+    with pytest.raises(
+        ValueError, match=rf"the number of GPUs follows from -P devices; give {keys}"
+    ):
+        config.parse_config(given)
+
+
+@pytest.mark.parametrize(
+    "gpu_type", ["a100", "nvidia_h100_80gb_hbm3_1g.10gb", "1g.5gb", "A100-SXM4"]
+)
+def test_gpu_type_of_any_name_of_slurm_is_accepted(gpu_type):
+    assert config.parse_config({"gpu_type": gpu_type}).gpu_type == gpu_type
+    assert config.parse_config({"gpu_type": 3090}).gpu_type == "3090"
+
+
+def test_gpu_type_without_gpus_is_refused():
+    with pytest.raises(ValueError, match=r"^gpu_type is 'a100' and gpus is 0 .*leave one"):
+        config.parse_config({"gpu_type": "a100", "gpus": 0})
 
 
 def test_unknown_key_error_has_the_nearest_and_the_valid_keys():
@@ -51,6 +82,9 @@ def test_unknown_key_error_has_the_nearest_and_the_valid_keys():
         ("wait", "no", "takes true or false"),
         ("requeue_seconds", 0, "takes a whole number from 1 to 65535"),
         ("requeue_attempts", 0, "takes a whole number from 1"),
+        ("gpu_type", "tesla:v100", "takes the name of one type"),
+        ("gpu_type", "", "takes the name of one type"),
+        ("gpu_option", "--gres", 'takes "gpus-per-node" .* or "gres"'),
         ("tracking", "offline", 'takes "direct" or "spool"'),
     ],
 )
@@ -75,7 +109,11 @@ def test_error_of_several_wrong_keys_is_of_the_first_as_given(given, first):
 
 
 @pytest.mark.parametrize(
-    "time", [30, "30", "30:00", "02:00:00", "1-12", "1-12:30", "1-12:30:00", "120:00"]
+    "time",
+    [
+        *(30, "30", "30:00", "02:00:00", "1-12", "1-12:30", "1-12:30:00", "120:00"),
+        *("UNLIMITED", "unlimited", "INFINITE", "Infinite", "-1", -1, 0, "0"),
+    ],
 )
 def test_time_in_each_format_of_sbatch_is_accepted(time):
     assert config.parse_config({"time": time}).time == str(time)
@@ -120,7 +158,12 @@ def test_exported_credential_must_be_set_where_the_job_is_submitted(monkeypatch)
         ("--comment a", "by their long names"),
         ("--arra=0-3", "that is short for --array; a run is one job"),
         ("--part=gpu", 'that is short for --partition; give the key "partition"'),
-        ("--gres=tmpfs:1g,gpu:2", "it follows from -P devices"),
+        ("--gres=tmpfs:1g,gpu:2", 'follows from -P devices; give "gpu_option": "gres"$'),
+        ("--gres=gpu:a100:2", 'give "gpu_type": "a100" and "gpu_option": "gres"$'),
+        ("--gres=gpu:3090:2", 'give "gpu_type": "3090" and "gpu_option": "gres"$'),
+        ("--gpus-per-node=a100:2", 'follows from -P devices; give "gpu_type": "a100"$'),
+        ("--gpus=nvidia_h100_80gb_hbm3_1g.10gb:2", '"gpu_type": "nvidia_h100_80gb_hbm3_1g.10gb"$'),
+        ("--gpus-per-node=2", "follows from -P devices$"),
         ("--gpus=2", 'give the key "gpus"'),
         ("--no-requeue", 'give the key "requeue"'),
     ],
@@ -158,6 +201,7 @@ def test_requeue_with_conflicting_key_is_refused(given, error):
     [
         *(("30", 1800), ("30:15", 1815), ("02:00:00", 7200), ("1-12", 129_600)),
         *(("1-12:30", 131_400), ("1-12:30:05", 131_405), ("0", 0)),
+        *(("UNLIMITED", 0), ("infinite", 0), ("-1", 0)),
     ],
 )
 def test_parse_seconds_of_each_format_of_sbatch(time, seconds):
@@ -196,6 +240,13 @@ def format_key_table():
 def test_documentation_has_the_keys():
     table = format_key_table()
     assert table in Path("docs/slurm.md").read_text(), f"the table is now\n\n{table}"
+
+
+def test_documentation_has_the_reasons_of_jobs_that_wait():
+    text = Path("docs/slurm.md").read_text()
+    rows = [f"| `{reason}` | {advice} |" for reason, advice in PENDING_ADVICE.items()]
+    table = "\n".join(rows)
+    assert table in text, f"the table is now\n\n{table}"
 
 
 def test_documentation_has_the_states():

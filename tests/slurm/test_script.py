@@ -50,7 +50,15 @@ def test_script_of_requeued_job_matches_the_reviewed_one():
     assert text == (GOLDEN / "requeue.sh").read_text()
 
 
-CONFIGS = {"none": {}, "odd": ODD, "all": ALL_KEYS, "cpu": {"gpus": 0}, "requeue": REQUEUE}
+TYPED = {"gpu_type": "nvidia_h100_80gb_hbm3_1g.10gb", "gpu_option": "gres"}
+CONFIGS = {
+    "typed": TYPED,
+    "none": {},
+    "odd": ODD,
+    "all": ALL_KEYS,
+    "cpu": {"gpus": 0},
+    "requeue": REQUEUE,
+}
 
 
 @pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
@@ -74,7 +82,7 @@ def test_template_is_read_by_shellcheck_as_bash():
     required.program("shellcheck")
     text = Path(script.__file__).with_name("job.sh.j2").read_text()
     # What is filled in: ${{ name }} is an odd expansion, and what it becomes is quoted.
-    filled_in = "SC1083,SC2086,SC2170,SC2288,SC2296"
+    filled_in = "SC1083,SC2086,SC2170,SC2242,SC2254,SC2288,SC2296"
     # Code after the task's `exit`, which is quoted in the script.
     checker = ("shellcheck", "--shell=bash", f"--exclude={filled_in},SC2317")
     assert check(text, *checker).stdout == ""
@@ -160,6 +168,8 @@ OTHER_VALUES = {
     "ntasks_per_node": (3, "#SBATCH --ntasks-per-node=3\n"),
     "gpus": (3, "#SBATCH --gpus=3\n"),
     "gpus_per_task": (3, "#SBATCH --gpus-per-node=3\n"),
+    "gpu_type": ("a100", "#SBATCH --gpus-per-node=a100:2\n"),
+    "gpu_option": ("gres", "#SBATCH --gres=gpu:2\n"),
     "requeue_seconds": (300, "#SBATCH --signal=B:USR1@300\n"),
     "requeue_attempts": (7, ' "${logs[@]}" 7 || '),
     "sbatch_args": (["--spread-job"], "#SBATCH --spread-job\n"),
@@ -191,9 +201,38 @@ def test_script_has_the_option_of_each_key_of_sbatch(key):
 def test_script_has_the_value_of_each_other_key(key):
     value, text = OTHER_VALUES[key]
     given = {"requeue": True} if key.startswith("requeue_") else {}
+    given |= {"gpus": 2} if key.startswith("gpu_") else {}
 
     assert text in render({**given, key: value}, {}, parameter_defaults={})
     assert text not in render(given, {}, parameter_defaults={})
+
+
+@pytest.mark.parametrize(
+    ("config", "options"),
+    [
+        ({}, ["--gpus=4", "--gpus-per-node=2"]),
+        ({"gpu_type": "a100"}, ["--gpus=a100:4", "--gpus-per-node=a100:2"]),
+        ({"gpu_option": "gres"}, ["--gres=gpu:2"]),
+        ({"gpu_option": "gres", "gpu_type": "a100"}, ["--gres=gpu:a100:2"]),
+        (
+            {"gpu_option": "gres", "sbatch_args": ["--gres=tmpfs:1g"]},
+            ["--gres=gpu:2,tmpfs:1g"],
+        ),
+        (
+            {"sbatch_args": ["--gres=tmpfs:1g"]},
+            ["--gpus=4", "--gpus-per-node=2", "--gres=tmpfs:1g"],
+        ),
+    ],
+)
+def test_script_asks_for_gpus_by_one_option(config, options):
+    lines = render(config, {"devices": 2, "num_nodes": 2}).splitlines()
+    assert [line[8:] for line in lines if line.startswith("#SBATCH --g")] == options
+
+
+def test_script_without_gpus_asks_for_no_type():
+    config = {"gpu_type": "a100", "gpu_option": "gres", "sbatch_args": ["--gres=tmpfs:1g"]}
+    lines = render(config, {"devices": 2, "accelerator": "cpu"}).splitlines()
+    assert [line[8:] for line in lines if line.startswith("#SBATCH --g")] == ["--gres=tmpfs:1g"]
 
 
 def test_job_name_with_newline_stays_one_line(tmp_path):

@@ -85,6 +85,7 @@ def test_devices_that_is_not_a_whole_number_is_refused(devices):
 @pytest.mark.parametrize(
     ("config", "message"),
     [
+        ({"gpu_type": "a100"}, "gpu_type is 'a100' .*nothing says how many.*\"gpus\""),
         ({"gpus": 3, "nodes": 2}, "gpus is 3 .*2 nodes.* multiple of 2"),
         ({"gpus": 4, "gpus_per_task": 1}, "gpus is 4 .*gpus_per_task makes 1 x 1 processes"),
     ],

@@ -16,6 +16,11 @@ from tests.support.waiting import wait_until
 NAME = "private"
 NODES = ("n1", "n2")
 GPUS_PER_NODE = 4
+# Nodes with several types of GPUs, which a test starts by `typed_nodes`: types and numbers.
+TYPED_NODES = {
+    "n3": {"a100": 2, "v100": 2},
+    "n4": {"a100": 2, "nvidia_h100_80gb_hbm3_1g.10gb": 2},
+}
 
 # Where root may not set limits the accounting ends a job that takes too much, a second later and
 # as CANCELLED or FAILED in place of OUT_OF_MEMORY. SLURM 22.05 needs systemd for version 2.
@@ -59,16 +64,19 @@ MessageTimeout=5
 MinJobAge=5
 SchedulerParameters=sched_interval=1,bf_interval=1
 ReturnToService=2
+JobSubmitPlugins=lua
 
 SlurmdParameters=config_overrides
-NodeName=DEFAULT CPUs=32 RealMemory=128000 Gres=gpu:{gpus}
-NodeName=n1 NodeHostname={host} NodeAddr=127.0.0.1 Port={n1}
-NodeName=n2 NodeHostname={host} NodeAddr=127.0.0.1 Port={n2}
-PartitionName=main Nodes=ALL Default=YES MaxTime=60 DefMemPerCPU=1000
+NodeName=DEFAULT CPUs=32 RealMemory=128000
+{nodes}
+PartitionName=main Nodes=n[1-2] Default=YES MaxTime=60 DefMemPerCPU=1000
+PartitionName=typed Nodes=n[3-4] MaxTime=60 DefMemPerCPU=1000
+# It takes no job whose GPUs have no type, or are not asked for by --gres.
+PartitionName=strict Nodes=n[3-4] MaxTime=60 DefMemPerCPU=1000
 # Whose jobs make room for those of main, a second after they are told.
 PreemptType=preempt/partition_prio
 PreemptMode=REQUEUE
-PartitionName=low Nodes=ALL MaxTime=60 DefMemPerCPU=1000 PriorityTier=0 GraceTime=1
+PartitionName=low Nodes=n[1-2] MaxTime=60 DefMemPerCPU=1000 PriorityTier=0 GraceTime=1
 """
 
 SLURMDBD = """\
@@ -94,6 +102,23 @@ CgroupMountpoint={folder}/cgroup
 ConstrainRAMSpace=yes
 """
 
+# As the plugin of sites that demand a type of GPU; for one of the partitions.
+JOB_SUBMIT = """\
+function slurm_job_submit(job, partitions, uid)
+  if job.partition ~= "strict" then return slurm.SUCCESS end
+  local gres = job.tres_per_node or ""
+  if job.tres_per_job or not gres:find("^gres:gpu:[^:]+:%d+") then
+    slurm.log_user("ask for GPUs by --gres=gpu:TYPE:NUMBER")
+    return slurm.ERROR
+  end
+  return slurm.SUCCESS
+end
+
+function slurm_job_modify(job, known, partitions, uid)
+  return slurm.SUCCESS
+end
+"""
+
 # A line is a statement.
 DATABASE = """\
 CREATE USER slurm@'127.0.0.1' IDENTIFIED BY '{password}';
@@ -103,38 +128,56 @@ GRANT ALL ON slurm_acct_db.* TO slurm@'127.0.0.1';
 
 def write(folder: Path):
     """Write what the daemons read; returns the ports by name."""
+    gpus = {node: {"": GPUS_PER_NODE} for node in NODES} | TYPED_NODES
+    ports = free_ports("mariadbd", "slurmdbd", "slurmctld", *gpus)
     values = {
         "folder": folder,
         "host": socket.gethostname().split(".")[0],
         "password": os.urandom(16).hex(),
         "name": NAME,
-        "gpus": GPUS_PER_NODE,
         "task_plugin": "task/cgroup" if LIMITS_MEMORY else "task/none",
         "limit": "UsePss" if LIMITS_MEMORY else "OverMemoryKill",
     }
-    ports = free_ports("mariadbd", "slurmdbd", "slurmctld", *NODES)
-    gpus = f"gpu[0-{GPUS_PER_NODE - 1}]"
-    gres = [f"NodeName={node} Name=gpu File={folder}/{node}/{gpus}" for node in NODES]
+    values["nodes"] = "\n".join(
+        f"NodeName={node} NodeHostname={values['host']} NodeAddr=127.0.0.1 Port={ports[node]} "
+        f"Gres={','.join(_format_gpus(kind, count) for kind, count in kinds.items())}"
+        for node, kinds in gpus.items()
+    )
     files = {
         "slurm.conf": SLURM,
         "slurmdbd.conf": SLURMDBD,
         "cgroup.conf": CGROUP,
-        "gres.conf": "\n".join(["AutoDetect=off", *gres, ""]),
         "database.sql": DATABASE,
     }
     for name, text in files.items():
         (folder / name).write_text(text.format(**values, **ports))
+    (folder / "job_submit.lua").write_text(JOB_SUBMIT)
     (folder / "slurmdbd.conf").chmod(0o600)
     (folder / "munge.key").write_bytes(os.urandom(64))
     (folder / "munge.key").chmod(0o600)
-    for node in NODES:
-        (folder / node).mkdir()
-        for index in range(GPUS_PER_NODE):
-            (folder / node / f"gpu{index}").symlink_to("/dev/null")
+    rows = [row for node, kinds in gpus.items() for row in write_gpus(folder, node, kinds)]
+    (folder / "gres.conf").write_text("\n".join(["AutoDetect=off", *rows, ""]))
     (folder / "state").mkdir()
     if LIMITS_MEMORY:
         write_cgroup(folder)
     return ports
+
+
+def _format_gpus(kind, count):
+    return ":".join(filter(None, ("gpu", kind, str(count))))
+
+
+def write_gpus(folder, node, kinds):
+    """Make the files of a node's GPUs, numbered through; returns their lines of gres.conf."""
+    (folder / node).mkdir()
+    index = 0
+    for kind, count in kinds.items():
+        files = [folder / node / f"gpu{number}" for number in range(index, index + count)]
+        for file in files:
+            file.symlink_to("/dev/null")
+        index += count
+        names = f"{folder}/{node}/gpu[{index - count}-{index - 1}]"
+        yield f"NodeName={node} Name=gpu {kind and f'Type={kind} '}File={names}"
 
 
 def write_cgroup(folder):
@@ -211,6 +254,19 @@ class Cluster:
 
     def start_node(self, node):
         self.daemons.start(node, "slurmd", "-D", "-N", node)
+
+    @contextlib.contextmanager
+    def typed_nodes(self):
+        """The nodes of the partitions typed and strict, which are down otherwise."""
+        for node in TYPED_NODES:
+            self.start_node(node)
+        self.wait_for_nodes(*TYPED_NODES)
+        try:
+            yield
+        finally:
+            for node in TYPED_NODES:
+                self.daemons.processes[node].terminate()
+                self.daemons.processes[node].wait()
 
     def wait_for_nodes(self, *nodes):
         """Wait until they take jobs, or have some; a star says that a node does not answer."""

@@ -80,6 +80,7 @@ finish() {
   logs=("$(readlink "/proc/$$/fd/1")" "$(readlink "/proc/$$/fd/2")")
   report end "$code" "$said" "${logs[@]}" 100 || [ $? -ne 75 ] || requeue
   wait_for_training 30
+  exit "$code"
 }
 trap finish EXIT
 trap 'exit 143' TERM
@@ -91,7 +92,8 @@ find_older() {
     found=$(squeue -h -u "$(id -un)" -o '%i|%T|%Z' 2>/dev/null |
       while IFS='|' read -r id state folder; do
         [ "$folder" = "$run_folder" ] || continue
-        [ "$id" -ge "$SLURM_JOB_ID" ] || echo "$id $state"
+        # an element of an array (7_1) is not the run's
+        [[ $id == *[!0-9]* ]] || [ "$id" -ge "$SLURM_JOB_ID" ] || echo "$id $state"
       done | head -n 1)
     [[ $found == *COMPLETING ]] || break
     sleep 1

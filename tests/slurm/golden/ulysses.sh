@@ -78,8 +78,11 @@ finish() {
   said=
   [ "$code" -eq 0 ] || said=$(slurm_says)
   logs=("$(readlink "/proc/$$/fd/1")" "$(readlink "/proc/$$/fd/2")")
-  report end "$code" "$said" "${logs[@]}"
+  if report end "$code" "$said" "${logs[@]}" && [ "$code" -eq 75 ] && [ -e "$run_folder/left" ]; then
+    code=0 # a clean stop is not a failure of the job; the run is KILLED and can be resumed
+  fi
   wait_for_training 30
+  exit "$code"
 }
 trap finish EXIT
 trap 'exit 143' TERM
@@ -91,7 +94,8 @@ find_older() {
     found=$(squeue -h -u "$(id -un)" -o '%i|%T|%Z' 2>/dev/null |
       while IFS='|' read -r id state folder; do
         [ "$folder" = "$run_folder" ] || continue
-        [ "$id" -ge "$SLURM_JOB_ID" ] || echo "$id $state"
+        # an element of an array (7_1) is not the run's
+        [[ $id == *[!0-9]* ]] || [ "$id" -ge "$SLURM_JOB_ID" ] || echo "$id $state"
       done | head -n 1)
     [[ $found == *COMPLETING ]] || break
     sleep 1

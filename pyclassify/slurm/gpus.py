@@ -1,0 +1,192 @@
+"""The GPUs of a job: the options by which its script asks for them, and whether SLURM has them.
+
+SLURM calls GPUs generic resources (GRES), which may have a type: `gpu:a100:2` are two of type a100.
+A site may demand the type ("gpu_type"), or that GPUs are asked for by `--gres` ("gpu_option").
+"""
+
+import os
+import re
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from difflib import get_close_matches
+
+from pyclassify.slurm import client
+from pyclassify.slurm.client import PartitionGres
+from pyclassify.slurm.config import Config
+from pyclassify.slurm.states import SlurmError
+from pyclassify.slurm.topology import Topology
+from pyclassify.utils.text import join_some
+
+_NO_TYPE = ""
+_GPU = re.compile(r"gpu(?::(?P<type>[^:]+))?:(?P<count>\d+)")
+_NOT_COUNTED = re.compile(r"\([^)]*\)|:no_consume")  # what sinfo says of sockets: gpu:2(S:0,1)
+_GRES = "--gres="
+
+# The GPUs of each node, or of each kind of node, by type; by partition.
+_Offer = Mapping[str, list[dict[str, int]]]
+
+
+def list_gpu_options(config: Config, topology: Topology) -> list[str]:
+    """List the options of sbatch that ask for a job's GPUs.
+
+    SLURM takes the last `--gres` alone, so the one for GPUs has the configuration's others too.
+    """
+    if not topology.gpus:
+        return []
+    kind = f"{config.gpu_type}:" if config.gpu_type else ""
+    if config.gpu_option == "gres":
+        others = [each.removeprefix(_GRES) for each in config.sbatch_args if each.startswith(_GRES)]
+        return [_GRES + ",".join([f"gpu:{kind}{topology.gpus}", *others])]
+    return [
+        f"--gpus={kind}{topology.nodes * topology.gpus}",
+        f"--gpus-per-node={kind}{topology.gpus}",
+    ]
+
+
+def list_other_options(config: Config, topology: Topology) -> list[str]:
+    """List the configuration's options of sbatch, without what `list_gpu_options` has of them."""
+    has_gres = any(each.startswith(_GRES) for each in list_gpu_options(config, topology))
+    return [each for each in config.sbatch_args if not (has_gres and each.startswith(_GRES))]
+
+
+def check_offer(config: Config, topology: Topology) -> None:
+    """Check that the job's partition has the GPUs that the job asks for.
+
+    Where SLURM does not say what the partition has, the answer is left to sbatch.
+
+    Args:
+        config: The configuration.
+        topology: Nodes, processes and GPUs.
+
+    Raises:
+        ValueError: No node of the partition has such GPUs, or has as many.
+    """
+    if not topology.gpus:
+        return
+    with suppress(SlurmError):
+        offered = client.list_gres(_find_clusters(config))
+        partitions = config.partition or os.environ.get("SBATCH_PARTITION", "")
+        check_partitions(config, topology, offered, partitions)
+
+
+def check_partitions(
+    config: Config, topology: Topology, offered: Iterable[PartitionGres], partitions: str
+) -> None:
+    """Check what a job asks for against what each partition has.
+
+    Args:
+        config: The configuration.
+        topology: Nodes, processes and GPUs, of which there are some.
+        offered: What the partitions of the cluster have.
+        partitions: The partitions that the job may start in, with commas; empty for the default.
+
+    Raises:
+        ValueError: No node of these partitions has such GPUs, or has as many.
+    """
+    names = partitions.split(",")
+    offer: dict[str, list[dict[str, int]]] = {}
+    chosen = []
+    for row in offered:
+        gpus = parse_gpus(row.gres)
+        offer.setdefault(row.partition, []).append(gpus)
+        if row.partition in names or (not partitions and row.is_default):
+            chosen.append(row.partition)
+    if not chosen or not any(any(nodes) for nodes in offer.values()):
+        return  # sbatch says that there is no such partition; or sinfo has no GPU of the cluster
+    nodes = [node for name in dict.fromkeys(chosen) for node in offer[name]]
+    subject = f"partition {', '.join(dict.fromkeys(chosen))}"
+    if config.gpu_type is not None and not any(config.gpu_type in node for node in nodes):
+        raise ValueError(_format_missing_type(config.gpu_type, subject, nodes, offer))
+    most = max(count_gpus(node, config.gpu_type) for node in nodes)
+    if most < topology.gpus:
+        elsewhere = _list_partitions(offer, config.gpu_type, topology.gpus)
+        raise ValueError(_format_too_few(config.gpu_type, subject, topology.gpus, most, elsewhere))
+
+
+def parse_gpus(gres: str) -> dict[str, int]:
+    """Parse the GPUs of a node, as sinfo's %G has them.
+
+    Returns:
+        The number of GPUs of each type; of those without a type by an empty string.
+
+    Example:
+        >>> parse_gpus("gpu:a100:2(S:0,2),gpu:v100:1,tmpfs:1T")
+        {'a100': 2, 'v100': 1}
+    """
+    gpus: dict[str, int] = {}
+    for text in _NOT_COUNTED.sub("", gres).split(","):
+        if match := _GPU.fullmatch(text.strip()):
+            kind = match["type"] or _NO_TYPE
+            gpus[kind] = gpus.get(kind, 0) + int(match["count"])
+    return gpus
+
+
+def count_gpus(gpus: Mapping[str, int], gpu_type: str | None) -> int:
+    """Count a node's GPUs of a type; of all types where it is None."""
+    return sum(gpus.values()) if gpu_type is None else gpus.get(gpu_type, 0)
+
+
+def _find_clusters(config: Config) -> str:
+    """The clusters that the job may be submitted to; empty for the one of this host."""
+    found = [
+        each.partition("=")[2] for each in config.sbatch_args if each.startswith("--clusters=")
+    ]
+    return found[-1] if found else ""
+
+
+def _list_partitions(offer: _Offer, gpu_type: str | None, count: int) -> list[str]:
+    """List the partitions with nodes that have as many GPUs of a type."""
+    return [
+        name
+        for name, nodes in offer.items()
+        if max(count_gpus(node, gpu_type) for node in nodes) >= count
+    ]
+
+
+def _format_missing_type(
+    gpu_type: str,
+    subject: str,
+    nodes: list[dict[str, int]],
+    offer: _Offer,
+) -> str:
+    types = sorted({kind for node in nodes for kind in node if kind != _NO_TYPE})
+    near = _find_nearest(gpu_type, types)
+    given = f"gpu_type is {gpu_type!r} in the backend config"
+    elsewhere = _list_partitions(offer, gpu_type, 1)
+    hint = f"; give another partition, such as {elsewhere[0]}, which has it" if elsewhere else ""
+    if types:
+        nearest = f" (nearest: {near})" if near else ""
+        return f"{given}, and {subject} has none{nearest}; it has {', '.join(types)}{hint}"
+    if any(nodes):
+        return f"{given}, and the GPUs of {subject} have no type; leave gpu_type out{hint}"
+    return f"{given}, and {subject} has no GPUs{hint or _format_gpu_partitions(offer)}"
+
+
+def _find_nearest(gpu_type: str, types: list[str]) -> str:
+    """Find the type that is meant: SLURM's types differ by case, and may be a part of a name."""
+    lower = {kind.lower(): kind for kind in types}
+    near = get_close_matches(gpu_type.lower(), lower, n=1)
+    parts = [kind for kind in lower if gpu_type.lower() in kind or kind in gpu_type.lower()]
+    return next((lower[kind] for kind in (*near, *parts)), "")
+
+
+def _format_too_few(
+    gpu_type: str | None, subject: str, asked: int, most: int, elsewhere: list[str]
+) -> str:
+    kind = f" of type {gpu_type}" if gpu_type else ""
+    hint = f", or another partition, such as {elsewhere[0]}" if elsewhere else ""
+    if not most:
+        hint = hint.removeprefix(", or ") or "a partition that has them"
+        return (
+            f"{subject} has no GPUs, and {asked} are asked for on each node; give {hint}, or "
+            "-P accelerator=cpu"
+        )
+    return (
+        f"{asked} GPUs{kind} are asked for on each node, and a node of {subject} has at most "
+        f"{most}; give fewer -P devices and more -P num_nodes{hint}"
+    )
+
+
+def _format_gpu_partitions(offer: _Offer) -> str:
+    names = _list_partitions(offer, None, 1)
+    return f"; give a partition that has some: {join_some(names)}"
