@@ -153,13 +153,16 @@ def _format_missing_type(
     near = _find_nearest(gpu_type, types)
     given = f"gpu_type is {gpu_type!r} in the backend config"
     elsewhere = _list_partitions(offer, gpu_type, 1)
-    hint = f"; give another partition, such as {elsewhere[0]}, which has it" if elsewhere else ""
+    hint = f"another partition, such as {elsewhere[0]}, which has it" if elsewhere else ""
     if types:
         nearest = f" (nearest: {near})" if near else ""
-        return f"{given}, and {subject} has none{nearest}; it has {', '.join(types)}{hint}"
+        alternative = hint and f"; give {hint}"
+        return f"{given}, and {subject} has none{nearest}; it has {', '.join(types)}{alternative}"
     if any(nodes):
-        return f"{given}, and the GPUs of {subject} have no type; leave gpu_type out{hint}"
-    return f"{given}, and {subject} has no GPUs{hint or _format_gpu_partitions(offer)}"
+        alternative = hint and f", or give {hint}"
+        return f"{given}, and the GPUs of {subject} have no type; leave gpu_type out{alternative}"
+    hint = hint or f"a partition that has some: {join_some(_list_partitions(offer, None, 1))}"
+    return f"{given}, and {subject} has no GPUs; give {hint}"
 
 
 def _find_nearest(gpu_type: str, types: list[str]) -> str:
@@ -185,8 +188,3 @@ def _format_too_few(
         f"{asked} GPUs{kind} are asked for on each node, and a node of {subject} has at most "
         f"{most}; give fewer -P devices and more -P num_nodes{hint}"
     )
-
-
-def _format_gpu_partitions(offer: _Offer) -> str:
-    names = _list_partitions(offer, None, 1)
-    return f"; give a partition that has some: {join_some(names)}"

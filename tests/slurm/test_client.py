@@ -123,6 +123,20 @@ def test_submit_job_with_lost_output_of_the_last_try_finds_the_job(put, tmp_path
     assert client.submit_job(tmp_path / "job.sh", {}, []) == "7"
 
 
+@pytest.mark.parametrize(
+    ("ids", "found"),
+    [
+        (("7_1", "7_[2-9%3]"), ""),
+        (("6", "9_1", "12+0", "12+1"), "6"),
+        (("9", "10", "8_3"), "10"),
+        (("5", "4"), "4"),
+    ],
+)
+def test_find_job_by_folder_passes_over_arrays_and_heterogeneous_jobs(put, tmp_path, ids, found):
+    put("squeue", make_program("".join(f"{number}|{tmp_path}\n" for number in ids)))
+    assert client.find_job_by_folder(tmp_path, earlier_jobs=["5"]) == found
+
+
 def test_submit_job_not_received_is_submitted_again(put, tmp_path):
     put("sbatch", make_program_in_turn(tmp_path / "turn", DOWN, ("8\n",)))
     put("squeue", make_program(f"7|{tmp_path}\n"))
@@ -215,6 +229,64 @@ def test_run_with_retries_waits_longer_before_each_retry(monkeypatch, tmp_path):
     with pytest.raises(SlurmUnavailableError, match="Unable to contact"):
         client._run_with_retries(["squeue"])
     assert slept == [0.0, 1.0, 2.0, 4.0]
+
+
+WAITS = """
+    None Priority Resources Dependency BeginTime Licenses Reservation Cleaning Prolog Constraints
+    BurstBufferResources BurstBufferStageIn FedJobLock SchedDefer JobArrayTaskLimit
+"""
+NEVER_STARTS = {
+    "PartitionTimeLimit": '"time"',
+    "QOSMaxWallDurationPerJobLimit": '"time"',
+    "AssocMaxWallDurationPerJobLimit": '"time"',
+    "PartitionNodeLimit": "-P num_nodes",
+    "PartitionDown": '"partition"',
+    "PartitionInactive": '"partition"',
+    "QOSMaxCpuPerUserLimit": "other jobs of yours",
+    "QOSMaxGRESPerUser": "other jobs of yours",
+    "QOSMaxGRESPerJob": '"qos"',
+    "QOSMaxNodePerJobLimit": '"qos"',
+    "QOSMinGRES": '"qos"',
+    "QOSGrpGRES": "other jobs of the QOS",
+    "QOSGrpCPURunMinutesLimit": "other jobs of the QOS",
+    "QOSGrpCPUMinutesLimit": "spent",
+    "AssocGrpGRESMinutes": "spent",
+    "AssocGrpGRESRunMinutes": "other jobs of the account",
+    "AssocGrpCpuLimit": "other jobs of the account",
+    "AssocMaxJobsLimit": "other jobs of yours",
+    "AssocMaxGRESPerJob": '"account"',
+    "InvalidAccount": '"account"',
+    "InvalidQOS": '"qos"',
+    "AccountNotAllowed": '"account"',
+    "MaxMemPerLimit": '"mem"',
+    "MaxGRESPerAccount": '"account"',
+    "BadConstraints": '"constraint"',
+    "ReqNodeNotAvail, UnavailableNodes:n[1-2]": '"nodelist"',
+    "ReqNodeNotAvail, May be reserved for other job": '"nodelist"',
+    "ReservationDeleted": '"reservation"',
+    "DependencyNeverSatisfied": '"dependency"',
+    "JobHeldUser": "`scontrol release 7`",
+    "launch failed requeued held": "`scontrol release 7`",
+    "job requeued in held state": "`scontrol release 7`",
+}
+
+
+@pytest.mark.parametrize("reason", WAITS.split())
+def test_reason_that_passes_by_itself_has_no_advice(reason):
+    assert Job("7", "PENDING", reason).advice == ""
+
+
+@pytest.mark.parametrize(("reason", "advice"), NEVER_STARTS.items())
+def test_reason_that_does_not_pass_says_what_to_change(reason, advice):
+    assert advice in Job("7;west", "PENDING", reason).advice
+    assert Job("7", "RUNNING", reason).advice == Job("7", "CANCELLED", reason).advice == ""
+
+
+def test_accounting_of_typed_gpus_counts_each_once():
+    assert client._count_gpus("billing=2,gres/gpu:a100=2,gres/gpu=2,node=1") == 2
+    assert client._count_gpus("cpu=2,gres/gpu:a100=2,gres/gpu:v100=1,node=1") == 3
+    assert client._count_gpus("cpu=2,gres/gpu=4") == 4
+    assert client._count_gpus("cpu=2,gres/gpumem=4G,node=1") == 0
 
 
 def test_states_name_the_next_step():

@@ -93,6 +93,23 @@ def test_run_gets_the_status_of_its_job(
     assert changed in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("before", ["RUNNING", "FINISHED"])
+@pytest.mark.parametrize(("state", "status"), [("COMPLETED", "KILLED"), ("TIMEOUT", "FAILED")])
+def test_run_whose_training_left_to_be_resumed_is_not_finished(
+    store, answer, tmp_path, state, status, before
+):
+    run_id = make(store, tmp_path, 7, before)
+    (tmp_path / "left").touch()
+    answer(row(7, state))
+
+    assert main(["slurm", "reconcile"]) == 0
+
+    run = store.get_run(run_id)
+    assert run.info.status == status
+    resume = f"`pyclassify slurm resume {run_id}`"
+    assert (resume in get_description(run)) == (status == "KILLED")
+
+
 def test_metrics_of_all_attempts_are_logged_once(store, answer, tmp_path):
     run_id = make(store, tmp_path, 7)
     answer(

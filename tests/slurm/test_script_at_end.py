@@ -64,3 +64,26 @@ def test_script_gives_up_on_accounting_that_lags(tmp_path, monkeypatch):
     booked = ("RUNNING", "RUNNING", "RUNNING")
 
     assert ask(tmp_path, monkeypatch, "RUNNING None", booked)[2:] == [*booked]
+
+
+def find_older(folder, monkeypatch, *rows):
+    """Run the script's own search for an older job of the run's folder, as job 7."""
+    queue = "".join(f"{row}|{folder}\n" for row in rows)
+    slurm_jobs.write_program(folder, "squeue", slurm_jobs.make_program(queue))
+    slurm_jobs.prepend_to_path(monkeypatch, folder)
+    function = "find_older() {" + slurm_jobs.render({}, {}).partition("\nfind_older() {")[2]
+    text = f"SLURM_JOB_ID=7\nrun_folder={folder}\n{function.partition(chr(10) + '}')[0]}\n}}\n"
+    found = subprocess.run(["bash", "-c", f"{text}find_older"], capture_output=True, text=True)
+    assert found.stderr == ""
+    return found.stdout.strip()
+
+
+@pytest.mark.parametrize(
+    ("rows", "older"),
+    [
+        (("6_1|PENDING", "6_[2-9]|PENDING", "5+0|RUNNING", "7|RUNNING"), ""),
+        (("6_1|PENDING", "5|RUNNING", "8|PENDING"), "5 RUNNING"),
+    ],
+)
+def test_script_takes_no_element_of_an_array_for_an_older_job(rows, older, tmp_path, monkeypatch):
+    assert find_older(tmp_path, monkeypatch, *rows) == older

@@ -1,11 +1,13 @@
 """`SlurmRun` and its commands, also where a job ended silently or SLURM does not have it."""
 
 import getpass
+from types import SimpleNamespace
 
 import pytest
 
 from pyclassify.cli import main
 from pyclassify.slurm import client as programs
+from pyclassify.slurm import submitted_run
 from pyclassify.slurm.states import STATES
 from pyclassify.slurm.submitted_run import SlurmRun, make_job_logs
 from tests.support import slurm_jobs
@@ -234,3 +236,52 @@ def test_status_of_a_forgotten_job_fails_and_names_the_folder(running, client, t
     assert mentions(error, "squeue has no job 99", "sacct has no job 99", "RUNNING")
     assert mentions(error, tmp_path, "`pyclassify slurm cancel`")
     assert client.get_run(run_id).info.status == "RUNNING"
+
+
+def wait_with(put, running, monkeypatch, *answers):
+    """Wait for a job by squeue's answers; returns what is warned of."""
+    warned = []
+    logger = SimpleNamespace(info=print, warning=lambda form, *args: warned.append(form % args))
+    monkeypatch.setattr(submitted_run, "_logger", logger)
+    monkeypatch.setattr(submitted_run, "_MIN_POLL_SECONDS", 0.0)
+    put("squeue", *[(f"4|{state}|{reason}||0:00\n",) for state, reason in answers])
+    submitted = SlurmRun(running(), "4", verbose=True)
+    submitted.wait()
+    return warned
+
+
+def test_wait_for_a_job_that_never_starts_says_once_what_to_change(put, running, monkeypatch):
+    answers = [
+        *[("PENDING", "None"), ("PENDING", "Priority"), ("PENDING", "PartitionTimeLimit")],
+        *[("PENDING", "PartitionTimeLimit"), ("PENDING", "QOSMaxGRESPerJob")],
+        *[("PENDING", "PartitionTimeLimit"), ("COMPLETED", "None")],
+    ]
+    warned = wait_with(put, running, monkeypatch, *answers)
+
+    assert len(warned) == 2
+    cancel = "`pyclassify slurm cancel "
+    assert mentions(warned[0], "job 4 ", "PartitionTimeLimit", '"time"', '"partition"', cancel)
+    assert mentions(warned[1], "job 4 ", "QOSMaxGRESPerJob", "-P devices", '"qos"', cancel)
+
+
+def test_wait_for_a_job_that_waits_its_turn_warns_of_nothing(put, running, monkeypatch):
+    answers = [("PENDING", "Priority"), ("PENDING", "Resources"), ("COMPLETED", "None")]
+    assert wait_with(put, running, monkeypatch, *answers) == []
+
+
+def test_status_of_a_job_that_never_starts_says_what_to_change(put, running, capsys):
+    put("squeue", ("4|PENDING|AssocGrpGRESMinutes||0:00\n",))
+    run_id = running()
+
+    assert mentions(run_command(capsys, "status", run_id)[1], "AssocGrpGRESMinutes", '"account"')
+
+
+def test_status_of_a_job_that_stopped_in_good_order_is_killed(put, running, capsys, tmp_path):
+    put("squeue", ("4|COMPLETED|None|n1|0:09\n",))
+    put("sacct", DOWN)
+    (tmp_path / "left").touch()
+    run_id = running()
+
+    output = run_command(capsys, "status", run_id)[1]
+
+    assert mentions(output, f"run {run_id}: KILLED", f"`pyclassify slurm resume {run_id}`")

@@ -131,3 +131,10 @@ def test_tags_tell_the_jobs_and_how_often_they_started_again(what, jobs):
 
     assert tags["slurm_job_ids"] == tags["slurm_job_id"] == jobs.job(what)
     assert int(tags["slurm_restarts"]) == len(jobs.steps(what)) - 1
+
+
+@pytest.mark.parametrize(("what", "state"), [(PLAIN, "COMPLETED"), (NO_GAIN, "FAILED")])
+def test_job_that_was_told_to_stop_is_no_failure_unless_its_run_is(what, state, jobs):
+    assert jobs.cluster.accounting(jobs.job(what), "state", "exitcode") == (
+        f"{state}|{0 if state == 'COMPLETED' else 75}:0"
+    )
