@@ -194,10 +194,10 @@ def _describe_no_train(folder: Path) -> str:
     expected = f"{folder} has no folder train"
     if not any(folder.iterdir()):
         return f"{folder} is empty; {_EXPECTED}"
+    if _is_other_task(inner):
+        return f"{expected}; it {_describe_task(inner)}"
     if hint := _find_above(folder) or _find_below(folder, inner):
         return f"{expected}; {hint}"
-    if _is_other_task(inner):
-        return f"{expected}; {_describe_task(inner)}"
     with_images = [name for name in inner if _has_images(folder / name)]
     if with_images:
         return (

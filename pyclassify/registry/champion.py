@@ -227,6 +227,7 @@ class _PromotionCheck:
             return replace(draft, reason=reason)
 
     def _evaluate(self, draft: Decision, rival: Version | None, missing: str) -> Decision:
+        self.comparison.check_data()
         if rival is None:
             accuracy = self.comparison.measure_accuracy()
             outcome = FIRST if accuracy >= self.min_accuracy else BELOW_MIN_ACCURACY

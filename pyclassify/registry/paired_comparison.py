@@ -10,7 +10,8 @@ from math import isfinite
 from typing import TYPE_CHECKING, NamedTuple
 
 from pyclassify.registry.versions import Version
-from pyclassify.utils.text import format_error
+from pyclassify.tracking.capsule import DATA_WARNING_TAG
+from pyclassify.utils.text import format_error, shorten
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -73,6 +74,22 @@ class PairedComparison:
         self.notes: dict[str, str] = {}
         self._evaluate, self._reevaluate = evaluate, reevaluate
         self._predictions: dict[str, _TestPredictions] = {}
+
+    def check_data(self) -> None:
+        """Check that the challenger's training was not warned of its data.
+
+        Raises:
+            EvaluationError: It was, so that its test accuracy may say nothing.
+        """
+        warning = self.challenger.tags.get("data_warning")
+        if not warning and self.challenger.run_id:
+            with suppress(Exception):  # of a run that is lost, nothing more is known
+                run = self.client.get_run(self.challenger.run_id)
+                warning = run.data.tags.get(DATA_WARNING_TAG)
+        if warning:
+            raise EvaluationError(
+                f"its training was warned of its data ({shorten(warning, _MAX_ERROR_LENGTH)})"
+            )
 
     def measure_accuracy(self) -> float:
         """Measure the challenger's accuracy on its test images, in [0, 1].

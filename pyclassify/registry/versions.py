@@ -7,6 +7,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from pyclassify.tracking.capsule import DATA_WARNING_TAG
+
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Run
@@ -83,7 +85,8 @@ def register_version(
         client: The registry, and the store of the run.
         run_id: The run.
         name: The registered model, which is created where it is missing.
-        tags: The version's tags, beside the commit and the test data of the run.
+        tags: The version's tags, beside the commit, the test data and the warnings of the run's
+            data.
         path: The model's folder among the run's artifacts.
 
     Returns:
@@ -165,8 +168,12 @@ def _create_model(client: "MlflowClient", name: str) -> None:
 
 
 def _collect_source_tags(run: "Run") -> dict[str, str]:
-    """Name the code and the test images that the model of a run comes from."""
-    tags = {"run_id": run.info.run_id, "git_commit": run.data.tags.get("mlflow.source.git.commit")}
+    """Name the code and the data that the model of a run comes from."""
+    tags = {
+        "run_id": run.info.run_id,
+        "git_commit": run.data.tags.get("mlflow.source.git.commit"),
+        "data_warning": run.data.tags.get(DATA_WARNING_TAG),
+    }
     for data_input in run.inputs.dataset_inputs if run.inputs else []:
         if any(tag.value == "test" for tag in data_input.tags):
             tags["test_data"] = f"{data_input.dataset.name} {data_input.dataset.digest}"

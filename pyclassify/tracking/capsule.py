@@ -55,6 +55,7 @@ if TYPE_CHECKING:
 CAPSULE_FOLDER = "capsule"
 SOURCE_RUN_TAG = "pyclassify.source_run"  # the run that a run is made from
 OVERRIDDEN_TAG = "pyclassify.overridden"  # the options by which the two differ
+DATA_WARNING_TAG = "pyclassify.data_warning"  # why a run's data can't be what was meant
 PACKAGE_FOLDER = Path(__file__).parents[1]
 REPOSITORIES_FOLDER = "repositories"
 CODE_FILES = ("changes.diff", "untracked.tar")

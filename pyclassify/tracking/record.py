@@ -21,13 +21,14 @@ from lightning.pytorch.trainer.states import TrainerFn
 from PIL import Image
 
 from pyclassify.tracking import capsule, description, parameters, run, ui
-from pyclassify.tracking.capsule import OVERRIDDEN_TAG, SOURCE_RUN_TAG
+from pyclassify.tracking.capsule import DATA_WARNING_TAG, OVERRIDDEN_TAG, SOURCE_RUN_TAG
 from pyclassify.tracking.description import ClassCounts
 from pyclassify.tracking.logger import RunLogger, find_run_logger
 from pyclassify.tracking.prediction_table import Predictions, list_class_names
 from pyclassify.tracking.predictions import PredictionLogger
 from pyclassify.tracking.run import warn_on_error
 from pyclassify.utils.masking import mask
+from pyclassify.utils.text import shorten
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -36,6 +37,7 @@ _PREVIEW_NAME = "confusion_matrix.png"
 _PREVIEW_FOLDER = "description"
 # Wider, the preview pushes the page's right column out of a window of 1280 pixels.
 _MAX_PREVIEW_PIXELS = 600
+_MAX_WARNING_LENGTH = 1000  # characters; MLflow takes tags of 8,000, of versions 5,000
 
 
 class RunRecorder(SaveConfigCallback):
@@ -89,9 +91,13 @@ class RunRecorder(SaveConfigCallback):
     ) -> None:
         """Log the data and the capsule, and what is derived from them."""
         client, run_id = logger.experiment, str(logger.run_id)
-        data = None
+        datamodule, data = getattr(trainer, "datamodule", None), None
+        warnings = getattr(datamodule, "data_warnings", ())
+        if warnings and trainer.state.fn == TrainerFn.FITTING:
+            text = shorten("; ".join(warnings), _MAX_WARNING_LENGTH)
+            client.set_tag(run_id, DATA_WARNING_TAG, text)
         try:
-            data = describe_data(getattr(trainer, "datamodule", None))
+            data = describe_data(datamodule)
             if data is not None:
                 _log_datasets(client, run_id, data)
         except Exception as error:  # of a data module that is not ours, or of the server

@@ -11,6 +11,7 @@ from pyclassify.registry.champion import force_promotion, promote_if_better, reg
 from pyclassify.registry.versions import find_existing_version
 from pyclassify.registry.versions import register_version as register_model
 from pyclassify.runs.stats import mcnemar
+from pyclassify.tracking.capsule import DATA_WARNING_TAG
 from tests.support.phrases import mentions
 from tests.support.runs import (
     NAME,
@@ -73,6 +74,32 @@ def test_first_version_of_unknown_accuracy_is_not_evaluated(registry):
         "no predictions.json, and no tag test_accuracy tells its accuracy; `pyclassify promote "
         "alexnet 1 --force --why TEXT` makes it champion all the same"
     )
+
+
+@pytest.mark.parametrize("tagged", ["run", "version"])
+def test_version_whose_data_were_warned_of_becomes_champion_by_force_alone(tagged, registry):
+    warning = "3 of the 40 images in test/ are also in train/"
+    version = register(GOOD, tags={"data_warning": warning} if tagged == "version" else {})
+    if tagged == "run":
+        run_id = registry.get_model_version(NAME, version).run_id
+        registry.set_tag(run_id, DATA_WARNING_TAG, warning)
+
+    for recheck in (False, True):
+        decision = promote_if_better(registry, NAME, version, recheck=recheck)
+        assert (champion(), challenger()) == (None, version)
+        assert mentions(decision.text, "not judged", warning, "--force --why TEXT")
+
+    force_promotion(registry, NAME, version, "they are meant to be")
+    assert champion() == version
+
+
+def test_version_takes_the_warning_of_its_run(registry):
+    run_id = record(answers=GOOD)
+    registry.set_tag(run_id, DATA_WARNING_TAG, "one class")
+
+    version = register_model(registry, run_id, NAME)
+
+    assert tags(version)["data_warning"] == "one class"
 
 
 def test_better_version_becomes_champion_with_difference_and_p_value(registry):
