@@ -1,7 +1,16 @@
 """The networks: AlexNet, and AlexNetBN for small images."""
 
+from typing import Protocol
+
 import torch
 from torch import nn
+
+
+class NetworkFactory(Protocol):
+    """What makes a network: a class or a function, such as torchvision.models.resnet18."""
+
+    def __call__(self, *, num_classes: int) -> nn.Module:
+        """Make a network that maps images to logits, float [batch, num_classes]."""
 
 
 class AlexNet(nn.Module):

@@ -1,21 +1,24 @@
 """The LightningModule that trains any network to classify images."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any, Self
 
 import torch
 import torch.nn.functional as F
 from lightning.pytorch import LightningModule
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.combined_loader import CombinedLoader
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
-from torch import Tensor, nn
+from torch import Tensor
 from torchmetrics import MeanMetric
 from torchmetrics.classification import MulticlassAccuracy
+from torchvision.models import WeightsEnum
 
 from pyclassify.data.loaders import count_unpadded
 from pyclassify.data.transforms import Preprocess, generate_global_integers
-from pyclassify.model import AlexNet
+from pyclassify.model import AlexNet, NetworkFactory
 from pyclassify.training import finetuning
 
 
@@ -27,12 +30,14 @@ class Classifier(LightningModule):
 
     Args:
         model: Makes the network, given num_classes: a class or function by its import path, such
-            as torchvision.models.resnet18.
+            as torchvision.models.resnet18. Its options are --model.model.NAME, and
+            --model.model.help lists them; `weights` of torchvision's are loaded except for the
+            layer of the classes.
         num_classes: How many classes to tell apart; follows the data where they know it.
         learning_rate: Adam's learning rate, where no --optimizer is named.
-        weights: A file of weights to start from, as torchvision or a run saves them; its last layer
-            may be of other classes. It is read where training starts, not where it goes on or is
-            tested, and so need not be there any more.
+        weights: A file of weights to start from: a state dict or checkpoint of torch.save, or a
+            .safetensors file; its last layer may be of other classes. It is read where training
+            starts, not where it goes on or is tested, and so need not be there any more.
         freeze: Parts of the network that do not learn, such as features; one name or a list.
         channels_last: Whether convolutions get the channels of a pixel side by side in memory: a
             little faster on a CPU, and more so in bf16. Not for a network whose forward uses
@@ -49,7 +54,7 @@ class Classifier(LightningModule):
 
     def __init__(
         self,
-        model: Callable[..., nn.Module] = AlexNet,
+        model: NetworkFactory = AlexNet,
         num_classes: int = 10,
         learning_rate: float = 1e-4,
         weights: str | None = None,
@@ -69,7 +74,15 @@ class Classifier(LightningModule):
         self.num_classes, self.learning_rate = num_classes, learning_rate
         self.layout = torch.channels_last if channels_last else torch.contiguous_format
         self.model = model(num_classes=num_classes).to(memory_format=self.layout)
-        self.weights, self.compile_network = weights, compile
+        self.weights: str | WeightsEnum | None = weights
+        pretrained = getattr(model, "pretrained", None)  # of an option of the network
+        if pretrained is not None:
+            if weights is not None:
+                raise MisconfigurationException(
+                    f"weights is {weights} and model.model.weights {pretrained}; give one of them"
+                )
+            self.weights = pretrained
+        self.compile_network = compile
         self._frozen = finetuning.freeze_parameters(self.model, freeze)
         self.preprocess = Preprocess()  # for bytes of a data module that is not ours
         accuracy = MulticlassAccuracy(num_classes, average="micro", validate_args=False)
@@ -87,6 +100,17 @@ class Classifier(LightningModule):
         for name in self._frozen:
             self.model.get_submodule(name).eval()
         return self
+
+    def prepare_data(self) -> None:
+        """Download the initial weights, where they are torchvision's, in one process of a node."""
+        trainer = self._trainer
+        if not isinstance(self.weights, WeightsEnum):
+            return
+        if trainer is None:
+            finetuning.download(self.weights)
+        elif trainer.state.fn == TrainerFn.FITTING:
+            with suppress(MisconfigurationException):  # a run that resumes does not need them
+                finetuning.download(self.weights)
 
     def setup(self, stage: str) -> None:
         """Load the initial weights, unless training resumes from a checkpoint, and compile."""

@@ -93,9 +93,14 @@ def _wrong_value(text: str) -> str | None:
     name, value = _option(text), given[1].strip()
     if expected := list(_types(innermost)):
         return f"{name} is {value!r}; it takes {' or '.join(expected)}"
-    near = get_close_matches(value, _importable(name, value))
+    return format_import_error(name, value)
+
+
+def format_import_error(option: str, path: str) -> str:
+    """Format the error of an option whose value is not the path of a class or function."""
+    near = get_close_matches(path, _importable(option, path))
     return (
-        f"{name} is {value!r}, which can't be imported; it takes the import path of a class or "
+        f"{option} is {path!r}, which can't be imported; it takes the import path of a class or "
         f"function, package.module.name{_list(' (nearest: ', near, ')')}"
     )
 
@@ -112,8 +117,9 @@ def _types(text: str) -> Iterator[str]:
     for expected in re.findall(r"Expected an? (?!path |dot import )(.+)", text):
         name = expected.split(". Got value")[0]
         name = re.sub(r"<class '(.+)'>|typing\.Literal\[(.+)\]", r"\1\2", name)
+        name = re.sub(r"member of <enum '.+'>: {(.+)}", r"\1", name)
         if name != "NoneType":
-            yield name.replace(", ", " or ")
+            yield re.sub(r",\s*", " or ", name)
 
 
 def _importable(part: str, value: str) -> list[str]:

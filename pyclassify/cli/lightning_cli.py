@@ -32,6 +32,7 @@ from pyclassify.cli.ckpt_path import (
     resolve_checkpoint,
 )
 from pyclassify.cli.errors import format_parser_error
+from pyclassify.cli.network import merge_network_options, register_network_type
 from pyclassify.cli.options import HELP_TITLES, get_parser_kwargs
 from pyclassify.cli.summary import write_prediction_summary, write_summary
 from pyclassify.registry.register import RegisterModel
@@ -105,8 +106,9 @@ class TrainingCli(LightningCLI):
         self.given_settings = dict(list_settings(args))
         self.given_ckpt_path: str | None = None
         self.resolved_ckpt_path: str | None = None
+        register_network_type()
         try:
-            self.config = parser.parse_args(args)
+            self.config = parser.parse_args(merge_network_options(args))
         except ArgumentError as error:
             raise self._translate_error(error, parser, args[0]) from None
         chosen = self.config[self.config.subcommand]

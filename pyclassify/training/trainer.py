@@ -128,12 +128,13 @@ class Trainer(pl.Trainer):
         ckpt_path: str | None = None,
         weights_only: bool | None = None,
     ) -> None:
-        """Download the data, or check that it is there, and train nothing.
+        """Download the data and the weights, or check that they are there, and train nothing.
 
         Args:
             ckpt_path: Not used, as the next; here so that one configuration serves every command.
             weights_only: Not used.
         """
+        model.prepare_data()
         if datamodule is not None:
             datamodule.prepare_data()
             for stage in ("fit", "test"):

@@ -40,7 +40,7 @@ PATH_OPTIONS = ("data.data_path", "ckpt_path", "model.weights")
 MAYBE_PATH_OPTIONS = ("ckpt_path", "model.weights")
 UNSET = (None, "null", "None")  # the spellings of no value, in a file and on the command line
 FLAGS = ("-h", "--help", "--print_config")  # options without a value
-_CONFIG_OPTIONS = ("--config", "-c")
+CONFIG_OPTIONS = ("--config", "-c")
 
 
 class CommandParser(argparse.ArgumentParser):
@@ -72,7 +72,7 @@ def sort_options(options: Iterable[list[str]]) -> list[list[str]]:
 
     def depth(option: list[str]) -> int:
         name = option[0].partition("=")[0]
-        if name in _CONFIG_OPTIONS:
+        if name in CONFIG_OPTIONS:
             return 0
         name = name.removeprefix("--")
         path = list(_drop_class_keys(SHORT_OPTIONS.get(name, name).split(".")))
@@ -92,13 +92,19 @@ def list_settings(argv: list[str]) -> Iterator[tuple[str, Any]]:
         name, equals, value = option[0].partition("=")
         if not equals:
             value = option[1] if len(option) > 1 else ""
-        if name in _CONFIG_OPTIONS:
-            yield from flatten_config(_load_config(value))
+        if name in CONFIG_OPTIONS:
+            yield from flatten_config(load_config(value))
         elif name.startswith("--"):
             yield ".".join(_drop_class_keys(name.removeprefix("--").split("."))), value
 
 
-def _load_config(path: str) -> dict[str, Any]:
+def load_config(path: str) -> dict[str, Any]:
+    """Load a configuration file.
+
+    Raises:
+        OSError: It can't be read.
+        ValueError: It is not a mapping in YAML.
+    """
     takes = "--config takes a YAML file, such as configs/alexnet-cifar10.yaml"
     if not path:
         raise ValueError(f"--config was given no file; {takes}")

@@ -1,8 +1,14 @@
 """Files of weights that do not fit, and parts that a network does not have."""
 
+import gzip
+import io
 import pickle
+import tarfile
+import zipfile
+from pathlib import Path
 
 import pytest
+import safetensors.torch
 import torch
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import nn
@@ -25,7 +31,8 @@ from tests.support.trainings import SHAPES
                 "are another network's: 10 of 11 tensors are missing or of another shape "
                 "(features.1.weight is not in the file, 4x3x3x3 in the network, features.1.bias is "
                 "not in the file, 4 in the network, features.2.weight is not in the file, 4 in the "
-                "network and 7 more); give a file of Net's, or name its network by --model.model"
+                "network and 7 more); the file has conv1.weight, bn1.weight, bn1.bias and 119 "
+                "more; give a file of Net's, or name its network by --model.model"
             ],
         ),
         (
@@ -60,38 +67,75 @@ def test_weights_of_another_network_are_refused(network, content, facts, tmp_pat
     assert mentions(str(refused.value), *facts)
 
 
-@pytest.mark.parametrize(
-    ("content", "facts"),
-    [
-        (None, ["No such file or directory", ".pth", ".pt", "torch.save"]),
-        (
-            b"",
-            # the form of this message
-            ["is no file of tensors and plain values alone; give a .pth or .pt file of torch.save"],
-        ),
-        (b"<html>404</html>", ["tensors", "torch.save"]),
-        (b"PK\x03\x04 cut", ["tensors", "torch.save"]),
-        (pickle.dumps(tuned.Net(2)), ["tensors", "torch.save"]),
-    ],
-    ids=["missing", "empty", "a page", "cut", "a whole network"],
-)
-def test_file_that_is_none_of_weights_is_refused(content, facts, tmp_path):
-    path = tmp_path / "w.pth"
+def zipped(name):
+    content = io.BytesIO()
+    with zipfile.ZipFile(content, "w") as archive:
+        archive.writestr(name, "")
+    return content.getvalue()
+
+
+def tarred():
+    content = io.BytesIO()
+    with tarfile.open(fileobj=content, mode="w") as archive:
+        archive.addfile(tarfile.TarInfo("w.pth"))
+    return content.getvalue()
+
+
+def saved(content):
+    file = io.BytesIO()
+    torch.save(content, file)
+    return file.getvalue()
+
+
+# What a file holds, and what its error has to name besides the file.
+OTHER_FILES = {
+    "missing": (None, ["No such file or directory", "torch.save", ".safetensors"]),
+    # the form of these messages
+    "empty": (
+        b"",
+        ["weights w.pth is empty; give a state dict or a checkpoint of torch.save, or a .safeten"],
+    ),
+    "a page": (b"<!DOCTYPE html><html>404</html>", ["web page", "torch.save"]),
+    "an LFS pointer": (b"version https://git-lfs.github.com/spec/v1\n", ["git lfs pull"]),
+    "compressed": (gzip.compress(saved(tuned.state())), ["gzip"]),
+    "zip": (zipped("w.pth"), ["zip"]),
+    "TorchScript": (zipped("w/constants.pkl"), ["TorchScript"]),
+    "tar": (tarred(), ["tar archive"]),
+    "JSON": (b'{"weight_map": {}}', ["JSON"]),
+    "text": (b"weights", ["torch.save"]),
+    "cut": (saved(tuned.state())[:2000], ["not a whole file"]),
+    "cut safetensors": (safetensors.torch.save(tuned.state())[:1000], ["not a whole file"]),
+    "a whole network": (saved(tuned.Net(2)), ["tests.support.tuned.Net", "model.state_dict()"]),
+    "a pickled network": (pickle.dumps(tuned.Net(2)), ["tensors", "torch.save"]),
+    "other keys": (saved({"epoch": 3}), ["no tensors", "torch.save"]),
+}
+
+
+@pytest.mark.parametrize("kind", OTHER_FILES)
+def test_file_that_is_none_of_weights_is_refused(kind, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    content, facts = OTHER_FILES[kind]
     if content is not None:
-        path.write_bytes(content)
+        Path("w.pth").write_bytes(content)
 
     with pytest.raises(MisconfigurationException) as refused:
-        finetuning._read_tensors(str(path))
+        finetuning.load_weights(tuned.Net(4), 4, "w.pth")
 
-    assert mentions(str(refused.value), f"weights {path} ", *facts)
+    assert mentions(str(refused.value), "weights w.pth ", *facts)
+    assert "\n" not in str(refused.value)
+
+
+def test_folder_in_place_of_weights_is_refused(tmp_path):
+    with pytest.raises(MisconfigurationException, match="Is a directory"):
+        finetuning.load_weights(tuned.Net(4), 4, str(tmp_path))
 
 
 @pytest.mark.parametrize("content", [{}, [torch.ones(2)], {"epoch": 3}, torch.ones(2)])
 def test_file_without_named_tensors_is_refused(content, tmp_path):
-    told = r"weights .+w\.pth .*tensors.*names.*\.pth.*\.pt"
+    file = tuned.write(tmp_path / "w.pth", content)
 
-    with pytest.raises(MisconfigurationException, match=told):
-        finetuning._read_tensors(tuned.write(tmp_path / "w.pth", content))
+    with pytest.raises(MisconfigurationException, match=r"weights .+w\.pth .*tensors.*names"):
+        finetuning.load_weights(tuned.Net(4), 4, file)
 
 
 @pytest.mark.parametrize(

@@ -1,10 +1,13 @@
 """Networks, modules, data and callbacks of someone else, most of them as small as they get."""
 
+import functools
 import os
 import time
+from collections.abc import Callable
 
 import lightning.pytorch as pl
 import torch
+import torchvision
 from lightning.pytorch.callbacks import BasePredictionWriter
 from torch import nn
 from torch.nn.functional import cross_entropy
@@ -227,3 +230,44 @@ class Paced(Net):
         if self.training:
             time.sleep(float(os.environ.get("PACE", "0")))
         return super().forward(images)
+
+
+def make_linear(num_classes, side=8):
+    """Make `Linear`, by a function without annotations."""
+    return Linear(num_classes, side)
+
+
+make_small = functools.partial(make_linear, side=2)
+
+
+def create_model(model_name, pretrained=False, **kwargs):
+    """Make a network by its name, as timm.create_model does."""
+    makers = {"linear": Linear, "squeezenet": torchvision.models.SqueezeNet}
+    return makers[model_name](**kwargs)
+
+
+class Deep(nn.Module):
+    """Takes an argument before num_classes, and a layer by its import path."""
+
+    def __init__(
+        self,
+        depth: int,
+        num_classes: int,
+        norm_layer: Callable[..., nn.Module] | None = None,
+    ) -> None:
+        super().__init__()
+        norm = nn.BatchNorm1d if norm_layer is None else norm_layer
+        layers = [layer for _ in range(depth) for layer in (nn.Linear(48, 48), norm(48))]
+        self.layers = nn.Sequential(nn.AdaptiveAvgPool2d(4), nn.Flatten(), *layers)
+        self.head = nn.Linear(48, num_classes)
+
+    def forward(self, images):
+        return self.head(self.layers(images))
+
+
+def make_nothing(num_classes):
+    return {"num_classes": num_classes}
+
+
+def make_two_classes(side=8):
+    return Linear(2, side)

@@ -1,6 +1,12 @@
 """A network starts from weights that there are, and parts of it do not learn."""
 
+import re
+from argparse import Namespace
+from pathlib import Path
+
+import numpy as np
 import pytest
+import safetensors.torch
 import torch
 from lightning.pytorch.callbacks import LearningRateFinder
 from torchvision.models import alexnet
@@ -37,24 +43,100 @@ def test_layer_of_other_classes_keeps_its_first_values_and_is_named(tmp_path):
     )
 
 
-@pytest.mark.parametrize(
-    "wrap",
-    [
-        lambda state: state,
-        lambda state: {"state_dict": {f"model.{name}": each for name, each in state.items()}},
-        lambda state: {"model": {f"module.{name}": each for name, each in state.items()}},
-        lambda state: {name: each.half() for name, each in state.items()},
-    ],
-    ids=["torchvision", "lightning", "ddp", "half"],
-)
+def prefixed(prefix, state):
+    return {f"{prefix}{name}": each for name, each in state.items()}
+
+
+def changed_names(pattern, replacement, state):
+    return {re.sub(pattern, replacement, name): each for name, each in state.items()}
+
+
+WRAPS = {
+    "torchvision": lambda state: state,
+    "lightning": lambda state: {"state_dict": prefixed("model.", state)},
+    "lightning of a compiled network": lambda state: {
+        "state_dict": prefixed("model._orig_mod.", state)
+    },
+    "model_state_dict": lambda state: {
+        "epoch": 3,
+        "model_state_dict": state,
+        "optimizer_state_dict": {"state": {0: {"exp_avg": torch.ones(3)}}, "param_groups": []},
+    },
+    "net": lambda state: {"net": state, "acc": np.float64(93.5)},
+    "model with arguments": lambda state: {
+        "model": state,
+        "args": Namespace(lr=0.1, output=Path("out")),
+    },
+    "nested": lambda state: {"trainer": {"state": {"network": state}}},
+    "ddp": lambda state: {"model": prefixed("module.", state)},
+    "compiled": lambda state: prefixed("_orig_mod.", state),
+    "ddp of a compiled network": lambda state: prefixed("module._orig_mod.", state),
+    "swa": lambda state: {"n_averaged": torch.tensor(3), **prefixed("module.", state)},
+    "compiled part": lambda state: changed_names(r"^features", "features._orig_mod", state),
+    "ddp of a part": lambda state: changed_names(r"^body", "body.module", state),
+    "backbone": lambda state: {
+        **prefixed("module.backbone.", state),
+        "module.projector.weight": torch.ones(2),
+    },
+    "encoder": lambda state: {"state_dict": prefixed("encoder.", state)},
+    "ema": lambda state: {"model": zeros(state), "model_ema": {"module": state}},
+    "weight averaging of ours": lambda state: {
+        "state_dict": prefixed("model.", state),
+        "current_model_state": prefixed("model.", zeros(state)),
+    },
+    "half": lambda state: {name: each.half() for name, each in state.items()},
+    "parameters": lambda state: {
+        name: torch.nn.Parameter(each, each.is_floating_point()) for name, each in state.items()
+    },
+}
+
+
+def zeros(state):
+    return {name: torch.zeros_like(each) for name, each in state.items()}
+
+
+@pytest.mark.parametrize("wrap", WRAPS)
 def test_weights_are_found_as_others_save_them(wrap, tmp_path):
     network = tuned.Net(7)
+    file = tuned.write(tmp_path / "w.pth", WRAPS[wrap](tuned.state()))
 
-    told = finetuning.load_weights(network, 7, tuned.write(tmp_path / "w.pth", wrap(tuned.state())))
+    told = finetuning.load_weights(network, 7, file)
 
     assert mentions(told, "w.pth", "11 of 11")
     assert {each.dtype for each in network.parameters()} == {torch.float32}
     torch.testing.assert_close(network.state_dict(), tuned.state(), atol=1e-3, rtol=0)
+
+
+def test_average_in_a_file_is_named(tmp_path):
+    state = tuned.state()
+    file = tuned.write(tmp_path / "w.pth", {"model": zeros(state), "model_ema": state})
+
+    assert mentions(finetuning.load_weights(tuned.Net(7), 7, file), "(model_ema)")
+
+
+@pytest.mark.parametrize("name", ["w.safetensors", "pytorch_model.bin"])
+def test_weights_are_read_from_safetensors_whatever_the_name(name, tmp_path):
+    network, file = tuned.Net(7), str(tmp_path / name)
+    safetensors.torch.save_file(prefixed("module.", tuned.state()), file, {"format": "pt"})
+
+    told = finetuning.load_weights(network, 7, file)
+
+    assert mentions(told, name, "11 of 11")
+    torch.testing.assert_close(network.state_dict(), tuned.state())
+
+
+def test_weights_of_a_part_are_loaded_into_a_network_that_wraps_it(tmp_path):
+    class Wrapper(torch.nn.Module):
+        def __init__(self, num_classes):
+            super().__init__()
+            self.backbone, self.classifier = tuned.Net(7), torch.nn.Linear(7, num_classes)
+
+    network = Wrapper(4)
+
+    told = finetuning.load_weights(network, 4, tuned.write(tmp_path / "w.pth"))
+
+    assert mentions(told, "11 of 13", "classifier.bias")
+    torch.testing.assert_close(network.backbone.state_dict(), tuned.state())
 
 
 def test_what_has_no_place_is_named_and_what_is_new_to_the_file_too(tmp_path):
