@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from pyclassify.spool import spooled_run
 from pyclassify.spool.lock import RunLockedError
 from pyclassify.spool.spooled_run import SpooledRun
-from pyclassify.tracking import final_status
+from pyclassify.tracking import monitor
 from pyclassify.utils.launcher import SPOOL_ENV, STATUS_BY_SLURM_ENV, is_rank_zero
 from pyclassify.utils.masking import mask
 
@@ -152,7 +152,7 @@ def set_final_status(status: str) -> None:
             mlflow.MlflowClient().set_terminated(run_id, status)
             uploaded = True
         if status == "KILLED" and not left_to_slurm and _adopted is not None and uploaded:
-            final_status.start_enforcing_status(run_id, status)
+            monitor.start_enforcing_status(run_id, status)
         while _after_end:
             _after_end.pop()()
 

@@ -165,7 +165,7 @@ def test_each_start_is_one_run(ended, store):
 def test_status_is_the_true_one(name, ended, store):
     status = RUNS[name][-1]
 
-    # In a moment, since `mlflow run` calls it FAILED first (pyclassify/tracking/final_status.py).
+    # In a moment, since `mlflow run` calls it FAILED first (pyclassify/tracking/monitor.py).
     wait_until(lambda: run_of(name, store).info.status == status, f"the run is {status}")
     assert (ended[name].process.returncode == 0) == (status == FINISHED)
 

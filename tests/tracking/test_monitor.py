@@ -4,28 +4,28 @@ import time
 
 from mlflow.entities import RunStatus
 
-from pyclassify.tracking import final_status
+from pyclassify.tracking import monitor
 
 
 def test_killed_run_is_killed_again_after_mlflow_run_set_failed(store, adopted_run_id):
     store.set_terminated(adopted_run_id, "FAILED")
 
-    final_status.enforce_final_status(adopted_run_id, "KILLED", parent=-1)
+    monitor.enforce_final_status(adopted_run_id, "KILLED", parent=-1)
     assert store.get_run(adopted_run_id).info.status == "KILLED"
 
 
 def test_enforcing_without_another_status_ends_after_its_timeout(
     store, adopted_run_id, monkeypatch
 ):
-    monkeypatch.setattr(final_status, "TIMEOUT_SECONDS", 0.2)
+    monkeypatch.setattr(monitor, "TIMEOUT_SECONDS", 0.2)
     store.set_terminated(adopted_run_id, "KILLED")
 
     started = time.monotonic()
-    final_status.enforce_final_status(adopted_run_id, "KILLED", parent=-1)
+    monitor.enforce_final_status(adopted_run_id, "KILLED", parent=-1)
     assert time.monotonic() - started > 0.2
     assert store.get_run(adopted_run_id).info.status == "KILLED"
 
 
 def test_mlflow_run_still_overwrites_a_status():
-    # Once this fails, MLflow is mended and pyclassify/tracking/final_status.py can go.
+    # Once this fails, MLflow is mended and pyclassify/tracking/monitor.py can go.
     assert not RunStatus.is_terminated("KILLED")
