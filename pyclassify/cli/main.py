@@ -17,7 +17,10 @@ from pkgutil import resolve_name
 from pyclassify.cli.options import COMMANDS, expand_options
 from pyclassify.tracking import run
 from pyclassify.utils import launcher, options
+from pyclassify.utils.files import describe_disk_error, is_disk_error
+from pyclassify.utils.masking import mask
 from pyclassify.utils.signals import stop_on_signals, stop_with_parent
+from pyclassify.utils.text import format_reason
 
 _TURN_SECONDS = 3.0  # in which another process may run into the same error
 # How many times as long a process that trains several seeds has to stop: it waits for its child,
@@ -40,35 +43,65 @@ def main(args: Sequence[str] | None = None) -> int:
     argv = list(sys.argv[1:] if args is None else args)
     if argv and argv[0] in COMMANDS:
         return _run_command(argv[0], argv[1:])
+    if args is None:  # this process makes one run at most, and ends with `main`
+        run.watch_exit()
     if run.adopt_run() or not launcher.is_rank_zero():
         stop_with_parent()
-    status = "FAILED"
     grace_factor = _SEEDS_GRACE_FACTOR if options.has_seeds_option(argv) else 1.0
     with stop_on_signals(partial(_report_stop, argv), grace_factor):
         try:
             _train(argv)
-            status = "FINISHED"
-            return 0
-        except KeyboardInterrupt as stop:
-            status = "KILLED"
-            return _get_exit_code(stop)
-        except SystemExit as exit_request:
-            cause = exit_request.__context__
-            if isinstance(cause, KeyboardInterrupt):  # Lightning's exit on a stop
-                status = "KILLED"
-                return _get_exit_code(cause)
-            if exit_request.code in (0, None):
-                status = "FINISHED"
-            raise
-        except Exception as error:
-            message = _format_error(error)
-            if message is None:
+            run.set_final_status("FINISHED")
+        except BaseException as error:
+            exit_code = _end_failed_run(argv, error)
+            if exit_code is None:
                 raise
-            return _print_error(
-                message, turn=int(not launcher.is_rank_zero()) + 2 * int(message == _LOST_PROCESS)
-            )
-        finally:
-            run.end_run(status)
+            return exit_code
+        run.end_run("FINISHED")
+        missing = run.describe_missing()
+        return _print_error(missing) if missing else 0
+
+
+def _end_failed_run(argv: list[str], error: BaseException) -> int | None:
+    """Print what ended a training, and give its run the status that follows.
+
+    Returns:
+        The exit code; None where the error is to be raised again: it needs its stack trace, or
+        it is an exit with a code of its own.
+    """
+    if stop := _find_stop(error):
+        _end_run("KILLED", format_reason(stop))
+        return _get_exit_code(stop)
+    if isinstance(error, SystemExit):
+        if error.code in (0, None) and options.only_shows(argv):
+            _end_run("FINISHED", "")
+            return None
+        if error.code in (0, None):  # of somebody's code, which can't know that all is done
+            message: str | None = "sys.exit() was called before the end of the training"
+        else:
+            message = None
+    else:
+        message = _format_error(error)
+    if message is not None:
+        turn = int(not launcher.is_rank_zero()) + 2 * int(message == _LOST_PROCESS)
+        _print_error(message, turn)
+    _end_run("FAILED", str(mask(message)) if message else format_reason(error))
+    return None if message is None else 1
+
+
+def _end_run(status: str, reason: str) -> None:
+    """End this process's run; if that fails too, the run's monitor does it."""
+    try:
+        run.end_run(status, reason)
+    except Exception as error:  # of the disk, or whatever the server answers
+        _print_error(f"the run's status could not be set ({format_reason(error)})")
+
+
+def _find_stop(error: BaseException | None) -> KeyboardInterrupt | None:
+    """Find the stop that an error comes from: its own, or that of an exit or of a clean-up."""
+    while error is not None and not isinstance(error, KeyboardInterrupt):
+        error = error.__context__
+    return error
 
 
 def _get_exit_code(stop: KeyboardInterrupt) -> int:
@@ -105,7 +138,7 @@ def _report_stop(argv: list[str], signal_name: str) -> None:
         resumable = run_id is not None and not {"fit", "train"}.isdisjoint(argv)
         hint = f"; `pyclassify resume {run_id}` goes on with it" if resumable else ""
         _print_error(f"stopped by {signal_name}{hint}")
-        run.set_final_status("KILLED")
+        run.set_final_status("KILLED", signal_name)
 
 
 def _train(argv: list[str]) -> None:
@@ -135,6 +168,8 @@ def _format_error(error: BaseException | None) -> str | None:
     """
     while error is not None:
         kind = type(error).__name__
+        if is_disk_error(error):
+            return describe_disk_error(error)
         if kind == "MisconfigurationException" or (
             isinstance(error, (ValueError, OSError)) and _is_raised_here(error)
         ):
@@ -174,7 +209,7 @@ def _print_error(message: str, turn: int = 0) -> int:
     who = "pyclassify"
     if not launcher.is_rank_zero():
         who += f" (rank {os.environ.get('RANK') or os.environ.get('LOCAL_RANK')})"
-    with suppress(KeyboardInterrupt):
+    with suppress(KeyboardInterrupt, OSError, ValueError):  # nobody may read it any more
         time.sleep(turn * _TURN_SECONDS)
         sys.stderr.write(f"{who}: error: {message}\n")
     return 1

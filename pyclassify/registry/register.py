@@ -26,7 +26,7 @@ from pyclassify.serving.export import MAX_BATCH_PIXELS, PROGRAM_PATH, load_progr
 from pyclassify.tracking.logger import RunLogger, find_run_logger
 from pyclassify.tracking.prediction_table import PredictionsByIndex
 from pyclassify.tracking.predictions import PredictionLogger
-from pyclassify.tracking.run import warn_on_error
+from pyclassify.tracking.run import fail_later, fail_later_on_error, warn_on_error
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -91,9 +91,9 @@ class RegisterModel(Callback):
         if self.name is None or logger is None or not is_trained or not trainer.is_global_zero:
             return
         self.version, self.result = None, ""
-        model = warn_on_error("the model", _log_model, logger, trainer, pl_module)
+        model = fail_later_on_error("the model", _log_model, logger, trainer, pl_module)
         if model is not None:
-            warn_on_error("the version", self._register, logger, self.name, model)
+            fail_later_on_error("the version", self._register, logger, self.name, model)
         if self.version is not None:
             warn_on_error("the decision", self._promote, logger, self.name, trainer)
 
@@ -119,9 +119,9 @@ class RegisterModel(Callback):
             self.result = f"{name} version {self.version}"
             return
         code = f"import mlflow; mlflow.register_model('runs:/{run.server_id}/{path}', '{name}')"
-        rank_zero_warn(  # the registry refused, and the upload has warned with its message
-            f'the model is in the run, but not registered; once that is mended: python -c "{code}"'
-        )
+        # The registry refused, and the upload has warned with its message.
+        reason = f'the registry refused it; once that is fixed: python -c "{code}"'
+        fail_later(f"a version of {name!r}", reason)
 
     def _promote(self, logger: RunLogger, name: str, trainer: Trainer) -> None:
         """Compare the version with the champion, by the images of this process where needed."""

@@ -13,8 +13,10 @@ from mlflow.entities import Metric, Run, RunInfo
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID, MLFLOW_RUN_NOTE
 
 from pyclassify.runs import stats
+from pyclassify.spool.records import REASON_TAG
 from pyclassify.tracking import capsule, description, parameters, run
 from pyclassify.tracking.description import escape_markdown
+from pyclassify.tracking.monitor import describe_end
 from pyclassify.tracking.ui import (
     RECIPE_VIEW,
     WORKFLOW_QUERY,
@@ -131,7 +133,10 @@ class ParentRun:
     def _end_children(self, exit_code: int) -> None:
         for run_id in filter(None, self._run_ids):
             if not self._client.get_run(run_id).info.end_time:  # the process could not end it
-                status = "FINISHED" if exit_code == 0 else "KILLED" if exit_code < 0 else "FAILED"
+                if exit_code == 0:  # its status is on its way
+                    continue
+                status, reason = describe_end(exit_code)
+                self._client.set_tag(run_id, REASON_TAG, reason)
                 self._client.set_terminated(run_id, status)
         self._update()
 

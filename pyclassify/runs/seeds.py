@@ -21,11 +21,11 @@ from typing import TYPE_CHECKING, Any
 
 from pyclassify.utils import launcher
 from pyclassify.utils.options import (
-    FLAGS,
     TRAINING_COMMANDS,
     find_logger_settings,
     has_seeds_option,
     list_settings,
+    only_shows,
     split_options,
 )
 from pyclassify.utils.signals import wait_for_child
@@ -60,8 +60,7 @@ def read_seed_count(argv: list[str]) -> tuple[int, list[str]]:
     command = next((option[0] for option in options if not option[0].startswith("-")), None)
     if command in TRAINING_COMMANDS and command not in ("train", "fit"):
         raise ValueError(f"seeds is for train and fit, and {command} trains nothing; leave it out")
-    only_shows = any(word in FLAGS or word.endswith(".help") for word, *_ in options)
-    return 1 if only_shows else int(value), drop_options(argv, "--seeds")
+    return 1 if only_shows(argv) else int(value), drop_options(argv, "--seeds")
 
 
 def drop_options(argv: list[str], *names: str) -> list[str]:

@@ -15,6 +15,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 LOCK_FILE = "writer.lock"
+# For the monitor of an attempt that has died, which holds the lock while it writes the status.
+_PATIENCE_SECONDS = 0.5
 # A file system without such locks; Lustre is mounted without them by default.
 _UNSUPPORTED = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK, errno.EINVAL)
 
@@ -65,7 +67,10 @@ def acquire(folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     descriptor = _open(path)
     try:
-        if not _lock(descriptor, path):
+        end = time.monotonic() + _PATIENCE_SECONDS
+        while not (is_locked := _lock(descriptor, path)) and time.monotonic() < end:
+            time.sleep(0.05)
+        if not is_locked:
             raise RunLockedError(
                 f"the run {folder.name} is being written by {_read_holder(path)}; let it go on, or "
                 f"stop it and then `pyclassify resume {folder.name}`"

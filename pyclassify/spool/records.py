@@ -45,6 +45,8 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 FINAL_STATUSES = ("FINISHED", "FAILED", "KILLED")  # with which a run has ended, in MLflow's words
+REASON_TAG = "status_reason"  # the tag that says why a run is FAILED or KILLED
+START_TAG = "pyclassify.start"  # of a run that is being made, until its maker knows its id
 SPOOL_FILE = "spool.json"
 PROGRESS_FILE = "delivered.json"
 REJECTED_FILE = "refused.records"

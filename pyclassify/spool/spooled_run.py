@@ -8,12 +8,13 @@ import os
 import sys
 import time
 import warnings
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pyclassify.spool import lock, records
 from pyclassify.utils.masking import mask
-from pyclassify.utils.text import join_some
+from pyclassify.utils.text import format_reason, join_some
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -63,8 +64,11 @@ class SpooledRun:
         if self.upload_thread:
             self.upload_thread.writer.refresh = self.upload_thread.refresh
             self.upload_thread.start()
-        self.attempts = int(self.get_run().data.tags.get(_ATTEMPTS_TAG, "0")) + 1
+        tags = self.get_run().data.tags
+        self.attempts = int(tags.get(_ATTEMPTS_TAG, "0")) + 1
         self.client.set_tag(self.run_id, _ATTEMPTS_TAG, self.attempts)
+        for outdated in tags.keys() & {records.REASON_TAG, records.START_TAG}:
+            self.client.delete_tag(self.run_id, outdated)
         self.client.update_run(self.run_id, status="RUNNING")
 
     @property
@@ -112,12 +116,18 @@ class SpooledRun:
             raise OSError(f"{self.folder} can't be written, so that the log would be behind")
         writer.sync()
 
-    def close(self, status: str) -> bool:
+    def close(self, status: str, reason: str = "") -> bool:
         """Give the run its final status and upload what is left; returns whether nothing is left.
 
         Args:
             status: The final status; empty if another process sets it.
+            reason: Why a run is FAILED or KILLED, for the tag `status_reason`.
+
+        Raises:
+            OSError: Of a run that was to be FINISHED something that was logged is lost.
         """
+        if reason:
+            self.client.set_tag(self.run_id, records.REASON_TAG, reason)
         if status:
             self.client.set_terminated(self.run_id, status)
         if self.upload_thread is None:
@@ -127,6 +137,8 @@ class SpooledRun:
             self.upload_thread.remove_copies(is_over=bool(status))
             return True
         self._report_unsent(self.upload_thread)
+        if status == "FINISHED" and self.upload_thread.writer.list_pending():
+            raise OSError(f"{self.folder} can't be written, and some of what was logged is lost")
         return False
 
     def release(self) -> None:
@@ -134,13 +146,12 @@ class SpooledRun:
 
         MLflow gives the runs of that list the status FINISHED when Python exits.
         """
-        import mlflow
         from mlflow.tracking._tracking_service import utils
 
         from pyclassify.spool.writer import close_writer
 
-        if self._is_active and (stack := mlflow.tracking.fluent._active_run_stack.get()):
-            stack.pop()
+        if self._is_active:
+            _leave_active_run()
         # MLflow finds a run's artifacts by its id alone, in whichever store the run is.
         utils._artifact_repos_cache.pop(self.run_id, None)
         close_writer(self.folder)
@@ -181,6 +192,7 @@ def open_run(
 
     Raises:
         RunLockedError: Another process writes to the run.
+        OSError: The spool can't be written. A run that was made here is FAILED then.
     """
     import mlflow
     from mlflow import MlflowClient
@@ -206,9 +218,7 @@ def open_run(
             MlflowClient(tracking_uri).search_experiments(max_results=1)
         if experiment_name and run_id is None:
             mlflow.set_experiment(experiment_name)
-        run = mlflow.active_run() or mlflow.start_run(run_name=run_name, tags=tags)
-        folder = records.create_from_server(root, MlflowClient(tracking_uri), run.info.run_id)
-        return SpooledRun(folder, tracking_uri, active=True)
+        return _open_at_server(run_id is None, run_name, tags, tracking_uri, root)
     except MlflowException as error:
         if error.error_code not in _OFFLINE_CODES:
             raise
@@ -220,6 +230,46 @@ def open_run(
         )
     folder = _create_offline(run_id, experiment_name, run_name, tags, tracking_uri, root)
     return SpooledRun(folder, tracking_uri)
+
+
+def _open_at_server(
+    is_new: bool, run_name: str | None, tags: dict[str, Any] | None, tracking_uri: str, root: Path
+) -> SpooledRun:
+    """Open MLflow's active run, or start it."""
+    import mlflow
+
+    client = mlflow.MlflowClient(tracking_uri)
+    users = mlflow.active_run()
+    try:
+        run = users or mlflow.start_run(run_name=run_name, tags=tags)
+        folder = records.create_from_server(root, client, run.info.run_id)
+        return SpooledRun(folder, tracking_uri, active=True)
+    except BaseException as error:
+        if users is None:
+            _leave_active_run()
+        if users is None and is_new:
+            with suppress(Exception):  # the server's, which the error may be about
+                _fail_new_run(client, tags or {}, error)
+        raise
+
+
+def _leave_active_run() -> None:
+    """Take the run off MLflow's list of active runs, which are FINISHED when Python exits."""
+    import mlflow
+
+    if stack := mlflow.tracking.fluent._active_run_stack.get():
+        stack.pop()
+
+
+def _fail_new_run(client: "MlflowClient", tags: dict[str, Any], error: BaseException) -> None:
+    """Give a run that was made and can't be opened its final status."""
+    experiments = [experiment.experiment_id for experiment in client.search_experiments()]
+    start_id = tags.get(records.START_TAG, "")
+    for run in client.search_runs(experiments, f"tags.`{records.START_TAG}` = '{start_id}'"):
+        client.set_tag(run.info.run_id, records.REASON_TAG, format_reason(error))
+        client.delete_tag(run.info.run_id, records.START_TAG)
+        is_stop = isinstance(error, KeyboardInterrupt)
+        client.set_terminated(run.info.run_id, "KILLED" if is_stop else "FAILED")
 
 
 def _create_in_spool(

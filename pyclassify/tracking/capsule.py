@@ -45,9 +45,11 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
+from pyclassify.tracking import run
 from pyclassify.utils import repository
+from pyclassify.utils.files import is_disk_error
 from pyclassify.utils.masking import mask, mask_command
-from pyclassify.utils.text import join_some
+from pyclassify.utils.text import format_reason, join_some
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -91,7 +93,10 @@ def log_capsule(
             client.log_artifacts(run_id, folder, CAPSULE_FOLDER)
             return written
     except Exception as error:  # of the disk, git or any kind of store
-        warn_masked(f"the run has no capsule, and can't be made again from it ({error})")
+        if is_disk_error(error):
+            run.fail_later("its capsule", format_reason(error))
+        else:
+            warn_masked(f"the run has no capsule, and can't be made again from it ({error})")
         return mask({**facts, "command": [*mask_command(facts.get("command", ()))]})
 
 

@@ -116,9 +116,9 @@ def describe_results(
     _rewrite(client, run_id, compose)
 
 
-def describe_failure(client: "MlflowClient", run_id: str, error: BaseException) -> None:
-    """Put the error that ended a run at the start of its description."""
-    message = escape_markdown(mask(f"{type(error).__name__}: {error}"), max_length=300)
+def describe_failure(client: "MlflowClient", run_id: str, reason: str) -> None:
+    """Put the reason why a run failed at the start of its description."""
+    message = escape_markdown(mask(reason), max_length=300)
     _rewrite(client, run_id, lambda run, body: f"**Failed**: {message}\n\n{body}")
 
 

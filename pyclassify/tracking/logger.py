@@ -13,12 +13,13 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import MLFlowLogger
 from lightning.pytorch.loggers.logger import Logger, rank_zero_experiment
-from lightning.pytorch.utilities.rank_zero import rank_zero_only, rank_zero_warn
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from pyclassify.tracking import run
 from pyclassify.tracking.run import warn_on_error
 from pyclassify.training import checkpoints
 from pyclassify.utils import launcher
+from pyclassify.utils.text import format_reason
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -148,8 +149,9 @@ class RunLogger(MLFlowLogger):
         a moment later. A run that succeeds ends when the whole command is done.
         """
         if status == "failed":
-            is_stopped = isinstance(sys.exc_info()[1], KeyboardInterrupt)
-            run.end_run("KILLED" if is_stopped else "FAILED")
+            error = sys.exc_info()[1]
+            reason = "" if error is None else format_reason(error)
+            run.end_run("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED", reason)
             return
         best = self._checkpoint_callback and self._checkpoint_callback.best_model_path
         if best:
@@ -170,7 +172,8 @@ class RunLogger(MLFlowLogger):
                     self.run_id, str(weights), str(Path(BEST_WEIGHTS_PATH).parent)
                 )
         except Exception as error:  # a trained network is worth more than its copy
-            rank_zero_warn(f"the best weights are not in the run ({error}); they are in {path}")
+            reason = f"{format_reason(error)}; they are in {path}"
+            run.fail_later("the best weights", reason)
 
 
 def _round_float32(value: float) -> float:

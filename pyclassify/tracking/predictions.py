@@ -23,7 +23,7 @@ from pyclassify.tracking.prediction_table import (
     list_class_names,
     log_predictions,
 )
-from pyclassify.tracking.run import warn_on_error
+from pyclassify.tracking.run import fail_later_on_error, warn_on_error
 from pyclassify.training.distributed import gather_tensors
 
 
@@ -98,7 +98,7 @@ class PredictionLogger(Callback):
             return
         names = list_class_names(getattr(trainer, "datamodule", None), predictions.num_classes)
         client, run_id = logger.experiment, str(logger.run_id)
-        warn_on_error(PREDICTIONS_FILE, log_predictions, client, run_id, predictions, names)
+        fail_later_on_error(PREDICTIONS_FILE, log_predictions, client, run_id, predictions, names)
         warn_on_error("the pictures", self._log_figures, logger, predictions, names)
 
     def _log_figures(self, logger: RunLogger, predictions: Predictions, names: list[str]) -> None:

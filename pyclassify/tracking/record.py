@@ -26,9 +26,10 @@ from pyclassify.tracking.description import ClassCounts
 from pyclassify.tracking.logger import RunLogger, find_run_logger
 from pyclassify.tracking.prediction_table import Predictions, list_class_names
 from pyclassify.tracking.predictions import PredictionLogger
-from pyclassify.tracking.run import warn_on_error
+from pyclassify.tracking.run import fail_later_on_error, warn_on_error
+from pyclassify.utils.files import is_disk_error
 from pyclassify.utils.masking import mask
-from pyclassify.utils.text import shorten
+from pyclassify.utils.text import format_reason, shorten
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -70,11 +71,13 @@ class RunRecorder(SaveConfigCallback):
             describe = parameters.describe_weights
             weights = warn_on_error("the digest of the weights", describe, config)
         params = {**self._flatten(config), **parameters.make_weights_parameters(weights)}
-        warn_on_error("the parameters", parameters.log_parameters, client, run_id, params)
+        fail_later_on_error("its parameters", parameters.log_parameters, client, run_id, params)
         name = f"{parameters.name_network_and_data(params)}-seed{params['seed_everything']}"
         warn_on_error("the run's name", run.name_run, name)
         text = yaml.safe_dump(config, sort_keys=False)
-        warn_on_error(self.config_filename, client.log_text, run_id, text, self.config_filename)
+        fail_later_on_error(
+            self.config_filename, client.log_text, run_id, text, self.config_filename
+        )
         self._record_sources(trainer, logger, config, weights)
 
     def _flatten(self, config: dict[str, Any]) -> dict[str, str]:
@@ -101,7 +104,10 @@ class RunRecorder(SaveConfigCallback):
             if data is not None:
                 _log_datasets(client, run_id, data)
         except Exception as error:  # of a data module that is not ours, or of the server
-            capsule.warn_masked(f"the run does not tell its data by their content ({error})")
+            if is_disk_error(error):
+                run.fail_later("the digests of its data", format_reason(error))
+            else:
+                capsule.warn_masked(f"the run does not tell its data by their content ({error})")
         facts = {
             "tracking_uri": logger.spooled_run.tracking_uri or logger.spooled_run.spool_uri,
             "verb": _name_command(trainer),
@@ -249,8 +255,9 @@ class DescriptionUpdater(Callback):
     ) -> None:
         # A run that was stopped has no time left, and no error.
         if self._logger is not None and isinstance(exception, Exception):
-            self._write(description.describe_failure, exception)  # before the upload ends
-            run.set_final_status("FAILED")
+            reason = format_reason(exception)
+            self._write(description.describe_failure, reason)  # before the upload ends
+            run.set_final_status("FAILED", reason)
 
     def _write_results(self, trainer: Trainer) -> None:
         if self._logger is None:

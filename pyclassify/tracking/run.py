@@ -4,9 +4,12 @@ This module loads neither torch nor MLflow: a run gets its final status even if 
 before it has loaded them.
 """
 
+import atexit
 import os
 import re
+import sys
 import threading
+import uuid
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -14,10 +17,14 @@ from typing import TYPE_CHECKING, Any
 
 from pyclassify.spool import spooled_run
 from pyclassify.spool.lock import RunLockedError
+from pyclassify.spool.records import REASON_TAG, START_TAG
 from pyclassify.spool.spooled_run import SpooledRun
 from pyclassify.tracking import monitor
+from pyclassify.tracking.monitor import Monitor
+from pyclassify.utils.files import check_writable, is_disk_error
 from pyclassify.utils.launcher import SPOOL_ENV, STATUS_BY_SLURM_ENV, is_rank_zero
 from pyclassify.utils.masking import mask
+from pyclassify.utils.text import format_reason
 
 if TYPE_CHECKING:
     from mlflow.entities import RunInfo
@@ -31,6 +38,10 @@ _adopted: str | None = None  # the id of the run that `mlflow run` started
 _open: SpooledRun | None = None
 _latest: str | None = None  # the id of either, also after its end
 _final_status: str | None = None
+_missing: list[str] = []  # what the run was to have and has not
+_monitor: Monitor | None = None
+_watches_exit = False
+_error_at_start: object = None  # the last error of this interpreter that nobody caught
 _before_end: list[Callable[[], None]] = []
 _after_end: list[Callable[[], None]] = []
 
@@ -44,7 +55,51 @@ def adopt_run() -> bool:
     global _adopted, _latest, _final_status
     _adopted, _final_status = os.environ.get("MLFLOW_RUN_ID"), None
     _latest = _adopted
+    _missing.clear()
+    if _adopted is not None:
+        _start_monitor(run_id=_adopted, enforces=True, spool_root=_locate(find_spool_root("runs")))
     return _adopted is not None
+
+
+def watch_exit() -> None:
+    """Have the run's status agree with this process's exit code, which comes after it.
+
+    For a process that makes one run: its monitor stays until it has ended.
+    """
+    global _watches_exit
+    _watches_exit = True
+
+
+def _start_monitor(**facts: Any) -> None:
+    """Start the monitor of this process's run, unless there is one or something else watches it."""
+    global _monitor
+    is_watched = _adopted is not None and os.environ.get(STATUS_BY_SLURM_ENV) == _adopted
+    if _monitor is None and not is_watched and is_rank_zero():
+        try:
+            _monitor = monitor.start(watches_exit=_watches_exit, **facts)
+        except OSError as error:  # too many processes
+            warnings.warn(
+                f"nothing will set the run's status if this process is killed ({error})",
+                stacklevel=3,
+            )
+
+
+def _report(**message: Any) -> None:
+    """Report to the run's monitor, if it has one."""
+    if _monitor is not None:
+        _monitor.report(**message)
+
+
+def _close_monitor(is_abandoned: bool = False) -> None:
+    """Let the run's monitor act or end: once the run has its status, or at this process's end."""
+    global _monitor
+    if _monitor is not None and (is_abandoned or not _watches_exit):
+        _monitor.close()
+        _monitor = None
+
+
+def _locate(folder: Path) -> str:
+    return str(folder.absolute())
 
 
 def make_run_environment(info: "RunInfo") -> dict[str, str]:
@@ -86,21 +141,50 @@ def start_run(
 
     Raises:
         RunLockedError: Another process writes to the run, which stays unchanged.
+        OSError: `save_dir` or the spool can't be written; no run is made.
     """
-    global _latest, _final_status, _open
+    global _latest, _final_status, _open, _error_at_start
     if _open is None:
         import mlflow
 
+        from pyclassify.spool.store import parse_spool_uri
+
         adopt_run()
         uri = tracking_uri or mlflow.get_tracking_uri()
-        root = find_spool_root(save_dir).absolute()
+        is_spool = uri.startswith("spool:")
+        root = parse_spool_uri(uri) if is_spool else find_spool_root(save_dir).absolute()
+        for folder in (root,) if "://" in save_dir else (Path(save_dir).absolute(), root):
+            check_writable(folder)
+        start_id = ""
+        if _adopted is None:
+            start_id = uuid.uuid4().hex
+            tags = {**(tags or {}), START_TAG: start_id}
+        where = {"spool_root": str(root), "tracking_uri": uri}
+        _start_monitor(start_id=start_id, **where)
+        _report(**where)
         try:
             _open = spooled_run.open_run(_adopted, experiment_name, run_name, tags, uri, root)
-        except RunLockedError:
-            _final_status = _UNCHANGED  # the process that holds the run sets its status
+        except BaseException as error:
+            if isinstance(error, RunLockedError):
+                _final_status = _UNCHANGED  # the process that holds the run sets its status
+            if isinstance(error, RunLockedError) or _adopted is None:
+                _report(final=_UNCHANGED)
+                _close_monitor()
             raise
         _latest = _open.run_id
+        _report(run_id=_latest)
+        _error_at_start = getattr(sys, "last_value", None)
+        atexit.register(_end_at_exit)  # before MLflow's own, which would say FINISHED
     return _open
+
+
+def _end_at_exit() -> None:
+    """End a run that a script or a notebook has left open."""
+    error = getattr(sys, "last_value", None)
+    if error is not None and error is not _error_at_start:
+        end_run("FAILED", format_reason(error))
+    else:
+        end_run("FINISHED")
 
 
 def find_spool_root(save_dir: str | Path) -> Path:
@@ -129,35 +213,48 @@ def get_resumable_run() -> str | None:
     return None if os.environ.get(STATUS_BY_SLURM_ENV) == _latest else _latest
 
 
-def set_final_status(status: str) -> None:
+def set_final_status(status: str, reason: str = "") -> None:
     """Give this process's run its final status; only the first call counts, in any thread.
 
     Args:
-        status: FINISHED, FAILED or KILLED.
+        status: FINISHED, FAILED or KILLED. A run that was to be FINISHED and lacks something
+            that it was to have is FAILED.
+        reason: Why the run is FAILED or KILLED, for its tag `status_reason`.
     """
     global _final_status
+    if status == "KILLED":
+        _report(expected=status, reason=reason)  # this process may be ended before the rest
     with _lock:
         run_id = _open.run_id if _open else _adopted
         if run_id is None or _final_status is not None or not is_rank_zero():
             return
         while _before_end:
-            _before_end.pop()()
+            warn_on_error("the end of the run", _before_end.pop())
+        if status == "FINISHED" and _missing:
+            status, reason = "FAILED", describe_missing()
         left_to_slurm = status == "KILLED" and os.environ.get(STATUS_BY_SLURM_ENV) == run_id
-        _final_status = _UNCHANGED if left_to_slurm else status
+        uploaded = True
         if _open is not None:
-            uploaded = _open.close("" if left_to_slurm else status)
+            uploaded = _open.close("" if left_to_slurm else status, "" if left_to_slurm else reason)
         elif not left_to_slurm:
-            import mlflow
-
-            mlflow.MlflowClient().set_terminated(run_id, status)
-            uploaded = True
-        if status == "KILLED" and not left_to_slurm and _adopted is not None and uploaded:
-            monitor.start_enforcing_status(run_id, status)
+            _terminate(run_id, status, reason)
+        _final_status = _UNCHANGED if left_to_slurm else status
+        _report(final=_final_status, enforces=_adopted is not None and uploaded)
         while _after_end:
-            _after_end.pop()()
+            warn_on_error("the end of the run", _after_end.pop())
 
 
-def end_run(status: str) -> None:
+def _terminate(run_id: str, status: str, reason: str) -> None:
+    """Give a run that was not opened its final status."""
+    import mlflow
+
+    client = mlflow.MlflowClient()
+    if reason:
+        client.set_tag(run_id, REASON_TAG, reason)
+    client.set_terminated(run_id, status)
+
+
+def end_run(status: str, reason: str = "") -> None:
     """Give this process's run its final status unless it has one, and release the run.
 
     Call it in the thread that started the run. Only that thread can remove the run from MLflow's
@@ -165,17 +262,65 @@ def end_run(status: str) -> None:
 
     Args:
         status: FINISHED, FAILED or KILLED.
+        reason: Why the run is FAILED or KILLED.
     """
     global _adopted, _open
-    set_final_status(status)
-    if _open is not None:
-        _open.release()
-    _adopted = _open = None
-    os.environ.pop("MLFLOW_RUN_ID", None)
+    try:
+        set_final_status(status, reason)
+    except BaseException:
+        _report(expected="FAILED" if status == "FINISHED" else status, is_abandoned=True)
+        _report(reason=reason or "the run's end could not be logged")
+        _close_monitor(is_abandoned=True)
+        raise
+    finally:
+        if _open is not None:
+            _open.release()
+            atexit.unregister(_end_at_exit)
+        _adopted = _open = None
+        os.environ.pop("MLFLOW_RUN_ID", None)
+        _close_monitor()
+
+
+def describe_missing() -> str:
+    """Describe what the run was to have and has not; empty if it has everything."""
+    return "; ".join(_missing)
+
+
+def fail_later(what: str, reason: str) -> None:
+    """Have the run be FAILED at its end for something that it was to have; the training goes on.
+
+    Args:
+        what: What the run lacks.
+        reason: Why.
+    """
+    message = f"the run lacks {what} ({reason})"
+    if is_rank_zero():
+        _missing.append(message)
+        warnings.warn(message, stacklevel=2)
+
+
+def fail_later_on_error(what: str, function: Callable[..., Any], *args: Any) -> Any:
+    """Call a function for something that the run was to have; an error fails the run at its end.
+
+    Args:
+        what: What the function makes.
+        function: The function.
+        args: Its arguments.
+
+    Returns:
+        The function's result, or None after an error.
+    """
+    try:
+        return function(*args)
+    except Exception as error:
+        fail_later(what, format_reason(error))
+        return None
 
 
 def warn_on_error(what: str, function: Callable[..., Any], *args: Any) -> Any:
     """Call a function for something optional; an error becomes a warning.
+
+    An error of a disk, which the next run would not have, fails the run at its end.
 
     Args:
         what: What the function makes, for the warning.
@@ -188,7 +333,9 @@ def warn_on_error(what: str, function: Callable[..., Any], *args: Any) -> Any:
     try:
         return function(*args)
     except Exception as error:
-        if is_rank_zero():
+        if is_disk_error(error):
+            fail_later(what, format_reason(error))
+        elif is_rank_zero():
             reason = mask(f"{type(error).__name__}: {error}")
             warnings.warn(f"{what} can't be made ({reason}); the run goes on without", stacklevel=2)
         return None

@@ -1,10 +1,25 @@
 """Write files whole or not at all, and find the folder of cached ones."""
 
+import errno
 import os
+import re
+import shutil
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
+
+_FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_DISK_ERRORS = (
+    *_FULL_DISK,
+    *(errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO, errno.ESTALE, errno.ENXIO),
+    *(errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.ELOOP),
+    *(errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EPIPE, errno.EBUSY, errno.ENOTEMPTY),
+)
+# How torch says that a file could not be written.
+_FAILED_WRITE = re.compile("PytorchStreamWriter failed|file write failed|unexpected pos")
+_PROBE_BYTES = 4096  # a page, which a full file system of pages has not
 
 
 def write_atomically(path: Path, text: str) -> None:
@@ -34,6 +49,67 @@ def open_atomically(path: Path) -> Iterator[IO[bytes]]:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def check_writable(folder: Path) -> None:
+    """Check that files can be written to a folder, which is made where it is missing.
+
+    Raises:
+        OSError: They can't; its message names the folder and the reason.
+    """
+    probe = folder / f".{os.getpid()}.probe"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            with probe.open("wb") as file:
+                file.write(bytes(_PROBE_BYTES))
+                file.flush()
+                os.fsync(file.fileno())
+        finally:
+            probe.unlink(missing_ok=True)
+    except OSError as error:
+        raise OSError(f"{folder} can't be written: {_describe(error, probe)}") from error
+
+
+def _describe(error: OSError, probe: Path) -> str:
+    """Describe an error, with the file that it is about unless that is `probe`."""
+    reason = error.strerror or str(error)
+    return f"{reason} ({error.filename})" if error.filename not in (None, str(probe)) else reason
+
+
+def is_disk_error(error: BaseException) -> bool:
+    """Whether an error is one of a disk, a folder or a file, which no program can help."""
+    if isinstance(error, RuntimeError):
+        return _FAILED_WRITE.search(str(error)) is not None
+    return isinstance(error, OSError) and error.errno in _DISK_ERRORS
+
+
+def describe_disk_error(error: BaseException) -> str:
+    """Describe an error of a disk in one line, with the file, or with the folders that it may be.
+
+    Args:
+        error: One of those that `is_disk_error` knows.
+    """
+    number = getattr(error, "errno", None) or errno.ENOSPC
+    reason = getattr(error, "strerror", None) or os.strerror(number)
+    names = [getattr(error, name, None) for name in ("filename", "filename2")]
+    files = [os.fsdecode(name) for name in names if isinstance(name, str | bytes)]
+    message = f"{' and '.join(files)}: {reason}" if files else reason
+    if number in _FULL_DISK:
+        folders = [Path.cwd(), Path(tempfile.gettempdir())]
+        free = [f"{folder} has {_count_free_mb(folder):,} MB" for folder in folders]
+        message += (
+            f" (free: {', '.join(free)}); make room, or give another folder for runs by "
+            "--trainer.logger.save_dir, or for temporary files by TMPDIR"
+        )
+    return message
+
+
+def _count_free_mb(folder: Path) -> int:
+    try:
+        return shutil.disk_usage(folder).free >> 20
+    except OSError:
+        return 0
 
 
 def find_cache_folder() -> Path:

@@ -179,3 +179,9 @@ def find_logger_settings(config: Mapping[str, Any]) -> dict[str, Any]:
         if isinstance(logger, dict) and str(logger.get("class_path")).endswith("RunLogger"):
             return {**(logger.get("init_args") or {}), **single}
     return single
+
+
+def only_shows(argv: list[str]) -> bool:
+    """Whether a command line asks for help or for the configuration, and so trains nothing."""
+    names = [option[0].partition("=")[0] for option in split_options(argv)]
+    return any(name in FLAGS or name.endswith(".help") for name in names)

@@ -19,7 +19,8 @@ from typing import NoReturn
 from pyclassify.utils.launcher import REQUEUE_EXIT_CODE
 
 # A batch system sends SIGUSR1, if it is asked to, some time before a job's time is up.
-STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+# A terminal that is closed, or a connection that is lost, sends SIGHUP, which nohup has ignored.
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
 GRACE_SECONDS = 5.0  # for the main thread to stop, and for other threads to end
 _CHILD_SECONDS = 180.0  # for a child to write a checkpoint and to end
 WORKER_SECONDS = 60.0  # for which a data worker may be needed after a SIGTERM
@@ -49,7 +50,8 @@ def raise_on_stop() -> None:
     """Turn the stop signals into a KeyboardInterrupt in the main thread, the first time only."""
     if threading.current_thread() is threading.main_thread() and not _deferral.pending_signal:
         for signum in STOP_SIGNALS:
-            signal.signal(signum, _raise)
+            if signum != signal.SIGHUP or signal.getsignal(signum) != signal.SIG_IGN:
+                signal.signal(signum, _raise)
 
 
 def _raise(signum: int, frame: FrameType | None) -> None:

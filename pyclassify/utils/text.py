@@ -4,6 +4,8 @@ from collections.abc import Sequence
 
 from pyclassify.utils.masking import mask
 
+_MAX_REASON = 500  # characters
+
 
 def format_error(error: BaseException, max_length: int = 0) -> str:
     """Format an error's message in one line, without credentials.
@@ -14,6 +16,18 @@ def format_error(error: BaseException, max_length: int = 0) -> str:
     """
     message = str(mask(join_lines(str(error)))) or type(error).__name__
     return shorten(message, max_length) if max_length else message
+
+
+def format_reason(error: BaseException) -> str:
+    """Format why an error ended a run in one line: its class and its message.
+
+    Of a stop, which is a KeyboardInterrupt with the signal's name, it is that name.
+    """
+    name = type(error).__name__
+    message = format_error(error, _MAX_REASON)
+    if isinstance(error, KeyboardInterrupt) or message == name:
+        return message
+    return f"{name}: {message}"
 
 
 def join_lines(text: str) -> str:

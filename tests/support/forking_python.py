@@ -23,7 +23,10 @@ from tests.support.fork_server import MAX_REQUEST_BYTES
 
 # Without `site`, whose paths it does not need: it is there in a few hundredths of a second.
 PROGRAM = """#!{python} -ISE
-import json, os, signal, socket, sys
+import os, sys
+if sys.argv[1:2] == ["-IS"]:  # the monitor of a training, which has to be its child
+    os.execv({python!r}, [{python!r}, *sys.argv[1:]])
+import json, signal, socket
 stops = (signal.SIGHUP, signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 signal.pthread_sigmask(signal.SIG_BLOCK, stops)
 server = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)

@@ -166,7 +166,7 @@ def test_results_leave_an_edited_description_alone(edit, run_id):
 def test_resumed_run_gets_a_new_description(run_id):
     client = mlflow.MlflowClient()
     describe_start(client, run_id, CONFIG, FACTS)
-    describe_failure(client, run_id, RuntimeError("out of memory"))
+    describe_failure(client, run_id, "RuntimeError: out of memory")
 
     describe_start(client, run_id, {**CONFIG, "seed_everything": 8}, FACTS)
 
@@ -178,7 +178,7 @@ def test_failure_masks_credentials(run_id):
     client = mlflow.MlflowClient()
     describe_start(client, run_id, CONFIG, FACTS)
 
-    describe_failure(client, run_id, OSError(f"no answer from https://me:{SECRET}@data.org/x"))
+    describe_failure(client, run_id, f"OSError: no answer from https://me:{SECRET}@data.org/x")
 
     assert "no answer from" in note(run_id)
     assert SECRET not in note(run_id)

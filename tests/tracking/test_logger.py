@@ -74,7 +74,7 @@ def test_logger_without_permission_raises_and_writes_no_spool(store, tmp_path, m
             RunLogger().log_metrics({"val_loss": 0.5}, step=3)
 
     assert refused.value.error_code == "PERMISSION_DENIED"
-    assert not (tmp_path / "runs").exists()
+    assert not [*tmp_path.glob("runs/spool/*")]
 
 
 @pytest.mark.parametrize("value", [0.81, 1e-4, 2.5e-38, 3.0, 12345.678, float("inf")])

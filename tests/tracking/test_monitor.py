@@ -10,7 +10,7 @@ from pyclassify.tracking import monitor
 def test_killed_run_is_killed_again_after_mlflow_run_set_failed(store, adopted_run_id):
     store.set_terminated(adopted_run_id, "FAILED")
 
-    monitor.enforce_final_status(adopted_run_id, "KILLED", parent=-1)
+    monitor.enforce_final_status(store, adopted_run_id, "KILLED", parent=-1)
     assert store.get_run(adopted_run_id).info.status == "KILLED"
 
 
@@ -21,7 +21,7 @@ def test_enforcing_without_another_status_ends_after_its_timeout(
     store.set_terminated(adopted_run_id, "KILLED")
 
     started = time.monotonic()
-    monitor.enforce_final_status(adopted_run_id, "KILLED", parent=-1)
+    monitor.enforce_final_status(store, adopted_run_id, "KILLED", parent=-1)
     assert time.monotonic() - started > 0.2
     assert store.get_run(adopted_run_id).info.status == "KILLED"
 
