@@ -55,11 +55,11 @@ def check(code, err, runs, kind):
 )
 def test_fault_in_a_training_fails_its_run(place, kind, cli, store, capsys):
     code, err = 1, ""
-    with faults.injected(place, kind) as calls:
-        # A bug is raised with its stack trace, except one that was noted until the end.
-        with contextlib.suppress(*[Exception] * (kind == "bug")):
-            done = cli(TRAIN)
-            code, err = done.code, done.err
+    # A bug is raised with its stack trace, except one that was noted until the end.
+    raised = contextlib.suppress(*[Exception] * (kind == "bug"))
+    with faults.injected(place, kind) as calls, raised:
+        done = cli(TRAIN)
+        code, err = done.code, done.err
     assert calls
     if place.endswith(MONITORED):
         wait_until(lambda: list_runs(store)[0].info.end_time, "the monitor to set the status")
