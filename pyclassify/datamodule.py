@@ -1,12 +1,16 @@
 """The data modules that --data names: CIFAR-10, MNIST, torchvision, image folders, synthetic."""
 
+import os
+from collections.abc import Iterator
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import torch
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
+from torch import Tensor
 from torch.utils.data import DataLoader
 
 from pyclassify.data import synthetic
@@ -15,11 +19,13 @@ from pyclassify.data.datasets import (
     CachedImageFiles,
     ImageFiles,
     ImageTensors,
+    PackedPaths,
     UnlabeledImageFiles,
 )
 from pyclassify.data.download import fetch_dataset, list_checksums
 from pyclassify.data.folder_checks import check_root, check_splits
 from pyclassify.data.image_folder import (
+    SPLIT_NAMES,
     LeftOut,
     ListedSplit,
     cache_images,
@@ -30,7 +36,17 @@ from pyclassify.data.image_folder import (
     list_classes,
     list_split,
 )
+from pyclassify.data.images import UnreadableImageError
 from pyclassify.data.loaders import SPLITS, ImageDataModule, collate_varying_sizes, split_indices
+from pyclassify.data.report import (
+    REPORT_NAME,
+    DataReport,
+    FileEntry,
+    describe_folder,
+    format_damaged,
+    write_report,
+)
+from pyclassify.data.scan import find_damaged, load_facts, scan_files
 from pyclassify.utils.files import find_cache_folder
 from pyclassify.utils.launcher import count_workers
 
@@ -223,8 +239,9 @@ class ImageFolderDataModule(ImageDataModule):
         data_path: The folder that holds train/; to predict, the folder of the images.
         classes: The names of the classes, by label; by default the folders of train/, sorted, or
             to predict those of the checkpoint.
-        unreadable: How prediction treats a file that does not decode: "skip" leaves its row
-            without a label, "stop" ends with an error.
+        unreadable: What to do about files that do not decode. "stop" ends with an error, by default
+            in all but prediction. "skip" leaves them out of training and evaluation, after a look
+            at every file before it begins; it leaves their rows without a label in prediction.
         val_size: The fraction of the training images that is held out without val/, in 0..1.
         split_seed: The seed of that split. The run's seed does not change it.
         mean: The mean of each channel, in 0..1, that normalization subtracts; ImageNet's by
@@ -253,7 +270,7 @@ class ImageFolderDataModule(ImageDataModule):
         self,
         data_path: str,
         classes: list[str] | None = None,
-        unreadable: Literal["skip", "stop"] = "skip",
+        unreadable: Literal["skip", "stop"] | None = None,
         val_size: float = 0.1,
         split_seed: int = 0,
         mean: tuple[float, float, float] = (0.485, 0.456, 0.406),
@@ -288,20 +305,82 @@ class ImageFolderDataModule(ImageDataModule):
             with suppress(MisconfigurationException):  # to predict any folder will do
                 self.classes = list_classes(self._find_split("train"))
         self._listed: dict[str, ListedSplit] = {}
+        self._readable: dict[str, ListedSplit] = {}  # the same without what `unreadable` leaves out
+        self._skipped: dict[str, dict[str, str]] = {}  # the reason of each, by its path
+        self._shared: set[str] = set()
         self._left_out = LeftOut()
         self._cached: CachedImageFiles | None = None
+
+    def check_files(self) -> None:
+        """Decode every file with all cores, and write the report data.md into the folder.
+
+        Raises:
+            MisconfigurationException: Files do not decode, and `unreadable` is not "skip".
+        """
+        folders = check_root(self.data_path, self._classes_given)
+        files = [file for split in folders for file in self._list_all(split).files]
+        scan_files(files, self.data_path, retry=True)
+        self._write_report()
 
     def prepare_data(self) -> None:
         """Check the folder if a training starts, and write the file of `cache` if that is on.
 
         Raises:
-            MisconfigurationException: The folder can't be what the user meant.
+            MisconfigurationException: The folder can't be what the user meant, or files are known
+                not to decode.
         """
-        if self.trainer is not None and self.trainer.state.fn != "fit":
+        function = self.trainer.state.fn if self.trainer else None
+        stage = function.value if function else "fit"
+        if stage == "predict":
             return
-        self.check()
-        if self.cache:
-            self.setup("fit")
+        if stage == "fit":
+            self.check()
+        for split in SPLITS[stage]:
+            self._list(self._find_source(split))
+        if self.unreadable != "skip":
+            files = [file for split in self._listed.values() for file in split.files]
+            facts = load_facts(files, self.data_path)
+            if facts is not None and any(fact.error for fact in facts):
+                self._write_report()
+        if stage == "fit" and self.cache:
+            self._set_up("fit")
+
+    def make_report(self) -> DataReport:
+        """Report what a look at all files has found, if none has changed since it; else counts."""
+        skipped = {file: why for found in self._skipped.values() for file, why in found.items()}
+        skip, entries = self.unreadable == "skip", [*self._list_entries()]
+        return describe_folder(self.data_path, self.classes, entries, skip, skipped)
+
+    def _list_entries(self) -> Iterator[FileEntry]:
+        """List each file of the splits that are set up; of all splits if none is."""
+        splits = [split for split in SPLIT_NAMES if split in vars(self)] or [*SPLIT_NAMES]
+        folders = find_splits(self.data_path)
+        for source in dict.fromkeys(map(self._find_source, splits)):
+            if source in folders:
+                listed, held_out = self._list_all(source), self._list_held_out(source)
+                for file, label in zip(listed.files, listed.labels.tolist(), strict=True):
+                    split = "val" if file in held_out else source
+                    if split in splits:
+                        yield FileEntry(file, split, label)
+
+    def _list_held_out(self, source: str) -> set[str]:
+        """List the paths of the training images that are held out for validation."""
+        if source != "train" or self._find_source("val") != "train":
+            return set()
+        with suppress(MisconfigurationException):  # too few, as `setup` says
+            readable = self._list(source)
+            return {readable.files[index] for index in self._hold_out(readable)["val"].tolist()}
+        return set()
+
+    def _write_report(self) -> None:
+        report = self.make_report()
+        self.report_path = write_report(report, self.data_path / REPORT_NAME)
+        if report.damaged and self.unreadable != "skip":
+            raise MisconfigurationException(
+                f"{self.data_path}: {format_damaged(report.damaged)} (all of them are listed in "
+                f"{self.report_path}); repair or delete them, or leave them out by "
+                "--data.unreadable skip"
+            )
 
     def check(self) -> None:
         """Check all splits of the folder before a training, and warn of what can't be right.
@@ -327,29 +406,41 @@ class ImageFolderDataModule(ImageDataModule):
             self._set_up_predict()
             return
         for split in SPLITS[stage]:
-            held_out = split != "test" and "val" not in find_splits(self.data_path)
-            listed = self._list("train" if held_out else split)
-            files, labels = listed.files, listed.labels
-            index = None
-            if held_out:
-                val_size = max(1, round(len(files) * self.val_size))
-                index = split_indices(len(files), val_size, self.split_seed, labels)[split]
+            self._share_skipped(self._find_source(split))
+        self._set_up(stage)
+
+    def _set_up(self, stage: str) -> None:
+        for split in SPLITS[stage]:
+            source = self._find_source(split)
+            listed = self._list(source)
+            held_out = split != "test" and self._find_source("val") == "train"
+            index = self._hold_out(listed)[split] if held_out else None
             size, exact = self.preprocess.resize, self.exact or split != "train"
-            images = ImageFiles(self.data_path, files, labels, size, index, exact)
+            images = ImageFiles(self.data_path, listed.files, listed.labels, size, index, exact)
             cached = self.cache and split == "train"
             setattr(self, split, self._cache_images(images) if cached else images)
         self._report_left_out()
+
+    def _hold_out(self, train: ListedSplit) -> dict[str, Tensor]:
+        val_size = max(1, round(len(train.files) * self.val_size))
+        return split_indices(len(train.files), val_size, self.split_seed, train.labels)
 
     def _set_up_predict(self) -> None:
         files, self._left_out = list_all_images(self.data_path)
         self._report_left_out()
         size = None if self._network_takes_bytes() else self.preprocess.resize
-        skip = self.unreadable == "skip"
+        skip = self.unreadable != "stop"
         self._predict_files = UnlabeledImageFiles(self.data_path, files, size, skip)
 
     def _cache_images(self, images: ImageFiles) -> CachedImageFiles:
         if self._cached is None:  # once, since checking a cache file digests all of it
-            self._cached = cache_images(images, self.classes, self.num_workers)
+            try:
+                self._cached = cache_images(images, self.classes, self.num_workers)
+            except UnreadableImageError as error:
+                # All of them are named now, instead of one a try.
+                scan_files(self._list_all("train").files, self.data_path, retry=True)
+                self._write_report()
+                raise MisconfigurationException(str(error)) from error
         return self._cached
 
     def predict_dataloader(self) -> DataLoader[Any]:
@@ -366,22 +457,58 @@ class ImageFolderDataModule(ImageDataModule):
         return self._make_loader(files, batch_size=batch_size, collate=collate_varying_sizes)
 
     def _list(self, split: str) -> ListedSplit:
+        """List the images of a split's folder, without those that `unreadable` leaves out."""
+        if split not in self._readable:
+            listed = self._list_all(split)
+            if skipped := self._find_skipped(split):
+                names = [os.path.relpath(file, self.data_path) for file in listed.files]
+                kept = [index for index, name in enumerate(names) if name not in skipped]
+                files = PackedPaths(listed.files[index] for index in kept)
+                listed = replace(listed, files=files, labels=listed.labels[kept])
+            counts = listed.count_by_class()
+            empty = [name for name in counts if counts[name] == 0]
+            if not listed.files or (split == "train" and empty):
+                reason = describe_left_out(listed, empty[:1])
+                if skipped:
+                    reason += f" ({format_damaged(skipped)})"
+                folder = listed.folder / empty[0] if split == "train" else listed.folder
+                raise MisconfigurationException(
+                    f"{folder} has no images{reason}; add those of the class, or remove the folder"
+                )
+            self._readable[split] = listed
+        return self._readable[split]
+
+    def _list_all(self, split: str) -> ListedSplit:
         # Listed once, since a cluster's file system takes minutes to list a large folder.
         if split not in self._listed:
             if not hasattr(self, "classes"):  # train/ is missing, as the error of this call says
                 self.classes = list_classes(self._find_split("train"))
-            listed = list_split(self._find_split(split), self.classes)
-            counts = listed.count_by_class()
-            empty = [name for name in counts if counts[name] == 0]
-            if split == "train" and empty:
-                raise MisconfigurationException(
-                    f"{listed.folder / empty[0]} has no images"
-                    f"{describe_left_out(listed, empty[:1])}; add those of the class, or remove "
-                    "the folder"
-                )
-            self._listed[split] = listed
-            self._left_out.update(listed.sum_left_out())
+            self._listed[split] = list_split(self._find_split(split), self.classes)
+            self._left_out.update(self._listed[split].sum_left_out())
         return self._listed[split]
+
+    def _find_skipped(self, split: str) -> dict[str, str]:
+        """Find what is left out of a split's folder, by a look at all files that are not known."""
+        if self.unreadable != "skip":
+            return {}
+        if split not in self._skipped:
+            self._skipped[split] = find_damaged(self._list_all(split).files, self.data_path)
+        return self._skipped[split]
+
+    def _share_skipped(self, split: str) -> None:
+        """Leave out in all processes what the first does: a file may be damaged on one node."""
+        if self.unreadable != "skip" or self.trainer is None or split in self._shared:
+            return
+        found = self._find_skipped(split) if self.trainer.is_global_zero else {}
+        found = self.trainer.strategy.broadcast(found)
+        if found != self._skipped.get(split):
+            self._skipped[split], self._cached = found, None
+            self._readable.pop(split, None)
+        self._shared.add(split)
+
+    def _find_source(self, split: str) -> str:
+        """Find the split whose folder a split is read from: without val/ a part of train/."""
+        return "train" if split == "val" and "val" not in find_splits(self.data_path) else split
 
     def _find_split(self, split: str) -> Path:
         return find_splits(self.data_path).get(split, self.data_path / split)

@@ -34,7 +34,8 @@ from pyclassify.cli.ckpt_path import (
 from pyclassify.cli.errors import format_parser_error
 from pyclassify.cli.network import merge_network_options, register_network_type
 from pyclassify.cli.options import HELP_TITLES, get_parser_kwargs
-from pyclassify.cli.summary import write_prediction_summary, write_summary
+from pyclassify.cli.summary import write_data_summary, write_prediction_summary, write_summary
+from pyclassify.data.loaders import ImageDataModule
 from pyclassify.registry.register import RegisterModel
 from pyclassify.tracking.logger import RunLogger
 from pyclassify.tracking.metrics import RunMetrics
@@ -249,6 +250,8 @@ class TrainingCli(LightningCLI):
 
     @rank_zero_only
     def after_prepare(self) -> None:
+        if isinstance(self.datamodule, ImageDataModule):
+            write_data_summary(self.datamodule)
         sys.stdout.write("The data is in place; next: pyclassify train\n")
 
     def _write_summary(self, metric: str) -> None:

@@ -8,6 +8,7 @@ import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 
+from pyclassify.data.loaders import ImageDataModule
 from pyclassify.registry.register import RegisterModel
 from pyclassify.tracking.logger import RunLogger, find_run_logger
 from pyclassify.tracking.ui import (
@@ -59,6 +60,16 @@ def write_prediction_summary(table: PredictionWriter) -> None:
     if table.unreadable:
         lines["unreadable"] = f"{table.unreadable:,}, without a label"
     _write_lines(lines)
+
+
+def write_data_summary(datamodule: ImageDataModule) -> None:
+    """Write what the data hold, and where the report of them is, to stdout."""
+    report = datamodule.make_report()
+    if report is not None:
+        lines = dict(report.lines)
+        if datamodule.report_path is not None:
+            lines["report"] = str(datamodule.report_path.absolute())
+        _write_lines(lines)
 
 
 def _describe_run(logger: RunLogger) -> tuple[dict[str, str], dict[str, str]]:

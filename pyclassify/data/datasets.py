@@ -64,6 +64,10 @@ class ImageDataset(Dataset[Any]):
         """Name each image, in order; None where images have an index alone."""
         return None
 
+    def list_labels(self) -> Tensor | None:
+        """List the label of each image, in order, int64 [n]; None where reading them takes long."""
+        return None
+
     def read_original(self, item: int) -> tuple[Tensor, int]:
         """Read an image before any resize, uint8 [1 or 3, height, width], and its label."""
         image, label, *_ = self[item]
@@ -103,6 +107,9 @@ class ImageTensors(ImageDataset):
         """Fetch a batch at once (the protocol of torch's map-style fetcher)."""
         index = self.index[items]
         return self.images[index], self.labels[index], index
+
+    def list_labels(self) -> Tensor:
+        return self.labels[self.index]
 
     def digest(self) -> str:
         return digest_tensors(self.images, self.labels, self.index)
@@ -155,6 +162,9 @@ class ImageFiles(ImageDataset):
         if self.exact:
             return resize(read_image(file)[None], self.size)[0], label, index
         return read_resized(file, self.size), label, index
+
+    def list_labels(self) -> Tensor:
+        return self.labels[self.index]
 
     def digest(self) -> str:
         return digest_files([self.files[index] for index in self.index.tolist()], self.folder)
@@ -268,7 +278,10 @@ def read_image(path: str) -> Tensor:
     try:
         pixels = read_rgb(path)
     except UnreadableImageError as error:
-        raise MisconfigurationException(str(error)) from error
+        raise MisconfigurationException(
+            f"{error}, or leave out what does not decode by --data.unreadable skip; `pyclassify "
+            "prepare` looks at every file"
+        ) from error
     return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
 
 

@@ -19,14 +19,13 @@ from torch.utils.data import DataLoader
 
 from pyclassify.data.cache import LabeledImages, digest_files, load_cached_images
 from pyclassify.data.datasets import CachedImageFiles, ImageFiles, PackedPaths
-from pyclassify.data.images import is_readable
+from pyclassify.data.images import UnreadableImageError, is_readable
 from pyclassify.data.loaders import init_worker
 from pyclassify.utils.files import find_cache_folder
-from pyclassify.utils.text import join_some
+from pyclassify.utils.text import escape_path, join_some
 
 _BATCH_SIZE = 64  # images that a worker returns at once
 _FORMAT_VERSION = 2  # raise it with any change of the pixels of `datasets.read_resized`
-_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 _MAX_REASONS = 6  # that one line names
 
 # The names of the splits' folders, in any case: those of Hugging Face's imagefolder and more.
@@ -329,8 +328,7 @@ def list_images_beside(folder: Path) -> list[str]:
 def format_path(path: str, folder: Path | None = None) -> str:
     """Format a path in one line of UTF-8, relative to a folder."""
     name = os.path.relpath(path, folder) if folder else path
-    text = os.fsencode(name).decode(errors="backslashreplace")
-    return _CONTROL.sub(lambda match: match[0].encode("unicode_escape").decode(), text)
+    return escape_path(name)
 
 
 def cache_images(files: ImageFiles, classes: Sequence[str], num_workers: int) -> CachedImageFiles:
@@ -345,7 +343,8 @@ def cache_images(files: ImageFiles, classes: Sequence[str], num_workers: int) ->
         num_workers: Processes that decode.
 
     Raises:
-        MisconfigurationException: The images do not fit in memory, or one does not decode.
+        MisconfigurationException: The images do not fit in memory.
+        UnreadableImageError: One does not decode.
     """
     made_by = [f"{library} {version(library)}" for library in ("pillow", "torch", "torchvision")]
     digest = digest_files(files.files, files.folder)
@@ -377,8 +376,11 @@ def _decode_images(files: ImageFiles, classes: Sequence[str], num_workers: int) 
         # The default generator would advance in the run that writes the cache alone.
         generator=torch.Generator(),
     )
-    for pixels, _, indices in loader:
-        images[indices] = pixels.byte()
+    try:
+        for pixels, _, indices in loader:
+            images[indices] = pixels.byte()
+    except MisconfigurationException as error:
+        raise UnreadableImageError(str(error)) from error
     return LabeledImages(images, dataset.labels, list(classes))
 
 

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from torch.utils.data import DataLoader, Dataset
 from torch.utils.data.distributed import DistributedSampler
 
 from pyclassify.data.datasets import ImageDataset
+from pyclassify.data.report import DataReport, describe_counts
 from pyclassify.data.transforms import Preprocess
 from pyclassify.utils.signals import ignore_sigterm
 
@@ -93,6 +95,7 @@ class ImageDataModule(LightningDataModule):
     test: Dataset[Any]
     classes: Sequence[str]
     data_warnings: Sequence[str] = ()
+    report_path: Path | None = None  # where `check_files` has written its report
 
     def __init__(
         self,
@@ -134,6 +137,23 @@ class ImageDataModule(LightningDataModule):
             if digest is not None:
                 digests[split] = digest
         return digests
+
+    def check_files(self) -> None:
+        """Look at every file and report what there is, for `prepare`; nothing without files."""
+
+    def make_report(self) -> DataReport | None:
+        """Report the images of each class and split that is set up; None without known labels."""
+        labels, sizes = {}, set()
+        for split in ("train", "val", "test"):
+            dataset = vars(self).get(split)
+            known = dataset.list_labels() if isinstance(dataset, ImageDataset) else None
+            if known is not None:
+                labels[split] = known.tolist()
+                sizes.add(tuple(getattr(dataset, "images", torch.empty(0)).shape[1:]))
+        if not labels:
+            return None
+        name = getattr(self, "dataset_name", type(self).__name__.removesuffix("DataModule"))
+        return describe_counts(name, self.classes, labels, _describe_sizes(sizes))
 
     def train_dataloader(self) -> DataLoader[Any]:
         return self._make_loader(self.train, self._make_sampler(self.train, shuffle=True))
@@ -201,6 +221,14 @@ class ImageDataModule(LightningDataModule):
         if self.trainer is not None:
             images = self.trainer.precision_plugin.convert_input(images)
         return _make_batch(images, labels, indices)
+
+
+def _describe_sizes(sizes: set[tuple[int, ...]]) -> str:
+    if [len(size) for size in sizes] != [3]:
+        return ""
+    channels, height, width = sizes.pop()
+    noun = "channel" if channels == 1 else "channels"
+    return f"All images have {width:,} x {height:,} pixels and {channels} {noun}."
 
 
 def _make_batch(images: Any, labels: Tensor, indices: Tensor) -> Batch:

@@ -15,7 +15,6 @@ from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID, MLFLOW_RUN_NOTE
 from pyclassify.runs import stats
 from pyclassify.spool.records import REASON_TAG
 from pyclassify.tracking import capsule, description, parameters, run
-from pyclassify.tracking.description import escape_markdown
 from pyclassify.tracking.monitor import describe_end
 from pyclassify.tracking.ui import (
     RECIPE_VIEW,
@@ -25,6 +24,7 @@ from pyclassify.tracking.ui import (
     link_runs,
 )
 from pyclassify.utils.options import find_logger_settings
+from pyclassify.utils.text import escape_markdown
 
 # The tag of a child run with its seed, which training logs as a parameter once it has begun.
 _SEED_TAG = "pyclassify.seed"

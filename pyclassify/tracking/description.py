@@ -26,7 +26,7 @@ from pyclassify.tracking.capsule import (
 )
 from pyclassify.tracking.ui import WORKFLOW_QUERY
 from pyclassify.utils.masking import mask
-from pyclassify.utils.text import join_lines, shorten
+from pyclassify.utils.text import escape_markdown, format_code
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -46,9 +46,6 @@ _METRIC_NAMES = {
     "test_flip_accuracy": "test accuracy averaged with mirror images",
 }
 _NAMED_CLASSES = 3  # as best, and as worst
-# Characters of Markdown's syntax; an underscore in a word and a colon before a space are not.
-_MARKDOWN_SYNTAX = re.compile(r"""[\\`*{}\[\]<>#|~@&$!"¨]|:(?=\S)|(?<![^\W_])_|_(?![^\W_])""")
-_CODE_TEXT = re.compile(r"""[\w ./:=,+@%'"\[\]{}()#*<>&!?^;-]+""")
 
 
 @dataclass(frozen=True)
@@ -184,7 +181,7 @@ def format_run(
     rows = {
         "Network": _format_network(params),
         "Weights": _format_weights(params, facts.get("weights")),
-        "Data": _format_data(facts["data"], params),
+        "Data": _format_data(facts["data"], params, page),
         "Recipe": ", ".join(_format_recipe(params)) if fits else "",
         "Seed": escape_markdown(params.get("seed_everything", "")),
         "Machine": _format_machine(facts["hardware"]),
@@ -213,7 +210,7 @@ def _format_weights(params: Mapping[str, str], weights: Mapping[str, str] | None
     return f"from {file} ({format_code(weights['sha256'][:8])})"
 
 
-def _format_data(data: Mapping[str, Any] | None, params: Mapping[str, str]) -> str:
+def _format_data(data: Mapping[str, Any] | None, params: Mapping[str, str], page: str) -> str:
     if data is None:
         return format_code(params["data/class"])
     parts = [f"**{escape_markdown(str(data['name']))}**"]
@@ -222,6 +219,11 @@ def _format_data(data: Mapping[str, Any] | None, params: Mapping[str, str]) -> s
     for split, facts in data["sets"].items():
         use = _SPLIT_USES.get(split, escape_markdown(split))
         parts.append(f"{facts['images']:,} images {use} ({format_code(facts['digest'][:8])})")
+    if skipped := data.get("skipped"):
+        files = _format_count(skipped, "file")
+        parts.append(f"without {files} that do{'es' * (skipped == 1)} not decode")
+    if report := data.get("report"):
+        parts.append(f"[{report}]({page}/artifacts/{report}?{WORKFLOW_QUERY})")
     return ", ".join(parts)
 
 
@@ -360,25 +362,6 @@ def _format_accuracies(accuracies: Sequence[tuple[str, float]]) -> str:
 
 
 # Markdown
-
-
-def escape_markdown(text: str, max_length: int = 100) -> str:
-    """Escape text so that it is rendered as it is.
-
-    Args:
-        text: Any text; line breaks become spaces.
-        max_length: Longer text is cut to this number of characters.
-    """
-    shortened = shorten(join_lines(text), max_length)
-    return _MARKDOWN_SYNTAX.sub(lambda found: f"&#{ord(found[0])};", shortened)
-
-
-def format_code(text: str, max_length: int = 100) -> str:
-    """Format text as code, or as escaped text if Markdown can't show it as code."""
-    shortened = shorten(join_lines(text), max_length)
-    if _CODE_TEXT.fullmatch(shortened):
-        return f"`{shortened}`"
-    return escape_markdown(shortened, max_length)
 
 
 def _format_table(rows: Mapping[str, str]) -> str:

@@ -20,6 +20,8 @@ from lightning.pytorch.cli import SaveConfigCallback
 from lightning.pytorch.trainer.states import TrainerFn
 from PIL import Image
 
+from pyclassify.data.loaders import ImageDataModule
+from pyclassify.data.report import REPORT_NAME
 from pyclassify.tracking import capsule, description, parameters, run, ui
 from pyclassify.tracking.capsule import DATA_WARNING_TAG, OVERRIDDEN_TAG, SOURCE_RUN_TAG
 from pyclassify.tracking.description import ClassCounts
@@ -33,6 +35,8 @@ from pyclassify.utils.text import format_reason, shorten
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
+
+SKIPPED_TAG = "pyclassify.skipped_files"  # how many files that do not decode were left out
 
 _PREVIEW_NAME = "confusion_matrix.png"
 _PREVIEW_FOLDER = "description"
@@ -103,6 +107,9 @@ class RunRecorder(SaveConfigCallback):
             data = describe_data(datamodule)
             if data is not None:
                 _log_datasets(client, run_id, data)
+                data |= (
+                    warn_on_error("the report of the data", _log_report, logger, datamodule) or {}
+                )
         except Exception as error:  # of a data module that is not ours, or of the server
             if is_disk_error(error):
                 run.fail_later("the digests of its data", format_reason(error))
@@ -183,6 +190,24 @@ def _log_datasets(client: "MlflowClient", run_id: str, data: dict[str, Any]) -> 
         )
         inputs.append(DatasetInput(dataset, [InputTag("mlflow.data.context", split)]))
     client.log_inputs(run_id, inputs)
+
+
+def _log_report(logger: RunLogger, datamodule: Any) -> dict[str, Any]:
+    """Log the report of the data, and count the files that are left out of them.
+
+    Returns:
+        `report`, the artifact's name, and `skipped`; nothing without a report.
+    """
+    if not isinstance(datamodule, ImageDataModule):
+        return {}
+    report = datamodule.make_report()
+    if report is None:
+        return {}
+    client, run_id = logger.experiment, str(logger.run_id)
+    client.log_text(run_id, report.text, REPORT_NAME)
+    if report.skipped:
+        client.set_tag(run_id, SKIPPED_TAG, str(report.skipped))
+    return {"report": REPORT_NAME, "skipped": report.skipped}
 
 
 def check_data(client: "MlflowClient", run_id: str, data: dict[str, Any] | None) -> None:

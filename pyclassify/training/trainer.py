@@ -128,13 +128,15 @@ class Trainer(pl.Trainer):
         ckpt_path: str | None = None,
         weights_only: bool | None = None,
     ) -> None:
-        """Download the data and the weights, or check that they are there, and train nothing.
+        """Download data and weights, look at every image file, report what there is; train nothing.
 
         Args:
             ckpt_path: Not used, as the next; here so that one configuration serves every command.
             weights_only: Not used.
         """
         model.prepare_data()
+        if isinstance(datamodule, ImageDataModule):
+            datamodule.check_files()  # first: what caches images would stop at one that is damaged
         if datamodule is not None:
             datamodule.prepare_data()
             for stage in ("fit", "test"):

@@ -1,10 +1,16 @@
-"""Short texts for messages: an error in one line, some of many names, a text cut to a length."""
+"""Short texts for messages and pages: an error in one line, some of many names, Markdown."""
 
+import os
+import re
 from collections.abc import Sequence
 
 from pyclassify.utils.masking import mask
 
 _MAX_REASON = 500  # characters
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
+# Characters of Markdown's syntax; an underscore in a word and a colon before a space are not.
+_MARKDOWN_SYNTAX = re.compile(r"""[\\`*{}\[\]<>#|~@&$!"¨]|:(?=\S)|(?<![^\W_])_|_(?![^\W_])""")
+_CODE_TEXT = re.compile(r"""[\w ./:=,+@%'"\[\]{}()#*<>&!?^;-]+""")
 
 
 def format_error(error: BaseException, max_length: int = 0) -> str:
@@ -52,3 +58,28 @@ def join_some(names: Sequence[str], max_names: int = 3, noun: str = "") -> str:
 def shorten(text: str, length: int) -> str:
     """Cut a text to a length in characters; an ellipsis, one of them, stands for the rest."""
     return text if len(text) <= length else f"{text[: length - 1]}…"
+
+
+def escape_path(path: str) -> str:
+    """Escape what a line can't show of a path: line breaks, and bytes that are not UTF-8."""
+    text = os.fsencode(path).decode(errors="backslashreplace")
+    return _CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
+
+
+def escape_markdown(text: str, max_length: int = 100) -> str:
+    """Escape text so that it is rendered as it is.
+
+    Args:
+        text: Any text; line breaks become spaces.
+        max_length: Longer text is cut to this number of characters.
+    """
+    shortened = shorten(join_lines(text), max_length)
+    return _MARKDOWN_SYNTAX.sub(lambda found: f"&#{ord(found[0])};", shortened)
+
+
+def format_code(text: str, max_length: int = 100) -> str:
+    """Format text as code, or as escaped text if Markdown can't show it as code."""
+    shortened = shorten(join_lines(text), max_length)
+    if _CODE_TEXT.fullmatch(shortened):
+        return f"`{shortened}`"
+    return escape_markdown(shortened, max_length)

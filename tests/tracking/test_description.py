@@ -1,10 +1,7 @@
 """The description of a run: its text, when it is written, and whose text stays."""
 
-import re
-from html import unescape
 from pathlib import Path
 
-import markdown
 import mlflow
 import pytest
 from mlflow.utils.mlflow_tags import MLFLOW_RUN_NOTE
@@ -15,8 +12,6 @@ from pyclassify.tracking.description import (
     describe_failure,
     describe_results,
     describe_start,
-    escape_markdown,
-    format_code,
     format_results,
     format_run,
 )
@@ -70,21 +65,6 @@ def test_results_of_many_classes_name_the_best_and_the_worst():
     text = format_results({}, scores, epochs=0)
 
     assert mentions(text, "b 0.90, e 0.70, c 0.50; ", "d 0.10, f 0.20, a 0.30.")
-
-
-@pytest.mark.parametrize("write", [escape_markdown, format_code])
-@pytest.mark.parametrize(
-    "text",
-    ["a|b", "*x*", "<script>alert(1)</script>", "_x_", "my_class", "`x`", "[x](y)", "&lt;", "#1"],
-)
-def test_escaped_text_is_rendered_unchanged(text, write):
-    shown = markdown.markdown(f"Say {write(text)}")
-
-    assert unescape(re.sub("</?(p|code)>", "", shown)) == f"Say {text}"
-
-
-def test_escape_markdown_cuts_a_long_text():
-    assert escape_markdown("one\ntwo three", max_length=8) == "one two…"
 
 
 @pytest.fixture

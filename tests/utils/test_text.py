@@ -1,8 +1,21 @@
 """Short texts of messages."""
 
+import os
+import re
+from html import unescape
+
+import markdown
 import pytest
 
-from pyclassify.utils.text import format_error, join_lines, join_some, shorten
+from pyclassify.utils.text import (
+    escape_markdown,
+    escape_path,
+    format_code,
+    format_error,
+    join_lines,
+    join_some,
+    shorten,
+)
 
 
 @pytest.mark.parametrize(
@@ -38,3 +51,30 @@ def test_join_lines_has_single_spaces():
 
 def test_shorten_keeps_a_text_that_fits():
     assert (shorten("cat", 3), shorten("cats", 3)) == ("cat", "ca…")
+
+
+@pytest.mark.parametrize("write", [escape_markdown, format_code])
+@pytest.mark.parametrize(
+    "text",
+    ["a|b", "*x*", "<script>alert(1)</script>", "_x_", "my_class", "`x`", "[x](y)", "&lt;", "#1"],
+)
+def test_escaped_text_is_rendered_unchanged(text, write):
+    shown = markdown.markdown(f"Say {write(text)}")
+
+    assert unescape(re.sub("</?(p|code)>", "", shown)) == f"Say {text}"
+
+
+def test_escape_markdown_cuts_a_long_text():
+    assert escape_markdown("one\ntwo three", max_length=8) == "one two…"
+
+
+@pytest.mark.parametrize(
+    ("path", "text"),
+    [
+        ("été 1/a_b.jpg", "été 1/a_b.jpg"),
+        ("a\nb\x1b[31m.jpg", r"a\nb\x1b[31m.jpg"),
+        (os.fsdecode(b"a\xff.jpg"), r"a\xff.jpg"),
+    ],
+)
+def test_escape_path_is_one_printable_line(path, text):
+    assert escape_path(path) == text

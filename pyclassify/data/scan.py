@@ -1,0 +1,327 @@
+"""Look at every image file of a folder, with all cores: its size, mode and digests, or its error.
+
+What was found is saved in the user's cache folder by the file's size and times, so that a file that
+did not change is read once: `prepare` looks, and a training knows.
+"""
+
+import json
+import multiprocessing
+import os
+import re
+import signal
+import stat
+import time
+import warnings
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager, suppress
+from hashlib import sha256
+from importlib.metadata import version
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from lightning.pytorch.utilities.rank_zero import rank_zero_info
+from PIL import Image
+from tqdm import tqdm
+
+from pyclassify.data.images import (
+    Pixels,
+    UnreadableImageError,
+    decode_rgb,
+    open_image,
+    read_content,
+)
+from pyclassify.utils.files import find_cache_folder, write_atomically
+from pyclassify.utils.launcher import count_cores
+from pyclassify.utils.signals import stop_with_parent
+from pyclassify.utils.text import format_error
+
+_FORMAT_VERSION = 1  # raise it with any change of `FileFacts` or of the difference hash
+_CHUNK_FILES, _CHUNK_BYTES = 64, 2**20  # that a process reads before it reports
+_CHUNKS_PER_PROCESS = 2  # one that is read, and one that waits
+_LINE_SECONDS = 30.0  # between two lines of progress where there is no terminal
+_REASON = re.compile(r"does not decode as an image \((.*)\)")
+_HASH_SIZE = 8
+_KILLED = "the process that decoded it was killed; is there memory for an image of its size?"
+
+
+class FileFacts(NamedTuple):
+    """What a file holds.
+
+    Attributes:
+        stamp: Its size in bytes, modification time and inode change time in ns; all 0 for a file
+            that can't be opened.
+        error: Why it does not decode; empty for an image, and what follows is empty for others.
+        digest: The SHA-256 of its bytes, in hexadecimal.
+        width: Pixels, before the EXIF orientation is applied.
+        height: As the width.
+        mode: Pillow's name of its pixel type, such as RGB.
+        hash: The difference hash, 64 bits.
+    """
+
+    stamp: tuple[int, int, int]
+    error: str
+    digest: str = ""
+    width: int = 0
+    height: int = 0
+    mode: str = ""
+    hash: int = 0
+
+
+def scan_files(files: Sequence[str], folder: Path, retry: bool = False) -> list[FileFacts]:
+    """Look at all files that are new or have changed since the last time, with all cores.
+
+    Progress is a bar on a terminal, else a line each 30 s.
+
+    Args:
+        files: The paths of the images.
+        folder: The folder that holds them, by which the results are saved.
+        retry: Whether to look again at files that did not decode the last time.
+
+    Returns:
+        The facts of each file, in order.
+    """
+    saved = _load(folder)
+    found = {file: saved.get(_name(file, folder)) for file in files}
+    todo = [
+        file
+        for file, facts in found.items()
+        if facts is None or facts.stamp != _read_stamp(file) or (retry and facts.error)
+    ]
+    if todo:
+        try:
+            with _show_progress(folder, len(todo)) as progress:
+                for file, facts in _read_in_processes(todo):
+                    found[file] = facts
+                    progress.update()
+        finally:  # after a stop the next look goes on from here
+            known = {_name(file, folder): facts for file, facts in found.items() if facts}
+            _save(folder, saved | known)
+    return [facts for facts in found.values() if facts is not None]
+
+
+def load_facts(files: Sequence[str], folder: Path) -> list[FileFacts] | None:
+    """Load what an earlier look found, without reading a file.
+
+    Args:
+        files: The paths of the images.
+        folder: The folder that holds them.
+
+    Returns:
+        The facts of each file, in order; None if a file is new or has changed.
+    """
+    saved = _load(folder)
+    facts = []
+    for file in files:
+        known = saved.get(_name(file, folder))
+        if known is None or known.stamp != _read_stamp(file):
+            return None
+        facts.append(known)
+    return facts
+
+
+def find_damaged(files: Sequence[str], folder: Path) -> dict[str, str]:
+    """Find the files that do not decode, by a look at those that are new or have changed.
+
+    Args:
+        files: The paths of the images.
+        folder: The folder that holds them.
+
+    Returns:
+        The reason of each, by its path in the folder.
+    """
+    facts = zip(files, scan_files(files, folder), strict=True)
+    return {_name(file, folder): found.error for file, found in facts if found.error}
+
+
+# One file
+
+
+def read_facts(file: str) -> FileFacts:
+    """Read a file: what it holds, or why it does not decode."""
+    stamp = _read_stamp(file)
+    try:
+        if not stat.S_ISREG(os.stat(file).st_mode):  # a pipe would be waited for
+            raise UnreadableImageError("is not a regular file")
+        content = read_content(file)
+        pixels = decode_rgb(content)
+        with open_image(content) as image:
+            width, height, mode = image.width, image.height, image.mode
+    except (OSError, UnreadableImageError) as error:
+        return FileFacts(stamp, _format_reason(error))
+    digest = sha256(content).hexdigest()
+    return FileFacts(stamp, "", digest, width, height, mode, compute_difference_hash(pixels))
+
+
+def _format_reason(error: Exception) -> str:
+    reason = _REASON.fullmatch(message := format_error(error))
+    return reason[1] if reason else message
+
+
+def compute_difference_hash(pixels: Pixels) -> int:
+    """Compute the difference hash of an image: alike images have alike bits.
+
+    The image is reduced to 9 x 8 gray pixels, and each bit says whether a pixel is brighter than
+    its left neighbor (N. Krawetz, "Kind of Like That", 2013; `imagehash.dhash`).
+
+    Args:
+        pixels: uint8 [height, width, 3].
+
+    Returns:
+        64 bits, the top left first.
+    """
+    gray = Image.fromarray(pixels).convert("L")
+    small = np.asarray(gray.resize((_HASH_SIZE + 1, _HASH_SIZE), Image.Resampling.LANCZOS))
+    return int.from_bytes(np.packbits(small[:, 1:] > small[:, :-1]).tobytes(), "big")
+
+
+def _read_stamp(file: str) -> tuple[int, int, int]:
+    try:
+        status = os.stat(file)
+    except OSError:
+        return (0, 0, 0)
+    return (status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+
+
+# All files
+
+
+def _read_in_processes(files: Sequence[str]) -> Iterator[tuple[str, FileFacts]]:
+    """Read files in processes, also those after a file whose process is killed."""
+    waiting, count = deque(_make_chunks(files)), count_cores(1)
+    while waiting:
+        running: dict[Future[list[FileFacts]], list[str]] = {}
+        try:
+            with _start_processes(min(count, len(waiting))) as pool:
+                while waiting or running:
+                    while waiting and len(running) < count * _CHUNKS_PER_PROCESS:
+                        future = pool.submit(_read_chunk, waiting[0])
+                        running[future] = waiting.popleft()
+                    for future in wait(running, return_when=FIRST_COMPLETED).done:
+                        facts = future.result()
+                        yield from zip(running.pop(future), facts, strict=True)
+        except BrokenProcessPool:
+            # The kernel kills for memory: one of these may be huge, or too many at once.
+            for chunk in running.values():
+                yield from _read_one_by_one(chunk)
+
+
+def _read_one_by_one(files: Iterable[str]) -> Iterator[tuple[str, FileFacts]]:
+    waiting = deque(files)
+    while waiting:
+        try:
+            with _start_processes(1) as pool:
+                while waiting:
+                    facts = pool.submit(_read_chunk, [waiting[0]]).result()
+                    yield waiting.popleft(), facts[0]
+        except BrokenProcessPool:
+            yield (file := waiting.popleft()), FileFacts(_read_stamp(file), _KILLED)
+
+
+def _make_chunks(files: Sequence[str]) -> Iterator[list[str]]:
+    chunk: list[str] = []
+    size = 0
+    for file in files:
+        chunk.append(file)
+        size += _read_stamp(file)[0]
+        if len(chunk) == _CHUNK_FILES or size > _CHUNK_BYTES:
+            yield chunk
+            chunk, size = [], 0
+    if chunk:
+        yield chunk
+
+
+def _read_chunk(files: Sequence[str]) -> list[FileFacts]:
+    return [read_facts(file) for file in files]
+
+
+@contextmanager
+def _start_processes(count: int) -> Iterator[ProcessPoolExecutor]:
+    """Start processes, which end with this context, at once if by an error or a signal."""
+    before = set(multiprocessing.active_children())
+    pool = ProcessPoolExecutor(count, initializer=_start_process)
+    try:
+        yield pool
+        pool.shutdown()
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
+        for process in set(multiprocessing.active_children()) - before:
+            process.kill()  # a SIGTERM is lost on a process that has just been forked
+
+
+def _start_process() -> None:
+    stop_with_parent()
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    for signum in (signal.SIGINT, signal.SIGUSR1):  # of a terminal or a job: the parent ends us
+        signal.signal(signum, signal.SIG_IGN)
+    warnings.simplefilter("ignore")
+    # libtiff writes what it thinks of a file to stderr, into the progress bar.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+
+
+class _Progress:
+    """A bar on a terminal, else a line now and then."""
+
+    def __init__(self, folder: Path, total: int) -> None:
+        self._folder, self._total, self._count = folder, total, 0
+        self._bar = tqdm(total=total, desc=str(folder), unit=" files", disable=None)
+        self._next_line = time.monotonic() + _LINE_SECONDS
+
+    def update(self) -> None:
+        self._count += 1
+        self._bar.update()
+        if self._bar.disable and time.monotonic() > self._next_line:
+            rank_zero_info(f"{self._folder}: looked at {self._count:,} of {self._total:,} files")
+            self._next_line = time.monotonic() + _LINE_SECONDS
+
+    def close(self) -> None:
+        self._bar.close()
+
+
+@contextmanager
+def _show_progress(folder: Path, total: int) -> Iterator[_Progress]:
+    progress = _Progress(folder, total)
+    try:
+        yield progress
+    finally:
+        progress.close()
+
+
+# What was found the last time
+
+
+def _find_file(folder: Path) -> Path:
+    name = folder.absolute().name[:100]
+    key = sha256(os.fsencode(folder.absolute())).hexdigest()[:12]
+    return find_cache_folder() / "scans" / f"{name}-{key}.json"
+
+
+def _describe_source() -> str:
+    return f"pillow {version('pillow')}, format {_FORMAT_VERSION}"
+
+
+def _name(file: str, folder: Path) -> str:
+    return os.path.relpath(file, folder)
+
+
+def _load(folder: Path) -> dict[str, FileFacts]:
+    with suppress(OSError, ValueError, TypeError, KeyError):
+        saved = json.loads(_find_file(folder).read_text())
+        if saved["source"] == _describe_source():
+            return {
+                name: FileFacts(tuple(stamp), *rest)
+                for name, (stamp, *rest) in saved["files"].items()
+            }
+    return {}
+
+
+def _save(folder: Path, files: dict[str, FileFacts]) -> None:
+    path = _find_file(folder)
+    # Without it, the next look reads all files again: slower, otherwise the same.
+    with suppress(OSError):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        content = {"source": _describe_source(), "files": files}
+        write_atomically(path, json.dumps(content, indent=None))
