@@ -437,9 +437,7 @@ class ImageFolderDataModule(ImageDataModule):
             try:
                 self._cached = cache_images(images, self.classes, self.num_workers)
             except UnreadableImageError as error:
-                # All of them are named now, instead of one a try.
-                scan_files(self._list_all("train").files, self.data_path, retry=True)
-                self._write_report()
+                self.check_files()  # names all of them, instead of one a try
                 raise MisconfigurationException(str(error)) from error
         return self._cached
 
