@@ -10,6 +10,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
 from pyclassify.serving.export import PROGRAM_PATH
+from pyclassify.spool.store_errors import describe_server_error
 from pyclassify.tracking.logger import BEST_WEIGHTS_PATH
 from pyclassify.utils.masking import mask
 
@@ -75,8 +76,8 @@ def resolve_checkpoint(
     except (mlflow.exceptions.MlflowException, OSError) as error:
         where = mask(tracking_uri or mlflow.get_tracking_uri())
         raise MisconfigurationException(
-            f"run {given} has no {BEST_WEIGHTS_PATH} at {where} ({mask(str(error))}); `mlflow ui` "
-            "lists the runs there, MLFLOW_TRACKING_URI names another place"
+            f"run {given} has no {BEST_WEIGHTS_PATH} at {where} ({describe_server_error(error)}); "
+            "`mlflow ui` lists the runs there, MLFLOW_TRACKING_URI names another place"
         ) from error
 
 
@@ -153,6 +154,6 @@ def download_program(given: str, downloads: str, tracking_uri: str | None = None
     except (mlflow.exceptions.MlflowException, OSError) as error:
         where = mask(tracking_uri or mlflow.get_registry_uri())
         raise MisconfigurationException(
-            f"{given} can't be had from {where} ({mask(str(error))}); `mlflow ui` lists the "
-            "models there, and predict takes those that were registered here"
+            f"{given} can't be had from {where} ({describe_server_error(error)}); `mlflow ui` "
+            "lists the models there, and predict takes those that were registered here"
         ) from error

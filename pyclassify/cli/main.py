@@ -15,6 +15,7 @@ from pathlib import Path
 from pkgutil import resolve_name
 
 from pyclassify.cli.options import COMMANDS, expand_options
+from pyclassify.spool.store_errors import format_store_error, is_store_error
 from pyclassify.tracking import run
 from pyclassify.utils import launcher, options
 from pyclassify.utils.files import describe_disk_error, is_disk_error
@@ -175,6 +176,8 @@ def _format_error(error: BaseException | None) -> str | None:
         ):
             # A data worker's error arrives with its stack trace before it.
             return " ".join(str(error).rsplit("MisconfigurationException: ", 1)[-1].split())
+        if is_store_error(error):
+            return format_store_error(error)
         if re.search("(closed|reset) by peer", str(error)) or kind in (
             "DistBackendError",
             "DistNetworkError",

@@ -14,11 +14,11 @@ from mlflow.exceptions import MlflowException
 from pyclassify.registry.champion import force_promotion, promote_if_better, roll_back_champion
 from pyclassify.registry.decision import Decision
 from pyclassify.registry.versions import find_existing_version, read_alias_state
+from pyclassify.spool.store_errors import describe_server_error
 from pyclassify.tracking.search import open_store, suggest_names
 from pyclassify.utils.masking import mask
 from pyclassify.utils.mlflow_settings import configure_mlflow
 from pyclassify.utils.options import CommandParser
-from pyclassify.utils.text import format_error
 
 
 def promote(argv: Sequence[str]) -> int:
@@ -113,9 +113,10 @@ def _run_decision(name: str, decide: Callable[[MlflowClient], Decision]) -> Deci
         _check_model(client, name)
         decision = decide(client)
     except MlflowException as error:
+        reason = describe_server_error(error)
         raise ValueError(
-            f"the registry at {_get_registry_uri()} did not do it ({format_error(error)}); another "
-            "one is named by MLFLOW_TRACKING_URI, or MLFLOW_REGISTRY_URI where it stands apart"
+            f"the registry at {_get_registry_uri()} did not do it ({reason}); another one is named "
+            "by MLFLOW_TRACKING_URI, or MLFLOW_REGISTRY_URI where it stands apart"
         ) from error
     sys.stdout.write(f"{decision.text}\n")
     return decision

@@ -18,7 +18,6 @@ from typing import Any
 
 import mlflow
 from mlflow.entities import Run
-from mlflow.exceptions import MlflowException
 
 from pyclassify.runs.stats import (
     METRIC,
@@ -30,7 +29,6 @@ from pyclassify.runs.stats import (
 from pyclassify.tracking.search import (
     find_best_runs,
     find_run,
-    format_store_error,
     open_store,
 )
 from pyclassify.tracking.ui import find_server_address, format_fast_ui_command, link_comparison
@@ -86,10 +84,7 @@ def main(argv: Sequence[str]) -> int:
     """
     args = _parse_args(argv)
     configure_mlflow(retries=2)
-    try:
-        comparison = _compare_runs(_find_runs(args))
-    except MlflowException as error:
-        raise ValueError(format_store_error(error)) from error
+    comparison = _compare_runs(_find_runs(args))
     uri = mlflow.get_tracking_uri()
     infos = [run.info for run in comparison.runs]
     link = link_comparison(uri, [i.run_id for i in infos], [i.experiment_id for i in infos])

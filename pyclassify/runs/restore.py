@@ -47,18 +47,14 @@ def look_up_run(run_id: str) -> "tuple[MlflowClient, Run]":
         The client of the store, and the run.
 
     Raises:
-        ValueError: There is no such run, or the store can't be read.
+        ValueError: There is no such run.
+        mlflow.exceptions.MlflowException: The store does not answer, or refuses.
         OSError: There is no store.
     """
-    from mlflow.exceptions import MlflowException
-
     from pyclassify.tracking import search
 
-    try:
-        client = search.open_store()
-        return client, search.find_run(client, run_id)
-    except MlflowException as error:
-        raise ValueError(search.format_store_error(error)) from error
+    client = search.open_store()
+    return client, search.find_run(client, run_id)
 
 
 def download_capsule(client: "MlflowClient", run_id: str, folder: Path) -> Path:

@@ -54,12 +54,7 @@ def main(argv: Sequence[str]) -> int:
     # It handles MLflow's errors itself: a folder whose run is not found stays.
     if args.command == "clear":
         return _clear(args)
-    try:
-        return _RUN_COMMANDS[args.command](args)
-    except MlflowException as error:
-        from pyclassify.tracking import search
-
-        raise ValueError(search.format_store_error(error)) from error
+    return _RUN_COMMANDS[args.command](args)
 
 
 def _parse_args(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
@@ -274,8 +269,10 @@ def remove_old_folders(
         folder = marker.parent
         try:
             info = store.get_run(folder.name).info
-        except MlflowException:  # a run of another store, or one that was deleted for good
-            continue
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                raise
+            continue  # a run of another store, or one that was deleted for good
         ended = (info.end_time or 0) / 1000
         is_old = ended < time.time() - days * _DAY_SECONDS
         if info.status in FINAL_STATUSES and is_old and _is_uploaded(folder):

@@ -13,8 +13,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pyclassify.spool.records import FINAL_STATUSES, MAX_POINTS, REJECTED_FILE, Batch, Record
-from pyclassify.utils.masking import mask
-from pyclassify.utils.text import format_error, join_lines, shorten
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -27,38 +25,6 @@ _REJECTED_STATUSES = (400, 413, 414, 422)
 # SQLAlchemy ends a message with the address of its page about the kind of error; 9h9h is its
 # DataError, of values that no further attempt will store.
 _FAILING_DATABASE = re.compile(r"https://sqlalche\.me/e/\d+/(?!9h9h)")
-_DATABASE_ERROR = re.compile(r"\([\w.]*(?:Error|Exception|psycopg2\.errors\.\w+)\) (.+?) \[SQL: ")
-_BUCKET_ERROR = re.compile(r"Failed to upload .* to ([^/ ]+)/.*: An error occurred \((\w+)\) when")
-_NO_ANSWER = re.compile(r'Could not connect to the endpoint URL: "(\w+://[^/"]+)')
-# By the code that S3 answers with: https://docs.aws.amazon.com/AmazonS3/latest/API/ErrorResponses
-_NO_BUCKET = "there is no bucket {}; make it, or give the experiment another artifact location"
-_FORBIDDEN = "the bucket {} refuses permission to write; its policy must allow s3:PutObject"
-_INVALID_KEYS = "the bucket {} does not take these keys; see AWS_ACCESS_KEY_ID"
-_BUCKET_ERRORS = {
-    "NoSuchBucket": _NO_BUCKET,
-    "AccessDenied": _FORBIDDEN,
-    "AllAccessDisabled": _FORBIDDEN,
-    "403": _FORBIDDEN,
-    "InvalidAccessKeyId": _INVALID_KEYS,
-    "SignatureDoesNotMatch": _INVALID_KEYS,
-}
-_CONNECTION_ERRORS = {
-    "Connection refused": "nothing listens there",
-    "Connection aborted": "it broke off the connection",
-    "Connection reset": "it broke off the connection",
-    "Name or service not known": "its name is not known here",
-    "Temporary failure in name resolution": "its name is not known here",
-    "No route to host": "there is no route to it",
-    "Network is unreachable": "there is no route to it",
-    "timed out": "it does not answer in time",
-    "PERMISSION_DENIED": "it refuses permission",
-    "error code 401": "it asks for a user and a password, or for others",
-    "401 Client Error": "it asks for a user and a password, or for others",
-    "error code 403": "it refuses permission",
-    "403 Client Error": "it refuses permission",
-    "database is locked": "another process has locked the database",
-}
-_MAX_MESSAGE = 200  # characters
 
 
 class RejectedRecords:
@@ -211,19 +177,6 @@ class Sender:
             self.rejected.add({"kind": "experiment_tag", "name": name}, str(error))
 
 
-def describe_server_error(error: BaseException) -> str:
-    """Describe in one line what is wrong with the server, without credentials."""
-    message = join_lines(str(error))
-    if store_error := _describe_store_error(message):
-        return shorten(mask(store_error), _MAX_MESSAGE)
-    for part, description in _CONNECTION_ERRORS.items():
-        if part in message:
-            return description
-    if match := re.search(r"too many (\d+) error responses", message):
-        return f"it answers with error {match[1]}"
-    return format_error(error, _MAX_MESSAGE)
-
-
 def open_artifacts(client: "MlflowClient", artifact_uri: str) -> Any:
     """Open the repository of a run's artifacts, MLflow's `ArtifactRepository`.
 
@@ -259,17 +212,3 @@ def _is_database_failing(message: str) -> bool:
     closed the connection, or has fewer connections than there are requests at once.
     """
     return _FAILING_DATABASE.search(message) is not None
-
-
-def _describe_store_error(message: str) -> str:
-    """Describe what is wrong with a database or a bucket; empty if the message is about neither."""
-    if match := _BUCKET_ERROR.search(message):
-        bucket, code = match.groups()
-        return _BUCKET_ERRORS.get(code, f"the bucket {{}} answers with {code}").format(bucket)
-    if match := _NO_ANSWER.search(message):
-        return f"no bucket answers at {match[1]}; see MLFLOW_S3_ENDPOINT_URL"
-    if "Unable to locate credentials" in message:
-        return "there are no keys for the bucket; give AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
-    if match := _DATABASE_ERROR.search(message):
-        return f"its database says: {match[1]}"
-    return ""

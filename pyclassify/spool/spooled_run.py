@@ -193,18 +193,23 @@ def open_run(
     Raises:
         RunLockedError: Another process writes to the run.
         OSError: The spool can't be written. A run that was made here is FAILED then.
+        ValueError: A name is too long, or the experiment is deleted.
+        mlflow.exceptions.MlflowException: The server refuses, or is not one of MLflow's.
     """
     import mlflow
     from mlflow import MlflowClient
     from mlflow.exceptions import MlflowException
 
-    from pyclassify.spool.server import describe_server_error
+    from pyclassify.spool.experiments import check_names, open_experiment
     from pyclassify.spool.store import parse_spool_uri, register_scheme
+    from pyclassify.spool.store_errors import describe_server_error, is_final
     from pyclassify.utils.mlflow_settings import limit_requests, short_request_limits
 
     register_scheme()
     limit_requests()
     mlflow.set_tracking_uri(tracking_uri)
+    if run_id is None:
+        check_names(experiment_name, run_name, tags)
     is_spool = tracking_uri.startswith("spool:")
     root = parse_spool_uri(tracking_uri) if is_spool else root
     if run_id is not None:  # before the server is told that the run runs
@@ -216,11 +221,13 @@ def open_run(
     try:
         with short_request_limits():  # before any request that may be carried out without an answer
             MlflowClient(tracking_uri).search_experiments(max_results=1)
-        if experiment_name and run_id is None:
-            mlflow.set_experiment(experiment_name)
+        if run_id is None:
+            experiment_id = open_experiment(MlflowClient(tracking_uri), experiment_name)
+            if experiment_name:
+                mlflow.set_experiment(experiment_id=experiment_id)
         return _open_at_server(run_id is None, run_name, tags, tracking_uri, root)
     except MlflowException as error:
-        if error.error_code not in _OFFLINE_CODES:
+        if error.error_code not in _OFFLINE_CODES or is_final(error, run_id is None):
             raise
         warnings.warn(
             f"the tracking server {mask(tracking_uri)} can't be reached "

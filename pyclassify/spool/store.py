@@ -37,6 +37,7 @@ from mlflow.store.entities.paged_list import PagedList
 from mlflow.store.tracking.abstract_store import AbstractStore
 
 from pyclassify.spool import records
+from pyclassify.spool.database import open_tracking_store
 from pyclassify.spool.records import create_spool
 from pyclassify.spool.writer import RunState, RunWriter, list_open_runs, open_writer
 
@@ -304,9 +305,11 @@ def _copy(source: Path, target: Path) -> tuple[str, int]:
 
 
 def register_scheme() -> None:
-    """Have MLflow know the URI scheme `spool` in this process."""
+    """Have MLflow know the URI scheme `spool`, and lock databases, in this process."""
     from mlflow.store.artifact.artifact_repository_registry import _artifact_repository_registry
     from mlflow.tracking._tracking_service.utils import _tracking_store_registry
 
     _tracking_store_registry.register("spool", SpoolStore)
     _artifact_repository_registry.register("spool", SpoolArtifacts)
+    for scheme in ("sqlite", "postgresql"):
+        _tracking_store_registry.register(scheme, open_tracking_store)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from pyclassify.spool import records
-from pyclassify.spool.server import describe_server_error
+from pyclassify.spool.store_errors import describe_server_error
 from pyclassify.spool.uploader import MakeVersion, Uploader
 from pyclassify.utils.mlflow_settings import configure_mlflow, limit_requests
 from pyclassify.utils.options import CommandParser

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from pyclassify.spool import records
 from pyclassify.spool.records import Batch
-from pyclassify.spool.server import describe_server_error
+from pyclassify.spool.store_errors import describe_server_error
 from pyclassify.spool.uploader import BUSY, MakeVersion, PendingError, Uploader
 from pyclassify.spool.writer import open_writer
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pyclassify.spool import records
+from pyclassify.spool.experiments import create_experiment
 from pyclassify.spool.records import Batch, Record, read_batches
 from pyclassify.spool.server import RejectedRecords, Sender, open_artifacts
 
@@ -180,7 +181,7 @@ class Uploader:
             if experiment:
                 experiment_id = experiment.experiment_id
             else:
-                experiment_id = self.client.create_experiment(name)
+                experiment_id = create_experiment(self.client, name)
         runs = self.client.search_runs([experiment_id], f"tags.`{SPOOL_TAG}` = '{self.run_id}'")
         run = (
             runs[0]

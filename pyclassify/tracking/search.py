@@ -12,7 +12,6 @@ from mlflow.exceptions import MlflowException
 
 from pyclassify.tracking.ui import format_ui_command
 from pyclassify.utils.masking import mask
-from pyclassify.utils.text import format_error
 
 _MAX_SUGGESTIONS = 10
 # Metrics of which lower values are better.
@@ -129,12 +128,6 @@ def find_best_runs(
             f"{suggest_names(metric, logged) if logged else 'they have none at all'}"
         )
     return best
-
-
-def format_store_error(error: MlflowException) -> str:
-    """Format in one line that the store can't be read, and why."""
-    uri = mask(mlflow.get_tracking_uri())
-    return f"the runs at {uri} can't be read ({format_error(error)}); {_LOCATE_STORE}"
 
 
 def suggest_names(name: str, names: Iterable[str]) -> str:

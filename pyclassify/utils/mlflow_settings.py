@@ -3,6 +3,7 @@
 What the user has set stays as it is.
 """
 
+import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,13 +17,15 @@ SHORT_REQUEST_LIMITS = {_RETRIES_ENV: "0", _TIMEOUT_ENV: "8"}
 def configure_mlflow(retries: int | None = None, timeout_seconds: int | None = None) -> None:
     """Set what MLflow reads from the environment in a command, where the user has not set it.
 
-    MLflow shows no progress bar for each artifact.
+    MLflow shows no progress bar for each artifact, and no stack trace of a database's error.
 
     Args:
         retries: How often a request is repeated; without it MLflow's default of seven.
         timeout_seconds: How long the server may take to answer; without it MLflow's default.
     """
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    # It logs the stack trace of each error that it raises, and that becomes one line here.
+    logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
     if retries is not None:
         os.environ.setdefault(_RETRIES_ENV, str(retries))
     if timeout_seconds is not None:

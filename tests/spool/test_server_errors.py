@@ -5,7 +5,8 @@ import pytest
 from mlflow.protos.databricks_pb2 import BAD_REQUEST, INVALID_PARAMETER_VALUE
 from sqlalchemy import exc
 
-from pyclassify.spool.server import describe_server_error, is_permanent
+from pyclassify.spool.server import is_permanent
+from pyclassify.spool.store_errors import describe_server_error
 from tests.support.phrases import mentions
 from tests.support.spooled import deliver
 

@@ -58,7 +58,8 @@ def test_sync_uploads_what_is_written_after_the_end_of_a_run(work_dir, spool):
 
 
 @pytest.mark.parametrize(
-    ("code", "words"), [(500, "it answers with error 500"), (403, "it refuses permission")]
+    ("code", "words"),
+    [(500, "it answers with error 500"), (403, "it refuses permission ('Error response')")],
 )
 def test_sync_with_a_failing_server_reports_it_and_loses_nothing(
     code, words, work_dir, spool, monkeypatch, capsys

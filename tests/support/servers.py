@@ -79,6 +79,40 @@ class Handler(BaseHTTPRequestHandler):
         pass
 
 
+@contextmanager
+def serve_page(status, page, redirect=None):
+    """Answer each request with a page; its address, with a user and a password in it.
+
+    Args:
+        status: The status of HTTP.
+        page: The page's text.
+        redirect: Where a first request is sent, such as "/login".
+    """
+
+    class PageHandler(BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.rfile.read(int(self.headers.get("Content-Length", 0)))
+            is_first = redirect is not None and self.path != redirect
+            self.send_response(302 if is_first else status)
+            if is_first:
+                self.send_header("Location", redirect)
+            self.send_header("Content-Length", str(len(page)))
+            self.end_headers()
+            self.wfile.write(page.encode())
+
+        do_POST = do_GET
+
+        def log_message(self, *_):
+            """Nothing."""
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), PageHandler) as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+        thread.start()
+        yield f"http://ada:lovelace@127.0.0.1:{server.server_port}"
+        server.shutdown()
+        thread.join()
+
+
 def offer(monkeypatch, server, name):
     """Put a small set called `name` on the server and point torchvision there.
 

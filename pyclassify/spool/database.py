@@ -1,0 +1,120 @@
+"""Open MLflow's databases, so that several processes may be the first to do so at one moment.
+
+MLflow makes the tables of a new database, and migrates those of an old one, without a lock: of two
+processes that open it first, one dies in Alembic's migration. Here one process at a time opens a
+database. MLflow calls these functions for SQLite in all that starts with it, such as `mlflow run`
+(entry points in pyproject.toml), and for PostgreSQL in our own commands (`spool.store`).
+"""
+
+import os
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote
+
+_SQLITE = "sqlite:///"
+_LOCK_SECONDS = 300.0  # after which the holder is thought to hang; a migration takes seconds
+_POSTGRES_LOCK = 0x70796C6D  # of pg_advisory_lock; any number that no other program locks
+
+
+def open_tracking_store(store_uri: str, artifact_uri: str | None = None) -> Any:
+    """Open the tracking store of a database, as MLflow's own builder does, one process at a time.
+
+    Raises:
+        mlflow.exceptions.MlflowException: The file can't be a database, or the server does not
+            answer.
+    """
+    from mlflow.tracking._tracking_service.utils import _get_sqlalchemy_store
+
+    with _lock_database(store_uri):
+        return _get_sqlalchemy_store(store_uri, artifact_uri)
+
+
+def open_registry_store(store_uri: str) -> Any:
+    """Open the registry of a database, as MLflow's own builder does, one process at a time.
+
+    Raises:
+        mlflow.exceptions.MlflowException: As in `open_tracking_store`.
+    """
+    from mlflow.tracking._model_registry.utils import _get_sqlalchemy_store
+
+    with _lock_database(store_uri):
+        return _get_sqlalchemy_store(store_uri)
+
+
+@contextmanager
+def _lock_database(uri: str) -> Iterator[None]:
+    if uri.startswith("postgresql"):
+        with _lock_in_postgres(uri):
+            yield
+    elif uri.startswith(_SQLITE) and (path := unquote(uri[len(_SQLITE) :].partition("?")[0])):
+        with _lock_file(Path(path).absolute()):
+            yield
+    else:  # in memory, or a database that is not ours to lock
+        yield
+
+
+@contextmanager
+def _lock_file(database: Path) -> Iterator[None]:
+    """Hold the lock beside a database's file, except in a folder that can't be written."""
+    from filelock import FileLock, Timeout
+
+    _check_file(database)
+    lock = FileLock(database.with_name(f".{database.name}.lock"), timeout=_LOCK_SECONDS)
+    try:
+        lock.acquire()
+    except (OSError, NotImplementedError, Timeout):
+        yield  # as without this module: who may not write makes no tables either
+        return
+    try:
+        yield
+    finally:
+        # Who waits for it sees, once it has it, that the file is gone, and takes a new one.
+        with suppress(OSError):
+            os.unlink(lock.lock_file)
+        lock.release()
+
+
+def _check_file(database: Path) -> None:
+    """Refuse what SQLite can't open; MLflow would try for two minutes, with a page for each try."""
+    from mlflow.exceptions import MlflowException
+    from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE
+
+    try:
+        database.parent.mkdir(parents=True, exist_ok=True)
+        if database.exists():
+            if stat.S_ISDIR(database.stat().st_mode):
+                raise IsADirectoryError(f"{database} is a folder and not a database")
+            with database.open("rb"):
+                pass
+        elif not os.access(database.parent, os.W_OK):
+            raise PermissionError(f"{database.parent} can't be written")
+    except OSError as error:
+        reason = f"{database}: {error.strerror}" if error.strerror else str(error)
+        raise MlflowException(
+            f"unable to open database file ({reason})", INVALID_PARAMETER_VALUE
+        ) from error
+
+
+@contextmanager
+def _lock_in_postgres(uri: str) -> Iterator[None]:
+    """Hold an advisory lock of the database, which it releases if this process dies."""
+    import sqlalchemy
+    from mlflow.exceptions import MlflowException
+    from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE, TEMPORARILY_UNAVAILABLE
+
+    engine = sqlalchemy.create_engine(uri, poolclass=sqlalchemy.NullPool)
+    try:
+        connection = engine.connect()
+    except sqlalchemy.exc.OperationalError as error:
+        # Whom the server refuses it refuses again.
+        refused = any(sign in str(error) for sign in ("FATAL", "password", "pg_hba"))
+        code = INVALID_PARAMETER_VALUE if refused else TEMPORARILY_UNAVAILABLE
+        raise MlflowException(str(error), code) from error
+    with connection:
+        connection.execute(
+            sqlalchemy.text("SELECT pg_advisory_lock(:key)"), {"key": _POSTGRES_LOCK}
+        )
+        yield

@@ -1,0 +1,90 @@
+"""Several processes that are the first to open a database, and to make an experiment in it."""
+
+import time
+from importlib.metadata import entry_points
+
+import mlflow
+import pytest
+
+from pyclassify.spool import database
+from tests.support import processes
+from tests.support.processes import PIPE, STDOUT
+from tests.support.waiting import wait_until
+
+PROCESSES = 4
+# Everything is loaded before the start, so that all open the database at the same moment.
+OPEN = """
+import sys, time
+from pathlib import Path
+import mlflow
+import mlflow.store.tracking.sqlalchemy_store
+from pyclassify.spool.experiments import open_experiment
+from pyclassify.spool.store import register_scheme
+
+register_scheme()
+Path("ready" + sys.argv[1]).touch()
+while not Path("go").exists():
+    time.sleep(0.001)
+client = mlflow.MlflowClient("sqlite:///new.db")
+print("experiment", open_experiment(client, "new"))
+"""
+
+
+def test_open_tracking_store_by_several_first_processes_makes_one_database(tmp_path):
+    script = tmp_path / "open.py"
+    script.write_text(OPEN)
+    started = [
+        processes.start(script, number, cwd=tmp_path, stdout=PIPE, stderr=STDOUT)
+        for number in range(PROCESSES)
+    ]
+    wait_until(lambda: len(list(tmp_path.glob("ready*"))) == PROCESSES, "all are ready")
+    (tmp_path / "go").touch()
+
+    written = [process.communicate()[0] for process in started]
+
+    assert [process.returncode for process in started] == [0] * PROCESSES, "\n".join(written)
+    assert {text.splitlines()[-1] for text in written} == {"experiment 1"}
+    assert not list(tmp_path.glob(".*"))  # the lock is removed
+
+
+def test_open_tracking_store_waits_for_another_process(tmp_path, monkeypatch):
+    path, held = tmp_path / "new.db", []
+    monkeypatch.setattr(database, "_LOCK_SECONDS", 0.2)
+
+    with database._lock_file(path):
+        start = time.monotonic()
+        with database._lock_file(path):  # which hangs: the second goes on without the lock
+            held.append(time.monotonic() - start)
+
+    assert held[0] >= 0.2
+
+
+def test_open_tracking_store_in_a_folder_that_can_not_be_written_takes_no_lock(tmp_path):
+    lock = tmp_path / ".there.db.lock"
+    lock.mkdir()  # which not even root can open
+
+    with database._lock_file(tmp_path / "there.db"):
+        pass
+
+    assert lock.is_dir()
+
+
+@pytest.mark.parametrize("name", ["folder", "file/new.db"])
+def test_open_tracking_store_refuses_what_can_be_no_database_at_once(name, tmp_path):
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "file").touch()
+    start = time.monotonic()
+
+    with pytest.raises(mlflow.MlflowException, match=name.partition("/")[0]):
+        database.open_tracking_store(f"sqlite:///{tmp_path}/{name}")
+
+    assert time.monotonic() - start < 30  # MLflow would try for 100 s
+
+
+@pytest.mark.parametrize("kind", ["tracking", "registry"])
+def test_plain_mlflow_opens_sqlite_through_the_lock(kind):
+    group = {"tracking": "mlflow.tracking_store", "registry": "mlflow.model_registry_store"}[kind]
+
+    values = {point.name: point.value for point in entry_points(group=group)}
+
+    assert values["sqlite"] == f"pyclassify.spool.database:open_{kind}_store"
