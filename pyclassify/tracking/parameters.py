@@ -61,6 +61,9 @@ _INITIAL_VALUES = {
     ("model/label_smoothing", "0.0"),
     ("model/decay_biases", "true"),
     ("model/compile", "false"),
+    # Which images were left out is told by the digest of the others.
+    ("data/unreadable", "stop"),
+    ("data/unreadable", "skip"),
 }
 # Options of the data that change how images are read and transformed, but not which images.
 _SAME_IMAGES = {
