@@ -23,7 +23,7 @@ from pyclassify.data.datasets import (
     UnlabeledImageFiles,
 )
 from pyclassify.data.download import fetch_dataset, list_checksums
-from pyclassify.data.folder_checks import check_root, check_splits
+from pyclassify.data.folder_checks import check_root, check_split, check_splits
 from pyclassify.data.image_folder import (
     SPLIT_NAMES,
     LeftOut,
@@ -232,17 +232,19 @@ class SyntheticDataModule(ImageDataModule):
 class ImageFolderDataModule(ImageDataModule):
     """A folder of images of any size: train/<class>/<image>, and val/ and test/ likewise.
 
-    The classes are the folders of train/. Without val/, a fraction of train/ is held out. To
-    predict, any folder will do: images are found at any depth, and labels are not needed.
+    The classes are the folders of train/. Without val/, a fraction of train/ is held out. Splits
+    may have other usual names, such as valid/. To predict, any folder will do: images are found at
+    any depth, and labels are not needed. docs/image-folders.md says what is left out and refused.
 
     Args:
         data_path: The folder that holds train/; to predict, the folder of the images.
         classes: The names of the classes, by label; by default the folders of train/, sorted, or
-            to predict those of the checkpoint.
+            to predict those of the checkpoint. Given, they are not warned of.
         unreadable: What to do about files that do not decode. "stop" ends with an error, by default
             in all but prediction. "skip" leaves them out of training and evaluation, after a look
             at every file before it begins; it leaves their rows without a label in prediction.
-        val_size: The fraction of the training images that is held out without val/, in 0..1.
+        val_size: The fraction of the training images that is held out without val/, in 0..1. Each
+            class keeps one image for training at least.
         split_seed: The seed of that split. The run's seed does not change it.
         mean: The mean of each channel, in 0..1, that normalization subtracts; ImageNet's by
             default.
@@ -323,7 +325,7 @@ class ImageFolderDataModule(ImageDataModule):
         self._write_report()
 
     def prepare_data(self) -> None:
-        """Check the folder if a training starts, and write the file of `cache` if that is on.
+        """Check the folder, and write the file of `cache` if that is on and a training starts.
 
         Raises:
             MisconfigurationException: The folder can't be what the user meant, or files are known
@@ -331,6 +333,8 @@ class ImageFolderDataModule(ImageDataModule):
         """
         function = self.trainer.state.fn if self.trainer else None
         stage = function.value if function else "fit"
+        if stage in ("validate", "test") and not self._classes_given:
+            check_root(self.data_path)
         if stage == "predict":
             return
         if stage == "fit":
@@ -389,10 +393,19 @@ class ImageFolderDataModule(ImageDataModule):
             MisconfigurationException: The folder can't be what the user meant.
         """
         folders = check_root(self.data_path, self._classes_given)
-        names = list(folders)
-        if getattr(self.trainer, "tests_after_fit", False) and "test" not in names:
-            names.append("test")  # which is known now, rather than after the last epoch
-        splits = {name: self._list(name) for name in names}
+        splits: dict[str, ListedSplit] = {}
+        for name in ("train", "val"):
+            if name in folders:
+                splits[name] = self._list(name)
+        is_test_needed = getattr(self.trainer, "tests_after_fit", False)
+        if is_test_needed or "test" in folders:
+            try:
+                check_split(self._find_split("test"), self._classes_given)
+                splits["test"] = self._list("test")
+            except MisconfigurationException as error:
+                if is_test_needed:  # which is known now, rather than after the last epoch
+                    raise
+                rank_zero_info(f"{error} (the test images are not needed here)")
         self._left_out.update(list_beside_splits(self.data_path, folders.values()))
         self._report_left_out()
         self.data_warnings = check_splits(splits, self._classes_given)

@@ -5,7 +5,7 @@ what to do.
 """
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from difflib import get_close_matches
 from hashlib import sha256
@@ -16,7 +16,10 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from pyclassify.data.cache import map_in_threads
 from pyclassify.data.image_folder import (
+    ARCHIVES,
+    EXPECTED,
     ListedSplit,
+    check_is_folder,
     describe_left_out,
     find_splits,
     format_path,
@@ -27,15 +30,13 @@ from pyclassify.data.image_folder import (
 )
 from pyclassify.utils.text import join_some
 
-_ARCHIVES = (".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".zst", ".7z", ".rar")
 # The folders of sets for object detection and segmentation, which have no folder for each class.
 _TASK_FOLDERS = {
     *("images", "image", "imgs", "img", "jpegimages", "labels", "label", "annotations"),
     *("annotation", "masks", "mask", "bboxes", "xmls", "segmentationclass", "segmentationobject"),
 }
-_EXPECTED = (
-    "data_path takes a folder with train/<class>/<image> (and test/, and val/ or none) in it"
-)
+# Where the splits are looked for, in folders below.
+_MAX_LEVELS, _MAX_LEVEL_FOLDERS = 3, 100
 _END_BYTES = 4096  # of a file's start and of its end, which are compared first
 
 
@@ -60,17 +61,50 @@ def check_root(folder: Path, classes_given: bool = False) -> dict[str, Path]:
         The folders by "train", "val" and "test", of those that are there.
 
     Raises:
-        MisconfigurationException: There are no training images where they should be; the message
-            says where they seem to be.
+        MisconfigurationException: There are no images for training or validation where they should
+            be; the message says where they seem to be.
     """
-    if not folder.is_dir():
-        raise MisconfigurationException(_describe_no_folder(folder))
+    check_is_folder(folder, EXPECTED)
     splits = find_splits(folder)
     if "train" not in splits:
         raise MisconfigurationException(_describe_no_train(folder))
-    for path in splits.values():
-        _check_split_folder(path, classes_given)
+    for split in ("train", "val"):
+        if split in splits:
+            check_split(splits[split], classes_given)
     return splits
+
+
+def check_split(folder: Path, classes_given: bool = False) -> None:
+    """Check that the folder of a split has a folder for each class.
+
+    Args:
+        folder: The folder.
+        classes_given: Whether the user named the classes, so that they are what was meant.
+
+    Raises:
+        MisconfigurationException: It is missing, or its images lie in it, or in folders of another
+            task.
+    """
+    check_is_folder(folder, EXPECTED)
+    inner = list_folders(folder)
+    if not inner:
+        images = list_images_beside(folder)
+        if images:
+            raise MisconfigurationException(
+                f"{folder} has {len(images)} images and no folders in it; put the images of each "
+                f"class in a folder of its own, {folder}/<class>/{images[0]}"
+            )
+        raise MisconfigurationException(
+            f"{folder} has no folders in it; put the images of each class in a folder of its own, "
+            f"{folder}/<class>/<image>"
+        )
+    if not classes_given and all(read_split_name(name)[1] for name in inner):
+        raise MisconfigurationException(
+            f"{folder} has the folders {join_some(inner)}, which are splits; give --data_path "
+            f"{folder}, or name the classes by --data.classes"
+        )
+    if not classes_given and _is_other_task(inner):
+        raise MisconfigurationException(f"{folder} {_describe_task(inner)}")
 
 
 def check_splits(splits: Mapping[str, ListedSplit], classes_given: bool = False) -> list[str]:
@@ -84,7 +118,7 @@ def check_splits(splits: Mapping[str, ListedSplit], classes_given: bool = False)
         Warnings: what can't be right, although a training would run.
 
     Raises:
-        MisconfigurationException: There is only one class, or a file is empty.
+        MisconfigurationException: There is only one class.
     """
     train = splits["train"]
     if len(train.classes) < 2:
@@ -175,50 +209,32 @@ def _describe_shared(shared: SharedFiles, splits: Mapping[str, ListedSplit]) -> 
     return f"{what}, so that {shared.split}_accuracy is of images that {learned}; remove them there"
 
 
-def _describe_no_folder(folder: Path) -> str:
-    """Describe what the data path is in place of a folder."""
-    if folder.is_symlink() and not folder.exists():
-        return f"{folder} is a link to {os.readlink(folder)}, which does not exist"
-    if not folder.exists():
-        return f"{folder} does not exist; {_EXPECTED}"
-    if folder.is_file() and folder.name.lower().endswith(_ARCHIVES):
-        return (
-            f"{folder} is an archive; unpack it, and give the folder that it makes by --data_path"
-        )
-    return f"{folder} is not a folder; {_EXPECTED}"
-
-
 def _describe_no_train(folder: Path) -> str:
     """Describe a folder without training images, by where they seem to be."""
     inner = list_folders(folder)
     expected = f"{folder} has no folder train"
     if not any(folder.iterdir()):
-        return f"{folder} is empty; {_EXPECTED}"
+        return f"{folder} is empty; {EXPECTED}"
     if _is_other_task(inner):
         return f"{expected}; it {_describe_task(inner)}"
     if hint := _find_above(folder) or _find_below(folder, inner):
         return f"{expected}; {hint}"
-    with_images = [name for name in inner if _has_images(folder / name)]
+    with_images = [name for name in inner if _list_names(list_images_beside, folder / name)]
     if with_images:
         return (
             f"{expected}: its folders {join_some(with_images)} have images in them; if these are "
             f"the classes, move them into {folder}/train (and images for the test into "
             f"{folder}/test/<class>)"
         )
-    archives = sorted(path.name for path in folder.iterdir() if path.name.endswith(_ARCHIVES))
+    names = sorted(path.name for path in folder.iterdir())
+    archives = [name for name in names if name.lower().endswith(ARCHIVES)]
     if archives:
-        return f"{expected}, and the archive {archives[0]}; unpack it there. {_EXPECTED}"
+        return f"{expected}, and the archive {archives[0]}; unpack it there. {EXPECTED}"
     if inner:
         close = [name for name in inner if get_close_matches(name.lower(), ("train", "training"))]
         nearest = f" (nearest: {close[0]})" if close else ""
-        return f"{expected}{nearest}, and the folders {join_some(inner, 8)}; {_EXPECTED}"
-    return f"{expected}; {_EXPECTED}"
-
-
-def _has_images(folder: Path) -> bool:
-    with suppress(MisconfigurationException):  # another user's folder may not be listed
-        return bool(list_images_beside(folder))
-    return False
+        return f"{expected}{nearest}, and the folders {join_some(inner, 8)}; {EXPECTED}"
+    return f"{expected}; {EXPECTED}"
 
 
 def _find_above(folder: Path) -> str | None:
@@ -234,42 +250,28 @@ def _find_above(folder: Path) -> str | None:
 def _find_below(folder: Path, inner: Sequence[str]) -> str | None:
     """Find out whether the splits are in a folder below; the folder to give instead."""
     below = []
-    for name in inner:
-        with suppress(MisconfigurationException):  # another user's folder may not be listed
-            if "train" in find_splits(folder / name):
-                below.append(name)
+    level = [folder / name for name in inner]
+    for _ in range(_MAX_LEVELS):
+        below = [path for path in level if "train" in _list_names(find_splits, path)]
+        if below or len(level) > _MAX_LEVEL_FOLDERS:
+            break
+        level = [path / name for path in level for name in _list_names(list_folders, path)]
     if not below:
         return None
-    train = find_splits(folder / below[0])["train"]
+    train = find_splits(below[0])["train"]
     if len(below) > 1 and not list_folders(train):
         return (
-            f"the splits are in the classes ({below[0]}/{train.name}); move the images to "
+            f"the splits are in the classes ({train.relative_to(folder)}); move the images to "
             f"{folder}/train/<class> and {folder}/test/<class>"
         )
-    paths = [str(folder / name) for name in below]
-    return f"it is one level down; give --data_path {join_some(paths, 3)}"
+    return f"it is further down; give --data_path {join_some([str(path) for path in below], 3)}"
 
 
-def _check_split_folder(folder: Path, classes_given: bool) -> None:
-    """Check that the folder of a split has a folder for each class.
-
-    Raises:
-        MisconfigurationException: Its images lie in it, or in folders of another task.
-    """
-    inner = list_folders(folder)
-    if not inner:
-        images = list_images_beside(folder)
-        if images:
-            raise MisconfigurationException(
-                f"{folder} has {len(images)} images and no folders in it; put the images of each "
-                f"class in a folder of its own, {folder}/<class>/{images[0]}"
-            )
-        raise MisconfigurationException(
-            f"{folder} has no folders in it; put the images of each class in a folder of its own, "
-            f"{folder}/<class>/<image>"
-        )
-    if not classes_given and _is_other_task(inner):
-        raise MisconfigurationException(f"{folder} {_describe_task(inner)}")
+def _list_names(list_them: Callable[[Path], Iterable[str]], folder: Path) -> list[str]:
+    """List a folder, as empty where it may not be listed: it may be another user's."""
+    with suppress(MisconfigurationException):
+        return list(list_them(folder))
+    return []
 
 
 def _is_other_task(names: Sequence[str]) -> bool:
@@ -316,10 +318,12 @@ def _find_nested_classes(train: ListedSplit) -> list[str]:
 
 
 def _find_similar_classes(train: ListedSplit) -> list[str]:
-    """Warn of two classes whose names differ by blanks or accents alone."""
+    """Warn of two classes whose names differ by case, blanks or accents alone."""
     seen: dict[str, str] = {}
     for name in train.classes:
-        key = normalize_class(name, fold_case=False)
+        key = normalize_class(
+            name, fold_case=len(name) > 1
+        )  # a letter may be a class, and be small
         if key in seen:
             return [
                 f"{train.folder} has the classes {seen[key]!r} and {name!r}, which seem to be one; "

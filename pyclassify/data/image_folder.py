@@ -22,11 +22,15 @@ from pyclassify.data.datasets import CachedImageFiles, ImageFiles, PackedPaths
 from pyclassify.data.images import UnreadableImageError, is_readable
 from pyclassify.data.loaders import init_worker
 from pyclassify.utils.files import find_cache_folder
-from pyclassify.utils.text import escape_path, join_some
+from pyclassify.utils.text import escape_path, join_some, shorten
 
 _BATCH_SIZE = 64  # images that a worker returns at once
 _FORMAT_VERSION = 2  # raise it with any change of the pixels of `datasets.read_resized`
+_MAX_END_LENGTH = 20  # of a file's name
 _MAX_REASONS = 6  # that one line names
+
+ARCHIVES = (".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".zst", ".7z", ".rar")
+EXPECTED = "data_path takes a folder with train/<class>/<image> (and test/, and val/ or none) in it"
 
 # The names of the splits' folders, in any case: those of Hugging Face's imagefolder and more.
 # https://huggingface.co/docs/hub/datasets-file-names-and-splits
@@ -199,6 +203,28 @@ def read_split_name(name: str) -> tuple[str | None, bool]:
     return None, False
 
 
+def check_is_folder(folder: Path, expected: str) -> None:
+    """Check that a path is of a folder.
+
+    Args:
+        folder: The path.
+        expected: What it takes, for the message.
+
+    Raises:
+        MisconfigurationException: There is nothing, or something else.
+    """
+    if folder.is_dir():
+        return
+    text = f"{folder} is not a folder; {expected}"
+    if folder.is_symlink() and not folder.exists():
+        text = f"{folder} is a link to {os.readlink(folder)}, which does not exist"
+    elif folder.is_file() and folder.name.lower().endswith(ARCHIVES):
+        text = (
+            f"{folder} is an archive; unpack it, and give the folder that it makes by --data_path"
+        )
+    raise MisconfigurationException(text)
+
+
 def list_classes(folder: Path) -> list[str]:
     """List the classes of a split: the names of its subfolders, sorted.
 
@@ -211,11 +237,7 @@ def list_classes(folder: Path) -> list[str]:
         MisconfigurationException: The folder is missing, has no subfolders, or one with a name
             that is not UTF-8.
     """
-    if not folder.is_dir():
-        raise MisconfigurationException(
-            f"{folder} is not a folder; data_path takes a folder with train/<class>/<image> "
-            "(and test/, and val/ or none) in it"
-        )
+    check_is_folder(folder, EXPECTED)
     classes = list_folders(folder)
     if not classes:
         raise MisconfigurationException(
@@ -276,11 +298,7 @@ def list_all_images(folder: Path) -> tuple[list[str], LeftOut]:
     Raises:
         MisconfigurationException: The folder is missing or has no images.
     """
-    if not folder.is_dir():
-        raise MisconfigurationException(
-            f"{folder} is not a folder; to predict, data_path takes one with images in it, at any "
-            "depth"
-        )
+    check_is_folder(folder, "to predict, data_path takes one with images in it, at any depth")
     left_out = LeftOut()
     files = list(_list_files(str(folder), left_out))
     if not files:
@@ -458,7 +476,8 @@ def _explain_left_out(entry: os.DirEntry[str]) -> str | None:
     if _is_folder(entry):
         return SYSTEM_FOLDER if name.lower() in _SYSTEM_FOLDERS else None
     if not is_readable(name):
-        return os.path.splitext(name)[1].lower() or NO_EXTENSION
+        end = shorten(format_path(os.path.splitext(name)[1].lower()), _MAX_END_LENGTH)
+        return end if len(end) > 1 else NO_EXTENSION
     if _is_file(entry):
         return None
     return BROKEN_LINK if entry.is_symlink() else NOT_A_FILE

@@ -1,7 +1,9 @@
 """What a folder of images is refused for, or warned of, before a training starts."""
 
+import logging
 import os
 import shutil
+from types import SimpleNamespace
 
 import pytest
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
@@ -51,7 +53,7 @@ def test_folder_as_it_should_be_has_no_warnings(tmp_path):
     ("files", "given", "facts"),
     [
         # what the path names
-        ([], "none", ["none does not exist", "train/<class>/<image>"]),
+        ([], "none", ["none is not a folder", "train/<class>/<image>"]),
         (["photos.zip"], "photos.zip", ["photos.zip is an archive", "unpack it", "--data_path"]),
         (["a.tar.gz"], "a.tar.gz", ["a.tar.gz is an archive"]),
         (["a.csv"], "a.csv", ["a.csv is not a folder", "train/<class>/<image>"]),
@@ -68,10 +70,12 @@ def test_folder_as_it_should_be_has_no_warnings(tmp_path):
         (["images/train/1.png", "labels/train/1.txt"], ".", ["object detection", "images, labels"]),
         (["trian/a/1.png"], ".", ["no folder train", "nearest: trian"]),
         (["train/x/a/1.png", "train/x/b/1.png"], ".", ["one folder, 'x'", "a, b", "move them up"]),
-        (["train/train/a/1.png", "train/train/b/1.png"], ".", ["'train'", "a, b"]),
+        (["train/train/a/1.png", "train/train/b/1.png"], ".", ["--data_path {}/train"]),
+        (["x/set/train/a/1.png", "x/set/train/b/1.png"], ".", ["--data_path {}/x/set"]),
         # in the folder of a split
         (["train/1.png", "train/2.png"], ".", ["train has 2 images", "train/<class>/1.png"]),
-        (["train/a/1.png", "train/b/1.png", "test/1.png"], ".", ["test has 1 images", "<class>"]),
+        (["train/a/1.png", "train/b/1.png", "val/1.png"], ".", ["val has 1 images", "<class>"]),
+        (["train/train/a/1.png", "train/val/a/1.png"], ".", ["splits", "--data_path {}/train"]),
         (["train/images/1.png", "train/labels/1.txt"], ".", ["images, labels", "detection"]),
         (["train/a/1.png"], ".", ["train has one class, 'a'", "at least two"]),
         (
@@ -83,9 +87,9 @@ def test_folder_as_it_should_be_has_no_warnings(tmp_path):
         (["train/a/1.png", "train/b/.x"], ".", ["train/b has no images", "1 hidden"]),
         # classes
         (["train/a/1.png", "train/b/1.png", "val/c/1.png"], ".", ["val", "'c'", "train/", "a, b"]),
-        (["train/Ant/1.png", "train/b/1.png", "test/ant/1.png"], ".", ["test", "'ant'", "'Ant'"]),
-        (["train/a b/1.png", "train/b/1.png", "test/a_b/1.png"], ".", ["test", "'a_b'", "'a b'"]),
-        (["train/caf\u00e9/1.png", "train/b/1.png", "test/cafe\u0301/1.png"], ".", ["rename"]),
+        (["train/Ant/1.png", "train/b/1.png", "val/ant/1.png"], ".", ["val", "'ant'", "'Ant'"]),
+        (["train/a b/1.png", "train/b/1.png", "val/a_b/1.png"], ".", ["val", "'a_b'", "'a b'"]),
+        (["train/caf\u00e9/1.png", "train/b/1.png", "val/cafe\u0301/1.png"], ".", ["rename"]),
         # splits
         (["train/a/1.png", "train/b/1.png", "val/a/1.png", "valid/a/1.png"], ".", ["val, valid"]),
     ],
@@ -94,6 +98,28 @@ def test_folder_that_cannot_be_meant_is_refused_by_name(files, given, facts, tmp
     write(tmp_path, *files)
 
     refuse(tmp_path / given, *(fact.format(tmp_path) for fact in facts))
+
+
+@pytest.mark.parametrize(
+    ("files", "facts"),
+    [
+        ([], ["test is not a folder"]),
+        (["test/1.png"], ["test has 1 images", "test/<class>/1.png"]),
+        (["test/c/1.png"], ["test has the class 'c'", "a, b"]),
+        (["test/A2/1.png", "test/images/2.png"], ["test has the class 'A2'"]),
+    ],
+)
+def test_test_images_are_refused_where_they_are_needed(files, facts, tmp_path, caplog):
+    write(tmp_path, "train/a/1.png", "train/b/1.png", *files)
+    data = ImageFolderDataModule(str(tmp_path))
+    with caplog.at_level(logging.INFO):
+        data.prepare_data()  # of fit
+    assert not files or mentions(caplog.text, *facts, "not needed here")
+
+    data.trainer = SimpleNamespace(state=SimpleNamespace(fn="fit"), tests_after_fit=True)
+    with pytest.raises(MisconfigurationException) as caught:
+        data.prepare_data()
+    assert mentions(str(caught.value), *facts)
 
 
 def test_link_to_nowhere_is_named(tmp_path):
@@ -118,6 +144,7 @@ def test_classes_that_the_user_names_are_meant(tmp_path):
             ["test", "no images of cat", "1 .heic (test/cat/1.heic)"],
         ),
         (["train/ant /1.png"], ["'ant'", "'ant '", "seem to be one"]),
+        (["train/ANT/1.png"], ["'ANT'", "'ant'", "seem to be one"]),
     ],
 )
 def test_folder_that_may_be_meant_is_warned_of(files, facts, tmp_path):

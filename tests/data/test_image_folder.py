@@ -56,6 +56,8 @@ def test_image_that_the_decoder_reads_is_listed(name, tmp_path):
         ("1.JPG~", ".jpg~"),
         ("1.png.part", ".part"),
         ("photo", "without an extension"),
+        ("photo.", "without an extension"),
+        ("1.x\ny", ".x\\ny"),
         (".1.jpg", "hidden"),
         ("._1.jpg", "hidden"),
     ],
