@@ -47,7 +47,7 @@ from pyclassify.training.exact_resume import Resume
 from pyclassify.training.finetuning import trainable_parameters
 from pyclassify.training.optim import WarmupCosine, count_steps, exclude_from_weight_decay
 from pyclassify.training.prediction_writer import PredictionWriter, check_output
-from pyclassify.training.trainer import LaunchCheck, Trainer
+from pyclassify.training.trainer import LaunchCheck, Trainer, check_processes
 from pyclassify.utils.mlflow_settings import configure_mlflow
 from pyclassify.utils.options import UNSET, list_settings
 
@@ -210,9 +210,14 @@ class TrainingCli(LightningCLI):
 
     def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
         try:
-            return super().instantiate_trainer(**kwargs)
-        except (TypeError, ValueError) as error:  # how Lightning refuses a setting's value
+            trainer = super().instantiate_trainer(**kwargs)
+        # How Lightning refuses a setting's value, or one that asks for what is not installed.
+        except (TypeError, ValueError, RuntimeError, ImportError) as error:
             raise MisconfigurationException(f"the trainer can't be made: {error}") from error
+        if self.config.subcommand != "prepare":
+            chosen = self.config[self.config.subcommand].trainer
+            check_processes(trainer, chosen.devices, chosen.num_nodes)
+        return trainer
 
     def after_instantiate_classes(self) -> None:
         if self.given_settings.get("model.freeze") not in UNSET:  # of parts that are meant to be so
@@ -288,7 +293,7 @@ def run_training_command(args: list[str], given: list[str] | None = None) -> Non
             trainer_defaults={
                 "logger": {"class_path": _RUN_LOGGER},
                 "callbacks": [
-                    LaunchCheck(),
+                    LaunchCheck(os.environ.get("MLFLOW_RUN_ID")),
                     PredictionLogger(),
                     RunMetrics(),
                     DescriptionUpdater(),

@@ -17,7 +17,7 @@ from pkgutil import resolve_name
 from pyclassify.cli.options import COMMANDS, expand_options
 from pyclassify.spool.store_errors import format_store_error, is_store_error
 from pyclassify.tracking import run
-from pyclassify.utils import launcher, options
+from pyclassify.utils import launch_check, launcher, options
 from pyclassify.utils.files import describe_disk_error, is_disk_error
 from pyclassify.utils.masking import mask
 from pyclassify.utils.signals import stop_on_signals, stop_with_parent
@@ -144,15 +144,17 @@ def _report_stop(argv: list[str], signal_name: str) -> None:
 
 def _train(argv: list[str]) -> None:
     """Run a training command, or several of them with --seeds."""
+    count = 1
     if options.has_seeds_option(argv):
         from pyclassify.runs import seeds
 
         count, argv = seeds.read_seed_count(argv)
-        if count > 1:
-            expand_options(argv)  # refuses a wrong command line before any run is made
-            seeds.train_seeds(argv, count)
-            return
-    args = expand_options(argv)
+    args = expand_options(argv)  # refuses a wrong command line before any run is made
+    if not {*options.FLAGS}.intersection(args) and args[0] != "prepare":
+        launch_check.check_settings(dict(options.list_settings(args)))
+    if count > 1:
+        seeds.train_seeds(argv, count)
+        return
     # Pages of 2 MB where the kernel gives them on request: AlexNet's gradients are 228 MB, and
     # allocated in each step. torch reads it when it first allocates, which some imports do.
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
@@ -183,6 +185,8 @@ def _format_error(error: BaseException | None) -> str | None:
             "DistNetworkError",
         ):
             return _LOST_PROCESS
+        if kind == "DistStoreError":
+            return f"the other processes of this run have not come ({error}); are they started?"
         if str(error).startswith("Error(s) in loading state_dict"):
             detail = str(error).partition("\n")[2].split("\n")[0]
             return (

@@ -1,8 +1,8 @@
 """Lightning's Trainer with the commands of this project."""
 
 import inspect
+import os
 import sys
-import warnings
 from collections.abc import Iterable
 from functools import wraps
 from typing import Any
@@ -12,15 +12,25 @@ import torch
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.plugins.environments import (
     ClusterEnvironment,
+    LightningEnvironment,
     SLURMEnvironment,
     TorchElasticEnvironment,
 )
 from lightning.pytorch.strategies import DDPStrategy, StrategyRegistry
+from lightning.pytorch.strategies.launchers import _MultiProcessingLauncher
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from pyclassify.data.loaders import ImageDataModule
 from pyclassify.training.exact_resume import ResumableEpochLoop, Resume
 from pyclassify.training.prediction_writer import PredictionWriter
+from pyclassify.utils.launch_check import (
+    Launch,
+    check_launch,
+    count_devices,
+    detect_launch,
+    refuse_strategy,
+)
+from pyclassify.utils.launcher import choose_slurm_port
 from pyclassify.utils.signals import raise_on_stop
 
 
@@ -43,10 +53,8 @@ class Trainer(pl.Trainer):
         plugins = kwargs.get("plugins") or []
         plugins = [*plugins] if isinstance(plugins, Iterable) else [plugins]
         environment = getattr(kwargs.get("strategy"), "cluster_environment", None)
-        if _would_use_slurm_environment([*plugins, environment]):
-            # Lightning's own requeue would save a checkpoint in the middle of a step, which any
-            # later job in this folder would resume from.
-            kwargs["plugins"] = [*plugins, SLURMEnvironment(auto_requeue=False)]
+        if not any(isinstance(each, ClusterEnvironment) for each in (*plugins, environment)):
+            kwargs["plugins"] = [*plugins, *_list_slurm_environment()]
         super().__init__(**kwargs)
 
     tests_after_fit = False
@@ -163,7 +171,14 @@ _register_strategies()
 
 
 class LaunchCheck(Callback):
-    """Refuse at the start what would fail later, and keep stop signals ours."""
+    """Refuse at the start what would fail later, and keep stop signals ours.
+
+    Args:
+        run_id: The id of the run that this process was started for, if any.
+    """
+
+    def __init__(self, run_id: str | None = None) -> None:
+        self._run_id = run_id
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         world = torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
@@ -173,12 +188,28 @@ class LaunchCheck(Callback):
                 "num_nodes) were launched; in a SLURM job ask for one task a device and start "
                 "them by srun, else give --devices and --num_nodes as they are"
             )
+        self._check_run(trainer, world)
         if stage == "fit" and getattr(trainer, "tests_after_fit", False):
             data = getattr(trainer, "datamodule", None)
             # That test images are missing is better known now than after the last epoch; a data
             # module of another's may hold but one stage's data.
             if isinstance(data, ImageDataModule):
                 data.setup("test")
+
+    def _check_run(self, trainer: pl.Trainer, world: int) -> None:
+        """Refuse processes of one training that were started for several runs."""
+        if world == 1:
+            return
+        run_ids: list[str | None] = [None] * world
+        torch.distributed.all_gather_object(run_ids, self._run_id)
+        count = len({run_id for run_id in run_ids if run_id is not None})
+        if count > 1:
+            raise MisconfigurationException(
+                f"the {world} processes of this training were started by {count} `mlflow run`, "
+                "each of which made a run; have the launcher start `python -m pyclassify train "
+                f"... --devices {trainer.num_devices} --num_nodes {trainer.num_nodes}` in place of "
+                "`mlflow run`"
+            )
 
     def on_exception(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
@@ -195,10 +226,55 @@ class LaunchCheck(Callback):
     on_predict_start = on_sanity_check_start
 
 
-def _would_use_slurm_environment(plugins: list[Any]) -> bool:
-    """Whether Lightning would make a SLURMEnvironment, as neither a plugin nor torchrun has one."""
-    if any(isinstance(plugin, ClusterEnvironment) for plugin in plugins):
-        return False
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Lightning itself warns of an srun that is not used
-        return not TorchElasticEnvironment.detect() and SLURMEnvironment.detect()
+def check_processes(trainer: pl.Trainer, devices: Any, num_nodes: int) -> None:
+    """Check that a Trainer will train in as many processes as were asked for, as one run.
+
+    Args:
+        trainer: The Trainer, before it starts processes.
+        devices: The option `devices`, a number or a list; nothing is checked of `auto` and -1.
+        num_nodes: The option `num_nodes`.
+
+    Raises:
+        ValueError: Its strategy or the launcher of this process makes another number of them.
+    """
+    strategy = trainer.strategy
+    name = getattr(strategy, "strategy_name", type(strategy).__name__)
+    if isinstance(strategy.launcher, _MultiProcessingLauncher):
+        refuse_strategy(name)
+    asked = count_devices(devices) or trainer.num_devices
+    if (asked, num_nodes) != (trainer.num_devices, trainer.num_nodes):
+        raise ValueError(
+            f"strategy {name} trains in {trainer.num_devices} x {trainer.num_nodes} processes, and "
+            f"{asked} x {num_nodes} (devices x num_nodes) are asked for; leave --trainer.strategy "
+            "out"
+        )
+    environment = getattr(strategy, "cluster_environment", None)
+    known = (type(None), LightningEnvironment, SLURMEnvironment, TorchElasticEnvironment)
+    check_launch(trainer.num_devices, trainer.num_nodes, not isinstance(environment, known))
+
+
+def _list_slurm_environment() -> list[ClusterEnvironment]:
+    """List the environment for a SLURM job, if Lightning would choose none or another by itself.
+
+    Lightning goes by the job's name: tasks of srun that are called `bash` or `interactive` would
+    each start the processes of a run, and a shell of salloc has no variables of a task.
+    """
+    launch = detect_launch()
+    if launch is not None and launch.launcher in ("srun", "sbatch"):
+        if launch.world_size > 1:
+            _export_slurm_step(launch)
+        # Lightning's own requeue would save a checkpoint in the middle of a step, which any later
+        # job in this folder would resume from.
+        return [SLURMEnvironment(auto_requeue=False)]
+    return [LightningEnvironment()] if launch is None and "SLURM_NTASKS" in os.environ else []
+
+
+def _export_slurm_step(launch: Launch) -> None:
+    """Set the variables that Lightning reads to those of the step, in place of the job's."""
+    os.environ["SLURM_NTASKS_PER_NODE"] = str(launch.processes)
+    if launch.nodes == 1:
+        os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
+    elif nodes := os.environ.get("SLURM_STEP_NODELIST"):
+        os.environ.setdefault("MASTER_ADDR", SLURMEnvironment.resolve_root_node_address(nodes))
+    if "SLURM_JOB_ID" in os.environ:
+        os.environ.setdefault("MASTER_PORT", str(choose_slurm_port()))

@@ -18,6 +18,8 @@ Any other project can take part in the same way (docs/stops.md).
 
 Processes that have no process group yet, perhaps on several nodes, share what the first of them
 decides by a file in a shared folder.
+
+`launch_check` checks that a launcher started as many processes as the options ask for.
 """
 
 import json
@@ -44,7 +46,7 @@ _START_VARIABLES = (
     *("TORCHELASTIC_RUN_ID", "TORCHELASTIC_RESTART_COUNT"),
 )
 _MIN_PORT, _PORT_COUNT = 10_000, 20_000  # below the ports that a system assigns by itself
-_PORT_STRIDE = 997  # between the ports of two seeds
+_PORT_STRIDE = 997  # between the ports of two seeds, or of two steps
 _MAX_WORKERS = 8  # each takes memory
 
 
@@ -86,11 +88,10 @@ def _name_file(folder: Path) -> Path:
 
 def is_rank_zero() -> bool:
     """Whether this process is the first of its run, by the environment that launchers set."""
-    if "RANK" in os.environ:
-        return int(os.environ["RANK"]) == 0
     # In a shell started by srun, the processes that Lightning launches have its SLURM_PROCID.
-    ranks = ("SLURM_PROCID", "LOCAL_RANK", "NODE_RANK")
-    return all(int(os.environ.get(name, 0)) == 0 for name in ranks)
+    ranks = ("RANK",) if "RANK" in os.environ else ("SLURM_PROCID", "LOCAL_RANK", "NODE_RANK")
+    # What is no number is refused by `launch_check`, in a line that the first process prints.
+    return all(not os.environ.get(name, "0").strip("0").isdecimal() for name in ranks)
 
 
 def is_single_process() -> bool:
@@ -113,12 +114,23 @@ def choose_rendezvous(index: int) -> dict[str, str]:
     environ = os.environ
     port = environ.get("MASTER_PORT")
     if port is None and int(environ.get("SLURM_NTASKS", 1)) > 1 and "SLURM_JOB_ID" in environ:
-        port = str(15_000 + int(environ["SLURM_JOB_ID"][-4:]))  # as Lightning's SLURMEnvironment
+        port = str(choose_slurm_port())
     if port is None or index == 0:
         return {}
     seed_port = _MIN_PORT + (int(port) - _MIN_PORT + index * _PORT_STRIDE) % _PORT_COUNT
     # torchrun's agent listens at the launcher's port only.
     return {"MASTER_PORT": str(seed_port), "TORCHELASTIC_USE_AGENT_STORE": "False"}
+
+
+def choose_slurm_port() -> int:
+    """Choose the port at which the processes of a SLURM step meet.
+
+    It is that of Lightning's SLURMEnvironment for a job's first step. Steps of one job that run at
+    once (`srun ... &`) would join each other at the same port.
+    """
+    port = 15_000 + int(os.environ["SLURM_JOB_ID"][-4:])
+    step = int(os.environ.get("SLURM_STEP_ID", 0))
+    return _MIN_PORT + (port - _MIN_PORT + step * _PORT_STRIDE) % _PORT_COUNT
 
 
 def count_workers(processes: int) -> int:
