@@ -39,6 +39,7 @@ NAMES = [
     f"{LOOP}.on_advance_end",
     f"{LOOP}.on_run_start",
     f"{LOOP}.reset",
+    "lightning.pytorch.strategies.launchers:_MultiProcessingLauncher",
     "lightning.pytorch.trainer.connectors.checkpoint_connector:"
     "_CheckpointConnector._restore_modules_and_callbacks",
     "lightning.pytorch.utilities._pytree",
@@ -85,6 +86,7 @@ ATTRIBUTES = {
     "MLFlowLogger._experiment_name": make_logger,
     "MLFlowLogger._initialized": make_logger,
     "MLFlowLogger._mlflow_client": make_logger,
+    "MLFlowLogger._prefix": make_logger,
     "MLFlowLogger._run_id": make_logger,
     "MLFlowLogger._run_name": make_logger,
     "MLFlowLogger._tracking_uri": make_logger,

@@ -113,6 +113,8 @@ def _get_exit_code(stop: KeyboardInterrupt) -> int:
 def _run_command(command: str, argv: list[str]) -> int:
     """Run a command that does not train; it leaves a run of MLFLOW_RUN_ID to its owner."""
     try:
+        if command in ("rerun", "resume"):
+            launch_check.check_single(command)
         exit_code: int = resolve_name(COMMANDS[command])(argv)
         return exit_code
     except KeyboardInterrupt:
@@ -151,7 +153,11 @@ def _train(argv: list[str]) -> None:
         count, argv = seeds.read_seed_count(argv)
     args = expand_options(argv)  # refuses a wrong command line before any run is made
     if not {*options.FLAGS}.intersection(args) and args[0] != "prepare":
-        launch_check.check_settings(dict(options.list_settings(args)))
+        settings = dict(options.list_settings(args))
+        launch_check.check_settings(settings)
+        save_dir = options.find_logger_settings(settings).get("save_dir") or "runs"
+        launcher.adopt_restarted_run(run.find_spool_root(save_dir))
+        run.adopt_run()
     if count > 1:
         seeds.train_seeds(argv, count)
         return

@@ -1,5 +1,6 @@
 """The Lightning logger of MLflow runs: one `mlflow run` is one run for any number of processes."""
 
+import os
 import sys
 import tempfile
 from argparse import Namespace
@@ -13,6 +14,7 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import MLFlowLogger
 from lightning.pytorch.loggers.logger import Logger, rank_zero_experiment
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from pyclassify.tracking import run
@@ -57,11 +59,13 @@ class RunLogger(MLFlowLogger):
         system_metrics: bool = True,
     ) -> None:
         self._save_dir = save_dir
+        self._process = os.getpid()
         self._starts_system_metrics = system_metrics
         if not launcher.is_rank_zero():
             # The other ranks neither import mlflow nor open its database.
             Logger.__init__(self)
             self._run_id = self._experiment_id = None
+            self._initialized, self._prefix = False, ""
             return
         import mlflow
 
@@ -79,7 +83,18 @@ class RunLogger(MLFlowLogger):
     @rank_zero_experiment
     def experiment(self) -> "MlflowClient":
         """The `MlflowClient` that writes to the run's spool; starts the run."""
+        if self._process != os.getpid():
+            raise MisconfigurationException(
+                "RunLogger was handed to a copy of the process that made it, which would make a "
+                "run too; train with strategy ddp in place of ddp_spawn, ddp_fork or ddp_notebook"
+            )
         if not self._initialized:
+            if not launcher.is_rank_zero():  # and the Trainer counts it as the first, or only, one
+                raise MisconfigurationException(
+                    "this process is not the first one by its environment variables (RANK, "
+                    "LOCAL_RANK, NODE_RANK or SLURM_PROCID), and the Trainer trains in it alone; "
+                    "unset them, or give the Trainer the number of devices that were started"
+                )
             self.spooled_run = run.start_run(
                 self._experiment_name,
                 self._run_name,

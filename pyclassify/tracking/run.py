@@ -21,6 +21,7 @@ from pyclassify.spool.records import REASON_TAG, START_TAG
 from pyclassify.spool.spooled_run import SpooledRun
 from pyclassify.tracking import monitor
 from pyclassify.tracking.monitor import Monitor
+from pyclassify.utils import launcher
 from pyclassify.utils.files import check_writable, is_disk_error
 from pyclassify.utils.launcher import SPOOL_ENV, STATUS_BY_SLURM_ENV, is_rank_zero
 from pyclassify.utils.masking import mask
@@ -172,6 +173,7 @@ def start_run(
                 _close_monitor()
             raise
         _latest = _open.run_id
+        launcher.publish_run(find_spool_root(save_dir), _latest)
         _report(run_id=_latest)
         _error_at_start = getattr(sys, "last_value", None)
         atexit.register(_end_at_exit)  # before MLflow's own, which would say FINISHED

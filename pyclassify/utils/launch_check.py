@@ -117,6 +117,24 @@ def check_launch(devices: int, num_nodes: int, names_environment: bool = False) 
         _refuse_size(launch, devices, num_nodes)
 
 
+def check_single(command: str) -> None:
+    """Check that a command that starts the processes of a training itself was started once.
+
+    Args:
+        command: The command's name.
+
+    Raises:
+        ValueError: A launcher started it several times.
+    """
+    _check_numbers()
+    launch = detect_launch()
+    if launch is not None and launch.world_size > 1:
+        raise ValueError(
+            f"{launch.launcher} started {launch.world_size} processes of `pyclassify {command}`, "
+            "which itself starts those of the run; start it once, without a launcher"
+        )
+
+
 def detect_launch() -> Launch | None:
     """Detect the launcher of this process; None where Lightning starts the others, if any.
 
@@ -193,18 +211,17 @@ def _check_numbers() -> None:
 
 def _check_other_launchers(devices: int, num_nodes: int) -> None:
     """Refuse processes of a launcher that neither Lightning nor this package follows."""
+    by_torchrun = _read_number("GROUP_WORLD_SIZE", 1)  # one torchrun on each node
     for launcher, (rank_name, size_name) in _OTHER_LAUNCHERS.items():
-        rank, size = os.environ.get(rank_name), os.environ.get(size_name)
-        size = size or (str(int(rank) + 1) if rank and rank.isdecimal() else "1")
-        by_srun = (os.environ.get("SLURM_PROCID"), os.environ.get("SLURM_NTASKS"))
-        by_torchrun = os.environ.get("GROUP_WORLD_SIZE", "1")  # one torchrun on each node
-        if size in ("1", by_torchrun) or (rank, size) == by_srun:
+        size = _read_number(size_name, _read_number(rank_name) + 1)
+        names = ((rank_name, "SLURM_PROCID"), (size_name, "SLURM_NTASKS"))
+        by_srun = all(os.environ.get(name) == os.environ.get(other) for name, other in names)
+        if size in (1, by_torchrun) or by_srun:  # srun sets those of MPI too
             continue
-        if devices * num_nodes == 1 and size.isdecimal():
-            devices = int(size)
+        command = _name_command("torchrun", *_choose_size([size], devices, num_nodes))
         raise ValueError(
             f"{launcher} started {size} processes ({size_name}={size}), each of which would be a "
-            f"run; start them by {_name_command('torchrun', devices, num_nodes)}"
+            f"run; start them by {command}"
         )
 
 

@@ -24,6 +24,7 @@ decides by a file in a shared folder.
 
 import json
 import os
+import socket
 import sys
 import time
 from contextlib import suppress
@@ -84,6 +85,36 @@ def wait_for_value(folder: Path) -> Any:
 
 def _name_file(folder: Path) -> Path:
     return folder / ("-".join(os.environ.get(name, "0") for name in _START_VARIABLES) + ".json")
+
+
+def publish_run(spools: Path, run_id: str) -> None:
+    """Publish the run to the processes that torchrun starts in place of these, if one fails.
+
+    Args:
+        spools: The folder of the spools.
+        run_id: The run's id.
+    """
+    if os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0") != "0":
+        with suppress(OSError):  # then the processes started next make a run
+            spools.mkdir(parents=True, exist_ok=True)
+            files.write_atomically(_name_run_file(spools), run_id)
+
+
+def adopt_restarted_run(spools: Path) -> None:
+    """Adopt, by MLFLOW_RUN_ID, the run of the processes that torchrun has replaced by these.
+
+    Args:
+        spools: As for `publish_run`.
+    """
+    if os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0":
+        with suppress(OSError):  # they had not made a run yet
+            os.environ.setdefault("MLFLOW_RUN_ID", _name_run_file(spools).read_text())
+
+
+def _name_run_file(spools: Path) -> Path:
+    """Name a file by torchrun's process, which starts the others and stays the same."""
+    run = os.environ.get("TORCHELASTIC_RUN_ID", "").replace("/", "-")
+    return spools.parent / f".torchrun-{run}-{socket.gethostname()}-{os.getppid()}"
 
 
 def is_rank_zero() -> bool:
