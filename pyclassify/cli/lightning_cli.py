@@ -346,11 +346,18 @@ def _check_devices(devices: Any, accelerator: str) -> None:
     Raises:
         MisconfigurationException: There are fewer, or none was asked for.
     """
-    if devices == "auto" or re.search(r"[\[,]", str(devices)):
-        return  # which Lightning checks
+    if devices == "auto":
+        return
     kinds = [kind for kind in (CUDAAccelerator, MPSAccelerator) if kind.is_available()]
     gpus = kinds[0].auto_device_count() if kinds else 0
     on_gpu = accelerator in ("gpu", "cuda", "mps") or (accelerator == "auto" and gpus > 0)
+    if re.search(r"[\[,]", str(devices)):
+        if not on_gpu:
+            raise MisconfigurationException(
+                f"devices is {devices}, a list of GPUs, and the accelerator is the CPU; give 1 or "
+                "more"
+            )
+        return  # Lightning checks which there are
     count = int(devices) if re.fullmatch(r"-?\d+", str(devices)) else 0
     if count < 1 and not (count == -1 and on_gpu):
         raise MisconfigurationException(

@@ -239,7 +239,7 @@ def _check_launchers_in_launchers(launch: Launch, devices: int, num_nodes: int) 
         if in_step and tasks > _read_number("GROUP_WORLD_SIZE", tasks):
             raise ValueError(
                 f"srun started torchrun {tasks} times, each of which would be a run; start one a "
-                f"node: srun --ntasks-per-node=1 {_name_command('torchrun', devices, tasks)}"
+                f"node: {_name_command('srun torchrun', devices, tasks)}"
             )
         return
     pairs = {
@@ -345,7 +345,8 @@ def _name_command(launcher: str, devices: int, num_nodes: int) -> str:
         return f"`srun --nodes={num_nodes} --ntasks-per-node={devices} python -m {command}`"
     meet = " --rdzv-backend=c10d --rdzv-endpoint=FIRST_NODE:29500" if num_nodes > 1 else ""
     where = f"--nnodes={num_nodes}{meet}" if num_nodes > 1 else "--standalone"
-    return f"`torchrun {where} --nproc-per-node={devices} -m {command}`"
+    by_srun = f"srun --nodes={num_nodes} --ntasks-per-node=1 " if "srun" in launcher else ""
+    return f"`{by_srun}torchrun {where} --nproc-per-node={devices} -m {command}`"
 
 
 def _read_number(name: str, default: int = 0) -> int:
