@@ -152,7 +152,7 @@ def _train(argv: list[str]) -> None:
 
         count, argv = seeds.read_seed_count(argv)
     args = expand_options(argv)  # refuses a wrong command line before any run is made
-    if not {*options.FLAGS}.intersection(args) and args[0] != "prepare":
+    if not options.only_shows(args) and args[0] != "prepare":
         settings = dict(options.list_settings(args))
         launch_check.check_settings(settings)
         save_dir = options.find_logger_settings(settings).get("save_dir") or "runs"
