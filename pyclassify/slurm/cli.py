@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 _LOG_POLL_SECONDS = 1.0
 _LOG_POLLS_PER_JOB_POLL = 4  # SLURM is asked less often than a log is read
 _DAY_SECONDS = 86_400.0
+# For the name of a folder that is not a run's id, some stores have the second.
+_NO_SUCH_RUN = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")
 _MLFLOW_ARGS = "the arguments of `mlflow run`"
 
 
@@ -51,9 +53,6 @@ def main(argv: Sequence[str]) -> int:
             return _PLAN_COMMANDS[args.command](_make_plan(mlflow_argv))
         except MlflowException as error:
             raise ValueError(format_error(error)) from error
-    # It handles MLflow's errors itself: a folder whose run is not found stays.
-    if args.command == "clear":
-        return _clear(args)
     return _RUN_COMMANDS[args.command](args)
 
 
@@ -257,20 +256,22 @@ def remove_old_folders(
         Each folder that is removed, and its size in bytes.
 
     Raises:
-        OSError: There is no such folder.
+        OSError: There is no such folder, or no store.
+        mlflow.exceptions.MlflowException: The store does not answer.
     """
-    from mlflow import MlflowClient
     from mlflow.exceptions import MlflowException
+
+    from pyclassify.tracking import search
 
     if not work_dir.is_dir():
         raise OSError(f'there is no folder {work_dir}; give "work_dir" of the backend config')
-    store = MlflowClient()
+    store = search.open_store()
     for marker in sorted(work_dir.glob("*/snapshot.json")):
         folder = marker.parent
         try:
             info = store.get_run(folder.name).info
         except MlflowException as error:
-            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            if error.error_code not in _NO_SUCH_RUN:
                 raise
             continue  # a run of another store, or one that was deleted for good
         ended = (info.end_time or 0) / 1000
@@ -294,4 +295,5 @@ _RUN_COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
     "cancel": _cancel,
     "resume": _resume,
     "reconcile": _reconcile,
+    "clear": _clear,
 }

@@ -251,7 +251,7 @@ def _detect_file_system(path: Path, mounts: Path = Path("/proc/mounts")) -> str:
         rows = [line.split() for line in mounts.read_text().splitlines()]
     except OSError:
         return ""
-    path = path.resolve()
+    path = Path(os.path.realpath(path))
     mounted = [row for row in rows if path.is_relative_to(_unescape_mount(row[1]))]
     return max(mounted, key=lambda row: len(row[1]))[2] if mounted else ""
 

@@ -90,7 +90,8 @@ def _copy(source: Path, target: Path, project: Path) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     if source.is_symlink():
         pointed_at = Path(os.readlink(source))
-        inside = not pointed_at.is_absolute() and source.resolve().is_relative_to(project.resolve())
-        target.symlink_to(pointed_at if inside else source.resolve())
+        real = Path(os.path.realpath(source))  # Path.resolve raises at a loop of links
+        inside = not pointed_at.is_absolute() and real.is_relative_to(os.path.realpath(project))
+        target.symlink_to(pointed_at if inside else real)
     else:
         shutil.copy2(source, target)

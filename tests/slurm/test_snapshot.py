@@ -11,11 +11,13 @@ from pathlib import Path
 import pytest
 from mlflow.projects._project_spec import EntryPoint
 
+from pyclassify.cli.main import main
 from pyclassify.slurm import cli, snapshot
 from pyclassify.slurm.topology import resolve_paths
 from pyclassify.spool.uploader import Uploader
 from pyclassify.utils import repository
-from tests.support import repositories, spooled
+from tests.support import ports, repositories, spooled
+from tests.support.phrases import mentions
 from tests.support.stores import experiment_id
 
 
@@ -168,6 +170,26 @@ def test_submodule_is_copied_with_its_files(tmp_path):
     assert repositories.git(copy, "status", "--porcelain") == "?? b.py"
 
 
+@pytest.mark.parametrize("in_git", [False, True])
+def test_loops_of_links_are_links_in_the_snapshot(tmp_path, in_git):
+    project = tmp_path / "project"
+    (project / "deep").mkdir(parents=True)
+    links = {"a": "b", "b": "a", "self": ".", "me": "me", "deep/up": "..", "out": "../c"}
+    for name, target in links.items():
+        (project / name).symlink_to(target)
+    (tmp_path / "c").symlink_to("d")
+    (tmp_path / "d").symlink_to("c")
+    if in_git:
+        repositories.start(project, {})
+
+    folder, _, left_out = take(project, tmp_path)
+
+    assert left_out == {}
+    copied = {path.name for path in (folder / "project").rglob("*") if path.is_symlink()}
+    assert {"a", "b", "me", "out"} <= copied
+    assert os.readlink(folder / "project/a") == "b"
+
+
 def test_links_out_of_the_project_are_kept(tmp_path):
     (tmp_path / "data").mkdir()
     project = repositories.start(tmp_path / "project", {"inside.txt": "1"})
@@ -228,6 +250,29 @@ def test_folders_of_ended_runs_are_cleared_and_no_others(tmp_path, store):
     assert would == [old]
     left = {path.name for path in (tmp_path / "work").iterdir()}
     assert left == {recent, going, "someone elses", "no run's"}
+
+
+def test_clear_with_the_server_away_says_so_and_removes_nothing(tmp_path, monkeypatch, capsys):
+    url = f"http://127.0.0.1:{ports.free_port()}"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", url)
+    repositories.write(tmp_path / "work" / ("0" * 32), {"snapshot.json": "{}"})
+
+    assert main(["slurm", "clear", f"{tmp_path}/work"]) == 1
+
+    error = capsys.readouterr().err
+    assert mentions(error, "pyclassify: error: ", url, "can't be read")
+    assert error.count("\n") == 1
+    assert (tmp_path / "work" / ("0" * 32)).is_dir()
+
+
+def test_clear_without_a_store_says_so(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/none.db")
+    (tmp_path / "work").mkdir()
+
+    assert main(["slurm", "clear", f"{tmp_path}/work"]) == 1
+
+    assert mentions(capsys.readouterr().err, "pyclassify: error: there are no runs at ", "none.db")
+    assert not (tmp_path / "none.db").exists()
 
 
 def test_folder_of_runs_that_is_not_there_is_named(tmp_path):
