@@ -260,7 +260,7 @@ def test_clear_with_the_server_away_says_so_and_removes_nothing(tmp_path, monkey
     assert main(["slurm", "clear", f"{tmp_path}/work"]) == 1
 
     error = capsys.readouterr().err
-    assert mentions(error, "pyclassify: error: ", url, "can't be read")
+    assert mentions(error, "pyclassify: error: ", url)
     assert error.count("\n") == 1
     assert (tmp_path / "work" / ("0" * 32)).is_dir()
 
