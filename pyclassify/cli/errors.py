@@ -55,10 +55,11 @@ def _unknown_argument(text: str) -> str | None:
     found = re.search(r"Option '([^']+)' is not accepted", text)
     if not found:
         return None
-    class_path = (
-        re.findall(r"class_path '([^']+)'", text[: found.start()])
-        + re.findall(r"^\. Got value: Namespace\(class_path='([^']+)'", text[found.end() :])
-    )[-1]
+    paths = re.findall(r"class_path '([^']+)'", text[: found.start()])
+    paths += re.findall(r"^\. Got value: Namespace\(class_path='([^']+)'", text[found.end() :])
+    if not paths:
+        return None
+    class_path = paths[-1]
     name = _option(text, found[1])
     part = name.removesuffix(f".{found[1]}")
     its_class = resolve_name(class_path)

@@ -12,12 +12,13 @@ from pkgutil import resolve_name
 from typing import Any
 
 import lightning.pytorch as pl
-from jsonargparse import Namespace
+from jsonargparse import Namespace, get_loader, set_loader
 from lightning.pytorch.accelerators import CUDAAccelerator, MPSAccelerator
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_only, rank_zero_warn
+from yaml import YAMLError
 
 import pyclassify
 
@@ -48,8 +49,10 @@ from pyclassify.training.finetuning import trainable_parameters
 from pyclassify.training.optim import WarmupCosine, count_steps, exclude_from_weight_decay
 from pyclassify.training.prediction_writer import PredictionWriter, check_output
 from pyclassify.training.trainer import LaunchCheck, Trainer, check_processes
+from pyclassify.utils.duplicate_keys import check_duplicate_keys
 from pyclassify.utils.mlflow_settings import configure_mlflow
 from pyclassify.utils.options import UNSET, list_settings
+from pyclassify.utils.text import join_lines, shorten
 
 # A setting of each group, to name in errors.
 _EXAMPLES = {
@@ -58,6 +61,8 @@ _EXAMPLES = {
     "resume": "every_minutes",
     "register": "name",
 }
+_MAX_SHOWN = 60
+_load_yaml = get_loader("yaml")  # jsonargparse's own
 _RUN_LOGGER = "pyclassify.tracking.logger.RunLogger"
 _EXPORTED = "pyclassify.serving.export.ExportedClassifier"
 # The trainer of `prepare`: a login node has none of the devices that the configuration names.
@@ -282,6 +287,7 @@ def run_training_command(args: list[str], given: list[str] | None = None) -> Non
     """
     _silence_advertisements()
     _record_defining_modules()
+    set_loader("yaml", _load_without_duplicates, (YAMLError,))
     with destroy_process_group_on_exit(), tempfile.TemporaryDirectory() as downloads:
         TrainingCli(
             downloads,
@@ -308,6 +314,22 @@ def run_training_command(args: list[str], given: list[str] | None = None) -> Non
             parser_kwargs=get_parser_kwargs(),
             args=args,
         )
+
+
+def _load_without_duplicates(text: str, path: str = "") -> Any:
+    """Load settings as jsonargparse does, and refuse a key that is given twice.
+
+    Args:
+        text: A file of settings, or an option's value.
+        path: The file, where jsonargparse gives it.
+    """
+    value = _load_yaml(text)
+    if isinstance(value, dict | list):
+        try:
+            check_duplicate_keys(text, path or repr(shorten(join_lines(text), _MAX_SHOWN)))
+        except ValueError as error:
+            raise MisconfigurationException(str(error)) from None
+    return value
 
 
 def _record_defining_modules() -> None:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from pyclassify.spool import records
 from pyclassify.spool.records import FINAL_STATUSES
+from pyclassify.utils.duplicate_keys import check_duplicate_keys
 from pyclassify.utils.mlflow_settings import configure_mlflow
 from pyclassify.utils.options import CommandParser
 from pyclassify.utils.text import format_error
@@ -135,6 +136,7 @@ def _read_config(option: str | None) -> dict[str, Any]:
         ) from None
     if not isinstance(config, dict):
         raise ValueError(f"--backend-config {option} is no object in JSON, such as {{}}")
+    check_duplicate_keys(text, option if option.endswith(".json") else "--backend-config")
     return config
 
 

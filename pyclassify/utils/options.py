@@ -8,9 +8,12 @@ itself is that class. `mlflow run -P batch_size=128` arrives as `--batch_size 12
 import argparse
 import json
 from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
 from typing import Any, NoReturn
 
 import yaml
+
+from pyclassify.utils.duplicate_keys import check_duplicate_keys, check_settings_file
 
 TRAINING_COMMANDS = ("train", "fit", "validate", "test", "predict", "prepare")
 SHORT_OPTIONS = {
@@ -86,7 +89,7 @@ def list_settings(argv: list[str]) -> Iterator[tuple[str, Any]]:
 
     Raises:
         OSError: A configuration file can't be read.
-        ValueError: One is no mapping in YAML.
+        ValueError: One is no mapping in YAML, or gives a key twice.
     """
     for option in sort_options(split_options(argv)):
         name, equals, value = option[0].partition("=")
@@ -95,6 +98,7 @@ def list_settings(argv: list[str]) -> Iterator[tuple[str, Any]]:
         if name in CONFIG_OPTIONS:
             yield from flatten_config(load_config(value))
         elif name.startswith("--"):
+            check_settings_file(value, Path())
             yield ".".join(_drop_class_keys(name.removeprefix("--").split("."))), value
 
 
@@ -103,14 +107,15 @@ def load_config(path: str) -> dict[str, Any]:
 
     Raises:
         OSError: It can't be read.
-        ValueError: It is not a mapping in YAML.
+        ValueError: It is not a mapping in YAML, or gives a key twice.
     """
     takes = "--config takes a YAML file, such as configs/alexnet-cifar10.yaml"
     if not path:
         raise ValueError(f"--config was given no file; {takes}")
     try:
         with open(path, encoding="utf-8") as file:
-            config = yaml.safe_load(file)
+            text = file.read()
+        config = yaml.safe_load(text)
     except OSError as error:
         raise OSError(f"{path} can't be read ({error.strerror}); {takes}") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -120,6 +125,9 @@ def load_config(path: str) -> dict[str, Any]:
             f"{path} holds {type(config).__name__} where settings are expected, `trainer:` and "
             f"others; {takes}"
         )
+    check_duplicate_keys(text, path)
+    for _, setting in walk_config(config):
+        check_settings_file(setting, Path(path).parent)
     return config
 
 
