@@ -6,6 +6,7 @@ import shutil
 from types import SimpleNamespace
 
 import pytest
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from pyclassify.data import folder_checks
@@ -116,7 +117,8 @@ def test_test_images_are_refused_where_they_are_needed(files, facts, tmp_path, c
         data.prepare_data()  # of fit
     assert not files or mentions(caplog.text, *facts, "not needed here")
 
-    data.trainer = SimpleNamespace(state=SimpleNamespace(fn="fit"), tests_after_fit=True)
+    state = SimpleNamespace(fn=TrainerFn.FITTING)
+    data.trainer = SimpleNamespace(state=state, tests_after_fit=True)
     with pytest.raises(MisconfigurationException) as caught:
         data.prepare_data()
     assert mentions(str(caught.value), *facts)
