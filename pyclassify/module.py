@@ -20,6 +20,7 @@ from pyclassify.data.loaders import count_unpadded
 from pyclassify.data.transforms import Preprocess, generate_global_integers
 from pyclassify.model import AlexNet, NetworkFactory
 from pyclassify.training import finetuning
+from pyclassify.training.forward import Outputs, compute_outputs, get_logits
 
 
 class Classifier(LightningModule):
@@ -103,12 +104,14 @@ class Classifier(LightningModule):
 
     def prepare_data(self) -> None:
         """Download the initial weights, where they are torchvision's, in one process of a node."""
-        trainer = self._trainer
         if not isinstance(self.weights, WeightsEnum):
             return
-        if trainer is None:
+        try:
+            fits = self.trainer.state.fn == TrainerFn.FITTING
+        except RuntimeError:  # as of a module without a trainer, which `prepare` has
             finetuning.download(self.weights)
-        elif trainer.state.fn == TrainerFn.FITTING:
+            return
+        if fits:
             with suppress(MisconfigurationException):  # a run that resumes does not need them
                 finetuning.download(self.weights)
 
@@ -134,7 +137,28 @@ class Classifier(LightningModule):
 
     def forward(self, images: Tensor) -> Tensor:
         """Compute logits, float [batch, num_classes], of images [batch, 3, height, width]."""
-        return self.model(images)
+        logits: Tensor = get_logits(self.model(images))
+        return logits
+
+    def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        """Refuse labels out of range where they are still on the CPU: a GPU only aborts."""
+        if not self.trainer.predicting and isinstance(batch, Sequence) and len(batch) > 1:
+            self._check_labels(batch[1])
+        return batch
+
+    def _check_labels(self, labels: Any) -> None:
+        if not isinstance(labels, Tensor) or labels.is_floating_point() or not labels.numel():
+            return
+        low, high = (int(each) for each in labels.aminmax())
+        if low < 0 or high >= self.num_classes:
+            raise MisconfigurationException(
+                f"the data have the label {low if low < 0 else high} and the network "
+                f"{self.num_classes} classes, 0 to {self.num_classes - 1}; correct the labels, or "
+                "give --model.num_classes where the data module does not tell their number"
+            )
+
+    def _compute_outputs(self, images: Tensor) -> Outputs:
+        return compute_outputs(self.model, images, self.num_classes)
 
     def _classifier_step(
         self, batch: Sequence[Tensor], logits: Tensor | None = None
@@ -146,14 +170,17 @@ class Classifier(LightningModule):
                 known; by default the images are passed through the network.
 
         Returns:
-            The predicted labels [batch], the true labels [batch], and the mean loss [], with
-            label smoothing only in training.
+            The predicted labels [batch], the true labels [batch], and the mean loss []: in
+            training with label smoothing and the weighted losses of auxiliary classifiers.
         """
         images, labels = batch
+        auxiliary, weight = list[Tensor](), 0.0
         if logits is None:
-            logits = self(self._prepare(images))
+            logits, auxiliary, weight = self._compute_outputs(self._prepare(images))
         smoothing = self.label_smoothing if self.training else 0.0
         loss = F.cross_entropy(logits, labels, label_smoothing=smoothing)
+        for each in auxiliary:
+            loss = loss + weight * F.cross_entropy(each, labels, label_smoothing=smoothing)
         return logits.argmax(dim=1), labels, loss
 
     def _prepare(self, images: Tensor) -> Tensor:
@@ -187,7 +214,7 @@ class Classifier(LightningModule):
 
     def predict_step(self, batch: Sequence[Tensor], batch_idx: int) -> Tensor:
         """Compute class probabilities of a batch of images, float [batch, num_classes]."""
-        return self(self._prepare(batch[0])).softmax(dim=1)
+        return self._compute_outputs(self._prepare(batch[0])).logits.softmax(dim=1)
 
     def _evaluation_step(
         self,
@@ -203,14 +230,14 @@ class Classifier(LightningModule):
         # A rank whose batch is all padding takes the step too: others may wait for it in there.
         batch = [values[: max(real, 1)] for values in batch]
         images = self._prepare(batch[0])
-        logits = self(images)
+        logits = self._compute_outputs(images).logits
         predicted, labels, loss = self._classifier_step(batch, logits)
         updates = {
             f"{stage}_loss": (loss.expand(real),),
             f"{stage}_accuracy": (predicted, labels),
         }
         if stage == "test" and self.flip_test:
-            flipped = self(images.flip(-1))
+            flipped = self._compute_outputs(images.flip(-1)).logits
             updates["test_flip_accuracy"] = ((logits + flipped).argmax(dim=1), labels)
         for name, values in updates.items():
             metric = getattr(self, name)

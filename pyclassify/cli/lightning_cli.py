@@ -23,7 +23,7 @@ from yaml import YAMLError
 import pyclassify
 
 # Imported so that their bare names can be given to --model and --data.
-from pyclassify import datamodule, module  # noqa: F401
+from pyclassify import datamodule  # noqa: F401
 from pyclassify.cli.ckpt_path import (
     apply_data_state,
     check_resume_path,
@@ -37,6 +37,7 @@ from pyclassify.cli.network import merge_network_options, register_network_type
 from pyclassify.cli.options import HELP_TITLES, get_parser_kwargs
 from pyclassify.cli.summary import write_data_summary, write_prediction_summary, write_summary
 from pyclassify.data.loaders import ImageDataModule
+from pyclassify.module import Classifier
 from pyclassify.registry.register import RegisterModel
 from pyclassify.tracking.logger import RunLogger
 from pyclassify.tracking.metrics import RunMetrics
@@ -46,6 +47,7 @@ from pyclassify.training.checkpoints import BestCheckpoint, read_data_state
 from pyclassify.training.distributed import destroy_process_group_on_exit
 from pyclassify.training.exact_resume import Resume
 from pyclassify.training.finetuning import trainable_parameters
+from pyclassify.training.forward import check_network
 from pyclassify.training.optim import WarmupCosine, count_steps, exclude_from_weight_decay
 from pyclassify.training.prediction_writer import PredictionWriter, check_output
 from pyclassify.training.trainer import LaunchCheck, Trainer, check_processes
@@ -233,6 +235,11 @@ class TrainingCli(LightningCLI):
             rank_zero_warn(
                 f"the data have {number} classes; --model.num_classes {given} is ignored"
             )
+        is_checked = self.config.subcommand not in ("prepare", "predict")
+        if is_checked and isinstance(self.model, Classifier):
+            size = getattr(getattr(self.datamodule, "preprocess", None), "crop", None)
+            if isinstance(size, int):
+                check_network(self.model.model, self.model.num_classes, size)
 
     @rank_zero_only
     def after_fit(self) -> None:

@@ -21,13 +21,14 @@ from pyclassify.utils import launch_check, launcher, options
 from pyclassify.utils.files import describe_disk_error, is_disk_error
 from pyclassify.utils.masking import mask
 from pyclassify.utils.signals import stop_on_signals, stop_with_parent
-from pyclassify.utils.text import format_reason
+from pyclassify.utils.text import format_error, format_reason
 
 _TURN_SECONDS = 3.0  # in which another process may run into the same error
 # How many times as long a process that trains several seeds has to stop: it waits for its child,
 # which may have a checkpoint to write before it leaves.
 _SEEDS_GRACE_FACTOR = 60.0
 
+_MAX_REASON = 200  # characters of another library's message
 _LOST_PROCESS = "another process of this run has ended; its own message says why"
 
 
@@ -193,6 +194,13 @@ def _format_error(error: BaseException | None) -> str | None:
             return _LOST_PROCESS
         if kind == "DistStoreError":
             return f"the other processes of this run have not come ({error}); are they started?"
+        if kind in ("OutOfMemoryError", "MemoryError") or "can't allocate memory" in str(error):
+            reason = format_error(error, _MAX_REASON)
+            return (
+                f"out of memory ({reason}); give a smaller --data.batch_size (with "
+                "--trainer.accumulate_grad_batches for the same steps), a smaller --data.crop, or "
+                "--trainer.precision bf16-mixed"
+            )
         if str(error).startswith("Error(s) in loading state_dict"):
             detail = str(error).partition("\n")[2].split("\n")[0]
             return (

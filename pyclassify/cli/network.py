@@ -43,6 +43,7 @@ OPTION = "model.model"
 _NUM_CLASSES = "num_classes"  # follows the data
 _PARTS = ("init_args", "dict_kwargs")  # of a mapping that names a class, as jsonargparse has them
 _UNEXPECTED_ARGUMENT = re.compile(r"(\w+)?(?:\.__init__)?\(\) got an unexpected keyword.* '(\w+)'")
+_OTHER_TASKS = ("detection", "segmentation", "video", "optical_flow")  # in torchvision.models
 _MAX_CHARACTERS = 200  # of another library's message
 
 
@@ -69,6 +70,14 @@ class NetworkSpec:
             MisconfigurationException: The options are not those of the class or function, or it
                 makes no network of them.
         """
+        task = re.match(
+            r"torchvision\.models\.(\w+)\.", f"{getattr(self._make, '__module__', '')}."
+        )
+        if task and task[1] in _OTHER_TASKS:
+            raise MisconfigurationException(
+                f"{self._path} makes a network for {task[1].replace('_', ' ')}; {OPTION} takes one "
+                "that classifies images, such as torchvision.models.resnet50"
+            )
         made = self._parser.instantiate(self._read, instantiate_groups=False)
         arguments = {**self._unread, **dict(made.items(branches=True, nested=False))}
         if self.pretrained is not None:

@@ -10,14 +10,16 @@ import torch
 from lightning.fabric.utilities.seed import pl_worker_init_function
 from lightning.pytorch import LightningDataModule
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
-from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch import Tensor, nn
+from torch.utils.data import BatchSampler, DataLoader, Dataset
 from torch.utils.data.distributed import DistributedSampler
 
 from pyclassify.data.datasets import ImageDataset
 from pyclassify.data.report import DataReport, describe_counts
 from pyclassify.data.transforms import Preprocess
 from pyclassify.utils.signals import ignore_sigterm
+
+_BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 
 # The splits that each stage of Lightning needs; prediction without a folder uses the test split.
 SPLITS = {"fit": ("train", "val"), "validate": ("val",), "test": ("test",), "predict": ("test",)}
@@ -57,6 +59,31 @@ class _ResumableDistributedSampler(DistributedSampler[Any]):
     def __iter__(self) -> Iterator[Any]:
         skipped, self._skipped = self._skipped, 0
         return islice(super().__iter__(), skipped, None)
+
+
+class _NormalizableBatchSampler(BatchSampler):
+    """A BatchSampler that adds a last batch of one image to the batch before.
+
+    In training, BatchNorm needs two values of each channel, and a network that ends in one pixel
+    has as many of them as the batch has images: "Expected more than 1 value per channel when
+    training" (https://github.com/pytorch/pytorch/issues/4534).
+    """
+
+    def __iter__(self) -> Iterator[list[int]]:
+        previous: list[int] = []
+        for batch in super().__iter__():
+            if previous and len(batch) == 1 < self.batch_size:
+                batch, previous = [*previous, *batch], []
+            if previous:
+                yield previous
+            previous = batch
+        if previous:
+            yield previous
+
+    def __len__(self) -> int:
+        images: int = len(self.sampler)  # type: ignore[arg-type]
+        is_joined = images % self.batch_size == 1 < min(images, self.batch_size)
+        return super().__len__() - int(is_joined)
 
 
 class ImageDataModule(LightningDataModule):
@@ -156,7 +183,20 @@ class ImageDataModule(LightningDataModule):
         return describe_counts(name, self.classes, labels, _describe_sizes(sizes))
 
     def train_dataloader(self) -> DataLoader[Any]:
-        return self._make_loader(self.train, self._make_sampler(self.train, shuffle=True))
+        """Make the loader of training; with BatchNorm, no process gets a last batch of one image.
+
+        Where one image is left for the last batch of a process, the batch before has it too. As
+        every process gets as many images, all do so or none.
+        """
+        sampler = self._make_sampler(self.train, shuffle=True)
+        loader = self._make_loader(self.train, sampler)
+        network: Any = getattr(self.trainer, "lightning_module", None) or nn.Module()
+        if any(isinstance(part, _BATCH_NORMS) for part in network.modules()):
+            # A loader that is given a batch sampler has neither batch_size nor sampler, by which
+            # a resumed training skips batches; and it lets no one assign them.
+            batches = _NormalizableBatchSampler(sampler, self.batch_size, drop_last=False)
+            object.__setattr__(loader, "batch_sampler", batches)
+        return loader
 
     def val_dataloader(self) -> DataLoader[Any]:
         return self._make_loader(self.val, self._make_sampler(self.val))

@@ -9,7 +9,11 @@ from PIL import Image
 
 from pyclassify.data import synthetic
 from pyclassify.data.datasets import ImageTensors
-from pyclassify.data.loaders import ImageDataModule
+from pyclassify.data.loaders import (
+    ImageDataModule,
+    _NormalizableBatchSampler,
+    _ResumableDistributedSampler,
+)
 from pyclassify.datamodule import ImageFolderDataModule, SyntheticDataModule
 from pyclassify.module import Classifier
 from tests.support import networks
@@ -140,3 +144,61 @@ def test_batch_size_out_of_range_is_an_error(batch_size):
 
 def test_number_of_classes_follows_the_data():
     assert SyntheticDataModule().num_classes == 10
+
+
+class Normalizing(networks.pl.LightningModule):
+    """Cannot train on a batch of one image."""
+
+    def __init__(self):
+        super().__init__()
+        self.norm, self.sizes = torch.nn.BatchNorm1d(3), []
+
+    def training_step(self, batch, batch_idx):
+        self.sizes.append(len(batch[0]))
+        return self.norm(batch[0].mean((2, 3))).sum()
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), 0.1)
+
+
+def few(count, batch_size):
+    return InMemory(*generate(count), batch_size=batch_size, resize=4, crop=4)
+
+
+@pytest.mark.parametrize("batch_size", [2, 3, 4])
+@pytest.mark.parametrize("count", [4, 5, 6, 7])
+def test_last_batch_of_one_image_is_joined_where_a_network_normalizes(count, batch_size):
+    module = Normalizing()
+
+    networks.trainer(max_epochs=1).fit(module, datamodule=few(count, batch_size))
+
+    sizes = [batch_size] * (count // batch_size)
+    if count % batch_size == 1:
+        sizes[-1] += 1
+    elif count % batch_size:
+        sizes.append(count % batch_size)
+    assert module.sizes == sizes
+
+
+def test_last_batch_of_one_image_stays_without_batch_normalization():
+    module = Normalizing()
+    module.norm = torch.nn.LayerNorm(3)
+
+    networks.trainer(max_epochs=1).fit(module, datamodule=few(5, 4))
+
+    assert module.sizes == [4, 1]
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3])
+def test_last_batch_is_joined_in_every_process_or_in_none(world_size):
+    for count in range(2, 20):
+        samplers = [
+            _ResumableDistributedSampler(range(count), world_size, rank)
+            for rank in range(world_size)
+        ]
+        batches = [[*_NormalizableBatchSampler(each, 4, False)] for each in samplers]
+        sizes = {tuple(map(len, each)) for each in batches}
+
+        assert len(sizes) == 1
+        assert len(_NormalizableBatchSampler(samplers[0], 4, False)) == len(batches[0])
+        assert 1 not in next(iter(sizes)) or -(-count // world_size) == 1

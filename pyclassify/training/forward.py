@@ -1,0 +1,224 @@
+"""Pass images through any network: its logits, auxiliary outputs, and errors in one line."""
+
+import re
+import traceback
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+
+from pyclassify.utils.text import format_error, join_some
+
+# The weight of an auxiliary classifier's loss. GoogLeNet: Szegedy et al. (arXiv:1409.4842), section
+# 5. Others: what PyTorch's tutorial "Finetuning Torchvision Models" takes for Inception v3.
+_AUXILIARY_WEIGHTS = {"GoogLeNet": 0.3}
+_AUXILIARY_WEIGHT = 0.4
+
+_LOGITS = ("logits", "out", "output", "preds")  # their names in the outputs of other libraries
+_MAX_CHARACTERS = 200  # of another library's message
+_PACKAGE = Path(__file__).parents[1]
+
+# A forward pass of an image takes about a second where its pixels times the parameters are so many.
+_MAX_CHECKED_PRODUCT = 2e13
+_SIZES = (32, 64, 96, 128, 224, 299)  # that are tried in place of one that is too small
+_CHECKED_IMAGES = 2
+
+# What a network raises for images or a size of batch that it does not take, or by a mistake in it.
+_NETWORK_ERRORS = (RuntimeError, ValueError, AssertionError, TypeError, IndexError)
+_LOST_PEER_ERRORS = ("DistBackendError", "DistNetworkError", "DistStoreError")
+
+
+class Outputs(NamedTuple):
+    """What a network computed of a batch.
+
+    Attributes:
+        logits: float [batch, classes].
+        auxiliary: The logits of auxiliary classifiers, in training.
+        weight: The weight of each of their losses.
+    """
+
+    logits: Tensor
+    auxiliary: list[Tensor]
+    weight: float
+
+
+def compute_outputs(network: nn.Module, images: Tensor, num_classes: int) -> Outputs:
+    """Pass images through a network.
+
+    Args:
+        network: Returns logits: alone, or as the first or as `logits` of several outputs.
+        images: float [batch, 3, height, width].
+        num_classes: How many logits each image has to get.
+
+    Raises:
+        MisconfigurationException: The network does not take the images, or returns anything else.
+    """
+    with _translate_errors(network, images):
+        output = network(images)
+    logits = get_logits(output)
+    expected = (len(images), num_classes)
+    if not isinstance(logits, Tensor) or logits.shape != expected:
+        raise MisconfigurationException(
+            f"{_class_name(network)} returns {_describe(output)} for {len(images)} images; a "
+            f"network for {num_classes} classes has to return logits "
+            f"[{', '.join(map(str, expected))}] (name another one by --model.model)"
+        )
+    auxiliary = [
+        each
+        for each in _list_outputs(output)
+        if each is not logits and isinstance(each, Tensor) and each.shape == logits.shape
+    ]
+    weight = _AUXILIARY_WEIGHTS.get(_class_name(network), _AUXILIARY_WEIGHT)
+    return Outputs(logits, auxiliary if network.training else [], weight)
+
+
+def get_logits(output: Any) -> Any:
+    """Get the logits out of what a network returned: of several outputs, those or the first."""
+    if isinstance(output, Tensor):
+        return output
+    for name in _LOGITS:
+        if isinstance(output, Mapping) and name in output:
+            return output[name]
+        if not isinstance(output, Mapping) and hasattr(output, name):
+            return getattr(output, name)
+    return output[0] if isinstance(output, Sequence) and output else output
+
+
+def check_network(network: nn.Module, num_classes: int, side: int) -> None:
+    """Check that a network classifies square images, without a trace in it or in random states.
+
+    A network too large for a pass in about a second is not checked.
+
+    Args:
+        network: The network, on the CPU.
+        num_classes: The number of classes.
+        side: The side of the images, in pixels.
+
+    Raises:
+        MisconfigurationException: It does not.
+    """
+    # A pass gives the lazy ones of torch.nn their shapes.
+    numbers = sum(each.numel() for each in network.parameters() if not is_lazy(each))
+    if numbers * side**2 > _MAX_CHECKED_PRODUCT:
+        return
+    # Auxiliary classifiers are for training alone, and need larger images than the others.
+    modes = (False, True) if getattr(network, "aux_logits", False) else (False,)
+    try:
+        _pass_zeros(network, num_classes, side, modes)
+    except MisconfigurationException as error:
+        if not isinstance(error.__cause__, _NETWORK_ERRORS):
+            raise
+        for larger in _SIZES:
+            if larger > side and numbers * larger**2 <= _MAX_CHECKED_PRODUCT:
+                try:
+                    _pass_zeros(network, num_classes, larger, modes)
+                except MisconfigurationException:
+                    continue
+                raise MisconfigurationException(
+                    f"{error}; it takes images of {larger}x{larger}: --data.resize {larger} "
+                    f"--data.crop {larger}"
+                ) from error
+        raise
+
+
+@torch.no_grad()
+def _pass_zeros(network: nn.Module, num_classes: int, side: int, modes: Sequence[bool]) -> None:
+    states = {module: module.training for module in network.modules()}
+    buffers = [(buffer, buffer.clone()) for buffer in network.buffers()] if True in modes else []
+    weight = next((w for w in network.parameters() if w.is_floating_point()), None)
+    images = torch.zeros(
+        (_CHECKED_IMAGES, 3, side, side), dtype=None if weight is None else weight.dtype
+    )
+    try:
+        with torch.random.fork_rng(devices=[]):
+            for mode in modes:
+                network.train(mode)
+                compute_outputs(network, images, num_classes)
+    finally:
+        for module, training in states.items():
+            module.training = training
+        for buffer, before in buffers:
+            buffer.copy_(before)
+
+
+@contextmanager
+def _translate_errors(network: nn.Module, images: Tensor) -> Iterator[None]:
+    """Raise what a network raises as an error in one line, with the option to change."""
+    try:
+        yield
+    except _NETWORK_ERRORS as error:
+        if type(error).__name__ in _LOST_PEER_ERRORS or "by peer" in str(error):
+            raise
+        if isinstance(error, MisconfigurationException) or is_out_of_memory(error):
+            raise
+        frame = traceback.extract_tb(error.__traceback__)[-1]
+        if isinstance(error, ValueError) and Path(frame.filename).is_relative_to(_PACKAGE):
+            raise MisconfigurationException(str(error)) from error
+        raise MisconfigurationException(_format_network_error(network, images, error)) from error
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory for a tensor is missing, on a GPU or a CPU."""
+    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or (
+        isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+    )
+
+
+def _format_network_error(network: nn.Module, images: Tensor, error: Exception) -> str:
+    name, message = _class_name(network), format_error(error, _MAX_CHARACTERS)
+    height, width = images.shape[-2:]
+    if "more than 1 value per channel" in message:
+        return (
+            f"{name} can't normalize a training batch of {len(images)} image(s) (BatchNorm needs 2 "
+            "values a channel); give --data.batch_size 2 or more, and 2 or more images a process"
+        )
+    if channels := re.search(r"to have (\d+) channels, but got 3 channels", message):
+        return (
+            f"{name} takes images of {channels[1]} channel(s) and gets 3, red, green and blue; "
+            "change its own option for them (such as --model.model.in_chans 3 of timm) or the "
+            "network"
+        )
+    sized = hasattr(network, "image_size")  # as torchvision's transformers have it
+    option = f"image_size {height}" if sized else "NAME"
+    return (
+        f"{name} can't take {len(images)} images of {height}x{width} pixels: {message}"
+        f"{_locate(error)}; change --data.crop and --data.resize, or the network or its options "
+        f"(--model.model.{option})"
+    )
+
+
+def _locate(error: Exception) -> str:
+    """The line of a network of the user's where an error arose; none in an installed package."""
+    for frame in reversed(traceback.extract_tb(error.__traceback__)):
+        path = Path(frame.filename)
+        if path.is_relative_to(_PACKAGE):
+            return ""
+        if "site-packages" not in path.parts and path.is_file():
+            return f" ({path.name}, line {frame.lineno})"
+    return ""
+
+
+def _list_outputs(output: Any) -> list[Any]:
+    if isinstance(output, Mapping):
+        return [*output.values()]
+    return [*output] if isinstance(output, (tuple, list)) else []
+
+
+def _describe(output: Any) -> str:
+    if isinstance(output, Tensor):
+        return f"a tensor [{', '.join(map(str, output.shape))}]"
+    if isinstance(output, Mapping):
+        return f"a mapping of {join_some([*map(str, output)])}"
+    kind = type(output).__name__
+    if isinstance(output, (tuple, list)) and output:
+        return f"a {kind} of {_describe(output[0])}"
+    return f"an object of type {kind}"
+
+
+def _class_name(network: nn.Module) -> str:
+    return type(network).__name__
