@@ -9,9 +9,12 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from hashlib import sha256
 from pathlib import Path
 from statistics import median_low
 from typing import NamedTuple, TypeVar
+
+from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
 from pyclassify.data.duplicates import MAX_DISTANCE, group_equal, group_similar
 from pyclassify.data.scan import FileFacts, load_facts
@@ -185,10 +188,12 @@ def write_report(report: DataReport, path: Path) -> Path:
         if not path.exists() or path.read_bytes().endswith(_MARK.encode()):
             write_atomically(path, report.text)
             return path
-    name = f"{path.parent.absolute().name[:100]}-{path.name}"
-    other = find_cache_folder() / "reports" / name
+    folder = path.parent.absolute()
+    key = sha256(os.fsencode(folder)).hexdigest()[:12]
+    other = find_cache_folder() / "reports" / f"{folder.name[:100]}-{key}-{path.name}"
     other.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(other, report.text)
+    rank_zero_info(f"{path} can't be written or is a file of your own: the report is {other}")
     return other
 
 

@@ -157,6 +157,9 @@ def read_facts(file: str) -> FileFacts:
 
 
 def _format_reason(error: Exception) -> str:
+    cause = error.__cause__ or error
+    if isinstance(cause, OSError) and cause.strerror:  # without the path, which stands beside it
+        return cause.strerror
     reason = _REASON.fullmatch(message := format_error(error))
     return reason[1] if reason else message
 

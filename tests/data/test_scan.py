@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 from hashlib import sha256
 
@@ -56,9 +57,9 @@ def spoil_pipe(path):
 @pytest.mark.parametrize(
     ("spoil", "reason"),
     [
-        (spoil_truncated, "trunc|damaged|decode|identify"),
-        (lambda path: path.write_bytes(b""), "empty|identify"),
-        (lambda path: path.unlink(), "No such file"),
+        (spoil_truncated, "truncated"),
+        (lambda path: path.write_bytes(b""), "empty"),
+        (lambda path: path.unlink(), "^No such file or directory$"),
         (spoil_pipe, "not a regular file"),
     ],
     ids=["truncated", "empty", "vanished", "pipe"],
@@ -69,7 +70,7 @@ def test_read_facts_of_no_image_has_the_reason(spoil, reason, folder):
 
     facts = read_facts(str(path))
 
-    assert any(part in facts.error for part in reason.split("|")), facts.error
+    assert re.search(reason, facts.error), facts.error
     assert "\n" not in facts.error
     assert (facts.mode, facts.width) == ("", 0)
 
