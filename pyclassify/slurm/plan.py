@@ -22,10 +22,12 @@ from pyclassify.slurm.script import JobSpec, render_job_script
 from pyclassify.slurm.topology import Topology, decide_topology, list_input_paths, resolve_paths
 from pyclassify.spool import records
 from pyclassify.utils import repository
+from pyclassify.utils.text import shorten
 
 if TYPE_CHECKING:
     from mlflow.projects._project_spec import Project
 
+_MAX_NAME = 60  # of what is shown
 _NOT_IN_A_JOB_NAME = re.compile(r"[/\x00-\x1f\x7f]")
 
 
@@ -145,6 +147,7 @@ def make_plan(
     if config.container is not None:
         config = config.model_copy(update={"container": resolve_image(config.container)})
     parameters = dict(parameters or {})
+    _check_names(parameters)
     check_parameters(parameters)
     project_dir = Path(fetch_and_validate_project(uri, revision, entry_point, parameters))
     project = load_project(str(project_dir))
@@ -178,6 +181,34 @@ def make_plan(
         ),
         work_dir=resolve_work_dir(config),
     )
+
+
+def _check_names(parameters: Mapping[str, Any]) -> None:
+    """Refuse names of parameters that MLflow does not store: it would say so after making the run.
+
+    Raises:
+        ValueError: MLflow does not take a name, or so many.
+    """
+    from mlflow.utils.validation import (
+        MAX_ENTITY_KEY_LENGTH,
+        MAX_PARAMS_TAGS_PER_BATCH,
+        path_not_unique,
+        validate_param_and_metric_name,
+    )
+
+    for name in parameters:
+        is_valid = validate_param_and_metric_name(name) and not path_not_unique(name)
+        if not is_valid or len(name) > MAX_ENTITY_KEY_LENGTH:
+            raise ValueError(
+                f"-P {shorten(name, _MAX_NAME)} is no parameter's name to MLflow: up to "
+                f"{MAX_ENTITY_KEY_LENGTH} letters, digits and characters of `_-. :/`; set what it "
+                "means in a recipe, which -P config names"
+            )
+    if len(parameters) > MAX_PARAMS_TAGS_PER_BATCH:
+        raise ValueError(
+            f"{len(parameters)} parameters are given by -P, and MLflow takes "
+            f"{MAX_PARAMS_TAGS_PER_BATCH} at once; set some in a recipe, which -P config names"
+        )
 
 
 def resolve_work_dir(config: Config) -> Path:

@@ -54,6 +54,10 @@ def test_render_takes_the_arguments_of_mlflow_run_and_makes_nothing(tmp_path, mo
         (["-P", "devices"], "-P takes NAME=VALUE, not devices"),
         (["--devices", "2"], "No such option '--devices'; the arguments of `mlflow run`"),
         (["-e", "maim"], "pyclassify: error: Could not find maim among entry points"),
+        (["-P", "trainer.callbacks+=X"], "-P trainer.callbacks+ is no parameter's name to MLflow"),
+        (["-P", "a//b=1"], "-P a//b is no parameter's name to MLflow"),
+        (["-P", f"{'n' * 251}=1"], "up to 250 letters"),
+        ([word for n in range(101) for word in ("-P", f"a{n}=1")], "101 parameters"),
     ],
 )
 def test_render_with_a_mistake_reports_it_in_one_line(argv, error, capsys, monkeypatch):
@@ -61,6 +65,15 @@ def test_render_with_a_mistake_reports_it_in_one_line(argv, error, capsys, monke
     code, out, err = render(capsys, *argv)
     assert (code, out, err.count("\n")) == (1, "", 1)
     assert error in err
+
+
+def test_submission_with_a_name_that_mlflow_refuses_makes_no_run(store):
+    parameters = {"trainer.callbacks+": "X"}
+
+    with pytest.raises(mlflow.exceptions.ExecutionException, match="recipe"):
+        mlflow.projects.run(str(ROOT), backend="slurm", parameters=parameters, experiment_id="0")
+
+    assert store.search_runs(["0"]) == []
 
 
 @pytest.mark.parametrize(
