@@ -80,7 +80,15 @@ class Monitor:
         _started.append(process)
         _open.append(self)
         self._handles_crashes = not faulthandler.is_enabled()
+        self.handle_crashes()
+
+    def handle_crashes(self) -> None:
+        """Have crashes reported to the monitor, unless the user handles them.
+
+        Lightning sets all handlers back after each command, and does not know this one.
+        """
         if self._handles_crashes:
+            faulthandler.disable()
             faulthandler.enable(self._pipe)
 
     def report(self, **message: Any) -> None:

@@ -6,6 +6,7 @@ and the views of `mlflow ui`.
 
 import json
 import tempfile
+import time
 from collections.abc import Callable, Sequence
 from io import BytesIO
 from pathlib import Path
@@ -26,6 +27,7 @@ from pyclassify.tracking import capsule, description, parameters, run, ui
 from pyclassify.tracking.capsule import DATA_WARNING_TAG, OVERRIDDEN_TAG, SOURCE_RUN_TAG
 from pyclassify.tracking.description import ClassCounts
 from pyclassify.tracking.logger import RunLogger, find_run_logger
+from pyclassify.tracking.monitor import describe_end
 from pyclassify.tracking.prediction_table import Predictions, list_class_names
 from pyclassify.tracking.predictions import PredictionLogger
 from pyclassify.tracking.run import fail_later_on_error, warn_on_error
@@ -40,6 +42,7 @@ SKIPPED_TAG = "pyclassify.skipped_files"  # how many files that do not decode we
 
 _PREVIEW_NAME = "confusion_matrix.png"
 _PREVIEW_FOLDER = "description"
+_LOST_SECONDS = 0.5  # from a connection that a process has left to the end of that process
 # Wider, the preview pushes the page's right column out of a window of 1280 pixels.
 _MAX_PREVIEW_PIXELS = 600
 _MAX_WARNING_LENGTH = 1000  # characters; MLflow takes tags of 8,000, of versions 5,000
@@ -280,7 +283,7 @@ class DescriptionUpdater(Callback):
     ) -> None:
         # A run that was stopped has no time left, and no error.
         if self._logger is not None and isinstance(exception, Exception):
-            reason = format_reason(exception)
+            reason = _find_lost_process(trainer) or format_reason(exception)
             self._write(description.describe_failure, reason)  # before the upload ends
             run.set_final_status("FAILED", reason)
 
@@ -301,6 +304,20 @@ class DescriptionUpdater(Callback):
         if self._logger is not None:
             client, run_id = self._logger.experiment, str(self._logger.run_id)
             warn_on_error("the description", write, client, run_id, *args)
+
+
+def _find_lost_process(trainer: Trainer) -> str:
+    """Find how another process of the run has ended, which is why this one fails; or empty."""
+    launcher: Any = trainer.strategy.launcher
+    deadline = time.monotonic() + _LOST_SECONDS
+    while processes := getattr(launcher, "procs", []):
+        for rank, process in enumerate(processes, 1):
+            if exit_code := process.poll():
+                return f"the process of rank {rank} was ended by {describe_end(exit_code)[1]}"
+        if time.monotonic() > deadline:
+            break
+        time.sleep(0.05)
+    return ""
 
 
 def _log_preview(logger: RunLogger, png: bytes) -> str:

@@ -230,6 +230,8 @@ def set_final_status(status: str, reason: str = "") -> None:
         run_id = _open.run_id if _open else _adopted
         if run_id is None or _final_status is not None or not is_rank_zero():
             return
+        if _monitor is not None:
+            _monitor.handle_crashes()
         while _before_end:
             warn_on_error("the end of the run", _before_end.pop())
         if status == "FINISHED" and _missing:

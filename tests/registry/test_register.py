@@ -49,9 +49,9 @@ def trained(registered, module_store):
 def train(cli):
     """Train and register: the result of the command, and the run."""
 
-    def train(name="shapes", options=""):
+    def train(name="shapes", options="", code=0):
         result = cli(f"train {SHAPES} {REGISTER}={name} {options}")
-        assert result.code == 0, result.err
+        assert result.code == code, result.err
         return result, result.runs[0]
 
     return train
@@ -174,13 +174,14 @@ def test_version_refused_by_the_registry_is_reported_with_the_command(train, mon
         raise MlflowException(f"invalid name: {name}", INVALID_PARAMETER_VALUE)
 
     monkeypatch.setattr(mlflow.MlflowClient, "create_registered_model", refuse)
-    with pytest.warns(UserWarning, match="not registered") as caught:
-        _, run = train("shapes")
+    with pytest.warns(UserWarning, match="lacks a version") as caught:
+        _, run = train("shapes", code=1)
 
-    (message,) = (str(each.message) for each in caught if "not registered" in str(each.message))
+    (message,) = (str(each.message) for each in caught if "lacks a version" in str(each.message))
     call = f"mlflow.register_model('runs:/{run.info.run_id}/model', 'shapes')"
-    assert mentions(message, "in the run", call)
-    assert run.info.status == "FINISHED"
+    assert mentions(message, "the registry refused", call)
+    assert run.info.status == "FAILED"
+    assert run.data.tags["status_reason"] == message
     assert "model/MLmodel" in artifacts(run, "model")
 
 
@@ -196,13 +197,14 @@ def test_bound_out_of_range_is_refused_at_the_start(bound, value):
         RegisterModel("net", **{bound: value})
 
 
-def test_network_without_preprocessing_warns(cli):
+def test_network_without_preprocessing_fails_a_run_that_was_to_be_registered(cli):
     foreign = "--model=tests.support.networks.Module --data=tests.support.networks.Data"
 
-    with pytest.warns(UserWarning, match="model can't be made .+`preprocess`"):
+    with pytest.warns(UserWarning, match="lacks the model .+`preprocess`"):
         result = cli(f"train {foreign} --max_epochs=1 {QUIET} {REGISTER}=shapes")
 
-    assert result.code == 0, result.err
+    assert result.code == 1
+    assert result.runs[0].info.status == "FAILED"
     assert "model" not in artifacts(result.runs[0])
 
 

@@ -183,7 +183,7 @@ def test_parent_without_test_logs_validation(client, monkeypatch):
     assert "best_val_accuracy 0.5000 (1 seed)" in parent.format_report()
 
 
-@pytest.mark.parametrize(("code", "status"), [(0, "FINISHED"), (1, "FAILED"), (-9, "KILLED")])
+@pytest.mark.parametrize(("code", "status"), [(1, "FAILED"), (-9, "FAILED"), (-15, "KILLED")])
 def test_end_seed_ends_the_run_of_a_lost_process(code, status, client, monkeypatch):
     parent, _ = start(client, monkeypatch)
 

@@ -75,6 +75,8 @@ def fail_of(kind):
             os.kill(os.getpid(), signal.SIGKILL)
         case "kill group":
             os.killpg(0, signal.SIGKILL)
+        case "hang up":
+            os.kill(os.getpid(), signal.SIGHUP)
 
 
 @contextlib.contextmanager
@@ -84,10 +86,32 @@ def injected(place, kind):
     *outer, last = name.split(".")
     owner = resolve_name(f"{module}:{'.'.join(outer)}" if outer else module)
     calls = []
+    original = getattr(owner, last)
 
     def fail(*args, **kwargs):
         calls.append(args)
         fail_of(kind)
+        return original(*args, **kwargs)
 
     with mock.patch.object(owner, last, fail):
         yield calls
+
+
+# A program that trains by its command line and is disturbed at a place: where it ends in `:1` only
+# in the process of that rank, in `:nohup` with SIGHUP ignored; `atexit` is after the training.
+CODE = """
+import atexit, os, signal, sys
+from tests.support import faults
+from pyclassify.cli.main import main
+place, kind = {place!r}, {kind!r}
+if place == "atexit":
+    atexit.register(faults.fail_of, kind)
+if place.endswith(":nohup"):
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+rank = int(os.environ.get("LOCAL_RANK", 0))
+if place in ("", "atexit") or (rank > 0) != place.endswith(":1"):
+    sys.exit(main())
+place = place.removesuffix(":1").removesuffix(":nohup")
+with faults.injected(place, kind):
+    sys.exit(main())
+"""

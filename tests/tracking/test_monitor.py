@@ -1,10 +1,12 @@
-"""A killed run stays KILLED although `mlflow run` marks it as FAILED."""
+"""The monitor: how it describes an end, and that a killed run stays KILLED against `mlflow run`."""
 
 import time
 
+import pytest
 from mlflow.entities import RunStatus
 
 from pyclassify.tracking import monitor
+from tests.support.phrases import mentions
 
 
 def test_killed_run_is_killed_again_after_mlflow_run_set_failed(store, adopted_run_id):
@@ -29,3 +31,38 @@ def test_enforcing_without_another_status_ends_after_its_timeout(
 def test_mlflow_run_still_overwrites_a_status():
     # Once this fails, MLflow is mended and pyclassify/tracking/monitor.py can go.
     assert not RunStatus.is_terminated("KILLED")
+
+
+DUMP = [
+    "Fatal Python error: Segmentation fault",
+    "",
+    "Thread 0x1 (most recent call first):",
+    '  File "threading.py", line 331 in wait',
+    "",
+    "Current thread 0x2 (most recent call first):",
+    '  File "loader.py", line 12 in read',
+    '  File "main.py", line 1 in <module>',
+]
+
+
+@pytest.mark.parametrize(
+    ("exit_code", "dump", "expected"),
+    [
+        (-9, (), ("FAILED", "SIGKILL (often the out-of-memory killer)")),
+        (-15, (), ("KILLED", "SIGTERM")),
+        (-6, DUMP, ("FAILED", 'SIGABRT in "loader.py", line 12 in read')),
+        (None, DUMP, ("FAILED", 'SIGSEGV in "loader.py", line 12 in read')),
+        (-11, (), ("FAILED", "SIGSEGV")),
+        (-63, (), ("FAILED", "signal 63")),
+        (3, (), ("FAILED", "exit code 3")),
+    ],
+)
+def test_describe_end_names_the_signal_and_the_place(exit_code, dump, expected):
+    assert monitor.describe_end(exit_code, dump) == expected
+
+
+def test_describe_end_of_an_unknown_end_names_what_it_may_be():
+    status, reason = monitor.describe_end(None)
+
+    assert status == "FAILED"
+    assert mentions(reason, "SIGKILL", "os._exit", "without leaving a status")

@@ -1,0 +1,249 @@
+"""Trainings that are killed, abort or leave by `os._exit`: their monitor says how they ended."""
+
+import contextlib
+import os
+import shutil
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from tests.support import forking_python, processes
+from tests.support.faults import CODE
+from tests.support.images import grow
+from tests.support.processes import PIPE, ROOT, STDOUT
+from tests.support.stores import experiment_id, list_runs
+from tests.support.trainings import LINEAR, QUIET, SHAPES
+from tests.support.waiting import wait_until
+
+OPTIONS = "--trainer.logger.system_metrics=false --accelerator=cpu --resume.keep=0"
+TRAIN = f"train {SHAPES} {OPTIONS}"
+FOLDER = f"train --data=ImageFolderDataModule --data_path=photos {LINEAR} {QUIET} {OPTIONS}"
+FOLDER += " --batch_size=4 --max_epochs=1 --trainer.log_every_n_steps=1"
+SLOW = pytest.mark.slow
+STEP = "pyclassify.module:Classifier.training_step"
+# Where a training dies, and how; its exit code, and how the reason begins.
+DEATHS = [
+    (STEP, "kill", -signal.SIGKILL, "SIGKILL"),
+    ("pyclassify.spool.spooled_run:SpooledRun.close", "abort", -signal.SIGABRT, "SIGABRT in "),
+    ("pyclassify.cli.lightning_cli:write_summary", "_exit", 0, "exit code 0 "),
+]
+SLOW_DEATHS = [
+    ("pyclassify.spool.records:create_from_server", "kill", -signal.SIGKILL, "SIGKILL"),
+    ("pyclassify.spool.spooled_run:SpooledRun.__init__", "kill", -signal.SIGKILL, "SIGKILL"),
+    ("pyclassify.module:Classifier.validation_step", "kill group", -signal.SIGKILL, "SIGKILL"),
+    ("pyclassify.tracking.logger:RunLogger.finalize", "abort", -signal.SIGABRT, "SIGABRT in "),
+    ("pyclassify.module:Classifier.test_step", "_exit", 0, "exit code 0 "),
+    ("pyclassify.tracking.run:end_run", "abort", -signal.SIGABRT, "SIGABRT in "),
+]
+
+
+def start(command, place, kind, folder, **options):
+    """Start a training that is disturbed at a place."""
+    program = folder / "disturbed.py"
+    program.write_text(CODE.format(place=place, kind=kind))
+    return options.pop("starter", processes.start)(
+        program,
+        *command.split(),
+        cwd=folder,
+        stdout=PIPE,
+        stderr=STDOUT,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        **options,
+    )
+
+
+def wait_for_status(store, run_id=None):
+    """Wait until the only run, or a given one, has ended; the run."""
+
+    def find():
+        run = store.get_run(run_id) if run_id else next(iter(list_runs(store)), None)
+        return run and "status_reason" in run.data.tags and run.info.end_time and run
+
+    return wait_until(find, "the run has a status and a reason")
+
+
+@pytest.mark.parametrize(
+    ("place", "kind", "code", "reason"),
+    [*DEATHS, *(pytest.param(*death, marks=SLOW) for death in SLOW_DEATHS)],
+)
+def test_sudden_death_fails_the_run_and_names_the_cause(place, kind, code, reason, store, tmp_path):
+    process = start(TRAIN, place, kind, tmp_path)
+    process.wait()
+
+    run = wait_for_status(store)
+    out = process.read()  # the monitor writes to it a moment later
+    assert process.returncode == code
+    assert run.info.status == "FAILED"
+    assert run.data.tags["status_reason"].startswith(reason), out
+    assert "pyclassify.start" not in run.data.tags or "create_from_server" in place
+    assert ("most recent call first" in out) == (kind == "abort")
+
+
+def test_death_after_everything_was_logged_fails_the_run(store, tmp_path):
+    process = start(TRAIN, "atexit", "abort", tmp_path)
+
+    assert process.wait() == -signal.SIGABRT
+    run = wait_for_status(store)
+    assert run.info.status == "FAILED"
+    assert run.data.tags["status_reason"].startswith("SIGABRT")
+    assert "after everything was logged" in run.data.tags["status_reason"]
+    assert "test_accuracy" in run.data.metrics
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("options", ["--data.num_workers=2", "--devices=2"])
+def test_other_processes_of_a_training_do_not_hide_its_death(options, store, tmp_path):
+    grow(tmp_path / "photos", "train", "val", "test", count=8)
+    starter = forking_python.start if "devices" in options else processes.start
+    process = start(f"{FOLDER} {options}", STEP, "kill", tmp_path, starter=starter)
+
+    assert process.wait() != 0
+    assert wait_for_status(store).info.status == "FAILED"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["kill", "abort", "bug"])
+def test_death_of_the_second_process_fails_the_run(kind, store, tmp_path):
+    process = start(
+        f"{TRAIN} --devices=2", f"{STEP}:1", kind, tmp_path, starter=forking_python.start
+    )
+
+    assert process.wait() != 0
+    assert wait_for_status(store).info.status == "FAILED"
+
+
+@pytest.mark.slow
+def test_kill_of_an_adopted_run_before_torch_is_loaded_fails_it(store, tmp_path, monkeypatch):
+    run_id = store.create_run(experiment_id(store)).info.run_id
+    monkeypatch.setenv("MLFLOW_RUN_ID", run_id)
+    process = start(TRAIN, "pyclassify.cli.main:expand_options", "kill", tmp_path)
+
+    assert process.wait() == -signal.SIGKILL
+    run = wait_for_status(store, run_id)
+    assert (run.info.status, run.data.tags["status_reason"][:7]) == ("FAILED", "SIGKILL")
+
+
+@pytest.mark.slow
+def test_hang_up_stops_a_training_unless_it_is_ignored(store, tmp_path):
+    process = start(TRAIN, STEP, "hang up", tmp_path)
+
+    assert process.wait() == 1
+    run = wait_for_status(store)
+    assert (run.info.status, run.data.tags["status_reason"]) == ("KILLED", "SIGHUP")
+    ignoring = start(TRAIN, f"{STEP}:nohup", "hang up", tmp_path)
+    assert ignoring.wait() == 0
+    assert list_runs(store)[0].info.status == "FINISHED"
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A folder on a disk of its own, with a few hundred KB."""
+    if os.geteuid() or not shutil.which("mount"):
+        pytest.skip("only root can mount a disk")
+    folder = tmp_path / "small"
+    folder.mkdir()
+    options = ["-t", "tmpfs", "-o", "size=200k", "tmpfs", folder]
+    if subprocess.run(["mount", *options], check=False).returncode:
+        pytest.skip("this machine mounts no disk")
+    yield folder
+    subprocess.run(["umount", "-l", folder], check=True)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("full", ["save_dir", "TMPDIR"])
+def test_small_disk_fails_the_run_in_one_line_that_names_it(
+    full, small_disk, store, tmp_path, monkeypatch
+):
+    options = f"--trainer.logger.save_dir={small_disk}" if full == "save_dir" else ""
+    if full == "TMPDIR":
+        monkeypatch.setenv("TMPDIR", str(small_disk))
+    train = TRAIN.replace(LINEAR, "--model.model=pyclassify.AlexNet")
+    command = f"{train} --trainer.limit_train_batches=1 --trainer.limit_val_batches=1 {options}"
+    process = start(f"{command} --trainer.limit_test_batches=1", "", "", tmp_path)
+    out, _ = process.communicate()
+
+    assert process.returncode == 1
+    (run,) = list_runs(store)
+    assert run.info.status == "FAILED"
+    assert run.data.tags["status_reason"]
+    assert "Traceback" not in out
+    last = [line for line in out.splitlines() if line.startswith("pyclassify: error: ")][-1]
+    assert str(small_disk) in last
+
+
+@pytest.mark.parametrize(
+    "obstacle", ["a file", "a file above", "a broken link", "a long name", "nothing to write in"]
+)
+def test_folder_that_cannot_be_written_is_named_before_a_run_is_made(
+    obstacle, cli, tmp_path, monkeypatch
+):
+    folder = tmp_path / "runs"
+    match obstacle:
+        case "a file":
+            folder.touch()
+        case "a file above":
+            folder.touch()
+            folder = folder / "below"
+        case "a broken link":
+            folder.symlink_to(tmp_path / "gone" / "runs")
+        case "a long name":
+            folder = tmp_path / ("n" * 300)
+        case "nothing to write in":
+            folder = tmp_path.joinpath("/proc/1/runs")
+    done = cli(f"{TRAIN} --trainer.logger.save_dir={folder}")
+
+    assert (done.code, done.runs) == (1, [])
+    assert done.err.splitlines()[-1].startswith(f"pyclassify: error: {folder}")
+    assert "Traceback" not in done.err
+
+
+@pytest.mark.slow
+def test_kill_of_what_trains_seeds_leaves_no_run_running(store, tmp_path):
+    command = f"{TRAIN.replace('Linear', 'Paced')} --max_epochs=100000 --seeds=2"
+    process = processes.start(
+        "-m",
+        "pyclassify",
+        *command.split(),
+        cwd=tmp_path,
+        stdout=PIPE,
+        stderr=STDOUT,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        fresh=True,
+    )
+    with contextlib.closing(process.stdout):
+        wait_until(
+            lambda: any("train_loss" in run.data.metrics for run in list_runs(store)),
+            "a seed trains",
+        )
+        process.kill()
+        process.wait()
+    wait_until(lambda: all(run.info.end_time for run in list_runs(store)), "both runs have ended")
+    statuses = {
+        "parent" if "pyclassify.seeds" in run.data.tags else "seed": run.info.status
+        for run in list_runs(store)
+    }
+    assert statuses == {"parent": "FAILED", "seed": "KILLED"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("kind", "reason"), [("_exit", "exit code 0"), ("kill", "SIGKILL")])
+def test_mlflow_run_does_not_hide_a_sudden_death(kind, reason, store, tmp_path):
+    code = CODE.format(place=STEP, kind=kind)
+    (tmp_path / "train.py").write_text(code)
+    command = f"{sys.executable} train.py {TRAIN}"
+    (tmp_path / "MLproject").write_text(
+        f"name: dies\nentry_points:\n  main:\n    command: {command!r}\n"
+    )
+    started = processes.run(
+        "-c",
+        "import mlflow, sys\n"
+        f"run = mlflow.projects.run({str(tmp_path)!r}, env_manager='local', synchronous=True)\n",
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
+
+    run = wait_for_status(store)
+    wait_until(lambda: list_runs(store)[0].info.status == "FAILED", f"FAILED: {started.stderr}")
+    assert run.data.tags["status_reason"].startswith(reason)
