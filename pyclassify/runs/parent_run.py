@@ -32,6 +32,7 @@ _SEED_TAG = "pyclassify.seed"
 _ORIGIN_TAGS = ("mlflow.user", "mlflow.source.")
 # The metrics that are logged before the first training step.
 _START_METRICS = ("parameters", "system/")
+_MONITOR_SECONDS = 10.0  # for a seed's monitor to set a status that the seed did not set
 
 _RunsBySeed = Mapping[int, Run | None]
 
@@ -107,6 +108,11 @@ class ParentRun:
         """
         self._warn_on_error(self._end_children, exit_code)
 
+    def has_failed(self, index: int) -> bool:
+        """Whether a seed's run has ended without success, whatever its exit code was."""
+        statuses = {child.info.run_id: child.info.status for child in self._children}
+        return statuses.get(self._run_ids[index]) in ("FAILED", "KILLED")
+
     def failed_at_start(self) -> bool:
         """Whether every child run so far failed before its first training step."""
         metrics = [name for child in self._children for name in child.data.metrics]
@@ -133,12 +139,20 @@ class ParentRun:
     def _end_children(self, exit_code: int) -> None:
         for run_id in filter(None, self._run_ids):
             if not self._client.get_run(run_id).info.end_time:  # the process could not end it
-                if exit_code == 0:  # its status is on its way
+                if exit_code == 0:  # its monitor sets it, or a server that is away will get it
+                    self._wait_for_end(run_id)
                     continue
                 status, reason = describe_end(exit_code)
                 self._client.set_tag(run_id, REASON_TAG, reason)
                 self._client.set_terminated(run_id, status)
         self._update()
+
+    def _wait_for_end(self, run_id: str) -> None:
+        deadline = time.monotonic() + _MONITOR_SECONDS
+        while time.monotonic() < deadline:
+            if self._client.get_run(run_id).info.end_time:
+                return
+            time.sleep(0.2)
 
     def _update(self) -> None:
         """Log the statistics, description and name that follow from the child runs."""

@@ -97,7 +97,7 @@ def train_seeds(argv: list[str], count: int) -> None:
             exit_code = _train_seed(command, index, parent)
             if exit_code == launcher.REQUEUE_EXIT_CODE:
                 raise KeyboardInterrupt("SIGUSR1")
-            if exit_code != 0:
+            if exit_code != 0 or (parent and parent.has_failed(index)):
                 failed.append(seeds[index])
                 _check_failure(seeds, index, parent)
     finally:

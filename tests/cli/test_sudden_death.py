@@ -61,7 +61,8 @@ def wait_for_status(store, run_id=None):
         run = store.get_run(run_id) if run_id else next(iter(list_runs(store)), None)
         return run and "status_reason" in run.data.tags and run.info.end_time and run
 
-    return wait_until(find, "the run has a status and a reason")
+    found = wait_until(find, "the run has a status and a reason")
+    return store.get_run(found.info.run_id)  # as a whole: its tags were read after its status
 
 
 @pytest.mark.parametrize(
