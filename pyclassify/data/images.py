@@ -9,14 +9,16 @@ import io
 import math
 import os
 import re
+import struct
 import zlib
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from functools import cache
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageCms, UnidentifiedImageError
 
 Pixels = npt.NDArray[np.uint8]
 
@@ -65,9 +67,19 @@ MAX_PIXELS = 178_956_970
 
 _SHAPE = re.compile(r"([1-9]\d{0,8})x([1-9]\d{0,8})(?:x([13]))?")
 
-_ORIENTATION = 0x0112  # EXIF
-_PHOTOMETRIC, _BITS, _SAMPLE_FORMAT = 262, 258, 339  # TIFF
-
+_ORIENTATION = 0x0112  # the tag of EXIF and TIFF
+_BITS, _PHOTOMETRIC, _SAMPLE_FORMAT = 258, 262, 339  # tags of TIFF
+# Of TIFF: the tags that decide the pixels, and the orientation as one number of 16 bits.
+_TIFF_NEEDED = {
+    *(256, 257, _BITS, 259, _PHOTOMETRIC, 266, 273, 277, 278, 279, 284, 292, 293, 317, 320),
+    *(322, 323, 324, 325, 332, 338, _SAMPLE_FORMAT, 347, *range(512, 522), *range(529, 533)),
+}
+_TIFF_SIGNATURES = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+_JPEG_SIGNATURE = b"\xff\xd8\xff"
+# The start of the first scan; what has no length ends the segments too.
+_JPEG_LAST_SEGMENTS = (0xDA, *range(0xD0, 0xDA), 0x01, 0x00)
+# Of application segments: which colors the components are, and the orientation.
+_JPEG_NEEDED = (b"JFIF\0", b"Adobe", b"Exif\0\0", b"http://ns.adobe.com/xap/1.0/\0")
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _PNG_ORIENTATION_TEXTS = (b"XML:com.adobe.xmp", b"Raw profile type exif")
 _MAX_TEXT_BYTES = 2**20  # of a text in a PNG, unpacked; of more Pillow refuses the file
@@ -145,7 +157,7 @@ def open_image(content: bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
 def _open(content: bytes, max_pixels: int) -> Image.Image:
     if not content:
         raise ValueError("the file is empty")
-    image = Image.open(io.BytesIO(_drop_png_metadata(content)), formats=_FORMATS)
+    image = Image.open(io.BytesIO(_drop_metadata(content)), formats=_FORMATS)
     if image.height * image.width > max_pixels:
         size = f"{image.width} x {image.height} pixels"
         raise ValueError(f"{size}, and at most {max_pixels} are decoded: make it smaller")
@@ -199,15 +211,17 @@ def _convert_to_eight_bits(image: Image.Image) -> Image.Image:
     if image.mode == "F" or image.mode.startswith("I"):
         return Image.fromarray(_scale_to_bytes(image)).convert("RGB")
     if image.mode == "LAB":
-        from PIL import ImageCms
-
-        lab, srgb = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
-        transform = ImageCms.buildTransform(lab, srgb, "LAB", "RGB")
-        return transform.apply(image)
+        return _make_lab_transform().apply(image)
     # Pillow converts premultiplied colors by way of straight ones alone. It warns of a palette with
     # transparency that is not converted to RGBA first.
     straight = {"La": "LA", "RGBa": "RGBA", "P": "RGBA"}.get(image.mode)
     return (image.convert(straight) if straight else image).convert("RGB")
+
+
+@cache
+def _make_lab_transform() -> ImageCms.ImageCmsTransform:
+    lab, srgb = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
+    return ImageCms.buildTransform(lab, srgb, "LAB", "RGB")
 
 
 def _scale_to_bytes(image: Image.Image) -> Pixels:
@@ -232,13 +246,54 @@ def _scale_to_bytes(image: Image.Image) -> Pixels:
     return scaled.round().astype(np.uint8)
 
 
-def _drop_png_metadata(content: bytes) -> bytes:
-    """Drop the chunks of a PNG that decide neither pixels nor orientation.
+def _drop_metadata(content: bytes) -> bytes:
+    """Drop what decides neither pixels nor orientation, from a PNG, JPEG or TIFF.
 
-    Pillow refuses a file for a large text or color profile, and for a damaged chunk of any kind.
+    Pillow refuses a file for a large text or color profile in it, or damaged metadata.
     """
-    if not content.startswith(_PNG_SIGNATURE):
-        return content
+    if content.startswith(_PNG_SIGNATURE):
+        return _drop_png_metadata(content)
+    if content.startswith(_JPEG_SIGNATURE):
+        return _drop_jpeg_metadata(content)
+    if content.startswith(_TIFF_SIGNATURES):
+        with suppress(struct.error):  # the file is cut, as Pillow will find too
+            return _drop_tiff_metadata(content)
+    return content
+
+
+def _drop_jpeg_metadata(content: bytes) -> bytes:
+    kept, start = [content[:2]], 2
+    while content[start : start + 1] == b"\xff" and content[start + 1] not in _JPEG_LAST_SEGMENTS:
+        end = start + 2 + int.from_bytes(content[start + 2 : start + 4])
+        marker, data = content[start + 1], content[start + 4 : end]
+        is_metadata = 0xE0 <= marker <= 0xEF or marker == 0xFE
+        if not is_metadata or (data.startswith(_JPEG_NEEDED) and len(data) >= 12):
+            kept.append(content[start:end])
+        start = end
+    return b"".join([*kept, content[start:]])
+
+
+def _drop_tiff_metadata(content: bytes) -> bytes:
+    """Keep the needed tags of the first page alone: the data that tags point to stay in place."""
+    order = "<" if content.startswith(b"II") else ">"
+    is_big = b"+" in content[:4]  # BigTIFF
+    count, word, entry_size, place = ("Q", "Q", 20, 8) if is_big else ("H", "L", 12, 4)
+    (start,) = struct.unpack_from(order + word, content, place)
+    (length,) = struct.unpack_from(order + count, content, start)
+    first = start + struct.calcsize(order + count)
+    orientation = struct.pack(f"{order}HH{word}", _ORIENTATION, 3, 1)
+    kept = []
+    for position in range(first, first + length * entry_size, entry_size):
+        (tag,) = struct.unpack_from(order + "H", content, position)
+        entry = content[position : position + entry_size]
+        if tag in _TIFF_NEEDED or entry.startswith(orientation):
+            kept.append(entry)
+    directory = struct.pack(order + count, len(kept)) + b"".join(kept)
+    directory += bytes(struct.calcsize(order + word))  # no next page
+    return content[:start] + directory + content[start + len(directory) :]
+
+
+def _drop_png_metadata(content: bytes) -> bytes:
     kept, start = [_PNG_SIGNATURE], len(_PNG_SIGNATURE)
     while start + 8 <= len(content):
         kind = content[start + 4 : start + 8]

@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 from torch import nn
 
+from pyclassify.data.images import MAX_PIXELS
 from pyclassify.serving.export import export_program
 
 # Copied into the model.
@@ -21,8 +22,8 @@ _IMAGES_FILE = Path(__file__).parents[1] / "data" / "images.py"
 # All other packages are dependencies of these. Requests are pandas tables, so pandas is pinned too.
 _REQUIREMENTS = ("mlflow", "numpy", "pandas", "pillow", "torch")
 
-# Images of a request, and pixels of an image: 50 megapixels take 0.9 GB to decode and resize.
-_DEFAULT_LIMITS = {"max_images": 1024, "max_pixels": 8192 * 6144}
+# Images of a request, and pixels of an image: as many as training decodes, which take 3 GB.
+_DEFAULT_LIMITS = {"max_images": 1024, "max_pixels": MAX_PIXELS}
 
 
 def save_model(

@@ -12,7 +12,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor
 
-from pyclassify.data.datasets import UNREADABLE, ImageDataset
+from pyclassify.data.datasets import UNREADABLE, ImageDataset, read_image
 from pyclassify.training.distributed import gather_tensors
 from pyclassify.utils.files import open_atomically
 from pyclassify.utils.text import join_some
@@ -152,6 +152,11 @@ def _warn_unreadable(files: list[str], total: int) -> None:
             f"{len(files)} of {total} files do not decode as images, and have no label in the "
             f"table: {join_some(files, _MAX_NAMED)}"
         )
+    for file in files[:_MAX_NAMED]:  # read again for the reason, which the batches do not carry
+        try:
+            read_image(file)
+        except MisconfigurationException as error:
+            rank_zero_warn(str(error))
 
 
 def check_output(given: str | Path) -> Path:
