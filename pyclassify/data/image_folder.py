@@ -19,13 +19,13 @@ from torch.utils.data import DataLoader
 
 from pyclassify.data.cache import LabeledImages, digest_files, load_cached_images
 from pyclassify.data.datasets import CachedImageFiles, ImageFiles, PackedPaths
-from pyclassify.data.images import UnreadableImageError, is_readable
+from pyclassify.data.images import UnreadableImageError, digest_decoder, is_readable
 from pyclassify.data.loaders import init_worker
 from pyclassify.utils.files import find_cache_folder
 from pyclassify.utils.text import escape_path, join_some, shorten
 
 _BATCH_SIZE = 64  # images that a worker returns at once
-_FORMAT_VERSION = 2  # raise it with any change of the pixels of `datasets.read_resized`
+_FORMAT_VERSION = 2  # raise it with any change of the pixels of `transforms.resize_rounded`
 _MAX_END_LENGTH = 20  # of a file's name
 _MAX_REASONS = 6  # that one line names
 
@@ -366,7 +366,8 @@ def cache_images(files: ImageFiles, classes: Sequence[str], num_workers: int) ->
     """
     made_by = [f"{library} {version(library)}" for library in ("pillow", "torch", "torchvision")]
     digest = digest_files(files.files, files.folder)
-    source = f"{digest} {files.size} {', '.join(made_by)}, format {_FORMAT_VERSION}"
+    made_by.append(f"decoder {digest_decoder()}, format {_FORMAT_VERSION}")
+    source = f"{digest} {files.size} {', '.join(made_by)}"
     name = f"{files.folder.absolute().name}-{files.size}-{sha256(source.encode()).hexdigest()[:12]}"
     content = load_cached_images(
         find_cache_folder() / "scaled" / f"{name}.mapped",

@@ -12,7 +12,8 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor
 
-from pyclassify.data.datasets import UNREADABLE, ImageDataset, read_image
+from pyclassify.data.datasets import UNREADABLE, ImageDataset
+from pyclassify.data.images import UnreadableImageError, read_rgb
 from pyclassify.training.distributed import gather_tensors
 from pyclassify.utils.files import open_atomically
 from pyclassify.utils.text import join_some
@@ -154,8 +155,8 @@ def _warn_unreadable(files: list[str], total: int) -> None:
         )
     for file in files[:_MAX_NAMED]:  # read again for the reason, which the batches do not carry
         try:
-            read_image(file)
-        except MisconfigurationException as error:
+            read_rgb(file)
+        except UnreadableImageError as error:
             rank_zero_warn(str(error))
 
 

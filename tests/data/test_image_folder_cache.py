@@ -115,3 +115,12 @@ def test_cache_larger_than_memory_is_an_error(folder, monkeypatch):
 def test_cache_of_exact_pixels_is_an_error(folder):
     with pytest.raises(MisconfigurationException, match=r"data\.exact .* one of the two"):
         module(folder, cache=True, exact=True)
+
+
+def test_changed_decoder_decodes_cached_images_again(folder, cache, monkeypatch):
+    module(folder, cache=True).setup("fit")
+    monkeypatch.setattr(image_folder, "digest_decoder", lambda: "of another version")
+
+    module(folder, cache=True).setup("fit")
+
+    assert len(list(cache.glob("*.mapped"))) == 2

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from pyclassify.data.datasets import read_image
-from pyclassify.data.images import decode_image
+from pyclassify.data.images import READABLE_EXTENSIONS, decode_image, is_readable
 from tests.support.images import encode, file_of, raw
 
 NOISE = np.random.default_rng(0).integers(0, 256, (24, 32, 3), dtype=np.uint8)
@@ -139,3 +139,21 @@ def test_damaged_bytes_raise_nothing_but_value_error(kind):
         changed[draw.integers(len(changed))] = draw.integers(256)
         with suppress(ValueError):
             assert decode_image(encode(changed), MANY).shape[2] == 3
+
+
+def test_readable_extensions_are_of_formats_that_pillow_decodes():
+    registered = Image.registered_extensions()
+
+    formats = {registered[end] for end in READABLE_EXTENSIONS & registered.keys()}
+
+    assert len(READABLE_EXTENSIONS - registered.keys()) == 4  # browsers' names of JPEG
+    assert formats - {"MPO"} <= Image.OPEN.keys()
+    assert {".jpg", ".jpe", ".jfif", ".gif", ".avif", ".tif"} <= READABLE_EXTENSIONS
+    assert not {".eps", ".ps", ".pdf", ".mpg", ".txt", ""} & READABLE_EXTENSIONS
+
+
+@pytest.mark.parametrize(
+    ("name", "readable"), [("a.JFIF", True), ("a.jpg.txt", False), ("jpg", False)]
+)
+def test_extension_is_recognized_in_any_case(name, readable):
+    assert is_readable(name) is readable

@@ -18,7 +18,6 @@ from pyclassify.data.transforms import Preprocess, resize
 from pyclassify.serving.artifact import save_model
 from tests.support.image_files import READ, REFUSED, SIDE
 from tests.support.images import encode
-from tests.support.phrases import mentions
 from tests.support.trainings import LINEAR, QUIET
 
 SMALLER = 10  # pixels of a side, after resizing
@@ -129,5 +128,5 @@ def test_every_kind_is_trained_on_and_predicted(cli, folder, tmp_path):
     assert set(table.index) == {*READ, *REFUSED}
     assert set(table.index[table["label"].isna()]) == set(REFUSED)
     lines = [str(warning.message) for warning in warned]
-    assert any(mentions(line, f"{len(REFUSED)} of", "do not decode") for line in lines)
-    assert any(mentions(line, "bomb.png does not decode as an image (", "pixels") for line in lines)
+    assert any(f"{len(REFUSED)} of" in line and "do not decode" in line for line in lines)
+    assert any("bomb.png does not decode as an image (more pixels" in line for line in lines)
