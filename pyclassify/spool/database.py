@@ -3,7 +3,7 @@
 MLflow makes the tables of a new database, and migrates those of an old one, without a lock: of two
 processes that open it first, one dies in Alembic's migration. Here one process at a time opens a
 database. MLflow calls these functions for SQLite in all that starts with it, such as `mlflow run`
-(entry points in pyproject.toml), and for PostgreSQL in our own commands (`spool.store`).
+(entry points in pyproject.toml), and for PostgreSQL in our own commands.
 """
 
 import os
@@ -42,6 +42,14 @@ def open_registry_store(store_uri: str) -> Any:
 
     with _lock_database(store_uri):
         return _get_sqlalchemy_store(store_uri)
+
+
+def register_databases() -> None:
+    """Have MLflow open databases by these functions in this process, PostgreSQL's too."""
+    from mlflow.tracking._tracking_service.utils import _tracking_store_registry
+
+    for scheme in ("sqlite", "postgresql"):
+        _tracking_store_registry.register(scheme, open_tracking_store)
 
 
 @contextmanager

@@ -37,7 +37,7 @@ from mlflow.store.entities.paged_list import PagedList
 from mlflow.store.tracking.abstract_store import AbstractStore
 
 from pyclassify.spool import records
-from pyclassify.spool.database import open_tracking_store
+from pyclassify.spool.database import register_databases
 from pyclassify.spool.records import create_spool
 from pyclassify.spool.writer import RunState, RunWriter, list_open_runs, open_writer
 
@@ -311,5 +311,4 @@ def register_scheme() -> None:
 
     _tracking_store_registry.register("spool", SpoolStore)
     _artifact_repository_registry.register("spool", SpoolArtifacts)
-    for scheme in ("sqlite", "postgresql"):
-        _tracking_store_registry.register(scheme, open_tracking_store)
+    register_databases()

@@ -10,6 +10,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Run, ViewType
 from mlflow.exceptions import MlflowException
 
+from pyclassify.spool.database import register_databases
 from pyclassify.tracking.ui import format_ui_command
 from pyclassify.utils.masking import mask
 
@@ -29,6 +30,7 @@ def open_store() -> MlflowClient:
     uri = mlflow.get_tracking_uri()
     if uri.startswith("sqlite:///") and not Path(uri[10:].partition("?")[0]).is_file():
         raise OSError(f"there are no runs at {uri}; {_LOCATE_STORE}")
+    register_databases()
     return MlflowClient()
 
 

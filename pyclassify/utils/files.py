@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
+from uuid import uuid4
 
 _FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _DISK_ERRORS = (
@@ -39,7 +40,8 @@ def open_atomically(path: Path) -> Iterator[IO[bytes]]:
     Raises:
         OSError: It can't be written; the file that was there before is still there.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    # Processes of two machines that share the folder may have the same number.
+    temporary = path.with_name(f".{path.name}.{uuid4().hex}.part")
     try:
         with temporary.open("wb") as file:
             yield file

@@ -388,7 +388,7 @@ def test_unreachable_server_is_named_without_its_password(capsys, monkeypatch):
     assert main(["compare", NOWHERE, NOWHERE[::-1]]) == 1
     output = capsys.readouterr().err
     assert output.startswith("pyclassify: error: ")
-    assert mentions(output, "http://***@127.0.0.1:9", "API")
+    assert mentions(output, "http://***@127.0.0.1:9", "nothing listens")
     assert output.count("\n") == 1
     assert "secret" not in output
 

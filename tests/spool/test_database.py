@@ -88,3 +88,14 @@ def test_plain_mlflow_opens_sqlite_through_the_lock(kind):
     values = {point.name: point.value for point in entry_points(group=group)}
 
     assert values["sqlite"] == f"pyclassify.spool.database:open_{kind}_store"
+
+
+def test_open_tracking_store_of_a_server_that_is_away_does_not_wait():
+    database.register_databases()
+    start = time.monotonic()
+
+    with pytest.raises(mlflow.MlflowException, match="Connection refused") as error:
+        mlflow.MlflowClient("postgresql+psycopg2://ada:lovelace@127.0.0.1:1/runs").get_experiment(0)
+
+    assert error.value.error_code == "TEMPORARILY_UNAVAILABLE"  # so that a training goes on
+    assert time.monotonic() - start < 60  # MLflow would try for 100 s
