@@ -78,8 +78,8 @@ _TIFF_NEEDED = {
 }
 _TIFF_SIGNATURES = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _JPEG_SIGNATURE = b"\xff\xd8\xff"
-# The start of the first scan; what has no length ends the segments too.
-_JPEG_LAST_SEGMENTS = (0xDA, *range(0xD0, 0xDA), 0x01, 0x00)
+# The start of the first scan, and what has no length.
+_JPEG_LAST_SEGMENTS = (*range(0xD0, 0xDB), 0x00, 0x01, 0xFF)
 # Of application segments: which colors the components are, and the orientation.
 _JPEG_NEEDED = (b"JFIF\0", b"Adobe", b"Exif\0\0", b"http://ns.adobe.com/xap/1.0/\0")
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
@@ -239,7 +239,7 @@ def _scale_to_bytes(image: Image.Image) -> Pixels:
     """
     tags: Mapping[int, Any] = getattr(image, "tag_v2", {})  # of a TIFF
     values = np.asarray(image)
-    if tags.get(_BITS) == (32,) and tags.get(_SAMPLE_FORMAT, (1,)) == (1,):
+    if image.mode == "I" and tags.get(_BITS) == (32,) and tags.get(_SAMPLE_FORMAT, (1,)) == (1,):
         values = values.view(np.uint32)  # Pillow reads them as signed
     finite = values[np.isfinite(values)]
     low, high = (float(finite.min()), float(finite.max())) if finite.size else (0.0, 0.0)
@@ -270,7 +270,9 @@ def _drop_metadata(content: bytes) -> bytes:
 
 def _drop_jpeg_metadata(content: bytes) -> bytes:
     kept, start = [content[:2]], 2
-    while content[start : start + 1] == b"\xff" and content[start + 1] not in _JPEG_LAST_SEGMENTS:
+    while content[start : start + 1] == b"\xff" and start + 4 <= len(content):
+        if content[start + 1] in _JPEG_LAST_SEGMENTS:
+            break
         end = start + 2 + int.from_bytes(content[start + 2 : start + 4])
         marker, data = content[start + 1], content[start + 4 : end]
         is_metadata = 0xE0 <= marker <= 0xEF or marker == 0xFE

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
-from PIL import Image
+from PIL import Image, ImageOps
 
-from pyclassify.data.datasets import read_image, read_resized
+from pyclassify.data.datasets import read_image, read_quickly, read_resized
 from pyclassify.data.transforms import resize
 
 ORIENTATION = 0x0112  # the EXIF tag
@@ -150,3 +150,18 @@ def test_truncated_image_is_named(suffix, part, tmp_path):
         match=f"^{path} does not decode as an image \\(.+\\); repair it or remove it\\b",
     ):
         read_image(str(path))
+
+
+@pytest.mark.parametrize("suffix", ["png", "jpg", "webp", "tif"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_every_orientation_is_applied_as_pillow_does(orientation, suffix, tmp_path):
+    path = tmp_path / f"photo.{suffix}"
+    exif = Image.Exif()
+    exif[ORIENTATION] = orientation
+    Image.fromarray(NOISE).save(path, exif=exif)
+
+    with Image.open(path) as image:
+        upright = np.asarray(ImageOps.exif_transpose(image))
+
+    for read in (read_image, read_quickly):
+        assert np.array_equal(read(str(path)).permute(1, 2, 0), upright)
