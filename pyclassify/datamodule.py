@@ -409,6 +409,8 @@ class ImageFolderDataModule(ImageDataModule):
         self._left_out.update(list_beside_splits(self.data_path, folders.values()))
         self._report_left_out()
         self.data_warnings = check_splits(splits, self._classes_given)
+        if "val" not in splits:
+            self._hold_out(splits["train"])  # or raises, as it would in `setup`
         for text in self.data_warnings:
             rank_zero_warn(text)
 

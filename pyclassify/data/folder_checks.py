@@ -118,7 +118,7 @@ def check_splits(splits: Mapping[str, ListedSplit], classes_given: bool = False)
         Warnings: what can't be right, although a training would run.
 
     Raises:
-        MisconfigurationException: There is only one class.
+        MisconfigurationException: There is only one class, or a file is empty.
     """
     train = splits["train"]
     if len(train.classes) < 2:
@@ -128,19 +128,24 @@ def check_splits(splits: Mapping[str, ListedSplit], classes_given: bool = False)
         warnings += _find_nested_classes(train)
         warnings += _find_similar_classes(train)
         warnings += [text for split in splits.values() for text in _find_missing_classes(split)]
+    sizes = {name: list(map_in_threads(_get_size, split.files)) for name, split in splits.items()}
+    _check_sizes(splits, sizes)
     files = {name: split.files for name, split in splits.items()}
-    for shared in find_shared_files(files):
+    for shared in find_shared_files(files, sizes):
         warnings.append(_describe_shared(shared, splits))
     return warnings
 
 
-def find_shared_files(splits: Mapping[str, Sequence[str]]) -> list[SharedFiles]:
+def find_shared_files(
+    splits: Mapping[str, Sequence[str]], sizes: Mapping[str, Sequence[int]]
+) -> list[SharedFiles]:
     """Find the files of each split that are also in a split before it, by their content.
 
     Sizes are compared first, then the ends of files, and then what is left as a whole.
 
     Args:
         splits: The paths of each split.
+        sizes: Their sizes, in bytes.
 
     Returns:
         One entry for each two splits that share files.
@@ -148,7 +153,7 @@ def find_shared_files(splits: Mapping[str, Sequence[str]]) -> list[SharedFiles]:
     names = list(splits)
     owners = [name for name in names for _ in splits[name]]
     files = [file for name in names for file in splits[name]]
-    keys: list[object] = list(map_in_threads(_get_size, files))
+    keys: list[object] = [size for name in names for size in sizes[name]]
     for digest in (_digest_ends, _digest_whole):
         candidates = _find_candidates(keys, owners)
         digests = map_in_threads(digest, [files[index] for index in candidates])
@@ -283,6 +288,27 @@ def _describe_task(names: Sequence[str]) -> str:
         f"has the folders {join_some(names)}, as sets for object detection or segmentation have; "
         "put the images of each class in a folder of its own, train/<class>/<image>"
     )
+
+
+def _check_sizes(splits: Mapping[str, ListedSplit], sizes: Mapping[str, Sequence[int]]) -> None:
+    """Refuse empty files, at which a training would stop later.
+
+    Raises:
+        MisconfigurationException: There are some.
+    """
+    empty = [
+        file
+        for name, split in splits.items()
+        for file, size in zip(split.files, sizes[name], strict=True)
+        if size == 0
+    ]
+    if empty:
+        root = next(iter(splits.values())).folder.parent
+        names = [format_path(file, root) for file in empty]
+        raise MisconfigurationException(
+            f"{root} has empty files: {join_some(names)}; copy them again or remove them, or leave "
+            "out what does not decode by --data.unreadable skip"
+        )
 
 
 def _describe_one_class(train: ListedSplit) -> str:

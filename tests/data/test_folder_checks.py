@@ -47,7 +47,7 @@ def refuse(folder, *facts, **options):
 def test_folder_as_it_should_be_has_no_warnings(tmp_path):
     assert check(grow(tmp_path, "train", "val", "test")) == []
     assert check(grow(tmp_path / "no val", "Training", "Testing")) == []
-    assert check(grow(tmp_path / "deep", "train/ant", "train/bee", classes=["images"])) == []
+    assert check(grow(tmp_path / "deep", "train/ant", "train/bee", classes=["photos"])) == []
 
 
 @pytest.mark.parametrize(
@@ -111,7 +111,7 @@ def test_folder_that_cannot_be_meant_is_refused_by_name(files, given, facts, tmp
     ],
 )
 def test_test_images_are_refused_where_they_are_needed(files, facts, tmp_path, caplog):
-    write(tmp_path, "train/a/1.png", "train/b/1.png", *files)
+    write(tmp_path, "train/a/1.png", "train/a/2.png", "train/b/1.png", *files)
     data = ImageFolderDataModule(str(tmp_path))
     with caplog.at_level(logging.INFO):
         data.prepare_data()  # of fit
@@ -124,6 +124,18 @@ def test_test_images_are_refused_where_they_are_needed(files, facts, tmp_path, c
     assert mentions(str(caught.value), *facts)
 
 
+def test_empty_files_are_refused_by_name(tmp_path):
+    grow(tmp_path, "train", "test")
+    (tmp_path / "test/bee/7.png").touch()
+
+    refuse(tmp_path, f"{tmp_path} has empty files: test/bee/7.png", "--data.unreadable skip")
+
+
+def test_classes_of_one_image_are_refused_before_the_split(tmp_path):
+    refuse(grow(tmp_path, "train", count=1), "no image can be held out of 3", "val/")
+    assert check(grow(tmp_path / "more", "train", "val", count=1)) == []
+
+
 def test_link_to_nowhere_is_named(tmp_path):
     (tmp_path / "set").symlink_to("gone")
 
@@ -131,7 +143,7 @@ def test_link_to_nowhere_is_named(tmp_path):
 
 
 def test_classes_that_the_user_names_are_meant(tmp_path):
-    write(tmp_path, "train/images/1.png", "train/masks/2.png")
+    grow(tmp_path, "train", classes=["images", "masks"])
 
     assert check(tmp_path, classes=["images", "masks"]) == []
 
@@ -217,7 +229,8 @@ def test_shared_files_are_found_by_content_of_any_size(tmp_path, monkeypatch):
         (tmp_path / name).write_text(text)
         splits.setdefault(name[0], []).append(str(tmp_path / name))
 
-    shared = [(s.split, s.other, s.number) for s in find_shared_files(splits)]
+    sizes = {name: [os.path.getsize(file) for file in splits[name]] for name in splits}
+    shared = [(s.split, s.other, s.number) for s in find_shared_files(splits, sizes)]
 
     assert shared == [("b", "a", 1), ("c", "a", 2), ("c", "b", 1)]
 
