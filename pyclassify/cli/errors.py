@@ -1,6 +1,8 @@
 """Format the parser's errors in one line that names the remedy."""
 
+import json
 import re
+from ast import literal_eval
 from collections.abc import Iterator
 from difflib import get_close_matches
 from pkgutil import resolve_name
@@ -93,6 +95,10 @@ def _wrong_value(text: str) -> str | None:
         return None
     name, value = _option(text), given[1].strip()
     if expected := list(_types(innermost)):
+        if "str" in expected and (quoted := _quote_items(value)):
+            return f"{name} is {value}, and its items are texts; quote them: --{name}='{quoted}'"
+        if expected == ["list"]:
+            return f'{name} is {value!r}; it takes a list: --{name}=\'["a", "b"]\''
         return f"{name} is {value!r}; it takes {' or '.join(expected)}"
     return format_import_error(name, value)
 
@@ -104,6 +110,17 @@ def format_import_error(option: str, path: str) -> str:
         f"{option} is {path!r}, which can't be imported; it takes the import path of a class or "
         f"function, package.module.name{_list(' (nearest: ', near, ')')}"
     )
+
+
+def _quote_items(value: str) -> str | None:
+    """Quote the items of a list; None for any other value."""
+    try:
+        items = literal_eval(value)
+    except (SyntaxError, ValueError):
+        return None
+    if not isinstance(items, list):
+        return None
+    return json.dumps([item if isinstance(item, str) else json.dumps(item) for item in items])
 
 
 def _option(text: str, unknown: str | None = None) -> str:

@@ -80,6 +80,17 @@ FACTS = {
         "'data.batchsize'",
         "data.batch_size",
     ],
+    "fit --data=ImageFolderDataModule --data_path=. --data.classes=[0,1]": [
+        "data.classes is [0, 1]",
+        """--data.classes='["0", "1"]'""",
+    ],
+    "fit --data=ImageFolderDataModule --data_path=. --data.classes=[cat,true]": [
+        """--data.classes='["cat", "true"]'""",
+    ],
+    "fit --data=ImageFolderDataModule --data_path=. --data.classes=0,1": [
+        "data.classes is '0,1'",
+        """--data.classes='["a", "b"]'""",
+    ],
     "fit --config wrong_type.yaml": ["data.batch_size", "'many'", "int"],
     "fit --config scalar.yaml": ["trainer", "3", "trainer.max_epochs"],
     "validate": ["validate", "--ckpt_path"],
