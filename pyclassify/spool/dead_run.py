@@ -53,6 +53,8 @@ class DeadRun:
         self.run_id, self.root = run_id, root
         self.tracking_uri = tracking_uri or os.environ.get("MLFLOW_TRACKING_URI", "")
         self._start_id = start_id
+        # A run has the tag `START_TAG` until its process knows the run's id.
+        self._tags: dict[str, str | None] = {} if run_id else {START_TAG: None}
         if not run_id and root is not None:
             self.run_id = _find_started(root, start_id)
 
@@ -113,7 +115,7 @@ class DeadRun:
         try:
             segment = records.Segment(folder)
             segment.append(
-                records.encode({"kind": "tags", "values": {REASON_TAG: reason}})
+                records.encode({"kind": "tags", "values": {REASON_TAG: reason, **self._tags}})
                 + records.encode({"kind": "status", "status": status, "end_time": now, "time": now})
             )
             segment.sync()
@@ -151,6 +153,8 @@ class DeadRun:
             if run_id is not None and not is_recorded:
                 client.set_tag(run_id, REASON_TAG, reason)
                 client.set_terminated(run_id, status, now)
+                for name in self._tags:
+                    client.delete_tag(run_id, name)
         except BlockingIOError:  # another process uploads it, with the status
             return True
         except Exception:  # whatever the server answers

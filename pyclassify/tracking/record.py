@@ -262,6 +262,7 @@ class DescriptionUpdater(Callback):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         self._logger = find_run_logger(trainer) if trainer.is_global_zero else None
+        run.handle_crashes()
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._epochs = trainer.current_epoch

@@ -99,6 +99,12 @@ def _close_monitor(is_abandoned: bool = False) -> None:
         _monitor = None
 
 
+def handle_crashes() -> None:
+    """Have crashes reported again to the run's monitor, once a trainer has reset all handlers."""
+    if _monitor is not None:
+        _monitor.handle_crashes()
+
+
 def _locate(folder: Path) -> str:
     return str(folder.absolute())
 
@@ -230,8 +236,7 @@ def set_final_status(status: str, reason: str = "") -> None:
         run_id = _open.run_id if _open else _adopted
         if run_id is None or _final_status is not None or not is_rank_zero():
             return
-        if _monitor is not None:
-            _monitor.handle_crashes()
+        handle_crashes()
         while _before_end:
             warn_on_error("the end of the run", _before_end.pop())
         if status == "FINISHED" and _missing:
