@@ -83,21 +83,6 @@ class Attempt:
     gpus: int
 
 
-@dataclass(frozen=True)
-class PartitionGres:
-    """What nodes of a partition have: sinfo has a row for each kind of node.
-
-    Args:
-        partition: The partition.
-        is_default: Whether jobs that name no partition go there.
-        gres: Generic resources in SLURM's form, such as `gpu:a100:2,gpu:v100:2`.
-    """
-
-    partition: str
-    is_default: bool
-    gres: str
-
-
 @dataclass
 class JobAccounting:
     """A job's state, and what all its attempts used.
@@ -180,19 +165,22 @@ def validate_script(script: Path, config_keys: Sequence[str]) -> str:
     return _format_output(result.stderr)
 
 
-def list_gres(clusters: str = "") -> list[PartitionGres]:
+def list_gres(clusters: str = "") -> list[list[str]]:
     """List the generic resources of all partitions.
 
     Args:
         clusters: The clusters, with commas; empty for the one of this host.
+
+    Returns:
+        For each kind of node the partition, with a star where it is the default one, and the node's
+        resources in SLURM's form.
 
     Raises:
         SlurmError: sinfo fails.
     """
     command = ("sinfo", "-h", "-a", *(["-M", clusters] if clusters else []), "-o", "%P|%G")
     result = _run_command(command, _make_query_environment())
-    rows = _parse_rows(result.stdout, columns=2)
-    return [PartitionGres(name.rstrip("*"), name.endswith("*"), gres) for name, gres in rows]
+    return _parse_rows(result.stdout, columns=2)
 
 
 def find_job(job_id: str) -> Job:

@@ -8,10 +8,10 @@ import os
 import re
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
+from dataclasses import dataclass
 from difflib import get_close_matches
 
 from pyclassify.slurm import client
-from pyclassify.slurm.client import PartitionGres
 from pyclassify.slurm.config import Config
 from pyclassify.slurm.states import SlurmError
 from pyclassify.slurm.topology import Topology
@@ -24,6 +24,21 @@ _GRES = "--gres="
 
 # The GPUs of each node, or of each kind of node, by type; by partition.
 _Offer = Mapping[str, list[dict[str, int]]]
+
+
+@dataclass(frozen=True)
+class PartitionGres:
+    """What nodes of a partition have: sinfo has a row for each kind of node.
+
+    Args:
+        partition: The partition.
+        is_default: Whether jobs that name no partition go there.
+        gres: Generic resources in SLURM's form, such as `gpu:a100:2,gpu:v100:2`.
+    """
+
+    partition: str
+    is_default: bool
+    gres: str
 
 
 def list_gpu_options(config: Config, topology: Topology) -> list[str]:
@@ -64,7 +79,8 @@ def check_offer(config: Config, topology: Topology) -> None:
     if not topology.gpus:
         return
     with suppress(SlurmError):
-        offered = client.list_gres(_find_clusters(config))
+        rows = client.list_gres(_find_clusters(config))
+        offered = [PartitionGres(name.rstrip("*"), name.endswith("*"), gres) for name, gres in rows]
         partitions = config.partition or os.environ.get("SBATCH_PARTITION", "")
         check_partitions(config, topology, offered, partitions)
 

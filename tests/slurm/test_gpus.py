@@ -3,8 +3,8 @@
 import pytest
 
 from pyclassify.slurm import gpus
-from pyclassify.slurm.client import PartitionGres
 from pyclassify.slurm.config import parse_config
+from pyclassify.slurm.gpus import PartitionGres
 from pyclassify.slurm.topology import Topology
 from tests.support import slurm_jobs
 from tests.support.phrases import mentions

@@ -3,13 +3,15 @@
 import json
 import logging
 import os
+import queue
 import sys
+import threading
 
 import mlflow
 import pytest
 from mlflow.exceptions import ExecutionException
 
-from pyclassify.slurm import environment
+from pyclassify.slurm import environment, submitted_run
 from tests.support import processes, repositories, slurm_jobs
 from tests.support.phrases import mentions
 from tests.support.slurm_jobs import (
@@ -23,6 +25,7 @@ from tests.support.slurm_jobs import (
     wait_for_status,
     write_project,
 )
+from tests.support.waiting import scale
 
 
 def test_run_tells_how_it_went(slurm, tmp_path):
@@ -114,6 +117,26 @@ def test_submission_warns_of_files_left_out_and_of_a_database_on_a_network(
     assert (run.info.status, run.data.tags["slurm_job_id"]) == ("SCHEDULED", "8")
     copied = {path.name for path in (tmp_path / "runs" / submitted.run_id / "project").iterdir()}
     assert copied == {"MLproject", "train.py"}
+
+
+def test_wait_for_a_job_over_the_time_limit_of_its_partition_says_what_to_change(
+    slurm, tmp_path, monkeypatch
+):
+    said = queue.Queue()
+    monkeypatch.setattr(submitted_run._logger, "warning", lambda form, *args: said.put(form % args))
+    project = write_project(tmp_path / "submitted", TELLS)
+    submitted = submit_project(project, {"time": "UNLIMITED"}, forks=False)
+    waiter = threading.Thread(target=submitted.wait)
+    waiter.start()
+
+    warning = said.get(timeout=scale(60))
+    slurm.run("scancel", submitted.job_id)
+    waiter.join(scale(60))
+
+    assert not waiter.is_alive()
+    cancel = f"`pyclassify slurm cancel {submitted.run_id}`"
+    assert mentions(warning, "PartitionTimeLimit", '"time"', '"partition"', cancel)
+    assert get_run(submitted).info.status == "KILLED"
 
 
 def test_edit_after_the_submission_changes_nothing(slurm, tmp_path):
