@@ -183,6 +183,17 @@ def list_gres(clusters: str = "") -> list[list[str]]:
     return _parse_rows(result.stdout, columns=2)
 
 
+def has_job_submit_plugins() -> bool:
+    """Whether the site has plugins that may change what a job asks for, such as its partition.
+
+    Raises:
+        SlurmError: scontrol fails.
+    """
+    result = _run_command(("scontrol", "show", "config"), _make_query_environment())
+    match = re.search(r"^JobSubmitPlugins\s*=\s*(\S+)", result.stdout, re.MULTILINE)
+    return match is not None and match[1] != "(null)"
+
+
 def find_job(job_id: str) -> Job:
     """Ask squeue for a job, and sacct where the job has ended or squeue does not have it.
 

@@ -82,6 +82,8 @@ def check_offer(config: Config, topology: Topology) -> None:
         rows = client.list_gres(_find_clusters(config))
         offered = [PartitionGres(name.rstrip("*"), name.endswith("*"), gres) for name, gres in rows]
         partitions = config.partition or os.environ.get("SBATCH_PARTITION", "")
+        if not partitions and client.has_job_submit_plugins():  # which may choose any of them
+            partitions = ",".join(row.partition for row in offered)
         check_partitions(config, topology, offered, partitions)
 
 
@@ -110,7 +112,7 @@ def check_partitions(
     if not chosen or not any(any(nodes) for nodes in offer.values()):
         return  # sbatch says that there is no such partition; or sinfo has no GPU of the cluster
     nodes = [node for name in dict.fromkeys(chosen) for node in offer[name]]
-    subject = f"partition {', '.join(dict.fromkeys(chosen))}"
+    subject = f"partition {join_some([*dict.fromkeys(chosen)])}"
     if config.gpu_type is not None and not any(config.gpu_type in node for node in nodes):
         raise ValueError(_format_missing_type(config.gpu_type, subject, nodes, offer))
     most = max(count_gpus(node, config.gpu_type) for node in nodes)

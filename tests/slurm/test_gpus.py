@@ -94,12 +94,30 @@ def test_check_asks_sinfo_of_the_jobs_cluster_and_default_partition(monkeypatch,
     code += "assert sys.argv[sys.argv.index('-M') + 1] == 'west'\n"
     rows = "CLUSTER: west\nmain*|gpu:a100:2\nother|gpu:v100:2\n"
     slurm_jobs.write_program(tmp_path, "sinfo", code + slurm_jobs.make_program(rows))
+    show = make_config("(null)")
+    slurm_jobs.write_program(tmp_path, "scontrol", show)
     config = parse_config({"gpu_type": "v100", "sbatch_args": ["--clusters=west"]})
 
     with pytest.raises(ValueError, match=r"partition main has none .*; it has a100; .* other,"):
         gpus.check_offer(config, Topology(1, 1, 1))
     monkeypatch.setenv("SBATCH_PARTITION", "other")
     gpus.check_offer(config, Topology(1, 1, 1))
+
+
+def make_config(plugins):
+    lines = f"Configuration data\nJobSubmitPlugins        = {plugins}\nKillWait = 30 sec\n"
+    return slurm_jobs.make_program(lines)
+
+
+def test_check_where_a_plugin_may_choose_the_partition_asks_all(monkeypatch, tmp_path):
+    slurm_jobs.prepend_to_path(monkeypatch, tmp_path)
+    rows = "cpu*|(null)\nother|gpu:v100:2\n"
+    slurm_jobs.write_program(tmp_path, "sinfo", slurm_jobs.make_program(rows))
+    slurm_jobs.write_program(tmp_path, "scontrol", make_config("lua"))
+
+    gpus.check_offer(parse_config({"gpu_type": "v100"}), Topology(1, 1, 1))
+    with pytest.raises(ValueError, match=r"partition cpu, other has none .*it has v100"):
+        gpus.check_offer(parse_config({"gpu_type": "h100"}), Topology(1, 1, 1))
 
 
 def test_check_without_sinfo_is_left_to_sbatch(monkeypatch, tmp_path):

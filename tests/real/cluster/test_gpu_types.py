@@ -101,9 +101,9 @@ def test_accounting_counts_the_gpus_of_each_request(name, jobs, slurm):
             1,
             ("partition typed", "nearest: a100", f"a100, {MIG}, v100"),
         ),
-        ({"gpu_type": "v100"}, 1, ("partition main", "have no type", "typed")),
+        ({"partition": "main", "gpu_type": "v100"}, 1, ("partition main", "have no type", "typed")),
         ({"partition": "typed", "gpu_type": "v100"}, 4, ("4 GPUs of type v100", "at most 2")),
-        ({"nodelist": "n1"}, 8, ("8 GPUs", "partition main", "at most 4", "-P num_nodes")),
+        ({"partition": "main"}, 8, ("8 GPUs", "partition main", "at most 4", "-P num_nodes")),
     ],
 )
 def test_type_or_number_that_a_partition_lacks_is_refused_before_there_is_a_run(
