@@ -339,10 +339,14 @@ class ImageFolderDataModule(ImageDataModule):
             return
         if stage == "fit":
             self.check()
-        for split in SPLITS[stage]:
-            self._list(self._find_source(split))
+        needed = [*SPLITS[stage]]
+        if getattr(self.trainer, "tests_after_fit", False):
+            needed.append("test")
+        sources = dict.fromkeys(map(self._find_source, needed))
+        for source in sources:
+            self._list(source)
         if self.unreadable != "skip":
-            files = [file for split in self._listed.values() for file in split.files]
+            files = [file for source in sources for file in self._list_all(source).files]
             facts = load_facts(files, self.data_path)
             if facts is not None and any(fact.error for fact in facts):
                 self._write_report()
