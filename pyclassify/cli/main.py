@@ -45,6 +45,7 @@ def main(args: Sequence[str] | None = None) -> int:
     argv = list(sys.argv[1:] if args is None else args)
     if argv and argv[0] in COMMANDS:
         return _run_command(argv[0], argv[1:])
+    launch_check.drop_ranks_beside_srun()
     if args is None:  # this process makes one run at most, and ends with `main`
         run.watch_exit()
     if run.adopt_run() or not launcher.is_rank_zero():

@@ -20,7 +20,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from pyclassify.tracking import run
 from pyclassify.tracking.run import warn_on_error
 from pyclassify.training import checkpoints
-from pyclassify.utils import launcher
+from pyclassify.utils import launch_check, launcher
 from pyclassify.utils.text import format_reason
 
 if TYPE_CHECKING:
@@ -60,6 +60,7 @@ class RunLogger(MLFlowLogger):
     ) -> None:
         self._save_dir = save_dir
         self._process = os.getpid()
+        launch_check.drop_ranks_beside_srun()
         self._starts_system_metrics = system_metrics
         if not launcher.is_rank_zero():
             # The other ranks neither import mlflow nor open its database.

@@ -117,6 +117,17 @@ def check_launch(devices: int, num_nodes: int, names_environment: bool = False) 
         _refuse_size(launch, devices, num_nodes)
 
 
+def drop_ranks_beside_srun() -> None:
+    """Remove ranks from the environment of a task of srun, which has the true one in SLURM_PROCID.
+
+    Those of the shell that called srun are the same for all tasks: each would take itself for the
+    first one. Scripts set them too, to what SLURM says.
+    """
+    if "TORCHELASTIC_RUN_ID" not in os.environ and _is_slurm_task():
+        for name in (*_RANKS, "WORLD_SIZE", "LOCAL_WORLD_SIZE"):
+            os.environ.pop(name, None)
+
+
 def check_single(command: str) -> None:
     """Check that a command that starts the processes of a training itself was started once.
 
@@ -148,16 +159,17 @@ def detect_launch() -> Launch | None:
     # Without SLURM_NTASKS the job has not said how many, and without SLURM_PROCID this is salloc's.
     if "SLURM_NTASKS" not in os.environ or "SLURM_PROCID" not in os.environ:
         return None
+    if _is_slurm_shell():
+        return None
     if not _is_slurm_task():
-        return None if _is_slurm_shell() else Launch("sbatch", 1, 1)
+        in_step = "SLURM_STEP_ID" in os.environ and _read_number("SLURM_NTASKS", 1) == 1
+        return Launch("srun" if in_step else "sbatch", 1, 1)
     counts = _list_tasks_per_node()
     if len(set(counts)) > 1:
         raise ValueError(
             f"srun started {', '.join(map(str, counts))} tasks on the nodes, and each node trains "
             "with as many; give srun --ntasks-per-node"
         )
-    if len(counts) * counts[0] == 1 and _is_slurm_shell():
-        return None
     return Launch("srun", len(counts), counts[0])
 
 
@@ -179,11 +191,14 @@ def refuse_strategy(strategy: str) -> None:
 
 
 def _is_slurm_task() -> bool:
-    """Whether srun started this process; a job's script has the variables of its first task."""
-    tasks = os.environ["SLURM_NTASKS"]
-    # Those of a step may be left over in a job that was submitted from it.
-    in_step = os.environ.get("SLURM_STEP_NUM_TASKS", tasks) == tasks
-    return _read_number("SLURM_PROCID") > 0 or ("SLURM_STEP_ID" in os.environ and in_step)
+    """Whether srun started this process, as one of several tasks.
+
+    A job's script has the variables of a first task too, and those of a step may be left over in a
+    job that was submitted from it.
+    """
+    tasks = _read_number("SLURM_NTASKS", 1)
+    in_step = "SLURM_STEP_ID" in os.environ and _read_number("SLURM_STEP_NUM_TASKS", tasks) == tasks
+    return tasks > 1 and (_read_number("SLURM_PROCID") > 0 or in_step)
 
 
 def _is_slurm_shell() -> bool:
@@ -226,7 +241,7 @@ def _check_other_launchers(devices: int, num_nodes: int) -> None:
 
 
 def _check_launchers_in_launchers(launch: Launch, devices: int, num_nodes: int) -> None:
-    """Refuse variables of two launchers that do not agree."""
+    """Refuse a torchrun without all its variables, or several that don't know of each other."""
     if launch.launcher == "torchrun":
         missing = [name for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE") if name not in os.environ]
         if missing:
@@ -235,25 +250,10 @@ def _check_launchers_in_launchers(launch: Launch, devices: int, num_nodes: int) 
                 "`unset TORCHELASTIC_RUN_ID`, or start by torchrun"
             )
         tasks = _read_number("SLURM_NTASKS", 1)
-        in_step = "SLURM_NTASKS" in os.environ and "SLURM_PROCID" in os.environ and _is_slurm_task()
-        if in_step and tasks > _read_number("GROUP_WORLD_SIZE", tasks):
+        if _is_slurm_task() and tasks > _read_number("GROUP_WORLD_SIZE", tasks):
             raise ValueError(
                 f"srun started torchrun {tasks} times, each of which would be a run; start one a "
                 f"node: {_name_command('srun torchrun', devices, tasks)}"
-            )
-        return
-    pairs = {
-        "RANK": "SLURM_PROCID",
-        "LOCAL_RANK": "SLURM_LOCALID",
-        "NODE_RANK": "SLURM_NODEID",
-        "WORLD_SIZE": "SLURM_NTASKS",
-    }
-    for name, of_slurm in pairs.items():
-        value = os.environ.get(name)
-        if value is not None and value != os.environ.get(of_slurm, "0"):
-            raise ValueError(
-                f"{name} is {value} in the environment and {of_slurm} is "
-                f"{os.environ.get(of_slurm)}; `unset {name}`"
             )
 
 

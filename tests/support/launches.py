@@ -31,5 +31,5 @@ def list_rows(*titles):
 def count_processes(run):
     """The number of processes that a run says it had, which has finished."""
     assert run.info.status == "FINISHED"
-    path = download_artifacts(run_id=run.info.run_id, artifact_path="capsule/capsule.json")
+    path = download_artifacts(f"{run.info.artifact_uri}/capsule/capsule.json")
     return json.loads(Path(path).read_text())["hardware"]["processes"]
