@@ -115,7 +115,7 @@ def test_top_k_is_the_number_of_classes(params, count, ask):
         ({"inputs": TEXTS[:1], "params": {"top_k": 0}}, ["top_k is 0; it takes 1 to 10, the num"]),
         # of the same kinds, or short
         ({"inputs": [*TEXTS, "cat.png"]}, ["image 4", "base64", "letters, digits, + and /"]),
-        ({"inputs": [TEXTS[0][:400]]}, ["image 0", "decode ("]),
+        ({"inputs": [TEXTS[0][:400]]}, ["image 0", "decode as an image ("]),
         ({"dataframe_records": [{"image": TEXTS[0]}, {}]}, ["image 1", "null"]),
         ({"inputs": [encode(file_of(np.zeros((50, 50), np.uint8)))]}, ["image 0", "50 x 50"]),
         ({"inputs": [raw(PICTURES[0], "9x9x3")]}, ["image 0", "1440 bytes", "9x9x3"]),
