@@ -177,6 +177,11 @@ def _format_error(error: BaseException | None) -> str | None:
     Returns:
         The line; None for an unexpected error, whose stack trace is needed.
     """
+    if reason := _find_lost_worker(error):
+        return (
+            f"a process that loads data has ended ({reason}); if memory ran out, give fewer "
+            "--data.num_workers or a smaller --data.batch_size"
+        )
     while error is not None:
         kind = type(error).__name__
         if is_disk_error(error):
@@ -210,6 +215,16 @@ def _format_error(error: BaseException | None) -> str | None:
             )
         error = error.__cause__
     return None
+
+
+def _find_lost_worker(error: BaseException | None) -> str:
+    """Find how a data worker ended that its DataLoader lost, with the signal if it is known."""
+    reason = ""
+    while error is not None:
+        found = re.search(r"DataLoader worker \(pid.*?\) (is killed by|exited)[^.;]*", str(error))
+        reason = found[0] if found and isinstance(error, RuntimeError) else reason
+        error = error.__cause__
+    return reason
 
 
 def _is_raised_here(error: BaseException) -> bool:

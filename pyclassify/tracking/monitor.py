@@ -239,6 +239,8 @@ class _Training:
         request = struct.pack("=Q", _INFO_EXIT).ljust(_INFO_BYTES, b"\0")
         end = time.monotonic() + _EXIT_SECONDS
         while time.monotonic() < end:
+            if (status := _read_zombie_status(self.pid)) is not None:
+                return os.waitstatus_to_exitcode(status)
             try:
                 info = fcntl.ioctl(self._pidfd, _GET_INFO, request)
             except OSError:  # a kernel before 6.15
@@ -247,6 +249,16 @@ class _Training:
                 return os.waitstatus_to_exitcode(struct.unpack_from("=i", info, _EXIT_OFFSET)[0])
             time.sleep(0.02)
         return None
+
+
+def _read_zombie_status(pid: int) -> int | None:
+    """Read the wait status of a process whose parent has not read it yet, from proc(5)."""
+    try:
+        # The name before, in parentheses, may have spaces and parentheses in it.
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return None
+    return int(fields[-1]) if fields[0] == "Z" else None
 
 
 def describe_end(exit_code: int | None, dump: Sequence[str] = ()) -> tuple[str, str]:
@@ -341,8 +353,9 @@ def main(pid: int) -> None:
     final = facts.get("final")
     is_alive = final and not facts.get("is_abandoned") and os.getppid() == pid
     status, reason = ("", "") if is_alive else training.find_outcome()
-    if status and (facts.get("run_id") or facts.get("start_id")):
-        _write_stderr(f"pyclassify: error: the training was ended by {reason}; its run is {status}")
+    is_reported = bool(facts.get("expected"))  # by the training
+    if status and not is_reported and (facts.get("run_id") or facts.get("start_id")):
+        _write_stderr(f"pyclassify: error: the training has ended: {reason}; its run is {status}")
     _close_stderr_unless(False)
     enforces = final == "KILLED" and facts.get("enforces")
     if not facts.get("sys_path") or not (status or enforces):

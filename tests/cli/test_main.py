@@ -12,7 +12,7 @@ import pytest
 import torch
 import yaml
 
-from pyclassify.cli.main import main
+from pyclassify.cli.main import _format_error, main
 from pyclassify.tracking.ui import format_fast_ui_command, format_ui_command
 from tests.support import processes
 from tests.support.phrases import mentions
@@ -178,3 +178,14 @@ def test_console_script_is_the_same_function():
     script = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]
 
     assert resolve_name(script["pyclassify"]) is main
+
+
+def test_lost_data_worker_is_one_line_with_its_signal():
+    cause = RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed. ")
+    error = RuntimeError("DataLoader worker (pid(s) 7) exited unexpectedly")
+    error.__cause__ = cause
+
+    message = _format_error(error)
+
+    assert mentions(message, "pid 7", "signal: Killed", "--data.num_workers")
+    assert _format_error(RuntimeError("a bug")) is None

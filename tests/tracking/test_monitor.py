@@ -1,5 +1,9 @@
 """The monitor: how it describes an end, and that a killed run stays KILLED against `mlflow run`."""
 
+import os
+import signal
+import subprocess
+import sys
 import time
 
 import pytest
@@ -7,6 +11,7 @@ from mlflow.entities import RunStatus
 
 from pyclassify.tracking import monitor
 from tests.support.phrases import mentions
+from tests.support.waiting import wait_until
 
 
 def test_killed_run_is_killed_again_after_mlflow_run_set_failed(store, adopted_run_id):
@@ -66,3 +71,17 @@ def test_describe_end_of_an_unknown_end_names_what_it_may_be():
 
     assert status == "FAILED"
     assert mentions(reason, "SIGKILL", "os._exit", "without leaving a status")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="proc(5) is Linux's")
+def test_zombie_status_is_read_before_the_parent_reads_it():
+    process = subprocess.Popen(["sleep", "100"])
+    assert monitor._read_zombie_status(process.pid) is None
+
+    process.send_signal(signal.SIGABRT)
+    wait_until(lambda: monitor._read_zombie_status(process.pid) is not None, "the end of sleep")
+
+    status = monitor._read_zombie_status(process.pid)
+    assert os.waitstatus_to_exitcode(status) == -signal.SIGABRT
+    assert process.wait() == -signal.SIGABRT
+    assert monitor._read_zombie_status(process.pid) is None
