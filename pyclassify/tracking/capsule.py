@@ -49,7 +49,7 @@ from pyclassify.tracking import run
 from pyclassify.utils import repository
 from pyclassify.utils.files import is_disk_error
 from pyclassify.utils.masking import mask, mask_command
-from pyclassify.utils.text import format_reason, join_some
+from pyclassify.utils.text import join_some
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -94,7 +94,7 @@ def log_capsule(
             return written
     except Exception as error:  # of the disk, git or any kind of store
         if is_disk_error(error):
-            run.fail_later("its capsule", format_reason(error))
+            run.fail_later("its capsule", error)
         else:
             warn_masked(f"the run has no capsule, and can't be made again from it ({error})")
         return mask({**facts, "command": [*mask_command(facts.get("command", ()))]})

@@ -188,8 +188,7 @@ class RunLogger(MLFlowLogger):
                     self.run_id, str(weights), str(Path(BEST_WEIGHTS_PATH).parent)
                 )
         except Exception as error:  # a trained network is worth more than its copy
-            reason = f"{format_reason(error)}; they are in {path}"
-            run.fail_later("the best weights", reason)
+            run.fail_later(f"the best weights, which are in {path}", error)
 
 
 def _round_float32(value: float) -> float:

@@ -115,7 +115,7 @@ class RunRecorder(SaveConfigCallback):
                 )
         except Exception as error:  # of a data module that is not ours, or of the server
             if is_disk_error(error):
-                run.fail_later("the digests of its data", format_reason(error))
+                run.fail_later("the digests of its data", error)
             else:
                 capsule.warn_masked(f"the run does not tell its data by their content ({error})")
         facts = {

@@ -22,7 +22,7 @@ from pyclassify.spool.spooled_run import SpooledRun
 from pyclassify.tracking import monitor
 from pyclassify.tracking.monitor import Monitor
 from pyclassify.utils import launcher
-from pyclassify.utils.files import check_writable, is_disk_error
+from pyclassify.utils.files import check_writable, describe_disk_error, is_disk_error
 from pyclassify.utils.launcher import SPOOL_ENV, STATUS_BY_SLURM_ENV, is_rank_zero
 from pyclassify.utils.masking import mask
 from pyclassify.utils.text import format_reason
@@ -295,17 +295,24 @@ def describe_missing() -> str:
     return "; ".join(_missing)
 
 
-def fail_later(what: str, reason: str) -> None:
+def fail_later(what: str, reason: str | BaseException) -> None:
     """Have the run be FAILED at its end for something that it was to have; the training goes on.
 
     Args:
         what: What the run lacks.
-        reason: Why.
+        reason: Why, or the error.
     """
+    if isinstance(reason, BaseException):
+        reason = _explain(reason)
     message = f"the run lacks {what} ({reason})"
     if is_rank_zero():
         _missing.append(message)
         warnings.warn(message, stacklevel=2)
+
+
+def _explain(error: BaseException) -> str:
+    """Describe an error in one line; of a disk, with the folder that it may be."""
+    return describe_disk_error(error) if is_disk_error(error) else format_reason(error)
 
 
 def fail_later_on_error(what: str, function: Callable[..., Any], *args: Any) -> Any:
@@ -322,7 +329,7 @@ def fail_later_on_error(what: str, function: Callable[..., Any], *args: Any) -> 
     try:
         return function(*args)
     except Exception as error:
-        fail_later(what, format_reason(error))
+        fail_later(what, error)
         return None
 
 
@@ -343,7 +350,7 @@ def warn_on_error(what: str, function: Callable[..., Any], *args: Any) -> Any:
         return function(*args)
     except Exception as error:
         if is_disk_error(error):
-            fail_later(what, format_reason(error))
+            fail_later(what, error)
         elif is_rank_zero():
             reason = mask(f"{type(error).__name__}: {error}")
             warnings.warn(f"{what} can't be made ({reason}); the run goes on without", stacklevel=2)

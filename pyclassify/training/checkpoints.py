@@ -124,8 +124,10 @@ def write_checkpoint(checkpoint: dict[str, Any], path: Path, hashed: bool) -> No
             files.write_atomically(_digest_path(path), line)
         part.replace(path)
         _fsync_folder(path.parent)
-    except BaseException:
+    except BaseException as error:
         part.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.filename is None:  # as write(2) leaves it
+            error.filename = str(path)
         raise
 
 

@@ -100,10 +100,11 @@ def injected(place, kind):
 # A program that trains by its command line and is disturbed at a place: where it ends in `:1` only
 # in the process of that rank, in `:nohup` with SIGHUP ignored; `atexit` is after the training.
 CODE = """
-import atexit, os, signal, sys
+import atexit, os, signal, sys, tempfile
 from tests.support import faults
 from pyclassify.cli.main import main
 place, kind = {place!r}, {kind!r}
+tempfile.tempdir = None  # that of this environment
 if place == "atexit":
     atexit.register(faults.fail_of, kind)
 if place.endswith(":nohup"):
