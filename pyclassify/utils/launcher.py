@@ -106,9 +106,14 @@ def adopt_restarted_run(spools: Path) -> None:
     Args:
         spools: As for `publish_run`.
     """
-    if os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0":
-        with suppress(OSError):  # they had not made a run yet
-            os.environ.setdefault("MLFLOW_RUN_ID", _name_run_file(spools).read_text())
+    restarts = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0))
+    if restarts == 0:
+        return
+    with suppress(OSError):  # they had not made a run yet
+        os.environ.setdefault("MLFLOW_RUN_ID", _name_run_file(spools).read_text())
+    # torchrun's store still has the addresses of the replaced processes, and a process that reads
+    # one before it is overwritten fails to connect ("Gloo connectFullMesh failed").
+    os.environ.update(choose_rendezvous(restarts))
 
 
 def _name_run_file(spools: Path) -> Path:
