@@ -192,6 +192,24 @@ class Repository:
                 found.setdefault(name, {})[attribute] = value
         return found
 
+    def find_resized_files(self) -> set[str]:
+        """Find the files whose size is not that of git's object.
+
+        git calls a file unchanged that it wrote with other line ends, also where the setting
+        `core.autocrlf` has been changed since.
+        """
+        sizes = {}
+        for name, entry in self.entries.items():
+            with suppress(OSError):  # it was removed
+                if entry.mode != _GITLINK:
+                    sizes[name] = os.lstat(self.root / name).st_size
+        blobs = "".join(f"{self.entries[name].blob}\n" for name in sizes).encode()
+        listed = run_git(self.root, "cat-file", "--batch-check=%(objectsize)", stdin=blobs)
+        stored = listed.splitlines()  # not a number where the repository lacks the object
+        return {
+            name for name, size in zip(sizes, stored, strict=True) if size != b"%d" % sizes[name]
+        }
+
 
 def make_checkout(
     repository: Repository, target: Path, commit: str, copies_objects: bool = False
@@ -319,17 +337,16 @@ class Comparison:
 
     def _find_unsure_files(self, staged: "Mapping[str, _Entry]") -> set[str]:
         """Find the files whose bytes may differ from git's object where git finds no change."""
-        if self._repository.settings.get("core.autocrlf", "false") in ("true", "input"):
-            return set(staged)
-        converted = (
-            name for name, values in self._attributes.items() if values != {"filter": "lfs"}
-        )
+        lfs_files = {
+            name for name, values in self._attributes.items() if values == {"filter": "lfs"}
+        }
         flagged = (
             name
             for name, entry in staged.items()
             if entry.tag in _HIDING_TAGS and os.path.lexists(self._repository.root / name)
         )
-        return {*converted, *flagged}
+        unsure = {*self._attributes, *self._repository.find_resized_files()} - lfs_files
+        return unsure.union(flagged)
 
     def _run(
         self, *argv: str, stdin: bytes = b"", variables: dict[str, str] | None = None

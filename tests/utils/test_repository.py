@@ -74,10 +74,18 @@ def use_attributes(attributes, **files):
     return change
 
 
-def convert_line_ends(repo):
-    git(repo, "config", "core.autocrlf", "true")
-    repositories.write(repo, {"net.py": "a\r\nb\r\nc\r\nd\r\ne\r\nf\r\ng\r\nh\r\n"})
-    git(repo, "add", "net.py")
+def convert_line_ends(value, later=""):
+    """The files have CRLF and the commit LF; git's index has known the files for a while."""
+
+    def change(repo):
+        git(repo, "config", "core.autocrlf", value)
+        repositories.write(repo, {"net.py": "a\r\nb\r\nc\r\nd\r\ne\r\nf\r\ng\r\nh\r\n"})
+        os.utime(repo / "net.py", (1_000_000_000, 1_000_000_000))
+        git(repo, "add", "net.py")
+        if later:
+            git(repo, "config", "core.autocrlf", later)
+
+    return change
 
 
 def keep_line_ends(repo):
@@ -136,7 +144,9 @@ def replace_kinds(repo):
         pytest.param(use_settings("core.safecrlf=true", "core.autocrlf=true"), id="safecrlf"),
         pytest.param(use_settings("core.splitIndex=true"), id="splitIndex"),
         pytest.param(use_settings("core.quotePath=false"), id="quotePath"),
-        pytest.param(convert_line_ends, id="autocrlf"),
+        pytest.param(convert_line_ends("true"), id="autocrlf"),
+        pytest.param(convert_line_ends("Yes"), id="autocrlf-Yes"),
+        pytest.param(convert_line_ends("true", later="false"), id="autocrlf-once"),
         pytest.param(keep_line_ends, id="autocrlf-input"),
         pytest.param(use_attributes("* text=auto\n", net_py="one\r\ntwo\r\n"), id="text"),
         pytest.param(use_attributes("*.py eol=crlf\n", net_py="one\ntwo\n"), id="eol"),
@@ -167,6 +177,19 @@ def test_capsule_restores_the_files_byte_for_byte(change, write_capsule, tmp_pat
     assert facts["git"]["left_out"] == {}
     assert restore(folder, facts, repo, tmp_path / "tree") == before
     assert git(repo, "status", "--porcelain") == status
+
+
+def test_diff_leaves_out_unchanged_files_of_git_lfs(tmp_path):
+    repo = repositories.start(tmp_path / "repo", {".gitattributes": "*.bin filter=lfs\n"})
+    git(repo, "config", "filter.lfs.clean", "echo pointer")
+    repositories.write(repo, {"large.bin": "content that is longer than its pointer\n"})
+    os.utime(repo / "large.bin", (1_000_000_000, 1_000_000_000))
+    git(repo, "add", "large.bin")
+    git(repo, "commit", "--quiet", "--message", "Large")
+
+    diff = repository.diff_tracked_files(git_module.Repository(repo), {})
+
+    assert diff == b""
 
 
 @pytest.fixture
