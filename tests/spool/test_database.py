@@ -69,6 +69,18 @@ def test_open_tracking_store_in_a_folder_that_can_not_be_written_takes_no_lock(t
     assert lock.is_dir()
 
 
+@pytest.mark.parametrize("name", [":memory:", "file:gone/there.db?mode=ro&uri=true"])
+def test_open_tracking_store_of_an_address_without_a_path_makes_no_file(
+    name, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+
+    with database._lock_database(f"sqlite:///{name}"):
+        made = list(tmp_path.iterdir())
+
+    assert made == []
+
+
 @pytest.mark.parametrize("name", ["folder", "file/new.db"])
 def test_open_tracking_store_refuses_what_can_be_no_database_at_once(name, tmp_path):
     (tmp_path / "folder").mkdir()
