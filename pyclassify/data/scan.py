@@ -31,6 +31,7 @@ from pyclassify.data.images import (
     Pixels,
     UnreadableImageError,
     decode_rgb,
+    digest_decoder,
     open_image,
     read_content,
 )
@@ -303,7 +304,7 @@ def _find_file(folder: Path) -> Path:
 
 
 def _describe_source() -> str:
-    return f"pillow {version('pillow')}, format {_FORMAT_VERSION}"
+    return f"pillow {version('pillow')}, decoder {digest_decoder()}, format {_FORMAT_VERSION}"
 
 
 def _name(file: str, folder: Path) -> str:

@@ -153,6 +153,16 @@ def test_damaged_cache_is_written_again(content, folder):
     assert load_facts(files, folder) == facts
 
 
+def test_another_decoder_looks_at_every_file_again(folder, monkeypatch):
+    files = paths(folder)
+    facts = scan_files(files, folder)
+    monkeypatch.setattr(scan, "digest_decoder", lambda: "of another version")
+
+    assert load_facts(files, folder) is None
+    assert scan_files(files, folder) == facts
+    assert load_facts(files, folder) == facts
+
+
 def test_cache_that_cannot_be_written_costs_the_next_look_alone(folder, cache):
     cache.parent.mkdir(parents=True)
     cache.write_text("a file in the way")
