@@ -30,7 +30,10 @@ _CHECKED_IMAGES = 2
 
 # What a network raises for images or a size of batch that it does not take, or by a mistake in it.
 _NETWORK_ERRORS = (RuntimeError, ValueError, AssertionError, TypeError, IndexError)
-_LOST_PEER_ERRORS = ("DistBackendError", "DistNetworkError", "DistStoreError")
+# What is raised while a network runs and is not its mistake: another process is lost, a data worker
+# (by the handler of SIGCHLD), or the device.
+_FOREIGN_ERRORS = ("DistBackendError", "DistNetworkError", "DistStoreError", "AcceleratorError")
+_FOREIGN_MESSAGES = re.compile("by peer|DataLoader worker|CUDA error")
 
 
 class Outputs(NamedTuple):
@@ -152,7 +155,7 @@ def _translate_errors(network: nn.Module, images: Tensor) -> Iterator[None]:
     try:
         yield
     except _NETWORK_ERRORS as error:
-        if type(error).__name__ in _LOST_PEER_ERRORS or "by peer" in str(error):
+        if type(error).__name__ in _FOREIGN_ERRORS or _FOREIGN_MESSAGES.search(str(error)):
             raise
         if isinstance(error, MisconfigurationException) or is_out_of_memory(error):
             raise

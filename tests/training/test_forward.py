@@ -172,6 +172,24 @@ def test_mistake_in_a_network_is_located_and_another_error_keeps_its_type():
         compute_outputs(Broken(), torch.zeros(3, 3, 8, 8), CLASSES)
 
 
+@pytest.mark.parametrize(
+    "message",
+    [
+        "DataLoader worker (pid 7) is killed by signal: Killed. ",  # raised by a signal's handler
+        "CUDA error: an illegal memory access was encountered",
+        "Connection closed by peer",
+    ],
+)
+def test_error_that_is_not_of_the_network_stays_as_it_is(message):
+    def fail(logits):
+        raise RuntimeError(message)
+
+    with pytest.raises(RuntimeError) as raised:
+        compute_outputs(Returning(fail), torch.zeros(2, 3, 8, 8), CLASSES)
+
+    assert str(raised.value) == message
+
+
 def test_batch_that_can_not_be_normalized_is_refused_in_one_line():
     network = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.BatchNorm2d(3), nn.Flatten())
 
