@@ -186,17 +186,26 @@ class ImageDataModule(LightningDataModule):
         """Make the loader of training; with BatchNorm, no process gets a last batch of one image.
 
         Where one image is left for the last batch of a process, the batch before has it too. As
-        every process gets as many images, all do so or none.
+        every process gets as many images, all do so or none. With SyncBatchNorm they do so where
+        one process would, as n processes can normalize n images.
         """
         sampler = self._make_sampler(self.train, shuffle=True)
         loader = self._make_loader(self.train, sampler)
-        network: Any = getattr(self.trainer, "lightning_module", None) or nn.Module()
-        if any(isinstance(part, _BATCH_NORMS) for part in network.modules()):
+        if self._needs_normalizable_batches(sampler):
             # A loader that is given a batch sampler has neither batch_size nor sampler, by which
             # a resumed training skips batches; and it lets no one assign them.
             batches = _NormalizableBatchSampler(sampler, self.batch_size, drop_last=False)
             object.__setattr__(loader, "batch_sampler", batches)
         return loader
+
+    def _needs_normalizable_batches(self, sampler: _ResumableDistributedSampler) -> bool:
+        network: Any = getattr(self.trainer, "lightning_module", None) or nn.Module()
+        norms = [part for part in network.modules() if isinstance(part, _BATCH_NORMS)]
+        processes = sampler.num_replicas
+        if processes > 1 and all(isinstance(part, nn.SyncBatchNorm) for part in norms):
+            images: int = len(self.train)  # type: ignore[arg-type]
+            return bool(norms) and images % (self.batch_size * processes) == 1
+        return bool(norms)
 
     def val_dataloader(self) -> DataLoader[Any]:
         return self._make_loader(self.val, self._make_sampler(self.val))

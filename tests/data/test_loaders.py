@@ -1,6 +1,7 @@
 """Batches: their content does not depend on how the images were read."""
 
 from itertools import chain
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -202,3 +203,19 @@ def test_last_batch_is_joined_in_every_process_or_in_none(world_size):
         assert len(sizes) == 1
         assert len(_NormalizableBatchSampler(samplers[0], 4, False)) == len(batches[0])
         assert 1 not in next(iter(sizes)) or -(-count // world_size) == 1
+
+
+def count_steps(norm, count, batch_size, world_size):
+    """Count the batches of an epoch in each process of a training."""
+    data = few(count, batch_size)
+    data.setup("fit")
+    data.trainer = SimpleNamespace(world_size=world_size, global_rank=0, lightning_module=norm)
+    return len(data.train_dataloader())
+
+
+@pytest.mark.parametrize("world_size", [2, 3])
+def test_processes_that_share_statistics_make_the_steps_of_one(world_size):
+    for count in range(4 * world_size, 12 * world_size):
+        alone = count_steps(torch.nn.BatchNorm1d(3), count, 4 * world_size, world_size=1)
+
+        assert count_steps(torch.nn.SyncBatchNorm(3), count, 4, world_size) == alone, count
