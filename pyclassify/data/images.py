@@ -71,7 +71,7 @@ _SHAPE = re.compile(r"([1-9]\d{0,8})x([1-9]\d{0,8})(?:x([13]))?")
 
 _ORIENTATION = 0x0112  # the tag of EXIF and TIFF
 _BITS, _PHOTOMETRIC, _SAMPLE_FORMAT = 258, 262, 339  # tags of TIFF
-# Of TIFF: the tags that decide the pixels, and the orientation as one number of 16 bits.
+# Of TIFF: the tags that decide the pixels, and the orientation as one number of 16 or 32 bits.
 _TIFF_NEEDED = {
     *(256, 257, _BITS, 259, _PHOTOMETRIC, 266, 273, 277, 278, 279, 284, 292, 293, 317, 320),
     *(322, 323, 324, 325, 332, 338, _SAMPLE_FORMAT, 347, *range(512, 522), *range(529, 533)),
@@ -290,12 +290,12 @@ def _drop_tiff_metadata(content: bytes) -> bytes:
     (start,) = struct.unpack_from(order + word, content, place)
     (length,) = struct.unpack_from(order + count, content, start)
     first = start + struct.calcsize(order + count)
-    orientation = struct.pack(f"{order}HH{word}", _ORIENTATION, 3, 1)
+    orientations = tuple(struct.pack(f"{order}HH{word}", _ORIENTATION, kind, 1) for kind in (3, 4))
     kept = []
     for position in range(first, first + length * entry_size, entry_size):
         (tag,) = struct.unpack_from(order + "H", content, position)
         entry = content[position : position + entry_size]
-        if tag in _TIFF_NEEDED or entry.startswith(orientation):
+        if tag in _TIFF_NEEDED or entry.startswith(orientations):
             kept.append(entry)
     directory = struct.pack(order + count, len(kept)) + b"".join(kept)
     directory += bytes(struct.calcsize(order + word))  # no next page

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import torch
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, TiffTags
+from PIL.TiffImagePlugin import ImageFileDirectory_v2
 
 from pyclassify.data.datasets import read_image, read_quickly, read_resized
 from pyclassify.data.transforms import resize
@@ -165,3 +166,16 @@ def test_every_orientation_is_applied_as_pillow_does(orientation, suffix, tmp_pa
 
     for read in (read_image, read_quickly):
         assert np.array_equal(read(str(path)).permute(1, 2, 0), upright)
+
+
+@pytest.mark.parametrize("tag_type", [TiffTags.SHORT, TiffTags.LONG])
+def test_orientation_of_a_tiff_is_applied_in_either_type(tag_type, tmp_path):
+    tags = ImageFileDirectory_v2()
+    tags.tagtype[ORIENTATION] = tag_type
+    tags[ORIENTATION] = 6
+    path = tmp_path / "photo.tif"
+    Image.fromarray(NOISE).save(path, tiffinfo=tags)
+
+    pixels = read_image(str(path)).permute(1, 2, 0).numpy()
+
+    assert np.array_equal(pixels, np.rot90(NOISE, -1))
