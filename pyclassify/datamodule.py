@@ -534,5 +534,6 @@ class ImageFolderDataModule(ImageDataModule):
         """Report once, in one line, what no split has of the files in its folder."""
         if self._left_out.total:
             text = self._left_out.describe(self.data_path)
-            rank_zero_info(f"{self.data_path}: left out {self._left_out.total} entries: {text}")
+            noun = "entry" if self._left_out.total == 1 else "entries"
+            rank_zero_info(f"{self.data_path}: left out {self._left_out.total} {noun}: {text}")
             self._left_out = LeftOut()
