@@ -95,7 +95,8 @@ def test_death_after_everything_was_logged_fails_the_run(store, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("options", ["--data.num_workers=2", "--devices=2"])
 def test_other_processes_of_a_training_do_not_hide_its_death(options, store, tmp_path):
-    grow(tmp_path / "photos", "train", "val", "test", count=8)
+    splits = ("train", "val", "test")
+    grow(tmp_path / "photos", *(f"{split}/{name}" for split in splits for name in "ab"), count=8)
     starter = forking_python.start if "devices" in options else processes.start
     process = start(f"{FOLDER} {options}", STEP, "kill", tmp_path, starter=starter)
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import functools
 import os
 import signal
 from pkgutil import resolve_name
@@ -88,6 +89,7 @@ def injected(place, kind):
     calls = []
     original = getattr(owner, last)
 
+    @functools.wraps(original)  # the command line reads signatures
     def fail(*args, **kwargs):
         calls.append(args)
         fail_of(kind)
