@@ -139,9 +139,11 @@ def start(**facts: Any) -> Monitor:
     # A signal to a whole job or terminal is for the training: the monitor keeps these blocked.
     blocked = {signal.SIGHUP, signal.SIGINT, signal.SIGTERM, signal.SIGUSR1}
     before = signal.pthread_sigmask(signal.SIG_BLOCK, blocked)
+    pidfds = _open_pidfd()  # here, as this process may end before its monitor has begun
     try:
         process = subprocess.Popen(
-            [sys.executable, "-IS", __file__, str(os.getpid())],
+            [sys.executable, "-IS", __file__, str(os.getpid()), *map(str, pidfds)],
+            pass_fds=pidfds,
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
             stderr=stderr,
@@ -149,10 +151,19 @@ def start(**facts: Any) -> Monitor:
         )
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        for pidfd in pidfds:
+            os.close(pidfd)
     monitor = Monitor(process)
     paths = [str(Path(__file__).parents[2]), *map(os.path.abspath, sys.path)]
     monitor.report(sys_path=paths, **facts)
     return monitor
+
+
+def _open_pidfd() -> list[int]:
+    """Open a descriptor of this process; none before Linux 5.3 or on another system."""
+    with suppress(OSError, AttributeError):
+        return [os.pidfd_open(os.getpid())]
+    return []
 
 
 class _Training:
@@ -160,14 +171,13 @@ class _Training:
 
     Args:
         pid: The process, which is this one's parent.
+        pidfd: A descriptor of the process; -1 where there is none.
     """
 
-    def __init__(self, pid: int) -> None:
+    def __init__(self, pid: int, pidfd: int) -> None:
         self.pid, self.facts = pid, dict[str, Any]()
         self.dump: list[str] = []  # of faulthandler
-        self._pidfd = -1
-        with suppress(OSError, AttributeError):  # from Linux 5.3 on
-            self._pidfd = os.pidfd_open(pid)
+        self._pidfd = pidfd
         self._text = b""
         self._is_open = True
 
@@ -341,13 +351,14 @@ def enforce_final_status(
         time.sleep(_POLL_SECONDS)
 
 
-def main(pid: int) -> None:
+def main(pid: int, pidfd: int = -1) -> None:
     """Watch a process, and give its run the status that it could not set itself.
 
     Args:
         pid: The process, this one's parent.
+        pidfd: A descriptor of the process; -1 where there is none.
     """
-    training = _Training(pid)
+    training = _Training(pid, pidfd)
     training.watch()
     facts = training.facts
     final = facts.get("final")
@@ -377,4 +388,4 @@ def main(pid: int) -> None:
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]))
+    main(*map(int, sys.argv[1:]))
