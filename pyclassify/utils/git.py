@@ -395,6 +395,10 @@ def _make_git_folder(repository: Repository, git_folder: Path, commit: str) -> N
         config["extensions.objectformat"] = repository.object_format
     if repository.remote:
         config["remote.origin.url"] = repository.remote
+    # A partial clone fetches the objects that it lacks: git-clone(1), --filter.
+    for name in ("remote.origin.promisor", "remote.origin.partialclonefilter"):
+        if name in settings:
+            config[name] = settings[name]
     for folder in ("objects/info", "refs", "info"):
         (git_folder / folder).mkdir(parents=True, exist_ok=True)
     (git_folder / "config").write_text("".join(map(_format_setting, config.items())))

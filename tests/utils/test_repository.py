@@ -192,6 +192,21 @@ def test_diff_leaves_out_unchanged_files_of_git_lfs(tmp_path):
     assert diff == b""
 
 
+def test_check_out_code_fetches_what_a_partial_clone_lacks(tmp_path):
+    origin = repositories.start(tmp_path / "origin", {"net.py": "first\n"})
+    git(origin, "config", "uploadpack.allowFilter", "true")
+    commit = git(origin, "rev-parse", "HEAD").strip()
+    repositories.write(origin, {"net.py": "second\n"})
+    git(origin, "commit", "--quiet", "--all", "--message", "Second")
+    git(tmp_path, "clone", "--quiet", "--filter=blob:none", origin.as_uri(), "clone")
+    code = repository.Code(commit)
+
+    with repository.check_out_code(tmp_path / "clone", code, tmp_path / "tree") as folder:
+        text = (folder / "net.py").read_text()
+
+    assert text == "first\n"
+
+
 @pytest.fixture
 def nested(tmp_path):
     """A repository with a submodule that has another one, and with two unrelated repositories."""
