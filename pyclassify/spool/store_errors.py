@@ -133,7 +133,7 @@ _REMEDIES = (
         "restore it from a copy, or move it away; " + _ELSEWHERE,
     ),
     (
-        r"unable to open database file \((.*)\)",
+        r"unable to open database file \((?!Background on )(.*)\)",
         "its file can't be opened ({0})",
         "give another as MLFLOW_TRACKING_URI=sqlite:///FILE",
     ),

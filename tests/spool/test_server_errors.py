@@ -49,6 +49,13 @@ def test_describe_server_error_of_a_forbidden_upload_is_one_line(said, words):
     assert words in describe_server_error(OSError(said))
 
 
+def test_describe_server_error_of_sqlite_leaves_out_the_page_of_sqlalchemy():
+    refused = Exception("unable to open database file")  # without a statement: it did not connect
+    error = mlflow.MlflowException(exc.OperationalError(None, None, refused))
+
+    assert describe_server_error(error) == "its database says: unable to open database file"
+
+
 def test_describe_server_error_without_text_names_the_class():
     # An upload with an empty last error would count as delivered.
     assert describe_server_error(ConnectionError()) == "ConnectionError"
