@@ -404,17 +404,17 @@ def _decode_images(files: ImageFiles, classes: Sequence[str], num_workers: int) 
 
 
 def _describe_unknown(folder: Path, unknown: list[str], classes: list[str]) -> str:
-    """Describe a class that the training images have not, and the one that it may be."""
+    """Describe a class that is not in `classes`, and the one of them that it may be."""
     name, others = unknown[0], f" and {len(unknown) - 1} more" if len(unknown) > 1 else ""
     twins = [known for known in classes if normalize_class(known) == normalize_class(name)]
     if twins:
         return (
-            f"{folder} has the class {name!r}, which is {twins[0]!r} in train/; rename one of the "
-            "two folders"
+            f"{folder} has the class {name!r}, which train/ or --data.classes writes {twins[0]!r}; "
+            "rename one of them"
         )
     return (
-        f"{folder} has the class {name!r}{others}, which train/ has not; train/ has "
-        f"{join_some(classes, 20)}"
+        f"{folder} has the class {name!r}{others}, and the classes are {join_some(classes, 20)}; "
+        "they are the folders of train/ or those that --data.classes names"
     )
 
 

@@ -15,6 +15,7 @@ from pyclassify.data.image_folder import (
     list_split,
     read_split_name,
 )
+from tests.support.phrases import mentions
 
 
 def grow(folder, *files):
@@ -225,3 +226,13 @@ def test_packed_paths_return_the_paths():
 def test_packed_paths_index_out_of_range_is_an_error(index):
     with pytest.raises(IndexError):
         PackedPaths(ODD)[index]
+
+
+@pytest.mark.parametrize("known", ["dog", "Cat"])
+def test_class_of_train_that_is_not_given_is_refused_by_the_option(known, tmp_path):
+    grow(tmp_path, "train/cat/1.png")
+
+    with pytest.raises(MisconfigurationException) as refused:
+        list_split(tmp_path / "train", [known])
+
+    assert mentions(str(refused.value), "train has the class 'cat'", known, "--data.classes")
