@@ -57,14 +57,14 @@ def _lock_database(uri: str) -> Iterator[None]:
     if uri.startswith("postgresql"):
         with _lock_in_postgres(uri):
             yield
-    elif path := _find_file(uri):
+    elif path := find_file(uri):
         with _lock_file(path):
             yield
     else:  # in memory, or a database that is not ours to lock
         yield
 
 
-def _find_file(uri: str) -> Path | None:
+def find_file(uri: str) -> Path | None:
     """Find the file of a SQLite database; None where there is none, or SQLite itself finds it."""
     name = unquote(uri.removeprefix(_SQLITE).partition("?")[0])
     is_path = uri.startswith(_SQLITE) and name and not name.startswith((":memory:", "file:"))

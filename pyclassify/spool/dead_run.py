@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit
 
 from pyclassify.spool import lock, records
+from pyclassify.spool.database import find_file
 from pyclassify.spool.lock import RunLockedError
 from pyclassify.spool.records import REASON_TAG, START_TAG
 
@@ -213,8 +214,8 @@ def set_status_directly(uri: str, run_id: str, status: str, reason: str, now: in
 
 
 def _set_in_sqlite(uri: str, run_id: str, status: str, reason: str, now: int) -> None:
-    path = Path(uri.removeprefix("sqlite:///").partition("?")[0])
-    if not path.is_file():
+    path = find_file(uri)
+    if path is None or not path.is_file():
         return
     with closing(sqlite3.connect(path, timeout=_DIRECT_SECONDS)) as database, database:
         values = (status, now, run_id)

@@ -3,14 +3,13 @@
 import re
 from collections.abc import Iterable
 from difflib import get_close_matches
-from pathlib import Path
 
 import mlflow
 from mlflow import MlflowClient
 from mlflow.entities import Run, ViewType
 from mlflow.exceptions import MlflowException
 
-from pyclassify.spool.database import register_databases
+from pyclassify.spool.database import find_file, register_databases
 from pyclassify.tracking.ui import format_ui_command
 from pyclassify.utils.masking import mask
 
@@ -28,7 +27,8 @@ def open_store() -> MlflowClient:
         OSError: The store is a file that does not exist, which MLflow would create.
     """
     uri = mlflow.get_tracking_uri()
-    if uri.startswith("sqlite:///") and not Path(uri[10:].partition("?")[0]).is_file():
+    path = find_file(uri)
+    if path is not None and not path.is_file():
         raise OSError(f"there are no runs at {uri}; {_LOCATE_STORE}")
     register_databases()
     return MlflowClient()

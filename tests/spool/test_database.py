@@ -7,6 +7,7 @@ import mlflow
 import pytest
 
 from pyclassify.spool import database
+from pyclassify.tracking import search
 from tests.support import processes
 from tests.support.processes import PIPE, STDOUT
 from tests.support.waiting import wait_until
@@ -67,6 +68,13 @@ def test_open_tracking_store_in_a_folder_that_can_not_be_written_takes_no_lock(t
         pass
 
     assert lock.is_dir()
+
+
+def test_open_store_finds_a_database_by_a_quoted_address(tmp_path, monkeypatch):
+    (tmp_path / "my runs.db").touch()
+    monkeypatch.setattr(mlflow, "get_tracking_uri", lambda: f"sqlite:///{tmp_path}/my%20runs.db")
+
+    assert isinstance(search.open_store(), mlflow.MlflowClient)
 
 
 @pytest.mark.parametrize("name", [":memory:", "file:gone/there.db?mode=ro&uri=true"])

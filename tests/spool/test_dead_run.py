@@ -73,7 +73,8 @@ def test_status_in_sqlite_is_what_mlflow_reads(reason, store):
     run_id = store.create_run(experiment_id(store)).info.run_id
 
     for status in ("KILLED", "FAILED"):
-        set_status_directly(store.tracking_uri, run_id, status, reason, 1234)
+        uri = store.tracking_uri.replace("mlflow", "%6Dlflow")  # quoted, as addresses may be
+        set_status_directly(uri, run_id, status, reason, 1234)
     run = store.get_run(run_id)
     assert (run.info.status, run.info.end_time) == ("FAILED", 1234)
     assert run.data.tags[REASON_TAG] == reason
