@@ -166,6 +166,8 @@ def _train(argv: list[str]) -> None:
     # Pages of 2 MB where the kernel gives them on request: AlexNet's gradients are 228 MB, and
     # allocated in each step. torch reads it when it first allocates, which some imports do.
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
+    # torch writes a C++ stack trace as a warning where another process of the run has ended.
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     from pyclassify.cli import lightning_cli
 
     lightning_cli.run_training_command(args, argv)
