@@ -96,7 +96,7 @@ def _end_run(status: str, reason: str) -> None:
     """End this process's run; if that fails too, the run's monitor does it."""
     try:
         run.end_run(status, reason)
-    except Exception as error:  # of the disk, or whatever the server answers
+    except (Exception, SystemExit) as error:  # of the disk, the server or somebody's code
         _print_error(f"the run's status could not be set ({format_reason(error)})")
 
 

@@ -8,7 +8,6 @@ import os
 import sys
 import time
 import warnings
-from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +21,7 @@ if TYPE_CHECKING:
 
     from pyclassify.spool.upload_thread import UploadThread
 
+NO_STATUS_NOTE = "The run was made, and could not be given a final status."
 _ATTEMPTS_TAG = "attempts"  # how often training was started in a run
 _END_TIMEOUT_SECONDS = 60.0  # for the server to take what is left when the run ends
 STOP_TIMEOUT_SECONDS = 4.0  # if a signal ends the run: its sender may soon kill this process
@@ -255,8 +255,10 @@ def _open_at_server(
         if users is None:
             _leave_active_run()
         if users is None and is_new:
-            with suppress(Exception):  # the server's, which the error may be about
+            try:
                 _fail_new_run(client, tags or {}, error)
+            except Exception:  # the server's, which the error may be about
+                error.add_note(NO_STATUS_NOTE)
         raise
 
 

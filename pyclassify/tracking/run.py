@@ -150,7 +150,7 @@ def start_run(
         RunLockedError: Another process writes to the run, which stays unchanged.
         OSError: `save_dir` or the spool can't be written; no run is made.
     """
-    global _latest, _final_status, _open, _error_at_start
+    global _latest, _open, _error_at_start
     if _open is None:
         import mlflow
 
@@ -172,11 +172,7 @@ def start_run(
         try:
             _open = spooled_run.open_run(_adopted, experiment_name, run_name, tags, uri, root)
         except BaseException as error:
-            if isinstance(error, RunLockedError):
-                _final_status = _UNCHANGED  # the process that holds the run sets its status
-            if isinstance(error, RunLockedError) or _adopted is None:
-                _report(final=_UNCHANGED)
-                _close_monitor()
+            _report_failed_start(error)
             raise
         _latest = _open.run_id
         launcher.publish_run(find_spool_root(save_dir), _latest)
@@ -184,6 +180,19 @@ def start_run(
         _error_at_start = getattr(sys, "last_value", None)
         atexit.register(_end_at_exit)  # before MLflow's own, which would say FINISHED
     return _open
+
+
+def _report_failed_start(error: BaseException) -> None:
+    """Have the monitor end a run that could not be opened, where nothing else does."""
+    global _final_status
+    if isinstance(error, RunLockedError):
+        _final_status = _UNCHANGED  # the process that holds the run sets its status
+    if spooled_run.NO_STATUS_NOTE in getattr(error, "__notes__", ()):
+        _report(expected="FAILED", reason=format_reason(error), is_abandoned=True)
+        _close_monitor(is_abandoned=True)
+    elif isinstance(error, RunLockedError) or _adopted is None:
+        _report(final=_UNCHANGED)
+        _close_monitor()
 
 
 def _end_at_exit() -> None:

@@ -5,10 +5,13 @@ import threading
 import mlflow
 import pytest
 
+from pyclassify.spool import records, spooled_run
 from pyclassify.spool.spooled_run import SpooledRun
 from pyclassify.tracking import run
 from tests.support import processes
 from tests.support.spooled import files_of_at_most, points
+from tests.support.stores import list_runs
+from tests.support.waiting import wait_until
 
 
 def upload(spooled_run):
@@ -93,3 +96,19 @@ def test_import_of_run_loads_neither_torch_nor_mlflow():
     process = processes.run("-c", code, cwd=processes.ROOT, fresh=True, check=True)
 
     assert process.stdout == "set()\n"
+
+
+def test_run_that_cannot_be_opened_nor_ended_is_ended_by_its_monitor(store, monkeypatch):
+    def fail(*args):
+        raise ConnectionError("the server is gone")
+
+    monkeypatch.setattr(records, "create_from_server", fail)
+    monkeypatch.setattr(spooled_run, "_fail_new_run", fail)
+
+    with pytest.raises(ConnectionError):
+        run.start_run("tested", None, {})
+
+    wait_until(lambda: list_runs(store)[0].info.end_time, "the monitor to end the run")
+    (ended,) = list_runs(store)
+    assert ended.info.status == "FAILED"
+    assert "the server is gone" in ended.data.tags["status_reason"]
