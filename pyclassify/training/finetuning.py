@@ -90,11 +90,12 @@ def load_weights(network: nn.Module, num_classes: int, source: str | WeightsEnum
     ]
     if not states:
         raise MisconfigurationException(f"{label} holds no tensors by their names; {_EXPECTED}")
-    key, found, fits = max(states, key=lambda state: (len(state[2]), _is_ema(state[0])))
+    key, found, fits = _choose_state(states, dict(network.named_parameters()))
     if len(states) > 1 and key:
         label += f" ({key})"
     left = [name for name in own if name not in fits and not name.endswith("num_batches_tracked")]
-    wrong = [name for name in left if not _is_of_head(own[name], found.get(name), num_classes)]
+    heads = _list_heads(own, num_classes)
+    wrong = [name for name in left if not _is_of_head(name, own, found, heads)]
     if wrong := wrong if fits else left:
         raise MisconfigurationException(
             f"{label} are another network's: {len(wrong)} of {len(own)} tensors are missing or of "
@@ -138,6 +139,25 @@ def _find_state_dicts(
         yield key, tensors
     for name, value in content.items():
         yield from _find_state_dicts(value, f"{key}.{name}".lstrip("."), depth + 1)
+
+
+def _choose_state(
+    states: Sequence[tuple[str, dict[str, Tensor], dict[str, Tensor]]],
+    parameters: Mapping[str, Any],
+) -> tuple[str, dict[str, Tensor], dict[str, Tensor]]:
+    """Choose the state dict that fits most parameters, of equals the average (EMA).
+
+    An average of the parameters alone gets the buffers, such as running statistics, of another.
+    """
+
+    def rank(state: tuple[str, Any, dict[str, Tensor]]) -> tuple[int, bool, int]:
+        key, _, fits = state
+        return len(fits.keys() & parameters.keys()), _is_ema(key), len(fits)
+
+    key, found, fits = max(states, key=rank)
+    fullest = max(states, key=lambda state: len(state[2]))[2]
+    buffers = {name: tensor for name, tensor in fullest.items() if name not in parameters}
+    return key, {**buffers, **found}, {**buffers, **fits}
 
 
 def _is_ema(key: str) -> bool:
@@ -268,10 +288,21 @@ def trainable_parameters(parameters: Iterable[nn.Parameter]) -> list[nn.Paramete
     return [parameter for parameter in parameters if parameter.requires_grad]
 
 
-def _is_of_head(own: Tensor, found: Tensor | None, num_classes: int) -> bool:
-    """Whether a tensor is of the classification head, and differs in the number of classes."""
-    same_inputs = found is None or own.shape[1:] == found.shape[1:]
-    return own.ndim > 0 and len(own) == num_classes and same_inputs
+def _list_heads(own: Mapping[str, Tensor], num_classes: int) -> set[str]:
+    """List the layers that may be heads: linear ones, or 1x1 convolutions, of all classes."""
+    return {
+        name.rpartition(".")[0]
+        for name, tensor in own.items()
+        if tensor.ndim >= 2 and len(tensor) == num_classes and set(tensor.shape[2:]) <= {1}
+    }
+
+
+def _is_of_head(
+    name: str, own: Mapping[str, Tensor], found: Mapping[str, Tensor], heads: set[str]
+) -> bool:
+    """Whether a tensor is of a head, and differs from the file's in the number of classes."""
+    is_of_head = own[name].ndim > 0 and name.rpartition(".")[0] in heads
+    return is_of_head and (name not in found or own[name].shape[1:] == found[name].shape[1:])
 
 
 def _describe(

@@ -9,6 +9,7 @@ import pytest
 import safetensors.torch
 import torch
 from lightning.pytorch.callbacks import LearningRateFinder
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torchvision.models import alexnet
 
 from pyclassify.model import AlexNet
@@ -112,6 +113,25 @@ def test_average_in_a_file_is_named(tmp_path):
     file = tuned.write(tmp_path / "w.pth", {"model": zeros(state), "model_ema": state})
 
     assert mentions(finetuning.load_weights(tuned.Net(7), 7, file), "(model_ema)")
+
+
+def test_average_of_parameters_alone_gets_the_buffers_of_the_weights(tmp_path):
+    network, state = tuned.Net(7), tuned.state()
+    average = {name: state[name] for name, _ in network.named_parameters()}
+    plain = {**state, **zeros(average)}
+    file = tuned.write(tmp_path / "w.pth", {"model": plain, "ema": average})
+
+    assert mentions(finetuning.load_weights(network, 7, file), "(ema)", "11 of 11")
+    torch.testing.assert_close(network.state_dict(), state)
+
+
+def test_layer_with_as_many_channels_as_classes_is_not_taken_for_the_head(tmp_path):
+    state = tuned.state(4)
+    del state["features.1.weight"]  # 4x3x3x3, of a convolution
+    file = tuned.write(tmp_path / "w.pth", state)
+
+    with pytest.raises(MisconfigurationException, match=r"features\.1\.weight is not in the file"):
+        finetuning.load_weights(tuned.Net(4), 4, file)
 
 
 @pytest.mark.parametrize("name", ["w.safetensors", "pytorch_model.bin"])
