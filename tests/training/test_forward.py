@@ -172,6 +172,18 @@ def test_mistake_in_a_network_is_located_and_another_error_keeps_its_type():
         compute_outputs(Broken(), torch.zeros(3, 3, 8, 8), CLASSES)
 
 
+def test_check_leaves_an_error_that_it_does_not_know_to_the_training():
+    def fail(logits):
+        raise ArithmeticError("in one of several processes")
+
+    network = Returning(fail)
+
+    check_network(network, CLASSES, side=8)
+
+    with pytest.raises(ArithmeticError):
+        compute_outputs(network, torch.zeros(2, 3, 8, 8), CLASSES)
+
+
 @pytest.mark.parametrize(
     "message",
     [
