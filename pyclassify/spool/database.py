@@ -74,9 +74,12 @@ def find_file(uri: str) -> Path | None:
 @contextmanager
 def _lock_file(database: Path) -> Iterator[None]:
     """Hold the lock beside a database's file, except in a folder that can't be written."""
-    from filelock import FileLock, Timeout
-
     _check_file(database)
+    try:
+        from filelock import FileLock, Timeout
+    except ImportError:  # beside MLflow alone, as on a login node
+        yield
+        return
     lock = FileLock(database.with_name(f".{database.name}.lock"), timeout=_LOCK_SECONDS)
     try:
         lock.acquire()

@@ -247,7 +247,7 @@ def test_restart_by_torchrun_continues_the_run(launch, store, tmp_path):
 
 
 @pytest.mark.slow
-def test_mlflow_run_by_torchrun_is_refused_and_its_runs_fail(launch, store):
+def test_mlflow_run_by_torchrun_is_refused_and_its_run_fails(launch, store):
     options = ["--standalone", "--nproc-per-node=2", "--no-python"]
     given = [word.removeprefix("--") for word in TRAIN.split()[1:] if "=" in word]
     parameters = [word for each in (*given, "devices=2") for word in ("-P", each)]
@@ -259,7 +259,10 @@ def test_mlflow_run_by_torchrun_is_refused_and_its_runs_fail(launch, store):
     _, err = done.communicate()
     assert done.returncode == 1
     assert mentions(err, "2 `mlflow run`", "python -m pyclassify train")
-    assert [run.info.status for run in list_runs(store)] == ["FAILED", "FAILED"]
+    # torchrun ends the second `mlflow run` with the first, perhaps before it has started ours.
+    statuses = {run.info.status for run in list_runs(store)}
+    assert "FAILED" in statuses
+    assert "FINISHED" not in statuses
 
 
 @pytest.mark.parametrize("command", ["resume", "rerun"])

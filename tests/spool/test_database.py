@@ -1,5 +1,6 @@
 """Several processes that are the first to open a database, and to make an experiment in it."""
 
+import sys
 import time
 from importlib.metadata import entry_points
 
@@ -119,3 +120,10 @@ def test_open_tracking_store_of_a_server_that_is_away_does_not_wait():
 
     assert error.value.error_code == "TEMPORARILY_UNAVAILABLE"  # so that a training goes on
     assert time.monotonic() - start < 60  # MLflow would try for 100 s
+
+
+def test_database_is_opened_without_the_package_of_locks(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "filelock", None)  # as beside MLflow alone
+
+    with database._lock_file(tmp_path / "mlflow.db"):
+        assert list(tmp_path.iterdir()) == []

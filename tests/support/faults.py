@@ -109,8 +109,8 @@ place, kind = {place!r}, {kind!r}
 tempfile.tempdir = None  # that of this environment
 if place == "atexit":
     atexit.register(faults.fail_of, kind)
-if place.endswith(":nohup"):
-    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+is_ignored = place.endswith(":nohup")  # the tests themselves may run under nohup
+signal.signal(signal.SIGHUP, signal.SIG_IGN if is_ignored else signal.SIG_DFL)
 rank = int(os.environ.get("LOCAL_RANK", 0))
 if place in ("", "atexit") or (rank > 0) != place.endswith(":1"):
     sys.exit(main())
