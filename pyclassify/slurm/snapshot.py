@@ -52,11 +52,12 @@ def take_snapshot(
         _copy(project / name, target / name, project)
     commit = ""
     root = find_root(project, needs_git=False)
-    if root is not None:
+    repository = Repository(root) if root is not None else None
+    if repository is not None:
         with suppress(OSError):  # there is none yet
-            commit = Repository(root).commit
-    if root is not None and commit:
-        if changes := diff_tracked_files(Repository(root), left_out):
+            commit = repository.commit
+    if repository is not None and commit:
+        if changes := diff_tracked_files(repository, left_out):
             (folder / "changes.diff").write_bytes(changes)
         if root == project.resolve():
             _make_checkouts(root, target)

@@ -213,8 +213,8 @@ class _Training:
                 self.facts.update(json.loads(text))
             except ValueError:
                 self._add_to_dump(text)
-        if self.facts.get("final"):
-            _close_stderr_unless(self.facts.get("watches_exit", False))
+        if self.facts.get("final") and not self.facts.get("watches_exit"):
+            _close_stderr()
 
     def _add_to_dump(self, line: str) -> None:
         if len(self.dump) < _MAX_DUMP_LINES:
@@ -315,12 +315,11 @@ def _write_stderr(line: str) -> None:
         os.write(2, f"{line}\n".encode())
 
 
-def _close_stderr_unless(is_needed: bool) -> None:
+def _close_stderr() -> None:
     """Close the training's standard error, for whose end another process may wait."""
-    if not is_needed:
-        null = os.open(os.devnull, os.O_RDWR)
-        os.dup2(null, 2)
-        os.close(null)
+    null = os.open(os.devnull, os.O_RDWR)
+    os.dup2(null, 2)
+    os.close(null)
 
 
 def enforce_final_status(
@@ -367,7 +366,7 @@ def main(pid: int, pidfd: int = -1) -> None:
     is_reported = bool(facts.get("expected"))  # by the training
     if status and not is_reported and (facts.get("run_id") or facts.get("start_id")):
         _write_stderr(f"pyclassify: error: the training has ended: {reason}; its run is {status}")
-    _close_stderr_unless(False)
+    _close_stderr()
     enforces = final == "KILLED" and facts.get("enforces")
     if not facts.get("sys_path") or not (status or enforces):
         return

@@ -4,6 +4,7 @@ import json
 import logging
 import os
 import queue
+import re
 import sys
 import threading
 
@@ -136,7 +137,8 @@ def test_wait_for_a_job_over_the_time_limit_of_its_partition_says_what_to_change
     assert not waiter.is_alive()
     cancel = f"`pyclassify slurm cancel {submitted.run_id}`"
     # PartitionTimeLimit, or PartitionConfig until SLURM has looked at all limits.
-    assert mentions(warning, "because of Partition", '"time"', '"partition"', cancel)
+    assert re.search(r"because of Partition(TimeLimit|Config): ", warning)
+    assert mentions(warning, '"time"', '"partition"', cancel)
     assert get_run(submitted).info.status == "KILLED"
 
 
