@@ -28,6 +28,8 @@ _TURN_SECONDS = 3.0  # in which another process may run into the same error
 # which may have a checkpoint to write before it leaves.
 _SEEDS_GRACE_FACTOR = 60.0
 
+_USAGE_EXIT_CODE = 2  # as argparse, click and bash have it
+
 _MAX_REASON = 200  # characters of another library's message
 _LOST_PROCESS = "another process of this run has ended; its own message says why"
 
@@ -39,8 +41,8 @@ def main(args: Sequence[str] | None = None) -> int:
         args: The command and its options; those of this process by default.
 
     Returns:
-        The exit code: 0, 1 after an error or a stop, or 75 (EX_TEMPFAIL) where the job's script
-        is to start the command again.
+        The exit code: 0, 1 after an error or a stop, 2 where the command line is invalid, or 75
+        (EX_TEMPFAIL) where the job's script is to start the command again.
     """
     argv = list(sys.argv[1:] if args is None else args)
     if argv and argv[0] in COMMANDS:
@@ -89,7 +91,11 @@ def _end_failed_run(argv: list[str], error: BaseException) -> int | None:
         turn = int(not launcher.is_rank_zero()) + 2 * int(message == _LOST_PROCESS)
         _print_error(message, turn)
     _end_run("FAILED", str(mask(message)) if message else format_reason(error))
-    return None if message is None else 1
+    return None if message is None else _get_failure_code(error)
+
+
+def _get_failure_code(error: BaseException) -> int:
+    return _USAGE_EXIT_CODE if isinstance(error, options.UsageError) else 1
 
 
 def _end_run(status: str, reason: str) -> None:
@@ -125,7 +131,8 @@ def _run_command(command: str, argv: list[str]) -> int:
         message = _format_error(error)
         if message is None:
             raise
-        return _print_error(message)
+        _print_error(message)
+        return _get_failure_code(error)
 
 
 def sync(argv: list[str]) -> int:

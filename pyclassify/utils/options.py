@@ -7,13 +7,15 @@ itself is that class. `mlflow run -P batch_size=128` arrives as `--batch_size 12
 
 import argparse
 import json
-from collections.abc import Iterable, Iterator, Mapping
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
 import yaml
 
 from pyclassify.utils.duplicate_keys import check_duplicate_keys, check_settings_file
+from pyclassify.utils.text import suggest
 
 TRAINING_COMMANDS = ("train", "fit", "validate", "test", "predict", "prepare")
 SHORT_OPTIONS = {
@@ -45,12 +47,83 @@ UNSET = (None, "null", "None")  # the spellings of no value, in a file and on th
 FLAGS = ("-h", "--help", "--print_config")  # options without a value
 CONFIG_OPTIONS = ("--config", "-c")
 
+# As argparse reports a word that none of the subcommands has.
+_UNKNOWN_COMMAND = re.compile(r"argument \w+: invalid choice: '(.*?)' \(choose from (.*)\)")
+
+
+class UsageError(ValueError):
+    """A command line that can't be run as it was given: exit code 2, not 1.
+
+    Example:
+        >>> raise UsageError("unknown option '--lats'. Did you mean '--last'?")
+    """
+
 
 class CommandParser(argparse.ArgumentParser):
-    """The parser of a command, whose errors are raised and reported as all others are."""
+    """The parser of one command, which raises a UsageError in place of leaving the process.
+
+    Its help ends with examples, and each option that has a default shows it.
+
+    Args:
+        examples: Command lines that end the help, at least two for a command.
+        **kwargs: Those of `argparse.ArgumentParser`.
+
+    Raises:
+        UsageError: From `parse_args`: the command line is invalid. The message names the option,
+            what is allowed or the nearest that exists, and the command that shows the help.
+
+    Example:
+        >>> parser = CommandParser("pyclassify sync", examples=["pyclassify sync runs/3f2a"])
+        >>> parser.add_argument("--wait", type=float, default=60, help="seconds to wait")
+        >>> parser.parse_args(["--wait", "5"]).wait
+        5.0
+    """
+
+    def __init__(self, prog: str = "", *, examples: Iterable[str] = (), **kwargs: Any) -> None:
+        kwargs.setdefault("allow_abbrev", False)
+        kwargs.setdefault("formatter_class", _HelpFormatter)
+        super().__init__(prog or None, **kwargs)
+        shown = "".join(f"\n  {example}" for example in examples)
+        if shown:
+            self.epilog = "\n\n".join([*filter(None, [self.epilog]), f"examples:{shown}"])
+        self._commands: dict[str, CommandParser] = {}
+
+    def add_subparsers(self, **kwargs: Any) -> Any:
+        action = super().add_subparsers(**kwargs)
+        self._commands = action.choices
+        return action
+
+    def parse_args(self, args: Sequence[str], namespace: Any = None) -> Any:  # type: ignore[override]
+        parsed, unknown = self.parse_known_args(args, namespace)
+        if unknown:
+            command = next((word for word in args if word in self._commands), "")
+            self._commands.get(command, self)._refuse(unknown)
+        return parsed
+
+    def _refuse(self, words: Sequence[str]) -> NoReturn:
+        option = next((word for word in words if word.startswith("-")), None)
+        name = (option or words[0]).partition("=")[0]
+        if option is None:
+            self.error(f"unexpected argument {name!r}")
+        self.error(f"unknown option {name!r}{suggest(name, self._option_string_actions)}")
 
     def error(self, message: str) -> NoReturn:
-        raise ValueError(f"{message}; `{self.prog} --help` shows what there is")
+        if found := re.match(
+            r"argument \w+: invalid choice: '(.*?)' \(choose from (.*)\)", message
+        ):
+            choices = re.findall(r"[\w-]+", found[2])
+            message = f"unknown command {found[1]!r}{suggest(found[1], choices)}"
+        see = " See" if message.endswith("?") else "; see"
+        raise UsageError(f"{message}{see} `{self.prog} --help`")
+
+
+class _HelpFormatter(argparse.RawDescriptionHelpFormatter):
+    """Keep the lines of examples, and show an option's default where it has one to show."""
+
+    def _get_help_string(self, action: argparse.Action) -> str:
+        text = action.help or ""
+        shows = action.default not in (None, False, argparse.SUPPRESS, "") and "default" not in text
+        return f"{text} (default: %(default)s)" if shows and action.option_strings else text
 
 
 def split_options(argv: list[str]) -> Iterator[list[str]]:

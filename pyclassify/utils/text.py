@@ -2,7 +2,8 @@
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from difflib import get_close_matches
 
 from pyclassify.utils.masking import mask
 
@@ -53,6 +54,12 @@ def join_some(names: Sequence[str], max_names: int = 3, noun: str = "") -> str:
     if len(names) > max_names:
         text += f" and {len(names) - max_names} more {noun}".rstrip()
     return text
+
+
+def suggest(given: str, names: Iterable[str]) -> str:
+    """Suggest the nearest of some names: ". Did you mean 'train'?", or "" where none is near."""
+    matches = get_close_matches(given, [*names], n=1)
+    return f". Did you mean {matches[0]!r}?" if matches else ""
 
 
 def shorten(text: str, length: int) -> str:

@@ -1,6 +1,10 @@
 """Command lines and configurations, flattened to settings."""
 
+import pytest
+
 from pyclassify.utils.options import (
+    CommandParser,
+    UsageError,
     find_logger_settings,
     flatten_config,
     format_options,
@@ -53,3 +57,41 @@ def test_find_logger_settings_alone_and_among_others():
         {"trainer.logger": "RunLogger", "trainer.logger.run_name": "c"}
     ) == {"run_name": "c"}
     assert find_logger_settings({}) == {}
+
+
+@pytest.fixture
+def parser():
+    parser = CommandParser("tool", description="Do it.", examples=["tool status 1", "tool -h"])
+    parser.add_argument("--last", type=int, default=5, help="the number of runs")
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+    status = commands.add_parser("status", help="show a run", examples=["tool status 2"])
+    status.add_argument("run", type=int)
+    status.add_argument("--follow", action="store_true", help="wait for its end")
+    return parser
+
+
+def test_help_of_a_command_ends_with_its_examples_and_shows_defaults(parser):
+    text = parser.format_help()
+
+    assert text.endswith("examples:\n  tool status 1\n  tool -h\n")
+    assert "the number of runs (default: 5)" in text
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("stauts 1", "unknown command 'stauts'. Did you mean 'status'? See `tool --help`"),
+        ("status 1 --folow", "unknown option '--folow'. Did you mean '--follow'? See `tool"),
+        ("status 1 --xyz=3", "unknown option '--xyz'; see `tool"),
+        ("status 1 2", "unexpected argument '2'; see `tool"),
+        ("status x", "argument run: invalid int value: 'x'; see `tool status --help`"),
+        ("--last x status 1", "argument --last: invalid int value: 'x'; see `tool --help`"),
+        ("status", "the following arguments are required: run; see `tool status --help`"),
+        ("status 1 --follow=2", "argument --follow: ignored explicit argument '2'; see `tool"),
+    ],
+)
+def test_parse_args_of_an_invalid_command_line_names_the_remedy(parser, words, message):
+    with pytest.raises(UsageError) as error:
+        parser.parse_args(words.split())
+
+    assert str(error.value).startswith(message)
