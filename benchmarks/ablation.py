@@ -26,8 +26,8 @@ RECIPES = ("alexnet-bn-cifar10.yaml", "alexnet-cifar10-best.yaml")
 COMMON = {
     "the recipe": [],
     "labels not smoothed": ["--model.label_smoothing=0"],
-    "no shifts": ["--data.pad=0"],
-    "no mirror images": ["--data.flip=false"],
+    "no shifts": ["--data.random_crop_padding=0"],
+    "no mirror images": ["--data.horizontal_flip=false"],
     "no weight decay": ["--optimizer.weight_decay=0"],
     "a constant rate": ["--lr_scheduler=ConstantLR", "--lr_scheduler.factor=1"],
 }
@@ -46,7 +46,9 @@ def without(recipe):
     if recipe == "alexnet-bn-cifar10.yaml":
         learnt = [leave_out(recipe, "WhitenStem"), "--model.freeze=null"]
         return lines | {"a stem that learns": learnt}
-    return lines | {"63 pixels": ["--data.resize=63", "--data.crop=63", "--data.pad=8"]}
+    return lines | {
+        "63 pixels": ["--data.resize=63", "--data.crop=63", "--data.random_crop_padding=8"]
+    }
 
 
 def main(args=None):

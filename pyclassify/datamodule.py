@@ -49,6 +49,7 @@ from pyclassify.data.report import (
 from pyclassify.data.scan import find_damaged, load_facts, scan_files
 from pyclassify.utils.files import find_cache_folder
 from pyclassify.utils.launcher import count_workers
+from pyclassify.utils.text import suggest
 
 # Of images in their original sizes: 100 MB a batch, of which a loader holds several.
 _MAX_DECODED_PIXELS = 2**25
@@ -71,7 +72,7 @@ class TorchvisionDataModule(ImageDataModule):
         MisconfigurationException: The name is unknown, or the data set can't be downloaded.
 
     Example:
-        >>> data = TorchvisionDataModule("SVHN", resize=32, crop=32, pad=4, flip=False)
+        >>> data = TorchvisionDataModule("SVHN", resize=32, crop=32, horizontal_flip=False)
         >>> data.num_classes
         10
     """
@@ -96,7 +97,8 @@ class TorchvisionDataModule(ImageDataModule):
         super().__init__(**kwargs)
         if name not in self.NUM_CLASSES:
             raise MisconfigurationException(
-                f"name is {name!r}; the data sets here are {', '.join(self.NUM_CLASSES)}"
+                f"invalid name: {name!r} (expected one of {', '.join(self.NUM_CLASSES)})"
+                f"{suggest(name, self.NUM_CLASSES)}"
             )
         self.dataset_name, self.val_size, self.split_seed = name, val_size, split_seed
         self.data_path = Path(data_path).expanduser() if data_path else find_cache_folder()
@@ -179,15 +181,17 @@ class MNISTDataModule(TorchvisionDataModule):
     Args:
         data_path: The folder of the downloaded files; `pyclassify` in the user's cache folder by
             default.
-        flip: Whether training flips half of the images horizontally.
+        horizontal_flip: Whether training flips half of the images horizontally.
 
     Example:
         >>> data = MNISTDataModule(batch_size=128)
         >>> trainer.fit(Classifier(AlexNet), datamodule=data)
     """
 
-    def __init__(self, data_path: str | None = None, flip: bool = False, **kwargs: Any) -> None:
-        super().__init__("MNIST", data_path, flip=flip, **kwargs)
+    def __init__(
+        self, data_path: str | None = None, horizontal_flip: bool = False, **kwargs: Any
+    ) -> None:
+        super().__init__("MNIST", data_path, horizontal_flip=horizontal_flip, **kwargs)
 
 
 class SyntheticDataModule(ImageDataModule):
@@ -199,7 +203,7 @@ class SyntheticDataModule(ImageDataModule):
         train_size: The number of training images.
         val_size: The number of validation images.
         test_size: The number of test images.
-        draw_seed: The seed of the images. The run's seed does not change them.
+        data_seed: The seed of the images. The run's seed does not change them.
 
     Example:
         >>> data = SyntheticDataModule(train_size=100)
@@ -216,16 +220,16 @@ class SyntheticDataModule(ImageDataModule):
         train_size: int = 4000,
         val_size: int = 1000,
         test_size: int = 1000,
-        draw_seed: int = 0,
+        data_seed: int = 0,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
         self.sizes = {"train": train_size, "val": val_size, "test": test_size}
-        self.draw_seed = draw_seed
+        self.data_seed = data_seed
 
     def setup(self, stage: str) -> None:
         for split in SPLITS[stage]:
-            seed = 3 * self.draw_seed + list(self.sizes).index(split)
+            seed = 3 * self.data_seed + list(self.sizes).index(split)
             setattr(self, split, ImageTensors(*synthetic.generate_images(self.sizes[split], seed)))
 
 
@@ -250,9 +254,10 @@ class ImageFolderDataModule(ImageDataModule):
             default.
         std: The standard deviation of each channel that normalization divides by; ImageNet's by
             default.
-        exact: Whether training images too are bitwise identical to what validation, test and the
-            served model see. By default they are read in half the time, and pixels differ by about
-            one of 256 levels at most: far less than augmentation changes them.
+        float_resize: Whether training images are resized in floats, as in validation, in the test
+            and in the served model: the pixels are bitwise identical. By default they are resized
+            as bytes, in half the time; pixels differ by at most about one of 256 levels, far less
+            than augmentation changes them.
         num_workers: Processes that decode images, for each training process; by default one for
             each of its processors except one, 1 to 8.
         cache: Whether to decode and resize all images of train/ once, into one file in
@@ -277,7 +282,7 @@ class ImageFolderDataModule(ImageDataModule):
         split_seed: int = 0,
         mean: tuple[float, float, float] = (0.485, 0.456, 0.406),
         std: tuple[float, float, float] = (0.229, 0.224, 0.225),
-        exact: bool = False,
+        float_resize: bool = False,
         num_workers: int | None = None,
         cache: bool = False,
         **kwargs: Any,
@@ -285,19 +290,21 @@ class ImageFolderDataModule(ImageDataModule):
         super().__init__(mean=mean, std=std, **kwargs)
         if not 0 < val_size < 1:
             raise MisconfigurationException(
-                f"val_size is {val_size}; give the part of the training images to hold out for "
-                "validation, between 0 and 1"
+                f"invalid val_size: {val_size} (expected 0 < val_size < 1, the fraction of the "
+                "training images to hold out for validation)"
             )
         if num_workers is not None and num_workers < 0:
-            raise MisconfigurationException(f"num_workers is {num_workers}; give 0 or more")
-        if cache and exact:
             raise MisconfigurationException(
-                "data.cache keeps pixels as whole numbers, which data.exact does not round to; "
-                "give one of the two"
+                f"invalid num_workers: {num_workers} (expected num_workers >= 0)"
+            )
+        if cache and float_resize:
+            raise MisconfigurationException(
+                "data.cache=true and data.float_resize=true exclude each other: the cache stores "
+                "pixels as bytes; give one of the two"
             )
         self.data_path = Path(data_path).expanduser()
         self.val_size, self.split_seed = val_size, split_seed
-        self.unreadable, self.exact = unreadable, exact
+        self.unreadable, self.float_resize = unreadable, float_resize
         self.cache, self._num_workers = cache, num_workers
         self.num_workers = num_workers or 0
         self._classes_given = classes is not None
@@ -434,8 +441,10 @@ class ImageFolderDataModule(ImageDataModule):
             listed = self._list(source)
             held_out = split != "test" and self._find_source("val") == "train"
             index = self._hold_out(listed)[split] if held_out else None
-            size, exact = self.preprocess.resize, self.exact or split != "train"
-            images = ImageFiles(self.data_path, listed.files, listed.labels, size, index, exact)
+            size, float_resize = self.preprocess.resize, self.float_resize or split != "train"
+            images = ImageFiles(
+                self.data_path, listed.files, listed.labels, size, index, float_resize
+            )
             cached = self.cache and split == "train"
             setattr(self, split, self._cache_images(images) if cached else images)
         self._report_left_out()

@@ -80,10 +80,10 @@ def test_unknown_name_lists_the_known_ones():
     with pytest.raises(
         MisconfigurationException,
         # the form of this message
-        match=r"^name is 'ImageNet'; the data sets here are CIFAR10, CIFAR100, FashionMNIST, "
-        r"KMNIST, MNIST, SVHN$",
+        match=r"^invalid name: 'CIFAR' \(expected one of CIFAR10, CIFAR100, FashionMNIST, KMNIST, "
+        r"MNIST, SVHN\)\. Did you mean 'CIFAR10'\?$",
     ):
-        TorchvisionDataModule("ImageNet")
+        TorchvisionDataModule("CIFAR")
 
 
 def test_mnist_becomes_three_equal_channels_that_are_not_flipped(server, monkeypatch, tmp_path):
@@ -99,7 +99,7 @@ def test_mnist_becomes_three_equal_channels_that_are_not_flipped(server, monkeyp
     assert prepared.shape == (servers.TEST, 3, 64, 64)
     assert prepared.equal(prepared[:, :1].expand(-1, 3, -1, -1))
     assert data.preprocess(images, mirrored).equal(prepared)
-    data.preprocess.flip = True
+    data.preprocess.horizontal_flip = True
     assert data.preprocess(images, mirrored).equal(prepared.flip(-1))
 
 
@@ -136,7 +136,7 @@ def test_synthetic_data_set_has_the_splits_of_the_stage(stage):
 
 
 def test_synthetic_splits_differ_and_are_reproducible():
-    first, again, other = (SyntheticDataModule(10, 10, 10, draw_seed=seed) for seed in (0, 0, 1))
+    first, again, other = (SyntheticDataModule(10, 10, 10, data_seed=seed) for seed in (0, 0, 1))
     for data in (first, again, other):
         data.setup("fit")
 

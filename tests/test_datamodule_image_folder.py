@@ -71,11 +71,11 @@ def test_folder_is_listed_once(tmp_path):
 def test_training_images_are_exact_only_if_asked_for(tmp_path):
     grow(tmp_path, "train/cat", "test/cat")
     sets = []
-    for options in ({}, {"exact": True}):
+    for options in ({}, {"float_resize": True}):
         data = module(tmp_path, **options)
         for stage in ("fit", "test"):
             data.setup(stage)
-        sets.append((data.train.exact, data.val.exact, data.test.exact))
+        sets.append((data.train.float_resize, data.val.float_resize, data.test.float_resize))
 
     assert sets == [(False, True, True), (True, True, True)]
 

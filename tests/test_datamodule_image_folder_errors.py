@@ -58,10 +58,10 @@ def test_class_without_training_images_is_an_error(tmp_path):
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"val_size": 5000}, "val_size is 5000; .*between 0 and 1"),
-        ({"val_size": 0.0}, r"val_size is 0\.0; "),
-        ({"num_workers": -1}, "num_workers is -1; .*0 or more"),
-        ({"batch_size": 0}, "batch_size is 0; .*1 or more"),
+        ({"val_size": 5000}, r"^invalid val_size: 5000 \(expected 0 < val_size < 1, "),
+        ({"val_size": 0.0}, r"^invalid val_size: 0\.0 \("),
+        ({"num_workers": -1}, r"^invalid num_workers: -1 \(expected num_workers >= 0\)$"),
+        ({"batch_size": 0}, r"^invalid batch_size: 0 \("),
     ],
 )
 def test_option_out_of_range_is_an_error(options, words, tmp_path):

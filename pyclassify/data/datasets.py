@@ -127,8 +127,8 @@ class ImageFiles(ImageDataset):
         labels: Their labels, int64 [n].
         size: The side of the squares, in pixels.
         index: Which of the files belong to this data set, int64; all of them by default.
-        exact: Whether pixels are bitwise identical to those of the served model; otherwise they
-            are rounded, which takes half the time.
+        float_resize: Whether images are resized in floats, to pixels that are bitwise identical to
+            those of the served model. Otherwise they are resized as bytes, in half the time.
 
     Example:
         >>> folder = Path("photos/train")
@@ -145,12 +145,12 @@ class ImageFiles(ImageDataset):
         labels: Sequence[int] | Tensor,
         size: int,
         index: Tensor | None = None,
-        exact: bool = True,
+        float_resize: bool = True,
     ) -> None:
         self.folder = folder
         self.files = files if isinstance(files, PackedPaths) else PackedPaths(files)
         self.labels = torch.as_tensor(labels)
-        self.size, self.exact = size, exact
+        self.size, self.float_resize = size, float_resize
         self.index = torch.arange(len(files)) if index is None else index
 
     def __len__(self) -> int:
@@ -159,7 +159,7 @@ class ImageFiles(ImageDataset):
     def __getitem__(self, item: int) -> tuple[Tensor, int, int]:
         index = int(self.index[item])
         file, label = self.files[index], int(self.labels[index])
-        if self.exact:
+        if self.float_resize:
             return resize(read_image(file)[None], self.size)[0], label, index
         return read_resized(file, self.size), label, index
 

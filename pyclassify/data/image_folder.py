@@ -356,7 +356,8 @@ def cache_images(files: ImageFiles, classes: Sequence[str], num_workers: int) ->
     another process may still train on the cache of what the folder held before.
 
     Args:
-        files: The images, with `exact=False`: their pixels are whole numbers, which fit in bytes.
+        files: The images, with `float_resize=False`: their pixels are whole numbers, which fit in
+            bytes.
         classes: The names of the classes, by label.
         num_workers: Processes that decode.
 
@@ -378,7 +379,7 @@ def cache_images(files: ImageFiles, classes: Sequence[str], num_workers: int) ->
 
 
 def _decode_images(files: ImageFiles, classes: Sequence[str], num_workers: int) -> LabeledImages:
-    dataset = ImageFiles(files.folder, files.files, files.labels, files.size, exact=False)
+    dataset = ImageFiles(files.folder, files.files, files.labels, files.size, float_resize=False)
     needed, free = 3 * files.size**2 * len(dataset), psutil.virtual_memory().available
     if needed > free:
         raise MisconfigurationException(

@@ -98,14 +98,14 @@ class ImageDataModule(LightningDataModule):
         batch_size: Images in a batch of each process.
         resize: The side of the square that images are resized to, in pixels.
         crop: The side of the square cropped from it, in pixels: random in training, else central.
-        flip: Whether training flips half of the images horizontally.
+        horizontal_flip: Whether training flips each image horizontally with a probability of 0.5.
         mean: The mean of each channel, in 0..1, that normalization subtracts.
-        std: The standard deviation of each channel that normalization divides by.
-        pad: Reflection padding of the random crop, in pixels: usually 4 for images of 32 pixels
-            that are not enlarged.
-        erase: The side of the square that training erases (cutout), in pixels: about a quarter of
-            the crop against overfitting in many epochs.
-        color: The maximum relative change of brightness, contrast and saturation in training
+        std: The standard deviation of each channel, in 0..1, that normalization divides by.
+        random_crop_padding: The width of the reflection padding around an image before the random
+            crop of training, in pixels. Usually 4 for images of 32 pixels that are not enlarged.
+        cutout: The side of the random square that training sets to the mean (cutout), in pixels.
+            About a quarter of `crop` reduces overfitting in many epochs.
+        color_jitter: The maximum relative change of brightness, contrast and saturation in training
             (color jitter), 0 to 1: 0.2 is mild.
 
     Example:
@@ -129,19 +129,23 @@ class ImageDataModule(LightningDataModule):
         batch_size: int = 64,
         resize: int = 70,
         crop: int = 64,
-        flip: bool = True,
+        horizontal_flip: bool = True,
         mean: tuple[float, float, float] = (0.5, 0.5, 0.5),
         std: tuple[float, float, float] = (0.5, 0.5, 0.5),
-        pad: int = 0,
-        erase: int = 0,
-        color: float = 0.0,
+        random_crop_padding: int = 0,
+        cutout: int = 0,
+        color_jitter: float = 0.0,
     ) -> None:
         super().__init__()
         if batch_size < 1:
-            raise MisconfigurationException(f"batch_size is {batch_size}; give 1 or more")
+            raise MisconfigurationException(
+                f"invalid batch_size: {batch_size} (expected batch_size >= 1)"
+            )
         self.batch_size = batch_size
         self.num_workers = 0  # for data sets that are not in memory
-        self.preprocess = Preprocess(resize, crop, flip, mean, std, pad, erase, color)
+        self.preprocess = Preprocess(
+            resize, crop, horizontal_flip, mean, std, random_crop_padding, cutout, color_jitter
+        )
         self._preprocessing = {"resize": resize, "crop": crop, "mean": list(mean), "std": list(std)}
 
     @property

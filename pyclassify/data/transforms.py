@@ -82,20 +82,21 @@ class Preprocess(nn.Module):
         resize: The side of the square that images are resized to, in pixels.
         crop: The side of the square that is cropped from it, in pixels, at most `resize`: at
             random in training, otherwise central.
-        flip: Whether training flips half of the images horizontally.
+        horizontal_flip: Whether training flips each image horizontally with a probability of 0.5.
         mean: The mean of each channel, in 0..1, that normalization subtracts.
         std: The standard deviation of each channel, in 0..1, that normalization divides by.
-        pad: Reflection padding of the random crop, in pixels, less than `resize`.
-        erase: Cutout: the side of the square that training sets to the mean, in pixels, at most
+        random_crop_padding: The width of the reflection padding around an image before the random
+            crop of training, in pixels, less than `resize`.
+        cutout: The side of the random square that training sets to the mean, in pixels, at most
             `crop`.
-        color: Color jitter: the maximum relative change of brightness, contrast and saturation in
+        color_jitter: The maximum relative change of brightness, contrast and saturation in
             training, 0 to 1.
 
     Raises:
-        ValueError: A size or `color` is out of range.
+        ValueError: `crop`, `random_crop_padding`, `cutout` or `color_jitter` is out of range.
 
     Example:
-        >>> preprocess = Preprocess(resize=32, crop=32, pad=4)
+        >>> preprocess = Preprocess(resize=32, crop=32, random_crop_padding=4)
         >>> images = torch.zeros(2, 3, 48, 64, dtype=torch.uint8)
         >>> numbers = preprocess.generate_random_numbers(seed=1, epoch=0, index=torch.arange(2))
         >>> preprocess(images, numbers).shape
@@ -109,26 +110,26 @@ class Preprocess(nn.Module):
         self,
         resize: int = 70,
         crop: int = 64,
-        flip: bool = True,
+        horizontal_flip: bool = True,
         mean: Sequence[float] = (0.5, 0.5, 0.5),
         std: Sequence[float] = (0.5, 0.5, 0.5),
-        pad: int = 0,
-        erase: int = 0,
-        color: float = 0.0,
+        random_crop_padding: int = 0,
+        cutout: int = 0,
+        color_jitter: float = 0.0,
     ) -> None:
         super().__init__()
-        if not 1 <= crop <= resize:
-            raise ValueError(
-                f"crop is {crop} and resize is {resize}; crop takes 1 to resize pixels: "
-                "lower crop or raise resize"
-            )
-        if not (0 <= pad < resize and 0 <= erase <= crop and 0 <= color <= 1):
-            raise ValueError(
-                f"pad is {pad}, erase {erase} and color {color}; give 0 or more pixels of pad and "
-                f"fewer than resize ({resize}), of erase at most crop ({crop}), and 0 to 1 of color"
-            )
-        self.resize, self.crop, self.flip = resize, crop, flip
-        self.pad, self.erase, self.color = pad, erase, color
+        _check("crop", crop, 1 <= crop <= resize, f"1 <= crop <= resize, which is {resize}")
+        _check(
+            "random_crop_padding",
+            random_crop_padding,
+            0 <= random_crop_padding < resize,
+            f"0 <= random_crop_padding < resize, which is {resize}",
+        )
+        _check("cutout", cutout, 0 <= cutout <= crop, f"0 <= cutout <= crop, which is {crop}")
+        _check("color_jitter", color_jitter, 0 <= color_jitter <= 1, "0 <= color_jitter <= 1")
+        self.resize, self.crop = resize, crop
+        self.horizontal_flip, self.random_crop_padding = horizontal_flip, random_crop_padding
+        self.cutout, self.color_jitter = cutout, color_jitter
         self.register_buffer("mean", torch.tensor(mean).view(-1, 1, 1) * 255, persistent=False)
         self.register_buffer("std", torch.tensor(std).view(-1, 1, 1) * 255, persistent=False)
 
@@ -144,7 +145,7 @@ class Preprocess(nn.Module):
             Integers of 0 to 2^31 - 1, int64 [batch, 3 or 8], for `forward`.
         """
         numbers = generate_integers(seed, epoch, index, count=3)
-        if not (self.erase or self.color):
+        if not (self.cutout or self.color_jitter):
             return numbers
         # A separate stream: crops and flips are the same with cutout and color jitter as without.
         more = generate_integers(seed, epoch, index, count=5, stream=1)
@@ -170,22 +171,28 @@ class Preprocess(nn.Module):
         if random_numbers is None:
             return self._normalize(center_crop(images, self.crop))
         images = self._normalize(self._augment(images, random_numbers))
-        if self.erase:
-            top, left = _compute_offsets(random_numbers[:, 3:5], self.crop, self.erase)
-            images = _cut_out(images, top, left, self.erase)
+        if self.cutout:
+            top, left = _compute_offsets(random_numbers[:, 3:5], self.crop, self.cutout)
+            images = _cut_out(images, top, left, self.cutout)
         return images
 
     def _normalize(self, images: Tensor) -> Tensor:
         return ((images - self.mean) / self.std).expand(-1, 3, -1, -1)
 
     def _augment(self, images: Tensor, random_numbers: Tensor) -> Tensor:
-        top, left = _compute_offsets(random_numbers[:, :2], self.resize + 2 * self.pad, self.crop)
-        flip = (random_numbers[:, 2] % 2 == 1) & self.flip
-        images = crop_and_flip(images, top - self.pad, left - self.pad, flip, self.crop)
-        if self.color:
-            factors = 1 + self.color * (random_numbers[:, 5:8].to(images.dtype) / 2**30 - 1)
+        padding = self.random_crop_padding
+        top, left = _compute_offsets(random_numbers[:, :2], self.resize + 2 * padding, self.crop)
+        flip = (random_numbers[:, 2] % 2 == 1) & self.horizontal_flip
+        images = crop_and_flip(images, top - padding, left - padding, flip, self.crop)
+        if self.color_jitter:
+            factors = 1 + self.color_jitter * (random_numbers[:, 5:8].to(images.dtype) / 2**30 - 1)
             images = jitter_colors(images, factors)
         return images
+
+
+def _check(name: str, value: float, is_valid: bool, expected: str) -> None:
+    if not is_valid:
+        raise ValueError(f"invalid {name}: {value} (expected {expected})")
 
 
 def _compute_offsets(random_numbers: Tensor, side: int, size: int) -> tuple[Tensor, Tensor]:

@@ -54,10 +54,10 @@ _WEIGHTS_PATH = "model/weights"
 _INITIAL_VALUES = {
     ("trainer/precision", "32-true"),
     ("trainer/precision", "32"),
-    ("data/pad", "0"),
-    ("data/erase", "0"),
-    ("data/color", "0.0"),
-    ("data/exact", "true"),
+    ("data/random_crop_padding", "0"),
+    ("data/cutout", "0"),
+    ("data/color_jitter", "0.0"),
+    ("data/float_resize", "true"),
     ("model/label_smoothing", "0.0"),
     ("model/decay_biases", "true"),
     ("model/compile", "false"),
@@ -69,8 +69,15 @@ _INITIAL_VALUES = {
 _SAME_IMAGES = {
     *(name for name in _EXECUTION if name.startswith("data/")),
     _DATA_PATH,
-    *("data/batch_size", "data/exact", "data/cache", "data/resize", "data/crop", "data/pad"),
-    *("data/flip", "data/erase", "data/color", "data/mean", "data/std"),
+    *(
+        "data/batch_size",
+        "data/float_resize",
+        "data/cache",
+        "data/resize",
+        "data/crop",
+        "data/random_crop_padding",
+    ),
+    *("data/horizontal_flip", "data/cutout", "data/color_jitter", "data/mean", "data/std"),
 }
 
 

@@ -14,13 +14,13 @@ from tests.support.phrases import mentions
 CHANGED = {
     "the recipe": set(),
     "labels not smoothed": {"model.init_args.label_smoothing"},
-    "no shifts": {"data.init_args.pad"},
-    "no mirror images": {"data.init_args.flip"},
+    "no shifts": {"data.init_args.random_crop_padding"},
+    "no mirror images": {"data.init_args.horizontal_flip"},
     "no weight decay": {"optimizer.init_args.weight_decay"},
     "a constant rate": {"lr_scheduler"},
     "weights not averaged": {"trainer.callbacks"},
     "a stem that learns": {"trainer.callbacks", "model.init_args.freeze"},
-    "63 pixels": {f"data.init_args.{name}" for name in ("resize", "crop", "pad")},
+    "63 pixels": {f"data.init_args.{name}" for name in ("resize", "crop", "random_crop_padding")},
 }
 
 

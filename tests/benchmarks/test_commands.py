@@ -70,7 +70,7 @@ def test_a_way_that_fails_is_said_with_its_words(monkeypatch):
     with pytest.raises(RuntimeError) as failed:
         train.run("fit", 1, ["--batch", 0])
 
-    assert mentions(str(failed.value), "fit ended with 1:\n", "batch_size is 0")
+    assert mentions(str(failed.value), "fit ended with 1:\n", "invalid batch_size: 0")
 
 
 def test_start_is_compared_with_what_cant_be_less(monkeypatch, capsys):

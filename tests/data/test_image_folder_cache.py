@@ -32,7 +32,13 @@ def folder(tmp_path):
 
 
 def module(folder, **options):
-    sizes = {"batch_size": 4, "resize": 10, "crop": 8, "pad": 1, "color": 0.2}
+    sizes = {
+        "batch_size": 4,
+        "resize": 10,
+        "crop": 8,
+        "random_crop_padding": 1,
+        "color_jitter": 0.2,
+    }
     return ImageFolderDataModule(str(folder), num_workers=1, **{**sizes, **options})
 
 
@@ -113,8 +119,10 @@ def test_cache_larger_than_memory_is_an_error(folder, monkeypatch):
 
 
 def test_cache_of_exact_pixels_is_an_error(folder):
-    with pytest.raises(MisconfigurationException, match=r"data\.exact .* one of the two"):
-        module(folder, cache=True, exact=True)
+    with pytest.raises(
+        MisconfigurationException, match=r"data\.cache.*data\.float_resize.* one of the two"
+    ):
+        module(folder, cache=True, float_resize=True)
 
 
 def test_changed_decoder_decodes_cached_images_again(folder, cache, monkeypatch):

@@ -139,7 +139,10 @@ def test_files_and_memory_give_the_same_batches_with_any_num_workers(folder, num
 
 @pytest.mark.parametrize("batch_size", [0, -3])
 def test_batch_size_out_of_range_is_an_error(batch_size):
-    with pytest.raises(MisconfigurationException, match=f"batch_size is {batch_size};.* 1 "):
+    with pytest.raises(
+        MisconfigurationException,
+        match=rf"^invalid batch_size: {batch_size} \(expected batch_size >= 1\)$",
+    ):
         SyntheticDataModule(batch_size=batch_size)
 
 

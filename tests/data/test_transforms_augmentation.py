@@ -11,7 +11,7 @@ from pyclassify.data.transforms import Preprocess, generate_integers
 from pyclassify.module import Classifier
 from tests.support import networks
 
-FAR = {"pad": 4, "erase": 8, "color": 0.3}
+FAR = {"random_crop_padding": 4, "cutout": 8, "color_jitter": 0.3}
 
 
 def bytes_of(count, channels=3, side=32):
@@ -38,7 +38,13 @@ def test_random_numbers_do_not_depend_on_order_or_batches():
 @pytest.mark.parametrize("kind", FAR)
 def test_augmentation_depends_on_seed_and_epoch(kind, other):
     images, index = bytes_of(40), torch.arange(40)
-    alone = {"pad": 0, "erase": 0, "color": 0.0, "flip": False, kind: FAR[kind]}
+    alone = {
+        "random_crop_padding": 0,
+        "cutout": 0,
+        "color_jitter": 0.0,
+        "horizontal_flip": False,
+        kind: FAR[kind],
+    }
 
     changed = prepare(images, index, **alone) != prepare(images, index, **alone, **other)
 
@@ -73,7 +79,9 @@ def test_evaluation_is_not_augmented():
 
 
 def test_cutout_squares_are_whole_and_reach_each_edge():
-    erased = prepare(bytes_of(2000), torch.arange(2000), pad=0, color=0.0) == 0
+    erased = (
+        prepare(bytes_of(2000), torch.arange(2000), random_crop_padding=0, color_jitter=0.0) == 0
+    )
 
     assert erased.all(dim=1).sum(dim=(1, 2)).eq(8 * 8).all()
     assert erased.any(dim=3).sum(dim=2).eq(8).all()
@@ -83,7 +91,7 @@ def test_cutout_squares_are_whole_and_reach_each_edge():
 
 def test_padded_crop_contains_the_reflected_image():
     images = bytes_of(300)
-    preprocess = Preprocess(32, 32, pad=4, flip=False)
+    preprocess = Preprocess(32, 32, random_crop_padding=4, horizontal_flip=False)
     padded = torch.nn.functional.pad(images.float(), (4, 4, 4, 4), mode="reflect")
     every = padded.unfold(2, 32, 1).unfold(3, 32, 1)  # [batch, channels, top, left, 32, 32]
     cuts = preprocess(images, preprocess.generate_random_numbers(0, 0, torch.arange(300)))
@@ -120,11 +128,18 @@ def test_color_jitter_keeps_grayscale_images_gray():
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"pad": -1}, {"pad": 32}, {"erase": 29}, {"erase": -1}, {"color": 1.1}], ids=str
+    ("name", "value", "expected"),
+    [
+        ("random_crop_padding", -1, r"0 <= random_crop_padding < resize, which is 32"),
+        ("random_crop_padding", 32, r"0 <= random_crop_padding < resize, which is 32"),
+        ("cutout", -1, r"0 <= cutout <= crop, which is 28"),
+        ("cutout", 29, r"0 <= cutout <= crop, which is 28"),
+        ("color_jitter", 1.1, r"0 <= color_jitter <= 1"),
+    ],
 )
-def test_augmentation_out_of_range_is_an_error(wrong):
-    with pytest.raises(ValueError, match=r"pad is .*erase.*\(28\).*0 to 1"):
-        Preprocess(32, 28, **wrong)
+def test_augmentation_out_of_range_is_an_error(name, value, expected):
+    with pytest.raises(ValueError, match=rf"^invalid {name}: {value} \(expected {expected}\)$"):
+        Preprocess(32, 28, **{name: value})
 
 
 class InMemory(ImageDataModule):

@@ -55,8 +55,8 @@ def list_sets(folder, name, size):
     """The data sets of a file, by what reads them."""
     files = [str(folder / name)]
     return {
-        "training": ImageFiles(folder, files, [0], size, exact=False),
-        "exact training": ImageFiles(folder, files, [0], size, exact=True),
+        "training": ImageFiles(folder, files, [0], size, float_resize=False),
+        "exact training": ImageFiles(folder, files, [0], size, float_resize=True),
         "validation": ImageFiles(folder, files, [0], size),
         "prediction": UnlabeledImageFiles(folder, files, size),
         "prediction of bytes": UnlabeledImageFiles(folder, files, None),

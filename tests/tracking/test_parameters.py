@@ -15,7 +15,10 @@ CONFIG = {
             "model": {"class_path": "pyclassify.model.AlexNet", "init_args": {"dropout": 0.5}},
         },
     },
-    "data": {"class_path": "x.Data", "init_args": {"mean": [0.5, 0.5, 0.5], "flip": True}},
+    "data": {
+        "class_path": "x.Data",
+        "init_args": {"mean": [0.5, 0.5, 0.5], "horizontal_flip": True},
+    },
     "trainer": {
         "devices": "2",
         "precision": None,
@@ -36,7 +39,7 @@ def test_flatten_parameters_makes_one_parameter_a_value():
         "model/model/dropout": "0.5",
         "data/class": "x.Data",
         "data/mean": "[0.5, 0.5, 0.5]",
-        "data/flip": "true",
+        "data/horizontal_flip": "true",
         "trainer/devices": "2",
         "trainer/fast_dev_run": "true",
     }
@@ -152,17 +155,22 @@ def test_recipe_is_independent_of_seed_and_execution(path, value):
 def test_recipe_is_independent_of_new_options_at_their_initial_values():
     now = yaml.safe_load(yaml.safe_dump(RECIPE_CONFIG))
     now["model"]["init_args"] |= {"label_smoothing": 0.0, "decay_biases": True, "compile": False}
-    now["data"]["init_args"] |= {"pad": 0, "erase": 0, "color": 0.0, "exact": True}
+    now["data"]["init_args"] |= {
+        "random_crop_padding": 0,
+        "cutout": 0,
+        "color_jitter": 0.0,
+        "float_resize": True,
+    }
 
     assert name_recipe(now, DATA) == name_recipe(RECIPE_CONFIG, DATA)
     for part, name, other in [
         ("model", "label_smoothing", 0.1),
         ("model", "decay_biases", False),
         ("model", "compile", True),
-        ("data", "pad", 4),
-        ("data", "erase", 8),
-        ("data", "color", 0.2),
-        ("data", "exact", False),
+        ("data", "random_crop_padding", 4),
+        ("data", "cutout", 8),
+        ("data", "color_jitter", 0.2),
+        ("data", "float_resize", False),
     ]:
         assert name_recipe(changed(f"{part}.init_args.{name}", other), DATA) != name_recipe(
             RECIPE_CONFIG, DATA

@@ -36,7 +36,11 @@ def test_describe_data_without_digest_has_the_name():
         ("", False),
         ("--max_epochs 1 --batch_size 8 --data_path /a", False),
         ("--data.batch_size=8 --data.init_args.data_path /a", False),
-        ("--data.pad 4 --data.erase=8 --data.init_args.color 0.2 --data.exact true", False),
+        (
+            "--data.random_crop_padding 4 --data.cutout=8 --data.init_args.color_jitter 0.2 "
+            "--data.float_resize true",
+            False,
+        ),
         ("--data.cache=true", False),
         ("--data.val_size=8", True),
         ("--data.init_args.split_seed 1", True),
