@@ -203,7 +203,7 @@ def save_decision(client: "MlflowClient", version: Version, decision: Decision) 
     """
     if version.run_id:
         file = f"{_get_folder(version)}/{_FILE}"
-        warn_on_error(file, _save_data, client, version, decision.to_dict())
+        warn_on_error(f"save {file}", _save_data, client, version, decision.to_dict())
 
 
 def write_tags(client: "MlflowClient", version: Version, decision: Decision) -> None:

@@ -26,7 +26,7 @@ from pyclassify.serving.export import MAX_BATCH_PIXELS, PROGRAM_PATH, load_progr
 from pyclassify.tracking.logger import RunLogger, find_run_logger
 from pyclassify.tracking.prediction_table import PredictionsByIndex
 from pyclassify.tracking.predictions import PredictionLogger
-from pyclassify.tracking.run import fail_later, fail_later_on_error, warn_on_error
+from pyclassify.tracking.run import fail_later, warn_on_error
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -91,11 +91,14 @@ class RegisterModel(Callback):
         if self.name is None or logger is None or not is_trained or not trainer.is_global_zero:
             return
         self.version, self.result = None, ""
-        model = fail_later_on_error("the model", _log_model, logger, trainer, pl_module)
+        model = warn_on_error(
+            "log the model", _log_model, logger, trainer, pl_module, is_required=True
+        )
         if model is not None:
-            fail_later_on_error("the version", self._register, logger, self.name, model)
+            action = f"register a version of {self.name!r}"
+            warn_on_error(action, self._register, logger, self.name, model, is_required=True)
         if self.version is not None:
-            warn_on_error("the decision", self._promote, logger, self.name, trainer)
+            warn_on_error("run the promotion check", self._promote, logger, self.name, trainer)
 
     def _register(self, logger: RunLogger, name: str, model: dict[str, Any]) -> None:
         """Request the version, and wait for it; warn where it is not registered yet."""
@@ -121,7 +124,7 @@ class RegisterModel(Callback):
         code = f"import mlflow; mlflow.register_model('runs:/{run.server_id}/{path}', '{name}')"
         # The registry refused, and the upload has warned with its message.
         reason = f'the registry refused it; once that is fixed: python -c "{code}"'
-        fail_later(f"a version of {name!r}", reason)
+        fail_later(f"register a version of {name!r}", reason)
 
     def _promote(self, logger: RunLogger, name: str, trainer: Trainer) -> None:
         """Compare the version with the champion, by the images of this process where needed."""

@@ -94,7 +94,7 @@ def log_capsule(
             return written
     except Exception as error:  # of the disk, git or any kind of store
         if is_disk_error(error):
-            run.fail_later("its capsule", error)
+            run.fail_later("log the capsule", error)
         else:
             warn_masked(f"the run has no capsule, and can't be made again from it ({error})")
         return mask({**facts, "command": [*mask_command(facts.get("command", ()))]})

@@ -144,7 +144,7 @@ class RunLogger(MLFlowLogger):
         """
         if self._starts_system_metrics:
             self._starts_system_metrics = False
-            warn_on_error("system metrics", self._start_monitor, gpus)
+            warn_on_error("start the system metrics", self._start_monitor, gpus)
 
     def _start_monitor(self, gpus: Sequence[int]) -> None:
         from pyclassify.tracking.system_metrics import JobMonitor
@@ -188,7 +188,7 @@ class RunLogger(MLFlowLogger):
                     self.run_id, str(weights), str(Path(BEST_WEIGHTS_PATH).parent)
                 )
         except Exception as error:  # a trained network is worth more than its copy
-            run.fail_later(f"the best weights, which are in {path}", error)
+            run.fail_later(f"log the best weights, which are in {path}", error)
 
 
 def _round_float32(value: float) -> float:

@@ -76,7 +76,7 @@ class RunMetrics(Callback):
         self._is_fitting = stage == "fit"
         if not self._is_set_up:  # before a strategy shards the parameters
             self._is_set_up = True
-            count = warn_on_error("the number of parameters", _count_parameters, pl_module)
+            count = warn_on_error("count the parameters", _count_parameters, pl_module)
             _log_metrics(trainer, {"parameters": count}, step=0)
             if (logger := find_run_logger(trainer)) is not None:
                 devices = getattr(trainer.strategy, "parallel_devices", None) or []

@@ -23,7 +23,7 @@ from pyclassify.tracking.prediction_table import (
     list_class_names,
     log_predictions,
 )
-from pyclassify.tracking.run import fail_later_on_error, warn_on_error
+from pyclassify.tracking.run import warn_on_error
 from pyclassify.training.distributed import gather_tensors
 
 
@@ -88,7 +88,7 @@ class PredictionLogger(Callback):
         self.predictions = Predictions(
             indices, labels, predicted, probabilities, num_classes=self._num_classes
         )
-        error = warn_on_error("test_ece", _compute_calibration_error, self.predictions)
+        error = warn_on_error("compute test_ece", _compute_calibration_error, self.predictions)
         if error is not None:
             pl_module.log("test_ece", error, sync_dist=True)  # the same in each process
 
@@ -98,8 +98,9 @@ class PredictionLogger(Callback):
             return
         names = list_class_names(getattr(trainer, "datamodule", None), predictions.num_classes)
         client, run_id = logger.experiment, str(logger.run_id)
-        fail_later_on_error(PREDICTIONS_FILE, log_predictions, client, run_id, predictions, names)
-        warn_on_error("the pictures", self._log_figures, logger, predictions, names)
+        action, args = f"log {PREDICTIONS_FILE}", (client, run_id, predictions, names)
+        warn_on_error(action, log_predictions, *args, is_required=True)
+        warn_on_error("plot the figures", self._log_figures, logger, predictions, names)
 
     def _log_figures(self, logger: RunLogger, predictions: Predictions, names: list[str]) -> None:
         from pyclassify.tracking import figures
@@ -114,7 +115,8 @@ class PredictionLogger(Callback):
                 predictions, names, loader.dataset
             )
         logged = {
-            name: warn_on_error(name, _log_figure, logger, name, plots[name]) for name in plots
+            name: warn_on_error(f"plot {name}", _log_figure, logger, name, plots[name])
+            for name in plots
         }
         self.figures = {name: png for name, png in logged.items() if png is not None}
 

@@ -30,7 +30,7 @@ from pyclassify.tracking.logger import RunLogger, find_run_logger
 from pyclassify.tracking.monitor import describe_end
 from pyclassify.tracking.prediction_table import Predictions, list_class_names
 from pyclassify.tracking.predictions import PredictionLogger
-from pyclassify.tracking.run import fail_later_on_error, warn_on_error
+from pyclassify.tracking.run import warn_on_error
 from pyclassify.utils.files import is_disk_error
 from pyclassify.utils.masking import mask
 from pyclassify.utils.text import format_reason, shorten
@@ -76,15 +76,16 @@ class RunRecorder(SaveConfigCallback):
         weights = None
         if trainer.state.fn == TrainerFn.FITTING:
             describe = parameters.describe_weights
-            weights = warn_on_error("the digest of the weights", describe, config)
+            weights = warn_on_error("digest the weights", describe, config)
         params = {**self._flatten(config), **parameters.make_weights_parameters(weights)}
-        fail_later_on_error("its parameters", parameters.log_parameters, client, run_id, params)
-        name = f"{parameters.name_network_and_data(params)}-seed{params['seed_everything']}"
-        warn_on_error("the run's name", run.name_run, name)
-        text = yaml.safe_dump(config, sort_keys=False)
-        fail_later_on_error(
-            self.config_filename, client.log_text, run_id, text, self.config_filename
+        log_parameters = parameters.log_parameters
+        warn_on_error(
+            "log the parameters", log_parameters, client, run_id, params, is_required=True
         )
+        name = f"{parameters.name_network_and_data(params)}-seed{params['seed_everything']}"
+        warn_on_error("name the run", run.name_run, name)
+        text, file = yaml.safe_dump(config, sort_keys=False), self.config_filename
+        warn_on_error(f"log {file}", client.log_text, run_id, text, file, is_required=True)
         self._record_sources(trainer, logger, config, weights)
 
     def _flatten(self, config: dict[str, Any]) -> dict[str, str]:
@@ -110,12 +111,10 @@ class RunRecorder(SaveConfigCallback):
             data = describe_data(datamodule)
             if data is not None:
                 _log_datasets(client, run_id, data)
-                data |= (
-                    warn_on_error("the report of the data", _log_report, logger, datamodule) or {}
-                )
+                data |= warn_on_error("log the data report", _log_report, logger, datamodule) or {}
         except Exception as error:  # of a data module that is not ours, or of the server
             if is_disk_error(error):
-                run.fail_later("the digests of its data", error)
+                run.fail_later("log the digests of the data", error)
             else:
                 capsule.warn_masked(f"the run does not tell its data by their content ({error})")
         facts = {
@@ -127,8 +126,10 @@ class RunRecorder(SaveConfigCallback):
             "weights": weights,
         }
         facts = capsule.log_capsule(client, run_id, config, facts, [logger.save_dir])
-        warn_on_error("the description", description.describe_start, client, run_id, config, facts)
-        warn_on_error("the views of `mlflow ui`", ui.log_views, logger, config, data, weights)
+        warn_on_error(
+            "write the description", description.describe_start, client, run_id, config, facts
+        )
+        warn_on_error("save the views for `mlflow ui`", ui.log_views, logger, config, data, weights)
         check_data(logger.spooled_run.get_server_client(), run_id, data)
 
 
@@ -296,15 +297,19 @@ class DescriptionUpdater(Callback):
             if isinstance(callback, PredictionLogger) and callback.predictions is not None:
                 data = getattr(trainer, "datamodule", None)
                 predictions = callback.predictions
-                counts = warn_on_error("the accuracy by class", _count_by_class, predictions, data)
+                counts = warn_on_error(
+                    "count the results by class", _count_by_class, predictions, data
+                )
                 if png := callback.figures.get(_PREVIEW_NAME):
-                    preview = warn_on_error("a preview", _log_preview, self._logger, png)
+                    preview = warn_on_error(
+                        "log the preview figure", _log_preview, self._logger, png
+                    )
         self._write(description.describe_results, counts, self._epochs, preview or "")
 
     def _write(self, write: Callable[..., None], *args: Any) -> None:
         if self._logger is not None:
             client, run_id = self._logger.experiment, str(self._logger.run_id)
-            warn_on_error("the description", write, client, run_id, *args)
+            warn_on_error("write the description", write, client, run_id, *args)
 
 
 def _find_lost_process(trainer: Trainer) -> str:

@@ -1,7 +1,7 @@
-"""The MLflow run of this process: adopt or start it, and give it its final status.
+"""The MLflow run of this process: adopt or start the run, and set its final status.
 
-This module loads neither torch nor MLflow: a run gets its final status even if a process ends
-before it has loaded them.
+This module imports neither torch nor MLflow, so that a run gets its final status even if the
+process ends before they are imported.
 """
 
 import atexit
@@ -30,69 +30,72 @@ from pyclassify.utils.text import format_reason
 if TYPE_CHECKING:
     from mlflow.entities import RunInfo
 
-# What MLflow calls a run that nobody named: "adjective-noun-number".
+# The names that MLflow generates for runs without a name: "adjective-noun-number".
 _RANDOM_NAME = re.compile(r"[a-z]+-[a-z]+-\d+")
-_UNCHANGED = "unchanged"  # in place of a final status that another process sets
+_UNCHANGED = "unchanged"  # reported as the final status if another process sets it
 
 _lock = threading.Lock()
-_adopted: str | None = None  # the id of the run that `mlflow run` started
-_open: SpooledRun | None = None
-_latest: str | None = None  # the id of either, also after its end
+_adopted_id: str | None = None  # of the run that `mlflow run` created
+_open_run: SpooledRun | None = None
+_latest_id: str | None = None  # of the adopted or open run, also after its end
 _final_status: str | None = None
-_missing: list[str] = []  # what the run was to have and has not
+_failures: list[str] = []  # errors that make the run FAILED when it ends
 _monitor: Monitor | None = None
 _watches_exit = False
-_error_at_start: object = None  # the last error of this interpreter that nobody caught
+_error_at_start: object = None  # the last uncaught error of this interpreter
 _before_end: list[Callable[[], None]] = []
 _after_end: list[Callable[[], None]] = []
 
 
 def adopt_run() -> bool:
-    """Adopt the run that `mlflow run` started for this process.
+    """Adopt the run that `mlflow run` created for this process, by MLFLOW_RUN_ID.
 
     Returns:
         Whether there is such a run.
     """
-    global _adopted, _latest, _final_status
-    _adopted, _final_status = os.environ.get("MLFLOW_RUN_ID"), None
-    _latest = _adopted
-    _missing.clear()
-    if _adopted is not None:
-        _start_monitor(run_id=_adopted, enforces=True, spool_root=_locate(find_spool_root("runs")))
-    return _adopted is not None
+    global _adopted_id, _latest_id, _final_status
+    _adopted_id, _final_status = os.environ.get("MLFLOW_RUN_ID"), None
+    _latest_id = _adopted_id
+    _failures.clear()
+    if _adopted_id is not None:
+        _start_monitor(
+            run_id=_adopted_id, enforces=True, spool_root=_locate(find_spool_root("runs"))
+        )
+    return _adopted_id is not None
 
 
 def watch_exit() -> None:
-    """Have the run's status agree with this process's exit code, which comes after it.
+    """Have the monitor check the run's status against this process's exit code.
 
-    For a process that makes one run: its monitor stays until it has ended.
+    Call it in a process that makes one run: the monitor then waits until the process has exited.
     """
     global _watches_exit
     _watches_exit = True
 
 
 def _start_monitor(**facts: Any) -> None:
-    """Start the monitor of this process's run, unless there is one or something else watches it."""
+    """Start the monitor of this process's run, unless there is one or SLURM watches the run."""
     global _monitor
-    is_watched = _adopted is not None and os.environ.get(STATUS_BY_SLURM_ENV) == _adopted
+    is_watched = _adopted_id is not None and os.environ.get(STATUS_BY_SLURM_ENV) == _adopted_id
     if _monitor is None and not is_watched and is_rank_zero():
         try:
             _monitor = monitor.start(watches_exit=_watches_exit, **facts)
         except OSError as error:  # too many processes
             warnings.warn(
-                f"nothing will set the run's status if this process is killed ({error})",
+                f"could not start the process that monitors the run ({error}); if this process is "
+                "killed, the run stays RUNNING",
                 stacklevel=3,
             )
 
 
 def _report(**message: Any) -> None:
-    """Report to the run's monitor, if it has one."""
+    """Send a message to the run's monitor, if there is one."""
     if _monitor is not None:
         _monitor.report(**message)
 
 
 def _close_monitor(is_abandoned: bool = False) -> None:
-    """Let the run's monitor act or end: once the run has its status, or at this process's end."""
+    """Close the pipe to the monitor, which then sets the status if needed, and exits."""
     global _monitor
     if _monitor is not None and (is_abandoned or not _watches_exit):
         _monitor.close()
@@ -100,7 +103,7 @@ def _close_monitor(is_abandoned: bool = False) -> None:
 
 
 def handle_crashes() -> None:
-    """Have crashes reported again to the run's monitor, once a trainer has reset all handlers."""
+    """Restore the crash handlers of the run's monitor after a Trainer has reset all handlers."""
     if _monitor is not None:
         _monitor.handle_crashes()
 
@@ -110,7 +113,7 @@ def _locate(folder: Path) -> str:
 
 
 def make_run_environment(info: "RunInfo") -> dict[str, str]:
-    """Make the environment variables by which another process adopts a run, as `mlflow run` does.
+    """Make the environment variables that `mlflow run` sets, by which a process adopts a run.
 
     Args:
         info: The run's info.
@@ -131,27 +134,27 @@ def start_run(
     tracking_uri: str | None = None,
     save_dir: str = "runs",
 ) -> SpooledRun:
-    """Resume the adopted run or create a run, and upload from now on what is logged to it.
+    """Open the adopted run or create a run, and start to upload what is logged to it.
 
     Args:
-        experiment_name: The experiment of a run created here; by default the one of
-            MLFLOW_EXPERIMENT_NAME, or MLflow's default. A run that exists stays in its own.
+        experiment_name: The experiment of a new run; by default MLFLOW_EXPERIMENT_NAME, or
+            MLflow's default experiment. An adopted run stays in its experiment.
         run_name: The run's name; by default a random one, which `name_run` replaces.
         tags: Tags to set.
         tracking_uri: The tracking server, which may be unreachable, or a spool that another
-            process uploads; by default MLflow's own choice.
-        save_dir: The folder whose `spool` takes what is logged first, unless PYCLASSIFY_SPOOL
-            names another folder for it.
+            process uploads; by default MLflow's tracking URI.
+        save_dir: The folder of runs. Its subfolder `spool` is the write-ahead log, unless
+            PYCLASSIFY_SPOOL names another folder.
 
     Returns:
         The open run.
 
     Raises:
-        RunLockedError: Another process writes to the run, which stays unchanged.
-        OSError: `save_dir` or the spool can't be written; no run is made.
+        RunLockedError: Another process writes to the run. The run is not changed.
+        OSError: `save_dir` or the spool can't be written. No run is created.
     """
-    global _latest, _open, _error_at_start
-    if _open is None:
+    global _latest_id, _open_run, _error_at_start
+    if _open_run is None:
         import mlflow
 
         from pyclassify.spool.store import parse_spool_uri
@@ -163,40 +166,42 @@ def start_run(
         for folder in (root,) if "://" in save_dir else (Path(save_dir).absolute(), root):
             check_writable(folder)
         start_id = ""
-        if _adopted is None:
+        if _adopted_id is None:
             start_id = uuid.uuid4().hex
             tags = {**(tags or {}), START_TAG: start_id}
         where = {"spool_root": str(root), "tracking_uri": uri}
         _start_monitor(start_id=start_id, **where)
         _report(**where)
         try:
-            _open = spooled_run.open_run(_adopted, experiment_name, run_name, tags, uri, root)
+            _open_run = spooled_run.open_run(
+                _adopted_id, experiment_name, run_name, tags, uri, root
+            )
         except BaseException as error:
             _report_failed_start(error)
             raise
-        _latest = _open.run_id
-        launcher.publish_run(find_spool_root(save_dir), _latest)
-        _report(run_id=_latest)
+        _latest_id = _open_run.run_id
+        launcher.publish_run(find_spool_root(save_dir), _latest_id)
+        _report(run_id=_latest_id)
         _error_at_start = getattr(sys, "last_value", None)
-        atexit.register(_end_at_exit)  # before MLflow's own, which would say FINISHED
-    return _open
+        atexit.register(_end_at_exit)  # runs before MLflow's handler, which sets FINISHED
+    return _open_run
 
 
 def _report_failed_start(error: BaseException) -> None:
-    """Have the monitor end a run that could not be opened, where nothing else does."""
+    """Have the monitor end a run that could not be opened, if no other process ends it."""
     global _final_status
     if isinstance(error, RunLockedError):
-        _final_status = _UNCHANGED  # the process that holds the run sets its status
+        _final_status = _UNCHANGED  # the process that has locked the run sets its status
     if spooled_run.NO_STATUS_NOTE in getattr(error, "__notes__", ()):
         _report(expected="FAILED", reason=format_reason(error), is_abandoned=True)
         _close_monitor(is_abandoned=True)
-    elif isinstance(error, RunLockedError) or _adopted is None:
+    elif isinstance(error, RunLockedError) or _adopted_id is None:
         _report(final=_UNCHANGED)
         _close_monitor()
 
 
 def _end_at_exit() -> None:
-    """End a run that a script or a notebook has left open."""
+    """End a run that a script or a notebook left open."""
     error = getattr(sys, "last_value", None)
     if error is not None and error is not _error_at_start:
         end_run("FAILED", format_reason(error))
@@ -205,65 +210,66 @@ def _end_at_exit() -> None:
 
 
 def find_spool_root(save_dir: str | Path) -> Path:
-    """Find the folder of the spools of runs saved in `save_dir`: PYCLASSIFY_SPOOL if it is set."""
+    """Find the folder of spools: PYCLASSIFY_SPOOL if it is set, else `spool` in `save_dir`."""
     return Path(os.environ.get(SPOOL_ENV) or Path(save_dir, "spool"))
 
 
 def name_run(name: str) -> None:
-    """Name the open run, unless a person named it."""
-    if _open and _RANDOM_NAME.fullmatch(_open.get_run().info.run_name or ""):
-        _open.client.update_run(_open.run_id, name=name)
+    """Name the open run, unless the user has named it."""
+    if _open_run and _RANDOM_NAME.fullmatch(_open_run.get_run().info.run_name or ""):
+        _open_run.client.update_run(_open_run.run_id, name=name)
 
 
 def call_before_end(function: Callable[[], None]) -> None:
-    """Call a function, in any thread, before the open run gets its final status."""
+    """Register a function to call, in any thread, before the open run gets its final status."""
     _before_end.append(function)
 
 
 def call_after_end(function: Callable[[], None]) -> None:
-    """Call a function, in any thread, once the open run has its final status."""
+    """Register a function to call, in any thread, after the open run has its final status."""
     _after_end.append(function)
 
 
 def get_resumable_run() -> str | None:
-    """Get the id of the run that a person may resume; None for a SLURM job, which is requeued."""
-    return None if os.environ.get(STATUS_BY_SLURM_ENV) == _latest else _latest
+    """Get the id of the run to resume by hand; None for a SLURM job, which is requeued."""
+    return None if os.environ.get(STATUS_BY_SLURM_ENV) == _latest_id else _latest_id
 
 
 def set_final_status(status: str, reason: str = "") -> None:
-    """Give this process's run its final status; only the first call counts, in any thread.
+    """Set the final status of this process's run; only the first call counts, in any thread.
 
     Args:
-        status: FINISHED, FAILED or KILLED. A run that was to be FINISHED and lacks something
-            that it was to have is FAILED.
+        status: FINISHED, FAILED or KILLED. After a call of `fail_later`, FINISHED becomes FAILED.
         reason: Why the run is FAILED or KILLED, for its tag `status_reason`.
     """
     global _final_status
     if status == "KILLED":
         _report(expected=status, reason=reason)  # this process may be ended before the rest
     with _lock:
-        run_id = _open.run_id if _open else _adopted
+        run_id = _open_run.run_id if _open_run else _adopted_id
         if run_id is None or _final_status is not None or not is_rank_zero():
             return
         handle_crashes()
         while _before_end:
-            warn_on_error("the end of the run", _before_end.pop())
-        if status == "FINISHED" and _missing:
+            warn_on_error("clean up at the end of the run", _before_end.pop())
+        if status == "FINISHED" and _failures:
             status, reason = "FAILED", describe_missing()
         left_to_slurm = status == "KILLED" and os.environ.get(STATUS_BY_SLURM_ENV) == run_id
         uploaded = True
-        if _open is not None:
-            uploaded = _open.close("" if left_to_slurm else status, "" if left_to_slurm else reason)
+        if _open_run is not None:
+            uploaded = _open_run.close(
+                "" if left_to_slurm else status, "" if left_to_slurm else reason
+            )
         elif not left_to_slurm:
             _terminate(run_id, status, reason)
         _final_status = _UNCHANGED if left_to_slurm else status
-        _report(final=_final_status, enforces=_adopted is not None and uploaded)
+        _report(final=_final_status, enforces=_adopted_id is not None and uploaded)
         while _after_end:
-            warn_on_error("the end of the run", _after_end.pop())
+            warn_on_error("clean up at the end of the run", _after_end.pop())
 
 
 def _terminate(run_id: str, status: str, reason: str) -> None:
-    """Give a run that was not opened its final status."""
+    """Set the final status of a run that was not opened."""
     import mlflow
 
     client = mlflow.MlflowClient()
@@ -273,64 +279,64 @@ def _terminate(run_id: str, status: str, reason: str) -> None:
 
 
 def end_run(status: str, reason: str = "") -> None:
-    """Give this process's run its final status unless it has one, and release the run.
+    """Set the final status of this process's run unless it has one, and release the run.
 
-    Call it in the thread that started the run. Only that thread can remove the run from MLflow's
-    list of active runs; MLflow marks those as FINISHED when Python exits.
+    Call it in the thread that started the run: only that thread can remove the run from MLflow's
+    list of active runs, which MLflow marks as FINISHED when Python exits.
 
     Args:
         status: FINISHED, FAILED or KILLED.
         reason: Why the run is FAILED or KILLED.
     """
-    global _adopted, _open
+    global _adopted_id, _open_run
     try:
         set_final_status(status, reason)
     except BaseException:
         _report(expected="FAILED" if status == "FINISHED" else status, is_abandoned=True)
-        _report(reason=reason or "the run's end could not be logged")
+        _report(reason=reason or "could not log the end of the run")
         _close_monitor(is_abandoned=True)
         raise
     finally:
-        if _open is not None:
-            _open.release()
+        if _open_run is not None:
+            _open_run.release()
             atexit.unregister(_end_at_exit)
-        _adopted = _open = None
+        _adopted_id = _open_run = None
         os.environ.pop("MLFLOW_RUN_ID", None)
         _close_monitor()
 
 
 def describe_missing() -> str:
-    """Describe what the run was to have and has not; empty if it has everything."""
-    return "; ".join(_missing)
+    """Describe the required results that could not be logged; empty if there are none."""
+    return "; ".join(_failures)
 
 
-def fail_later(what: str, reason: str | BaseException) -> None:
-    """Have the run be FAILED at its end for something that it was to have; the training goes on.
+def fail_later(action: str, reason: str | BaseException) -> None:
+    """Warn of an error now, and mark the run as FAILED when it ends; the training continues.
 
     Args:
-        what: What the run lacks.
+        action: What could not be done, as an infinitive: "log the parameters".
         reason: Why, or the error.
     """
     if isinstance(reason, BaseException):
-        reason = _explain(reason)
-    message = f"the run lacks {what} ({reason})"
+        is_disk = is_disk_error(reason)
+        reason = describe_disk_error(reason) if is_disk else format_reason(reason)
+    message = f"could not {action} ({reason})"
     if is_rank_zero():
-        _missing.append(message)
-        warnings.warn(message, stacklevel=2)
+        _failures.append(message)
+        warnings.warn(f"{message}; the run will be FAILED when it ends", stacklevel=2)
 
 
-def _explain(error: BaseException) -> str:
-    """Describe an error in one line; of a disk, with the folder that it may be."""
-    return describe_disk_error(error) if is_disk_error(error) else format_reason(error)
-
-
-def fail_later_on_error(what: str, function: Callable[..., Any], *args: Any) -> Any:
-    """Call a function for something that the run was to have; an error fails the run at its end.
+def warn_on_error(
+    action: str, function: Callable[..., Any], *args: Any, is_required: bool = False
+) -> Any:
+    """Call a function and turn its error into a warning, so that the training continues.
 
     Args:
-        what: What the function makes.
+        action: What the function does, as an infinitive, for the warning: "plot the figures".
         function: The function.
         args: Its arguments.
+        is_required: Whether an error also makes the run FAILED when it ends. A disk error always
+            does, since it is an error of the machine and not of the network or the data.
 
     Returns:
         The function's result, or None after an error.
@@ -338,29 +344,10 @@ def fail_later_on_error(what: str, function: Callable[..., Any], *args: Any) -> 
     try:
         return function(*args)
     except Exception as error:
-        fail_later(what, error)
-        return None
-
-
-def warn_on_error(what: str, function: Callable[..., Any], *args: Any) -> Any:
-    """Call a function for something optional; an error becomes a warning.
-
-    An error of a disk, which the next run would not have, fails the run at its end.
-
-    Args:
-        what: What the function makes, for the warning.
-        function: The function.
-        args: Its arguments.
-
-    Returns:
-        The function's result, or None after an error.
-    """
-    try:
-        return function(*args)
-    except Exception as error:
-        if is_disk_error(error):
-            fail_later(what, error)
+        if is_required or is_disk_error(error):
+            fail_later(action, error)
         elif is_rank_zero():
             reason = mask(f"{type(error).__name__}: {error}")
-            warnings.warn(f"{what} can't be made ({reason}); the run goes on without", stacklevel=2)
+            message = f"could not {action} ({reason}); the run continues without this result"
+            warnings.warn(message, stacklevel=2)
         return None

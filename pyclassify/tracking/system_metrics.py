@@ -81,7 +81,7 @@ class JobMonitor(SystemMetricsMonitor):
         gpu_monitors = [
             monitor
             for monitor in self.monitors
-            if warn_on_error("GPU metrics", _select_gpus, monitor, gpus)
+            if warn_on_error("sample the GPUs", _select_gpus, monitor, gpus)
         ]
         self.monitors = [ProcessMonitor(), *gpu_monitors]
 

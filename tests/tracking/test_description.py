@@ -167,7 +167,7 @@ def test_failure_masks_credentials(run_id):
 def test_description_with_an_error_costs_only_a_warning(cli, monkeypatch):
     monkeypatch.delattr(description, "seal")
 
-    with pytest.warns(UserWarning, match="the description can't be made"):
+    with pytest.warns(UserWarning, match="could not write the description"):
         done = cli(f"train {SHAPES}")
 
     assert done.runs[0].info.status == "FINISHED"

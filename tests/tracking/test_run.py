@@ -91,6 +91,33 @@ def test_next_run_in_the_same_process_gets_its_own_status(store):
         assert store.get_run(started.run_id).info.status == status
 
 
+def fail():
+    raise ZeroDivisionError("division by zero")
+
+
+def test_warn_on_error_of_an_optional_result_warns_with_action_and_reason(recwarn):
+    assert run.warn_on_error("plot the figures", fail) is None
+
+    (warning,) = recwarn
+    assert str(warning.message) == (
+        "could not plot the figures (ZeroDivisionError: division by zero); the run continues "
+        "without this result"
+    )
+    assert run.describe_missing() == ""
+
+
+def test_warn_on_error_of_a_required_result_fails_the_run_at_its_end(store):
+    started = run.start_run(None, None, None)
+    with pytest.warns(UserWarning, match="could not log the model .*; the run will be FAILED"):
+        run.warn_on_error("log the model", fail, is_required=True)
+    run.end_run("FINISHED")
+
+    ended = store.get_run(started.run_id)
+    assert ended.info.status == "FAILED"
+    reason = "could not log the model (ZeroDivisionError: division by zero)"
+    assert ended.data.tags["status_reason"] == run.describe_missing() == reason
+
+
 def test_import_of_run_loads_neither_torch_nor_mlflow():
     code = "import sys, pyclassify.tracking.run; print({'torch', 'mlflow'} & set(sys.modules))"
     process = processes.run("-c", code, cwd=processes.ROOT, fresh=True, check=True)
