@@ -42,7 +42,7 @@ def leave_out(recipe, callback):
 
 def without(recipe):
     """For each line of a recipe's table the options that leave one thing out."""
-    lines = COMMON | {"weights not averaged": [leave_out(recipe, "AverageWeights")]}
+    lines = COMMON | {"weights not averaged": [leave_out(recipe, "EMAWeights")]}
     if recipe == "alexnet-bn-cifar10.yaml":
         learnt = [leave_out(recipe, "WhitenStem"), "--model.freeze=null"]
         return lines | {"a stem that learns": learnt}

@@ -49,7 +49,7 @@ class Torture:
             "accelerator": "cpu",
             "trainer.log_every_n_steps": 1,
             "trainer.enable_progress_bar": "false",
-            "resume.every_steps": EVERY,
+            "resume.every_n_train_steps": EVERY,
             **parameters,
         }
         config = {"work_dir": str(self.disk), "requeue": True, "mem": "4000M", "job_name": name}

@@ -22,16 +22,16 @@ if TYPE_CHECKING:
     from pyclassify.module import Classifier
     from pyclassify.registry.register import RegisterModel
     from pyclassify.tracking.logger import RunLogger
-    from pyclassify.training.optim import AverageWeights, WarmupCosine
+    from pyclassify.training.optim import EMAWeights, WarmupCosine
     from pyclassify.training.trainer import Trainer
     from pyclassify.training.whitening import WhitenStem
 
 __all__ = [
     "AlexNet",
     "AlexNetBN",
-    "AverageWeights",
     "CIFAR10DataModule",
     "Classifier",
+    "EMAWeights",
     "ImageDataModule",
     "ImageFolderDataModule",
     "MNISTDataModule",
@@ -59,7 +59,7 @@ _MODULES = {
     "module": ("Classifier",),
     "registry.register": ("RegisterModel",),
     "tracking.logger": ("RunLogger",),
-    "training.optim": ("AverageWeights", "WarmupCosine"),
+    "training.optim": ("EMAWeights", "WarmupCosine"),
     "training.trainer": ("Trainer",),
     "training.whitening": ("WhitenStem",),
 }

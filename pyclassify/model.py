@@ -7,22 +7,23 @@ from torch import nn
 
 
 class NetworkFactory(Protocol):
-    """What makes a network: a class or a function, such as torchvision.models.resnet18."""
+    """A class or function that returns a network, such as torchvision.models.resnet18."""
 
     def __call__(self, *, num_classes: int) -> nn.Module:
-        """Make a network that maps images to logits, float [batch, num_classes]."""
+        """Return a network that maps images to logits, float [batch, num_classes]."""
 
 
 class AlexNet(nn.Module):
-    """AlexNet in its single-tower form, with the state dict of torchvision's.
+    """AlexNet in its single-tower form, with the layer names of torchvision's AlexNet.
 
     Krizhevsky, "One weird trick for parallelizing convolutional neural networks"
-    (arXiv:1404.5997). torchvision's ImageNet weights load into it, to be fine-tuned.
+    (arXiv:1404.5997). It has 57.0 million parameters for 10 classes and takes images of 63x63
+    pixels or more. torchvision's ImageNet weights can be loaded for fine-tuning.
 
     Args:
         num_classes: The number of classes, 1 or more.
-        dropout: The probability that an input of the first two linear layers is dropped in
-            training.
+        dropout: Zero each input of the first two linear layers with this probability in training,
+            0 to 1.
 
     Raises:
         ValueError: `num_classes` is less than 1.
@@ -32,7 +33,7 @@ class AlexNet(nn.Module):
         torch.Size([2, 10])
     """
 
-    # Three poolings of stride 2 after a convolution of stride 4 leave no pixel of a smaller image.
+    # Of smaller images, a convolution of stride 4 and three poolings of stride 2 leave no pixel.
     MIN_SIZE = 63
 
     def __init__(self, num_classes: int = 10, dropout: float = 0.5) -> None:
@@ -83,14 +84,15 @@ class AlexNet(nn.Module):
 
 
 class AlexNetBN(nn.Module):
-    """AlexNet's five convolutions at the same widths, for images of 32 pixels.
+    """AlexNet with batch normalization, for images of 32x32 pixels.
 
-    Each convolution is 3x3 at stride 1, followed by batch normalization (Ioffe and Szegedy,
-    arXiv:1502.03167) and GELU (Hendrycks and Gimpel, arXiv:1606.08415), and initialized to pass
-    its channels on (Dirac initialization; Zagoruyko and Komodakis, arXiv:1706.00388). A 2x2 stem
-    comes first, which `WhitenStem` initializes. Global max pooling and one linear layer replace the
-    three linear layers, 96% of AlexNet's parameters. The order within a block is that of Jordan's
-    CIFAR-10 networks (arXiv:2404.00498).
+    It has the five convolutions of AlexNet at the same widths, but each is 3x3 with stride 1, has
+    Dirac initialization (Zagoruyko and Komodakis, arXiv:1706.00388) and is followed by batch
+    normalization (Ioffe and Szegedy, arXiv:1502.03167) and GELU (Hendrycks and Gimpel,
+    arXiv:1606.08415). A 2x2 convolution comes first, `stem`, which `WhitenStem` can initialize.
+    Global max pooling and one linear layer replace AlexNet's three linear layers, which have 96% of
+    its parameters: 2.27 million remain for 10 classes. The order of the layers in a block is from
+    Jordan's CIFAR-10 networks (arXiv:2404.00498). Images have 9x9 pixels or more.
 
     Args:
         num_classes: The number of classes, 1 or more.
@@ -103,7 +105,7 @@ class AlexNetBN(nn.Module):
         torch.Size([2, 10])
     """
 
-    # The stem removes a pixel, and three poolings of stride 2 leave none of a smaller image.
+    # Of smaller images, the stem and three poolings of stride 2 leave no pixel.
     MIN_SIZE = 9
     # Divides the logits: the linear layer learns slowly at the learning rate of the convolutions.
     TEMPERATURE = 9.0
@@ -112,7 +114,7 @@ class AlexNetBN(nn.Module):
         super().__init__()
         _check_num_classes(num_classes)
         self.num_classes = num_classes
-        # A filter for each of the 12 values of a 3x2x2 patch, and its negative.
+        # For each of the 12 values of a 3x2x2 patch, a filter and its negative.
         self.stem = nn.Conv2d(3, 24, kernel_size=2, bias=False)
         self.features = nn.Sequential(
             nn.GELU(),
@@ -144,26 +146,26 @@ class AlexNetBN(nn.Module):
 
 
 def _make_conv_block(channels: int, filters: int, halve: bool = False) -> list[nn.Module]:
-    """Make a 3x3 convolution, max pooling to half the size if asked for, BatchNorm and GELU."""
+    """Make a 3x3 convolution, max pooling to half the size (optional), BatchNorm and GELU."""
     convolution = nn.Conv2d(channels, filters, kernel_size=3, padding=1, bias=False)
     nn.init.dirac_(convolution.weight[:channels].detach())
-    # Pooled first, a quarter of the values remains to normalize.
+    # Pooling first leaves a quarter of the values to normalize.
     pool = [nn.MaxPool2d(kernel_size=2)] if halve else []
     norm = nn.BatchNorm2d(filters)
-    norm.weight.requires_grad_(False)  # stays 1: the next convolution can scale as well
+    norm.weight.requires_grad_(False)  # stays 1: the next convolution can learn the scale
     return [convolution, *pool, norm, nn.GELU()]
 
 
 def _check_num_classes(num_classes: int) -> None:
     if num_classes < 1:
-        raise ValueError(f"num_classes is {num_classes}; give the number of classes, 1 or more")
+        raise ValueError(f"invalid num_classes: {num_classes} (expected 1 or more)")
 
 
 def _check_size(network: nn.Module, images: torch.Tensor, min_size: int) -> None:
     height, width = images.shape[-2:]
     if height < min_size or width < min_size:
         raise ValueError(
-            f"{type(network).__name__} was given images of {height}x{width} pixels and takes "
-            f"{min_size}x{min_size} or more; enlarge them (the data modules do it by resize and "
-            "crop)"
+            f"invalid image size for {type(network).__name__}: {height}x{width} pixels (expected "
+            f"{min_size}x{min_size} or more); enlarge the images (options resize and crop of the "
+            "data modules)"
         )

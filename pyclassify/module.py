@@ -26,31 +26,45 @@ from pyclassify.training.forward import Outputs, compute_outputs, get_logits
 class Classifier(LightningModule):
     """Train a network with the cross-entropy loss and report its accuracy.
 
-    Example:
-        >>> Classifier(torchvision.models.resnet18, num_classes=100, label_smoothing=0.1)
+    A batch is (images, labels): uint8 images [batch, 3, height, width], which are augmented and
+    normalized on the device, or floats, which are used as they are; labels are integers [batch].
+    Logged are train_loss, train_accuracy, val_loss, val_accuracy, test_loss and test_accuracy. The
+    optimizer is Adam (Kingma and Ba, arXiv:1412.6980), unless the command line names another.
 
     Args:
-        model: Makes the network, given num_classes: a class or function by its import path, such
-            as torchvision.models.resnet18. Its options are --model.model.NAME, and
-            --model.model.help lists them; `weights` of torchvision's are loaded except for the
-            layer of the classes.
-        num_classes: How many classes to tell apart; follows the data where they know it.
-        learning_rate: Adam's learning rate, where no --optimizer is named.
-        weights: A file of weights to start from: a state dict or checkpoint of torch.save, or a
-            .safetensors file; its last layer may be of other classes. It is read where training
-            starts, not where it goes on or is tested, and so need not be there any more.
-        freeze: Parts of the network that do not learn, such as features; one name or a list.
-        channels_last: Whether convolutions get the channels of a pixel side by side in memory: a
-            little faster on a CPU, and more so in bf16. Not for a network whose forward uses
-            `view`, or has convolutions of 1 or 3 dimensions.
-        compile: Whether the network is compiled by torch.compile when training starts, and again
-            for each other size of a batch: for long trainings.
-        label_smoothing: The part of each label that training spreads over all classes: 0.1 keeps
-            a network from being too sure in many epochs; train_loss has it, val_loss has not.
-        decay_biases: Whether the weight decay of a named --optimizer is for biases and
-            normalization's parameters too; false leaves them alone, which is usual.
-        flip_test: Whether a test also scores each image averaged with its horizontal flip, as
-            test_flip_accuracy, in twice the time; test_accuracy stays what it is.
+        model: The network: a class or function that takes num_classes and returns a module, given
+            by its import path, such as torchvision.models.resnet18. --model.model.NAME sets an
+            option of the network, and --model.model.help lists its options. If `weights` of
+            torchvision are given, all but the classification head is loaded.
+        num_classes: The number of classes; the data module's where it knows the number.
+        learning_rate: The learning rate of Adam; with --optimizer, set --optimizer.lr instead.
+        weights: Initialize the network from this file: a state dict or checkpoint of torch.save,
+            or a .safetensors file. A classification head of another number of classes is not
+            loaded. The file is not read when training resumes or for a test.
+        freeze: Freeze these parts of the network, such as features: the name of a module or
+            parameter, or a list of names. Frozen modules stay in evaluation mode.
+        channels_last: Use the channels-last memory format, which is a little faster on a CPU, and
+            more so in bf16. It does not work with a network whose forward calls `view`, or that
+            has convolutions of 1 or 3 dimensions.
+        compile: Compile the network by torch.compile when training starts, and again for each
+            other batch size. It pays off in long trainings.
+        label_smoothing: Smooth the labels of the training loss by this amount, from 0 to less than
+            1 (arXiv:1512.00567, section 7). 0.1 reduces overconfidence in trainings of many epochs.
+            val_loss and test_loss use the true labels.
+        decay_bias_and_norm: Apply the weight decay of --optimizer to biases and normalization
+            parameters too, as PyTorch does; false excludes them, which is usually more accurate.
+        flip_tta: Evaluate with test-time augmentation too: test_flip_tta_accuracy is the accuracy
+            of the mean logits of each test image and its horizontal flip. The test takes twice the
+            time; test_accuracy stays the same.
+
+    Raises:
+        MisconfigurationException: label_smoothing is out of range, the network has no part that
+            `freeze` names, nothing is left to train, or two kinds of weights are given.
+
+    Example:
+        >>> network = Classifier(torchvision.models.resnet18, num_classes=5, label_smoothing=0.1)
+        >>> network(torch.zeros(2, 3, 64, 64)).shape
+        torch.Size([2, 5])
     """
 
     def __init__(
@@ -63,34 +77,36 @@ class Classifier(LightningModule):
         channels_last: bool = False,
         compile: bool = False,
         label_smoothing: float = 0.0,
-        decay_biases: bool = True,
-        flip_test: bool = False,
+        decay_bias_and_norm: bool = True,
+        flip_tta: bool = False,
     ) -> None:
         super().__init__()
         if not 0 <= label_smoothing < 1:
             raise MisconfigurationException(
-                f"label_smoothing is {label_smoothing}; give 0 or more and less than 1, such as 0.1"
+                f"invalid label_smoothing: {label_smoothing} (expected 0 <= label_smoothing < 1, "
+                "such as 0.1)"
             )
-        self.label_smoothing, self.decay_biases = label_smoothing, decay_biases
+        self.label_smoothing, self.decay_bias_and_norm = label_smoothing, decay_bias_and_norm
         self.num_classes, self.learning_rate = num_classes, learning_rate
         self.layout = torch.channels_last if channels_last else torch.contiguous_format
         self.model = model(num_classes=num_classes).to(memory_format=self.layout)
         self.weights: str | WeightsEnum | None = weights
-        pretrained = getattr(model, "pretrained", None)  # of an option of the network
+        pretrained = getattr(model, "pretrained", None)  # set by --model.model.weights
         if pretrained is not None:
             if weights is not None:
                 raise MisconfigurationException(
-                    f"weights is {weights} and model.model.weights {pretrained}; give one of them"
+                    f"both weights ({weights}) and model.model.weights ({pretrained}) are given; "
+                    "give one of them"
                 )
             self.weights = pretrained
         self.compile_network = compile
         self._frozen = finetuning.freeze_parameters(self.model, freeze)
-        self.preprocess = Preprocess()  # for bytes of a data module that is not ours
+        self.preprocess = Preprocess()  # for uint8 images of a data module without one
         accuracy = MulticlassAccuracy(num_classes, average="micro", validate_args=False)
         self.train_accuracy = accuracy
         self.val_accuracy, self.test_accuracy = accuracy.clone(), accuracy.clone()
-        self.flip_test, self.test_flip_accuracy = flip_test, accuracy.clone()
-        # "disable" shows a loss that is NaN as such; looking for one would wait for the GPU.
+        self.flip_tta, self.test_flip_tta_accuracy = flip_tta, accuracy.clone()
+        # "disable" reports a NaN loss as NaN; checks for NaN would synchronize with the GPU.
         loss = MeanMetric(nan_strategy="disable")
         self.val_loss, self.test_loss = loss, loss.clone()
         self.train()
@@ -103,16 +119,16 @@ class Classifier(LightningModule):
         return self
 
     def prepare_data(self) -> None:
-        """Download the initial weights, where they are torchvision's, in one process of a node."""
+        """Download torchvision's initial weights, in one process of each node."""
         if not isinstance(self.weights, WeightsEnum):
             return
         try:
             fits = self.trainer.state.fn == TrainerFn.FITTING
-        except RuntimeError:  # as of a module without a trainer, which `prepare` has
+        except RuntimeError:  # no trainer is attached: `Trainer.prepare` calls this
             finetuning.download(self.weights)
             return
         if fits:
-            with suppress(MisconfigurationException):  # a run that resumes does not need them
+            with suppress(MisconfigurationException):  # a resumed run does not need them
                 finetuning.download(self.weights)
 
     def setup(self, stage: str) -> None:
@@ -125,7 +141,7 @@ class Classifier(LightningModule):
             self.model.compile()
 
     def on_train_start(self) -> None:
-        """Give optimizer states the memory format of their weights, as fused steps expect."""
+        """Convert optimizer states to the memory format of their weights: fused steps need it."""
         for optimizer in self.trainer.optimizers:
             for weight, state in optimizer.state.items():
                 for name, value in state.items():
@@ -136,12 +152,23 @@ class Classifier(LightningModule):
         self.weights = None  # the checkpoint's weights were trained from them
 
     def forward(self, images: Tensor) -> Tensor:
-        """Compute logits, float [batch, num_classes], of images [batch, 3, height, width]."""
+        """Compute the logits of images.
+
+        Args:
+            images: Normalized RGB images, float [batch, 3, height, width].
+
+        Returns:
+            Logits, float [batch, num_classes].
+        """
         logits: Tensor = get_logits(self.model(images))
         return logits
 
     def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
-        """Refuse labels out of range where they are still on the CPU: a GPU only aborts."""
+        """Check the labels while they are on the CPU: a GPU aborts without an error message.
+
+        Raises:
+            MisconfigurationException: A label is negative, or num_classes or more.
+        """
         if not self.trainer.predicting and isinstance(batch, Sequence) and len(batch) > 1:
             self._check_labels(batch[1])
         return batch
@@ -149,12 +176,12 @@ class Classifier(LightningModule):
     def _check_labels(self, labels: Any) -> None:
         if not isinstance(labels, Tensor) or labels.is_floating_point() or not labels.numel():
             return
-        low, high = (int(each) for each in labels.aminmax())
+        low, high = (int(label) for label in labels.aminmax())
         if low < 0 or high >= self.num_classes:
             raise MisconfigurationException(
-                f"the data have the label {low if low < 0 else high} and the network "
-                f"{self.num_classes} classes, 0 to {self.num_classes - 1}; correct the labels, or "
-                "give --model.num_classes where the data module does not tell their number"
+                f"invalid label: {low if low < 0 else high} (expected 0 to "
+                f"{self.num_classes - 1}, as the network has {self.num_classes} classes); correct "
+                "the labels, or set --model.num_classes if the data module has no num_classes"
             )
 
     def _compute_outputs(self, images: Tensor) -> Outputs:
@@ -163,11 +190,11 @@ class Classifier(LightningModule):
     def _classifier_step(
         self, batch: Sequence[Tensor], logits: Tensor | None = None
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Classify a batch of images [batch, 3, height, width] and labels [batch].
+        """Compute predicted labels, true labels and loss of a batch.
 
         Args:
-            logits: The network's output for the images, float [batch, num_classes], where it is
-                known; by default the images are passed through the network.
+            batch: Images [batch, 3, height, width] and labels [batch].
+            logits: The network's output, float [batch, num_classes], if it is already computed.
 
         Returns:
             The predicted labels [batch], the true labels [batch], and the mean loss []: in
@@ -179,12 +206,12 @@ class Classifier(LightningModule):
             logits, auxiliary, weight = self._compute_outputs(self._prepare(images))
         smoothing = self.label_smoothing if self.training else 0.0
         loss = F.cross_entropy(logits, labels, label_smoothing=smoothing)
-        for each in auxiliary:
-            loss = loss + weight * F.cross_entropy(each, labels, label_smoothing=smoothing)
+        for output in auxiliary:
+            loss = loss + weight * F.cross_entropy(output, labels, label_smoothing=smoothing)
         return logits.argmax(dim=1), labels, loss
 
     def _prepare(self, images: Tensor) -> Tensor:
-        """Normalize bytes, augmented in training; floats are passed on in the memory format."""
+        """Augment (in training) and normalize uint8 images; floats only get the memory format."""
         if images.dtype != torch.uint8:
             return images.contiguous(memory_format=self.layout)
         random_numbers = None
@@ -227,7 +254,7 @@ class Classifier(LightningModule):
         """Update and log the metrics of a stage, "val" or "test"; returns the logits."""
         loader = CombinedLoader(loaders).flattened[dataloader_idx]
         real = count_unpadded(loader, batch_idx, len(batch[1]))
-        # A rank whose batch is all padding takes the step too: others may wait for it in there.
+        # Without a step of a rank whose batch is all padding, a collective operation would hang.
         batch = [values[: max(real, 1)] for values in batch]
         images = self._prepare(batch[0])
         logits = self._compute_outputs(images).logits
@@ -236,12 +263,12 @@ class Classifier(LightningModule):
             f"{stage}_loss": (loss.expand(real),),
             f"{stage}_accuracy": (predicted, labels),
         }
-        if stage == "test" and self.flip_test:
+        if stage == "test" and self.flip_tta:
             flipped = self._compute_outputs(images.flip(-1)).logits
-            updates["test_flip_accuracy"] = ((logits + flipped).argmax(dim=1), labels)
+            updates["test_flip_tta_accuracy"] = ((logits + flipped).argmax(dim=1), labels)
         for name, values in updates.items():
             metric = getattr(self, name)
-            if batch_idx == 0:  # Lightning resets them after all loaders, not between two
+            if batch_idx == 0:  # Lightning resets metrics after all loaders, not between two
                 metric.reset()
             if real > 0:
                 metric.update(*values)
@@ -249,8 +276,8 @@ class Classifier(LightningModule):
         return logits
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        """Adam (Kingma and Ba, arXiv:1412.6980); a command line's --optimizer replaces it."""
-        # Lightning's gradient clipping can't unscale 16-bit floats inside a fused step.
+        """Return Adam with `learning_rate`; --optimizer on the command line replaces it."""
+        # Lightning can't unscale gradients for clipping inside a fused step.
         mixed = self.trainer.precision == "16-mixed"
         clipped = self.trainer.precision == "bf16-mixed" and self.trainer.gradient_clip_val
         fused = not (mixed or clipped)

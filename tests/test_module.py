@@ -49,7 +49,7 @@ def test_classifier_step_returns_predicted_and_true_labels_and_the_loss(classifi
 
 
 @pytest.mark.parametrize(
-    ("command", "flip_test", "passes"),
+    ("command", "flip_tta", "passes"),
     [
         ("fit", False, 2 + 2),  # two batches to train on and two to validate
         ("validate", False, 2),
@@ -58,8 +58,8 @@ def test_classifier_step_returns_predicted_and_true_labels_and_the_loss(classifi
         ("test", True, 2 * 2),
     ],
 )
-def test_classifier_passes_each_batch_through_the_network_once(command, flip_test, passes):
-    classifier = Classifier(networks.network, 4, flip_test=flip_test)
+def test_classifier_passes_each_batch_through_the_network_once(command, flip_tta, passes):
+    classifier = Classifier(networks.network, 4, flip_tta=flip_tta)
     calls = []
     classifier.model.register_forward_hook(lambda *_: calls.append(1))
     loader = DataLoader(networks.byte_images(6), 3)
@@ -101,14 +101,16 @@ def test_labels_are_smoothed_in_training_alone():
 
 
 @pytest.mark.parametrize("smoothing", [-0.1, 1.0])
-def test_labels_can_not_be_smoothed_away(smoothing):
-    with pytest.raises(MisconfigurationException, match=f"label_smoothing is {smoothing};.*0"):
+def test_classifier_label_smoothing_out_of_range_raises(smoothing):
+    with pytest.raises(
+        MisconfigurationException, match=rf"^invalid label_smoothing: {smoothing} \("
+    ):
         Classifier(networks.network, 4, label_smoothing=smoothing)
 
 
-def test_mirrored_test_averages_two_passes_and_is_told_apart():
+def test_flip_tta_averages_two_passes_and_has_its_own_metric():
     torch.manual_seed(0)
-    classifier = Classifier(networks.network, 4, flip_test=True)
+    classifier = Classifier(networks.network, 4, flip_tta=True)
     images, labels = torch.randn(60, 3, 64, 64), torch.randint(4, (60,))
     loader = DataLoader(TensorDataset(images, labels), 25)
 
@@ -119,8 +121,8 @@ def test_mirrored_test_averages_two_passes_and_is_told_apart():
         one, other = classifier(images), classifier(images.flip(-1))
     both = ((one + other) / 2).argmax(1)
     assert scores["test_accuracy"] == pytest.approx(float((one.argmax(1) == labels).float().mean()))
-    assert scores["test_flip_accuracy"] == pytest.approx(float((both == labels).float().mean()))
-    assert scores["test_flip_accuracy"] != scores["test_accuracy"]
+    assert scores["test_flip_tta_accuracy"] == pytest.approx(float((both == labels).float().mean()))
+    assert scores["test_flip_tta_accuracy"] != scores["test_accuracy"]
     assert plain.keys() == {"test_accuracy", "test_loss"}
 
 

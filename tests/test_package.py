@@ -1,12 +1,38 @@
 """The public classes of the package: importable from it, and loaded only then."""
 
+import doctest
 import subprocess
 import sys
+from functools import partial
 from importlib import import_module
+from pathlib import Path
 
 import pytest
+import torch
+import torchvision
 
 import pyclassify
+from tests.support.images import grow
+
+# Public classes that documentation names and `pyclassify` itself does not have.
+MORE_CLASSES = [
+    "serving.export.ExportedClassifier",
+    "training.checkpoints.AtomicCheckpointIO",
+    "training.checkpoints.BestCheckpoint",
+    "training.exact_resume.Resume",
+    "training.prediction_writer.PredictionWriter",
+]
+# Their examples are still to be made runnable.
+NOT_RUNNABLE = {
+    "CIFAR10DataModule",
+    "ImageDataModule",
+    "ImageFolderDataModule",
+    "MNISTDataModule",
+    "Preprocess",
+    "RegisterModel",
+    "RunLogger",
+    "TorchvisionDataModule",
+}
 
 
 @pytest.mark.parametrize("name", pyclassify.__all__)
@@ -37,3 +63,41 @@ def test_example_of_the_package_builds_its_classes(tmp_path):
     assert trainer.max_epochs == 1
     assert isinstance(Classifier(AlexNet).model, AlexNet)
     assert CIFAR10DataModule().num_classes == 10
+
+
+@pytest.fixture
+def example_namespace(store, tmp_path, monkeypatch):
+    """What examples may use: the public classes, a folder `photos`, a store, small synthetic sets.
+
+    Trainings are short and quiet, so that an example can be written as a user would.
+    """
+    monkeypatch.chdir(tmp_path)
+    grow(Path("photos"), "train/cat", "train/dog", "test/cat", "test/dog")
+    names = {name: getattr(pyclassify, name) for name in pyclassify.__all__}
+    quiet = {"accelerator": "cpu", "enable_progress_bar": False, "enable_model_summary": False}
+    return {
+        **names,
+        "Trainer": partial(names["Trainer"], **quiet),
+        "SyntheticDataModule": partial(
+            names["SyntheticDataModule"], train_size=32, val_size=16, test_size=16
+        ),
+        "torch": torch,
+        "torchvision": torchvision,
+    }
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", [*pyclassify.__all__, *MORE_CLASSES])
+def test_example_of_public_class_runs(name, example_namespace):
+    if name in NOT_RUNNABLE:
+        pytest.skip("its example does not run yet")
+    module, _, class_name = f"pyclassify.{name}".rpartition(".")
+    found = getattr(import_module(module), class_name)
+    docstring = found.__doc__
+
+    test = doctest.DocTestParser().get_doctest(docstring, example_namespace, name, None, None)
+    report = []
+    results = doctest.DocTestRunner(optionflags=doctest.ELLIPSIS).run(test, out=report.append)
+
+    assert test.examples
+    assert results.failed == 0, "".join(report)

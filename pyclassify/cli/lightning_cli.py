@@ -209,7 +209,7 @@ class TrainingCli(LightningCLI):
         """Restrict a named optimizer, which LightningCLI makes of all, to what is trained."""
         for group in optimizer.param_groups:
             group["params"][:] = trainable_parameters(group["params"])
-        if not getattr(lightning_module, "decay_biases", True):
+        if not getattr(lightning_module, "decay_bias_and_norm", True):
             exclude_from_weight_decay(optimizer, lr_scheduler)
         if isinstance(lr_scheduler, WarmupCosine):
             return lr_scheduler.configure(count_steps(lightning_module.trainer))

@@ -86,7 +86,7 @@ def resume(argv: list[str]) -> int:
         path = Path(folder) / "config.yaml"
         path.write_text(yaml.safe_dump(config, sort_keys=False))
         command = [facts["verb"], "--config", str(path), *all_options]
-        command += ["--resume.inexact=true"] if args.inexact else []
+        command += ["--resume.allow_inexact=true"] if args.inexact else []
         command += _list_seed_options(interrupted)
         with _restore_code(interrupted, capsule, Path(folder), args.inexact) as (start, root):
             _report_start(interrupted)

@@ -1,4 +1,4 @@
-"""Write a network as a model folder of MLflow: the program, its endpoint and requirements."""
+"""Write a network as an MLflow model: the exported program, its endpoint and requirements."""
 
 import base64
 import io
@@ -19,10 +19,10 @@ from pyclassify.serving.export import export_program
 _ENDPOINT_FILE = Path(__file__).with_name("endpoint.py")
 _IMAGES_FILE = Path(__file__).parents[1] / "data" / "images.py"
 
-# All other packages are dependencies of these. Requests are pandas tables, so pandas is pinned too.
+# All other packages are dependencies of these. pandas is pinned because requests are DataFrames.
 _REQUIREMENTS = ("mlflow", "numpy", "pandas", "pillow", "torch")
 
-# Images of a request, and pixels of an image: as many as training decodes, which take 3 GB.
+# Images in a request, and pixels in an image: the limit of training, which takes 3 GB to decode.
 _DEFAULT_LIMITS = {"max_images": 1024, "max_pixels": MAX_PIXELS}
 
 
@@ -34,21 +34,22 @@ def save_model(
     limits: Mapping[str, int] = _DEFAULT_LIMITS,
     origin: tuple[str, str] | None = None,
 ) -> list[str]:
-    """Write a network with its preprocessing as a model of MLflow, which serves without pyclassify.
+    """Write a network with its preprocessing as an MLflow model, served without pyclassify.
 
     Args:
-        folder: The folder, which must not exist.
+        folder: The folder to write, which must not exist.
         network: Maps float [batch, 3, height, width] to logits [batch, classes].
         preprocess: Maps uint8 [batch, 3, height, width] of any size to the network's input.
-        classes: The names of the classes, by label; their numbers by default.
-        limits: `max_images` of a request and `max_pixels` of an image.
-        origin: The run that the model is logged to and its path there, recorded in the model.
+        classes: The names of the classes, by label; by default they are named by number.
+        limits: `max_images` in a request and `max_pixels` in an image.
+        origin: The id of the run that the model is logged to, and the path in its artifacts;
+            recorded in the model.
 
     Returns:
         The names of the classes, by label.
 
     Raises:
-        ValueError: The number of names is not the number of classes.
+        ValueError: The number of names differs from the number of classes.
     """
     from mlflow.models import Model
     from mlflow.pyfunc import save_model
@@ -82,8 +83,8 @@ def _make_signature(num_classes: int) -> Any:
         Schema,
     )
 
-    # AnyType: for strings, MLflow pads each image to the longest at four bytes a character, and
-    # passes null on as "None".
+    # AnyType: MLflow would pad strings to the longest, at four bytes a character, and replace null
+    # by "None".
     inputs = Schema([ColSpec(AnyType(), "image", required=False)])
     names = ColSpec(Array(DataType.string), "classes")
     outputs = Schema([names, ColSpec(Array(DataType.double), "probabilities")])
@@ -92,12 +93,12 @@ def _make_signature(num_classes: int) -> Any:
 
 
 def _list_requirements() -> list[str]:
-    # Without the local part of a version, such as torch's +cpu, which PyPI does not have.
+    # Without the local part of a version, such as +cpu of torch: PyPI does not have it.
     return [f"{name}=={version(name).partition('+')[0]}" for name in _REQUIREMENTS]
 
 
 def _make_example() -> str:
-    """Make a small image as a request holds it: the base64 of a PNG."""
+    """Make a small image in the form of a request: the base64 of a PNG."""
     from PIL import Image
 
     rows, columns = np.mgrid[:32, :32] * 8

@@ -1,8 +1,7 @@
 """Classify the images of a request: the endpoint of a served model.
 
-MLflow copies this file into the model and runs it there (its "models from code"). Neither
-pyclassify nor Lightning is installed there: this file needs torch, numpy, pandas, Pillow and MLflow
-alone.
+MLflow copies this file into the model and runs it there ("models from code"). pyclassify and
+Lightning are not installed there: this file needs only torch, numpy, pandas, Pillow and MLflow.
 """
 
 import importlib.util
@@ -19,14 +18,14 @@ from mlflow.models import set_model
 from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE
 from mlflow.pyfunc.model import PythonModel, PythonModelContext
 
-_MAX_PENDING_PIXELS = 2**24  # of decoded images that wait for others of the same size
+_MAX_PENDING_PIXELS = 2**24  # in decoded images that wait for others of the same size
 _MAX_BATCH_IMAGES = 128
 
 
 class InvalidRequestError(MlflowException):
-    """A request that can't be answered, with a message of one line.
+    """An invalid request, with an error message of one line.
 
-    MLflow's server would put the whole request, megabytes, before that line.
+    MLflow's server prefixes the message with the whole request, which can be megabytes.
     """
 
     def __init__(self, text: str) -> None:
@@ -38,11 +37,11 @@ class InvalidRequestError(MlflowException):
 
     @message.setter
     def message(self, text: str) -> None:
-        """Ignore what MLflow's server assigns."""
+        """Ignore the message that MLflow's server assigns."""
 
 
 class ImageClassifier(PythonModel):
-    """Classify images by an exported network, which includes its preprocessing."""
+    """Classify images with an exported network, which includes its preprocessing."""
 
     def load_context(self, context: PythonModelContext) -> None:
         extra_files = {"classes.json": ""}
@@ -51,8 +50,8 @@ class ImageClassifier(PythonModel):
         self.classes = json.loads(extra_files["classes.json"])
         self.images = _load_module(context.artifacts["images"])
         self.limits = context.model_config
-        # One thread runs the program, as torch starts a pool of threads for each calling thread;
-        # meanwhile the server's other threads decode images.
+        # Only one thread runs the program: torch starts a thread pool for each calling thread.
+        # Meanwhile the server's other threads decode images.
         self.runner = ThreadPoolExecutor(max_workers=1)
 
     def predict(
@@ -65,11 +64,12 @@ class ImageClassifier(PythonModel):
 
         Args:
             context: Not used.
-            model_input: A table with the column `image` of texts, as `decode_image` takes them.
-            params: `top_k`, the number of classes for each image; 5 by default, or all if fewer.
+            model_input: A table whose column `image` has base64 strings, as for `decode_image`.
+            params: `top_k`, the number of classes to return for each image; 5 by default, or all
+                if there are fewer.
 
         Returns:
-            `classes` and `probabilities` of each image, the most probable first.
+            `classes` and `probabilities` of each image, the most probable class first.
 
         Raises:
             InvalidRequestError: `top_k`, the table or an image is invalid.
@@ -97,15 +97,15 @@ class ImageClassifier(PythonModel):
             return min(5, len(self.classes))
         if not 1 <= top_k <= len(self.classes):
             raise InvalidRequestError(
-                f"top_k is {str(top_k)[:20]}; it takes 1 to {len(self.classes)}, "
-                "the number of classes"
+                f"invalid top_k: {str(top_k)[:20]} (expected 1 to {len(self.classes)}, the number "
+                "of classes)"
             )
         return int(top_k)
 
     def _list_texts(self, table: pd.DataFrame) -> list[Any]:
         if "image" not in table:
             raise InvalidRequestError(
-                'there is no "image" in the request; send {"inputs": [BASE64, ...]}, or '
+                'the request has no column "image"; send {"inputs": [BASE64, ...]}, or '
                 '{"dataframe_records": [{"image": BASE64}, ...]}'
             )
         texts: list[Any] = []
@@ -113,8 +113,8 @@ class ImageClassifier(PythonModel):
             texts.extend(cell if isinstance(cell, list) else [cell])
         if not 1 <= len(texts) <= self.limits["max_images"]:
             raise InvalidRequestError(
-                f"the request has {len(texts)} images; it takes 1 to {self.limits['max_images']}: "
-                "send them in several requests"
+                f"invalid number of images in the request: {len(texts)} (expected 1 to "
+                f"{self.limits['max_images']}; send more images in several requests)"
             )
         return texts
 
@@ -127,7 +127,7 @@ class ImageClassifier(PythonModel):
     def _predict_group(
         self, group: dict[int, Any], top_k: int, predictions: list[dict[str, Any]]
     ) -> None:
-        """Fill in the predictions of images of one size."""
+        """Predict a group of images of the same size, and store the results by their index."""
         images = torch.from_numpy(np.stack(list(group.values()))).permute(0, 3, 1, 2).contiguous()
         best = self.runner.submit(self._classify, images).result().topk(top_k)
         rows = zip(group, best.values.tolist(), best.indices.tolist(), strict=True)
@@ -141,7 +141,7 @@ class ImageClassifier(PythonModel):
 
 
 def _load_module(path: str) -> Any:
-    """Load a file of this model, without a name in sys.modules that another model could share."""
+    """Load a Python file of this model, without adding it to sys.modules, which models share."""
     spec = importlib.util.spec_from_file_location("images", path)
     if spec is None or spec.loader is None:
         raise FileNotFoundError(path)

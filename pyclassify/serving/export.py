@@ -1,6 +1,6 @@
 """Export a network with its preprocessing as one file, and predict with that file.
 
-The file is a program of `torch.export` (PyTorch's PT2 archive): it holds no pickle and needs no
+The file is a program of `torch.export` (PyTorch's PT2 archive): it contains no pickle and needs no
 Python class. The names of the classes are in its `extra/classes.json`.
 """
 
@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from torch.export import Dim
 from torch.export.passes import move_to_device_pass
 
-PROGRAM_PATH = "artifacts/program.pt2"  # in a model of MLflow
-MAX_BATCH_PIXELS = 2**24  # of a batch; resized as floats, they take about 1 GB
+PROGRAM_PATH = "artifacts/program.pt2"  # in an MLflow model
+MAX_BATCH_PIXELS = 2**24  # in a batch; resized as floats, they take about 1 GB
 _CLASSES_FILE = "classes.json"
 _EXAMPLE_SHAPE = (2, 3, 40, 50)  # two images, as torch.export would fix a batch size of 1
 
@@ -34,14 +34,14 @@ def export_program(
     Args:
         network: Maps float [batch, 3, height, width] to logits [batch, classes].
         preprocess: Maps uint8 [batch, 3, height, width] of any size to the network's input.
-        classes: The names of the classes, by label; their numbers where it is empty.
-        path: The file, which ends in .pt2.
+        classes: The names of the classes, by label; if empty, they are named by number.
+        path: The file to write, which ends in .pt2.
 
     Returns:
         The names of the classes, by label.
 
     Raises:
-        ValueError: The number of names is not the number of classes.
+        ValueError: The number of names differs from the number of classes.
     """
     module = copy.deepcopy(_ProbabilityNetwork(network, preprocess)).cpu().eval()
     images = torch.zeros(_EXAMPLE_SHAPE, dtype=torch.uint8)
@@ -51,8 +51,8 @@ def export_program(
         names = list(classes) or [str(label) for label in range(num_classes)]
         if num_classes != len(names):
             raise ValueError(
-                f"the network has {num_classes} classes and {len(names)} names were given; name "
-                "each"
+                f"invalid number of class names: {len(names)} (expected {num_classes}, as the "
+                "network has)"
             )
         program = torch.export.export(module, (images,), dynamic_shapes={"images": sizes})
     program.example_inputs = None  # torch.export.save would pickle them
@@ -67,7 +67,7 @@ def load_program(path: str | Path) -> tuple[torch.export.ExportedProgram, list[s
         path: The file, which ends in .pt2.
 
     Raises:
-        Exception: Of any type, for a file that is not such a program.
+        Exception: The file is not such a program; torch raises various types.
     """
     extra_files = {_CLASSES_FILE: ""}
     program = torch.export.load(path, extra_files=extra_files)
@@ -96,15 +96,21 @@ class ExportedClassifier(LightningModule):
         program: The file, which ends in .pt2.
 
     Attributes:
-        classes: The names of its classes, by label.
-        takes_bytes: Tells a data module that the images are to be uint8, of any size.
+        classes: The names of the classes, by label.
+        takes_bytes: Tells a data module to return uint8 images of any size.
 
     Raises:
         MisconfigurationException: The file is not such a program.
 
     Example:
+        >>> from pyclassify.serving.export import ExportedClassifier, export_program
+        >>> names = export_program(AlexNetBN(2), Preprocess(), ["cat", "dog"], "program.pt2")
         >>> network = ExportedClassifier("program.pt2")
-        >>> trainer.predict(network, datamodule=ImageFolderDataModule("photos"))
+        >>> network.classes
+        ['cat', 'dog']
+        >>> Trainer(logger=False).predict(
+        ...     network, datamodule=ImageFolderDataModule("photos"), output="labels.csv"
+        ... )
     """
 
     takes_bytes = True
@@ -115,21 +121,21 @@ class ExportedClassifier(LightningModule):
             self._exported, self.classes = load_program(program)
         except Exception as error:  # torch raises any type for another file
             raise MisconfigurationException(
-                f"{program} is no exported classifier ({error}); give the program.pt2 of a model "
-                "that was registered here"
+                f"{program} is not an exported classifier ({error}); give artifacts/program.pt2 of "
+                "a model that pyclassify registered"
             ) from error
 
     def setup(self, stage: str) -> None:
         moved = move_to_device_pass(self._exported, self.trainer.strategy.root_device)
-        # In a tuple, as a submodule would be switched to train() or eval(), which programs refuse.
+        # In a tuple: a submodule would get train() or eval(), which raise for programs.
         self._program = (moved.module(),)
 
     def predict_step(self, batch: Sequence[Sequence[Tensor]], batch_idx: int) -> Tensor:
         """Predict the probabilities of the classes.
 
         Args:
-            batch: The images come first: n of them, each uint8 [1 or 3, height, width].
-            batch_idx: The number of the batch, not used.
+            batch: A sequence whose first item is n images, each uint8 [1 or 3, height, width].
+            batch_idx: Not used.
 
         Returns:
             float32 [n, classes].
@@ -142,8 +148,8 @@ class ExportedClassifier(LightningModule):
         for index, image in enumerate(images):
             if image.dtype != torch.uint8:
                 raise MisconfigurationException(
-                    f"the data module's images are {image.dtype}; an exported network takes "
-                    "uint8, for it prepares them by itself: use a data module of pyclassify's"
+                    f"the data module returns {image.dtype} images, but an exported network takes "
+                    "uint8 and normalizes them itself; use a data module of pyclassify"
                 )
             groups[image.shape].append(index)
         probabilities: dict[int, Tensor] = {}

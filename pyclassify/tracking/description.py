@@ -43,7 +43,7 @@ _METRIC_NAMES = {
     "test_loss": "test loss",
     "val_loss": "validation loss",
     "test_ece": "calibration error",
-    "test_flip_accuracy": "test accuracy averaged with mirror images",
+    "test_flip_tta_accuracy": "test accuracy with flip TTA",
 }
 _NAMED_CLASSES = 3  # as best, and as worst
 

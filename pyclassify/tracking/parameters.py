@@ -38,7 +38,7 @@ _EXECUTION = {
     "seed_everything",
     "data/num_workers",
     "model/channels_last",  # changes rounding at most, as the accelerator does
-    "model/flip_test",
+    "model/flip_tta",
     "trainer/accelerator",
     "trainer/default_root_dir",
     "trainer/enable_checkpointing",
@@ -59,7 +59,7 @@ _INITIAL_VALUES = {
     ("data/color_jitter", "0.0"),
     ("data/float_resize", "true"),
     ("model/label_smoothing", "0.0"),
-    ("model/decay_biases", "true"),
+    ("model/decay_bias_and_norm", "true"),
     ("model/compile", "false"),
     # Which images were left out is told by the digest of the others.
     ("data/unreadable", "stop"),

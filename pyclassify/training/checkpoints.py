@@ -17,7 +17,7 @@ from pyclassify.utils import files
 from pyclassify.utils.signals import pause_heartbeat
 
 _STEP = re.compile(r"step=(\d+)\.ckpt")
-WRITE_SECONDS = 120.0  # that a checkpoint may take after a stop signal
+WRITE_SECONDS = 120.0  # the time to write a checkpoint after a stop signal
 
 _pre_save_hook: Callable[[], None] | None = None
 
@@ -28,19 +28,20 @@ def set_pre_save_hook(hook: Callable[[], None]) -> None:
     A checkpoint must not be ahead of the log, which a resumed run continues.
 
     Args:
-        hook: Called by the process that writes; where it raises an OSError, nothing is written.
+        hook: A function that the writing process calls. If it raises an OSError, no checkpoint is
+            written.
     """
     global _pre_save_hook
     _pre_save_hook = hook
 
 
 def find_data_state(checkpoint: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """Find the data module's state in a checkpoint: the item that has the names of classes.
+    """Find the data module's state in a checkpoint: the item with the names of the classes.
 
-    Lightning saves the data module's `state_dict` under its class's name.
+    Lightning saves the data module's `state_dict` under the name of its class.
 
     Returns:
-        That one item of the checkpoint, or an empty dictionary.
+        A dictionary of this one item, or an empty dictionary.
     """
     return {
         key: state
@@ -50,27 +51,29 @@ def find_data_state(checkpoint: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
 
 
 def read_data_state(path: str | Path) -> dict[str, Any]:
-    """Read the data module's state of a checkpoint file; empty where it is not one of ours."""
+    """Read the data module's state from a checkpoint file; empty if it has none."""
     checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     return next(iter(find_data_state(checkpoint).values()), {})
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Write checkpoints atomically: whole or not at all under their final name.
+    """Write checkpoints atomically: a file has its final name only once it is complete.
 
-    Lightning itself writes elsewhere and moves, which on another file system is a copy.
+    Lightning writes to a temporary folder and moves the file, which is a copy if the folder is on
+    another file system. Checkpoints at remote paths (with ://) are written by Lightning.
 
     Example:
-        >>> Trainer(plugins=[AtomicCheckpointIO()])
+        >>> from pyclassify.training.checkpoints import AtomicCheckpointIO
+        >>> trainer = Trainer(plugins=[AtomicCheckpointIO()])
     """
 
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None
     ) -> None:
-        """Write a checkpoint.
+        """Write a checkpoint; one that is named step=N.ckpt gets a .sha256 file too.
 
         Raises:
-            OSError: It can't be written; what was there before is still there.
+            OSError: The file can't be written; a previous file is unchanged.
         """
         if "://" in str(path):
             super().save_checkpoint(checkpoint, path, storage_options)
@@ -82,7 +85,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
 
 class _Hashing:
-    """A file that hashes what is written to it."""
+    """A file that hashes the bytes written to it."""
 
     def __init__(self, file: IO[bytes]) -> None:
         self.file, self.digest = file, hashlib.sha256()
@@ -100,11 +103,11 @@ def write_checkpoint(checkpoint: dict[str, Any], path: Path, hashed: bool) -> No
 
     Args:
         checkpoint: Anything that `torch.save` can write.
-        path: The checkpoint's path.
+        path: The path of the checkpoint.
         hashed: Whether to write its SHA-256 too, to PATH.sha256 in the format of sha256sum.
 
     Raises:
-        OSError: It can't be written; what was there before is still there.
+        OSError: The file can't be written; a previous file is unchanged.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.part")
@@ -160,8 +163,8 @@ def find_newest(folder: Path) -> Path | None:
         if not damage:
             return path
         rank_zero_warn(
-            f"the checkpoint {path} is damaged ({damage}) and now called {path.name}.damaged; "
-            "going on from the one before"
+            f"the checkpoint {path} is damaged ({damage}); it was renamed to {path.name}.damaged, "
+            "and training resumes from the previous checkpoint, if there is one"
         )
         _quarantine(path)
     return None
@@ -174,9 +177,9 @@ def _quarantine(path: Path) -> None:
             file.replace(f"{file}.damaged")
 
 
-def prune_checkpoints(folder: Path, keep: int) -> None:
-    """Remove all but the newest `keep` checkpoints, and partial files that a kill has left."""
-    for path in list(_newest_first(folder))[keep:]:
+def prune_checkpoints(folder: Path, max_checkpoints: int) -> None:
+    """Remove all but the newest checkpoints, and the partial files of killed processes."""
+    for path in list(_newest_first(folder))[max_checkpoints:]:
         path.unlink(missing_ok=True)
         _digest_path(path).unlink(missing_ok=True)
     for path in folder.glob(".step=*.part"):
@@ -193,26 +196,31 @@ def _digest_path(path: Path) -> Path:
 
 
 def _find_damage(path: Path) -> str:
-    """Describe the damage of a checkpoint; empty if it is intact."""
+    """Compare a checkpoint with its SHA-256, and describe the damage; empty if it is intact."""
     try:
         expected = _digest_path(path).read_text().split(" ")[0]
     except (OSError, UnicodeDecodeError):
         return "its .sha256 is missing"
     with path.open("rb") as file:
         found = hashlib.file_digest(file, "sha256").hexdigest()
-    return "" if found == expected else "its content is not what was written"
+    return "" if found == expected else "its SHA-256 differs from the one in the .sha256 file"
 
 
 class BestCheckpoint(ModelCheckpoint):
-    """Keep the best checkpoint, or the last where nothing called `monitor` is logged.
+    """Save the best checkpoint, or the last one if the metric `monitor` is not logged.
 
-    Example:
-        >>> Trainer(callbacks=[BestCheckpoint(monitor="val_loss", mode="min")])
+    It is Lightning's ModelCheckpoint with other defaults. A run that is started again replaces its
+    previous file, where ModelCheckpoint writes best-v1.ckpt beside it.
 
     Args:
-        monitor: The metric that says which is best.
-        mode: Whether its max or its min is best.
-        filename: The checkpoint's name, which may have metrics in it.
+        monitor: Compare checkpoints by this metric, such as val_loss; null saves the last one.
+        mode: Choose the highest value of the metric (max) or the lowest (min).
+        filename: Name the file FILENAME.ckpt; it may contain metrics, such as {val_accuracy:.3f}.
+        **kwargs: Arguments of lightning.pytorch.callbacks.ModelCheckpoint.
+
+    Example:
+        >>> from pyclassify.training.checkpoints import BestCheckpoint
+        >>> trainer = Trainer(callbacks=[BestCheckpoint(monitor="val_loss", mode="min")])
     """
 
     def __init__(
@@ -222,7 +230,7 @@ class BestCheckpoint(ModelCheckpoint):
         filename: str | None = "best",
         **kwargs: Any,
     ) -> None:
-        # In a run's own folder a file that is there was written by this run, before it was killed.
+        # In the run's folder, an existing file was written by this run, before it was killed.
         own = kwargs.get("dirpath") is None and kwargs.get("save_top_k", 1) == 1
         counts = kwargs.pop("enable_version_counter", not own)
         super().__init__(
@@ -231,19 +239,19 @@ class BestCheckpoint(ModelCheckpoint):
 
     @property
     def state_key(self) -> str:
-        return type(self).__qualname__  # whatever becomes of `monitor`
+        return type(self).__qualname__  # ModelCheckpoint's has `monitor`, which may become None
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         super().load_state_dict(self._rebase(state_dict))
         self.monitor = state_dict["monitor"]
 
     def _rebase(self, state_dict: dict[str, Any]) -> dict[str, Any]:
-        """Call the files of this run by the names that they have from where it goes on."""
+        """Change the paths of this run's files, if the run resumes in another working directory."""
         before, now = str(state_dict.get("dirpath")), str(self.dirpath)
         if before == now or Path(before).parts[-3:] != Path(now).parts[-3:]:
-            return state_dict  # another run's, which Lightning forgets
-        text = ("best_model_path", "kth_best_model_path", "last_model_path")
-        moved = {name: state_dict[name].replace(before, now, 1) for name in text}
+            return state_dict  # of another run: Lightning ignores its paths
+        names = ("best_model_path", "kth_best_model_path", "last_model_path")
+        moved = {name: state_dict[name].replace(before, now, 1) for name in names}
         best = {
             path.replace(before, now, 1): score
             for path, score in state_dict["best_k_models"].items()
@@ -255,12 +263,12 @@ class BestCheckpoint(ModelCheckpoint):
         super().on_validation_end(trainer, pl_module)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if not trainer.enable_validation:  # else a later validation may log it
+        if not trainer.enable_validation:  # a later validation could still log the metric
             self._check_monitor(trainer)
         super().on_train_epoch_end(trainer, pl_module)
 
     def _save_checkpoint(self, trainer: pl.Trainer, filepath: str) -> None:
-        # Here and not where it is written, as all processes wait for it.
+        # Here, because all processes wait while one writes.
         with pause_heartbeat(WRITE_SECONDS):
             super()._save_checkpoint(trainer, filepath)
 
@@ -268,7 +276,8 @@ class BestCheckpoint(ModelCheckpoint):
         logged = sorted(trainer.callback_metrics)
         if self.monitor is not None and self.monitor not in logged and not trainer.sanity_checking:
             rank_zero_warn(
-                f"no metric is called {self.monitor!r}, so the last checkpoint is kept instead of "
-                f"the best; --checkpoint.monitor takes one of {', '.join(logged) or 'none'}"
+                f"the metric {self.monitor!r} is not logged, so the last checkpoint is saved "
+                "instead of the best; set --checkpoint.monitor to one of the logged metrics: "
+                f"{', '.join(logged) or 'none'}"
             )
             self.monitor = None

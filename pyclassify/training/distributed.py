@@ -1,4 +1,4 @@
-"""Synchronize a run's processes: on stops and checkpoints, on results, and as they end."""
+"""Synchronize the processes of a run: stops, checkpoints, results, and process-group teardown."""
 
 import time
 from collections.abc import Iterator
@@ -9,13 +9,13 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-SYNC_SECONDS = 2.0  # between two synchronizations, which take a fraction of a millisecond each
+SYNC_SECONDS = 2.0  # between two synchronizations; each takes less than a millisecond
 
 
 class StopSynchronizer:
-    """Have all processes stop, or write a checkpoint, between the same two steps.
+    """Synchronize stops and checkpoints, so that all processes do them between the same two steps.
 
-    They synchronize every few steps and on the host, so that no device is waited for.
+    The processes synchronize every few steps and on the host, without waiting for the device.
     """
 
     def __init__(self) -> None:
@@ -27,29 +27,29 @@ class StopSynchronizer:
         self._steps_to_sync = self._steps_since_sync = 0
 
     def open(self, world_size: int) -> None:
-        """Make the process group; all processes call it."""
+        """Create the process group. All processes must call it."""
         self._reset()
         if self._group is None and world_size > 1 and dist.is_initialized():
-            self._group = dist.new_group(backend="gloo")  # the main one may be the devices' own
+            self._group = dist.new_group(backend="gloo")  # the default group may be NCCL's
 
     def close(self) -> None:
-        """Destroy the process group; all processes call it."""
+        """Destroy the process group. All processes must call it."""
         if self._group is not None:
             dist.destroy_process_group(self._group)
             self._group = None
 
     def should_sync(self) -> bool:
-        """Count a step, and tell whether to synchronize now: the same in all processes."""
+        """Count a step, and return whether to synchronize now: the same in all processes."""
         self._steps_to_sync -= 1
         self._steps_since_sync += 1
         return self._steps_to_sync <= 0
 
     def all_reduce_stop(self, signum: int, due: bool) -> tuple[int, bool]:
-        """Synchronize stop signals and due checkpoints; all processes call it.
+        """Synchronize stop signals and due checkpoints. All processes must call it.
 
         Args:
-            signum: This process's pending stop signal, 0 for none.
-            due: Whether a checkpoint is due; that of rank zero counts.
+            signum: The pending stop signal of this process, 0 for none.
+            due: Whether a checkpoint is due; only rank zero's value counts.
 
         Returns:
             The highest pending signal of all processes, and whether a checkpoint is due.
@@ -67,7 +67,7 @@ class StopSynchronizer:
         return signum, bool(due)
 
     def gather(self, state: dict[str, Any]) -> list[dict[str, Any]]:
-        """Gather a dictionary from each process, by rank; all processes call it."""
+        """Gather a dictionary from each process, by rank. All processes must call it."""
         if self._group is None:
             return [state]
         states: list[dict[str, Any]] = [{} for _ in range(dist.get_world_size(self._group))]
@@ -76,25 +76,28 @@ class StopSynchronizer:
 
 
 def gather_tensors(tensors: list[Tensor]) -> list[list[Tensor]]:
-    """Gather each process's tensors, which may differ in length; all processes call it.
+    """Gather the tensors of each process, which may differ in length. All processes must call it.
 
-    Processes without a tensor are left out.
+    Returns:
+        The tensors of each process that has any, by rank.
     """
     gathered: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(gathered, tensors)
-    return [theirs for theirs in gathered if theirs]
+    return [tensors for tensors in gathered if tensors]
 
 
 @contextmanager
 def destroy_process_group_on_exit() -> Iterator[None]:
-    """Destroy the default process group when this context ends normally or by a stop.
+    """Destroy the default process group when this context ends normally or by a stop signal.
 
-    gloo's threads release the tensors of the last exchange some time later. Where that is after
-    Python has begun to close, the process aborts, whatever its exit code was to be
-    (pytorch/pytorch#190489). After an error the group is left alone: its threads may wait for what
-    another process never sends. After a stop too, and `signals` ends a process that waits too long.
+    gloo's threads release the tensors of the last collective operation with a delay. If that is
+    after Python has begun to shut down, the process aborts with another exit code
+    (pytorch/pytorch#190489). After an error the group is not destroyed: its threads may wait for a
+    message that another process never sends. After a stop they may too, but `signals` ends a
+    process that waits too long.
 
-    A group's threads end only when nothing holds it any more: close a `StopSynchronizer` before.
+    The threads of a group end only when nothing refers to the group: close a `StopSynchronizer`
+    before.
     """
     failed = False
     try:

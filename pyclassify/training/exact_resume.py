@@ -1,13 +1,14 @@
 """Resume a training exactly: it ends bitwise identical to one that was never interrupted.
 
 `Resume` writes checkpoints between two optimizer steps and, when the run starts again, loads the
-newest. Beside what Lightning saves, such a checkpoint has under "pyclassify.resume" what each rank
-needs to continue in the middle of an epoch: random states, those that the epoch's data loader
-started with, the counts of torchmetrics' metrics and the sums of values logged with `on_epoch`.
+newest. Beside Lightning's items, such a checkpoint has the item "pyclassify.resume" with the state
+that each rank needs to continue in the middle of an epoch: its random states, the random states
+that the epoch's data loader started with, the states of torchmetrics' metrics and the sums of
+values logged with `on_epoch`.
 
-`ResumableEpochLoop` is Lightning's loop over an epoch's batches; it continues at the next batch,
-and calls `Resume` between steps. All that leans on Lightning's private loops is in this module;
-tests/test_private_names.py lists it by name.
+`ResumableEpochLoop` is Lightning's loop over the batches of an epoch. It continues at the next
+batch, and calls `Resume` between steps. All use of Lightning's private loops is in this module, and
+tests/test_private_names.py lists their names.
 """
 
 import os
@@ -35,42 +36,64 @@ from pyclassify.utils import files, signals
 from pyclassify.utils.launcher import PROGRESS_ENV
 
 _STATE_KEY = "pyclassify.resume"  # in a checkpoint
-_MIN_SECONDS_RATIO = 50  # from one epoch's checkpoint to the next, to the seconds that one takes
+_MIN_SECONDS_RATIO = 50  # of the time between checkpoints of epochs to the time to write one
 
 
 class Resume(Callback):
     """Save resumable checkpoints, and resume from the newest when the run starts again.
 
-    Example:
-        >>> Trainer(callbacks=[Resume(every_minutes=5)], logger=RunLogger()).fit(model, data)
+    On a CPU, a resumed training ends bitwise identical to one that was never interrupted.
+    Checkpoints are written between two optimizer steps: at the end of each epoch, every
+    `every_minutes`, and on SIGTERM, SIGINT or SIGUSR1, to `checkpoints/resume` in the folder of the
+    logger's run. Without a logger that has a `run_id` the callback does nothing. It works on one
+    device and with DDP, in `pyclassify.Trainer`.
 
     Args:
-        every_minutes: The time between two checkpoints, beside the one at each epoch's end.
-        every_steps: Write one each so many optimizer steps too.
-        keep: How many of them are kept, the newest; with 0 none is written.
-        inexact: Whether to go on with another number of processes or images a step than before,
-            so that training is not the one that nothing disturbed.
+        every_minutes: Write a checkpoint if the last is this old, in minutes, above 0. Each epoch's
+            end has one too, except where epochs are shorter than 50 times the writing.
+        every_n_train_steps: Write a checkpoint every N optimizer steps too; by default not.
+        max_checkpoints: Keep the newest N checkpoints; 0 writes none, and nothing is resumed.
+        allow_inexact: Resume with another number of processes or batches an epoch than before. The
+            result then differs from that of a training that was never interrupted.
+
+    Raises:
+        MisconfigurationException: An argument is out of range; or, as training starts, the number
+            of processes or batches has changed and `allow_inexact` is False.
+
+    Example:
+        >>> from pyclassify.training.exact_resume import Resume
+        >>> callbacks = [Resume(every_minutes=5, max_checkpoints=3)]
+        >>> trainer = Trainer(callbacks=callbacks, logger=RunLogger(), accelerator="cpu")
     """
 
     def __init__(
         self,
         every_minutes: float = 10.0,
-        every_steps: int | None = None,
-        keep: int = 2,
-        inexact: bool = False,
+        every_n_train_steps: int | None = None,
+        max_checkpoints: int = 2,
+        allow_inexact: bool = False,
     ) -> None:
-        if every_minutes <= 0 or (every_steps is not None and every_steps < 1) or keep < 0:
+        if not every_minutes > 0:
             raise MisconfigurationException(
-                f"every_minutes is {every_minutes}, every_steps {every_steps} and keep {keep}; "
-                "give a time above 0, 1 step or more, and 0 or more checkpoints to keep"
+                f"invalid every_minutes: {every_minutes} (expected a number above 0)"
             )
-        self.every_minutes, self.every_steps, self.keep = every_minutes, every_steps, keep
-        self.inexact = inexact
+        if every_n_train_steps is not None and every_n_train_steps < 1:
+            raise MisconfigurationException(
+                f"invalid every_n_train_steps: {every_n_train_steps} (expected 1 or more, or null)"
+            )
+        if max_checkpoints < 0:
+            raise MisconfigurationException(
+                f"invalid max_checkpoints: {max_checkpoints} (expected 0 or more; 0 writes none)"
+            )
+        self.every_minutes = every_minutes
+        self.every_n_train_steps = every_n_train_steps
+        self.max_checkpoints = max_checkpoints
+        self.allow_inexact = allow_inexact
         self.folder: Path | None = None
         self.newest = ""  # the checkpoint that this attempt resumes from
-        self._step: int | None = None  # of that checkpoint
-        self._state: dict[str, Any] = {}  # what that checkpoint has under _STATE_KEY
-        self._epoch_means: dict[str, Any] = {}  # not yet added to Lightning's
+        self._step: int | None = None  # the step of that checkpoint
+        self._state: dict[str, Any] = {}  # the item _STATE_KEY of that checkpoint
+        self._epoch_means: dict[str, Any] = {}  # sums to be added to Lightning's
         self._synchronizer = StopSynchronizer()
         self._last_save = time.monotonic()
         self._save_seconds = 0.0
@@ -81,25 +104,27 @@ class Resume(Callback):
         if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
             trainer.strategy.checkpoint_io = AtomicCheckpointIO()
         self.folder, self.newest = None, ""
-        if stage != "fit" or not self.keep:
+        if stage != "fit" or not self.max_checkpoints:
             return
         atomic = type(trainer.strategy.checkpoint_io) is AtomicCheckpointIO
         if not atomic or type(trainer.strategy) not in (SingleDeviceStrategy, DDPStrategy):
             rank_zero_warn(
-                "no checkpoints to go on from are written: pyclassify does so on one device and "
-                f"with ddp, by its own CheckpointIO, and not with {type(trainer.strategy).__name__}"
+                "no resumable checkpoints are written: they need one device or ddp, and the "
+                "CheckpointIO of pyclassify, but this training uses "
+                f"{type(trainer.strategy).__name__} and "
+                f"{type(trainer.strategy.checkpoint_io).__name__}"
             )
             return
         folder = trainer.strategy.broadcast(str(_find_folder(trainer) or ""))
         self.folder = Path(folder) if folder else None
         if self.folder is not None:
             self._synchronizer.open(trainer.world_size)
-            # Rank zero alone looks, so that all ranks resume from the same checkpoint.
+            # Only rank zero searches, so that all ranks resume from the same checkpoint.
             newest = trainer.is_global_zero and checkpoints.find_newest(self.folder)
             self.newest = trainer.strategy.broadcast(str(newest or ""))
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Load the newest checkpoint, as Lightning loads for strategies that do so once set up."""
+        """Load the newest checkpoint."""
         if self.newest:
             self._step = checkpoints.parse_step(self.newest)
             weights_only = getattr(trainer, "reads_weights_only", None)
@@ -116,24 +141,24 @@ class Resume(Callback):
         if trainer.state.fn == "fit" and _STATE_KEY in checkpoint:
             self._state = checkpoint[_STATE_KEY]
             processes = self._state["processes"]
-            if processes != trainer.world_size and not self.inexact:
+            if processes != trainer.world_size and not self.allow_inexact:
                 raise MisconfigurationException(
-                    f"this run was started with {processes} processes and would not be the same "
-                    f"with {trainer.world_size}; give as many --devices and --num_nodes, or "
-                    "--resume.inexact=true"
+                    f"this run was started with {processes} processes and can't resume exactly "
+                    f"with {trainer.world_size}; give the same --devices and --num_nodes, or "
+                    "--resume.allow_inexact=true"
                 )
             trainer.should_stop = self._state["should_stop"]
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Restore what Lightning has not: progress in the epoch, metrics and random states."""
+        """Restore what Lightning does not: progress in the epoch, metrics and random states."""
         if self.folder is not None:
             self._last_save = time.monotonic()
             signals.defer_signals()
         state, self._state = self._state, {}
         if self._step is not None and trainer.global_step != self._step:
             raise MisconfigurationException(
-                f"training would go on at step {trainer.global_step}, the checkpoint is of step "
-                f"{self._step}; move it out of {self.folder} to go on from the one before"
+                f"the checkpoint of step {self._step} would resume at step {trainer.global_step}; "
+                f"move it out of {self.folder} to resume from the previous checkpoint"
             )
         if not state:
             return
@@ -152,28 +177,33 @@ class Resume(Callback):
             _get_epoch_loop(trainer).rank_state = rank_state
 
     def _restore_progress(self, trainer: pl.Trainer, batches: int) -> None:
-        """Convert the progress of an epoch that had another number of batches."""
+        """Convert the progress in an epoch to the present number of batches.
+
+        Raises:
+            MisconfigurationException: The number has changed and allow_inexact is False.
+        """
         if batches == trainer.num_training_batches:
             return
-        if not self.inexact:
+        if not self.allow_inexact:
             raise MisconfigurationException(
-                f"an epoch has {trainer.num_training_batches} batches, and had "
-                f"{batches} before the stop; give the data and the batch size that "
-                "the run was started with, or --resume.inexact=true"
+                f"an epoch has {trainer.num_training_batches} batches, but had {batches} before "
+                "the interruption; give the data and batch size that the run was started with, or "
+                "--resume.allow_inexact=true"
             )
         _get_epoch_loop(trainer).scale_progress(trainer.num_training_batches / batches)
 
     def between_steps(self, trainer: pl.Trainer) -> None:
-        """Save or stop, where all ranks agree to; `ResumableEpochLoop` calls it before each step.
+        """Save a checkpoint or stop, on all ranks alike; called before each optimizer step.
 
         Raises:
-            KeyboardInterrupt: A rank got a stop signal.
+            KeyboardInterrupt: A rank received a stop signal.
         """
         if self.folder is None:
             return
         signals.send_heartbeat()
         epoch_starts = trainer.fit_loop.epoch_loop.batch_progress.current.ready == 0
-        signum, due = 0, bool(self.every_steps and trainer.global_step % self.every_steps == 0)
+        signum, every = 0, self.every_n_train_steps
+        due = bool(every and trainer.global_step % every == 0)
         if self._synchronizer.should_sync() or epoch_starts:
             signum, save = self._synchronizer.all_reduce_stop(
                 signals.get_pending_signal(), self._is_due(epoch_starts)
@@ -202,17 +232,17 @@ class Resume(Callback):
             self._saving = True
             try:
                 trainer.save_checkpoint(path, weights_only=False)
-            except OSError as error:  # rank zero's, which alone writes
-                _warn(f"there is no checkpoint of step {trainer.global_step}", error)
-                trainer.strategy.barrier("Trainer.save_checkpoint")  # where the others wait for it
+            except OSError as error:  # on rank zero, which writes
+                _warn(f"the checkpoint of step {trainer.global_step} could not be written", error)
+                trainer.strategy.barrier("Trainer.save_checkpoint")  # the other ranks wait there
             finally:
                 self._saving = False
             if trainer.is_global_zero and path.exists():
                 try:
                     _report_step(trainer.global_step)
-                    checkpoints.prune_checkpoints(self.folder, self.keep)
+                    checkpoints.prune_checkpoints(self.folder, self.max_checkpoints)
                 except OSError as error:
-                    _warn("old checkpoints are left, or the job's script is not told", error)
+                    _warn("could not report the step or remove old checkpoints", error)
         self._last_save = time.monotonic()
         self._save_seconds = self._last_save - started
 
@@ -265,22 +295,22 @@ class Resume(Callback):
         signals.restore_handlers()
 
     def on_exception(self, trainer: pl.Trainer, pl_module: Any, exception: BaseException) -> None:
-        # what is wrong may be the stop's doing, such as workers that are gone
+        # A stop signal can cause the error: it also ends data workers.
         signals.restore_handlers()
         if isinstance(exception, KeyboardInterrupt):
             self._synchronizer.close()
 
 
 class ResumableEpochLoop(_TrainingEpochLoop):
-    """Lightning's loop over an epoch's batches, which can continue between any two of them."""
+    """Lightning's loop over the batches of an epoch, able to continue between any two batches."""
 
-    # This rank's part of a checkpoint, until it is used.
+    # This rank's state in the checkpoint, until it is restored.
     rank_state: dict[str, Any] | None = None
     # The random states that this epoch's data loader started with.
     loader_random_states: dict[str, Any]
 
     def scale_progress(self, factor: float) -> None:
-        """Convert the number of this epoch's finished batches to batches of another size."""
+        """Multiply the number of finished batches in this epoch, for batches of another size."""
         finished = int(self.batch_progress.current.ready * factor)
         finished -= finished % self.trainer.accumulate_grad_batches
         for count in vars(self.batch_progress.current):
@@ -296,7 +326,7 @@ class ResumableEpochLoop(_TrainingEpochLoop):
         """Start the loader at the epoch's next batch, with the epoch's random states."""
         device = self.trainer.strategy.root_device
         loaders = data_fetcher.combined_loader.flattened
-        # Lightning's own on_run_start calls iter(data_fetcher) where an epoch follows another.
+        # After the first epoch, Lightning's on_run_start calls iter(data_fetcher).
         restarted = self.trainer.current_epoch > 0 and not self.trainer.fit_loop.is_resuming
         if self.rank_state is not None:
             _set_random_states(self.rank_state["opened"], device)
@@ -306,15 +336,15 @@ class ResumableEpochLoop(_TrainingEpochLoop):
         elif self.rank_state is not None:
             self._skip_finished_batches(data_fetcher, loaders)
         elif not restarted and not (self.trainer.current_epoch == 0 and _can_skip(loaders)):
-            # Lightning has started it already, with random states and an epoch not known here.
+            # Lightning has already started the loader, with other random states and epoch.
             iter(data_fetcher)
         super().on_run_start(data_fetcher)
 
     def _load_loader_states(self, data_fetcher: Any) -> None:
-        """Load the checkpoint's states of stateful loaders.
+        """Load the states of stateful data loaders from the checkpoint.
 
-        Lightning does so as it sets up the data, which is before it reads the checkpoint's loops
-        if `configure_optimizers` has asked for the number of steps, and does not do so again.
+        Lightning loads them when it sets up the data. If `configure_optimizers` needs the number of
+        steps, that is before the states are read from the checkpoint, and they are never loaded.
         """
         fit_loop = self.trainer.fit_loop
         states = fit_loop._combined_loader_states_to_load
@@ -324,7 +354,7 @@ class ResumableEpochLoop(_TrainingEpochLoop):
         fit_loop._combined_loader_states_to_load = []
 
     def _skip_finished_batches(self, data_fetcher: Any, loaders: list[Any]) -> None:
-        """Advance loaders without a state: by their samplers' indices, or by reading batches."""
+        """Advance data loaders without a state: by skipping indices, or by reading batches."""
         batches = self.batch_progress.current.ready
         if _can_skip(loaders):
             for loader in loaders:
@@ -333,11 +363,13 @@ class ResumableEpochLoop(_TrainingEpochLoop):
             return
         if any(getattr(loader, "persistent_workers", False) for loader in loaders):
             rank_zero_warn(
-                "the data loader has persistent workers, whose random states can't be kept: what "
-                "they draw from here on is other than it would have been; no image is seen twice"
+                "the random states of persistent data workers can't be saved, so their random "
+                "numbers differ from those of an uninterrupted training; no image is read twice"
             )
         if batches:
-            rank_zero_info(f"Reading the epoch's first {batches} batches once more, to go on there")
+            rank_zero_info(
+                f"Skipping the first {batches} batches of the epoch, to resume after them"
+            )
         iter(data_fetcher)
         for _ in range(batches):
             next(data_fetcher)
@@ -345,7 +377,7 @@ class ResumableEpochLoop(_TrainingEpochLoop):
         data_fetcher.fetched -= batches  # Lightning adds them
 
     def advance(self, data_fetcher: Any) -> None:
-        """Train on a batch; before one that begins an optimizer step, `Resume` may save or stop."""
+        """Train on a batch; before an optimizer step begins, `Resume` may save or stop."""
         if self.rank_state is not None:
             rank_state, self.rank_state = self.rank_state, None
             _set_random_states(rank_state["random"], self.trainer.strategy.root_device)
@@ -357,28 +389,29 @@ class ResumableEpochLoop(_TrainingEpochLoop):
         super().advance(data_fetcher)
 
     def on_advance_end(self, data_fetcher: Any) -> None:
-        """Validate where due, without an effect on the random states of training."""
+        """Validate if due, without an effect on the random states of training."""
         if not self._should_check_val_fx(data_fetcher):
             super().on_advance_end(data_fetcher)
             return
-        # A loader draws a seed where it starts workers, but not where it has persistent ones.
+        # A loader that starts workers takes a random number; one with persistent workers does not.
         device = self.trainer.strategy.root_device
         random_states = _get_random_states(device)
         super().on_advance_end(data_fetcher)
         _set_random_states(random_states, device)
 
     def _broadcast_sigterm_tensor(self) -> None:
-        """Do nothing: ranks agree on a stop between steps, not by the device in each step."""
+        """Do nothing: `Resume` synchronizes stops on the host, not on the device at each step."""
 
 
 def _warn(problem: str, error: OSError) -> None:
     rank_zero_warn(
-        f"{problem} ({error}); training goes on, and after a stop from the newest there is"
+        f"{problem} ({error}); training continues, and a restart resumes from the newest "
+        "checkpoint that was written"
     )
 
 
 def _find_folder(trainer: pl.Trainer) -> Path | None:
-    """The folder of the run's resumable checkpoints; only a run with an id is found again."""
+    """Find the folder of the run's resumable checkpoints; None for a run without an id."""
     for logger in trainer.loggers if trainer.is_global_zero else ():
         if getattr(logger, "run_id", None):
             folder = Path(logger.save_dir or trainer.default_root_dir)
@@ -387,14 +420,14 @@ def _find_folder(trainer: pl.Trainer) -> Path | None:
 
 
 def _report_step(step: int) -> None:
-    """Report to the job's script that training can resume from a step."""
+    """Report to the batch script that training can resume from a step."""
     if os.environ.get(PROGRESS_ENV):
         files.write_atomically(Path(os.environ[PROGRESS_ENV]), f"{step}\n")
 
 
 def _clear_restarting(trainer: pl.Trainer) -> None:
-    """Tell Lightning's fit loop that no step is half done which it would finish or repeat."""
-    # The fit loop's own setter does not take False where `max_steps` is given.
+    """Reset `restarting` of Lightning's fit loop, which would repeat or finish a partial step."""
+    # The fit loop's own setter ignores False if `max_steps` is given.
     _Loop.restarting.fset(trainer.fit_loop, False)  # type: ignore[attr-defined]
 
 
@@ -406,13 +439,13 @@ def _get_epoch_loop(trainer: pl.Trainer) -> ResumableEpochLoop:
     loop = trainer.fit_loop.epoch_loop
     if not isinstance(loop, ResumableEpochLoop):
         raise MisconfigurationException(
-            "Resume needs a loop that it can stop in; use pyclassify.training.trainer.Trainer"
+            "Resume needs ResumableEpochLoop as its training loop; use pyclassify.Trainer"
         )
     return loop
 
 
 def _get_random_states(device: torch.device) -> dict[str, Any]:
-    """The random states of Python, NumPy, torch and, on a GPU, of the device."""
+    """Return the random states of Python, NumPy, torch and, on a GPU, the device."""
     state: Any = np.random.get_state()
     kind, keys, *rest = state
     return {
@@ -435,7 +468,7 @@ def _set_random_states(states: dict[str, Any], device: torch.device) -> None:
 
 
 def _get_metric_states(module: torch.nn.Module) -> dict[str, Any]:
-    """The states of all torchmetrics metrics in a module, as accumulated by this rank."""
+    """Return the states of all torchmetrics metrics in a module, as accumulated by this rank."""
     return {
         name: {
             "count": metric._update_count,
@@ -463,7 +496,7 @@ def _copy(value: Any, device: torch.device | None = None) -> Any:
 
 
 def _get_epoch_means(results: dict[str, Any]) -> dict[str, Any]:
-    """Lightning's running sums of values logged with `on_epoch`, by their key."""
+    """Return Lightning's running sums of values logged with `on_epoch`, by key."""
     return {
         key: {state: _copy(getattr(result, state)) for state in result._defaults}
         for key, result in results.items()
@@ -472,9 +505,9 @@ def _get_epoch_means(results: dict[str, Any]) -> dict[str, Any]:
 
 
 def _add_epoch_means(results: dict[str, Any], saved: dict[str, Any]) -> None:
-    """Add sums from before an interruption to Lightning's; those added are removed from `saved`.
+    """Add the sums from before an interruption to Lightning's, and remove them from `saved`.
 
-    Call it after the first batch that logs, when Lightning has made its sums.
+    Call it after the first batch that logs: Lightning creates its sums then.
     """
     for key in [key for key in saved if key in results and not results[key].has_reset]:
         result = results[key]

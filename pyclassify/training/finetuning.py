@@ -1,10 +1,10 @@
 """Load pretrained weights, and freeze parts of a network.
 
-Lightning's BaseFinetuning is for callbacks that unfreeze modules later. It lets a frozen module's
-BatchNorm use each batch's own statistics (`track_running_stats` is turned off, and the module stays
-in training mode), so that the module differs between training and evaluation; here a frozen module
-stays in evaluation mode. Its BackboneFinetuning needs an attribute `backbone`, which few networks
-have.
+Lightning's BaseFinetuning is for callbacks that unfreeze modules later. In a frozen module it lets
+BatchNorm use the statistics of each batch (it turns off `track_running_stats`, and the module stays
+in training mode), so that the module differs between training and evaluation. Here a frozen module
+stays in evaluation mode. Lightning's BackboneFinetuning needs an attribute `backbone`, which few
+networks have.
 """
 
 import argparse
@@ -27,16 +27,16 @@ from torchvision.models import WeightsEnum
 
 from pyclassify.utils.text import format_error, join_some
 
-_MAX_NAMED = 3  # tensors that an error names
-_MAX_DEPTH = 3  # mappings around a state dict in a file
+_MAX_NAMED = 3  # tensors that an error lists
+_MAX_DEPTH = 3  # nested mappings around a state dict in a file
 _EXPECTED = "give a state dict or a checkpoint of torch.save, or a .safetensors file"
 
-# What wraps a network in the names of its tensors wherever it stands: torch.compile, and
-# DistributedDataParallel around a part of a network. What stands in front of all names is found.
+# Wrappers that add to the names of tensors anywhere in them: torch.compile, and
+# DistributedDataParallel around a part of a network. A prefix of all names needs no entry.
 _WRAPPERS = (re.compile(r"(?<![^.])_orig_mod\."), re.compile(r"(?<![^.])(_orig_mod|module)\."))
 
-# Plain values that checkpoints of other trainings hold beside tensors, besides those that
-# torch.load(weights_only=True) reads: none of them runs code when it is unpickled.
+# Plain values in the checkpoints of other projects that torch.load(weights_only=True) refuses.
+# Unpickling them runs no code.
 _PLAIN_CLASSES: list[Any] = [
     argparse.Namespace,
     pathlib.PosixPath,
@@ -46,39 +46,40 @@ _PLAIN_CLASSES: list[Any] = [
     *(type(np.dtype(kind)) for kind in ("float64", "float32", "int64", "int32", "bool")),
 ]
 
-# What a file begins with that is taken for one of weights.
+# First bytes of files that are often given instead of weights.
 _OTHER_FILES = {
     b"version https://git-lfs": "a pointer of Git LFS; `git lfs pull` fetches the file",
-    b"<": "a web page, as a failed download leaves it",
+    b"<": "a web page, perhaps of a failed download",
     b"\x1f\x8b": "compressed by gzip; unpack it",
     b"BZh": "compressed by bzip2; unpack it",
     b"\xfd7zXZ": "compressed by xz; unpack it",
     b"\x28\xb5\x2f\xfd": "compressed by zstd; unpack it",
     b"7z\xbc\xaf": "a 7z archive; unpack it",
-    b"\x89HDF": "an HDF5 file, as of Keras",
-    b"\x93NUMPY": "an array of NumPy",
+    b"\x89HDF": "an HDF5 file, perhaps of Keras",
+    b"\x93NUMPY": "a NumPy array",
     b"GGUF": "a GGUF file",
-    b"{": "a JSON text, as the index of a model in several files",
+    b"{": "a JSON file, perhaps the index of a model in several files",
 }
 
 
 def load_weights(network: nn.Module, num_classes: int, source: str | WeightsEnum) -> str:
     """Load the weights of a file, except a classification head of another number of classes.
 
-    The head keeps its initial values too where the file has no weights for it. A file may hold
-    several state dicts; the one that fits best is loaded, and of equals the average (EMA).
+    The head is also re-initialized if the file has no weights for it. If a file contains several
+    state dicts, the best match is loaded, and of equal matches the EMA.
 
     Args:
         network: The network, with `num_classes` outputs.
         num_classes: The number of classes of the data.
         source: A file that `torch.save` or safetensors wrote: a state dict, such as torchvision's,
-            or a checkpoint that has one in it. Or the weights of a function of torchvision.
+            or a checkpoint that contains one. Or the weights of a function of torchvision.
 
     Returns:
-        A message about what was loaded, and what was not.
+        A message about the tensors that were loaded, and those that were not.
 
     Raises:
-        MisconfigurationException: It is no such file, or another network's.
+        MisconfigurationException: The file can't be read, contains no state dict, or has the
+            weights of another network.
     """
     own = network.state_dict()
     label = f"weights {source}"
@@ -89,7 +90,7 @@ def load_weights(network: nn.Module, num_classes: int, source: str | WeightsEnum
         )
     ]
     if not states:
-        raise MisconfigurationException(f"{label} holds no tensors by their names; {_EXPECTED}")
+        raise MisconfigurationException(f"{label} contains no named tensors; {_EXPECTED}")
     key, found, fits = _choose_state(states, dict(network.named_parameters()))
     if len(states) > 1 and key:
         label += f" ({key})"
@@ -98,15 +99,15 @@ def load_weights(network: nn.Module, num_classes: int, source: str | WeightsEnum
     wrong = [name for name in left if not _is_of_head(name, own, found, heads)]
     if wrong := wrong if fits else left:
         raise MisconfigurationException(
-            f"{label} are another network's: {len(wrong)} of {len(own)} tensors are missing or of "
-            f"another shape ({_describe(wrong, own, found)}); the file has "
-            f"{join_some([*found], _MAX_NAMED)}; give a file of {_class_name(network)}'s, or name "
-            "its network by --model.model"
+            f"{label} are of another network: {len(wrong)} of {len(own)} tensors are missing or "
+            f"have another shape ({_describe(wrong, own, found)}); the file has "
+            f"{join_some([*found], _MAX_NAMED)}; give a file with weights of "
+            f"{_class_name(network)}, or the file's network by --model.model"
         )
     network.load_state_dict(fits, strict=False)
-    message = f"{label}: {len(fits)} of {len(own)} tensors are taken"
+    message = f"{label}: loaded {len(fits)} of {len(own)} tensors"
     if left:
-        message += f"; left at their first values: {_describe(left, own, found, most=len(left))}"
+        message += f"; re-initialized: {_describe(left, own, found, max_named=len(left))}"
     if surplus := [name for name in found if name not in own]:
         message += f"; not used: {join_some(surplus, _MAX_NAMED)}"
     return message
@@ -116,22 +117,22 @@ def download(weights: WeightsEnum) -> Mapping[str, Tensor]:
     """Download weights of torchvision, unless they are in torch.hub's folder, and read them.
 
     Raises:
-        MisconfigurationException: They can't be had.
+        MisconfigurationException: The download fails, or the file is damaged.
     """
     try:
         return weights.get_state_dict(progress=False, check_hash=True)
     except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
         folder = Path(torch.hub.get_dir(), "checkpoints")
         raise MisconfigurationException(
-            f"weights {weights} can't be downloaded ({format_error(error)}); on a machine with a "
-            f"network run `pyclassify prepare` or put {weights.url} into {folder}"
+            f"weights {weights} can't be downloaded ({format_error(error)}); run `pyclassify "
+            f"prepare` on a machine with internet access, or put {weights.url} into {folder}"
         ) from error
 
 
 def _find_state_dicts(
     content: Any, key: str = "", depth: int = 0
 ) -> Iterator[tuple[str, dict[str, Tensor]]]:
-    """Find the mappings of names to tensors in a file, each with the keys that lead to it."""
+    """Find the mappings of names to tensors in a file, each with its path of keys."""
     if not isinstance(content, Mapping) or depth > _MAX_DEPTH:
         return
     tensors = {str(name): value for name, value in content.items() if isinstance(value, Tensor)}
@@ -145,9 +146,9 @@ def _choose_state(
     states: Sequence[tuple[str, dict[str, Tensor], dict[str, Tensor]]],
     parameters: Mapping[str, Any],
 ) -> tuple[str, dict[str, Tensor], dict[str, Tensor]]:
-    """Choose the state dict that fits most parameters, of equals the average (EMA).
+    """Choose the state dict that matches most parameters, of equal matches the EMA.
 
-    An average of the parameters alone gets the buffers, such as running statistics, of another.
+    An EMA of the parameters only gets the buffers, such as running statistics, of another.
     """
 
     def rank(state: tuple[str, Any, dict[str, Tensor]]) -> tuple[int, bool, int]:
@@ -167,10 +168,10 @@ def _is_ema(key: str) -> bool:
 def _match(
     tensors: Mapping[str, Tensor], own: Mapping[str, Tensor]
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Give tensors the names that a network has for them, without the prefixes of a wrapper.
+    """Rename the tensors of a file as in the network, without the prefixes of wrappers.
 
     Returns:
-        All tensors of the network that the file's are of, and those of the same shape.
+        All tensors of the file by their new names, and those that match the network's in shape.
     """
     best: tuple[dict[str, Tensor], dict[str, Tensor]] = ({}, {})
     for wrapper in (None, *_WRAPPERS):
@@ -181,7 +182,7 @@ def _match(
             for name, tensor in plain.items()
             if name.startswith(outer)
         }
-        # A network that wraps one of its parts has a prefix that the file of the part lacks.
+        # If the network wraps the file's network, its names have a prefix that the file's lack.
         for found in (stripped, {f"{inner}{name}": tensor for name, tensor in plain.items()}):
             fits = {n: found[n] for n in own if _shape(found.get(n)) == own[n].shape}
             if len(fits) > len(best[1]) or not best[0]:
@@ -190,18 +191,18 @@ def _match(
 
 
 def _find_prefix(names: Iterable[str], known: Mapping[str, Any]) -> str:
-    """Find the prefix without which most names are known; of equals the shortest."""
+    """Find the prefix without which most names are known; of equal ones the shortest."""
     votes = Counter({"": 0})
     for name in names:
-        parts = name.split(".")
-        for count in range(len(parts)):
-            if ".".join(parts[count:]) in known:
-                votes["".join(f"{part}." for part in parts[:count])] += 1
+        words = name.split(".")
+        for count in range(len(words)):
+            if ".".join(words[count:]) in known:
+                votes["".join(f"{word}." for word in words[:count])] += 1
     return max(votes, key=lambda prefix: (votes[prefix], -len(prefix)))
 
 
 def _read(path: str) -> Any:
-    """Read tensors and plain values, and no other objects: unpickling those can execute code."""
+    """Read tensors and plain values, but no other objects: unpickling those can execute code."""
     file = Path(path).expanduser()
     try:
         with file.open("rb") as opened:
@@ -210,7 +211,7 @@ def _read(path: str) -> Any:
         raise MisconfigurationException(
             f"weights {path} can't be read ({error.strerror}); {_EXPECTED}"
         ) from error
-    header_bytes = int.from_bytes(start[:8], "little")  # as safetensors begins
+    header_bytes = int.from_bytes(start[:8], "little")  # a safetensors file begins so
     is_safetensors = start[8:9] == b"{" and header_bytes < file.stat().st_size
     kind = None if is_safetensors else _recognize(start, file)
     if kind is not None:
@@ -220,19 +221,19 @@ def _read(path: str) -> Any:
             return load_file(file)
         with torch.serialization.safe_globals(_PLAIN_CLASSES):
             return torch.load(file, map_location="cpu", weights_only=True)
-    except Exception as error:  # of any type, for a file that is damaged or of something else
+    except Exception as error:  # torch raises various types for a file of another kind
         if found := re.search(r"GLOBAL (\S+)|(?:class|type) (\S+)", str(error)):
             raise MisconfigurationException(
-                f"weights {path} holds a Python object ({found[1] or found[2]}), which is not "
-                "unpickled as that could run code; save model.state_dict() in its place"
+                f"weights {path} contains a Python object ({found[1] or found[2]}); unpickling it "
+                "could run code, so it is not loaded; save model.state_dict() instead"
             ) from error
         raise MisconfigurationException(
-            f"weights {path} is not a whole file of tensors and plain values; {_EXPECTED}"
+            f"weights {path} is damaged or not a file of tensors and plain values; {_EXPECTED}"
         ) from error
 
 
 def _recognize(start: bytes, file: Path) -> str | None:
-    """Recognize a file that is not one of weights, by its first bytes or its archive's names."""
+    """Recognize a file of another kind by its first bytes or the names in its archive."""
     if not start:
         return "empty"
     for signature, kind in _OTHER_FILES.items():
@@ -241,46 +242,48 @@ def _recognize(start: bytes, file: Path) -> str | None:
     if start.startswith(b"PK") and zipfile.is_zipfile(file):
         names = {name.rpartition("/")[2] for name in zipfile.ZipFile(file).namelist()}
         if "constants.pkl" in names:
-            return "a program of TorchScript"
+            return "a TorchScript program"
         if "data.pkl" not in names:
-            return "a zip archive of something else"
+            return "a zip archive without weights"
     if start[:1] != b"\x80" and not start.startswith(b"PK") and tarfile.is_tarfile(file):
         return "a tar archive; unpack it"
     return None
 
 
-def freeze_parameters(network: nn.Module, parts: str | Sequence[str | int] | None) -> list[str]:
+def freeze_parameters(network: nn.Module, frozen: str | Sequence[str | int] | None) -> list[str]:
     """Freeze modules or parameters of a network.
 
     Args:
         network: The network, whose frozen parameters get `requires_grad` False.
-        parts: The name of a module, with all its parameters, or of a parameter, or several names.
+        frozen: The name of a module (all its parameters) or of a parameter, or several names.
 
     Returns:
-        The names of the frozen modules, to be kept in evaluation mode.
+        The names of the frozen modules, which should stay in evaluation mode.
 
     Raises:
-        MisconfigurationException: The network has no such part, or nothing is left to learn.
+        MisconfigurationException: The network has no such module or parameter, or all parameters
+            are frozen.
     """
-    names = [] if parts is None else [parts] if isinstance(parts, str) else [*map(str, parts)]
+    names = [] if frozen is None else [frozen] if isinstance(frozen, str) else [*map(str, frozen)]
     modules = dict(network.named_modules())
     parameters = dict(network.named_parameters())
-    for part in names:
-        if not part or part not in modules | parameters:
+    for name in names:
+        if not name or name not in modules | parameters:
+            top_level = dict.fromkeys(parameter.split(".")[0] for parameter in parameters)
             raise MisconfigurationException(
-                f"freeze names {part!r}, which {_class_name(network)} does not have; give one of "
-                f"{', '.join(dict.fromkeys(name.split('.')[0] for name in parameters))}, a part of "
-                "one by its full name, or a list of several"
+                f"invalid freeze: {_class_name(network)} has no module or parameter {name!r} "
+                f"(expected one of {', '.join(top_level)}, the full name of a module inside one of "
+                "them, or a list of several)"
             )
-        for name, parameter in parameters.items():
-            if f"{name}.".startswith(f"{part}."):
-                parameter.requires_grad_(False)
+        for parameter, value in parameters.items():
+            if f"{parameter}.".startswith(f"{name}."):
+                value.requires_grad_(False)
     if names and not trainable_parameters(parameters.values()):
         raise MisconfigurationException(
-            f"freeze leaves nothing of {_class_name(network)} to learn; leave out its last layer "
-            f"({[*parameters][-1]})"
+            f"freeze leaves {_class_name(network)} without trainable parameters; do not freeze its "
+            f"last layer ({[*parameters][-1]})"
         )
-    return [part for part in names if part in modules]
+    return [name for name in names if name in modules]
 
 
 def trainable_parameters(parameters: Iterable[nn.Parameter]) -> list[nn.Parameter]:
@@ -289,7 +292,7 @@ def trainable_parameters(parameters: Iterable[nn.Parameter]) -> list[nn.Paramete
 
 
 def _list_heads(own: Mapping[str, Tensor], num_classes: int) -> set[str]:
-    """List the layers that may be heads: linear ones, or 1x1 convolutions, of all classes."""
+    """List the layers that may be heads: linear or 1x1 convolutions, with num_classes outputs."""
     return {
         name.rpartition(".")[0]
         for name, tensor in own.items()
@@ -300,20 +303,23 @@ def _list_heads(own: Mapping[str, Tensor], num_classes: int) -> set[str]:
 def _is_of_head(
     name: str, own: Mapping[str, Tensor], found: Mapping[str, Tensor], heads: set[str]
 ) -> bool:
-    """Whether a tensor is of a head, and differs from the file's in the number of classes."""
+    """Whether a tensor is of a head and differs from the file's only in the number of classes."""
     is_of_head = own[name].ndim > 0 and name.rpartition(".")[0] in heads
     return is_of_head and (name not in found or own[name].shape[1:] == found[name].shape[1:])
 
 
 def _describe(
-    names: list[str], own: Mapping[str, Tensor], found: Mapping[str, Tensor], most: int = _MAX_NAMED
+    names: list[str],
+    own: Mapping[str, Tensor],
+    found: Mapping[str, Tensor],
+    max_named: int = _MAX_NAMED,
 ) -> str:
     descriptions = [
         f"{name} {_format_shape(found.get(name))} in the file, "
         f"{_format_shape(own[name])} in the network"
         for name in names
     ]
-    return join_some(descriptions, most)
+    return join_some(descriptions, max_named)
 
 
 def _format_shape(tensor: Tensor | None) -> str:

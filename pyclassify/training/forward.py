@@ -15,34 +15,34 @@ from torch.nn.parameter import is_lazy
 from pyclassify.utils.text import format_error, join_some
 
 # The weight of an auxiliary classifier's loss. GoogLeNet: Szegedy et al. (arXiv:1409.4842), section
-# 5. Others: what PyTorch's tutorial "Finetuning Torchvision Models" takes for Inception v3.
+# 5. Others: the weight for Inception v3 in PyTorch's tutorial "Finetuning Torchvision Models".
 _AUXILIARY_WEIGHTS = {"GoogLeNet": 0.3}
 _AUXILIARY_WEIGHT = 0.4
 
-_LOGITS = ("logits", "out", "output", "preds")  # their names in the outputs of other libraries
-_MAX_CHARACTERS = 200  # of another library's message
+_LOGITS = ("logits", "out", "output", "preds")  # names of logits in the outputs of libraries
+_MAX_CHARACTERS = 200  # of a network's error message
 _PACKAGE = Path(__file__).parents[1]
 
-# A forward pass of an image takes about a second where its pixels times the parameters are so many.
+# The product of pixels and parameters for which the forward pass of an image takes about a second.
 _MAX_CHECKED_PRODUCT = 2e13
-_SIZES = (32, 64, 96, 128, 224, 299)  # that are tried in place of one that is too small
+_SIZES = (32, 64, 96, 128, 224, 299)  # larger sizes to try, in pixels
 _CHECKED_IMAGES = 2
 
-# What a network raises for images or a size of batch that it does not take, or by a mistake in it.
+# Errors of a network for images or batch sizes that it does not support, or by a bug in it.
 _NETWORK_ERRORS = (RuntimeError, ValueError, AssertionError, TypeError, IndexError)
-# What is raised while a network runs and is not its mistake: another process is lost, a data worker
-# (by the handler of SIGCHLD), or the device.
+# Errors in a forward pass that are not the network's: another process, a data worker (by the
+# handler of SIGCHLD) or the device is lost.
 _FOREIGN_ERRORS = ("DistBackendError", "DistNetworkError", "DistStoreError", "AcceleratorError")
 _FOREIGN_MESSAGES = re.compile("by peer|DataLoader worker|CUDA error")
 
 
 class Outputs(NamedTuple):
-    """What a network computed of a batch.
+    """The outputs of a network for a batch.
 
     Attributes:
         logits: float [batch, classes].
         auxiliary: The logits of auxiliary classifiers, in training.
-        weight: The weight of each of their losses.
+        weight: The weight of the loss of each auxiliary classifier.
     """
 
     logits: Tensor
@@ -54,12 +54,14 @@ def compute_outputs(network: nn.Module, images: Tensor, num_classes: int) -> Out
     """Pass images through a network.
 
     Args:
-        network: Returns logits: alone, or as the first or as `logits` of several outputs.
+        network: A network that returns logits: only them, or as the first or as `logits` of several
+            outputs.
         images: float [batch, 3, height, width].
-        num_classes: How many logits each image has to get.
+        num_classes: The number of logits for each image.
 
     Raises:
-        MisconfigurationException: The network does not take the images, or returns anything else.
+        MisconfigurationException: The network raises an error for the images, or returns no logits
+            [batch, num_classes].
     """
     with _translate_errors(network, images):
         output = network(images)
@@ -67,21 +69,21 @@ def compute_outputs(network: nn.Module, images: Tensor, num_classes: int) -> Out
     expected = (len(images), num_classes)
     if not isinstance(logits, Tensor) or logits.shape != expected:
         raise MisconfigurationException(
-            f"{_class_name(network)} returns {_describe(output)} for {len(images)} images; a "
-            f"network for {num_classes} classes has to return logits "
-            f"[{', '.join(map(str, expected))}] (name another one by --model.model)"
+            f"invalid output of {_class_name(network)} for {len(images)} images: "
+            f"{_describe(output)} (expected logits [{', '.join(map(str, expected))}] for "
+            f"{num_classes} classes); give another network by --model.model"
         )
     auxiliary = [
-        each
-        for each in _list_outputs(output)
-        if each is not logits and isinstance(each, Tensor) and each.shape == logits.shape
+        value
+        for value in _list_outputs(output)
+        if value is not logits and isinstance(value, Tensor) and value.shape == logits.shape
     ]
     weight = _AUXILIARY_WEIGHTS.get(_class_name(network), _AUXILIARY_WEIGHT)
     return Outputs(logits, auxiliary if network.training else [], weight)
 
 
 def get_logits(output: Any) -> Any:
-    """Get the logits out of what a network returned: of several outputs, those or the first."""
+    """Get the logits from a network's output: of several outputs, the one so named or the first."""
     if isinstance(output, Tensor):
         return output
     for name in _LOGITS:
@@ -93,24 +95,24 @@ def get_logits(output: Any) -> Any:
 
 
 def check_network(network: nn.Module, num_classes: int, side: int) -> None:
-    """Check that a network classifies square images, without a trace in it or in random states.
+    """Check that a network classifies square images, without changing it or the random states.
 
-    A network too large for a pass in about a second is not checked. What else it raises is left to
-    the training, which reports it in its run.
+    A network is not checked if the check would take more than about a second. Errors of other kinds
+    are left to the training, which reports them in its run.
 
     Args:
         network: The network, on the CPU.
         num_classes: The number of classes.
-        side: The side of the images, in pixels.
+        side: The height and width of the images, in pixels.
 
     Raises:
-        MisconfigurationException: It does not.
+        MisconfigurationException: The network raises an error, or returns no logits.
     """
-    # A pass gives the lazy ones of torch.nn their shapes.
-    numbers = sum(each.numel() for each in network.parameters() if not is_lazy(each))
+    # The forward pass gives lazy parameters their shapes.
+    numbers = sum(weight.numel() for weight in network.parameters() if not is_lazy(weight))
     if numbers * side**2 > _MAX_CHECKED_PRODUCT:
         return
-    # Auxiliary classifiers are for training alone, and need larger images than the others.
+    # Auxiliary classifiers are used in training only, and need larger images.
     modes = (False, True) if getattr(network, "aux_logits", False) else (False,)
     try:
         _pass_zeros(network, num_classes, side, modes)
@@ -124,12 +126,12 @@ def check_network(network: nn.Module, num_classes: int, side: int) -> None:
                 except MisconfigurationException:
                     continue
                 raise MisconfigurationException(
-                    f"{error}; it takes images of {larger}x{larger}: --data.resize {larger} "
+                    f"{error}; images of {larger}x{larger} pixels work: --data.resize {larger} "
                     f"--data.crop {larger}"
                 ) from error
         raise
     except Exception:
-        # Perhaps in this process alone, and before the processes have met: the others would wait.
+        # If only this process raised, before the process group exists, the others would hang.
         return
 
 
@@ -155,7 +157,7 @@ def _pass_zeros(network: nn.Module, num_classes: int, side: int, modes: Sequence
 
 @contextmanager
 def _translate_errors(network: nn.Module, images: Tensor) -> Iterator[None]:
-    """Raise what a network raises as an error in one line, with the option to change."""
+    """Translate errors of a network to one line, with the option to change."""
     try:
         yield
     except _NETWORK_ERRORS as error:
@@ -170,7 +172,7 @@ def _translate_errors(network: nn.Module, images: Tensor) -> Iterator[None]:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that memory for a tensor is missing, on a GPU or a CPU."""
+    """Whether an error means that memory for a tensor is exhausted, on a GPU or a CPU."""
     return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or (
         isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
     )
@@ -181,26 +183,26 @@ def _format_network_error(network: nn.Module, images: Tensor, error: Exception) 
     height, width = images.shape[-2:]
     if "more than 1 value per channel" in message:
         return (
-            f"{name} can't normalize a training batch of {len(images)} image(s) (BatchNorm needs 2 "
-            "values a channel); give --data.batch_size 2 or more, and 2 or more images a process"
+            f"BatchNorm of {name} can't normalize a training batch of {len(images)} image(s): it "
+            "needs 2 values per channel; give --data.batch_size 2 or more, and at least 2 images "
+            "per process"
         )
     if channels := re.search(r"to have (\d+) channels, but got 3 channels", message):
         return (
-            f"{name} takes images of {channels[1]} channel(s) and gets 3, red, green and blue; "
-            "change its own option for them (such as --model.model.in_chans 3 of timm) or the "
-            "network"
+            f"{name} expects images with {channels[1]} channel(s), but they have 3 (RGB); set the "
+            "network's option for it (timm: --model.model.in_chans 3), or give another network"
         )
-    sized = hasattr(network, "image_size")  # as torchvision's transformers have it
+    sized = hasattr(network, "image_size")  # of torchvision's transformers
     option = f"image_size {height}" if sized else "NAME"
     return (
-        f"{name} can't take {len(images)} images of {height}x{width} pixels: {message}"
+        f"{name} failed for {len(images)} images of {height}x{width} pixels: {message}"
         f"{_locate(error)}; change --data.crop and --data.resize, or the network or its options "
         f"(--model.model.{option})"
     )
 
 
 def _locate(error: Exception) -> str:
-    """The line of a network of the user's where an error arose; none in an installed package."""
+    """Find the line of the user's code where an error was raised; empty in installed packages."""
     for frame in reversed(traceback.extract_tb(error.__traceback__)):
         path = Path(frame.filename)
         if path.is_relative_to(_PACKAGE):

@@ -12,55 +12,71 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-# What torch's schedulers keep for each group besides `base_lrs`, and go through side by side.
+# Lists of torch's schedulers with an entry for each group, which `zip` cuts to the shortest.
 _PER_GROUP = ("lr_lambdas", "max_lrs")
 
 
 class WarmupCosine(LRScheduler):
-    """Raise the learning rate linearly to the optimizer's own, then lower it to 0 by a cosine.
+    """Warm up the learning rate linearly, then decay it to 0 by a cosine.
 
-    It changes with each step and ends with the training, however long that is: Goyal et al.
-    (arXiv:1706.02677) for the warm-up, Loshchilov and Hutter (arXiv:1608.03983) for the cosine.
-
-    Example:
-        >>> schedule = WarmupCosine(optimizer, warmup=0.05)
-        >>> schedule.configure(trainer.estimated_stepping_batches)  # for configure_optimizers
+    The learning rate changes at each optimizer step and reaches 0 at the last step of the training,
+    whatever its length. Warmup: Goyal et al. (arXiv:1706.02677). Cosine decay without restarts:
+    Loshchilov and Hutter (arXiv:1608.03983).
 
     Args:
-        optimizer: Whose learning rate is the highest.
-        warmup: The part of the training in which it rises, 0 to less than 1.
+        optimizer: The optimizer. Its learning rate is the peak, at the end of the warmup.
+        warmup_ratio: Warm up in this part of all steps, from 0 (no warmup) to less than 1.
+
+    Raises:
+        MisconfigurationException: warmup_ratio is not in [0, 1).
+
+    Example:
+        >>> optimizer = torch.optim.SGD(torch.nn.Linear(4, 2).parameters(), lr=0.5)
+        >>> schedule = WarmupCosine(optimizer, warmup_ratio=0.5).configure(steps=10)
+        >>> rates = []
+        >>> for _ in range(10):
+        ...     rates.append(round(optimizer.param_groups[0]["lr"], 2))
+        ...     optimizer.step()
+        ...     schedule["lr_scheduler"]["scheduler"].step()
+        >>> rates
+        [0.08, 0.17, 0.25, 0.33, 0.42, 0.5, 0.45, 0.33, 0.17, 0.05]
+
+    In a LightningModule:
+        `return WarmupCosine(optimizer).configure(self.trainer.estimated_stepping_batches)` at the
+        end of `configure_optimizers`.
     """
 
-    def __init__(self, optimizer: Optimizer, warmup: float = 0.1) -> None:
-        if not 0 <= warmup < 1:
+    def __init__(self, optimizer: Optimizer, warmup_ratio: float = 0.1) -> None:
+        if not 0 <= warmup_ratio < 1:
             raise MisconfigurationException(
-                f"warmup is {warmup}; give the part of the training in which the learning rate "
-                "rises, from 0 to less than 1"
+                f"invalid warmup_ratio: {warmup_ratio} (expected 0 <= warmup_ratio < 1)"
             )
-        self.warmup, self.total = warmup, 1
+        self.warmup_ratio, self.total = warmup_ratio, 1
         super().__init__(optimizer)
 
     def configure(self, steps: float) -> dict[str, Any]:
         """Set the number of steps of the training.
 
         Args:
-            steps: The optimizer steps of all epochs.
+            steps: The number of optimizer steps in all epochs, as
+                `trainer.estimated_stepping_batches` has it.
 
         Returns:
-            What a LightningModule's `configure_optimizers` may return.
+            A dictionary for a LightningModule's `configure_optimizers` to return: the optimizer and
+            this scheduler, with the interval "step".
 
         Raises:
-            MisconfigurationException: The number is infinite or negative, which means unknown.
+            MisconfigurationException: steps is infinite, or negative, which means unknown.
         """
         if steps < 0:  # how Lightning counts data without a length
             raise MisconfigurationException(
-                "lr_scheduler WarmupCosine ends with the training, whose number of steps is not "
-                "known, since the training data have no length; give --trainer.max_steps"
+                "lr_scheduler WarmupCosine needs the number of training steps, which is unknown "
+                "because the training data has no length; give --trainer.max_steps"
             )
         if math.isinf(steps):
             raise MisconfigurationException(
-                "lr_scheduler WarmupCosine ends with the training, which has no end; give "
-                "--max_epochs or --trainer.max_steps"
+                "lr_scheduler WarmupCosine needs the number of training steps, but the training "
+                "has no end; give --max_epochs or --trainer.max_steps"
             )
         self.total = int(steps)
         self._set_rates()
@@ -68,14 +84,14 @@ class WarmupCosine(LRScheduler):
         return {"optimizer": self.optimizer, "lr_scheduler": schedule}
 
     def state_dict(self) -> dict[str, Any]:
-        """Get the state without the number of steps: a resumed training may have more epochs."""
+        """Return the state without the number of steps: a resumed training may have more epochs."""
         return {key: value for key, value in super().state_dict().items() if key != "total"}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load a state, and set the learning rate for this training's number of steps.
 
         Args:
-            state_dict: What `state_dict` returned; the optimizer's own state is loaded before.
+            state_dict: A state that `state_dict` returned. Load the optimizer's state before.
         """
         super().load_state_dict(state_dict)
         self._set_rates()
@@ -87,43 +103,44 @@ class WarmupCosine(LRScheduler):
             group["lr"] = rate
 
     def get_lr(self) -> list[float | Any]:
-        """Get the learning rate of the next step, for each group of parameters."""
-        share = self._share(self.last_epoch)
-        return [group["initial_lr"] * share for group in self.optimizer.param_groups]
+        """Return the learning rate of the next step for each parameter group."""
+        factor = self._compute_factor(self.last_epoch)
+        return [group["initial_lr"] * factor for group in self.optimizer.param_groups]
 
-    def _share(self, step: int) -> float:
-        rising = round(self.warmup * self.total)
-        if step < rising:
-            return (step + 1) / (rising + 1)
-        done = min(1.0, (step - rising) / max(1, self.total - rising))
-        return 0.5 * (1 + math.cos(math.pi * done))
+    def _compute_factor(self, step: int) -> float:
+        warmup_steps = round(self.warmup_ratio * self.total)
+        if step < warmup_steps:
+            return (step + 1) / (warmup_steps + 1)
+        progress = min(1.0, (step - warmup_steps) / max(1, self.total - warmup_steps))
+        return 0.5 * (1 + math.cos(math.pi * progress))
 
 
 def count_steps(trainer: pl.Trainer) -> float:
-    """Count a training's optimizer steps; infinite without an end, -1 where unknown.
+    """Count the optimizer steps of a training: infinite without an end, -1 if unknown.
 
     Raises:
-        MisconfigurationException: A callback sets how many batches make a step as it goes.
+        MisconfigurationException: A GradientAccumulationScheduler changes the number of batches in
+            a step during the training.
     """
     callbacks: list[pl.Callback] = trainer.callbacks  # type: ignore[attr-defined]
     schedulers = [c for c in callbacks if isinstance(c, GradientAccumulationScheduler)]
     if any(scheduler.going_to_accumulate_grad_batches() for scheduler in schedulers):
         raise MisconfigurationException(
-            "lr_scheduler WarmupCosine needs the training's number of steps, which "
-            "GradientAccumulationScheduler changes on the way; give "
+            "lr_scheduler WarmupCosine needs the number of training steps, which "
+            "GradientAccumulationScheduler changes during the training; give "
             "--trainer.accumulate_grad_batches instead, or another lr_scheduler"
         )
     return trainer.estimated_stepping_batches
 
 
 def exclude_from_weight_decay(optimizer: Optimizer, lr_scheduler: Any = None) -> None:
-    """Exclude biases and norms from weight decay, in a parameter group for each that there is.
+    """Exclude biases and norms from weight decay, in a parameter group for each existing group.
 
-    These are the parameters of less than two dimensions, as in timm. Decay would only make them
-    worse (He et al., "Bag of tricks", arXiv:1812.01187, section 3.1).
+    These are the parameters of fewer than two dimensions, as in timm: decay of them only reduces
+    the accuracy (He et al., "Bag of tricks", arXiv:1812.01187, section 3.1).
 
     Args:
-        optimizer: One that has a `weight_decay` and has taken no step.
+        optimizer: An optimizer with a `weight_decay` that has taken no step.
         lr_scheduler: The optimizer's scheduler, which gets base rates for the new groups.
 
     Raises:
@@ -132,15 +149,16 @@ def exclude_from_weight_decay(optimizer: Optimizer, lr_scheduler: Any = None) ->
     """
     if "weight_decay" not in optimizer.defaults:
         raise MisconfigurationException(
-            f"decay_biases is false, and {type(optimizer).__name__} has no weight_decay; leave "
-            "decay_biases out, or name an optimizer that has one, such as SGD"
+            f"decay_bias_and_norm is false, but {type(optimizer).__name__} has no "
+            "weight_decay; leave out decay_bias_and_norm, or choose an optimizer that has one, "
+            "such as SGD"
         )
     lists = [name for name in _PER_GROUP if hasattr(lr_scheduler, name)]
     if lists:
         raise MisconfigurationException(
-            f"decay_biases is false, which makes more groups of parameters, and "
-            f"{type(lr_scheduler).__name__} keeps {lists[0]} for those that there were; leave "
-            "decay_biases out, or name another lr_scheduler, such as WarmupCosine"
+            "decay_bias_and_norm is false, which adds parameter groups, but "
+            f"{type(lr_scheduler).__name__} has {lists[0]} for the existing groups only; leave out "
+            "decay_bias_and_norm, or choose another lr_scheduler, such as WarmupCosine"
         )
     for group in list(optimizer.param_groups):
         excluded = [parameter for parameter in group["params"] if parameter.ndim < 2]
@@ -151,37 +169,47 @@ def exclude_from_weight_decay(optimizer: Optimizer, lr_scheduler: Any = None) ->
         lr_scheduler.base_lrs = [group["initial_lr"] for group in optimizer.param_groups]
 
 
-class AverageWeights(WeightAveraging):
+class EMAWeights(WeightAveraging):
     """Keep an exponential moving average (EMA) of the weights, and evaluate with it.
 
-    Validation, the best checkpoint, the test and a registered model have the EMA; training
-    continues with its own weights, which a checkpoint holds too.
+    Validation, the best checkpoint, the test and a registered model use the EMA. Training continues
+    with its current weights, which checkpoints also contain. After `fit` the network has the EMA.
 
-    It is Lightning's WeightAveraging with two differences: the EMA forgets the first weights soon,
-    as TensorFlow's does, and a test after training loads the EMA from the best checkpoint, and not
-    training's own weights.
-
-    Example:
-        >>> Trainer(callbacks=[AverageWeights(decay=0.999)])
+    This is Lightning's WeightAveraging with two differences. The decay rises over the first updates
+    to `decay`, as in TensorFlow's ExponentialMovingAverage, so that the EMA soon forgets the
+    initial weights. A test after training loads the EMA from the best checkpoint, where Lightning
+    loads the current weights.
 
     Args:
-        decay: How much of the average each update leaves: with 0.999, about the last 1,000 updates
-            count.
-        every_steps: How many steps there are from one update to the next; more take less time.
+        decay: Keep this part of the EMA in each update, from 0 to less than 1: 0.999 averages about
+            the last 1,000 updates. Update N uses at most (1 + N) / (10 + N).
+        update_every_n_steps: Update the EMA every N optimizer steps; a larger N takes less time.
+
+    Raises:
+        MisconfigurationException: decay is not in [0, 1), or update_every_n_steps is less than 1.
+
+    Example:
+        >>> trainer = Trainer(
+        ...     max_epochs=1, accelerator="cpu", logger=False, callbacks=[EMAWeights(decay=0.99)]
+        ... )
+        >>> trainer.fit(Classifier(AlexNetBN), SyntheticDataModule(train_size=64, batch_size=16))
     """
 
-    def __init__(self, decay: float = 0.999, every_steps: int = 1) -> None:
-        if not (0 <= decay < 1 and every_steps >= 1):
+    def __init__(self, decay: float = 0.999, update_every_n_steps: int = 1) -> None:
+        if not 0 <= decay < 1:
             raise MisconfigurationException(
-                f"decay is {decay} and every_steps {every_steps}; give 0 or more and less than 1, "
-                "such as 0.999, and 1 step or more"
+                f"invalid decay: {decay} (expected 0 <= decay < 1, such as 0.999)"
             )
-        self.decay, self.every_steps = decay, every_steps
+        if update_every_n_steps < 1:
+            raise MisconfigurationException(
+                f"invalid update_every_n_steps: {update_every_n_steps} (expected 1 or more)"
+            )
+        self.decay, self.update_every_n_steps = decay, update_every_n_steps
         super().__init__(multi_avg_fn=self._average)
 
     def should_update(self, step_idx: int | None = None, epoch_idx: int | None = None) -> bool:
         """Whether to update the EMA after a step, counted from 0."""
-        return step_idx is not None and step_idx % self.every_steps == 0
+        return step_idx is not None and step_idx % self.update_every_n_steps == 0
 
     def _average(self, averaged: Any, current: Any, count: Tensor | int) -> None:
         """Update the EMA with the current weights, after `count` updates."""

@@ -1,4 +1,4 @@
-"""Write predictions as a table: each image's file, the name of its class and the probability."""
+"""Write predictions to a table: the file, predicted class and probability of each image."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,23 +25,28 @@ _SUFFIXES = (".parquet", ".csv")
 class PredictionWriter(BasePredictionWriter):
     """Write predictions to a table, with one row an image in the order of the data set.
 
-    The columns are `file` (in the folder that was scored; of images in memory their `index`),
-    `label` (the class's name) and `probability`. An image that does not decode has neither.
-
-    The module's predict step returns probabilities, float [batch, num_classes], of one loader.
-
-    Example:
-        >>> Trainer(callbacks=[PredictionWriter("predictions.csv")]).predict(model, datamodule)
+    The columns are `file` (relative to the folder; `index` for images in memory), `label` (the name
+    of the predicted class) and `probability` (float, 0 to 1). An image that can't be decoded has a
+    row with an empty label and probability. The file is written at the end of `predict`, by rank
+    zero. `predict_step` must return probabilities, float [batch, num_classes], of one data loader.
 
     Args:
-        path: The file, which ends in .parquet or .csv.
-
-    Raises:
-        MisconfigurationException: As `check_output`.
+        path: The new file, which ends in .parquet or .csv.
 
     Attributes:
-        count: How many images the table has, once it is written.
-        unreadable: How many of them did not decode.
+        count: The number of images in the table, 0 until it is written.
+        unreadable: The number of these images that can't be decoded.
+
+    Raises:
+        MisconfigurationException: The file has another ending or exists, or its folder is missing.
+
+    Example:
+        >>> from pyclassify.training.prediction_writer import PredictionWriter
+        >>> trainer = Trainer(callbacks=[PredictionWriter("predictions.csv")], logger=False)
+        >>> network, data = Classifier(AlexNetBN, num_classes=2), ImageFolderDataModule("photos")
+        >>> trainer.predict(network, datamodule=data, output=None)
+        >>> print(open("predictions.csv").readline().strip())
+        "file","label","probability"
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -61,16 +66,16 @@ class PredictionWriter(BasePredictionWriter):
         batch_idx: int,
         dataloader_idx: int,
     ) -> None:
-        """Store a batch's predictions, a label and a probability an image, on the device."""
+        """Store a label and a probability for each image of a batch, on the device."""
         if not (isinstance(prediction, Tensor) and prediction.ndim == 2 and dataloader_idx == 0):
             raise MisconfigurationException(
-                f"{type(pl_module).__name__}.predict_step gives no probabilities [batch, "
-                "num_classes] of one loader, which a table takes; give --output=null, and a "
-                "BasePredictionWriter of yours among trainer.callbacks"
+                f"{type(pl_module).__name__}.predict_step does not return probabilities [batch, "
+                "num_classes] of one data loader, so no table can be written; give --output=null, "
+                "and add your own BasePredictionWriter to trainer.callbacks"
             )
-        if not batch_indices:  # of a set without indices
-            turn = range(self._seen, self._seen + len(prediction))
-            batch_indices = [n * trainer.world_size + trainer.global_rank for n in turn]
+        if not batch_indices:  # the data set has none: count as DistributedSampler deals
+            rank_indices = range(self._seen, self._seen + len(prediction))
+            batch_indices = [n * trainer.world_size + trainer.global_rank for n in rank_indices]
         probability, label = prediction.float().max(dim=1)
         if getattr(_get_dataset(trainer), "has_unreadable", False):
             label = torch.where(batch[1] == UNREADABLE, UNREADABLE, label)
@@ -78,7 +83,7 @@ class PredictionWriter(BasePredictionWriter):
         self._seen, self._num_classes = self._seen + len(prediction), prediction.shape[1]
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Gather the predictions of all processes and write them; not called after an error."""
+        """Gather the predictions of all processes and write them; Lightning skips it on errors."""
         columns = [torch.cat(column).cpu() for column in zip(*self._parts, strict=True)]
         self._parts = []
         gathered = gather_tensors(columns) if trainer.world_size > 1 else [columns]
@@ -121,10 +126,10 @@ class PredictionWriter(BasePredictionWriter):
 
 
 def _write_table(table: Any, path: Path) -> None:
-    """Write an Arrow table as Parquet or CSV, whole or not at all.
+    """Write an Arrow table atomically as Parquet or CSV.
 
     Raises:
-        OSError: It can't be written.
+        OSError: The file can't be written.
     """
     from pyarrow import csv, parquet
 
@@ -138,22 +143,22 @@ def _get_dataset(trainer: Trainer) -> Any:
 
 
 def _list_class_names(trainer: Trainer, network: LightningModule, num_classes: int) -> list[str]:
-    """The classes' names as the network has them, or as its data module, which has the model's."""
+    """List the names of the classes: the network's, or its data module's."""
     for source in (network, getattr(trainer, "datamodule", None)):
         found = getattr(source, "classes", None)
         if isinstance(found, Sequence) and len(found) == num_classes:
             return [str(name) for name in found]
-    rank_zero_warn("the model does not tell the names of its classes: the labels are numbers")
+    rank_zero_warn("the model has no class names, so the labels in the table are numbers")
     return [str(number) for number in range(num_classes)]
 
 
 def _warn_unreadable(files: list[str], total: int) -> None:
     if files:
         rank_zero_warn(
-            f"{len(files)} of {total} files do not decode as images, and have no label in the "
+            f"{len(files)} of {total} files can't be decoded as images and have no label in the "
             f"table: {join_some(files, _MAX_NAMED)}"
         )
-    for file in files[:_MAX_NAMED]:  # read again for the reason, which the batches do not carry
+    for file in files[:_MAX_NAMED]:  # decode again for the reason, which batches do not contain
         try:
             read_rgb(file)
         except UnreadableImageError as error:
@@ -161,22 +166,28 @@ def _warn_unreadable(files: list[str], total: int) -> None:
 
 
 def check_output(given: str | Path) -> Path:
-    """Refuse a table's name before anything is computed for it.
+    """Check the path of a table of predictions, before anything is computed.
+
+    Args:
+        given: The path, which may begin with ~.
+
+    Returns:
+        The path, with ~ expanded.
 
     Raises:
-        MisconfigurationException: It is of no known format, its folder is missing, or it exists.
+        MisconfigurationException: The ending is unknown, the folder is missing, or the file exists.
     """
     path = Path(given).expanduser()
     if path.suffix not in _SUFFIXES:
         raise MisconfigurationException(
-            f"output is {given}; give a file that ends in {' or '.join(_SUFFIXES)}"
+            f"invalid output: {given} (expected a file that ends in {' or '.join(_SUFFIXES)})"
         )
     if not path.parent.is_dir():
         raise MisconfigurationException(
-            f"output is {given}, and {path.parent} is no folder; make it"
+            f"output is {given}, but the folder {path.parent} does not exist; create it first"
         )
     if path.exists():
         raise MisconfigurationException(
-            f"output is {given}, which exists; name another file by --output, or remove it"
+            f"output is {given}, which exists; give another file by --output, or remove this one"
         )
     return path

@@ -1,4 +1,4 @@
-"""Lightning's Trainer with the commands of this project."""
+"""Lightning's Trainer with the commands `train` and `prepare`, and checks of the launch."""
 
 import inspect
 import os
@@ -35,25 +35,28 @@ from pyclassify.utils.signals import raise_on_stop
 
 
 class Trainer(pl.Trainer):
-    """Lightning's Trainer and two more commands; a command's docstring is its help.
+    """Lightning's Trainer with two more methods: `train` (fit, then test) and `prepare` (download).
 
-    In a SLURM job requeueing is left to the job's script: SLURMEnvironment has auto_requeue=False
-    where no other environment is given.
+    It takes the arguments of lightning.pytorch.Trainer, with their defaults. With the callback
+    `Resume` it can stop and resume between any two optimizer steps. In a SLURM job, requeueing is
+    left to the batch script: unless a cluster environment is given, it is
+    SLURMEnvironment(auto_requeue=False).
 
     Example:
-        >>> trainer = Trainer(max_epochs=10, devices=2)
-        >>> trainer.train(Classifier(AlexNet), CIFAR10DataModule())
+        >>> trainer = Trainer(max_epochs=2, callbacks=[WhitenStem()])
+        >>> trainer.train(Classifier(AlexNetBN), SyntheticDataModule(batch_size=16))
+        ─...test_accuracy...─
     """
 
     # The command line reads its options from this signature.
     @wraps(pl.Trainer.__init__)  # type: ignore[misc]
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         names = [*inspect.signature(pl.Trainer.__init__).parameters][1:]
-        kwargs.update(zip(names, args, strict=False))  # as Lightning's own wrapper takes them
+        kwargs.update(zip(names, args, strict=False))  # Lightning takes positional arguments too
         plugins = kwargs.get("plugins") or []
         plugins = [*plugins] if isinstance(plugins, Iterable) else [plugins]
         environment = getattr(kwargs.get("strategy"), "cluster_environment", None)
-        if not any(isinstance(each, ClusterEnvironment) for each in (*plugins, environment)):
+        if not any(isinstance(plugin, ClusterEnvironment) for plugin in (*plugins, environment)):
             kwargs["plugins"] = [*plugins, *_list_slurm_environment()]
         super().__init__(**kwargs)
 
@@ -63,7 +66,7 @@ class Trainer(pl.Trainer):
 
     @property
     def resumes_training(self) -> bool:
-        """Whether the training that is being set up resumes from a checkpoint, given or found."""
+        """Whether this training resumes from a checkpoint, given by `ckpt_path` or by `Resume`."""
         callbacks: list[Any] = self.callbacks  # type: ignore[attr-defined]
         found = any(isinstance(callback, Resume) and callback.newest for callback in callbacks)
         # With "last" and no such checkpoint, Lightning starts from the beginning.
@@ -76,11 +79,13 @@ class Trainer(pl.Trainer):
         ckpt_path: str | None = None,
         weights_only: bool | None = None,
     ) -> None:
-        """Fit, then test with the best checkpoint.
+        """Train a network, then test the best checkpoint.
 
         Args:
-            ckpt_path: A checkpoint to go on from.
-            weights_only: Whether to read nothing but tensors and plain values out of checkpoints.
+            model: The network's LightningModule.
+            datamodule: The data module, with training, validation and test images.
+            ckpt_path: Resume the training from this checkpoint file.
+            weights_only: Load only tensors and plain values from checkpoints.
         """
         self.tests_after_fit = True
         self.fit(model, datamodule=datamodule, ckpt_path=ckpt_path, weights_only=weights_only)
@@ -88,7 +93,7 @@ class Trainer(pl.Trainer):
         self.test(model, datamodule=datamodule, ckpt_path=best, weights_only=weights_only)
 
     def fit(self, *args: Any, **kwargs: Any) -> None:
-        """Train, and keep the best checkpoint."""
+        """Train a network and save the best checkpoint."""
         self.reads_weights_only = kwargs.get("weights_only")
         self.starts_from = kwargs.get("ckpt_path")
         before = self.fit_loop.epoch_loop
@@ -97,11 +102,11 @@ class Trainer(pl.Trainer):
         super().fit(*args, **kwargs)
 
     def validate(self, *args: Any, **kwargs: Any) -> Any:
-        """Score a trained network on the validation images."""
+        """Evaluate a trained network on the validation images."""
         return super().validate(*args, **kwargs)
 
     def test(self, *args: Any, **kwargs: Any) -> Any:
-        """Score a trained network on the test images."""
+        """Evaluate a trained network on the test images."""
         return super().test(*args, **kwargs)
 
     def predict(  # type: ignore[override]
@@ -114,14 +119,23 @@ class Trainer(pl.Trainer):
         weights_only: bool | None = None,
         output: str | None = "predictions.parquet",
     ) -> Any:
-        """Classify the images of a folder, or the test images, and write a table of the answers.
+        """Classify the images of a folder, or the test images, and write the predictions to a file.
 
         Args:
-            ckpt_path: A checkpoint file, the id of a run that kept its best weights, or a
-                registered model: models:/NAME@ALIAS or models:/NAME/VERSION.
-            weights_only: Whether to read nothing but tensors and plain values out of a checkpoint.
-            output: The table, a file that ends in .parquet or .csv, with a row an image: file,
-                label, probability; null for none.
+            model: The network's LightningModule.
+            dataloaders: Data loaders, in place of a data module.
+            datamodule: The data module.
+            return_predictions: Return the predictions of all batches too.
+            ckpt_path: Load the weights from this checkpoint file, from the best checkpoint of the
+                run with this id, or from a registered model: models:/NAME@ALIAS or
+                models:/NAME/VERSION.
+            weights_only: Load only tensors and plain values from a checkpoint.
+            output: Write a table to this new file, which ends in .parquet or .csv, with one row an
+                image (file, label, probability); null writes none.
+
+        Raises:
+            MisconfigurationException: output has another ending or exists, or its folder is
+                missing.
         """
         if output is not None:
             self.callbacks.append(PredictionWriter(output))  # type: ignore[attr-defined]
@@ -136,29 +150,31 @@ class Trainer(pl.Trainer):
         ckpt_path: str | None = None,
         weights_only: bool | None = None,
     ) -> None:
-        """Download data and weights, look at every image file, report what there is; train nothing.
+        """Download data and weights, check every image file and write a report; do not train.
 
         Args:
-            ckpt_path: Not used, as the next; here so that one configuration serves every command.
-            weights_only: Not used.
+            model: The LightningModule, whose `prepare_data` downloads weights.
+            datamodule: The data module, whose data is downloaded and checked.
+            ckpt_path: Not used; accepted so that every command takes the same configuration.
+            weights_only: Not used; accepted so that every command takes the same configuration.
         """
         model.prepare_data()
         if isinstance(datamodule, ImageDataModule):
-            datamodule.check_files()  # first: what caches images would stop at one that is damaged
+            datamodule.check_files()  # first: caching would stop at the first damaged image
         if datamodule is not None:
             datamodule.prepare_data()
             for stage in ("fit", "test"):
                 datamodule.setup(stage)
 
 
-# Lightning means `int | float`, but typing may hand out a `float | int` that some other library has
-# made before, and `--trainer.limit_val_batches=1` would be 1.0: all batches instead of one.
+# Lightning declares `int | float`, but typing may return a cached `float | int` of another library.
+# `--trainer.limit_val_batches=1` would then be 1.0: all batches instead of one.
 for _limited in ("train", "val", "test", "predict"):
     pl.Trainer.__init__.__annotations__[f"limit_{_limited}_batches"] = int | float | None
 
 
 def _register_strategies() -> None:
-    """Have ddp's gradients stay in the buckets that are sent, and not be copied at each step."""
+    """Set gradient_as_bucket_view for ddp, so that gradients are not copied at each step."""
     for name, entry in list(StrategyRegistry.items()):
         if entry["strategy"] is DDPStrategy:
             options = {**entry["init_params"], "gradient_as_bucket_view": True}
@@ -171,7 +187,7 @@ _register_strategies()
 
 
 class LaunchCheck(Callback):
-    """Refuse at the start what would fail later, and keep stop signals ours.
+    """Check at the start what would fail later, and replace Lightning's signal handlers.
 
     Args:
         run_id: The id of the run that this process was started for, if any.
@@ -184,20 +200,20 @@ class LaunchCheck(Callback):
         world = torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
         if world != trainer.num_devices * trainer.num_nodes:
             raise MisconfigurationException(
-                f"{world} of {trainer.num_devices} x {trainer.num_nodes} processes (devices x "
-                "num_nodes) were launched; in a SLURM job ask for one task a device and start "
-                "them by srun, else give --devices and --num_nodes as they are"
+                f"invalid number of launched processes: {world} (expected {trainer.num_devices} x "
+                f"{trainer.num_nodes}, devices x num_nodes); in a SLURM job, request one task per "
+                "device and start them by srun; otherwise change --devices and --num_nodes"
             )
         self._check_run(trainer, world)
         if stage == "fit" and getattr(trainer, "tests_after_fit", False):
             data = getattr(trainer, "datamodule", None)
-            # That test images are missing is better known now than after the last epoch; a data
-            # module of another's may hold but one stage's data.
+            # Missing test images would otherwise be an error after the last epoch. Data modules of
+            # users are left alone: they may support one stage at a time.
             if isinstance(data, ImageDataModule):
                 data.setup("test")
 
     def _check_run(self, trainer: pl.Trainer, world: int) -> None:
-        """Refuse processes of one training that were started for several runs."""
+        """Check that all processes of this training were started for the same run."""
         if world == 1:
             return
         run_ids: list[str | None] = [None] * world
@@ -205,20 +221,20 @@ class LaunchCheck(Callback):
         count = len({run_id for run_id in run_ids if run_id is not None})
         if count > 1:
             raise MisconfigurationException(
-                f"the {world} processes of this training were started by {count} `mlflow run`, "
-                "each of which made a run; have the launcher start `python -m pyclassify train "
-                f"... --devices {trainer.num_devices} --num_nodes {trainer.num_nodes}` in place of "
-                "`mlflow run`"
+                f"the {world} processes of this training were started by {count} `mlflow run` "
+                "commands, and each created a run; let the launcher start `python -m pyclassify "
+                f"train ... --devices {trainer.num_devices} --num_nodes {trainer.num_nodes}` "
+                "instead of `mlflow run`"
             )
 
     def on_exception(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
     ) -> None:
-        """End the progress bar's line, so that the error has one of its own."""
+        """End the line of the progress bar, so that the error starts on a new line."""
         if trainer.is_global_zero and trainer.progress_bar_callback is not None:
             sys.stdout.write("\n")
 
-    # Lightning sets a SIGTERM handler that broadcasts: in two processes it can wait for ever.
+    # Lightning's SIGTERM handler broadcasts, which in two processes can wait forever.
     def on_sanity_check_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         raise_on_stop()
 
@@ -227,26 +243,25 @@ class LaunchCheck(Callback):
 
 
 def check_processes(trainer: pl.Trainer, devices: Any, num_nodes: int) -> None:
-    """Check that a Trainer will train in as many processes as were asked for, as one run.
+    """Check that a Trainer will use the requested number of processes, as one run.
 
     Args:
         trainer: The Trainer, before it starts processes.
-        devices: The option `devices`, a number or a list; nothing is checked of `auto` and -1.
+        devices: The option `devices`, a number or a list; `auto` and -1 are not checked.
         num_nodes: The option `num_nodes`.
 
     Raises:
-        ValueError: Its strategy or the launcher of this process makes another number of them.
+        ValueError: The strategy or the launcher of this process uses another number of processes.
     """
     strategy = trainer.strategy
     name = getattr(strategy, "strategy_name", type(strategy).__name__)
     if isinstance(strategy.launcher, _MultiProcessingLauncher):
         refuse_strategy(name)
-    asked = count_devices(devices) or trainer.num_devices
-    if (asked, num_nodes) != (trainer.num_devices, trainer.num_nodes):
+    requested = count_devices(devices) or trainer.num_devices
+    if (requested, num_nodes) != (trainer.num_devices, trainer.num_nodes):
         raise ValueError(
-            f"strategy {name} trains in {trainer.num_devices} x {trainer.num_nodes} processes, and "
-            f"{asked} x {num_nodes} (devices x num_nodes) are asked for; leave --trainer.strategy "
-            "out"
+            f"strategy {name} trains in {trainer.num_devices} x {trainer.num_nodes} processes, but "
+            f"devices x num_nodes is {requested} x {num_nodes}; leave out --trainer.strategy"
         )
     environment = getattr(strategy, "cluster_environment", None)
     known = (type(None), LightningEnvironment, SLURMEnvironment, TorchElasticEnvironment)
@@ -254,23 +269,23 @@ def check_processes(trainer: pl.Trainer, devices: Any, num_nodes: int) -> None:
 
 
 def _list_slurm_environment() -> list[ClusterEnvironment]:
-    """List the environment for a SLURM job, if Lightning would choose none or another by itself.
+    """List the cluster environment of a SLURM job, where Lightning would choose a wrong one.
 
-    Lightning goes by the job's name: tasks of srun that are called `bash` or `interactive` would
-    each start the processes of a run, and a shell of salloc has no variables of a task.
+    Lightning decides by the job's name: each task of an srun named `bash` or `interactive` would
+    start all processes of a run. And it would take a shell of salloc for a task.
     """
     launch = detect_launch()
     if launch is not None and launch.launcher in ("srun", "sbatch"):
         if launch.world_size > 1:
             _export_slurm_step(launch)
-        # Lightning's own requeue would save a checkpoint in the middle of a step, which any later
-        # job in this folder would resume from.
+        # Lightning's auto_requeue would save a checkpoint in the middle of a step, and any later
+        # job in this folder would resume from it.
         return [SLURMEnvironment(auto_requeue=False)]
     return [LightningEnvironment()] if launch is None and "SLURM_NTASKS" in os.environ else []
 
 
 def _export_slurm_step(launch: Launch) -> None:
-    """Set the variables that Lightning reads to those of the step, in place of the job's."""
+    """Set the environment variables that Lightning reads to the values of the SLURM step."""
     os.environ["SLURM_NTASKS_PER_NODE"] = str(launch.processes)
     if launch.nodes == 1:
         os.environ.setdefault("MASTER_ADDR", "127.0.0.1")

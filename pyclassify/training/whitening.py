@@ -10,30 +10,39 @@ from torch import Tensor, nn
 
 
 class WhitenStem(pl.Callback):
-    """Have a network's first convolution whiten the patches of its images.
+    """Initialize a network's first convolution with filters that whiten the patches of its images.
 
-    Its filters become the principal components of the patches of the first batch, each scaled so
-    that it varies as much as the others, and their opposites, which GELU or ReLU would lose. What
-    comes after then learns in fewer epochs; freeze the layer by --model.freeze. It is the stem of
-    Page's "How to train your ResNet" and of Jordan's "94% on CIFAR-10 in 3.29 seconds"
-    (arXiv:2404.00498), section 3.2. A network that starts from --weights keeps the filters of
-    those, and one that was trained before its own.
-
-    Example:
-        >>> Trainer(callbacks=[WhitenStem(layer="conv1")])
+    The filters are the principal components of the patches of the first batch, scaled to unit
+    variance, and their negatives, which GELU or ReLU would otherwise lose. The layers after it then
+    learn in fewer epochs. To keep the filters in training, freeze the layer (`Classifier(freeze=)`
+    or --model.freeze). The method is Page's ("How to train your ResNet", 2018) and Jordan's ("94%
+    on CIFAR-10 in 3.29 seconds", arXiv:2404.00498, section 3.2). A layer that is loaded from
+    `weights` or was whitened before is not changed.
 
     Args:
-        layer: The convolution's name in the network.
-        epsilon: What is added to the variance of each component, in parts of their mean, so that
-            the faintest, which are noise, don't become as strong as the rest.
+        layer: The name of the convolution in the network. It must be 2d, neither grouped nor
+            dilated, with at most twice as many filters as a patch has values.
+        eps: Add this to the variance of each component, relative to the mean variance, above 0. It
+            limits how much the weakest components, which are noise, are scaled up.
+
+    Raises:
+        MisconfigurationException: eps is not above 0; or, as training starts, the network has no
+            such convolution, or the images of the first batch are all of one color.
+
+    Example:
+        >>> trainer = Trainer(
+        ...     max_epochs=1, accelerator="cpu", logger=False, callbacks=[WhitenStem(layer="stem")]
+        ... )
+        >>> network = Classifier(AlexNetBN, freeze="stem")
+        >>> trainer.fit(network, SyntheticDataModule(train_size=64, batch_size=16))
+        >>> network.model.stem.weight.shape  # 12 components and their negatives
+        torch.Size([24, 3, 2, 2])
     """
 
-    def __init__(self, layer: str = "stem", epsilon: float = 0.0005) -> None:
-        if not epsilon > 0:
-            raise MisconfigurationException(
-                f"epsilon is {epsilon}; give a number above 0, such as 0.0005"
-            )
-        self.layer, self.epsilon = layer, epsilon
+    def __init__(self, layer: str = "stem", eps: float = 0.0005) -> None:
+        if not eps > 0:
+            raise MisconfigurationException(f"invalid eps: {eps} (expected eps > 0)")
+        self.layer, self.eps = layer, eps
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Check the layer, and whether its filters come from --weights, before data is read.
@@ -59,7 +68,7 @@ class WhitenStem(pl.Callback):
         layer = self._find(pl_module)
         if trainer.global_step > 0 or getattr(layer, "whitened", False):
             return
-        filters = compute_whitening_filters(self._prepare(pl_module, batch[0]), layer, self.epsilon)
+        filters = compute_whitening_filters(self._prepare(pl_module, batch[0]), layer, self.eps)
         if torch.distributed.is_initialized():  # each process has seen another batch
             torch.distributed.broadcast(filters, src=0)
         with torch.no_grad():
@@ -94,13 +103,13 @@ class WhitenStem(pl.Callback):
         return images
 
 
-def compute_whitening_filters(images: Tensor, layer: nn.Conv2d, epsilon: float) -> Tensor:
+def compute_whitening_filters(images: Tensor, layer: nn.Conv2d, eps: float) -> Tensor:
     """Compute filters that whiten a convolution's input patches.
 
     Args:
         images: float [batch, channels, height, width].
         layer: The convolution.
-        epsilon: What to add to each component's variance, relative to the mean variance.
+        eps: What to add to each component's variance, relative to the mean variance.
 
     Returns:
         Filters of unit variance, the strongest component first, each followed by its opposite,
@@ -120,7 +129,7 @@ def compute_whitening_filters(images: Tensor, layer: nn.Conv2d, epsilon: float) 
             "WhitenStem can't make filters of; look at the images, or leave it out"
         )
     variances, components = torch.linalg.eigh(covariance)
-    scaled = components / (variances.clamp(min=0) + epsilon * mean).sqrt()
+    scaled = components / (variances.clamp(min=0) + eps * mean).sqrt()
     strongest = scaled.flip(1).T
     both = torch.stack([strongest, -strongest], dim=1).flatten(0, 1)
     return both[: layer.out_channels].reshape(layer.weight.shape).to(layer.weight).contiguous()

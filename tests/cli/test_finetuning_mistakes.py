@@ -28,11 +28,11 @@ from tests.support.trainings import SHAPES
             tuned.spread(resnet18),
             [
                 # the form of this message
-                "are another network's: 10 of 11 tensors are missing or of another shape "
+                "are of another network: 10 of 11 tensors are missing or have another shape "
                 "(features.1.weight is not in the file, 4x3x3x3 in the network, features.1.bias is "
                 "not in the file, 4 in the network, features.2.weight is not in the file, 4 in the "
                 "network and 7 more); the file has conv1.weight, bn1.weight, bn1.bias and 119 "
-                "more; give a file of Net's, or name its network by --model.model"
+                "more; give a file with weights of Net, or the file's network by --model.model"
             ],
         ),
         (
@@ -103,11 +103,11 @@ OTHER_FILES = {
     "tar": (tarred(), ["tar archive"]),
     "JSON": (b'{"weight_map": {}}', ["JSON"]),
     "text": (b"weights", ["torch.save"]),
-    "cut": (saved(tuned.state())[:2000], ["not a whole file"]),
-    "cut safetensors": (safetensors.torch.save(tuned.state())[:1000], ["not a whole file"]),
+    "cut": (saved(tuned.state())[:2000], ["damaged"]),
+    "cut safetensors": (safetensors.torch.save(tuned.state())[:1000], ["damaged"]),
     "a whole network": (saved(tuned.Net(2)), ["tests.support.tuned.Net", "model.state_dict()"]),
     "a pickled network": (pickle.dumps(tuned.Net(2)), ["tensors", "torch.save"]),
-    "other keys": (saved({"epoch": 3}), ["no tensors", "torch.save"]),
+    "other keys": (saved({"epoch": 3}), ["no named tensors", "torch.save"]),
 }
 
 
@@ -134,19 +134,20 @@ def test_folder_in_place_of_weights_is_refused(tmp_path):
 def test_file_without_named_tensors_is_refused(content, tmp_path):
     file = tuned.write(tmp_path / "w.pth", content)
 
-    with pytest.raises(MisconfigurationException, match=r"weights .+w\.pth .*tensors.*names"):
+    with pytest.raises(MisconfigurationException, match=r"weights .+w\.pth .*no named tensors"):
         finetuning.load_weights(tuned.Net(4), 4, file)
 
 
 @pytest.mark.parametrize(
-    ("parts", "facts"),
+    ("frozen", "facts"),
     [
         (
             "feature",
             [
                 # the form of this message
-                "freeze names 'feature', which Net does not have; give one of features, body, "
-                "head, a part of one by its full name, or a list of several"
+                "invalid freeze: Net has no module or parameter 'feature' (expected one of "
+                "features, body, head, the full name of a module inside one of them, or a list of "
+                "several)"
             ],
         ),
         ("features,body", ["'features,body'", "Net", "features, body, head"]),
@@ -155,9 +156,9 @@ def test_file_without_named_tensors_is_refused(content, tmp_path):
         (["features", "body", "head"], ["Net", "last layer", "head.bias"]),
     ],
 )
-def test_parts_that_can_not_be_frozen_are_refused(parts, facts):
-    with pytest.raises(MisconfigurationException, match=r"^freeze ") as refused:
-        tuned.classifier(freeze=parts)
+def test_freeze_of_missing_or_all_modules_raises(frozen, facts):
+    with pytest.raises(MisconfigurationException, match=r"\bfreeze\b") as refused:
+        tuned.classifier(freeze=frozen)
 
     assert mentions(str(refused.value), *facts)
 

@@ -288,7 +288,7 @@ def test_weights_of_torchvision_and_of_a_file_are_refused():
         {"class_path": "torchvision.models.resnet18", "init_args": {"weights": "DEFAULT"}}
     )
 
-    with pytest.raises(MisconfigurationException, match=r"weights is w\.pth and model\.model"):
+    with pytest.raises(MisconfigurationException, match=r"weights \(w\.pth\) and model\.model"):
         Classifier(factory, num_classes=4, weights="w.pth")
 
 

@@ -17,7 +17,10 @@ MODEL = "--ckpt_path=models:/no@one"
         (
             f"{MODEL} --output=there.csv",
             # the form of this message
-            ["output is there.csv, which exists; name another file by --output, or remove it"],
+            [
+                "output is there.csv, which exists; give another file by --output, or remove "
+                "this one"
+            ],
         ),
         (MODEL, ["models:/no@one", "sqlite:///"]),
         ("--ckpt_path=models:/no", ["models:/no", "models:/NAME@ALIAS", "models:/NAME/VE"]),

@@ -98,7 +98,7 @@ def test_stop_in_the_test_is_followed_by_the_test_alone(attempt, run_id):
 
 
 def test_nothing_to_go_on_from_is_written_where_it_is_turned_off(attempt):
-    assert attempt(f"fit {TINY} --resume.keep 0").code == 0
+    assert attempt(f"fit {TINY} --resume.max_checkpoints 0").code == 0
     assert attempt(f"fit {TINY} --trainer.enable_checkpointing=false").code == 0
 
     assert not list(Path("runs").rglob("step=*"))
@@ -107,14 +107,14 @@ def test_nothing_to_go_on_from_is_written_where_it_is_turned_off(attempt):
 def test_help_of_resuming_is_in_plain_words(cli):
     said = cli("fit --help").out
 
-    assert mentions(said, "go on", "--resume.every_minutes", "two checkpoints")
+    assert mentions(said, "go on", "--resume.every_minutes", "Write a checkpoint")
 
 
 @pytest.mark.parametrize(
     ("option", "facts"),
     [
-        ("--resume.every_minutes=0", ["every_minutes is 0.0", "every_steps None", "keep 2"]),
-        ("--data.batch_size=6", ["10 batches", "8 before", "--resume.inexact=true"]),
+        ("--resume.every_minutes=0", ["every_minutes: 0.0", "expected"]),
+        ("--data.batch_size=6", ["10 batches", "8 before", "--resume.allow_inexact=true"]),
     ],
 )
 def test_mistakes_are_told_in_one_line(attempt, option, facts):

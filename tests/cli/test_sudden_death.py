@@ -17,7 +17,7 @@ from tests.support.stores import experiment_id, list_runs
 from tests.support.trainings import LINEAR, QUIET, SHAPES
 from tests.support.waiting import wait_until
 
-OPTIONS = "--trainer.logger.system_metrics=false --accelerator=cpu --resume.keep=0"
+OPTIONS = "--trainer.logger.system_metrics=false --accelerator=cpu --resume.max_checkpoints=0"
 TRAIN = f"train {SHAPES} {OPTIONS}"
 FOLDER = f"train --data=ImageFolderDataModule --data_path=photos {LINEAR} {QUIET} {OPTIONS}"
 FOLDER += " --batch_size=4 --max_epochs=1 --trainer.log_every_n_steps=1"

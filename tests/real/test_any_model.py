@@ -17,7 +17,7 @@ from tests.support.images import encode, file_of, grow
 from tests.support.trainings import QUIET, SHAPES
 
 REGISTER = "--register=any"
-FEW = "--trainer.logger.system_metrics=false --resume.keep=0"
+FEW = "--trainer.logger.system_metrics=false --resume.max_checkpoints=0"
 
 
 def ask(uri, pictures, top_k):

@@ -176,7 +176,7 @@ def test_inexact_resumes_with_the_current_code(train, tmp_path):
 
     assert train("", run_id, "--inexact")[0] == 0
 
-    assert (tmp_path / "words").read_text().endswith(" --resume.inexact=true")
+    assert (tmp_path / "words").read_text().endswith(" --resume.allow_inexact=true")
 
 
 @pytest.fixture

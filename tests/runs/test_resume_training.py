@@ -18,7 +18,7 @@ from tests.support.waiting import wait_until
 TRAIN = f"train --data=SyntheticDataModule --max_epochs=3 {QUIET} --trainer.log_every_n_steps=1"
 TRAIN += " --data.train_size=160 --data.val_size=16 --data.test_size=16 --batch_size=8"
 TRAIN += " --data.resize=8 --data.crop=8 --model.model=fresh.network --learning_rate=0.01"
-TRAIN += " --accelerator=cpu --trainer.logger.system_metrics=false --resume.every_steps=4"
+TRAIN += " --accelerator=cpu --trainer.logger.system_metrics=false --resume.every_n_train_steps=4"
 # Only the run that is to be killed waits for it, in its thirtieth step.
 SLOW = """
 import os, time

@@ -52,7 +52,7 @@ def test_results_without_a_test_start_with_the_best_metric(metrics, first):
 
 
 def test_results_name_the_flip_accuracy_apart():
-    text = format_results({"test_flip_accuracy": 0.93, "test_accuracy": 0.92}, None, epochs=0)
+    text = format_results({"test_flip_tta_accuracy": 0.93, "test_accuracy": 0.92}, None, epochs=0)
 
     first, rest = text.split("\n\n")
     assert first == "**Test accuracy 0.9200**"

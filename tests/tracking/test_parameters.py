@@ -144,7 +144,7 @@ def test_runs_that_differ_only_by_seed_have_one_recipe(cli):
         ("trainer.profiler", "simple"),
         ("trainer.devices", "1"),  # as `mlflow run` hands it over
         ("trainer.precision", "32-true"),
-        ("model.init_args.flip_test", True),
+        ("model.init_args.flip_tta", True),
         ("model.init_args.channels_last", True),
     ],
 )
@@ -154,7 +154,11 @@ def test_recipe_is_independent_of_seed_and_execution(path, value):
 
 def test_recipe_is_independent_of_new_options_at_their_initial_values():
     now = yaml.safe_load(yaml.safe_dump(RECIPE_CONFIG))
-    now["model"]["init_args"] |= {"label_smoothing": 0.0, "decay_biases": True, "compile": False}
+    now["model"]["init_args"] |= {
+        "label_smoothing": 0.0,
+        "decay_bias_and_norm": True,
+        "compile": False,
+    }
     now["data"]["init_args"] |= {
         "random_crop_padding": 0,
         "cutout": 0,
@@ -165,7 +169,7 @@ def test_recipe_is_independent_of_new_options_at_their_initial_values():
     assert name_recipe(now, DATA) == name_recipe(RECIPE_CONFIG, DATA)
     for part, name, other in [
         ("model", "label_smoothing", 0.1),
-        ("model", "decay_biases", False),
+        ("model", "decay_bias_and_norm", False),
         ("model", "compile", True),
         ("data", "random_crop_padding", 4),
         ("data", "cutout", 8),

@@ -119,14 +119,14 @@ def test_newest_are_kept_and_what_a_kill_left_is_removed(tmp_path):
 
 
 def test_training_goes_on_where_no_checkpoint_can_be_written(tmp_path):
-    resume = {"every_steps": 3}
+    resume = {"every_n_train_steps": 3}
     alone, ended = stopping.train(tmp_path / "alone", CLASSIFIER, stopping.ours, resume=resume)
 
     # The best checkpoint is written before, in which there is less.
     best = next((tmp_path / "alone").rglob("best.ckpt")).stat().st_size
     with (
         small_files(best + 1000),
-        pytest.warns(UserWarning, match="no checkpoint of step 3 "),
+        pytest.warns(UserWarning, match="the checkpoint of step 3 could not be written"),
     ):
         rows, last = stopping.train(tmp_path / "full", CLASSIFIER, stopping.ours, resume=resume)
 
@@ -136,7 +136,7 @@ def test_training_goes_on_where_no_checkpoint_can_be_written(tmp_path):
 
 
 def test_run_goes_on_from_the_checkpoint_before_a_damaged_one(tmp_path):
-    options = {"resume": {"every_steps": 3}}
+    options = {"resume": {"every_n_train_steps": 3}}
     _, ended = stopping.train(tmp_path / "alone", CLASSIFIER, stopping.ours, **options)
     folder = tmp_path / "harmed"
     stopping.train(folder, CLASSIFIER, stopping.ours, max_epochs=1, **options)

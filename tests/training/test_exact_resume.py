@@ -39,7 +39,7 @@ def test_stopped_training_ends_as_one_that_was_not(tmp_path, options, disturbanc
         CLASSIFIER,
         ours,
         disturbances=disturbances,
-        resume={"every_steps": 2},
+        resume={"every_n_train_steps": 2},
         **options,
     )
 
@@ -102,7 +102,7 @@ def test_any_steps_do_to_be_stopped_at(tmp_path, seed):
     draw = random.Random(seed)
     kinds = [0, SIGUSR1, SIGTERM]
     disturbances = [(draw.randrange(6), draw.choice(kinds)) for _ in range(6)]
-    resume = {"every_steps": draw.randrange(1, 5)}
+    resume = {"every_n_train_steps": draw.randrange(1, 5)}
     compare(tmp_path, CLASSIFIER, ours, disturbances=disturbances, resume=resume)
 
 
@@ -138,7 +138,7 @@ def test_batches_of_another_size_go_on_where_as_many_images_were_seen(tmp_path):
         return SyntheticDataModule(60, 20, 20, batch_size=4, resize=12, crop=8)
 
     sizes = iter([ours, half])
-    inexact = {"inexact": True}
+    inexact = {"allow_inexact": True}
 
     _, ended = stopping.train(tmp_path, CLASSIFIER, lambda: next(sizes)(), [(11, SIGUSR1)], inexact)
 

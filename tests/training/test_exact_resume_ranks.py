@@ -13,14 +13,14 @@ import torch
 from pyclassify.datamodule import ImageFolderDataModule
 from pyclassify.module import Classifier
 from pyclassify.training import distributed
-from pyclassify.training.optim import AverageWeights
+from pyclassify.training.optim import EMAWeights
 from tests.support import processes, stopping
 from tests.support.ports import free_port
 from tests.support.processes import PIPE, ROOT, STDOUT
 
 
 def averaging():
-    return [AverageWeights(decay=0.5)]
+    return [EMAWeights(decay=0.5)]
 
 
 # Whichever process hears of it, and at whatever batch: both stop at the same.
@@ -99,7 +99,7 @@ if __name__ == "__main__":
                     partial(Classifier, stopping.Net),
                     data,
                     disturbances,
-                    resume={"every_steps": 2},
+                    resume={"every_n_train_steps": 2},
                     devices=2,
                     strategy="ddp",
                     **options,

@@ -39,7 +39,7 @@ def test_layer_of_other_classes_keeps_its_first_values_and_is_named(tmp_path):
     assert not {*HEAD} & changed(first, network.state_dict())
     # the form of this message
     assert told == (
-        f"weights {tmp_path}/w.pth: 9 of 11 tensors are taken; left at their first values: "
+        f"weights {tmp_path}/w.pth: loaded 9 of 11 tensors; re-initialized: "
         "head.weight 7x8 in the file, 4x8 in the network, head.bias 7 in the file, 4 in the network"
     )
 

@@ -85,7 +85,7 @@ def test_output_that_is_not_logits_is_refused_in_one_line(wrap, facts):
     with pytest.raises(MisconfigurationException) as refused:
         check_network(Returning(wrap), CLASSES, side=8)
 
-    assert mentions(str(refused.value), "Returning returns", "4 classes", "--model.model", *facts)
+    assert mentions(str(refused.value), "output of Returning", "4 classes", "--model.model", *facts)
     assert "\n" not in str(refused.value)
 
 
@@ -109,9 +109,9 @@ def vit(num_classes):
             vit,
             64,
             [
-                "VisionTransformer can't take 2 images of 64x64 pixels: Wrong image height! "
+                "VisionTransformer failed for 2 images of 64x64 pixels: Wrong image height! "
                 "Expected 224 but got 64!; change --data.crop and --data.resize, or the network "
-                "or its options (--model.model.image_size 64); it takes images of 224x224: "
+                "or its options (--model.model.image_size 64); images of 224x224 pixels work: "
                 "--data.resize 224 --data.crop 224"
             ],
         ),
@@ -121,7 +121,7 @@ def vit(num_classes):
         (
             torchvision.models.squeezenet1_1,
             16,
-            ["SqueezeNet", "16x16", "it takes images of 32x32"],
+            ["SqueezeNet", "16x16", "images of 32x32 pixels work"],
         ),
     ],
 )
@@ -219,4 +219,4 @@ def test_label_out_of_range_is_refused_in_one_line(label, named):
     with pytest.raises(MisconfigurationException) as refused:
         networks.trainer(max_steps=1).fit(classifier, torch.utils.data.DataLoader(images, 2))
 
-    assert mentions(str(refused.value), f"label {named}", "4 classes", "0 to 3")
+    assert mentions(str(refused.value), f"invalid label: {named} (expected 0 to 3", "4 classes")

@@ -21,9 +21,9 @@ def network():
     return nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(4, 2))
 
 
-def rates(steps, warmup, more=0):
+def rates(steps, warmup_ratio, more=0):
     optimizer = SGD(network().parameters(), lr=0.5)
-    schedule = WarmupCosine(optimizer, warmup)
+    schedule = WarmupCosine(optimizer, warmup_ratio)
     schedule.configure(steps)
     found = []
     for _ in range(steps + more):
@@ -34,7 +34,7 @@ def rates(steps, warmup, more=0):
 
 
 def test_rate_rises_in_a_line_and_falls_by_a_cosine_to_nothing():
-    found = rates(100, warmup=0.2, more=3)
+    found = rates(100, warmup_ratio=0.2, more=3)
 
     assert found[:20] == pytest.approx([0.5 * (step + 1) / 21 for step in range(20)])
     cosine = [0.25 * (1 + math.cos(math.pi * step / 80)) for step in range(80)]
@@ -43,7 +43,7 @@ def test_rate_rises_in_a_line_and_falls_by_a_cosine_to_nothing():
 
 
 def test_rate_begins_at_the_optimizers_own_without_a_warm_up():
-    assert rates(10, warmup=0)[0] == 0.5
+    assert rates(10, warmup_ratio=0)[0] == 0.5
 
 
 def test_schedule_is_by_step_and_for_each_group():
@@ -73,10 +73,10 @@ def test_longer_training_has_the_longer_schedule():
     assert [optimizer.param_groups[0]["lr"]] == long.get_last_lr() == [rates(20, 0.1)[10]]
 
 
-@pytest.mark.parametrize("warmup", [-0.1, 1.0])
-def test_warm_up_is_a_part_of_the_training(warmup):
-    with pytest.raises(MisconfigurationException, match=rf"warmup is {warmup};"):
-        WarmupCosine(SGD(network().parameters()), warmup)
+@pytest.mark.parametrize("warmup_ratio", [-0.1, 1.0])
+def test_warmup_cosine_ratio_out_of_range_raises(warmup_ratio):
+    with pytest.raises(MisconfigurationException, match=rf"warmup_ratio.*{warmup_ratio}"):
+        WarmupCosine(SGD(network().parameters()), warmup_ratio)
 
 
 def test_schedule_of_an_endless_training_is_refused():
@@ -152,11 +152,11 @@ def test_schedule_that_there_is_goes_on_with_the_new_groups():
 @pytest.mark.parametrize(
     ("make", "kept"),
     [
-        (lambda optimizer: CyclicLR(optimizer, 0.1, 0.2), "CyclicLR keeps max_lrs"),
-        (lambda optimizer: LambdaLR(optimizer, lambda epoch: 0.5), "LambdaLR keeps lr_lambdas"),
+        (lambda optimizer: CyclicLR(optimizer, 0.1, 0.2), "CyclicLR has max_lrs"),
+        (lambda optimizer: LambdaLR(optimizer, lambda epoch: 0.5), "LambdaLR has lr_lambdas"),
         (
             lambda optimizer: MultiplicativeLR(optimizer, lambda epoch: 0.5),
-            "MultiplicativeLR keeps lr_lambdas",
+            "MultiplicativeLR has lr_lambdas",
         ),
     ],
 )
@@ -170,7 +170,7 @@ def test_schedule_with_lists_for_the_groups_is_refused(make, kept):
 
 
 def test_optimizer_without_decay_is_refused():
-    with pytest.raises(MisconfigurationException, match=r"decay_biases.*Rprop.*weight_decay"):
+    with pytest.raises(MisconfigurationException, match=r"decay_bias_and_norm.*Rprop"):
         exclude_from_weight_decay(torch.optim.Rprop(network().parameters()))
 
 
@@ -183,10 +183,11 @@ def test_command_line_has_both_reach_the_trainer(cli, monkeypatch):
     monkeypatch.setattr("pyclassify.tracking.metrics.RunMetrics.on_fit_end", keep)
     command_line = (
         "fit --data=SyntheticDataModule --data.train_size=40 --data.val_size=8 --data.test_size=8 "
-        f"--batch_size=8 --max_epochs=2 {LINEAR} --model.decay_biases=false "
+        f"--batch_size=8 --max_epochs=2 {LINEAR} --model.decay_bias_and_norm=false "
         "--optimizer=SGD --learning_rate=0.2 --optimizer.weight_decay=0.1 "
-        "--lr_scheduler=WarmupCosine --trainer.enable_checkpointing=false --resume.keep=0 "
-        "--trainer.enable_progress_bar=false --trainer.enable_model_summary=false"
+        "--lr_scheduler=WarmupCosine --trainer.enable_checkpointing=false "
+        "--resume.max_checkpoints=0 --trainer.enable_progress_bar=false "
+        "--trainer.enable_model_summary=false"
     )
 
     done = cli(command_line)
@@ -199,4 +200,4 @@ def test_command_line_has_both_reach_the_trainer(cli, monkeypatch):
     assert configured.interval == "step"
     assert configured.scheduler.total == configured.scheduler.last_epoch == 10
     assert optimizer.param_groups[0]["lr"] == pytest.approx(0, abs=1e-12)
-    assert done.runs[0].data.params["lr_scheduler/warmup"] == "0.1"
+    assert done.runs[0].data.params["lr_scheduler/warmup_ratio"] == "0.1"

@@ -44,7 +44,7 @@ def test_run_without_checkpoints_is_tested_with_the_weights_at_hand(cli):
 
 def test_best_checkpoint_waits_for_a_validation_that_comes_later(cli):
     with warnings.catch_warnings():
-        warnings.filterwarnings("error", message="no metric is called")
+        warnings.filterwarnings("error", message="the metric .* is not logged")
         done = cli(f"fit {SHAPES} --max_epochs 2 --trainer.check_val_every_n_epoch 2")
 
     assert done.code == 0
@@ -70,7 +70,9 @@ def test_launch_of_another_size_than_asked_for_is_refused(cli, monkeypatch):
     done = cli(f"fit {SHAPES} --accelerator cpu --devices 2")
 
     assert done.code == 1
-    assert mentions(done.err, "pyclassify: error: ", "1 of 2 x 1", "devices x num_nodes")
+    assert mentions(
+        done.err, "pyclassify: error: ", "processes: 1 (expected 2 x 1, devices x num_nodes)"
+    )
     assert "FINISHED" not in [run.info.status for run in done.runs]
 
 

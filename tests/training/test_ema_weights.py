@@ -11,7 +11,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from pyclassify.module import Classifier
 from pyclassify.training.checkpoints import BestCheckpoint
-from pyclassify.training.optim import AverageWeights
+from pyclassify.training.optim import EMAWeights
 from pyclassify.training.trainer import Trainer
 from tests.support import stopping
 from tests.support.trainings import SHAPES
@@ -21,7 +21,7 @@ STOPS = [(3, SIGUSR1), (4, SIGTERM), (12, 0), (3, SIGUSR1)]
 
 
 def averaging():
-    return [AverageWeights(decay=0.5, every_steps=2)]
+    return [EMAWeights(decay=0.5, update_every_n_steps=2)]
 
 
 class Watch(Callback):
@@ -118,7 +118,7 @@ def test_stopped_training_ends_as_one_that_was_not(tmp_path, options):
         partial(stopping.Schedules, "warm-up"),
         stopping.ours,
         disturbances=STOPS,
-        resume={"every_steps": 2},
+        resume={"every_n_train_steps": 2},
         more=averaging,
         **options,
     )
@@ -133,16 +133,16 @@ def test_more_epochs_than_first_asked_for_are_as_if_asked_for_at_once(tmp_path):
     assert stopping.same(last, ended)
 
 
-@pytest.mark.parametrize("wrong", [{"decay": 1.0}, {"decay": -0.1}, {"every_steps": 0}], ids=str)
-def test_average_that_would_learn_nothing_is_refused(wrong):
-    with pytest.raises(MisconfigurationException, match=r"decay is .*every_steps .*; give 0"):
-        AverageWeights(**wrong)
+@pytest.mark.parametrize(
+    ("option", "value"), [("decay", 1.0), ("decay", -0.1), ("update_every_n_steps", 0)]
+)
+def test_ema_option_out_of_range_raises(option, value):
+    with pytest.raises(MisconfigurationException, match=rf"^invalid {option}: {value} \(expected"):
+        EMAWeights(**{option: value})
 
 
 def test_run_is_scored_again_to_the_very_figure(cli, tmp_path):
-    recipe = {
-        "trainer": {"callbacks": [{"class_path": "pyclassify.training.optim.AverageWeights"}]}
-    }
+    recipe = {"trainer": {"callbacks": [{"class_path": "pyclassify.training.optim.EMAWeights"}]}}
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
     options = f"--config=recipe.yaml {SHAPES} --model.label_smoothing=0.1 --learning_rate=0.01"
 
@@ -156,5 +156,5 @@ def test_run_is_scored_again_to_the_very_figure(cli, tmp_path):
     assert found["test_loss"] == expected["test_loss"]
     assert found["test_accuracy"] == expected["test_accuracy"]
     params = trained.runs[0].data.params
-    assert params["trainer/callbacks/AverageWeights/decay"] == "0.999"
+    assert params["trainer/callbacks/EMAWeights/decay"] == "0.999"
     assert params["model/label_smoothing"] == "0.1"
