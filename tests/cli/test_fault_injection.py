@@ -4,8 +4,9 @@ import contextlib
 
 import pytest
 
+from pyclassify.cli.main import main
 from tests.support import faults
-from tests.support.stores import list_runs
+from tests.support.stores import list_runs, new_store
 from tests.support.trainings import ERROR, SHAPES
 from tests.support.waiting import wait_until
 
@@ -46,21 +47,39 @@ def check(code, err, runs, kind):
         assert "Traceback" not in err
 
 
-@pytest.mark.parametrize(
-    ("place", "kind"),
-    [
-        pytest.param(*case, marks=() if number % 12 == 0 else pytest.mark.slow)
-        for number, case in enumerate(CASES)
-    ],
-)
-def test_fault_in_a_training_fails_its_run(place, kind, cli, store, capsys):
-    code, err = 1, ""
+def disturb(place, kind, store, capsys):
+    """Train with a fault at a place, and check how that ended."""
+    code = 1
     # A bug is raised with its stack trace, except one that was noted until the end.
     raised = contextlib.suppress(*[Exception] * (kind == "bug"))
     with faults.injected(place, kind) as calls, raised:
-        done = cli(TRAIN)
-        code, err = done.code, done.err
+        code = main(TRAIN.split())
+    err = capsys.readouterr().err
     assert calls
     if place.endswith(MONITORED):
         wait_until(lambda: list_runs(store)[0].info.end_time, "the monitor to set the status")
     check(code, err, list_runs(store), kind)
+
+
+@pytest.mark.parametrize(("place", "kind"), CASES[::12])
+def test_fault_in_a_training_fails_its_run(place, kind, store, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+
+    disturb(place, kind, store, capsys)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["full disk", "exit", "bug"])
+def test_fault_at_any_place_of_a_training_fails_its_run(
+    kind, empty_store, tmp_path, capsys, subtests
+):
+    places = [place for place, other in CASES if other == kind]
+    assert len(places) > 35
+    for number, place in enumerate(places):
+        folder = tmp_path / str(number)
+        with (
+            subtests.test(place),
+            new_store(empty_store, folder) as store,
+            contextlib.chdir(folder),
+        ):
+            disturb(place, kind, store, capsys)
