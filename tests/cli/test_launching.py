@@ -276,9 +276,7 @@ def test_command_that_starts_a_training_is_started_once(command, cli, monkeypatc
 @pytest.mark.parametrize(
     "strategy",
     [
-        pytest.param(
-            name, marks=[pytest.mark.slow] * (name.startswith(("deepspeed_", "xla_", "fsdp_")))
-        )
+        name
         for name in StrategyRegistry.available_strategies()
         if name not in ("ddp", *(n for n in StrategyRegistry if n.startswith("ddp_find")))
     ],
@@ -294,16 +292,18 @@ def test_strategy_that_is_not_one_run_is_refused(strategy, cli):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("which", ["ddp", "ddp_find_unused_parameters_true"])
-def test_strategy_of_processes_is_one_run(which, launch, store):
-    options = f"--devices 2 --trainer.strategy {which}"
+def test_strategy_of_processes_is_one_run(launch, store, subtests):
+    for number, strategy in enumerate(("ddp", "ddp_find_unused_parameters_true"), start=1):
+        with subtests.test(strategy):
+            options = f"--devices 2 --trainer.strategy {strategy}"
 
-    done = launch("-m", "pyclassify", *TRAIN.split(), *options.split())
+            done = launch("-m", "pyclassify", *TRAIN.split(), *options.split())
 
-    _, err = done.communicate()
-    assert done.returncode == 0, err
-    (run,) = list_runs(store)
-    assert count_processes(run) == 2
+            _, err = done.communicate()
+            assert done.returncode == 0, err
+            runs = list_runs(store)
+            assert len(runs) == number
+            assert count_processes(runs[0]) == 2
 
 
 def test_devices_in_a_notebook_are_refused(cli, monkeypatch):

@@ -13,7 +13,7 @@ from tests.support import forking_python, processes
 from tests.support.faults import CODE
 from tests.support.images import grow
 from tests.support.processes import PIPE, ROOT, STDOUT
-from tests.support.stores import experiment_id, list_runs
+from tests.support.stores import experiment_id, list_runs, new_store
 from tests.support.trainings import LINEAR, QUIET, SHAPES
 from tests.support.waiting import wait_until
 
@@ -21,7 +21,6 @@ OPTIONS = "--trainer.logger.system_metrics=false --accelerator=cpu --resume.max_
 TRAIN = f"train {SHAPES} {OPTIONS}"
 FOLDER = f"train --data=ImageFolderDataModule --data_path=photos {LINEAR} {QUIET} {OPTIONS}"
 FOLDER += " --batch_size=4 --max_epochs=1 --trainer.log_every_n_steps=1"
-SLOW = pytest.mark.slow
 STEP = "pyclassify.module:Classifier.training_step"
 # Where a training dies, and how; its exit code, and how the reason begins.
 DEATHS = [
@@ -65,12 +64,9 @@ def wait_for_status(store, run_id=None):
     return store.get_run(found.info.run_id)  # as a whole: its tags were read after its status
 
 
-@pytest.mark.parametrize(
-    ("place", "kind", "code", "reason"),
-    [*DEATHS, *(pytest.param(*death, marks=SLOW) for death in SLOW_DEATHS)],
-)
-def test_sudden_death_fails_the_run_and_names_the_cause(place, kind, code, reason, store, tmp_path):
-    process = start(TRAIN, place, kind, tmp_path)
+def check_death(place, kind, code, reason, store, folder):
+    """Check that a training that dies at a place leaves a run FAILED, with the reason."""
+    process = start(TRAIN, place, kind, folder)
     process.wait()
 
     run = wait_for_status(store)
@@ -79,6 +75,19 @@ def test_sudden_death_fails_the_run_and_names_the_cause(place, kind, code, reaso
     assert run.info.status == "FAILED"
     assert run.data.tags["status_reason"].startswith(reason), out
     assert ("most recent call first" in out) == (kind == "abort")
+
+
+@pytest.mark.parametrize(("place", "kind", "code", "reason"), DEATHS)
+def test_sudden_death_fails_the_run_and_names_the_cause(place, kind, code, reason, store, tmp_path):
+    check_death(place, kind, code, reason, store, tmp_path)
+
+
+@pytest.mark.slow
+def test_sudden_death_at_other_places_fails_the_run(empty_store, tmp_path, subtests):
+    for number, death in enumerate(SLOW_DEATHS):
+        folder = tmp_path / str(number)
+        with subtests.test(death[0]), new_store(empty_store, folder) as store:
+            check_death(*death, store, folder)
 
 
 def test_death_after_everything_was_logged_fails_the_run(store, tmp_path):
@@ -93,26 +102,30 @@ def test_death_after_everything_was_logged_fails_the_run(store, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("options", ["--data.num_workers=2", "--devices=2"])
-def test_other_processes_of_a_training_do_not_hide_its_death(options, store, tmp_path):
+def test_other_processes_of_a_training_do_not_hide_its_death(empty_store, tmp_path, subtests):
     splits = ("train", "val", "test")
-    grow(tmp_path / "photos", *(f"{split}/{name}" for split in splits for name in "ab"), count=8)
-    starter = forking_python.start if "devices" in options else processes.start
-    process = start(f"{FOLDER} {options}", STEP, "kill", tmp_path, starter=starter)
+    names = [f"{split}/{name}" for split in splits for name in "ab"]
+    for options in ("--data.num_workers=2", "--devices=2"):
+        folder = tmp_path / options
+        starter = forking_python.start if "devices" in options else processes.start
+        with subtests.test(options), new_store(empty_store, folder) as store:
+            grow(folder / "photos", *names, count=8)
+            process = start(f"{FOLDER} {options}", STEP, "kill", folder, starter=starter)
 
-    assert process.wait() != 0
-    assert wait_for_status(store).info.status == "FAILED"
+            assert process.wait() != 0
+            assert wait_for_status(store).info.status == "FAILED"
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["kill", "abort", "bug"])
-def test_death_of_the_second_process_fails_the_run(kind, store, tmp_path):
-    process = start(
-        f"{TRAIN} --devices=2", f"{STEP}:1", kind, tmp_path, starter=forking_python.start
-    )
+def test_death_of_the_second_process_fails_the_run(empty_store, tmp_path, subtests):
+    for kind in ("kill", "abort", "bug"):
+        folder = tmp_path / kind
+        starter = forking_python.start
+        with subtests.test(kind), new_store(empty_store, folder) as store:
+            process = start(f"{TRAIN} --devices=2", f"{STEP}:1", kind, folder, starter=starter)
 
-    assert process.wait() != 0
-    assert wait_for_status(store).info.status == "FAILED"
+            assert process.wait() != 0
+            assert wait_for_status(store).info.status == "FAILED"
 
 
 @pytest.mark.slow
@@ -229,22 +242,31 @@ def test_kill_of_what_trains_seeds_leaves_no_run_running(store, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("kind", "reason"), [("_exit", "exit code 0"), ("kill", "SIGKILL")])
-def test_mlflow_run_does_not_hide_a_sudden_death(kind, reason, store, tmp_path):
-    code = CODE.format(place=STEP, kind=kind)
-    (tmp_path / "train.py").write_text(code)
+def test_mlflow_run_does_not_hide_a_sudden_death(empty_store, tmp_path, subtests):
+    for kind, reason in (("_exit", "exit code 0"), ("kill", "SIGKILL")):
+        folder = tmp_path / kind
+        with subtests.test(kind), new_store(empty_store, folder) as store:
+            started = run_by_mlflow(CODE.format(place=STEP, kind=kind), folder)
+
+            run = wait_for_status(store)
+            wait_until(
+                lambda store=store: list_runs(store)[0].info.status == "FAILED",
+                f"FAILED: {started.stderr}",
+            )
+            assert run.data.tags["status_reason"].startswith(reason)
+
+
+def run_by_mlflow(code, folder):
+    """Run a program as an MLflow Project of its own, to its end."""
+    (folder / "train.py").write_text(code)
     command = f"{sys.executable} train.py {TRAIN}"
-    (tmp_path / "MLproject").write_text(
+    (folder / "MLproject").write_text(
         f"name: dies\nentry_points:\n  main:\n    command: {command!r}\n"
     )
-    started = processes.run(
+    return processes.run(
         "-c",
         "import mlflow, sys\n"
-        f"run = mlflow.projects.run({str(tmp_path)!r}, env_manager='local', synchronous=True)\n",
-        cwd=tmp_path,
+        f"run = mlflow.projects.run({str(folder)!r}, env_manager='local', synchronous=True)\n",
+        cwd=folder,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
     )
-
-    run = wait_for_status(store)
-    wait_until(lambda: list_runs(store)[0].info.status == "FAILED", f"FAILED: {started.stderr}")
-    assert run.data.tags["status_reason"].startswith(reason)

@@ -4,6 +4,7 @@
 with the line "trained", or with the line that pyclassify would print and exit code 1.
 """
 
+import math
 import resource
 import sys
 
@@ -62,11 +63,12 @@ if __name__ == "__main__":
     _, model, size = sys.argv
     resource.setrlimit(resource.RLIMIT_AS, (int(size), int(size)))
     try:
-        train(model, count=3, batch_size=2)
+        trainer = train(model, count=3, batch_size=2)
     except Exception as error:
         line = _format_error(error)
         if line is None:
             raise
         sys.stdout.write(f"{line}\n")
         sys.exit(1)
-    sys.stdout.write("trained\n")
+    losses = [float(trainer.callback_metrics[f"{split}_loss"]) for split in ("train", "val")]
+    sys.stdout.write("trained\n" if all(map(math.isfinite, losses)) else f"losses {losses}\n")

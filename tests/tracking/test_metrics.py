@@ -159,6 +159,7 @@ def test_tensorboard_logger_gets_the_same_metrics(cli, tmp_path):
 
     events = next(Path(tmp_path, "logs").rglob("events.out.*"))
     board = EventAccumulator(str(events.parent)).Reload()
-    assert set(board.Tags()["scalars"]) == set(done.runs[0].data.metrics)
+    logged = set(done.runs[0].data.metrics)  # with those of the machine, if it was slow
+    assert set(board.Tags()["scalars"]) == {name for name in logged if "system/" not in name}
     assert done.runs[0].data.params["seed_everything"] == "0"
     assert f"run            {done.runs[0].info.run_id}" in done.out

@@ -10,37 +10,25 @@ import torchvision
 from tests.support import every_model
 from tests.support.processes import run
 
-# The smallest of each family.
-FAMILIES = [
+# The smallest of each kind: with and without BatchNorm, auxiliary losses, attention. The slow test
+# trains all.
+KINDS = [
     "alexnet",
     "convnext_tiny",
-    "densenet121",
     "efficientnet_b0",
-    "efficientnet_v2_s",
     "googlenet",
     "inception_v3",
-    "maxvit_t",
-    "mnasnet0_5",
-    "mobilenet_v2",
     "mobilenet_v3_small",
-    "regnet_x_400mf",
-    "regnet_y_400mf",
     "resnet18",
-    "resnext50_32x4d",
-    "shufflenet_v2_x0_5",
     "squeezenet1_1",
-    "swin_t",
-    "swin_v2_t",
-    "vgg11_bn",
     "vit_b_32",
-    "wide_resnet50_2",
 ]
 LIMIT_BYTES = 9 * 2**30
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("name", FAMILIES)
-def test_network_of_each_family_is_trained_and_evaluated_with_one_image_left(name):
+@pytest.mark.parametrize("name", KINDS)
+def test_network_of_each_kind_is_trained_and_evaluated_with_one_image_left(name):
     trainer = every_model.train(name)
 
     parts = trainer.lightning_module.modules()
