@@ -1,4 +1,7 @@
-"""The Lightning logger of MLflow runs: one `mlflow run` is one run for any number of processes."""
+"""The Lightning logger of MLflow runs: one run for any number of processes.
+
+The logger writes to the run that `mlflow run` created, or else creates a run.
+"""
 
 import os
 import sys
@@ -30,23 +33,38 @@ BEST_WEIGHTS_PATH = "weights/best.ckpt"
 
 
 class RunLogger(MLFlowLogger):
-    """Log to the run that `mlflow run` made, or else to a new one.
+    """Log metrics, checkpoints and artifacts to one MLflow run.
+
+    The run is the one of MLFLOW_RUN_ID, which `mlflow run` sets, or a new one. It starts when the
+    first value is logged. Only rank 0 logs. Values are first written to a write-ahead log (the
+    spool, in `save_dir`), and uploaded every two seconds by a thread, so that the training neither
+    waits for the tracking server nor fails with it.
 
     Args:
-        experiment_name: The experiment of a new run; by default MLflow's own choice.
-        run_name: The run's name; by default made of network, data and seed.
-        tracking_uri: The tracking server or database; by default MLflow's own choice:
-            MLFLOW_TRACKING_URI, or mlflow.db in this folder.
-        tags: Tags to set on the run.
-        save_dir: The folder of the checkpoints, one folder a run in it.
-        system_metrics: Whether to log, each 10 s, what this job takes of processors, memory and
-            its own GPUs.
+        experiment_name: The experiment of a new run; by default MLFLOW_EXPERIMENT_NAME, or MLflow's
+            default experiment.
+        run_name: The run's name; by default a name that MLflow generates, which `RunRecorder`
+            replaces by network, data and seed.
+        tracking_uri: The tracking server or database; by default MLFLOW_TRACKING_URI, or
+            `sqlite:///mlflow.db`.
+        tags: Tags to set on the run; by default none.
+        save_dir: The folder of checkpoints and of the spool, `runs` by default. Checkpoints are in
+            the subfolder `EXPERIMENT/RUN_ID`.
+        system_metrics: Whether to log CPU utilization, memory and the metrics of this job's GPUs
+            every 10 seconds; True by default.
 
     Attributes:
-        spooled_run: The open run, once `experiment` was read.
+        spooled_run: The open run; set when `experiment` is first read.
+
+    Raises:
+        MisconfigurationException: When `experiment` is read in a forked process, or in a process
+            whose environment variables give it another rank than 0.
 
     Example:
-        >>> trainer = Trainer(logger=RunLogger(experiment_name="cifar10"))
+        >>> from lightning.pytorch import Trainer
+        >>> from pyclassify import AlexNet, CIFAR10DataModule, Classifier
+        >>> trainer = Trainer(logger=RunLogger(experiment_name="cifar10"), max_epochs=1)
+        >>> trainer.fit(Classifier(AlexNet()), CIFAR10DataModule())
     """
 
     def __init__(
@@ -63,7 +81,7 @@ class RunLogger(MLFlowLogger):
         launch_check.drop_ranks_beside_srun()
         self._starts_system_metrics = system_metrics
         if not launcher.is_rank_zero():
-            # The other ranks neither import mlflow nor open its database.
+            # The other ranks neither import MLflow nor open its database.
             Logger.__init__(self)
             self._run_id = self._experiment_id = None
             self._initialized, self._prefix = False, ""
@@ -83,18 +101,19 @@ class RunLogger(MLFlowLogger):
     @property
     @rank_zero_experiment
     def experiment(self) -> "MlflowClient":
-        """The `MlflowClient` that writes to the run's spool; starts the run."""
+        """The `MlflowClient` that writes to the run's spool; reading it starts the run."""
         if self._process != os.getpid():
             raise MisconfigurationException(
-                "RunLogger was handed to a copy of the process that made it, which would make a "
-                "run too; train with strategy ddp in place of ddp_spawn, ddp_fork or ddp_notebook"
+                "RunLogger can't be used in a forked or spawned process, which would create "
+                "another run; give the Trainer strategy ddp instead of ddp_spawn, ddp_fork or "
+                "ddp_notebook"
             )
         if not self._initialized:
-            if not launcher.is_rank_zero():  # and the Trainer counts it as the first, or only, one
+            if not launcher.is_rank_zero():  # but Lightning has called this on its rank 0
                 raise MisconfigurationException(
-                    "this process is not the first one by its environment variables (RANK, "
-                    "LOCAL_RANK, NODE_RANK or SLURM_PROCID), and the Trainer trains in it alone; "
-                    "unset them, or give the Trainer the number of devices that were started"
+                    "this process is rank 0 for the Trainer, but its environment variables (RANK, "
+                    "LOCAL_RANK, NODE_RANK or SLURM_PROCID) give it another rank; unset them, or "
+                    "give the Trainer the number of devices that the launcher started"
                 )
             self.spooled_run = run.start_run(
                 self._experiment_name,
@@ -116,13 +135,17 @@ class RunLogger(MLFlowLogger):
 
     @rank_zero_only
     def log_hyperparams(self, params: dict[str, Any] | Namespace) -> None:
-        """Log nothing: `RunRecorder` logs the resolved configuration, which has them all."""
+        """Log nothing: `RunRecorder` logs the resolved configuration, which includes them."""
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        """Log metrics at their step, except those of the test, which are logged at step 0.
+        """Log metrics at their step; those that begin with `test_` are logged at step 0.
 
         `mlflow ui` draws a metric as a bar if its only point is at step 0.
+
+        Args:
+            metrics: Values by name.
+            step: The training step of the values.
         """
         rounded = {
             name: _round_float32(value) if isinstance(value, float) else value
@@ -137,7 +160,7 @@ class RunLogger(MLFlowLogger):
 
     @rank_zero_only
     def start_system_metrics(self, gpus: Sequence[int]) -> None:
-        """Log system metrics until the run's end, if `system_metrics` is set; once for a logger.
+        """Log system metrics until the end of the run, if `system_metrics` is set.
 
         Args:
             gpus: The indices of this job's GPUs in torch.
@@ -159,10 +182,10 @@ class RunLogger(MLFlowLogger):
 
     @rank_zero_only
     def finalize(self, status: str = "success") -> None:
-        """Log the best weights; Lightning calls this after each of fit, validate and test.
+        """Log the best weights; Lightning calls this after each fit, validate and test.
 
         A run that failed or was stopped ends here, since Lightning's launcher may kill this process
-        a moment later. A run that succeeds ends when the whole command is done.
+        right afterwards. A run that succeeds ends with the command.
         """
         if status == "failed":
             error = sys.exc_info()[1]
@@ -175,10 +198,10 @@ class RunLogger(MLFlowLogger):
             self._log_weights(best)
 
     def _log_weights(self, path: str) -> None:
-        # Without the optimizer's state, which is two thirds of the size for Adam.
+        # Without the optimizer's state, which is two thirds of a checkpoint with Adam.
         keys = ("state_dict", "epoch", "global_step", "pytorch-lightning_version")
         try:
-            # The file was written by this process, and callbacks may have put any object in it.
+            # This process wrote the file, and callbacks may have saved any object in it.
             checkpoint = torch.load(path, map_location="cpu", weights_only=False, mmap=True)
             with tempfile.TemporaryDirectory() as folder:
                 weights = Path(folder, Path(BEST_WEIGHTS_PATH).name)
@@ -187,14 +210,14 @@ class RunLogger(MLFlowLogger):
                 self.experiment.log_artifact(
                     self.run_id, str(weights), str(Path(BEST_WEIGHTS_PATH).parent)
                 )
-        except Exception as error:  # a trained network is worth more than its copy
+        except Exception as error:  # the training must not fail: the file has the weights
             run.fail_later(f"log the best weights, which are in {path}", error)
 
 
 def _round_float32(value: float) -> float:
     """Round to the fewest digits that identify a float32, if the value is one.
 
-    Python converts torch's 0.81 to 0.8100000023841858, which MLflow would show.
+    A float32 of 0.81 is 0.8100000023841858 in Python, and MLflow would show all digits.
     """
     with np.errstate(over="ignore"):
         narrow = np.float32(value)
@@ -202,5 +225,5 @@ def _round_float32(value: float) -> float:
 
 
 def find_run_logger(trainer: Trainer) -> RunLogger | None:
-    """Find the `RunLogger` among the trainer's loggers."""
+    """Find the `RunLogger` among the trainer's loggers; None without one."""
     return next((logger for logger in trainer.loggers if isinstance(logger, RunLogger)), None)

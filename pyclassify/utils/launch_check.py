@@ -1,16 +1,16 @@
-"""Check the launch of a training: one run, with the number of processes that was asked for.
+"""Check the launch of a training: it must be one run with `devices` x `num_nodes` processes.
 
-A process knows by environment variables which launcher started it, and as which of how many. They
-are compared with `devices` and `num_nodes` before a run is made: a launcher that starts another
-number of processes would make several runs, train several times on the same data, or wait for ever
-for a process that nobody starts. docs/launching.md has a table of the launchers.
+Environment variables show which launcher started a process, its rank and the world size. They are
+compared with `devices` and `num_nodes` before a run is created. A launcher that starts another
+number of processes would create several runs, train several times on the same data, or wait forever
+for a process that is never started. docs/launching.md has a table of the launchers.
 
-These start the processes of a run:
+These launchers start the processes of a run:
 
-    torchrun    TORCHELASTIC_RUN_ID; the processes have RANK, LOCAL_RANK and WORLD_SIZE.
-    srun        SLURM_STEP_ID, of as many tasks as SLURM_NTASKS says; a task has SLURM_PROCID.
-    Lightning   none of these: the first process of a node starts the others. They have LOCAL_RANK,
-                NODE_RANK, MASTER_ADDR and MASTER_PORT, and no RANK.
+    torchrun    sets TORCHELASTIC_RUN_ID, and RANK, LOCAL_RANK and WORLD_SIZE in each process.
+    srun        sets SLURM_STEP_ID, SLURM_NTASKS (the world size), and SLURM_PROCID in each task.
+    Lightning   sets none of these. The first process of a node starts the others, with LOCAL_RANK,
+                NODE_RANK, MASTER_ADDR and MASTER_PORT, but without RANK.
 """
 
 import os
@@ -20,12 +20,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-# Variables that have to be whole numbers where they are set.
-_NUMBERS = (
+from pyclassify.utils.options import UsageError
+
+# Variables that must be whole numbers if they are set.
+_INTEGER_VARIABLES = (
     *("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "NODE_RANK", "GROUP_RANK"),
     *("MASTER_PORT", "SLURM_PROCID", "SLURM_LOCALID", "SLURM_NODEID", "SLURM_NTASKS"),
 )
-# Launchers that are not supported: the variables of a process's rank and of their number.
+# Unsupported launchers, and their variables for the rank and the world size.
 _OTHER_LAUNCHERS = {
     "mpirun": ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE"),
     "mpiexec": ("PMI_RANK", "PMI_SIZE"),
@@ -35,13 +37,13 @@ _OTHER_LAUNCHERS = {
     "horovodrun": ("HOROVOD_RANK", "HOROVOD_SIZE"),
     "jsrun": ("JSM_NAMESPACE_RANK", "JSM_NAMESPACE_SIZE"),
 }
-# By these the processes of a launcher that is not known here say which of how many they are.
+# The variables in which unknown launchers pass a rank to a process.
 _RANKS = ("RANK", "LOCAL_RANK", "NODE_RANK", "GROUP_RANK")
-# What Lightning gives to the processes that it starts.
-_LIGHTNING = ("LOCAL_RANK", "NODE_RANK", "MASTER_ADDR", "MASTER_PORT")
-# A job of this name is a shell for a person, in which Lightning starts the processes.
+# The variables that Lightning sets in the processes that it starts.
+_LIGHTNING_VARIABLES = ("LOCAL_RANK", "NODE_RANK", "MASTER_ADDR", "MASTER_PORT")
+# A job with one of these names is an interactive shell, in which Lightning starts the processes.
 _SHELLS = ("bash", "csh", "fish", "interactive", "ksh", "sh", "tcsh", "zsh")
-_COPYING_STRATEGY = re.compile(r"ddp_(spawn|fork|notebook)")
+_FORKING_STRATEGY = re.compile(r"ddp_(spawn|fork|notebook)")
 
 
 @dataclass(frozen=True)
@@ -49,9 +51,13 @@ class Launch:
     """The processes that a launcher started for a run.
 
     Args:
-        launcher: torchrun, srun or sbatch; the last one is a job's script, a single process.
+        launcher: torchrun, srun or sbatch. With sbatch this is a job's script, a single process.
         nodes: The number of nodes.
-        processes: Processes on each node.
+        processes: The number of processes on each node.
+
+    Example:
+        >>> Launch("srun", nodes=2, processes=4).world_size
+        8
     """
 
     launcher: str
@@ -65,24 +71,25 @@ class Launch:
 
 
 def check_settings(settings: Mapping[str, Any]) -> None:
-    """Check the launch of a training command, as far as its settings tell without torch.
+    """Check the launch of a training command by its settings, without importing torch.
 
     Args:
         settings: Dotted settings, as `options.list_settings` lists them.
 
     Raises:
-        ValueError: The launch makes another number of processes, or of runs, than is asked for.
+        UsageError: The strategy forks or spawns processes that would each create a run.
+        ValueError: The launcher did not start `devices` x `num_nodes` processes.
     """
-    _check_numbers()  # which Lightning reads when it is imported
-    if "trainer" in settings:  # a file, or all settings in one: known when the Trainer is made
+    _check_integer_variables()  # Lightning reads them when it is imported
+    if "trainer" in settings:  # a file or a mapping, which is checked with the Trainer
         return
     strategy = str(settings.get("trainer.strategy", "auto"))
-    if _COPYING_STRATEGY.match(strategy):
+    if _FORKING_STRATEGY.match(strategy):
         refuse_strategy(strategy)
     if is_interactive() and strategy not in ("auto", "single_device"):
         raise ValueError(
-            f"strategy {strategy} starts processes, which can't be done in a notebook or an "
-            "interactive Python; leave --trainer.strategy out"
+            f"--trainer.strategy {strategy} starts processes, which is not possible in a notebook "
+            "or an interactive Python; omit the option"
         )
     devices = count_devices(settings.get("trainer.devices", 1))
     num_nodes = count_devices(settings.get("trainer.num_nodes", 1))
@@ -92,17 +99,19 @@ def check_settings(settings: Mapping[str, Any]) -> None:
 
 
 def check_launch(devices: int, num_nodes: int, names_environment: bool = False) -> None:
-    """Check that a launcher started as many processes as are asked for.
+    """Check that a launcher, if any, started `devices` x `num_nodes` processes.
 
     Args:
-        devices: Processes on each node.
+        devices: The number of processes on each node.
         num_nodes: The number of nodes.
-        names_environment: Whether Lightning is told by a plugin whose environment variables hold.
+        names_environment: Whether a plugin of the Trainer sets the cluster environment, so that
+            the variables of unknown launchers are not checked.
 
     Raises:
-        ValueError: It started others, or cannot be told from variables that were left over.
+        ValueError: The launcher started another number of processes, or the environment has
+            variables of an unknown or earlier launch.
     """
-    _check_numbers()
+    _check_integer_variables()
     _check_other_launchers(devices, num_nodes)
     launch = detect_launch()
     if launch is None:
@@ -118,10 +127,10 @@ def check_launch(devices: int, num_nodes: int, names_environment: bool = False) 
 
 
 def drop_ranks_beside_srun() -> None:
-    """Remove ranks from the environment of a task of srun, which has the true one in SLURM_PROCID.
+    """Remove rank variables from the environment of a task of srun, whose rank is SLURM_PROCID.
 
-    Those of the shell that called srun are the same for all tasks: each would take itself for the
-    first one. Scripts set them too, to what SLURM says.
+    All tasks inherit the same variables from the shell that called srun, so that each task would
+    take itself for rank 0.
     """
     if "TORCHELASTIC_RUN_ID" not in os.environ and _is_slurm_task():
         for name in (*_RANKS, "WORLD_SIZE", "LOCAL_WORLD_SIZE"):
@@ -129,34 +138,35 @@ def drop_ranks_beside_srun() -> None:
 
 
 def check_single(command: str) -> None:
-    """Check that a command that starts the processes of a training itself was started once.
+    """Check that a command that starts the processes of a training itself runs in one process.
 
     Args:
         command: The command's name.
 
     Raises:
-        ValueError: A launcher started it several times.
+        ValueError: A launcher started the command in several processes.
     """
-    _check_numbers()
+    _check_integer_variables()
     launch = detect_launch()
     if launch is not None and launch.world_size > 1:
         raise ValueError(
             f"{launch.launcher} started {launch.world_size} processes of `pyclassify {command}`, "
-            "which itself starts those of the run; start it once, without a launcher"
+            "but this command starts the processes of the run itself; start it once, without "
+            f"{launch.launcher}"
         )
 
 
 def detect_launch() -> Launch | None:
-    """Detect the launcher of this process; None where Lightning starts the others, if any.
+    """Detect the launcher of this process; None if Lightning starts the other processes.
 
     Raises:
-        ValueError: srun started more tasks on one node than on another.
+        ValueError: srun started different numbers of tasks on the nodes.
     """
     if "TORCHELASTIC_RUN_ID" in os.environ:
         size = _read_number("WORLD_SIZE", 1)
         processes = _read_number("LOCAL_WORLD_SIZE", size)
         return Launch("torchrun", max(size // max(processes, 1), 1), processes)
-    # Without SLURM_NTASKS the job has not said how many, and without SLURM_PROCID this is salloc's.
+    # A job without --ntasks has no SLURM_NTASKS, and a shell of salloc has no SLURM_PROCID.
     if "SLURM_NTASKS" not in os.environ or "SLURM_PROCID" not in os.environ:
         return None
     if _is_slurm_shell():
@@ -167,34 +177,34 @@ def detect_launch() -> Launch | None:
     counts = _list_tasks_per_node()
     if len(set(counts)) > 1:
         raise ValueError(
-            f"srun started {', '.join(map(str, counts))} tasks on the nodes, and each node trains "
-            "with as many; give srun --ntasks-per-node"
+            f"srun started {', '.join(map(str, counts))} tasks on {len(counts)} nodes, but each "
+            "node must run the same number of tasks; give srun the option --ntasks-per-node"
         )
     return Launch("srun", len(counts), counts[0])
 
 
 def is_interactive() -> bool:
-    """Whether this is a notebook or an interactive Python, where Lightning can start no process."""
+    """Whether this is a notebook or an interactive Python, which can't start processes."""
     return hasattr(sys, "ps1") or bool(sys.flags.interactive)
 
 
 def refuse_strategy(strategy: str) -> None:
-    """Refuse a strategy whose processes are copies of this one, and end with each fit or test.
+    """Refuse a strategy that forks or spawns this process for each fit or test.
 
     Raises:
-        ValueError: Always.
+        UsageError: Always.
     """
-    raise ValueError(
-        f"strategy {strategy} trains in copies of this process, each of which would make a run; "
-        "leave --trainer.strategy out"
+    raise UsageError(
+        f"unsupported --trainer.strategy: {strategy} (it forks or spawns this process, and each "
+        "process would create a run); omit the option, or give ddp"
     )
 
 
 def _is_slurm_task() -> bool:
-    """Whether srun started this process, as one of several tasks.
+    """Whether srun started this process as one of several tasks.
 
-    A job's script has the variables of a first task too, and those of a step may be left over in a
-    job that was submitted from it.
+    The script of a job also has the variables of task 0, and a job that was submitted from a step
+    inherits the variables of that step.
     """
     tasks = _read_number("SLURM_NTASKS", 1)
     in_step = "SLURM_STEP_ID" in os.environ and _read_number("SLURM_STEP_NUM_TASKS", tasks) == tasks
@@ -214,18 +224,18 @@ def _list_tasks_per_node() -> list[int]:
     return counts if sum(counts) == tasks else [max(tasks // max(nodes, 1), 1)] * max(nodes, 1)
 
 
-def _check_numbers() -> None:
-    for name in _NUMBERS:
+def _check_integer_variables() -> None:
+    for name in _INTEGER_VARIABLES:
         value = os.environ.get(name)
         if value is not None and not re.fullmatch(r"\d+", value, re.ASCII):
             raise ValueError(
-                f"{name} is {value!r} in the environment, where launchers set a whole number; "
-                f"`unset {name}`"
+                f"invalid {name} in the environment: {value!r} (expected a whole number, as "
+                f"launchers set it); run `unset {name}`"
             )
 
 
 def _check_other_launchers(devices: int, num_nodes: int) -> None:
-    """Refuse processes of a launcher that neither Lightning nor this package follows."""
+    """Refuse processes of a launcher that neither Lightning nor this package supports."""
     by_torchrun = _read_number("GROUP_WORLD_SIZE", 1)  # one torchrun on each node
     for launcher, (rank_name, size_name) in _OTHER_LAUNCHERS.items():
         size = _read_number(size_name, _read_number(rank_name) + 1)
@@ -233,69 +243,65 @@ def _check_other_launchers(devices: int, num_nodes: int) -> None:
         by_srun = all(os.environ.get(name) == os.environ.get(other) for name, other in names)
         if size in (1, by_torchrun) or by_srun:  # srun sets those of MPI too
             continue
-        command = _name_command("torchrun", *_choose_size([size], devices, num_nodes))
+        command = _format_command("torchrun", *_choose_size([size], devices, num_nodes))
         raise ValueError(
-            f"{launcher} started {size} processes ({size_name}={size}), each of which would be a "
-            f"run; start them by {command}"
+            f"{launcher} started {size} processes ({size_name}={size}), and each process would "
+            f"create a run; start the processes with {command}"
         )
 
 
 def _check_launchers_in_launchers(launch: Launch, devices: int, num_nodes: int) -> None:
-    """Refuse a torchrun without all its variables, or several that don't know of each other."""
+    """Refuse torchrun without all of its variables, or several independent torchruns."""
     if launch.launcher == "torchrun":
         missing = [name for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE") if name not in os.environ]
         if missing:
             raise ValueError(
-                f"TORCHELASTIC_RUN_ID is set in the environment and {', '.join(missing)} not; "
-                "`unset TORCHELASTIC_RUN_ID`, or start by torchrun"
+                f"the environment has TORCHELASTIC_RUN_ID, but not {', '.join(missing)}; run "
+                "`unset TORCHELASTIC_RUN_ID`, or start the training with torchrun"
             )
         tasks = _read_number("SLURM_NTASKS", 1)
         if _is_slurm_task() and tasks > _read_number("GROUP_WORLD_SIZE", tasks):
             raise ValueError(
-                f"srun started torchrun {tasks} times, each of which would be a run; start one a "
-                f"node: {_name_command('srun torchrun', devices, tasks)}"
+                f"srun started torchrun {tasks} times, and each torchrun would create a run; start "
+                f"one torchrun per node with {_format_command('srun torchrun', devices, tasks)}"
             )
 
 
 def _refuse_script(devices: int, num_nodes: int) -> None:
-    """Refuse the script of a job of several tasks, where those were meant to train."""
+    """Refuse a training in the script of a job that has several tasks."""
     counts = _list_tasks_per_node()
-    one = " in one process by `srun --nodes=1 --ntasks=1 python -m pyclassify ...`"
-    raise ValueError(
-        f"the job has {sum(counts)} tasks and its script, which started this process, is 1 of "
-        f"{devices} x {num_nodes} processes (devices x num_nodes); start them by "
-        f"{_name_command('srun', *_choose_size(counts, devices, num_nodes))}"
-        f"{', or' + one if devices * num_nodes == 1 else ''}"
+    command = _format_command("srun", *_choose_size(counts, devices, num_nodes))
+    message = (
+        f"the job has {sum(counts)} tasks, but its script started the training without srun, in 1 "
+        f"process of {devices} x {num_nodes} (devices x num_nodes); start all with {command}"
     )
+    if devices * num_nodes == 1:
+        message += ", or a single one with `srun --nodes=1 --ntasks=1 python -m pyclassify ...`"
+    raise ValueError(message)
 
 
 def _choose_size(counts: list[int], devices: int, num_nodes: int) -> tuple[int, int]:
-    """What was asked for, or what the job has where that is a single process."""
+    """Choose the devices and nodes of the options, or those of the job if the former is 1 x 1."""
     return (devices, num_nodes) if devices * num_nodes > 1 else (counts[0], len(counts))
 
 
 def _refuse_size(launch: Launch, devices: int, num_nodes: int) -> None:
-    asked, started = f"{num_nodes * devices}", launch.world_size
+    """Refuse a launch whose number of processes is not `devices` x `num_nodes`."""
     if launch.launcher == "sbatch":
-        launched = f"the job's script is 1 of {devices} x {num_nodes} processes"
-        launcher = "srun"
+        launcher, started = "srun", "the job's script started the training without srun, in 1 x 1"
     else:
-        launched = (
-            f"{launch.launcher} started {started} of {devices} x {num_nodes} processes"
-            if started < devices * num_nodes
-            else f"{launch.launcher} started {started} processes ({launch.processes} on "
-            f"{launch.nodes} nodes) for {devices} x {num_nodes} = {asked}"
-        )
         launcher = launch.launcher
-    give = f", or give --devices {launch.processes} --num_nodes {launch.nodes}"
+        started = f"{launcher} started {launch.processes} x {launch.nodes}"
     raise ValueError(
-        f"{launched} (devices x num_nodes); start them by "
-        f"{_name_command(launcher, devices, num_nodes)}{give}"
+        f"{started} processes (processes per node x nodes), but {devices} x {num_nodes} are "
+        f"expected (devices x num_nodes); start them with "
+        f"{_format_command(launcher, devices, num_nodes)}, or give --devices {launch.processes} "
+        f"--num_nodes {launch.nodes}"
     )
 
 
 def _check_ranks(devices: int, num_nodes: int) -> None:
-    """Refuse a rank or a number of processes that no launcher known here has set."""
+    """Refuse a rank or a world size that no supported launcher has set."""
     found = {name: os.environ[name] for name in (*_RANKS, "WORLD_SIZE") if name in os.environ}
     size = _read_number("WORLD_SIZE", devices * num_nodes)
     is_alone = devices * num_nodes == size == 1 and not any(
@@ -304,7 +310,7 @@ def _check_ranks(devices: int, num_nodes: int) -> None:
     if "SLURM_PROCID" in os.environ and _read_number("SLURM_PROCID") > 0:
         found["SLURM_PROCID"] = os.environ["SLURM_PROCID"]
         is_alone = False
-    by_lightning = "RANK" not in found and all(name in os.environ for name in _LIGHTNING)
+    by_lightning = "RANK" not in found and all(name in os.environ for name in _LIGHTNING_VARIABLES)
     fits = _read_number("LOCAL_RANK") < devices and _read_number("NODE_RANK") < num_nodes
     if not found or is_alone or (by_lightning and fits and size == devices * num_nodes):
         return
@@ -314,32 +320,32 @@ def _check_ranks(devices: int, num_nodes: int) -> None:
     if devices * num_nodes == 1:
         devices = size
     raise ValueError(
-        f"{values} in the environment, of a launcher that is not known here or left over by one; "
-        f"`unset {' '.join(found)}`, or start {devices} x {num_nodes} processes (devices x "
-        f"num_nodes) by {_name_command('torchrun', devices, num_nodes)}"
+        f"the environment has {values}, set by an unsupported launcher or left from an earlier "
+        f"launch; run `unset {' '.join(found)}`, or start {devices} x {num_nodes} processes "
+        f"(devices x num_nodes) with {_format_command('torchrun', devices, num_nodes)}"
     )
 
 
 def _check_own_launch(devices: int, num_nodes: int) -> None:
-    """Refuse what Lightning can't start by itself."""
+    """Refuse processes that Lightning can't start by itself."""
     if "LOCAL_RANK" in os.environ:
-        return  # Lightning has started it
+        return  # Lightning has started this process
     if devices > 1 and is_interactive():
         raise ValueError(
-            f"devices is {devices} in a notebook or an interactive Python, where no further "
-            "process can be started; give --devices 1, or start it in a shell (in a notebook with "
-            f"an exclamation mark before): python -m pyclassify ... --devices {devices}"
+            f"invalid --devices in a notebook or an interactive Python: {devices} (expected 1, as "
+            "no further process can be started); give --devices 1, or run in a shell (in a "
+            f"notebook, with `!` in front): python -m pyclassify ... --devices {devices}"
         )
-    missing = [name for name in ("NODE_RANK", *_LIGHTNING[2:]) if name not in os.environ]
+    missing = [name for name in ("NODE_RANK", *_LIGHTNING_VARIABLES[2:]) if name not in os.environ]
     if num_nodes > 1 and missing:
         raise ValueError(
-            f"num_nodes is {num_nodes} and no launcher has started processes on {num_nodes} "
-            f"nodes; on SLURM start them by {_name_command('srun', devices, num_nodes)}, else on "
-            f"each node by {_name_command('torchrun', devices, num_nodes)}"
+            f"--num_nodes is {num_nodes}, but no launcher has started processes on {num_nodes} "
+            f"nodes; on SLURM, start them with {_format_command('srun', devices, num_nodes)}; "
+            f"otherwise, on each node, with {_format_command('torchrun', devices, num_nodes)}"
         )
 
 
-def _name_command(launcher: str, devices: int, num_nodes: int) -> str:
+def _format_command(launcher: str, devices: int, num_nodes: int) -> str:
     command = f"pyclassify ... --devices {devices} --num_nodes {num_nodes}"
     if launcher == "srun":
         return f"`srun --nodes={num_nodes} --ntasks-per-node={devices} python -m {command}`"
@@ -355,9 +361,13 @@ def _read_number(name: str, default: int = 0) -> int:
 
 
 def count_devices(value: Any) -> int | None:
-    """Count devices, or nodes, by the value of the option; None for `auto`, -1 and what is wrong.
+    """Count the devices or nodes that an option's value names.
 
-    Of "0,1" and [0, 1] each is one device.
+    Args:
+        value: A number, or a list of device indices such as [0, 1] or "0,1".
+
+    Returns:
+        The number; None for `auto`, -1 and invalid values.
     """
     text = str(value).strip()
     if isinstance(value, list) or re.search(r"[\[,]", text):

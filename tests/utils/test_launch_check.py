@@ -4,8 +4,15 @@ import os
 
 import pytest
 
-from pyclassify.utils.launch_check import Launch, check_settings, count_devices, detect_launch
+from pyclassify.utils.launch_check import (
+    Launch,
+    check_launch,
+    check_settings,
+    count_devices,
+    detect_launch,
+)
 from pyclassify.utils.launch_check import drop_ranks_beside_srun as drop_ranks
+from pyclassify.utils.options import UsageError
 from tests.support.launches import VARIABLES
 from tests.support.phrases import mentions
 
@@ -97,6 +104,26 @@ def test_two_nodes_of_two_processes_are_accepted(variables, environment):
     environment(variables)
 
     check_settings({"trainer.devices": "2", "trainer.num_nodes": 2})
+
+
+def test_launch_of_another_size_is_refused_with_counts_and_command(environment):
+    environment({**TASK, "SLURM_STEP_TASKS_PER_NODE": "2"})
+
+    with pytest.raises(ValueError, match="srun started") as refused:
+        check_launch(devices=4, num_nodes=1)
+
+    assert str(refused.value) == (
+        "srun started 2 x 1 processes (processes per node x nodes), but 4 x 1 are expected "
+        "(devices x num_nodes); start them with `srun --nodes=1 --ntasks-per-node=4 python -m "
+        "pyclassify ... --devices 4 --num_nodes 1`, or give --devices 2 --num_nodes 1"
+    )
+
+
+def test_strategy_that_forks_is_a_usage_error(environment):
+    environment({})
+
+    with pytest.raises(UsageError, match=r"unsupported --trainer\.strategy: ddp_fork .*; omit"):
+        check_settings({"trainer.strategy": "ddp_fork"})
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,8 @@
 """The processes of a launcher: the first one, processors, rendezvous and file broadcast."""
 
 import os
+import socket
+import subprocess
 import sys
 
 import pytest
@@ -12,15 +14,16 @@ from pyclassify.utils.launcher import (
     count_cores,
     count_workers,
     is_rank_zero,
+    publish_run,
     wait_for_value,
 )
 
 
 @pytest.fixture
 def machine(monkeypatch):
-    """Leave this process so many processors, of a job's on this node."""
+    """Set the number of cores of this process, and of its job on this node."""
     if sys.platform != "linux":
-        pytest.skip("only Linux tells a process's own processors")
+        pytest.skip("only Linux has the CPU affinity of a process")
 
     def leave(own, of_job=None):
         monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(own)))
@@ -110,5 +113,27 @@ def test_choose_rendezvous_without_launcher_is_empty(monkeypatch):
 def test_wait_for_value_of_a_silent_process_times_out(tmp_path, monkeypatch):
     monkeypatch.setattr(launcher, "PUBLISH_TIMEOUT_SECONDS", 0.2)
 
-    with pytest.raises(TimeoutError, match=r"first process.* 0 s"):
+    with pytest.raises(TimeoutError, match=r"after 0 s .*rank 0"):
         wait_for_value(tmp_path)
+
+
+def test_publish_run_removes_old_files_of_agents_that_have_exited(tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCHELASTIC_MAX_RESTARTS", "1")
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "now")
+    ended = subprocess.Popen(["true"])
+    ended.wait()
+    host = socket.gethostname()
+    old, recent, running = (
+        tmp_path / f".torchrun-{name}-{host}-{pid}"
+        for name, pid in [("old", ended.pid), ("recent", ended.pid), ("running", os.getpid())]
+    )
+    for path in (old, recent, running):
+        path.write_text("0" * 32)
+    for path in (old, running):
+        os.utime(path, (0, 0))
+
+    publish_run(tmp_path / "spool", "1" * 32)
+
+    own = tmp_path / f".torchrun-now-{host}-{os.getppid()}"
+    assert {*tmp_path.glob(".torchrun-*")} == {own, recent, running}
+    assert own.read_text() == "1" * 32

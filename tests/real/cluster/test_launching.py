@@ -54,7 +54,7 @@ REFUSED = {
     "`sbatch --ntasks=1`, `TRAIN --devices 2`": (
         "--ntasks=1",
         "TRAIN --devices 2",
-        ("1 of 2 x 1", "srun --nodes=1 --ntasks-per-node=2 python"),
+        ("1 x 1", "2 x 1", "srun --nodes=1 --ntasks-per-node=2 python"),
     ),
 }
 # By torchrun it is a test of tests/cli/test_launching.py.
