@@ -1,7 +1,7 @@
 """The rule by which a version becomes champion, and the record of what was decided.
 
 A decision is saved as `registry/NAME-VERSION/decision.json` among the artifacts of the version's
-run, with the decisions before it under `earlier`, and in short as tags of the version.
+run, with the decisions before it under `earlier_decisions`, and in short as tags of the version.
 """
 
 import json
@@ -23,50 +23,50 @@ if TYPE_CHECKING:
     from pyclassify.runs.stats import PairedTest
 
 # The outcomes of a decision, as the tag `decision` has them.
-FIRST, BELOW_MIN_ACCURACY = "first", "below min_accuracy"
-PROMOTED, NOT_BETTER, NOT_EVALUATED = "promoted", "kept", "not judged"
-BY_HAND, FORCED, ROLLED_BACK = "by hand", "forced", "rolled back"
-_CHAMPION_OUTCOMES = (FIRST, PROMOTED, BY_HAND, FORCED)
+FIRST, BELOW_MIN_ACCURACY = "first version", "below min_accuracy"
+PROMOTED, NOT_BETTER, NOT_EVALUATED = "promoted", "not better", "not evaluated"
+SET_MANUALLY, FORCED, ROLLED_BACK = "set manually", "forced", "rolled back"
+_CHAMPION_OUTCOMES = (FIRST, PROMOTED, SET_MANUALLY, FORCED)
 _FILE = "decision.json"
 
 
 @dataclass(frozen=True)
 class Decision:
-    """A decision about a version; the names of its fields are those of decision.json.
+    """A decision about a version; the names of its fields are the keys of decision.json.
 
     Args:
         name: The registered model.
         version: Its version.
         outcome: One of the outcomes above.
-        against: The version that it was compared with, or that it follows; None without one.
-        standing: Whether `against` has the alias `champion`, rather than having lost it.
-        accuracy: The version's accuracy on its test images, where it is known.
-        paired: The test of both versions on the same images, where there was one.
-        alpha: The upper bound of the test's p-value.
-        min_accuracy: The accuracy that the first version has to reach.
-        reason: Further notes: why nothing was compared, and the next command.
-        by: The user who decided, where a person did.
-        why: That person's reason.
-        time: The time in UTC.
+        against: The version that it was compared with, or that it replaces; None without one.
+        against_is_champion: Whether `against` has the alias `champion`; False if it lost it.
+        accuracy: The version's accuracy on its test images, in [0, 1], where it is known.
+        paired_test: The test of both versions on the same images, where there was one.
+        alpha: The significance level: the p-value of the test has to be below it.
+        min_accuracy: The accuracy that the first version has to reach, in [0, 1].
+        note: Why nothing was compared, and the next command.
+        decided_by: The user who decided; empty for a decision by a comparison.
+        reason: The reason that this user gave.
+        decided_at: The time in UTC.
 
     Example:
-        >>> Decision("net", "2", FORCED, against="1", by="ada", why="half the size").text
-        'net version 2 is champion: forced, after version 1 by ada: half the size'
+        >>> Decision("net", "2", FORCED, "1", decided_by="ada", reason="faster").text
+        'net version 2 is champion: forced by ada, replaces version 1 (reason: faster)'
     """
 
     name: str
     version: str
     outcome: str
     against: str | None = None
-    standing: bool = True
+    against_is_champion: bool = True
     accuracy: float | None = None
-    paired: "PairedTest | None" = None
+    paired_test: "PairedTest | None" = None
     alpha: float | None = None
     min_accuracy: float | None = None
+    note: str = ""
+    decided_by: str = ""
     reason: str = ""
-    by: str = ""
-    why: str = ""
-    time: str = ""
+    decided_at: str = ""
 
     @property
     def is_champion(self) -> bool:
@@ -81,9 +81,9 @@ class Decision:
     def tags(self) -> dict[str, str]:
         """The decision as tags of the version, each short enough for a column of `mlflow ui`.
 
-        Tags that say nothing about this decision are empty.
+        Tags that do not apply to this decision are empty.
         """
-        test, bound = self.paired, self.min_accuracy
+        test, bound = self.paired_test, self.min_accuracy
         return {
             "decision": self.outcome,
             "against": f"version {self.against}" if self.against else "",
@@ -91,16 +91,16 @@ class Decision:
             "difference": _format_accuracy_difference(test) if test else "",
             "alpha": f"{self.alpha:g}" if test else "",
             "min_accuracy": f"{bound:g}" if bound is not None and not self.against else "",
-            "decided": self.time,
-            "decided_by": self.by,
-            "why": self.why or (self.reason if self.outcome == NOT_EVALUATED else ""),
+            "decided_at": self.decided_at,
+            "decided_by": self.decided_by,
+            "reason": self.reason or (self.note if self.outcome == NOT_EVALUATED else ""),
         }
 
     def to_dict(self) -> dict[str, Any]:
         """The decision as decision.json has it."""
         data = {**asdict(self), "text": self.text}
-        if self.paired:
-            data["paired"]["difference"] = _measure_accuracy_difference(self.paired)
+        if self.paired_test:
+            data["paired_test"]["difference"] = _measure_accuracy_difference(self.paired_test)
         return data
 
     def _format_subject(self) -> str:
@@ -109,42 +109,47 @@ class Decision:
             return f"{version} is champion"
         if self.outcome == ROLLED_BACK:
             return f"{self.name} version {self.against} is champion again"
-        if self.against and self.standing:
+        if self.against and self.against_is_champion:
             return f"{self.name} version {self.against} stays champion"
         return f"{version} is not champion"
 
     def _format_grounds(self) -> str:
-        who = f"{self.by}: {self.why}" if self.why else self.by
-        after = f", after version {self.against}" if self.against else ""
-        more = f"; {self.reason}" if self.reason else ""
-        if (
-            self.outcome in (PROMOTED, NOT_BETTER, FIRST, BELOW_MIN_ACCURACY)
-            and self.accuracy is None
-        ):
-            return f"{self.outcome}{more}"
-        if self.paired:
-            return self._format_comparison(self.paired) + more
-        if self.outcome in (FIRST, BELOW_MIN_ACCURACY):
-            side = "is below" if self.outcome == BELOW_MIN_ACCURACY else "reaches"
-            which = "the first, and its accuracy" if self.outcome == FIRST else "its accuracy"
-            return f"{which} {self.accuracy:.4f} {side} min_accuracy {self.min_accuracy:g}{more}"
-        if self.outcome == ROLLED_BACK and self.reason:
-            return self.reason
-        return {
-            NOT_EVALUATED: f"version {self.version} was not judged, as {self.reason}",
-            BY_HAND: f"made so by hand{after}{more}",
-            FORCED: f"forced{after} by {who}{more}",
-            ROLLED_BACK: f"version {self.version} was rolled back by {who}",
-        }[self.outcome]
+        note = f"; {self.note}" if self.note else ""
+        if self.paired_test:
+            return self._format_comparison(self.paired_test) + note
+        if self.outcome in (FIRST, BELOW_MIN_ACCURACY) and self.accuracy is not None:
+            return self._format_accuracy() + note
+        if self.outcome == ROLLED_BACK and self.note:
+            return self.note
+        replaced = f", replaces version {self.against}" if self.against else ""
+        reason = f" (reason: {self.reason})" if self.reason else ""
+        grounds = {
+            NOT_EVALUATED: f"version {self.version} was not evaluated because {self.note}",
+            SET_MANUALLY: f"the alias was set manually{replaced}{note}",
+            FORCED: f"forced by {self.decided_by}{replaced}{reason}{note}",
+            ROLLED_BACK: f"{self.decided_by} rolled back version {self.version}{reason}",
+        }
+        return grounds.get(self.outcome, f"{self.outcome}{note}")
+
+    def _format_accuracy(self) -> str:
+        if self.outcome == BELOW_MIN_ACCURACY:
+            return f"accuracy {self.accuracy:.4f} < min_accuracy {self.min_accuracy:g}"
+        return (
+            f"no champion to compare with, accuracy {self.accuracy:.4f} >= min_accuracy "
+            f"{self.min_accuracy:g}"
+        )
 
     def _format_comparison(self, test: "PairedTest") -> str:
         result = "better"
         if self.outcome == NOT_BETTER:
-            worse = test.p_value < (self.alpha or 0)
-            result = f"version {self.version} is {'worse' if worse else 'not shown to be better'}"
+            is_worse = test.p_value < (self.alpha or 0)
+            result = (
+                f"version {self.version} is {'worse' if is_worse else 'not significantly better'}"
+            )
         return (
-            f"{result} than version {self.against} on {test.count:,} images, by "
-            f"{_format_accuracy_difference(test)}, p = {test.p_value:.2g}, alpha {self.alpha:g}"
+            f"{result} than version {self.against} on {test.num_images:,} images, accuracy "
+            f"{_format_accuracy_difference(test)}, McNemar's p = {test.p_value:.2g}, "
+            f"alpha = {self.alpha:g}"
         )
 
 
@@ -155,17 +160,18 @@ def check_bounds(alpha: float, min_accuracy: float) -> None:
         ValueError: alpha is not in (0, 1), or min_accuracy is not in [0, 1].
     """
     if not 0 < alpha < 1:
-        raise ValueError(f"alpha is {alpha:g}; it takes a number between 0 and 1, such as 0.05")
+        raise ValueError(f"invalid alpha: {alpha:g} (expected 0 < alpha < 1, such as 0.05)")
     if not 0 <= min_accuracy <= 1:
-        raise ValueError(f"min_accuracy is {min_accuracy:g}; it takes a number from 0 to 1")
+        raise ValueError(
+            f"invalid min_accuracy: {min_accuracy:g} (expected 0 <= min_accuracy <= 1)"
+        )
 
 
 def is_better(test: "PairedTest", alpha: float) -> bool:
-    """Return whether the second of two versions is better than the first, by more than luck.
+    """Return whether the second of two versions is significantly better than the first.
 
-    It has more images right, and of two that are equally good as large a difference is seen less
-    than `alpha` of the time (McNemar's exact test, two-sided). Luck has two sides: of versions that
-    are as good as the champion at most alpha/2 pass.
+    It predicts more images correctly, and McNemar's exact test has a p-value below `alpha`. The
+    test is two-sided: of versions that are only as good as the champion, at most alpha/2 pass.
     """
     return _measure_accuracy_difference(test) > 0 and test.p_value < alpha
 
@@ -178,7 +184,7 @@ def load_decision(client: "MlflowClient", version: Version) -> Decision | None:
         version: The version.
 
     Returns:
-        None where there is none; without its numbers, from the tags, where its file is lost.
+        The decision; without its numbers, from the tags, if its file is lost; None without one.
     """
     if "decision" not in version.tags:
         return None
@@ -189,17 +195,17 @@ def load_decision(client: "MlflowClient", version: Version) -> Decision | None:
 
 
 def add_time(decision: Decision, saved: Decision | None) -> Decision:
-    """Add the time of now to a decision; return the saved decision where that says the same."""
-    if saved and replace(decision, time=saved.time) == saved:
+    """Add the current time to a decision; return the saved decision if they are equal otherwise."""
+    if saved and replace(decision, decided_at=saved.decided_at) == saved:
         return saved
     now = datetime.now(UTC).isoformat(" ", "seconds").replace("+00:00", " UTC")
-    return replace(decision, time=now)
+    return replace(decision, decided_at=now)
 
 
 def save_decision(client: "MlflowClient", version: Version, decision: Decision) -> None:
-    """Save a decision as decision.json, which keeps the decisions before it under `earlier`.
+    """Save a decision as decision.json, with the previous ones under `earlier_decisions`.
 
-    A failure costs a warning, as the tags have the decision too.
+    A failure only warns, because the tags have the decision too.
     """
     if version.run_id:
         file = f"{_get_folder(version)}/{_FILE}"
@@ -209,7 +215,7 @@ def save_decision(client: "MlflowClient", version: Version, decision: Decision) 
 def write_tags(client: "MlflowClient", version: Version, decision: Decision) -> None:
     """Write a decision into the tags of its version."""
     tags = decision.tags()
-    # The tag `decision` comes last: whoever reads it finds the others.
+    # The tag `decision` comes last: once it is there, the others are too.
     for key in sorted(tags, key=lambda key: key == "decision"):
         if tags[key]:
             client.set_model_version_tag(version.name, version.number, key, tags[key])
@@ -229,7 +235,7 @@ def is_applied(decision: Decision, aliases: AliasState) -> bool:
 
 @contextmanager
 def ignore_permission_denied() -> Iterator[None]:
-    """Ignore that the registry refuses: a user who may create versions may not delete tags."""
+    """Ignore PERMISSION_DENIED: a user may be allowed to create versions and not to delete tags."""
     from mlflow.exceptions import MlflowException
 
     try:
@@ -241,12 +247,12 @@ def ignore_permission_denied() -> Iterator[None]:
 
 def _measure_accuracy_difference(test: "PairedTest") -> float:
     """The accuracy of the second version minus that of the first, in [-1, 1]."""
-    return (test.right[1] - test.right[0]) / test.count
+    return (test.num_correct[1] - test.num_correct[0]) / test.num_images
 
 
 def _format_accuracy_difference(test: "PairedTest") -> str:
-    low, high = test.interval
-    return f"{_measure_accuracy_difference(test):+.4f} (95%: {low:+.4f} to {high:+.4f})"
+    low, high = test.interval_95
+    return f"{_measure_accuracy_difference(test):+.4f} (95% CI {low:+.4f} to {high:+.4f})"
 
 
 def _parse_decision(data: Mapping[str, Any]) -> Decision:
@@ -254,10 +260,10 @@ def _parse_decision(data: Mapping[str, Any]) -> Decision:
     from pyclassify.runs.stats import PairedTest
 
     fields = {key: data[key] for key in Decision.__dataclass_fields__}
-    if test := fields["paired"]:
+    if test := fields["paired_test"]:
         known = {key: test[key] for key in PairedTest.__dataclass_fields__}
-        pairs = {key: tuple(known[key]) for key in ("right", "interval")}
-        fields["paired"] = PairedTest(**{**known, **pairs})
+        pairs = {key: tuple(known[key]) for key in ("num_correct", "interval_95")}
+        fields["paired_test"] = PairedTest(**{**known, **pairs})
     return Decision(**fields)
 
 
@@ -269,15 +275,15 @@ def _parse_tags(version: Version) -> Decision:
         version.number,
         tags["decision"],
         tags.get("against", "").removeprefix("version ") or None,
-        reason="its numbers are in the tags of the version alone, as decision.json is lost",
-        by=tags.get("decided_by", ""),
-        why=tags.get("why", ""),
-        time=tags.get("decided", ""),
+        note="decision.json is lost; the numbers are in the tags of the version",
+        decided_by=tags.get("decided_by", ""),
+        reason=tags.get("reason", ""),
+        decided_at=tags.get("decided_at", ""),
     )
 
 
 def _get_folder(version: Version) -> str:
-    """The folder of a version's decision among its run's artifacts, which other versions share."""
+    """The folder of a version's decision; several versions may share the artifacts of one run."""
     return f"registry/{version.name}-{version.number}"
 
 
@@ -292,10 +298,10 @@ def _load_data(client: "MlflowClient", version: Version) -> dict[str, Any]:
 def _save_data(client: "MlflowClient", version: Version, data: dict[str, Any]) -> None:
     earlier: list[dict[str, Any]] = []
     if "decision" in version.tags:
-        with suppress(Exception):  # a lost file has no decisions to keep
+        with suppress(Exception):  # the file is lost, and with it the earlier decisions
             last = _load_data(client, version)
-            earlier = [*last.pop("earlier"), last]
-    text = json.dumps({**data, "earlier": earlier}, indent=2)
+            earlier = [*last.pop("earlier_decisions"), last]
+    text = json.dumps({**data, "earlier_decisions": earlier}, indent=2)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, _FILE)
         path.write_text(f"{text}\n", encoding="utf-8")

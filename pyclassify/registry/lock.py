@@ -1,9 +1,8 @@
 """A lock in the registry, which lets one process at a time move the aliases of a model.
 
-MLflow moves an alias whatever it named before, but creates a registered model of a name only once:
-one that is called `NAME (being judged)` is the lock. It exists for the second in which a decision
-is written. What a process leaves behind that is killed in that second is removed by the next, after
-a minute.
+MLflow has no compare-and-set for aliases, but creates a registered model of a name only once: the
+lock is a registered model `NAME (alias lock)`. It exists for the second in which a decision is
+written. If a process is killed in that second, the next process removes its lock after a minute.
 """
 
 import os
@@ -17,29 +16,30 @@ from uuid import uuid4
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
-STALE_SECONDS = 60.0  # after which the holder of a lock counts as dead; it needs one
+STALE_SECONDS = 60.0  # after which the holder of a lock, which needs one second, counts as dead
 _POLL_SECONDS = 0.05
 
 
 @contextmanager
 def lock_model(client: "MlflowClient", name: str) -> Iterator[Callable[[], bool]]:
-    """Keep other processes, on whatever machine, from moving the aliases of a registered model.
+    """Acquire the lock on the aliases of a registered model, for all processes on all machines.
 
     Args:
         client: The registry.
         name: The registered model.
 
     Yields:
-        A function that returns whether the lock is still held: a process that takes longer than
-        `STALE_SECONDS` loses it to the next.
+        A function that returns whether the lock is still held: another process may acquire it
+        after `STALE_SECONDS`.
 
     Raises:
-        PermissionError: Another user's process died with the lock, and this user may not delete it.
+        PermissionError: The process of another user died with the lock, and this user has no
+            permission to delete it.
         mlflow.exceptions.MlflowException: The registry refuses the lock, or does not answer.
     """
-    lock, token = f"{name} (being judged)", uuid4().hex
-    purpose = f"Keeps others from moving the aliases of {name}; it may be deleted after a minute."
-    holder = f"By process {os.getpid()} on {socket.gethostname()}, {token}."
+    lock, token = f"{name} (alias lock)", uuid4().hex
+    purpose = f"Lock on the aliases of {name}; safe to delete after a minute."
+    holder = f"Held by process {os.getpid()} on {socket.gethostname()}, {token}."
     _acquire(client, lock, token, f"{purpose} {holder}")
     try:
         yield lambda: token in _read_holder(client, lock)
@@ -56,11 +56,11 @@ def _acquire(client: "MlflowClient", lock: str, token: str, description: str) ->
             client.create_registered_model(lock, description=description)
             return
         except MlflowException as error:
-            # MLflow answers "does not exist" where the lock is released while it looks for it.
+            # MLflow raises "does not exist" if the lock is released during the request.
             if error.error_code not in ("RESOURCE_ALREADY_EXISTS", "RESOURCE_DOES_NOT_EXIST"):
                 raise
         current = _read_holder(client, lock)
-        if token in current:  # the request was repeated, as its answer was lost
+        if token in current:  # the response was lost, and the client repeated the request
             return
         if not current or current != holder:
             holder, since = current, time.monotonic()
@@ -70,10 +70,10 @@ def _acquire(client: "MlflowClient", lock: str, token: str, description: str) ->
 
 
 def _break(client: "MlflowClient", lock: str, holder: str) -> None:
-    """Remove the lock of a process that is dead.
+    """Remove the lock of a dead process.
 
     Raises:
-        PermissionError: The lock is another user's.
+        PermissionError: This user has no permission to delete it.
     """
     from mlflow.exceptions import MlflowException
 
@@ -83,8 +83,8 @@ def _break(client: "MlflowClient", lock: str, holder: str) -> None:
     except MlflowException as error:
         if error.error_code == "PERMISSION_DENIED":
             raise PermissionError(
-                f"the registered model {lock!r} was left by a process that died and is another "
-                "user's; have that user or an admin delete it"
+                f"the registered model {lock!r} is a lock that a process of another user left when "
+                "it died; ask that user or an admin to delete it"
             ) from error
 
 
@@ -98,11 +98,11 @@ def _release(client: "MlflowClient", lock: str, token: str) -> None:
 
 
 def _read_holder(client: "MlflowClient", lock: str) -> str:
-    """Read who holds the lock; empty where nobody does."""
+    """Read which process holds the lock; empty if none does."""
     from mlflow.exceptions import MlflowException
 
     try:
-        return client.get_registered_model(lock).description or "made by hand"
+        return client.get_registered_model(lock).description or "created manually"
     except MlflowException as error:
         if error.error_code != "RESOURCE_DOES_NOT_EXIST":
             raise

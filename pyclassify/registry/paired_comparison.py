@@ -1,7 +1,7 @@
 """The comparison of two versions of a registered model by their predictions of the same images.
 
-Predictions are those that the test of each version's run has logged, as predictions.json. Where a
-run has none, or those of other images, the version is evaluated by whoever has the images.
+Predictions are those that the test of each version's run logged, as predictions.json. If a run has
+none, or those of other images, the version is evaluated by a process that has the images.
 """
 
 from collections.abc import Callable
@@ -24,11 +24,11 @@ _MAX_ERROR_LENGTH = 200  # characters of an error's message in a decision
 
 
 class EvaluationError(Exception):
-    """Why a version can't be compared, in words that continue a sentence after "as"."""
+    """A version can't be compared; the message is a clause that follows "because"."""
 
 
 class _TestPredictions(NamedTuple):
-    """What a version predicted, and the run that logged it; no run where it was evaluated here."""
+    """The predictions of a version, and the run that logged them; None if evaluated here."""
 
     run: "Run | None"
     by_index: "PredictionsByIndex"
@@ -40,16 +40,16 @@ class PairedComparison:
     Args:
         client: The registry, and the store of the versions' runs.
         challenger: The version that may become champion.
-        evaluate: Given the number of a version, returns its predictions of the images that the
-            challenger was tested on. Without it only logged predictions count.
-        reevaluate: Whether to evaluate both versions even where their runs have predictions: to
-            compare them on other images than those of the test.
+        evaluate: Given the number of a version, returns its predictions for the challenger's test
+            images. Default: only logged predictions are used.
+        reevaluate: Whether to evaluate both versions even if their runs have predictions: to
+            compare them on other images than those of the test. Default: False.
 
     Attributes:
-        notes: What to keep in mind of a version, by its number.
+        notes: Remarks on a version, by its number.
 
     Example:
-        Two versions, evaluated on two images of which the second version has both right:
+        Two versions, evaluated on two images, both of which the second version predicts correctly:
 
         >>> from mlflow import MlflowClient
         >>> first, second = (Version("net", number, "", {}) for number in "12")
@@ -59,7 +59,7 @@ class PairedComparison:
         ... }
         >>> evaluate = predictions.__getitem__
         >>> comparison = PairedComparison(MlflowClient(), second, evaluate, reevaluate=True)
-        >>> comparison.compare_with(first).right
+        >>> comparison.compare_with(first).num_correct
         (1, 2)
     """
 
@@ -76,25 +76,25 @@ class PairedComparison:
         self._predictions: dict[str, _TestPredictions] = {}
 
     def check_data(self) -> None:
-        """Check that the challenger's training was not warned of its data.
+        """Check that the challenger's training logged no warning about its data.
 
         Raises:
-            EvaluationError: It was, so that its test accuracy may say nothing.
+            EvaluationError: It logged one, so that the test accuracy may be meaningless.
         """
         warning = self.challenger.tags.get("data_warning")
         if not warning and self.challenger.run_id:
-            with suppress(Exception):  # of a run that is lost, nothing more is known
+            with suppress(Exception):  # the run may be deleted
                 run = self.client.get_run(self.challenger.run_id)
                 warning = run.data.tags.get(DATA_WARNING_TAG)
         if warning:
             raise EvaluationError(
-                f"its training was warned of its data ({shorten(warning, _MAX_ERROR_LENGTH)})"
+                f"its data have a warning ({shorten(warning, _MAX_ERROR_LENGTH)})"
             )
 
     def measure_accuracy(self) -> float:
         """Measure the challenger's accuracy on its test images, in [0, 1].
 
-        Its tag `test_accuracy` counts where there are no predictions.
+        Without predictions, it is read from the tag `test_accuracy`.
 
         Raises:
             EvaluationError: There are neither predictions nor a tag.
@@ -106,15 +106,14 @@ class PairedComparison:
                 accuracy = float(self.challenger.tags.get("test_accuracy", ""))
                 if isfinite(accuracy):
                     return accuracy
-            raise EvaluationError(
-                f"{error}, and no tag test_accuracy tells its accuracy"
-            ) from error
+            reason = f"{error}, and the version has no tag test_accuracy"
+            raise EvaluationError(reason) from error
         return sum(correct for _, correct in predictions.values()) / len(predictions)
 
     def compare_with(self, champion: Version) -> "PairedTest":
         """Test the challenger, as the second, against another version.
 
-        The other is evaluated where its run has no predictions, or those of other images.
+        The other version is evaluated if its run has no predictions, or those of other images.
 
         Raises:
             EvaluationError: The two can't be compared.
@@ -135,16 +134,15 @@ class PairedComparison:
         predictions = (first.by_index, second.by_index)
         difference = describe_image_mismatch((first.run, second.run), predictions)
         if difference is None and first.run and self._has_other_test_data(champion):
-            difference = "other content, by the tag test_data"
+            difference = "different content, by the tag test_data"
         if difference:
             raise EvaluationError(
-                f"the test images of version {self.challenger.number} are not those of version "
-                f"{champion.number} ({difference})"
+                f"its test images differ from those of version {champion.number} ({difference})"
             )
         return compare_predictions(*predictions)
 
     def _has_other_test_data(self, champion: Version) -> bool:
-        """Whether the digests differ that the tags `test_data` of both versions end with."""
+        """Whether the digests in the tags `test_data` of both versions differ."""
         data = [version.tags.get("test_data", "") for version in (champion, self.challenger)]
         return len({name.rpartition(" ")[2] for name in data if name}) > 1
 
@@ -170,7 +168,7 @@ class PairedComparison:
 
         label = f"version {version.number}"
         if not version.run_id:
-            raise EvaluationError(f"{label} comes from no run, which would keep its answers")
+            raise EvaluationError(f"{label} has no run with predictions")
         try:
             run = self.client.get_run(version.run_id)
         except Exception as error:  # each kind of store fails in its own way
@@ -190,10 +188,10 @@ class PairedComparison:
 
     def _evaluate_version(self, version: Version) -> _TestPredictions:
         if self._evaluate is None:
-            raise EvaluationError(f"nothing evaluates version {version.number}")
+            raise EvaluationError("the images to compare on are only available in its training")
         try:
             predictions = _TestPredictions(None, self._evaluate(version.number))
-        except Exception as error:  # the model may be anyone's
+        except Exception as error:  # a model of any kind
             message = format_error(error, _MAX_ERROR_LENGTH)
             reason = f"version {version.number} could not be evaluated ({message})"
             raise EvaluationError(reason) from error

@@ -1,45 +1,46 @@
 """The commands that move the champion: `pyclassify promote` and `pyclassify rollback`.
 
-No torch here: versions are compared by the predictions that their runs have logged.
+No torch here: versions are compared by the predictions that their runs logged. MLflow is imported
+after the command line is parsed, so that `--help` is fast.
 """
 
 import argparse
 import sys
 from collections.abc import Callable, Sequence
-
-import mlflow
-from mlflow import MlflowClient
-from mlflow.exceptions import MlflowException
+from typing import TYPE_CHECKING
 
 from pyclassify.registry.champion import force_promotion, promote_if_better, roll_back_champion
-from pyclassify.registry.decision import Decision
+from pyclassify.registry.decision import Decision, check_bounds
 from pyclassify.registry.versions import find_existing_version, read_alias_state
 from pyclassify.spool.store_errors import describe_server_error
-from pyclassify.tracking.search import open_store, suggest_names
 from pyclassify.utils.masking import mask
 from pyclassify.utils.mlflow_settings import configure_mlflow
 from pyclassify.utils.options import CommandParser
 
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
 
 def promote(argv: Sequence[str]) -> int:
-    """Compare a version with the champion again, or make it champion without a comparison.
+    """Compare a version with the champion, or make it champion without a comparison.
 
     Args:
         argv: The command line after the command.
 
     Returns:
-        The exit code: 1 where the version does not become champion.
+        The exit code: 1 if the version does not become champion.
 
     Raises:
-        ValueError: The command line is invalid, there is no such version, or it is champion.
-        OSError: There is no store.
+        UsageError: The command line is invalid.
+        ValueError: The version does not exist, or is already champion.
+        OSError: The store does not exist.
     """
     options = _parse_promote(argv)
 
-    def decide(client: MlflowClient) -> Decision:
+    def decide(client: "MlflowClient") -> Decision:
         _check_version(client, options.name, options.version)
         if options.force:
-            return force_promotion(client, options.name, options.version, options.why)
+            return force_promotion(client, options.name, options.version, options.reason)
         bounds = {"alpha": options.alpha, "min_accuracy": options.min_accuracy}
         bounds = {key: value for key, value in bounds.items() if value is not None}
         return promote_if_better(client, options.name, options.version, recheck=True, **bounds)
@@ -48,7 +49,7 @@ def promote(argv: Sequence[str]) -> int:
 
 
 def rollback(argv: Sequence[str]) -> int:
-    """Make the previous champion champion again.
+    """Restore the previous champion.
 
     Args:
         argv: The command line after the command.
@@ -57,56 +58,97 @@ def rollback(argv: Sequence[str]) -> int:
         The exit code.
 
     Raises:
-        ValueError: The command line is invalid, there is no such model, or no previous champion.
-        OSError: There is no store.
+        UsageError: The command line is invalid.
+        ValueError: The model does not exist, or has no previous champion.
+        OSError: The store does not exist.
     """
     options = _parse_rollback(argv)
     _run_decision(
-        options.name, lambda client: roll_back_champion(client, options.name, options.why)
+        options.name, lambda client: roll_back_champion(client, options.name, options.reason)
     )
     return 0
 
 
 def _parse_promote(argv: Sequence[str]) -> argparse.Namespace:
     parser = CommandParser(
-        prog="pyclassify promote",
-        description="Make a version of a registered model champion, if it is better than the "
-        "champion on the same test images by more than luck.",
-        allow_abbrev=False,
+        "pyclassify promote",
+        description="Compare a version of a registered model with the champion on the same test "
+        "images, and make it champion if it is significantly better (McNemar's exact test). Exit "
+        "with 1 if the champion stays.",
+        examples=[
+            "pyclassify promote alexnet 4",
+            "pyclassify promote alexnet 4 --alpha 0.01",
+            'pyclassify promote alexnet 4 --force --reason "half the size"',
+        ],
     )
-    parser.add_argument("name", metavar="NAME", help="the registered model")
-    parser.add_argument("version", metavar="VERSION", help="its version, a number")
+    parser.add_argument("name", metavar="NAME", help="name the registered model")
+    parser.add_argument("version", metavar="VERSION", help="give the number of its version")
     parser.add_argument(
-        "--alpha", type=float, metavar="P", help="the largest p-value, not itself (default: 0.05)"
+        "--alpha",
+        type=float,
+        metavar="P",
+        help="promote only if the p-value is below P, in (0, 1) (default: 0.05)",
     )
     parser.add_argument(
-        "--min-accuracy", type=float, metavar="A", help="of the first version (default: 0)"
+        "--min-accuracy",
+        type=float,
+        metavar="A",
+        help="promote a first version only if its accuracy is at least A, in [0, 1] (default: 0)",
     )
-    parser.add_argument("--force", action="store_true", help="whatever the test images say")
-    parser.add_argument("--why", metavar="TEXT", default="", help="with --force: kept with it")
+    parser.add_argument(
+        "--force",
+        action="store_true",
+        help="make the version champion without a comparison; needs --reason",
+    )
+    parser.add_argument(
+        "--reason",
+        metavar="TEXT",
+        default="",
+        help="with --force, save TEXT with the decision, your user name and the time",
+    )
     options = parser.parse_args(argv)
-    if options.force and not options.why.strip():
-        parser.error("--force makes a version champion without evidence; say why by --why TEXT")
-    if options.why and not options.force:
-        parser.error("--why is of --force; without it the test images say why")
+    if not options.version.isdecimal():
+        parser.error(f"invalid VERSION: {options.version!r} (expected a number, such as 3)")
+    if options.force and not options.reason.strip():
+        parser.error("--force makes no comparison; give your reason by --reason TEXT")
+    if options.reason and not options.force:
+        parser.error("--reason needs --force")
     if options.force and (options.alpha, options.min_accuracy) != (None, None):
-        parser.error("--force asks for no evidence; leave out --alpha and --min-accuracy")
+        parser.error("--force makes no comparison; leave out --alpha and --min-accuracy")
+    try:
+        check_bounds(0.05 if options.alpha is None else options.alpha, options.min_accuracy or 0.0)
+    except ValueError as error:
+        parser.error(str(error))
     return options
 
 
 def _parse_rollback(argv: Sequence[str]) -> argparse.Namespace:
     parser = CommandParser(
-        prog="pyclassify rollback",
-        description="Make the version of a registered model champion that was before.",
-        allow_abbrev=False,
+        "pyclassify rollback",
+        description="Give the alias `champion` of a registered model back to the version that had "
+        "it before. Deleted versions are skipped.",
+        examples=[
+            "pyclassify rollback alexnet",
+            'pyclassify rollback alexnet --reason "too slow on a CPU"',
+        ],
     )
-    parser.add_argument("name", metavar="NAME", help="the registered model")
-    parser.add_argument("--why", metavar="TEXT", default="", help="kept with the version")
-    return parser.parse_args(argv)
+    parser.add_argument("name", metavar="NAME", help="name the registered model")
+    parser.add_argument(
+        "--reason",
+        metavar="TEXT",
+        default="",
+        help="save TEXT with the decision, your user name and the time",
+    )
+    options: argparse.Namespace = parser.parse_args(argv)
+    return options
 
 
-def _run_decision(name: str, decide: Callable[[MlflowClient], Decision]) -> Decision:
+def _run_decision(name: str, decide: "Callable[[MlflowClient], Decision]") -> Decision:
     """Open the registry, decide about a version of a registered model, and print the decision."""
+    from mlflow.exceptions import MlflowException
+
+    from pyclassify.tracking.search import open_store
+
     configure_mlflow(retries=2)
     client = open_store()
     try:
@@ -115,36 +157,43 @@ def _run_decision(name: str, decide: Callable[[MlflowClient], Decision]) -> Deci
     except MlflowException as error:
         reason = describe_server_error(error)
         raise ValueError(
-            f"the registry at {_get_registry_uri()} did not do it ({reason}); another one is named "
-            "by MLFLOW_TRACKING_URI, or MLFLOW_REGISTRY_URI where it stands apart"
+            f"the model registry at {_get_registry_uri()} failed ({reason}); to use another one, "
+            "set MLFLOW_TRACKING_URI, or MLFLOW_REGISTRY_URI if it is separate from the tracking "
+            "server"
         ) from error
     sys.stdout.write(f"{decision.text}\n")
     return decision
 
 
-def _check_model(client: MlflowClient, name: str) -> None:
+def _check_model(client: "MlflowClient", name: str) -> None:
+    from mlflow.exceptions import MlflowException
+
+    from pyclassify.tracking.search import suggest_names
+
     try:
         read_alias_state(client, name)
     except MlflowException as error:
         if error.error_code != "RESOURCE_DOES_NOT_EXIST":
             raise
         names = [model.name for model in client.search_registered_models(max_results=1000)]
-        suggestion = suggest_names(name, names) if names else "it has none at all"
+        suggestion = suggest_names(name, names) if names else "it has no registered models"
         raise ValueError(
             f"there is no registered model {name!r} at {_get_registry_uri()}; {suggestion}"
         ) from error
 
 
-def _check_version(client: MlflowClient, name: str, version: str) -> None:
-    if version.isdecimal() and find_existing_version(client, name, [version]):
+def _check_version(client: "MlflowClient", name: str, version: str) -> None:
+    if find_existing_version(client, name, [version]):
         if read_alias_state(client, name).champion == version:
-            raise ValueError(f"{name} version {version} is champion already")
+            raise ValueError(f"{name} version {version} is already champion")
         return
     found = client.search_model_versions(f"name = '{name}'")
-    numbers = sorted(int(each.version) for each in found)
-    existing = f"there are: {', '.join(map(str, numbers))}" if numbers else "it has none at all"
+    numbers = sorted(int(version.version) for version in found)
+    existing = f"its versions: {', '.join(map(str, numbers))}" if numbers else "it has no versions"
     raise ValueError(f"{name} has no version {version}; {existing}")
 
 
 def _get_registry_uri() -> str:
+    import mlflow
+
     return str(mask(mlflow.get_registry_uri()))

@@ -1,8 +1,8 @@
-"""Register the network that was trained and tested as a version of a registered model.
+"""Register the trained and tested network as a version of a registered model.
 
-The model is logged to the run first, so that it is not lost where the registry does not answer. The
-version is then registered by whatever uploads the run's log: the training itself, or a later
-`pyclassify sync`.
+The model is logged to the run first, so that it is not lost if the registry does not answer. The
+version is then registered by the process that uploads the run's log: the training itself, or a
+later `pyclassify sync`.
 """
 
 import tempfile
@@ -31,33 +31,47 @@ from pyclassify.tracking.run import fail_later, warn_on_error
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
-# For the model's files to be uploaded; a version whose files take longer is registered later.
+# To wait for the upload of the model's files; if it takes longer, `pyclassify sync` registers it.
 _UPLOAD_TIMEOUT_SECONDS = 60.0
 _BATCH_SIZE = 128  # images of one size that are classified together
-# A tag with the steps whose models a run has logged, the first of them in MODEL_FOLDER.
-_MODELS_TAG = "pyclassify.models"
+# A tag with the training steps whose models a run has logged, the first of them in MODEL_FOLDER.
+_MODEL_STEPS_TAG = "pyclassify.model_steps"
 
 
 class RegisterModel(Callback):
-    """Keep the network that was trained and tested as a model in the run, and register it.
+    """Log the trained and tested network as an MLflow model, and register it as a version.
+
+    After the test of `Trainer.train`, the callback exports the weights that were tested with the
+    preprocessing of the data module, logs them to the run as the artifact `model`, and registers a
+    version of the registered model `name`. The version is compared with the version that has the
+    alias `champion`: it gets this alias if it is significantly better, and `challenger` otherwise.
+
+    The trainer needs a `RunLogger`, and the data module or the LightningModule a `preprocess`.
+    After `fit` or `test` alone, the callback does nothing.
 
     Args:
-        name: The registered model that gets a version; none is registered without it.
-        min_accuracy: The test accuracy that a model's first version needs to become champion.
-        alpha: A later version becomes champion where it is more accurate on the same images and
-            McNemar's exact test says so with a p-value below this.
-        judge_by: The images that champion and challenger are compared by: test, or val.
+        name: The registered model, which is created if it is missing. Default: None, the network
+            is not registered.
+        min_accuracy: The test accuracy that the first version needs to become champion, in [0, 1].
+            Default: 0.
+        alpha: The significance level, in (0, 1): a later version becomes champion if it predicts
+            more of the same images correctly, and McNemar's exact test has a p-value below alpha.
+            Default: 0.05.
+        compare_on: The images that champion and challenger are compared on: `test`, or `val` to
+            evaluate both on the validation images. Default: `test`.
 
     Raises:
-        MisconfigurationException: The name is not one that MLflow takes, alpha is not in (0, 1), or
+        MisconfigurationException: The name is not valid in MLflow, alpha is not in (0, 1), or
             min_accuracy is not in [0, 1].
 
     Attributes:
-        version: The version of the last model; None where it is not registered yet.
+        version: The version of the last model; None if it is not registered yet.
         result: The version and the decision about it in one line; empty without a version.
 
     Example:
-        >>> callback = RegisterModel("alexnet", min_accuracy=0.8)
+        >>> from pyclassify import Trainer
+        >>> callback = RegisterModel("alexnet", min_accuracy=0.8, alpha=0.01)
+        >>> trainer = Trainer(max_epochs=1, callbacks=[callback])
         >>> callback.name
         'alexnet'
     """
@@ -70,22 +84,22 @@ class RegisterModel(Callback):
         name: str | None = None,
         min_accuracy: float = 0.0,
         alpha: float = 0.05,
-        judge_by: Literal["test", "val"] = "test",
+        compare_on: Literal["test", "val"] = "test",
     ) -> None:
         if name is not None and not _is_valid_name(name):
             raise MisconfigurationException(
-                f"the registered model's name is {name!r}; it takes a text without / and :, which "
-                "is not . and does not start with .."
+                f"invalid name of the registered model: {name!r} (expected a name without / and :, "
+                "other than . and not starting with ..)"
             )
         try:
             check_bounds(alpha, min_accuracy)
         except ValueError as error:
             raise MisconfigurationException(str(error)) from error
         self.name, self.min_accuracy, self.alpha = name, min_accuracy, alpha
-        self.judge_by = judge_by
+        self.compare_on = compare_on
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Log the model and register it, once all callbacks have logged the test."""
+        """Log the model and register it, after all callbacks have logged the test."""
         logger = find_run_logger(trainer)
         is_trained = stage == "test" and getattr(trainer, "tests_after_fit", False)
         if self.name is None or logger is None or not is_trained or not trainer.is_global_zero:
@@ -101,18 +115,18 @@ class RegisterModel(Callback):
             warn_on_error("run the promotion check", self._promote, logger, self.name, trainer)
 
     def _register(self, logger: RunLogger, name: str, model: dict[str, Any]) -> None:
-        """Request the version, and wait for it; warn where it is not registered yet."""
+        """Request the version, and wait for it; warn if it is not registered in time."""
         run, thread = logger.spooled_run, logger.spooled_run.upload_thread
         bounds = {"min_accuracy": self.min_accuracy, "alpha": self.alpha}
-        record = {"kind": "version", "name": name, "judge_by": self.judge_by, **bounds}
+        record = {"kind": "version", "name": name, "compare_on": self.compare_on, **bounds}
         if thread is not None:
             thread.make_version = register_and_promote
         run.append({**record, **model})
         if thread is None or not thread.wait_until_uploaded(_UPLOAD_TIMEOUT_SECONDS):
-            reason = (thread and thread.last_error) or "its files are on their way"
+            reason = (thread and thread.last_error) or "the upload of its files is not finished"
             rank_zero_warn(
-                f"the model is in the run, and not yet registered as {name!r} ({reason}); it will "
-                f"be when all has arrived, by `pyclassify sync {run.folder}` if not before"
+                f"the model is logged to the run, and not yet registered as {name!r} ({reason}); "
+                f"it will be after the upload, at the latest by `pyclassify sync {run.folder}`"
             )
             return
         client, path = run.get_server_client(), model["path"]
@@ -122,18 +136,18 @@ class RegisterModel(Callback):
             self.result = f"{name} version {self.version}"
             return
         code = f"import mlflow; mlflow.register_model('runs:/{run.server_id}/{path}', '{name}')"
-        # The registry refused, and the upload has warned with its message.
-        reason = f'the registry refused it; once that is fixed: python -c "{code}"'
+        # The upload has warned with the registry's message.
+        reason = f'the registry refused it; fix the cause, then run python -c "{code}"'
         fail_later(f"register a version of {name!r}", reason)
 
     def _promote(self, logger: RunLogger, name: str, trainer: Trainer) -> None:
-        """Compare the version with the champion, by the images of this process where needed."""
+        """Compare the version with the champion; evaluate it here if predictions are missing."""
         client = logger.spooled_run.get_server_client()
         data: Any = getattr(trainer, "datamodule", None)
-        indices = _find_tested_indices(trainer) if self.judge_by == "test" else None
+        indices = _find_tested_indices(trainer) if self.compare_on == "test" else None
 
         def evaluate(version: str) -> PredictionsByIndex:
-            dataset = getattr(data, self.judge_by)
+            dataset = getattr(data, self.compare_on)
             return predict_version(client, name, version, dataset, data.classes, indices)
 
         decision = promote_if_better(
@@ -141,7 +155,7 @@ class RegisterModel(Callback):
             name,
             str(self.version),
             evaluate=evaluate,
-            reevaluate=self.judge_by != "test",
+            reevaluate=self.compare_on != "test",
             alpha=self.alpha,
             min_accuracy=self.min_accuracy,
         )
@@ -167,17 +181,17 @@ def predict_version(
         indices: The indices of the images to classify; all of them by default.
 
     Returns:
-        For each index the name of the image's label, and whether the prediction is correct.
+        For each index the class name of the image's label, and whether the prediction is correct.
 
     Raises:
-        ValueError: The version has other classes, or the images are not uint8.
+        ValueError: The version has different classes, or the images are not uint8.
         mlflow.exceptions.MlflowException: The version's files can't be downloaded.
     """
     program, names = _download_program(client, name, version)
     if sorted(names) != sorted(classes):
         raise ValueError(
-            f"version {version} tells {len(names)} classes apart ({', '.join(names[:3])}, ...), "
-            f"and the images are of {len(classes)} ({', '.join(classes[:3])}, ...)"
+            f"version {version} has {len(names)} classes ({', '.join(names[:3])}, ...), and the "
+            f"images have {len(classes)} ({', '.join(classes[:3])}, ...)"
         )
     predictions: PredictionsByIndex = {}
     for images, batch_indices, labels in _iterate_batches(dataset, indices):
@@ -189,7 +203,7 @@ def predict_version(
 
 
 def _is_valid_name(name: str) -> bool:
-    """Whether MLflow takes the name of a registered model; it would say so after the training."""
+    """Whether MLflow accepts the name; MLflow itself would refuse it only after the training."""
     is_path = bool(set(name) & set("/:")) or name == "." or name.startswith("..")
     return bool(name.strip()) and not is_path
 
@@ -201,7 +215,7 @@ def _log_model(logger: RunLogger, trainer: Trainer, network: LightningModule) ->
         `path`, the folder in the run, and `tags` of a version that is made of it.
 
     Raises:
-        MisconfigurationException: There is no preprocessing.
+        MisconfigurationException: Neither data module nor LightningModule has a `preprocess`.
     """
     from pyclassify.serving.artifact import save_model
 
@@ -209,8 +223,8 @@ def _log_model(logger: RunLogger, trainer: Trainer, network: LightningModule) ->
     preprocess = getattr(data, "preprocess", None) or getattr(network, "preprocess", None)
     if preprocess is None:
         raise MisconfigurationException(
-            "neither the data module nor the LightningModule has a `preprocess`, which makes "
-            "bytes into what the network takes; give one of them one"
+            "neither the data module nor the LightningModule has an attribute `preprocess`, the "
+            "module that converts uint8 images to the network's input; add it to one of them"
         )
     path, run_id = _choose_folder(logger, trainer.global_step), str(logger.run_id)
     classes = getattr(data, "classes", ())
@@ -229,17 +243,17 @@ def _log_model(logger: RunLogger, trainer: Trainer, network: LightningModule) ->
 
 
 def _choose_folder(logger: RunLogger, step: int) -> str:
-    """Choose the folder for the model of a step; a run that is trained for longer has several."""
-    tag = logger.spooled_run.get_run().data.tags.get(_MODELS_TAG, "")
+    """Choose the folder for the model of a step; a run that was resumed may have several."""
+    tag = logger.spooled_run.get_run().data.tags.get(_MODEL_STEPS_TAG, "")
     steps = [logged for logged in tag.split(",") if logged]
     if str(step) not in steps:
         steps.append(str(step))
-        logger.experiment.set_tag(str(logger.run_id), _MODELS_TAG, ",".join(steps))
+        logger.experiment.set_tag(str(logger.run_id), _MODEL_STEPS_TAG, ",".join(steps))
     return MODEL_FOLDER if steps[0] == str(step) else f"{MODEL_FOLDER}-{step}"
 
 
 def _find_tested_indices(trainer: Trainer) -> set[int] | None:
-    """Find which images of the test set were tested; None where nothing logged predictions."""
+    """Find the indices of the tested images; None if no callback logged predictions."""
     callbacks: list[Callback] = getattr(trainer, "callbacks", [])
     loggers = (callback for callback in callbacks if isinstance(callback, PredictionLogger))
     predictions = next((callback.predictions for callback in loggers), None)
@@ -266,7 +280,7 @@ def _iterate_batches(
 ) -> Iterator[tuple[Tensor, list[int], list[int]]]:
     """Iterate over images of one size together, with their indices and labels."""
     groups: dict[torch.Size, list[tuple[Tensor, int, int]]] = defaultdict(list)
-    # Whole where the set can, as each version crops another part of it.
+    # The whole image if the data set has it, because each version has its own crop.
     read = getattr(dataset, "read_original", dataset.__getitem__)
     pixels = 0
     for item, index in enumerate(map(int, getattr(dataset, "index", range(len(dataset))))):
@@ -274,7 +288,7 @@ def _iterate_batches(
             continue
         image, label, *_ = read(item)
         if image.dtype != torch.uint8:
-            raise ValueError(f"the data set gives {image.dtype} and not the images' bytes")
+            raise ValueError(f"the data set returns images of {image.dtype} (expected torch.uint8)")
         group = groups[image.shape]
         group.append((image.expand(3, -1, -1), index, int(label)))
         pixels += image.shape[1] * image.shape[2]

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 MODEL_FOLDER = "model"  # among a run's artifacts
 CHAMPION, CHALLENGER = "champion", "challenger"  # the aliases
-HISTORY_TAG = "champions"  # a tag of the registered model: versions, the newest champion first
+HISTORY_TAG = "champion_history"  # a tag of the registered model: versions, the newest first
 MAX_HISTORY = 1000  # versions in that tag
 
 
@@ -34,10 +34,10 @@ class AliasState:
     """The aliases of a registered model, and the versions that were champion.
 
     Args:
-        champion: The version with the alias `champion`, empty where none has it.
-        challenger: The version with the alias `challenger`, likewise.
-        recorded: The versions that the tag `champions` lists, the newest first. The alias may have
-            been moved by hand since, and some versions may be deleted.
+        champion: The version with the alias `champion`; empty without one.
+        challenger: The version with the alias `challenger`; empty without one.
+        recorded: The versions in the tag `champion_history`, the newest first. The alias may have
+            been moved manually since, and some versions may be deleted.
 
     Example:
         >>> AliasState(champion="3", challenger="", recorded=("2", "1")).history
@@ -56,7 +56,7 @@ class AliasState:
         return (self.champion, *self.recorded)
 
     def extend_history(self, version: str) -> tuple[str, ...]:
-        """The history once a version is champion."""
+        """The history after a version becomes champion."""
         return self.history if self.history[:1] == (version,) else (version, *self.history)
 
 
@@ -64,7 +64,8 @@ def read_alias_state(client: "MlflowClient", name: str) -> AliasState:
     """Read the aliases and the champion history of a registered model.
 
     Raises:
-        mlflow.exceptions.MlflowException: There is no such model, or no answer.
+        mlflow.exceptions.MlflowException: The model does not exist, or the registry does not
+            answer.
     """
     model = client.get_registered_model(name)
     aliases = {alias: str(version) for alias, version in model.aliases.items()}
@@ -79,21 +80,20 @@ def register_version(
     tags: Mapping[str, str] | None = None,
     path: str = MODEL_FOLDER,
 ) -> str:
-    """Register the model that a run has logged as a version of a registered model, once.
+    """Register the model that a run logged as a version of a registered model, once.
 
     Args:
         client: The registry, and the store of the run.
         run_id: The run.
-        name: The registered model, which is created where it is missing.
-        tags: The version's tags, beside the commit, the test data and the warnings of the run's
-            data.
+        name: The registered model, which is created if it is missing.
+        tags: The version's tags, in addition to the run's commit, test data and data warning.
         path: The model's folder among the run's artifacts.
 
     Returns:
         The version; the existing one, if the model was registered before.
 
     Raises:
-        mlflow.exceptions.MlflowException: There is no such run, or the registry refuses.
+        mlflow.exceptions.MlflowException: The run does not exist, or the registry refuses.
     """
     run = client.get_run(run_id)
     source = get_source_uri(run, path)
@@ -107,7 +107,7 @@ def register_version(
 
 
 def get_source_uri(run: "Run", path: str) -> str:
-    """Name the place of a version's files: the folder `path` among the artifacts of its run."""
+    """Return the URI of a version's files: the folder `path` among the artifacts of its run."""
     return f"{run.info.artifact_uri}/{path}"
 
 
@@ -118,10 +118,10 @@ def find_version(client: "MlflowClient", run_id: str, name: str, source: str) ->
         client: The registry.
         run_id: The run.
         name: The registered model.
-        source: The place of the version's files.
+        source: The URI of the version's files.
 
     Returns:
-        The newest such version; None where there is none.
+        The newest such version; None without one.
     """
     versions = [
         found.version
@@ -135,10 +135,11 @@ def get_version(client: "MlflowClient", name: str, number: str) -> Version:
     """Get a version from the registry.
 
     Raises:
-        mlflow.exceptions.MlflowException: There is no such version, or no answer.
+        mlflow.exceptions.MlflowException: The version does not exist, or the registry does not
+            answer.
     """
     found = client.get_model_version(name, number)
-    # Stores give the number as an int or as text.
+    # Some stores return the number as an int, others as a string.
     return Version(name, str(found.version), found.run_id or "", dict(found.tags))
 
 
@@ -184,8 +185,9 @@ def _describe_version(run: "Run", tags: Mapping[str, str]) -> str:
     """Describe a version in a few lines of Markdown, for its page in `mlflow ui`."""
     params, size = run.data.params, tags.get("input_size")
     network = params.get("model/model", params.get("model/class", "a network")).rsplit(".", 1)[-1]
-    sees = f", sees images at {size} x {size} pixels" if size else ""
-    parts = [f"**{network}**, {tags.get('classes', 'some')} classes{sees}."]
+    input_size = f", input {size} x {size} pixels" if size else ""
+    classes = f", {tags['classes']} classes" if "classes" in tags else ""
+    parts = [f"**{network}**{classes}{input_size}."]
     if "test_accuracy" in tags:
         data = tags.get("test_data", "").partition(" ")[0]
         parts.append(f"Test accuracy {tags['test_accuracy']}{f' on {data}' if data else ''}.")

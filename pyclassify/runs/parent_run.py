@@ -26,13 +26,13 @@ from pyclassify.tracking.ui import (
 from pyclassify.utils.options import find_logger_settings
 from pyclassify.utils.text import escape_markdown
 
-# The tag of a child run with its seed, which training logs as a parameter once it has begun.
+# The tag of a child run with its seed; training logs the seed as a parameter later.
 _SEED_TAG = "pyclassify.seed"
-# The tags that say who started a run, and from what.
+# The tags with the user and the source of a run.
 _ORIGIN_TAGS = ("mlflow.user", "mlflow.source.")
 # The metrics that are logged before the first training step.
 _START_METRICS = ("parameters", "system/")
-_MONITOR_SECONDS = 10.0  # for a seed's monitor to set a status that the seed did not set
+_MONITOR_SECONDS = 10.0  # to wait for a seed's monitor to set the status that the seed did not set
 
 _RunsBySeed = Mapping[int, Run | None]
 
@@ -40,7 +40,7 @@ _RunsBySeed = Mapping[int, Run | None]
 class ParentRun:
     """The parent run of several seeds: the run of `mlflow run`, or a new one.
 
-    The server may fail at any time, which costs a warning: training continues.
+    Errors of the tracking server become warnings, and training continues.
 
     Args:
         seeds: The seeds, in the order of training.
@@ -70,7 +70,7 @@ class ParentRun:
         self._origin = {key: value for key, value in tags if key.startswith(_ORIGIN_TAGS)}
         self._children: list[Run] = []
         self._logged: dict[str, float] = {}
-        self._lock = threading.Lock()  # after a stop signal another thread updates the run
+        self._lock = threading.Lock()  # after a stop signal, another thread updates the run
         self._warn_on_error(self._load_children)
         params = {"seeds": str(len(seeds))}
         self._warn_on_error(parameters.log_parameters, self._client, self._info.run_id, params)
@@ -82,13 +82,13 @@ class ParentRun:
         return [index for index, run_id in enumerate(self._run_ids) if run_id not in finished]
 
     def start_seed(self, index: int) -> dict[str, str]:
-        """Make the run of a seed, or find the one that was interrupted.
+        """Create the run of a seed, or find the interrupted one.
 
         Args:
             index: The index of the seed.
 
         Returns:
-            The environment variables of the process that is to log to the run.
+            The environment variables for the process that logs to the run.
         """
         if self._run_ids[index]:
             child = self._client.get_run(self._run_ids[index]).info
@@ -125,7 +125,7 @@ class ParentRun:
         return _format_terminal_report(self._info, self._map_children())
 
     def _load_children(self) -> None:
-        """Load the child runs and statistics of an earlier attempt."""
+        """Load the child runs and statistics of the previous attempt."""
         self._logged = dict(self._client.get_run(self._info.run_id).data.metrics)
         found = {_read_seed(child): child for child in _search_children(self._client, self._info)}
         self._run_ids = [found[seed].info.run_id if seed in found else "" for seed in self._seeds]
@@ -139,7 +139,7 @@ class ParentRun:
     def _end_children(self, exit_code: int) -> None:
         for run_id in filter(None, self._run_ids):
             if not self._client.get_run(run_id).info.end_time:  # the process could not end it
-                if exit_code == 0:  # its monitor sets it, or a server that is away will get it
+                if exit_code == 0:  # its monitor sets it, or the upload of its spool does
                     self._wait_for_end(run_id)
                     continue
                 status, reason = describe_end(exit_code)
@@ -155,7 +155,7 @@ class ParentRun:
             time.sleep(0.2)
 
     def _update(self) -> None:
-        """Log the statistics, description and name that follow from the child runs."""
+        """Update statistics, description and name from the child runs."""
         with self._lock:
             self._children = [self._client.get_run(run_id) for run_id in self._run_ids if run_id]
             self._log_statistics(stats.summarize_seeds(self._children))
@@ -164,9 +164,9 @@ class ParentRun:
                 run.name_run(name)
 
     def _log_statistics(self, statistics: dict[str, float]) -> None:
-        # A later seed can void a statistic, such as the interval of a loss that is NaN now.
-        voided = dict.fromkeys(self._logged.keys() - statistics.keys(), math.nan)
-        statistics = {**voided, **statistics}
+        # A later seed can invalidate a statistic: the interval of a loss that is now NaN.
+        invalid = dict.fromkeys(self._logged.keys() - statistics.keys(), math.nan)
+        statistics = {**invalid, **statistics}
         now = int(time.time() * 1000)
         changed = [
             Metric(name, value, now, 0)
@@ -190,7 +190,7 @@ class ParentRun:
         self._warn_on_error(self._log_recipe)
 
     def _log_recipe(self) -> None:
-        """Log what the child runs have in common: parameters and data."""
+        """Log the parameters and data that all child runs have in common."""
         children = [child for child in self._children if child.data.params]
         if children:
             common = _find_common_params([child.data.params for child in children])
@@ -201,9 +201,9 @@ class ParentRun:
     def _warn_on_error(self, action: Callable[..., None], *args: Any) -> None:
         try:
             action(*args)
-        except Exception as error:  # whatever the server raises
+        except Exception as error:  # each kind of store raises its own
             capsule.warn_masked(
-                f"the seeds' parent run {self._info.run_id} is not up to date ({error})"
+                f"the parent run {self._info.run_id} of the seeds could not be updated ({error})"
             )
 
 
@@ -224,7 +224,7 @@ def _read_seed(child: Run) -> int | None:
 
 
 def _find_common_params(params: Sequence[Mapping[str, str]]) -> dict[str, str]:
-    """Find the parameters that training logged (with a slash in the name) alike in all runs."""
+    """Find the parameters of training (with a slash in the name) that are equal in all runs."""
     first, *others = params
     return {
         name: value

@@ -1,8 +1,8 @@
 """`pyclassify rerun RUN_ID`: repeat a run from its capsule, and check that it is reproducible.
 
-The new run trains on the code and configuration of the old one. Then the reproducibility check
+The new run trains with the code and configuration of the source run. Then the reproducibility check
 compares their losses step by step, bitwise, and reports what differs between their capsules. The
-training is a process of its own; nothing here loads torch.
+training is a separate process; nothing here loads torch.
 """
 
 import json
@@ -29,21 +29,15 @@ from pyclassify.runs.restore import (
 from pyclassify.tracking.capsule import OVERRIDDEN_TAG, SOURCE_RUN_TAG, get_repository_facts
 from pyclassify.utils.masking import mask_command
 from pyclassify.utils.mlflow_settings import configure_mlflow
-from pyclassify.utils.options import PATH_OPTIONS, format_options
+from pyclassify.utils.options import PATH_OPTIONS, CommandParser, format_options
 from pyclassify.utils.repository import check_out_code
 from pyclassify.utils.text import join_some
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
-_USAGE = """usage: pyclassify rerun RUN_ID [--OPTION VALUE ...]
-
-Make a run again from its capsule: its commit, changes, untracked files and configuration, on the
-same data, as a new run beside it. At the end the losses of both are compared step by step.
-Options, as those of `pyclassify train`, change the configuration; the new run names them.
-"""
 _MAX_NAMED = 5  # packages or files in one line
-# Facts of the hardware that change no result.
+# Properties of the hardware that do not change results.
 _IGNORED_HARDWARE = ("system", "memory_gb", "cores")
 
 
@@ -57,14 +51,15 @@ def rerun(argv: list[str]) -> int:
         The exit code of the training, or 128 plus the number of the signal that ended it.
 
     Raises:
-        ValueError: There is no such run, or it can't be repeated.
+        UsageError: The command line is invalid.
+        ValueError: The run does not exist, or can't be repeated.
         OSError: git can't restore the run's code.
     """
     if {"-h", "--help"} & set(argv):
-        sys.stdout.write(_USAGE)
+        _make_parser().print_help()
         return 0
-    configure_mlflow()
     run_id, options = parse_args(argv)
+    configure_mlflow()
     client, source = look_up_run(run_id)
     run_id = source.info.run_id
     with (
@@ -74,7 +69,7 @@ def rerun(argv: list[str]) -> int:
         capsule = download_capsule(client, run_id, Path(folder))
         facts = json.loads((capsule / "capsule.json").read_text())
         config = prepare_config(capsule, facts, options, save_root=Path.cwd())
-        if "register" in config:  # the same network again is no new version
+        if "register" in config:  # it would be a version of the same network
             config["register"]["name"] = None
         (Path(folder) / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
         root, code = find_code(capsule, facts["git"], run_id)
@@ -88,12 +83,30 @@ def rerun(argv: list[str]) -> int:
             if not client.get_run(run.run_id).info.end_time:  # the process could not end it
                 client.set_terminated(run.run_id, "KILLED" if exit_code < 0 else "FAILED")
         if exit_code == 0:
-            new_capsule = download_capsule(client, run.run_id, Path(folder) / "again")
+            new_capsule = download_capsule(client, run.run_id, Path(folder) / "new")
             report = format_reproducibility_check(
                 client, run_id, run.run_id, capsule, new_capsule, overridden
             )
             sys.stdout.write("\n" + "".join(f"{line}\n" for line in report))
     return exit_code if exit_code >= 0 else 128 - exit_code
+
+
+def _make_parser() -> CommandParser:
+    parser = CommandParser(
+        "pyclassify rerun",
+        usage="pyclassify rerun RUN_ID [--OPTION VALUE ...]",
+        description="Repeat a run as a new run: with the commit, the changes, the untracked files "
+        "and the configuration of its capsule, on the same data. At the end, compare the losses of "
+        "both runs step by step.",
+        epilog="Options of `pyclassify train`, after RUN_ID, change the configuration of the new "
+        "run, which logs them as the tag pyclassify.overridden.",
+        examples=[
+            "pyclassify rerun 3f2a91c0",
+            "pyclassify rerun 3f2a91c0 --max_epochs 3 --seed 1",
+        ],
+    )
+    parser.add_argument("run_id", metavar="RUN_ID", help="give the run's id, or its first 8 digits")
+    return parser
 
 
 def parse_args(argv: list[str]) -> tuple[str, list[str]]:
@@ -103,21 +116,19 @@ def parse_args(argv: list[str]) -> tuple[str, list[str]]:
         The run's id, and the options.
 
     Raises:
-        ValueError: The id is missing, or an option is `--config`.
+        UsageError: The id is missing, or an option is `--config`.
     """
+    parser = _make_parser()
     if not argv or argv[0].startswith("-"):
-        raise ValueError(
-            "rerun was given no run's id, which a run shows as `run` in its last lines: "
-            "pyclassify rerun RUN_ID"
-        )
+        parser.error("rerun needs a run's id first, which a training prints at its end as `run`")
     run_id, *options = argv
     path_names = {option.rpartition(".")[2] for option in PATH_OPTIONS}
     for index, word in enumerate(options):
         option, equals, value = word.partition("=")
         if option in ("--config", "-c"):
-            raise ValueError(
-                "rerun takes the configuration that the run had; give what shall differ as "
-                "options, --max_epochs 3"
+            parser.error(
+                "rerun uses the configuration of the run, not --config; change it by single "
+                "options, such as --max_epochs 3"
             )
         name = option.split(".")[-1].removeprefix("--")
         if name in path_names:
@@ -152,15 +163,15 @@ def format_reproducibility_check(
     identical, verdict = compare_metrics(client, source_id, new_id)
     lines = [verdict]
     if overridden:
-        lines.append(f"overridden: {overridden}")
+        lines.append(f"overridden options: {overridden}")
     differences = [*compare_capsules(source_capsule, new_capsule)]
     if differences:
-        prefix = "" if identical else "may be why: "
+        prefix = "" if identical else "possible cause: "
         lines += [f"{prefix}{difference}" for difference in differences]
     elif not identical and not overridden:
         lines.append(
-            "nothing else differs that a capsule knows of: not the code, the configuration, the "
-            "versions, the machine or the data"
+            "no cause found: code, configuration, versions, hardware and data are the same in both "
+            "capsules"
         )
     return lines
 
@@ -181,7 +192,7 @@ def compare_metrics(client: "MlflowClient", source_id: str, new_id: str) -> tupl
     now = {name: _read_history(client, new_id, name) for name in names}
     common = sorted((step, name) for name in names for step in then[name].keys() & now[name].keys())
     if not common:
-        return False, f"{source_id} and {new_id} can't be compared: they have no loss in common"
+        return False, f"can't compare run {source_id} and run {new_id}: they have no loss in common"
     different = [
         (step, name)
         for step, name in common
@@ -191,13 +202,13 @@ def compare_metrics(client: "MlflowClient", source_id: str, new_id: str) -> tupl
         compared = names[0] if len(names) == 1 else " and ".join(names)
         total = sum(map(len, then.values()))
         steps = f"all {total} steps" if len(common) == total else f"{len(common)} of {total} steps"
-        return True, f"the same as {source_id} to the last bit: {compared} at {steps}"
+        return True, f"bitwise identical to run {source_id}: {compared} at {steps}"
     step, name = different[0]
     largest = max(abs(then[name][step] - now[name][step]) for step, name in different)
     return False, (
-        f"not the same as {source_id}: {name} differs at {len(different)} of {len(common)} steps, "
-        f"first at step {step} ({then[name][step]!r} then, {now[name][step]!r} now), by "
-        f"{largest:.2g} at most"
+        f"not bitwise identical to run {source_id}: {name} differs at {len(different)} of "
+        f"{len(common)} steps, first at step {step} ({then[name][step]!r} -> "
+        f"{now[name][step]!r}), by at most {largest:.2g}"
     )
 
 
@@ -222,7 +233,8 @@ def compare_capsules(source: Path, new: Path) -> Iterator[str]:
     if left_out := [
         Path(n, f) for n, facts in repositories.items() for f in facts.get("left_out", ())
     ]:
-        yield f"files: the capsule lacks {', '.join(map(str, left_out[:_MAX_NAMED]))}"
+        names = ", ".join(map(str, left_out[:_MAX_NAMED]))
+        yield f"files: the capsule of the source run lacks {names}"
 
 
 def _read_comparable_facts(capsule: Path) -> dict[str, dict[str, Any]]:
@@ -244,7 +256,7 @@ def _read_comparable_facts(capsule: Path) -> dict[str, dict[str, Any]]:
 
 
 def _read_settings(capsule: Path, has_weights: bool) -> dict[str, str]:
-    # The new run has absolute paths, and the content of the files is compared by digest.
+    # The new run has absolute paths, and the files are compared by digest.
     ignored = ("ckpt_path", "data_path", *(["model.weights"] if has_weights else []))
     config = yaml.safe_load((capsule / "config.yaml").read_text())
     return {
@@ -257,7 +269,7 @@ def _read_settings(capsule: Path, has_weights: bool) -> dict[str, str]:
 def _list_differences(then: dict[str, Any], now: dict[str, Any]) -> Iterator[str]:
     for key in dict.fromkeys([*then, *now]):
         if then.get(key) != now.get(key):
-            yield f"{key} {_format_fact(then.get(key))} then, {_format_fact(now.get(key))} now"
+            yield f"{key} {_format_fact(then.get(key))} -> {_format_fact(now.get(key))}"
 
 
 def _format_fact(value: Any) -> str:

@@ -1,6 +1,6 @@
-"""Restore a run from its capsule: its configuration, code and environment, to train with again.
+"""Restore the configuration, code and environment of a run from its capsule, to train with them.
 
-`pyclassify rerun` and `pyclassify resume` start the training as a process of its own. Nothing here
+`pyclassify rerun` and `pyclassify resume` start the training as a separate process. Nothing here
 loads torch, and MLflow only when a run is looked up.
 """
 
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Run, RunInfo
 
-# What is no path where a path may stand: an address, a run's id, a word of Lightning's ckpt_path.
+# Values of path options that are not paths: a URL, a run's id, a word of Lightning's ckpt_path.
 _NO_PATH = re.compile(r"\w+:/.*|[0-9a-f]{32}|best|last|hpc|registry.*", re.DOTALL)
 
 
@@ -47,9 +47,9 @@ def look_up_run(run_id: str) -> "tuple[MlflowClient, Run]":
         The client of the store, and the run.
 
     Raises:
-        ValueError: There is no such run.
+        ValueError: The run does not exist.
         mlflow.exceptions.MlflowException: The store does not answer, or refuses.
-        OSError: There is no store.
+        OSError: The store does not exist.
     """
     from pyclassify.tracking import search
 
@@ -63,7 +63,7 @@ def download_capsule(client: "MlflowClient", run_id: str, folder: Path) -> Path:
     Args:
         client: The store.
         run_id: The run.
-        folder: The folder to download to; made if missing.
+        folder: The folder to download to, which is created if it is missing.
 
     Returns:
         The folder of the capsule, in `folder`.
@@ -77,12 +77,12 @@ def download_capsule(client: "MlflowClient", run_id: str, folder: Path) -> Path:
         if children := list_child_runs(client, client.get_run(run_id)):
             ids = ", ".join(f"{child.info.run_id} ({child.info.run_name})" for child in children)
             raise ValueError(
-                f"run {run_id} is the parent of {len(children)} seeds and trained nothing itself; "
+                f"run {run_id} is the parent of {len(children)} seeds and did not train itself; "
                 f"rerun one of them: {ids}"
             )
         raise ValueError(
-            f"run {run_id} has no capsule (the artifacts {CAPSULE_FOLDER}/), so it is another "
-            "project's or older than capsules; give a run that pyclassify made"
+            f"run {run_id} has no capsule (its artifact folder {CAPSULE_FOLDER}/ is missing); give "
+            "the id of a run of `pyclassify train`"
         )
     folder.mkdir(exist_ok=True)
     return Path(client.download_artifacts(run_id, CAPSULE_FOLDER, str(folder)))
@@ -93,7 +93,7 @@ def prepare_config(
 ) -> dict[str, Any]:
     """Read the configuration of a capsule, and make it valid in another folder.
 
-    Paths become absolute, and loggers lose the settings of a run that is made already.
+    Paths become absolute, and loggers lose the settings of a run that already exists.
 
     Args:
         capsule: The folder of the capsule.
@@ -133,8 +133,8 @@ def _check_masked_settings(config: dict[str, Any], options: list[str]) -> None:
     for name, value in format_options(config):
         if MASK in value and name not in overridden:
             raise ValueError(
-                f"the capsule has {name} without its credentials, {value}; give it whole, "
-                f"--{name} VALUE"
+                f"the credentials in {name} are masked in the capsule ({value}); give the complete "
+                f"value by --{name} VALUE"
             )
 
 
@@ -158,7 +158,7 @@ def resolve_path(name: str, value: str, start: Path) -> str:
 
     Args:
         name: The name of the setting, without the names of the sections that it is in.
-        value: The path. `weights` that are no file stay: they may be the name of an enum member.
+        value: The path. `weights` that are not a file stay: they may name an enum member.
         start: The folder that a relative path is relative to.
     """
     path = make_absolute(value, start)
@@ -166,7 +166,7 @@ def resolve_path(name: str, value: str, start: Path) -> str:
 
 
 def make_absolute(path: str, start: Path) -> str:
-    """Make a path absolute, unless it is an address, a run's id or one of Lightning's words."""
+    """Make a path absolute, unless it is a URL, a run's id or one of Lightning's words."""
     return path if _NO_PATH.fullmatch(path) else os.path.abspath(start / Path(path).expanduser())
 
 
@@ -185,21 +185,22 @@ def find_code(
         The root of the repository, and the run's code.
 
     Raises:
-        ValueError: The run has no commit, or the folder is in no repository that has it, or one
-            of those within lacks its own.
+        ValueError: The run has no commit, or the folder's repository or a nested one does not have
+            it.
     """
     folder = folder or Path.cwd()
     if "missing" in git_facts:
         raise ValueError(
-            f"run {run_id} can't be made again, as its code was in no commit "
-            f"({git_facts['missing']}); its artifact config.yaml, given by --config, makes it "
-            "again with the code of today"
+            f"run {run_id} can't be repeated, because its code was not in a git commit "
+            f"({git_facts['missing']}); to train with the current code, download its artifact "
+            "config.yaml and give it by --config"
         )
     root = find_root(folder)
     commit = git_facts["commit"]
     if root is None:
         raise ValueError(
-            f"{folder} is in no git repository; go into the one that has the run's commit {commit}"
+            f"{folder} is not in a git repository; change to the repository that has the run's "
+            f"commit {commit}"
         )
     codes = {}
     for name, facts in get_repository_facts(git_facts).items():
@@ -219,22 +220,23 @@ def _check_commit(repository: Path, facts: Mapping[str, Any], name: str) -> None
 
     Args:
         repository: Its root.
-        facts: What the capsule says of it.
-        name: Its folder in the run's repository; empty for the run's own.
+        facts: Its entry in the capsule.
+        name: Its folder in the run's repository; empty for the run's repository itself.
     """
     commit, remote = facts["commit"], facts.get("remote")
     if name and not (repository / ".git").exists():
-        clone = f"`git clone {remote} {name}`" if remote else "put it there"
+        clone = f"`git clone {remote} {name}`" if remote else "copy it there"
         raise ValueError(
-            f"the run's code had a repository in {name}, and {repository} is none: `git submodule "
-            f"update --init {name}` if it is a submodule, else {clone}"
+            f"{repository} is not a git repository, and was one when the run was started; if it is "
+            f"a submodule, run `git submodule update --init {name}`, otherwise {clone}"
         )
     try:
         run_git(repository, "cat-file", "-e", f"{commit}^{{commit}}")
     except OSError as error:
-        origin = f" (the run's was of {remote})" if remote else ""
+        origin = f" from {remote}" if remote else ""
         raise ValueError(
-            f"the repository {repository} lacks the run's commit {commit}; `git fetch` it{origin}"
+            f"the repository {repository} does not have the run's commit {commit}; get it by `git "
+            f"fetch`{origin}"
         ) from error
 
 
@@ -264,7 +266,7 @@ def make_environment(
 
 
 def run_training(argv: list[str], folder: Path, environ: dict[str, str]) -> int:
-    """Run a command of pyclassify as a child process, which stop signals are passed on to.
+    """Run a command of pyclassify as a child process, and forward stop signals to it.
 
     Args:
         argv: The command and its options.

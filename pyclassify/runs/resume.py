@@ -1,8 +1,9 @@
 """`pyclassify resume RUN_ID`: resume an interrupted run, as the same run, from its last checkpoint.
 
-The training is a process of its own, on the code and configuration of the run's capsule; it finds
+The training is a separate process, with the code and configuration of the run's capsule; it finds
 the checkpoint by the run's id. Before it starts, the checks here refuse a run that can't be
-resumed, or not exactly. Nothing here loads torch.
+resumed, or not exactly. MLflow is imported after the command line is parsed, so that `--help` is
+fast; nothing here loads torch.
 """
 
 import argparse
@@ -16,13 +17,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
-from mlflow import MlflowClient
-from mlflow.entities import Run
 
-from pyclassify.runs.parent_run import list_child_runs
 from pyclassify.runs.restore import (
     download_capsule,
     find_code,
@@ -35,7 +33,6 @@ from pyclassify.runs.restore import (
     prepare_config,
     run_training,
 )
-from pyclassify.runs.stats import SEEDS_TAG
 from pyclassify.spool import lock
 from pyclassify.tracking.capsule import CAPSULE_FOLDER, PACKAGE_FOLDER, digest_package
 from pyclassify.tracking.run import find_spool_root
@@ -45,6 +42,10 @@ from pyclassify.utils.masking import MASK, mask_command
 from pyclassify.utils.mlflow_settings import configure_mlflow
 from pyclassify.utils.options import SHORT_OPTIONS, CommandParser, format_options, split_options
 from pyclassify.utils.repository import check_out_code
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities import Run
 
 # The tag with the options that differ from the capsule's: MLflow's parameters can't be changed.
 _RESUMED_WITH_TAG = "pyclassify.resumed_with"
@@ -62,7 +63,8 @@ def resume(argv: list[str]) -> int:
         The exit code of the training, or 128 plus the number of the signal that ended it.
 
     Raises:
-        ValueError: There is no such run, or it can't be resumed.
+        UsageError: The command line is invalid.
+        ValueError: The run does not exist, or can't be resumed.
         OSError: git can't restore the run's code.
     """
     args, options = _parse_args(argv)
@@ -80,15 +82,15 @@ def resume(argv: list[str]) -> int:
         config = prepare_config(capsule, facts, all_options, save_root=Path(facts["started_in"]))
         interrupted = _InterruptedRun(run, source, facts, config, previous)
         _check_state(interrupted, options)
-        if not args.inexact:
+        if not args.allow_inexact:
             _check_options(interrupted, options)
         _check_folder(interrupted)
         path = Path(folder) / "config.yaml"
         path.write_text(yaml.safe_dump(config, sort_keys=False))
         command = [facts["verb"], "--config", str(path), *all_options]
-        command += ["--resume.allow_inexact=true"] if args.inexact else []
+        command += ["--resume.allow_inexact=true"] if args.allow_inexact else []
         command += _list_seed_options(interrupted)
-        with _restore_code(interrupted, capsule, Path(folder), args.inexact) as (start, root):
+        with _restore_code(interrupted, capsule, Path(folder), args.allow_inexact) as (start, root):
             _report_start(interrupted)
             if options:
                 masked = shlex.join(mask_command(all_options))
@@ -101,46 +103,59 @@ def resume(argv: list[str]) -> int:
 
 
 def _parse_args(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
-    """Parse the command's own options; the others, NAME=VALUE each, are the training's."""
+    """Parse the command's own options; the others, NAME=VALUE each, are those of the training."""
     parser = CommandParser(
-        prog="pyclassify resume",
-        description="Go on with a run that was stopped, as the same run, from its newest "
-        "checkpoint, with the code and the configuration that it was started with.",
-        epilog="An option of `pyclassify train` beside --max_epochs makes it another training, "
-        "and needs --inexact.",
-        allow_abbrev=False,
+        "pyclassify resume",
+        description="Resume an interrupted run, as the same run, from its newest checkpoint, with "
+        "the code and the configuration of its capsule.",
+        epilog="Other options of `pyclassify train` change the training, and need --allow-inexact.",
+        examples=[
+            "pyclassify resume 3f2a91c0",
+            "pyclassify resume 3f2a91c0 --max_epochs 20",
+            "pyclassify resume 3f2a91c0 --devices 2 --allow-inexact",
+        ],
     )
-    parser.add_argument("run", metavar="RUN_ID", help="the run's id")
-    parser.add_argument("--max_epochs", metavar="N", type=int, help="train for so many in all")
+    parser.add_argument("run", metavar="RUN_ID", help="give the run's id, or its first 8 digits")
     parser.add_argument(
-        "--inexact", action="store_true", help="go on though the training may not be the same"
+        "--max_epochs",
+        metavar="N",
+        type=int,
+        help="train for N epochs in total (default: as many as before)",
+    )
+    parser.add_argument(
+        "--allow-inexact",
+        action="store_true",
+        help="resume even if the training would differ from an uninterrupted one",
     )
     args, others = parser.parse_known_args(argv)
     options = [f"--max_epochs={args.max_epochs}"] if args.max_epochs is not None else []
     for word, *value in split_options(others):
         if not word.startswith("--") or word.partition("=")[0] == "--config":
-            raise ValueError(
-                f"resume takes one run's id and options, and was given {word} too; "
-                "pyclassify resume RUN_ID --max_epochs 20"
+            parser.error(
+                f"unexpected argument {word!r} (expected one run's id and options, such as "
+                "pyclassify resume RUN_ID --max_epochs 20)"
             )
         options.append("=".join([word, *value]))
     return args, options
 
 
-def _find_source(client: MlflowClient, run: Run) -> Run:
+def _find_source(client: "MlflowClient", run: "Run") -> "Run":
     """Find the run with the capsule: the run itself, or one of its seeds."""
+    from pyclassify.runs.parent_run import list_child_runs
+    from pyclassify.runs.stats import SEEDS_TAG
+
     if SEEDS_TAG not in run.data.tags:
         return run
     for child in list_child_runs(client, run):
         if client.list_artifacts(child.info.run_id, CAPSULE_FOLDER):
             return child
     raise ValueError(
-        f"run {run.info.run_id} is the parent of seeds of which none got as far as to keep its "
-        "capsule, so there is nothing to go on with; start it anew"
+        f"run {run.info.run_id} is the parent of seeds, none of which logged its capsule, so there "
+        "is nothing to resume; start the training again"
     )
 
 
-def _read_previous_options(run: Run) -> list[str]:
+def _read_previous_options(run: "Run") -> list[str]:
     """Read the options that the run was last resumed with, except masked ones."""
     options = shlex.split(run.data.tags.get(_RESUMED_WITH_TAG, ""))
     return [option for option in options if MASK not in option]
@@ -163,8 +178,8 @@ class _InterruptedRun:
         previous_options: The options that the run was last resumed with.
     """
 
-    run: Run
-    source: Run
+    run: "Run"
+    source: "Run"
     facts: dict[str, Any]
     config: dict[str, Any]
     previous_options: list[str]
@@ -195,32 +210,34 @@ class _InterruptedRun:
 
 
 def _check_state(interrupted: _InterruptedRun, options: list[str]) -> None:
-    """Raise ValueError if the run has nothing to resume, or something else resumes it."""
+    """Raise ValueError if the run can't be resumed, or not by this command."""
     run_id, tags = interrupted.run.info.run_id, interrupted.run.data.tags
     if interrupted.facts["verb"] not in ("train", "fit"):
         raise ValueError(
-            f"run {run_id} is of `pyclassify {interrupted.facts['verb']}`, which trains nothing; "
-            f"`pyclassify rerun {run_id}` does it again"
+            f"run {run_id} is of `pyclassify {interrupted.facts['verb']}`, which does not train; "
+            f"repeat it by `pyclassify rerun {run_id}`"
         )
     if SLURM_FOLDER_TAG in tags:
         raise ValueError(
-            f"run {run_id} is of the backend slurm; `pyclassify slurm resume {run_id}` submits its "
-            "job again, which goes on with it"
+            f"run {run_id} is a SLURM job; resume it by `pyclassify slurm resume {run_id}`, which "
+            "submits the job again"
         )
     if holder := lock.find_holder(find_spool_root(interrupted.save_dir) / run_id):
-        raise ValueError(f"run {run_id} goes on in {holder}; let it, or stop it first")
+        raise ValueError(
+            f"run {run_id} is still running in {holder}; wait for it, or stop it first"
+        )
     max_epochs = _parse_settings(options).get(_EPOCHS)
     trained = interrupted.get_trainer_setting(_EPOCHS)
     finished = interrupted.run.info.status == "FINISHED"
     if finished and (max_epochs is None or int(max_epochs) <= int(trained)):
         raise ValueError(
-            f"run {run_id} is FINISHED, after {trained} epochs; give more to go on with it, "
-            f"--max_epochs {2 * int(trained)}, or make it again by `pyclassify rerun {run_id}`"
+            f"run {run_id} is FINISHED after {trained} epochs; train it for longer, such as "
+            f"--max_epochs {2 * int(trained)}, or repeat it by `pyclassify rerun {run_id}`"
         )
 
 
 def _check_options(interrupted: _InterruptedRun, options: list[str]) -> None:
-    """Raise ValueError if an option makes it another training."""
+    """Raise ValueError if an option changes the training."""
     run_id = interrupted.run.info.run_id
     for name, value in _parse_settings(options).items():
         if name in _PROCESSES and str(interrupted.get_trainer_setting(name)) == value:
@@ -228,19 +245,19 @@ def _check_options(interrupted: _InterruptedRun, options: list[str]) -> None:
         if name in _PROCESSES:
             processes = interrupted.facts["hardware"].get("processes")
             raise ValueError(
-                f"run {run_id} was trained by {processes} processes, and with "
-                f"--{name} {value} it can't be the same training; --inexact goes on all the same, "
-                "with the epoch that it was in from its start"
+                f"run {run_id} was trained by {processes} processes, and can't be resumed exactly "
+                f"with --{name} {value}; leave it out, or give --allow-inexact to resume at the "
+                "start of the interrupted epoch"
             )
         if name != _EPOCHS and not _is_masked(interrupted.config, name):
             raise ValueError(
-                f"--{name} makes it another training than that of run {run_id}; "
-                "leave it out, or give --inexact to go on all the same"
+                f"--{name} changes the training of run {run_id}; leave it out, or give "
+                "--allow-inexact to resume with the change"
             )
 
 
 def _is_masked(config: dict[str, Any], name: str) -> bool:
-    """Whether a setting lost its credentials in the capsule, so that it must be given."""
+    """Whether the credentials of a setting are masked in the capsule, so that it must be given."""
     return any(name == key and MASK in value for key, value in format_options(config))
 
 
@@ -250,24 +267,30 @@ def _check_folder(interrupted: _InterruptedRun) -> None:
         return
     run_id, here = interrupted.run.info.run_id, socket.gethostname()
     there = interrupted.facts.get("host") or "the machine that it ran on"
-    where = f"on {there}, and this is {here}" if there != here else "and are gone"
+    rerun = f"repeat it by `pyclassify rerun {run_id}`"
+    if there == here:
+        raise ValueError(
+            f"run {run_id} has no checkpoints: {interrupted.save_dir} does not exist; {rerun}"
+        )
     raise ValueError(
-        f"the checkpoints of run {run_id} were in {interrupted.save_dir} {where}; go on where they "
-        f"are, or make the run again by `pyclassify rerun {run_id}`"
+        f"the checkpoints of run {run_id} are in {interrupted.save_dir} on {there}, and this is "
+        f"{here}; resume it there, or {rerun}"
     )
 
 
 def _list_seed_options(interrupted: _InterruptedRun) -> list[str]:
-    """List the options that make the parent of seeds out of the configuration of one seed."""
+    """List the options that turn the configuration of one seed into that of the parent."""
     if not interrupted.is_parent:
         return []
+    from pyclassify.runs.stats import SEEDS_TAG
+
     first, _, last = interrupted.run.data.tags[SEEDS_TAG].partition(" to ")
     return [f"--seeds={int(last) - int(first) + 1}", f"--seed={first}"]
 
 
 @contextmanager
 def _restore_code(
-    interrupted: _InterruptedRun, capsule: Path, folder: Path, inexact: bool
+    interrupted: _InterruptedRun, capsule: Path, folder: Path, allow_inexact: bool
 ) -> Iterator[tuple[Path, Path]]:
     """Restore the run's code, and yield the folder to start in and the root of the repository.
 
@@ -277,14 +300,14 @@ def _restore_code(
     run_id, git_facts = interrupted.source.info.run_id, interrupted.facts["git"]
     started_in = Path(interrupted.facts["started_in"])
     if "missing" in git_facts:
-        if interrupted.facts["package"] != digest_package() and not inexact:
+        if interrupted.facts["package"] != digest_package() and not allow_inexact:
             raise ValueError(
-                f"the code of run {run_id} was in no commit ({git_facts['missing']}), and "
-                "pyclassify has changed since; --inexact goes on with the code of today"
+                f"the code of run {run_id} was not in a git commit ({git_facts['missing']}), and "
+                "pyclassify has changed since; give --allow-inexact to resume with the current code"
             )
         yield started_in, started_in
         return
-    # A run that was started outside of any repository has the code of this package's.
+    # A run that was started outside of any repository has the code of this package's repository.
     candidates = (started_in, Path.cwd(), PACKAGE_FOLDER)
     repositories = (path for path in candidates if path.is_dir() and find_root(path))
     root, code = find_code(capsule, git_facts, run_id, next(repositories, Path.cwd()))
@@ -293,19 +316,18 @@ def _restore_code(
 
 
 def _report_start(interrupted: _InterruptedRun) -> None:
-    """Write where the run resumes from, and what may keep it from being exact."""
+    """Print where the run resumes from, and warn if the training may not be exact."""
     run_id, folder = interrupted.run.info.run_id, interrupted.checkpoint_folder
     checkpoints = sorted(path.stem for path in folder.glob("step=*.ckpt"))
     if checkpoints:
-        sys.stderr.write(f"run {run_id} goes on from {folder / checkpoints[-1]}.ckpt\n")
+        sys.stderr.write(f"run {run_id} resumes from {folder / checkpoints[-1]}.ckpt\n")
     elif not interrupted.is_parent:
         sys.stderr.write(
-            f"run {run_id} has no checkpoint to go on from in {folder}: it starts from the "
-            "beginning\n"
+            f"run {run_id} has no checkpoint in {folder}, so it starts from the beginning\n"
         )
     threads, now = interrupted.facts["hardware"]["threads"], os.environ.get("OMP_NUM_THREADS")
     if now and now != str(threads):
         sys.stderr.write(
-            f"warning: it was trained with {threads} threads and OMP_NUM_THREADS is {now}, so the "
-            "training may not be the same to the last bit\n"
+            f"warning: the run was trained with {threads} threads and OMP_NUM_THREADS is {now}, so "
+            f"the result may not be bitwise identical; set OMP_NUM_THREADS={threads}\n"
         )

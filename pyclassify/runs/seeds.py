@@ -1,12 +1,12 @@
-"""Train a recipe with several seeds (`--seeds 5`), so that recipes are compared beyond chance.
+"""Train a recipe with several seeds (`--seeds 5`), so that recipes can be compared statistically.
 
-Each seed is trained by a process of its own, one after another, as a child run of one parent run,
-which logs the seed statistics: mean, standard deviation and confidence interval of each metric.
-With several processes of a launcher (srun, torchrun), each process starts its part of every
-training, and only the first one makes runs. Nothing here loads torch, and only the process that
-makes runs loads MLflow and SciPy.
+Each seed is trained by its own process, one after another, as a child run of one parent run, which
+logs the seed statistics: mean, standard deviation and confidence interval of each metric. With
+several processes of a launcher (srun, torchrun), each process starts its rank of every training,
+and only rank zero creates runs. Nothing here loads torch, and only the process that creates runs
+loads MLflow and SciPy.
 
-Training resumes if it is started again with the same parent run: finished seeds are skipped,
+Training resumes if it is restarted with the same parent run: finished seeds are skipped,
 interrupted ones resume, and missing ones are trained.
 """
 
@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 from pyclassify.utils import launcher
 from pyclassify.utils.options import (
     TRAINING_COMMANDS,
+    UsageError,
     find_logger_settings,
     has_seeds_option,
     list_settings,
@@ -43,7 +44,7 @@ def read_seed_count(argv: list[str]) -> tuple[int, list[str]]:
         The number of trainings, and the command line without the option.
 
     Raises:
-        ValueError: The value is not a whole number from 1, or the command doesn't train.
+        UsageError: The value is not a whole number >= 1, or the command does not train.
     """
     options = [*split_options(argv)]
     found = [option for option in options if has_seeds_option(option[:1])]
@@ -53,13 +54,14 @@ def read_seed_count(argv: list[str]) -> tuple[int, list[str]]:
     if not equals:
         value = found[-1][1] if len(found[-1]) > 1 else ""
     if not re.fullmatch(r"0*[1-9]\d*", value, re.ASCII):
-        raise ValueError(
-            f"seeds is {value or 'given without a value'}; give how many seeds to train with, a "
-            f"whole number from 1: {name} 5"
+        raise UsageError(
+            f"invalid seeds: {value or 'no value'} (expected a whole number >= 1, such as {name} 5)"
         )
     command = next((option[0] for option in options if not option[0].startswith("-")), None)
     if command in TRAINING_COMMANDS and command not in ("train", "fit"):
-        raise ValueError(f"seeds is for train and fit, and {command} trains nothing; leave it out")
+        raise UsageError(
+            f"{name} is an option of train and fit, and {command} does not train; leave it out"
+        )
     return 1 if only_shows(argv) else int(value), drop_options(argv, "--seeds")
 
 
@@ -72,23 +74,23 @@ def drop_options(argv: list[str], *names: str) -> list[str]:
 def train_seeds(argv: list[str], count: int) -> None:
     """Train with each seed, and write the seed report to standard output.
 
-    After a seed that failed the others are trained all the same. Only if the first one failed
-    before its first training step (an option is misspelled, data are missing) are the others
-    skipped, which would fail likewise.
+    After a failed seed, the others are still trained, unless the first one failed before its first
+    training step (an option is misspelled, data are missing): the others would fail too.
 
     Args:
-        argv: The command line without --seeds; one that LightningCLI can read.
+        argv: The command line without --seeds, as LightningCLI can parse it.
         count: The number of seeds.
 
     Raises:
-        ValueError: The first seed is not a number, or no run can be made for a seed.
+        UsageError: The first seed is not a number, or the logger is disabled.
+        ValueError: This process can't reach the tracking server.
         OSError: A configuration file can't be read.
         ChildProcessError: A seed failed.
-        KeyboardInterrupt: A seed saved a checkpoint and left, to be requeued.
+        KeyboardInterrupt: A seed saved a checkpoint and exited, to be requeued.
     """
     seeds, config = list_seeds(argv, count), dict(list_settings(argv))
-    _check_runs_can_be_made(config, count)
-    run_id = os.environ.get("MLFLOW_RUN_ID")  # MLflow removes it when the run is started
+    _check_logging(config, count)
+    run_id = os.environ.get("MLFLOW_RUN_ID")  # MLflow removes it when the run starts
     parent = _start_parent(seeds, config) if launcher.is_rank_zero() else None
     failed: list[int] = []
     try:
@@ -103,18 +105,18 @@ def train_seeds(argv: list[str], count: int) -> None:
     finally:
         if parent:
             sys.stdout.write("\n" + "".join(f"{line}\n" for line in parent.format_report()))
-    # Only the first process fails: a launcher would stop the first one, which still has to report,
-    # as soon as another one failed.
+    # Only rank zero fails: if another rank failed first, the launcher would stop rank zero before
+    # it has reported.
     if failed and parent:
         which = f"seed{'s' if len(failed) > 1 else ''} {', '.join(map(str, failed))}"
-        raise ChildProcessError(f"{which} of {count} failed; see what is said of each above")
+        raise ChildProcessError(f"{which} of {count} failed; see the errors above")
 
 
 def list_seeds(argv: list[str], count: int) -> range:
     """List the seeds: from the one that options or configuration files set, or from 0.
 
     Raises:
-        ValueError: The first seed is not a number, or so large that the last one exceeds 32 bits.
+        UsageError: The first seed is not a number, or so large that the last one exceeds 32 bits.
         OSError: A configuration file can't be read.
     """
     first: Any = 0
@@ -122,9 +124,9 @@ def list_seeds(argv: list[str], count: int) -> range:
         if f"--{name}" in _SEED_OPTIONS:
             first = value
     if not re.fullmatch(r"\d+", str(first), re.ASCII) or int(first) + count > 2**32:
-        raise ValueError(
-            f"seeds is {count} and the first of them, seed, is {first}; give a whole number from 0 "
-            f"to {2**32 - count} as --seed"
+        raise UsageError(
+            f"invalid seed: {first} (expected a whole number from 0 to {2**32 - count}, the first "
+            f"of {count} seeds); give it by --seed"
         )
     return range(int(first), int(first) + count)
 
@@ -135,40 +137,40 @@ def _start_parent(seeds: Sequence[int], config: Mapping[str, Any]) -> "ParentRun
     return ParentRun(seeds, config)
 
 
-def _check_runs_can_be_made(config: Mapping[str, Any], count: int) -> None:
+def _check_logging(config: Mapping[str, Any], count: int) -> None:
     if str(config.get("trainer.logger")).lower() == "false":
-        raise ValueError(
-            f"trainer.logger is false and seeds is {count}: what the seeds come to is told by "
-            "their runs; leave it out"
+        raise UsageError(
+            f"trainer.logger is false, and the statistics of {count} seeds are logged to runs; "
+            "leave out trainer.logger or --seeds"
         )
     if os.environ.get("MLFLOW_TRACKING_URI", "").startswith("spool:"):
         raise ValueError(
-            f"seeds is {count} and this process can't reach the tracking server, which makes their "
-            "runs; train one seed a job, or have the nodes reach the server"
+            f"--seeds {count} needs the tracking server, to create a run for each seed, and this "
+            "process can't reach it; train one seed per job, or give the nodes access to the server"
         )
 
 
 def _check_failure(seeds: Sequence[int], index: int, parent: "ParentRun | None") -> None:
-    """Raise ChildProcessError if the first seed failed in a way that the others would too."""
+    """Raise ChildProcessError if the first seed failed before its first training step."""
     if index == 0 and parent and launcher.is_single_process() and parent.failed_at_start():
         raise ChildProcessError(
-            f"seed {seeds[0]} failed before it had learnt anything, and the other "
-            f"{len(seeds) - 1} would fail likewise; see what is said of it above"
+            f"seed {seeds[0]} failed before its first training step, so the other "
+            f"{len(seeds) - 1} were not trained; see its error above"
         )
 
 
 def choose_seed_indices(
     parent: "ParentRun | None", run_id: str | None, config: Mapping[str, Any], count: int
 ) -> list[int]:
-    """Choose the seeds to train, by index: all except those that have finished before.
+    """Choose the seeds to train, by index: all except those that are finished.
 
     Args:
-        parent: The parent run, in the process that makes runs; the other processes wait for it.
+        parent: The parent run, on rank zero; the other ranks wait for its choice.
         run_id: The id of the parent run, if the run existed before.
         config: The dotted settings of options and configuration files.
         count: The number of seeds.
     """
-    if run_id is None:  # the parent run is new and has no child runs
+    if run_id is None:  # a new parent run, without child runs
         return [*range(count)]
     if launcher.is_single_process():
         return parent.list_unfinished() if parent else [*range(count)]
@@ -180,7 +182,7 @@ def choose_seed_indices(
 
 
 def _train_seed(command: list[str], index: int, parent: "ParentRun | None") -> int:
-    """Train with one seed in a child process, which stop signals are passed on to.
+    """Train with one seed in a child process, and forward stop signals to it.
 
     Returns:
         The exit code; negative if a signal ended the process.

@@ -36,26 +36,26 @@ class PairedTest:
     """The paired comparison of two runs' predictions for the same images.
 
     Args:
-        count: The number of images.
-        right: How many images each run predicts correctly.
-        only_first: How many images only the first run predicts correctly.
-        only_second: How many images only the second run predicts correctly.
+        num_images: The number of images.
+        num_correct: How many images each run predicts correctly.
+        only_first_correct: How many images only the first run predicts correctly.
+        only_second_correct: How many images only the second run predicts correctly.
         p_value: The p-value of McNemar's exact test of equal accuracy.
-        interval: The 95% confidence interval of the difference in accuracy, second minus first.
+        interval_95: The 95% confidence interval of the difference in accuracy, second minus first.
 
     Example:
         >>> first = {0: ("cat", True), 1: ("dog", False)}
         >>> second = {0: ("cat", True), 1: ("dog", True)}
-        >>> compare_predictions(first, second).right
+        >>> compare_predictions(first, second).num_correct
         (1, 2)
     """
 
-    count: int
-    right: tuple[int, int]
-    only_first: int
-    only_second: int
+    num_images: int
+    num_correct: tuple[int, int]
+    only_first_correct: int
+    only_second_correct: int
     p_value: float
-    interval: tuple[float, float]
+    interval_95: tuple[float, float]
 
 
 @dataclass(frozen=True)
@@ -64,17 +64,17 @@ class SeedsTest:
 
     Args:
         metric: The metric that is compared.
-        counts: The number of seeds of each recipe.
+        num_seeds: The number of seeds of each recipe.
         means: The mean of each recipe.
         p_value: The p-value of Welch's t-test of equal means.
-        interval: The 95% confidence interval of the difference of the means, second minus first.
+        interval_95: The 95% confidence interval of the difference of the means, second minus first.
     """
 
     metric: str
-    counts: tuple[int, int]
+    num_seeds: tuple[int, int]
     means: tuple[float, float]
     p_value: float
-    interval: tuple[float, float]
+    interval_95: tuple[float, float]
 
 
 def compare_on_images(runs: Sequence[Run]) -> tuple[PairedTest | None, list[str]]:
@@ -82,14 +82,14 @@ def compare_on_images(runs: Sequence[Run]) -> tuple[PairedTest | None, list[str]
 
     Returns:
         The test, if there are two runs with the same test images; and the reasons not to compare
-        the runs by their test metrics, a sentence each.
+        the runs by their test metrics, one clause each.
     """
     predictions: dict[int, PredictionsByIndex] = {}
     lacking: list[int] = []
     notes: list[str] = []
     for number, run in enumerate(runs, 1):
         if SEEDS_TAG in run.data.tags:
-            continue  # the predictions are those of its child runs
+            continue  # its child runs have the predictions
         try:
             found = read_predictions(run)
         except Exception as error:  # each kind of artifact store raises its own
@@ -104,7 +104,8 @@ def compare_on_images(runs: Sequence[Run]) -> tuple[PairedTest | None, list[str]
         numbers = ", ".join(map(str, lacking))
         subject = f"run {numbers} has" if len(lacking) == 1 else f"runs {numbers} have"
         notes.append(
-            f"{subject} no {PREDICTIONS_FILE}, which shows whether test images are the same"
+            f"{subject} no {PREDICTIONS_FILE}, so the predictions for the test images can't be "
+            "compared"
         )
     mismatches = _list_image_mismatches(runs, predictions)
     comparable = not mismatches and len(predictions) == len(runs) == 2
@@ -126,8 +127,8 @@ def _list_image_mismatches(
         )
         if mismatch:
             notes.append(
-                f"the test images of run {number} are not those of run {first} ({mismatch}), so "
-                "that their test metrics don't say which network is better"
+                f"the test images of run {number} differ from those of run {first} ({mismatch}), "
+                "so their test metrics do not show which network is better"
             )
     return notes
 
@@ -143,17 +144,17 @@ def describe_image_mismatch(
         predictions: The predictions of each one.
 
     Returns:
-        None if the images are the same, as far as the runs tell.
+        None if no difference was found.
     """
     first, second = predictions
     if len(first) != len(second):
         return f"{len(second):,} images, not {len(first):,}"
     if first.keys() != second.keys():
-        return "other indices"
+        return "different indices"
     if any(first[index][0] != second[index][0] for index in first):
-        return "other labels"
+        return "different labels"
     if _have_other_images(*runs):
-        return "other content, by the data's digest"
+        return "different content, by the digest of the data"
     return None
 
 
@@ -180,12 +181,12 @@ def compare_predictions(first: PredictionsByIndex, second: PredictionsByIndex) -
     counts = Counter((first[index][1], second[index][1]) for index in first)
     both, only_first, only_second = counts[True, True], counts[True, False], counts[False, True]
     return PairedTest(
-        count=len(first),
-        right=(both + only_first, both + only_second),
-        only_first=only_first,
-        only_second=only_second,
+        num_images=len(first),
+        num_correct=(both + only_first, both + only_second),
+        only_first_correct=only_first,
+        only_second_correct=only_second,
         p_value=mcnemar(only_first, only_second),
-        interval=paired_interval(only_first, only_second, len(first)),
+        interval_95=paired_interval(only_first, only_second, len(first)),
     )
 
 
@@ -193,16 +194,16 @@ def compare_over_seeds(runs: Sequence[Run]) -> tuple[SeedsTest | None, list[str]
     """Compare parents of seeds by the statistics that they logged.
 
     Returns:
-        The test, if there are two parents of at least two finished seeds each, with the same test
-        images as far as the parents tell; and what to keep in mind, a sentence each.
+        The test, if there are two parents of at least two finished seeds each, whose test images
+        are not known to differ; and remarks, one clause each.
     """
     parents = {number: run for number, run in enumerate(runs, 1) if SEEDS_TAG in run.data.tags}
     notes = []
     for number, run in parents.items():
         count = run.data.metrics.get(_FINISHED_METRIC, 0)
         notes.append(
-            f"run {number} is of {count:.0f} seed{'s' * (count != 1)}, and its metrics are their "
-            "means, deviations and intervals"
+            f"run {number} is the parent of {count:.0f} finished seed{'s' * (count != 1)}; its "
+            "metrics are their means, standard deviations and confidence intervals"
         )
     notes += _list_compared_children(runs, parents)
     if len(parents) != 2 or len(runs) != 2:
@@ -210,12 +211,12 @@ def compare_over_seeds(runs: Sequence[Run]) -> tuple[SeedsTest | None, list[str]
     if _have_other_images(*runs):
         return None, [
             *notes,
-            "the test images of run 2 are not those of run 1 (other content, by the data's "
-            "digest), so that their test metrics don't say which recipe is better",
+            "the test images of run 2 differ from those of run 1 (different content, by the digest "
+            "of the data), so their test metrics do not show which recipe is better",
         ]
     first, second = (_read_statistics(run.data.metrics) for run in runs)
     if first is None or second is None:
-        message = f"a test of two recipes needs two finished seeds of each with a {METRIC}"
+        message = f"comparing two recipes needs two finished seeds of each with {METRIC}"
         return None, [*notes, message]
     means, counts = (first[0], second[0]), (first[2], second[2])
     p_value, interval = welch(means, (first[1], second[1]), counts)
@@ -237,7 +238,7 @@ def _list_compared_children(runs: Sequence[Run], parents: Mapping[int, Run]) -> 
     for number, run in enumerate(runs, 1):
         if parent := numbers.get(run.data.tags.get(MLFLOW_PARENT_RUN_ID)):
             notes.append(
-                f"run {number} is one of the seeds of run {parent}, and counts in its means"
+                f"run {number} is one of the seeds of run {parent}, and is part of its means"
             )
     return notes
 
@@ -290,14 +291,14 @@ def read_metric(children: Sequence[Run], metric: str) -> list[float]:
 
 
 def format_mean_and_deviation(values: Sequence[float]) -> str:
-    """Format mean, standard deviation and confidence interval: 0.81 ± 0.01 (95%: ...)."""
+    """Format mean, standard deviation and confidence interval: 0.81 ± 0.01 (95% CI ...)."""
     if not values:
-        return "no seed that finished has it"
+        return "no finished seed has this metric"
     mean, count = fmean(values), f"{len(values)} seed{'s' if len(values) > 1 else ''}"
     if len(values) == 1 or not all(map(isfinite, values)):
         return f"{mean:.4f} ({count})"
     low, high = mean_interval(values)
-    return f"{mean:.4f} ± {stdev(values):.4f} (95%: {low:.4f} to {high:.4f}, {count})"
+    return f"{mean:.4f} ± {stdev(values):.4f} (95% CI {low:.4f} to {high:.4f}, {count})"
 
 
 def mcnemar(only_first: int, only_second: int) -> float:
@@ -343,8 +344,8 @@ def paired_interval(
     """
     if count < max(1, only_first + only_second):
         raise ValueError(
-            f"{only_first} and {only_second} of {count} images is no count; count each image once, "
-            "of one or more"
+            f"invalid counts: {only_first} and {only_second} of {count} images (expected count > 0 "
+            "and only_first + only_second <= count)"
         )
     first, second = (only_first + 1) / (count + 2), (only_second + 1) / (count + 2)
     difference = second - first
@@ -367,7 +368,7 @@ def mean_interval(values: Sequence[float], confidence: float = 0.95) -> tuple[fl
         ValueError: There are fewer than two values.
     """
     if len(values) < 2:
-        raise ValueError(f"an interval needs two or more values, and {len(values)} was given")
+        raise ValueError(f"a confidence interval needs two or more values, got {len(values)}")
     quantile = t.ppf((1 + confidence) / 2, len(values) - 1)
     margin = float(quantile) * stdev(values) / sqrt(len(values))
     return fmean(values) - margin, fmean(values) + margin
@@ -398,7 +399,7 @@ def welch(
         ValueError: A recipe has fewer than two seeds.
     """
     if min(counts) < 2:
-        raise ValueError(f"the test needs two or more seeds each, and {min(counts)} was given")
+        raise ValueError(f"the t-test needs two or more seeds of each recipe, got {min(counts)}")
     difference = means[1] - means[0]
     first, second = (s**2 / n for s, n in zip(deviations, counts, strict=True))
     if first + second == 0:

@@ -23,7 +23,7 @@ A record is a line: the CRC-32 of the rest in eight hexadecimal digits, a space,
     experiment_tag  name, value: one that its experiment may have already
     artifact   path: in the run, size in bytes, sha256
     version    name: the registered model's, path: of the files, tags, and how
-               it is judged: min_accuracy, alpha, judge_by
+               it is compared with the champion: min_accuracy, alpha, compare_on
 
 A file has one writer. A last line that is not whole is where its process died while writing.
 """

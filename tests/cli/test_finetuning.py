@@ -52,7 +52,7 @@ def test_run_tells_the_file_by_its_content(cli, file):
     assert f"from `w.pth` (`{digest[:8]}`)" in first.data.tags["mlflow.note.content"]
     assert first.data.tags["pyclassify.recipe"] != other.data.tags["pyclassify.recipe"]
     compared = cli(f"compare {first.info.run_id} {other.info.run_id} --json").out
-    assert [*json.loads(compared)["parameters_that_differ"]] == ["model/weights_sha256"]
+    assert [*json.loads(compared)["differing_parameters"]] == ["model/weights_sha256"]
 
 
 def test_named_optimizer_gets_what_learns_alone(cli, file):

@@ -35,9 +35,10 @@ def test_first_version_becomes_champion_when_it_is_accurate_enough(registry):
 
     assert (champion(), challenger()) == (version, None)
     assert decision.text == (  # the form of this message
-        "alexnet version 1 is champion: the first, and its accuracy 0.5000 reaches min_accuracy 0.5"
+        "alexnet version 1 is champion: no champion to compare with, accuracy 0.5000 >= "
+        "min_accuracy 0.5"
     )
-    assert tags(version)["decision"] == read_decision(version)["outcome"] == "first"
+    assert tags(version)["decision"] == read_decision(version)["outcome"] == "first version"
 
 
 def test_first_version_below_min_accuracy_stays_challenger(registry):
@@ -61,7 +62,7 @@ def test_accuracy_of_first_version_without_predictions_is_its_tag(registry):
     )
     assert (
         promote_if_better(registry, NAME, version, min_accuracy=0.7, recheck=True).outcome
-        == "first"
+        == "first version"
     )
 
 
@@ -70,9 +71,9 @@ def test_first_version_of_unknown_accuracy_is_not_evaluated(registry):
 
     assert champion() is None
     assert decision.text == (  # the form of this message
-        "alexnet version 1 is not champion: version 1 was not judged, as the run of version 1 has "
-        "no predictions.json, and no tag test_accuracy tells its accuracy; `pyclassify promote "
-        "alexnet 1 --force --why TEXT` makes it champion all the same"
+        "alexnet version 1 is not champion: version 1 was not evaluated because the run of version "
+        "1 has no predictions.json, and the version has no tag test_accuracy; make it champion "
+        "without a comparison by `pyclassify promote alexnet 1 --force --reason TEXT`"
     )
 
 
@@ -87,7 +88,7 @@ def test_version_whose_data_were_warned_of_becomes_champion_by_force_alone(tagge
     for recheck in (False, True):
         decision = promote_if_better(registry, NAME, version, recheck=recheck)
         assert (champion(), challenger()) == (None, version)
-        assert mentions(decision.text, "not judged", warning, "--force --why TEXT")
+        assert mentions(decision.text, "not evaluated", warning, "--force --reason TEXT")
 
     force_promotion(registry, NAME, version, "they are meant to be")
     assert champion() == version
@@ -111,10 +112,10 @@ def test_better_version_becomes_champion_with_difference_and_p_value(registry):
     p_value = mcnemar(0, 10)
     assert (champion(), challenger()) == (second, None)
     assert decision.text == (  # the form of this message
-        "alexnet version 2 is champion: better than version 1 on 40 images, by +0.2500 (95%: "
-        "+0.0934 to +0.3828), p = 0.002, alpha 0.05"
+        "alexnet version 2 is champion: better than version 1 on 40 images, accuracy +0.2500 (95% "
+        "CI +0.0934 to +0.3828), McNemar's p = 0.002, alpha = 0.05"
     )
-    assert read_decision(second)["paired"]["p_value"] == p_value == pytest.approx(2 / 2**10)
+    assert read_decision(second)["paired_test"]["p_value"] == p_value == pytest.approx(2 / 2**10)
     shown = {key: tags(second)[key] for key in ("decision", "against", "p_value", "alpha")}
     assert shown == {
         "decision": "promoted",
@@ -122,7 +123,7 @@ def test_better_version_becomes_champion_with_difference_and_p_value(registry):
         "p_value": "0.002",
         "alpha": "0.05",
     }
-    assert tags(second)["difference"] == "+0.2500 (95%: +0.0934 to +0.3828)"
+    assert tags(second)["difference"] == "+0.2500 (95% CI +0.0934 to +0.3828)"
 
 
 @pytest.mark.parametrize(
@@ -132,7 +133,7 @@ def test_better_version_becomes_champion_with_difference_and_p_value(registry):
         (GOOD, 0.001, ["not", "better", "+0.2500 ("]),
         ("n" * 40, 0.05, ["worse", "-0.5000 ("]),
     ],
-    ids=["equal", "better by luck", "worse"],
+    ids=["equal", "not significant", "worse"],
 )
 def test_champion_stays_unless_challenger_is_significantly_better(answers, alpha, facts, registry):
     first, second = register(FAIR), register(answers)
@@ -142,11 +143,11 @@ def test_champion_stays_unless_challenger_is_significantly_better(answers, alpha
 
     assert (champion(), challenger()) == (first, second)
     assert decision.text.startswith("alexnet version 1 stays champion: version 2 ")
-    assert mentions(decision.text, "40 images", f"alpha {alpha:g}", *facts)
-    assert tags(second)["decision"] == read_decision(second)["outcome"] == "kept"
+    assert mentions(decision.text, "40 images", f"alpha = {alpha:g}", *facts)
+    assert tags(second)["decision"] == read_decision(second)["outcome"] == "not better"
 
 
-@pytest.mark.parametrize("answers", [GOOD, EQUAL], ids=["promoted", "kept"])
+@pytest.mark.parametrize("answers", [GOOD, EQUAL], ids=["promoted", "not better"])
 def test_saved_decision_is_not_made_again(answers, registry):
     first, second = register(FAIR), register(answers)
     promote_if_better(registry, NAME, first)
@@ -173,14 +174,14 @@ def test_late_second_call_leaves_the_newer_champion_and_challenger(registry):
 def test_version_that_could_not_be_evaluated_is_evaluated_later(registry):
     first, second = register(FAIR), register()
     promote_if_better(registry, NAME, first)
-    assert promote_if_better(registry, NAME, second).outcome == "not judged"
+    assert promote_if_better(registry, NAME, second).outcome == "not evaluated"
 
     log_predictions(registry.get_model_version(NAME, second).run_id, range(40), [1] * 40, [1] * 40)
     labels = [index % 3 for index in range(40)]
     third = register(run_id=record())
     log_predictions(registry.get_model_version(NAME, third).run_id, range(40), labels, labels)
 
-    assert promote_if_better(registry, NAME, second).outcome == "not judged"
+    assert promote_if_better(registry, NAME, second).outcome == "not evaluated"
     assert promote_if_better(registry, NAME, third).outcome == "promoted"
 
 
@@ -193,7 +194,9 @@ def test_earlier_decisions_stay_in_the_file(registry):
 
     saved = read_decision(second)
     assert (saved["outcome"], saved["alpha"]) == ("promoted", 0.05)
-    assert [(each["outcome"], each["alpha"]) for each in saved["earlier"]] == [("kept", 0.001)]
+    assert [(each["outcome"], each["alpha"]) for each in saved["earlier_decisions"]] == [
+        ("not better", 0.001)
+    ]
 
 
 def test_decision_whose_file_is_lost_is_loaded_from_tags(registry):
@@ -229,35 +232,35 @@ def test_interrupted_promotion_is_finished_by_the_next_call(step, registry, monk
 
     assert promote_if_better(registry, NAME, second).outcome == "promoted"
     assert champion() == second
-    assert registry.get_registered_model(NAME).tags["champions"] == "2 1"
-    assert read_decision(second)["earlier"] == []
+    assert registry.get_registered_model(NAME).tags["champion_history"] == "2 1"
+    assert read_decision(second)["earlier_decisions"] == []
 
 
-def test_champion_set_by_hand_is_compared_with_the_next_version(registry):
+def test_champion_set_manually_is_compared_with_the_next_version(registry):
     first, second, third = register(FAIR), register(GOOD), register("y" * 40)
     registry.set_registered_model_alias(NAME, "champion", second)
 
     assert promote_if_better(registry, NAME, third).against == second
-    assert registry.get_registered_model(NAME).tags["champions"] == "3 2"
+    assert registry.get_registered_model(NAME).tags["champion_history"] == "3 2"
     registry.set_registered_model_alias(NAME, "champion", first)
     text = promote_if_better(registry, NAME, first).text
-    assert mentions(text, "alexnet version 1 is champion", "by hand", "after version 3")
+    assert mentions(text, "alexnet version 1 is champion", "manually", "replaces version 3")
 
 
 @pytest.mark.parametrize("alpha", [0, 1, -0.05, float("nan")])
 def test_alpha_out_of_range_is_refused(alpha, registry):
     # the form of this message
-    with pytest.raises(ValueError, match=f"alpha is {alpha:g}; it takes a number between 0 and 1"):
+    with pytest.raises(ValueError, match=rf"^invalid alpha: {alpha:g} \(expected 0 < alpha < 1"):
         promote_if_better(registry, NAME, "1", alpha=alpha)
 
 
 @pytest.mark.parametrize("accuracy", [-0.1, 50, float("nan")])
 def test_min_accuracy_out_of_range_is_refused(accuracy, registry):
-    with pytest.raises(ValueError, match=f"min_accuracy is {accuracy:g};.* 0 to 1"):
+    with pytest.raises(ValueError, match=f"min_accuracy: {accuracy:g} .*0 <= min_accuracy <= 1"):
         promote_if_better(registry, NAME, "1", min_accuracy=accuracy)
 
 
-VERSION = {"kind": "version", "name": NAME, "path": "model", "tags": {}, "judge_by": "test"}
+VERSION = {"kind": "version", "name": NAME, "path": "model", "tags": {}, "compare_on": "test"}
 
 
 def test_uploaded_version_is_registered_and_compared_once(registry):
@@ -274,7 +277,9 @@ def test_uploaded_version_is_registered_and_compared_once(registry):
 def test_uploaded_version_is_registered_although_comparison_fails(registry):
     run_id = record(answers=FAIR)
 
-    with pytest.warns(UserWarning, match="alexnet version 1 was not judged .*alpha is 5"):
+    with pytest.warns(
+        UserWarning, match="alexnet version 1 is registered.* alpha: 5 .*promote alexnet 1`"
+    ):
         result = register_and_promote(registry, run_id, VERSION | {"alpha": 5, "min_accuracy": 0.0})
 
     assert result == "alexnet version 1"
@@ -303,7 +308,7 @@ def test_denied_deletion_of_tags_does_not_block_promotion(registry, monkeypatch)
 
     assert decision.outcome == tags(second)["decision"] == "forced"
     assert (champion(), challenger()) == (second, second)
-    assert registry.get_registered_model(NAME).tags["champions"] == "2 1"
+    assert registry.get_registered_model(NAME).tags["champion_history"] == "2 1"
 
 
 def test_failed_deletion_of_tags_raises(registry, monkeypatch):
@@ -318,7 +323,7 @@ def test_failed_deletion_of_tags_raises(registry, monkeypatch):
     with pytest.raises(MlflowException, match="the database is away"):
         force_promotion(registry, NAME, second, "it is half the size")
 
-    assert (champion(), tags(second)["decision"]) == (first, "kept")
+    assert (champion(), tags(second)["decision"]) == (first, "not better")
 
 
 def test_find_existing_version_raises_where_the_registry_fails(registry, monkeypatch):

@@ -68,7 +68,7 @@ def test_promotion_is_rechecked_after_another_became_champion_meanwhile(registry
 
     decision = promote_if_better(registry, NAME, fair, evaluate=evaluate)
 
-    assert (decision.outcome, decision.against) == ("kept", good)
+    assert (decision.outcome, decision.against) == ("not better", good)
     assert (champion(), challenger()) == (good, fair)
 
 
@@ -85,13 +85,13 @@ def test_version_promoted_by_another_process_meanwhile_is_decided_once(registry)
     decisions.append(promote_if_better(registry, NAME, second, evaluate=evaluate))
 
     assert decisions[0] == decisions[1]
-    assert (decisions[0].outcome, read_decision(second)["earlier"]) == ("promoted", [])
+    assert (decisions[0].outcome, read_decision(second)["earlier_decisions"]) == ("promoted", [])
 
 
 def test_challenger_compared_by_another_process_meanwhile_is_decided_once(registry):
     first, second = register(ANSWERS[0], digest="old"), register(ANSWERS[0], digest="new")
     promote_if_better(registry, NAME, first)
-    assert promote_if_better(registry, NAME, second).outcome == "not judged"
+    assert promote_if_better(registry, NAME, second).outcome == "not evaluated"
     predictions = read_predictions(registry.get_run(registry.get_model_version(NAME, first).run_id))
     decisions = []
 
@@ -102,8 +102,8 @@ def test_challenger_compared_by_another_process_meanwhile_is_decided_once(regist
     decisions.append(promote_if_better(registry, NAME, second, evaluate=evaluate))
 
     assert decisions[0] == decisions[1]
-    earlier = [each["outcome"] for each in read_decision(second)["earlier"]]
-    assert (decisions[0].outcome, earlier) == ("kept", ["not judged"])
+    earlier = [each["outcome"] for each in read_decision(second)["earlier_decisions"]]
+    assert (decisions[0].outcome, earlier) == ("not better", ["not evaluated"])
 
 
 def test_decision_is_dropped_after_the_lock_was_lost(registry, monkeypatch):
@@ -120,9 +120,9 @@ def test_decision_is_dropped_after_the_lock_was_lost(registry, monkeypatch):
     monkeypatch.setattr(champion_module, "save_decision", save_slowly)
     decision = promote_if_better(registry, NAME, fair)
 
-    assert (decision.outcome, decision.against) == ("kept", good)
+    assert (decision.outcome, decision.against) == ("not better", good)
     assert (champion(), challenger()) == (good, fair)
-    assert registry.get_registered_model(NAME).tags["champions"] == f"{good} {worst}"
+    assert registry.get_registered_model(NAME).tags["champion_history"] == f"{good} {worst}"
 
 
 @pytest.fixture
@@ -149,9 +149,9 @@ def test_forced_version_follows_the_one_that_became_champion_meanwhile(registry,
 
     decision = force_promotion(registry, NAME, fair, "it is half the size")
 
-    assert (decision.outcome, decision.against, decision.by) == ("forced", good, "ada")
+    assert (decision.outcome, decision.against, decision.decided_by) == ("forced", good, "ada")
     assert champion() == fair
-    assert registry.get_registered_model(NAME).tags["champions"] == f"{fair} {good} {worst}"
+    assert registry.get_registered_model(NAME).tags["champion_history"] == f"{fair} {good} {worst}"
 
 
 def test_rollback_takes_back_the_one_that_became_champion_meanwhile(registry, meanwhile):
@@ -163,14 +163,14 @@ def test_rollback_takes_back_the_one_that_became_champion_meanwhile(registry, me
     decision = roll_back_champion(registry, NAME, "too slow")
 
     assert (decision.version, decision.against, champion()) == (good, fair, fair)
-    assert registry.get_registered_model(NAME).tags["champions"] == f"{fair} {worst}"
+    assert registry.get_registered_model(NAME).tags["champion_history"] == f"{fair} {worst}"
 
 
 def test_champion_is_not_forced_again(registry):
     version = register(ANSWERS[0])
     promote_if_better(registry, NAME, version)
 
-    with pytest.raises(ValueError, match="alexnet version 1 is champion already"):
+    with pytest.raises(ValueError, match="alexnet version 1 is already champion"):
         force_promotion(registry, NAME, version, "again")
 
-    assert read_decision(version)["outcome"] == "first"
+    assert read_decision(version)["outcome"] == "first version"

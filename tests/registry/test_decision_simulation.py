@@ -33,7 +33,9 @@ def share_promoted(*accuracies):
 def test_equal_versions_agree_as_trainings_do():
     test = compare_predictions(*draw(np.random.default_rng(7), 0.8, 0.8))
 
-    assert (test.only_first + test.only_second) / IMAGES == pytest.approx(0.13, abs=0.02)
+    assert (test.only_first_correct + test.only_second_correct) / IMAGES == pytest.approx(
+        0.13, abs=0.02
+    )
 
 
 def test_equal_version_is_promoted_at_most_half_alpha_of_the_time():

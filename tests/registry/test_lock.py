@@ -17,7 +17,7 @@ FAIR = "y" * 10 + "n" * 30
 
 def test_lock_of_dead_process_is_removed(registry, monkeypatch):
     version = register(FAIR)
-    registry.create_registered_model(f"{NAME} (being judged)", description="of a dead process")
+    registry.create_registered_model(f"{NAME} (alias lock)", description="of a dead process")
     monkeypatch.setattr(lock, "STALE_SECONDS", 0.2)
 
     promote_if_better(registry, NAME, version)
@@ -37,13 +37,13 @@ def test_stale_lock_is_lost_to_the_next_process(registry, monkeypatch):
 
 def test_lock_acquired_by_another_meanwhile_is_not_broken(registry):
     with lock_model(registry, NAME) as is_locked:
-        lock._break(registry, f"{NAME} (being judged)", "who held it before")
+        lock._break(registry, f"{NAME} (alias lock)", "who held it before")
 
         assert is_locked()
 
 
 def test_stale_lock_of_another_user_raises_with_who_can_delete_it(registry, monkeypatch):
-    name = f"{NAME} (being judged)"
+    name = f"{NAME} (alias lock)"
     registry.create_registered_model(name, description="of a dead process")
     monkeypatch.setattr(lock, "STALE_SECONDS", 0.2)
 

@@ -44,11 +44,15 @@ def relabelled(indices, labels):
     ("first", "second", "how"),
     [
         ({}, {"answers": "yyy"}, "3 images, not 40"),
-        ({"digest": "a"}, {"answers": GOOD, "digest": "b"}, "other content, by the data's digest"),
+        (
+            {"digest": "a"},
+            {"answers": GOOD, "digest": "b"},
+            "different content, by the digest of the data",
+        ),
         (
             {"tags": {"test_data": "images a"}},
             {"answers": GOOD, "tags": {"test_data": "images b"}},
-            "other content, by the tag test_data",
+            "different content, by the tag test_data",
         ),
     ],
 )
@@ -58,15 +62,15 @@ def test_versions_with_other_images_are_not_compared(first, second, how, promote
     assert (champion(), challenger()) == ("1", "2")
     assert decision.text == read_decision("2")["text"]
     assert decision.text == (  # the form of this message
-        "alexnet version 1 stays champion: version 2 was not judged, as the test images of version "
-        f"2 are not those of version 1 ({how}); `pyclassify promote alexnet 2 --force --why TEXT` "
-        "makes it champion all the same"
+        "alexnet version 1 stays champion: version 2 was not evaluated because its test images "
+        f"differ from those of version 1 ({how}); make it champion without a comparison by "
+        "`pyclassify promote alexnet 2 --force --reason TEXT`"
     )
 
 
 @pytest.mark.parametrize("others", [OTHER_LABELS, OTHER_INDICES], ids=["labels", "indices"])
 def test_other_images_of_equal_number_are_not_compared(others, promote_both):
-    assert "(other " in promote_both(register(FAIR), relabelled(**others)).reason
+    assert "(different " in promote_both(register(FAIR), relabelled(**others)).note
 
 
 def test_data_of_the_same_name_and_digest_are_the_same(promote_both):
@@ -87,7 +91,7 @@ def test_champion_tested_on_other_images_is_evaluated(registry, promote_both):
     decision = promote_both(first, second, evaluate=evaluate)
 
     assert (asked, champion()) == ([first], second)
-    assert (decision.paired.right, decision.paired.count) == ((20, 30), 40)
+    assert (decision.paired_test.num_correct, decision.paired_test.num_images) == ((20, 30), 40)
 
 
 def test_challenger_without_predictions_is_evaluated(promote_both):
@@ -105,8 +109,8 @@ def test_predictions_of_wrong_images_are_not_compared(promote_both):
         register(FAIR, digest="a"), register(GOOD, digest="b"), evaluate=lambda _: wrong
     )
 
-    assert decision.outcome == "not judged"
-    assert "version 1 (40 images, not 2)" in decision.reason
+    assert decision.outcome == "not evaluated"
+    assert "version 1 (40 images, not 2)" in decision.note
 
 
 def test_failed_evaluation_is_reported_in_one_line(promote_both):
@@ -117,8 +121,8 @@ def test_failed_evaluation_is_reported_in_one_line(promote_both):
         register(FAIR, digest="a"), register(GOOD, digest="b"), evaluate=evaluate
     )
 
-    assert mentions(decision.reason, "version 1", "(no program.pt2 in 1)", "`pyclassify promote")
-    assert "\n" not in decision.reason
+    assert mentions(decision.note, "version 1", "(no program.pt2 in 1)", "`pyclassify promote")
+    assert "\n" not in decision.note
     assert champion() == "1"
 
 
@@ -126,7 +130,7 @@ def test_broken_predictions_are_reported(registry, promote_both):
     run_id = record()
     registry.log_text(run_id, "[]", "predictions.json")
 
-    reason = promote_both(register(FAIR), register(run_id=run_id)).reason
+    reason = promote_both(register(FAIR), register(run_id=run_id)).note
 
     assert mentions(reason, "predictions.json", "version 2", "index")
 
@@ -147,7 +151,7 @@ def test_champion_without_predictions_stays(registry):
     run = registry.get_run(registry.get_model_version(NAME, first).run_id)
     Path(run.info.artifact_uri, "predictions.json").unlink()
 
-    reason = promote_if_better(registry, NAME, second).reason
+    reason = promote_if_better(registry, NAME, second).note
 
     assert mentions(reason, "version 1", "no predictions.json", "`pyclassify promote alexnet 2")
     assert champion() == first
@@ -177,7 +181,7 @@ def test_version_after_only_deleted_champions_is_the_first(registry):
 
     decision = promote_if_better(registry, NAME, second)
 
-    assert (decision.outcome, champion()) == ("first", second)
+    assert (decision.outcome, champion()) == ("first version", second)
     assert mentions(decision.text.split("; ")[-1], "version 1", "deleted")
 
 
@@ -187,8 +191,8 @@ def test_version_without_run_is_not_evaluated(registry):
 
     decision = promote_if_better(registry, NAME, "2")
 
-    assert decision.outcome == "not judged"
-    assert mentions(decision.reason, "version 2", "no run")
+    assert decision.outcome == "not evaluated"
+    assert mentions(decision.note, "version 2", "no run")
 
 
 def test_version_whose_run_does_not_exist_is_not_compared(registry):
@@ -198,7 +202,7 @@ def test_version_whose_run_does_not_exist_is_not_compared(registry):
 
     decision = promote_if_better(registry, NAME, third)
 
-    assert decision.outcome == "not judged"
-    assert mentions(decision.reason, f"run of version {third}", "0" * 32, "--force")
+    assert decision.outcome == "not evaluated"
+    assert mentions(decision.note, f"run of version {third}", "0" * 32, "--force")
     assert (champion(), challenger()) == (first, str(third))
     assert promote_if_better(registry, NAME, second).outcome == "promoted"

@@ -102,7 +102,9 @@ def test_version_description_names_network_data_and_run(trained):
 def test_model_of_a_run_is_registered_once(trained):
     run, client = trained.run, mlflow.MlflowClient()
 
-    assert re.search(r"^model +shapes version 1 is champion: the first", trained.out, re.M)
+    assert re.search(
+        r"^model +shapes version 1 is champion: no champion to compare", trained.out, re.M
+    )
     assert register_version(client, run.info.run_id, "shapes") == "1"
     assert register_version(client, run.info.run_id, "other") == "1"
     assert len(client.search_model_versions("name = 'shapes'")) == 1
@@ -115,7 +117,7 @@ def test_run_that_is_trained_for_longer_has_a_version_of_both(train, monkeypatch
 
     versions = mlflow.MlflowClient().search_model_versions("name = 'shapes'")
     sources = {str(each.version): each.source.rpartition("/")[2] for each in versions}
-    steps = mlflow.get_run(run.info.run_id).data.tags["pyclassify.models"].split(",")
+    steps = mlflow.get_run(run.info.run_id).data.tags["pyclassify.model_steps"].split(",")
     assert sources == {"1": "model", "2": f"model-{steps[1]}"}
 
 
@@ -126,7 +128,7 @@ def test_run_that_is_trained_no_longer_has_one_version(train, monkeypatch):
 
     (version,) = mlflow.MlflowClient().search_model_versions("name = 'shapes'")
     assert version.source.rpartition("/")[2] == "model"
-    assert mlflow.get_run(run.info.run_id).data.tags["pyclassify.models"].isdecimal()
+    assert mlflow.get_run(run.info.run_id).data.tags["pyclassify.model_steps"].isdecimal()
 
 
 def test_run_of_an_offline_job_is_registered_when_it_is_uploaded(
@@ -146,7 +148,7 @@ def test_run_of_an_offline_job_is_registered_when_it_is_uploaded(
 
         (version,) = spool.there.search_model_versions("name = 'shapes'")
         assert version.run_id == spool.run_id
-        assert "shapes version 1 is champion: the first" in capsys.readouterr().out
+        assert "shapes version 1 is champion: no champion to compare" in capsys.readouterr().out
         model = mlflow.pyfunc.load_model(version.source)
         (answer,) = model.predict(pd.DataFrame({"image": [PICTURE]}))
         assert len(answer["classes"]) == 5
@@ -156,7 +158,7 @@ def test_model_that_can_not_be_registered_stays_in_the_run(train, monkeypatch):
     monkeypatch.setenv("MLFLOW_REGISTRY_URI", "http://127.0.0.1:9")
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     # the form of this message
-    message = r"in the run, and not yet registered as 'shapes' \(nothing listens there\); .+ sync "
+    message = r"to the run, and not yet registered as 'shapes' \(.*nothing listens.*\); .+ sync "
 
     with pytest.warns(UserWarning, match=message):
         _, run = train()
@@ -188,13 +190,13 @@ def test_version_refused_by_the_registry_is_reported_with_the_command(train, mon
 
 @pytest.mark.parametrize("name", ["", "no/name", "a:b", ".", "..", "..net"])
 def test_invalid_name_is_refused_at_the_start(name):
-    with pytest.raises(MisconfigurationException, match=f"name is {name!r}; .*/ and :"):
+    with pytest.raises(MisconfigurationException, match=f"model: {name!r} .*/ and :"):
         RegisterModel(name)
 
 
 @pytest.mark.parametrize(("bound", "value"), [("alpha", 5), ("min_accuracy", -1)])
 def test_bound_out_of_range_is_refused_at_the_start(bound, value):
-    with pytest.raises(MisconfigurationException, match=f"{bound} is {value}; "):
+    with pytest.raises(MisconfigurationException, match=f"invalid {bound}: {value} "):
         RegisterModel("net", **{bound: value})
 
 

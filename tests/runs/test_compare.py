@@ -54,12 +54,12 @@ def test_json_of_two_runs_has_the_content_of_the_page(cli):
     data = json.loads(cli(f"compare --json {' '.join(runs)}").out)
 
     assert [run["run_id"] for run in data["runs"]] == runs
-    assert data["parameters_that_differ"]["model/model/dropout"] == ["0.5", None]
-    assert data["parameters_the_same"] == 2
+    assert data["differing_parameters"]["model/model/dropout"] == ["0.5", None]
+    assert data["num_equal_parameters"] == 2
     assert data["metrics"]["test_accuracy"] == {"values": [0.4, 0.8], "differences": [None, 0.4]}
     assert data["metrics"]["test_loss"] == {"values": [1.5, None], "differences": [None, None]}
     assert "system/cpu_utilization_percentage" in data["metrics"]
-    assert data["paired_test"]["right"] == [4, 8]
+    assert data["paired_test"]["num_correct"] == [4, 8]
     assert data["paired_test"]["p_value"] == 0.21875
     assert data["notes"] == []
 
@@ -103,13 +103,13 @@ def test_typed_parameters_without_others_are_compared(cli):
     first, second = record(params={"seed": "0"}), record(params={"seed": "1"})
 
     data = json.loads(cli(f"compare --json {first} {second}").out)
-    assert data["parameters_that_differ"] == {"seed": ["0", "1"]}
+    assert data["differing_parameters"] == {"seed": ["0", "1"]}
 
 
 def test_running_run_is_a_note(cli):
     done = cli(f"compare {record()} {record(status='RUNNING')}")
 
-    assert mentions(done.out, "Note: run 2 is RUNNING", "No parameter differs (0 are the same)")
+    assert mentions(done.out, "Note: run 2 is RUNNING", "No parameter differs (0 are equal)")
 
 
 def test_compare_in_mlflow_run_leaves_its_run_running(cli, monkeypatch):
@@ -121,7 +121,7 @@ def test_compare_in_mlflow_run_leaves_its_run_running(cli, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "help_of", ["--help", "compare --help"], ids=["the program", "the verb itself"]
+    "help_of", ["--help", "compare --help"], ids=["the program", "the command itself"]
 )
 def test_help_names_the_command(help_of, cli):
     done = cli(help_of)
@@ -134,9 +134,11 @@ def test_significant_difference_names_the_better_run(cli):
     first, second = record(answers="y" * 30 + "n" * 10), record(answers="n" * 10 + "y" * 30)
     third = record(answers="n" * 40)
 
-    assert mentions(join_output(cli(f"compare {first} {second}")), "p = 1)", "neither")
-    assert mentions(join_output(cli(f"compare {first} {third}")), "(McNemar's", "run 1 is better.")
-    assert "run 2 is better." in join_output(cli(f"compare {third} {first}"))
+    assert mentions(join_output(cli(f"compare {first} {second}")), "p = 1)", "Neither run is")
+    assert mentions(
+        join_output(cli(f"compare {first} {third}")), "(McNemar's", "Run 1 is significantly better"
+    )
+    assert "Run 2 is significantly better" in join_output(cli(f"compare {third} {first}"))
 
 
 def join_output(done):
@@ -147,7 +149,11 @@ def join_output(done):
     ("one", "other", "how"),
     [
         ({"answers": "yny"}, {"answers": "ynyn"}, "4 images, not 3"),
-        ({"answers": "yny", "digest": "a"}, {"answers": "yny", "digest": "b"}, "other content, by"),
+        (
+            {"answers": "yny", "digest": "a"},
+            {"answers": "yny", "digest": "b"},
+            "different content, by",
+        ),
     ],
 )
 def test_other_test_images_are_a_note_and_not_tested(one, other, how, cli):
@@ -156,12 +162,12 @@ def test_other_test_images_are_a_note_and_not_tested(one, other, how, cli):
     assert data["paired_test"] is None
     (note,) = data["notes"]
     # the form of this message
-    assert note.startswith(f"the test images of run 2 are not those of run 1 ({how}")
+    assert note.startswith(f"the test images of run 2 differ from those of run 1 ({how}")
 
 
 @pytest.mark.parametrize(
     ("indices", "labels", "how"),
-    [([0, 1, 3], [0, 1, 2], "other indices"), ([0, 1, 2], [0, 1, 1], "other labels")],
+    [([0, 1, 3], [0, 1, 2], "different indices"), ([0, 1, 2], [0, 1, 1], "different labels")],
 )
 def test_other_indices_or_labels_are_a_note(indices, labels, how, cli):
     first, second = record(answers="yny"), record()
@@ -175,7 +181,10 @@ def test_predictions_in_another_order_are_paired_by_index(cli):
     log_predictions(second, [2, 0, 1], [2, 0, 1], [2, 0, 1])
 
     data = json.loads(cli(f"compare --json {first} {second}").out)
-    assert (data["paired_test"]["only_first"], data["paired_test"]["only_second"]) == (0, 1)
+    assert (
+        data["paired_test"]["only_first_correct"],
+        data["paired_test"]["only_second_correct"],
+    ) == (0, 1)
 
 
 def test_missing_or_broken_predictions_are_notes(cli):
@@ -213,10 +222,10 @@ def test_two_parents_are_compared_by_welchs_test(cli):
     test = json.loads(cli(f"compare --json {' '.join(runs)}").out)["seeds_test"]
 
     expected = ttest_ind(BETTER, GOOD, equal_var=False)
-    assert (test["metric"], test["counts"]) == ("test_accuracy", [5, 5])
+    assert (test["metric"], test["num_seeds"]) == ("test_accuracy", [5, 5])
     assert test["means"] == pytest.approx([0.804, 0.85])
     assert test["p_value"] == pytest.approx(expected.pvalue)
-    assert test["interval"] == pytest.approx([*expected.confidence_interval()])
+    assert test["interval_95"] == pytest.approx([*expected.confidence_interval()])
 
 
 def test_page_of_two_parents_explains_the_test(cli):
@@ -224,18 +233,19 @@ def test_page_of_two_parents_explains_the_test(cli):
 
     output = " ".join(done.out.split())
     # the form of this message
-    means = "Over 5 seeds, run 1's mean test_accuracy is 0.8040; over 5, run 2's is 0.8500."
-    assert means in output
-    assert mentions(output, "(Welch's t-test, p = 0.001)", "run 2 is better.")
-    assert mentions(output, "between +0.0255 and +0.0665 (95% interval)")
-    assert mentions(output, "Note: run 1 is of 5 seeds", "means, deviations")
+    assert (
+        "Test over seeds: the mean test_accuracy of run 1 is 0.8040 (5 seeds), and that of run 2 "
+        "is 0.8500 (5 seeds). Run 2 is significantly better (Welch's t-test, p = 0.001)."
+    ) in output
+    assert mentions(output, "between +0.0255 and +0.0665 (95% confidence interval)")
+    assert mentions(output, "Note: run 1 is the parent of 5 finished seeds", "means, standard")
     assert "predictions.json" not in output
 
 
 def test_insignificant_difference_names_neither_recipe(cli):
     output = " ".join(cli(f"compare {record_parent(GOOD)} {record_parent(GOOD[1:])}").out.split())
 
-    assert mentions(output, "(Welch's t-test, p = ", ": neither")
+    assert mentions(output, "(Welch's t-test, p = ", "Neither run is")
 
 
 def test_parents_with_other_test_images_are_not_tested(cli):
@@ -252,7 +262,7 @@ def test_parent_with_one_finished_seed_is_not_tested(cli):
 
     data = json.loads(cli(f"compare --json {single} {record_parent(GOOD)}").out)
     assert data["seeds_test"] is None
-    assert data["notes"][0].startswith("run 1 is of 1 seed, ")
+    assert data["notes"][0].startswith("run 1 is the parent of 1 finished seed; ")
     assert "two finished seeds" in data["notes"][-1]
 
 
@@ -262,8 +272,9 @@ def test_parent_and_its_child_are_notes_and_not_tested(cli):
 
     data = json.loads(cli(f"compare --json {parent} {child}").out)
     assert data["notes"] == [  # the form of these messages
-        "run 1 is of 5 seeds, and its metrics are their means, deviations and intervals",
-        "run 2 is one of the seeds of run 1, and counts in its means",
+        "run 1 is the parent of 5 finished seeds; its metrics are their means, standard deviations "
+        "and confidence intervals",
+        "run 2 is one of the seeds of run 1, and is part of its means",
     ]
     assert data["paired_test"] is data["seeds_test"] is None
 
@@ -280,37 +291,38 @@ def test_rerun_of_a_parent_names_its_seeds(cli):
     ("line", "facts"),
     [
         # the forms of these messages
-        ("", ["compare takes two or more different runs; give their ids, or --experiment NAME"]),
-        (
-            "best worst",
-            ["'best' is no run's id: 32 hexadecimal digits, or the first 8 or more of "],
-        ),
-        (f"{NOWHERE} {NOWHERE[::-1]}", [f"there is no run {NOWHERE} at sqlite:///"]),
-        ("--experiment testet", ["there is no experiment 'testet' at sqlite:///"]),
-        ("--experiment tested --best 1", ["--best is 1; give 2 or more"]),
+        ("", ["compare needs two or more different runs; give their ids, or --experiment NAME"]),
+        ("--experiment tested --best 1", ["invalid --best: 1 (expected 2 or more)"]),
         # of the same kinds, or Python's own
         (NOWHERE, ["compare", "two or more", "--experiment NAME"]),
         (f"{NOWHERE} {NOWHERE}", ["compare", "two or more", "--experiment NAME"]),
-        ("01234567 76543210", ["no run", "01234567", "sqlite:///"]),
-        ("--experiment tested", ["experiment 'tested'", "no finished runs"]),
         ("--experiment tested --best x", ["argument --best: invalid int", "'x'", HELP]),
         (f"--experiment tested {NOWHERE}", ["ids", "--experiment"]),
         (f"--best 3 {NOWHERE}", ["--best", "--experiment"]),
-        ("--exp tested", ["unrecognized arguments: --exp"]),
+        ("--exp tested", ["unknown option '--exp'"]),
     ],
 )
-def test_wrong_command_line_fails_in_one_line(line, facts, cli):
+def test_invalid_command_line_exits_2(line, facts, cli):
+    assert_refused(cli(f"compare {line}"), *facts, code=2)
+
+
+@pytest.mark.parametrize(
+    ("line", "facts"),
+    [
+        (f"{NOWHERE} {NOWHERE[::-1]}", [f"no run {NOWHERE} at sqlite:///"]),
+        ("01234567 76543210", ["no run", "01234567", "sqlite:///"]),
+        ("--experiment testet", ["no experiment 'testet' at sqlite:///", "tested"]),
+        ("--experiment x", ["no experiment 'x' at sqlite:///", "Default, tested"]),
+        ("--experiment tested", ["experiment 'tested'", "no finished runs"]),
+    ],
+)
+def test_missing_run_or_experiment_exits_1(line, facts, cli):
     assert_refused(cli(f"compare {line}"), *facts)
 
 
-def assert_refused(done, *facts):
+def assert_refused(done, *facts, code=1):
     assert done.out == ""
-    assert mentions(refusal(done), *facts)
-
-
-def test_unknown_experiment_names_similar_ones(cli):
-    assert cli("compare --experiment testet").err.endswith("mlflow.db; nearest: tested\n")
-    assert cli("compare --experiment x").err.endswith("mlflow.db; there are: Default, tested\n")
+    assert mentions(refusal(done, code), *facts)
 
 
 def test_unknown_metric_names_similar_ones(cli):

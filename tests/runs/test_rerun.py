@@ -28,8 +28,8 @@ def rerun(store, tmp_path, monkeypatch, capsys):
     """Type `pyclassify rerun` in a folder of no repository, and give what it complains of."""
     monkeypatch.chdir(tmp_path)
 
-    def run(*words):
-        assert main(["rerun", *words]) == 1
+    def run(*words, code=1):
+        assert main(["rerun", *words]) == code
         output = capsys.readouterr()
         assert output.out == ""
         assert output.err.count("\n") == 1
@@ -52,14 +52,17 @@ def make_run(facts, config="trainer: {logger: true}"):
 @pytest.mark.parametrize(
     ("words", "facts"),
     [
-        ([], ["rerun", "run's id"]),
-        (["latest"], ["'latest'", "32 hexadecimal digits", "first 8"]),
-        (["0" * 32], ["0" * 32, "sqlite:///"]),
-        (["0" * 32, "--config", "x.yaml"], ["rerun", "configuration"]),
+        ([], ["rerun", "run's id", "`pyclassify rerun --help`"]),
+        (["--max_epochs", "3"], ["rerun", "run's id"]),
+        (["0" * 32, "--config", "x.yaml"], ["rerun", "--config", "--max_epochs 3"]),
     ],
 )
-def test_wrong_command_line_fails(words, facts, rerun):
-    assert mentions(rerun(*words), *facts)
+def test_invalid_command_line_exits_2(words, facts, rerun):
+    assert mentions(rerun(*words, code=2), *facts)
+
+
+def test_unknown_run_exits_1(rerun):
+    assert mentions(rerun("0" * 32), "0" * 32, "sqlite:///")
 
 
 def test_run_without_capsule_fails(rerun):
@@ -189,14 +192,14 @@ def log(module_store):
     ("then", "now", "is_same", "facts"),
     [
         # the forms of these messages
-        (LOSSES, LOSSES, True, ["the same as {id} to the last bit: train_loss at all 3 steps"]),
+        (LOSSES, LOSSES, True, ["bitwise identical to run {id}: train_loss at all 3 steps"]),
         (
             LOSSES,
             {"train_loss": [0.3, 0.25, 0.375]},
             False,
             [
-                "not the same as {id}: train_loss differs at 2 of 3 steps, first at step 0 "
-                "(0.30000000000000004 then, 0.3 now), by 0.25 at most"
+                "not bitwise identical to run {id}: train_loss differs at 2 of 3 steps, first at "
+                "step 0 (0.30000000000000004 -> 0.3), by at most 0.25"
             ],
         ),
         # of the same kinds
@@ -204,19 +207,19 @@ def log(module_store):
             LOSSES,
             {"train_loss": [0.1 + 0.2, 0.25]},
             True,
-            ["the same as {id}", "train_loss at 2 of 3 steps"],
+            ["bitwise identical to run {id}", "train_loss at 2 of 3 steps"],
         ),
         (
             {"train_loss": [float("nan")]},
             {"train_loss": [float("nan")]},
             True,
-            ["the same as {id}", "train_loss at all 1 steps"],
+            ["bitwise identical to run {id}", "train_loss at all 1 steps"],
         ),
         (
             {"test_loss": [0.5], "test_accuracy": [0.75], "seconds": [3]},
             {"test_loss": [0.5], "test_accuracy": [0.75], "seconds": [4]},
             True,
-            ["the same as {id}", "test_accuracy and test_loss at all 2 steps"],
+            ["bitwise identical to run {id}", "test_accuracy and test_loss at all 2 steps"],
         ),
         ({"x": [1]}, {"x": [1]}, False, ["{id}", "{other}", "no loss"]),
     ],
@@ -250,7 +253,7 @@ def write_capsule(folder, facts=(), config=(), packages="torch==2.11.0\n"):
         (
             {"packages": "torch==2.12.0\nnumpy==2.0\n"},
             # the form of this message
-            ["versions: torch 2.11.0 then, 2.12.0 now, numpy none then, 2.0 now"],
+            ["versions: torch 2.11.0 -> 2.12.0, numpy none -> 2.0"],
         ),
         (
             {"facts": {"hardware": {"cpu": "x", "threads": 4, "memory_gb": 9}}},
@@ -293,15 +296,15 @@ def test_compare_capsules_names_missing_files(tmp_path):
     then, now = write_capsule(tmp_path / "then", facts), write_capsule(tmp_path / "now")
 
     (line,) = compare_capsules(then, now)
-    assert mentions(line, "files", "lacks a.bin")
+    assert mentions(line, "files", "source run lacks a.bin")
 
 
 @pytest.mark.parametrize(
     ("packages", "overridden", "facts"),
     [
-        ("torch==2.11.0\n", "", ["nothing", "code", "configuration", "versions", "data"]),
-        ("torch==2.11.0\n", "--seed 1", ["overridden: --seed 1"]),
-        ("torch==3.0\n", "", ["versions: torch 2.11.0 then, 3.0 now"]),
+        ("torch==2.11.0\n", "", ["no cause", "code", "configuration", "versions", "data"]),
+        ("torch==2.11.0\n", "--seed 1", ["overridden options: --seed 1"]),
+        ("torch==3.0\n", "", ["possible cause: versions: torch 2.11.0 -> 3.0"]),
     ],
 )
 def test_reproducibility_check_of_different_runs_names_causes(
@@ -313,7 +316,7 @@ def test_reproducibility_check_of_different_runs_names_causes(
 
     first, line = format_reproducibility_check(log.client, *runs, then, now, overridden)
 
-    assert first.startswith("not the same as ")
+    assert first.startswith("not bitwise identical to run ")
     assert mentions(line, *facts)
 
 
@@ -324,4 +327,4 @@ def test_reproducibility_check_of_identical_runs_names_overrides(log, tmp_path):
     lines = format_reproducibility_check(log.client, *runs, *folders, "--max_epochs 1")
 
     assert lines[0].endswith("train_loss at 2 of 3 steps")
-    assert lines[1:] == ["overridden: --max_epochs 1"]
+    assert lines[1:] == ["overridden options: --max_epochs 1"]

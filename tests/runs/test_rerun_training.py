@@ -122,7 +122,9 @@ def test_rerun_is_bitwise_identical_and_reports_it(reruns, source, store):
     assert done.code == 0, done.err
     assert len(losses(store, source)) == 12
     assert losses(store, done.run.info.run_id) == losses(store, source)
-    assert mentions(done.out.splitlines()[-1], "the same", source, "train_loss", "all 12 steps")
+    assert mentions(
+        done.out.splitlines()[-1], "bitwise identical", source, "train_loss", "all 12 steps"
+    )
 
 
 def test_rerun_makes_a_new_run_with_its_source(reruns, source, store):
@@ -178,7 +180,9 @@ def test_rerun_by_a_new_python_is_bitwise_identical(source, store, repo):
     done = processes.run("-m", "pyclassify", "rerun", source, cwd=repo, fresh=True)
 
     assert done.returncode == 0, done.stderr
-    assert mentions(done.stdout.splitlines()[-1], "the same", source, "train_loss", "all 12 steps")
+    assert mentions(
+        done.stdout.splitlines()[-1], "bitwise identical", source, "train_loss", "all 12 steps"
+    )
     made = list_runs(store)[0].info.run_id
     assert made != source
     assert losses(store, made) == losses(store, source)

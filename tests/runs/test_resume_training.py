@@ -143,12 +143,12 @@ def test_finished_run_resumes_only_for_more_epochs(longer, runs, store, repo):
     assert mentions(again.err, "FINISHED", "4 epochs")
 
 
-def test_other_number_of_processes_needs_inexact(longer, runs, store, repo):
+def test_other_number_of_processes_needs_allow_inexact(longer, runs, store, repo):
     assert longer.done.code == 0, longer.done.err
     refused = run_command(repo, f"resume {runs.id} --max_epochs 5 --devices 2")
     assert mentions(refused.err, runs.id, "1 processes", "--trainer.devices 2")
 
-    done = run_command(repo, f"resume {runs.id} --max_epochs 5 --devices 2 --inexact")
+    done = run_command(repo, f"resume {runs.id} --max_epochs 5 --devices 2 --allow-inexact")
 
     assert done.code == 0, done.err
     assert sorted(step for step, _ in losses(store, runs.id)) == [*range(90)]

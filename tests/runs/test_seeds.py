@@ -12,6 +12,7 @@ from pyclassify.tracking import run
 from tests.support.phrases import mentions
 from tests.support.processes import ROOT
 from tests.support.stores import experiment_id
+from tests.support.trainings import refusal
 
 
 @pytest.mark.parametrize("asked", [["--seeds", "5"], ["--seeds=5"], ["--seeds=2", "--seeds", "5"]])
@@ -34,23 +35,22 @@ def test_read_seed_count_with_help_is_one(option):
 def test_invalid_number_of_seeds_fails(value, cli):
     for line in (f"train --seeds {value}", f"fit --seeds={value}"):
         done = cli(line)
-        assert done.code == 1
+        assert done.code == 2
         assert mentions(done.err, "pyclassify: error: ", "seeds", f" {value}", "--seeds 5")
         assert done.err.count("\n") == 1
         assert done.runs == []
 
 
 def test_read_seed_count_without_number_raises():
-    with pytest.raises(ValueError, match=r"^seeds .*without a value.* --seeds 5"):
+    with pytest.raises(ValueError, match=r"^invalid seeds: no value .*--seeds 5"):
         read_seed_count(["train", "--seeds", "--seed", "3"])
 
 
-@pytest.mark.parametrize("verb", ["validate", "test", "predict", "prepare"])
-def test_seeds_of_a_command_without_training_fail(verb, cli):
-    err = cli(f"{verb} --seeds 5").err
+@pytest.mark.parametrize("command", ["validate", "test", "predict", "prepare"])
+def test_seeds_of_a_command_without_training_exit_2(command, cli):
+    done = cli(f"{command} --seeds 5")
 
-    assert mentions(err, "pyclassify: error: ", "seeds", "train", "fit", verb)
-    assert err.count("\n") == 1
+    assert mentions(refusal(done, 2), "--seeds", "train", "fit", command)
 
 
 @pytest.mark.parametrize(
@@ -77,15 +77,16 @@ def test_list_seeds_with_invalid_first_seed_raises(seed, tmp_path):
     file.write_text(f"seed_everything: {seed}")
 
     for options in (["--seed", seed], ["--config", str(file)]):
-        with pytest.raises(ValueError, match=rf"^seeds.* 3 .*\b0\b.*{2**32 - 3}.*--seed"):
+        with pytest.raises(
+            ValueError, match=rf"^invalid seed: .*\b0 to {2**32 - 3}\b.* 3 .*--seed"
+        ):
             list_seeds(["train", *options], 3)
 
 
 def test_seeds_without_logger_fail(cli):
     done = cli("train --seeds 2 --trainer.logger false")
 
-    assert mentions(done.err, "pyclassify: error: ", "trainer.logger is false", "seeds is 2")
-    assert done.err.count("\n") == 1
+    assert mentions(refusal(done, 2), "trainer.logger is false", "2 seeds")
     assert done.runs == []
 
 

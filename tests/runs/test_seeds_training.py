@@ -62,7 +62,7 @@ def test_parent_description_links_to_each_run(ended):
     done = ended["all is well"]
     note = done.parent.data.tags["mlflow.note.content"]
 
-    assert re.match(r"\*\*test accuracy: 0\.\d{4} ± 0\.\d{4} \(95%: .*, 2 seeds\)\*\*\n", note)
+    assert re.match(r"\*\*test accuracy: 0\.\d{4} ± 0\.\d{4} \(95% CI .*, 2 seeds\)\*\*\n", note)
     for run in done.children:
         page = f"#/experiments/{run.info.experiment_id}/runs/{run.info.run_id}"
         page += "?workflowType=machine_learning"
@@ -76,7 +76,7 @@ def test_output_ends_with_the_seed_report(ended):
 
     assert re.search(
         rf"\nseed 20 +{first}  FINISHED  0\.\d{{4}}\nseed 21 +{second}  FINISHED  0\.\d{{4}}\n"
-        r"test_accuracy +0\.\d{4} ± 0\.\d{4} \(95%: \S+ to \S+, 2 seeds\)\n"
+        r"test_accuracy +0\.\d{4} ± 0\.\d{4} \(95% CI \S+ to \S+, 2 seeds\)\n"
         rf"run +{done.parent.info.run_id}\nnext +MLFLOW_SERVER_\w+=false mlflow ui ",
         done.out,
     )
@@ -98,7 +98,7 @@ def test_first_seed_that_fails_at_start_skips_the_others(ended):
     assert done.code == 1
     assert statuses([done.parent, *done.children]) == ["FAILED", "FAILED"]
     assert re.search(
-        r"^pyclassify: error: .*\bseed 30 failed before\b.*\b1 would\b", done.out, re.M
+        r"^pyclassify: error: .*\bseed 30 failed before\b.*\bother 1 were\b", done.out, re.M
     )
 
 

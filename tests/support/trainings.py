@@ -40,9 +40,9 @@ def train_beside(store, options):
     return SimpleNamespace(out=out.getvalue(), run=list_runs(store)[0])
 
 
-def refusal(done):
+def refusal(done, code=1):
     """What a command line is refused with: one line, which is all that stderr has."""
-    assert (done.code, done.err.count("\n")) == (1, 1), done.err
+    assert (done.code, done.err.count("\n")) == (code, 1), done.err
     assert done.err.startswith(ERROR)
     return done.err.removeprefix(ERROR)
 
