@@ -108,13 +108,25 @@ def test_unreadable_store_is_named_without_its_password(rerun, monkeypatch):
     assert "secret" not in output
 
 
-def test_help_loads_no_torch_and_no_mlflow():
-    code = "import sys; from pyclassify.cli.main import main; main(['rerun', '--help'])"
-    code += "; print('torch' in sys.modules, 'mlflow' in sys.modules)"
-    output = subprocess.check_output([sys.executable, "-c", code], cwd=ROOT, text=True)
+HELP = """
+import contextlib, sys
+from pyclassify.cli.main import main
+for command in ("compare", "promote", "rollback", "resume", "rerun"):
+    with contextlib.suppress(SystemExit):
+        main([command, "--help"])
+print("torch" in sys.modules, "mlflow" in sys.modules)
+"""
 
-    assert output.startswith("usage: pyclassify rerun RUN_ID [--OPTION VALUE ...]")
+
+def test_help_ends_with_examples_and_loads_neither_torch_nor_mlflow():
+    output = subprocess.check_output([sys.executable, "-c", HELP], cwd=ROOT, text=True)
+
     assert output.endswith("False False\n")
+    *helps, rerun = output.split("usage: ")[1:]
+    assert rerun.startswith("pyclassify rerun RUN_ID [--OPTION VALUE ...]")
+    for text in (*helps, rerun):
+        command = text.split()[1]
+        assert text.partition("examples:")[2].count(f"\n  pyclassify {command} ") >= 2
 
 
 # In the place of this package at the run's commit: it notes what it was started with.
@@ -257,7 +269,7 @@ def write_capsule(folder, facts=(), config=(), packages="torch==2.11.0\n"):
         ),
         (
             {"facts": {"hardware": {"cpu": "x", "threads": 4, "memory_gb": 9}}},
-            ["hardware", "threads 2 ", " 4 "],
+            ["hardware", "threads 2 -> 4"],
         ),
         ({"facts": {"python": "3.12.0"}}, ["python", "3.11.2", "3.12.0"]),
         (
@@ -265,7 +277,7 @@ def write_capsule(folder, facts=(), config=(), packages="torch==2.11.0\n"):
             ["data", "train", "abc", "def"],
         ),
         ({"facts": {"data": None}}, ["data", "train", "abc", "none"]),
-        ({"facts": {"package": "2"}}, ["code", " 1 ", " 2 "]),
+        ({"facts": {"package": "2"}}, ["code", "digest 1 -> 2"]),
         (
             {"config": {"model": {"init_args": {"learning_rate": 0.2}}}},
             ["settings", "model.learning_rate", "0.1", "0.2"],
