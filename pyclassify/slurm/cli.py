@@ -1,4 +1,4 @@
-"""`pyclassify slurm`: the script of a run, when it would start, how it goes, and its end."""
+"""`pyclassify slurm`: print, check and follow the jobs of runs, resume and cancel them."""
 
 import argparse
 import itertools
@@ -15,8 +15,8 @@ from pyclassify.spool import records
 from pyclassify.spool.records import FINAL_STATUSES
 from pyclassify.utils.duplicate_keys import check_duplicate_keys
 from pyclassify.utils.mlflow_settings import configure_mlflow
-from pyclassify.utils.options import CommandParser
-from pyclassify.utils.text import format_error
+from pyclassify.utils.options import CommandParser, UsageError
+from pyclassify.utils.text import format_error, shorten
 
 # Modules that import MLflow are imported where they are used: --help does not wait for it.
 if TYPE_CHECKING:
@@ -28,7 +28,37 @@ _LOG_POLLS_PER_JOB_POLL = 4  # SLURM is asked less often than a log is read
 _DAY_SECONDS = 86_400.0
 # For the name of a folder that is not a run's id, some stores have the second.
 _NO_SUCH_RUN = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")
-_MLFLOW_ARGS = "the arguments of `mlflow run`"
+_MAX_SHOWN_JSON = 60  # characters in an error
+_SUBMISSION = ". --backend-config slurm/ulysses.json -P devices=2"
+# A command's summary, and the arguments of its examples.
+_HELP = {
+    "render": ("Print the batch script of a submission.", _SUBMISSION, f"{_SUBMISSION} -e test"),
+    "check": (
+        "Ask SLURM whether it accepts the job, and when it would start.",
+        *(_SUBMISSION, f"{_SUBMISSION} -P num_nodes=2"),
+    ),
+    "status": (
+        "Show the job of a run, and correct the status of the run.",
+        *("3f2a91c0", "3f2a91c0d5e84b7f9a6c1d2e3f405162"),
+    ),
+    "logs": ("Print the logs of a run's job.", "3f2a91c0", "-f 3f2a91c0"),
+    "cancel": (
+        "Cancel the job of a run, and set the run KILLED.",
+        *("3f2a91c0", "3f2a91c0d5e84b7f9a6c1d2e3f405162"),
+    ),
+    "resume": (
+        "Submit the job of a run again, to resume the training.",
+        *("3f2a91c0", "3f2a91c0 --time 1-12"),
+    ),
+    "reconcile": (
+        "Correct the status of all runs, and log what their jobs used.",
+        *("--dry-run", ""),
+    ),
+    "clear": (
+        "Remove the folders of runs that ended some days ago.",
+        *("--dry-run", "--days 30 $SCRATCH/runs"),
+    ),
+}
 
 
 def main(argv: Sequence[str]) -> int:
@@ -41,102 +71,171 @@ def main(argv: Sequence[str]) -> int:
         The exit code.
 
     Raises:
-        ValueError: The command line is wrong, or there is no such run.
-        OSError: SLURM refuses the command, or does not answer.
+        UsageError: The command line or the backend config is invalid.
+        ValueError: The run does not exist, or the project can't be submitted.
+        OSError: SLURM refuses the command, or does not respond.
     """
-    args, mlflow_argv = _parse_args(argv)
+    args = _make_parser().parse_args(argv)
 
     from mlflow.exceptions import MlflowException
 
     configure_mlflow(retries=2)
     if args.command in _PLAN_COMMANDS:
         try:
-            return _PLAN_COMMANDS[args.command](_make_plan(mlflow_argv))
+            return _PLAN_COMMANDS[args.command](_make_plan(args))
         except MlflowException as error:
             raise ValueError(format_error(error)) from error
     return _RUN_COMMANDS[args.command](args)
 
 
-def _parse_args(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
-    """Parse the command line; returns what is for `mlflow run` apart."""
-    parser = CommandParser(prog="pyclassify slurm", description=__doc__, allow_abbrev=False)
+def _make_parser() -> CommandParser:
+    parser = CommandParser(
+        "pyclassify slurm",
+        description="Submit MLflow runs to a SLURM cluster, and manage their jobs.",
+        examples=[f"pyclassify slurm check {_SUBMISSION}", "pyclassify slurm logs -f 3f2a91c0"],
+    )
     commands = parser.add_subparsers(
-        dest="command", required=True, metavar="VERB", parser_class=CommandParser
+        dest="command", required=True, metavar="COMMAND", title="commands"
     )
-    for name, summary in (
-        ("render", "show the script that `mlflow run --backend slurm` would submit"),
-        ("check", "ask SLURM whether it would take that script, and when it would start"),
-    ):
-        commands.add_parser(name, help=summary, description=f"{summary}; takes {_MLFLOW_ARGS}")
-    for name, summary in (
-        ("status", "show how a run goes, and make its status true"),
-        ("logs", "show what a run's job has written"),
-        ("cancel", "cancel a run's job"),
-        ("resume", "submit a run's job again, to go on where it stopped"),
-    ):
-        command = commands.add_parser(name, help=summary, description=summary)
-        command.add_argument("run", metavar="RUN_ID", help="the run's id, or its first 8 digits")
+    for name, (summary, *examples) in _HELP.items():
+        command = commands.add_parser(
+            name,
+            help=summary,
+            description=summary,
+            examples=[f"pyclassify slurm {name} {example}".rstrip() for example in examples],
+        )
+        if name in _PLAN_COMMANDS:
+            _add_mlflow_arguments(command)
+        elif name == "clear":
+            _add_clear_arguments(command)
+        elif name != "reconcile":
+            command.add_argument(
+                "run",
+                metavar="RUN_ID",
+                help="select the run by its id, or by the first 8 digits of the id",
+            )
         if name == "logs":
-            command.add_argument("-f", "--follow", action="store_true", help="go on until its end")
+            command.add_argument(
+                "-f", "--follow", action="store_true", help="print new lines until the job ends"
+            )
         if name == "resume":
-            command.add_argument("--time", help="a time limit in place of the script's")
-    summary = "make the status of all runs true, and tell what their jobs took"
-    command = commands.add_parser("reconcile", help=summary, description=summary)
-    command.add_argument("-n", "--dry-run", action="store_true", help="only say what would change")
-    summary = "remove the folders of ended runs"
-    command = commands.add_parser("clear", help=summary, description=summary)
-    command.add_argument(
-        "work_dir", nargs="?", help='"work_dir" of the backend config; the default one else'
-    )
-    command.add_argument(
-        "--days", type=float, default=7, help="ended for at least so many days (default: 7)"
-    )
-    command.add_argument("-n", "--dry-run", action="store_true", help="only say which")
-    if argv and argv[0] in _PLAN_COMMANDS and not {"-h", "--help"} & {*argv}:
-        return parser.parse_args(argv[:1]), list(argv[1:])
-    return parser.parse_args(argv), []
+            command.add_argument(
+                "--time", help="set another time limit, as sbatch takes it (default: the script's)"
+            )
+        if name in ("reconcile", "clear"):
+            command.add_argument(
+                "-n", "--dry-run", action="store_true", help="print the changes, and make none"
+            )
+    return parser
 
 
-def _make_plan(argv: Sequence[str]) -> "Plan":
-    """Make the plan of a command line of `mlflow run`.
+def _add_clear_arguments(command: CommandParser) -> None:
+    command.add_argument(
+        "work_dir",
+        nargs="?",
+        help='remove folders from this one, "work_dir" of the backend config (default: '
+        "NAME-slurm beside the current folder NAME)",
+    )
+    command.add_argument(
+        "--days", type=float, default=7, help="remove folders of runs that ended DAYS ago or before"
+    )
+
+
+def _add_mlflow_arguments(command: CommandParser) -> None:
+    """Add the arguments of `mlflow run`, which may be pasted behind `render` and `check`."""
+    add = command.add_argument
+    add("uri", metavar="URI", help="submit the project in this folder or git repository")
+    add(
+        *("-P", "--param-list"),
+        metavar="NAME=VALUE",
+        action="append",
+        help="set a parameter of the entry point; repeat -P for several",
+    )
+    add(
+        *("-c", "--backend-config"),
+        metavar="JSON",
+        help="configure the job by a file that ends with .json, or by JSON text",
+    )
+    add("-e", "--entry-point", default="main", help="run this entry point")
+    add("-v", "--version", metavar="REF", help="check out this commit or branch of a git project")
+    add(
+        "--env-manager",
+        choices=("local", "virtualenv", "uv", "conda"),
+        help="build or activate the environment by this manager (default: what the project needs)",
+    )
+    ignored = command.add_argument_group(
+        "ignored options", "Accept these options of `mlflow run`; they do not change the script."
+    )
+    add = ignored.add_argument
+    add("-b", "--backend", default="slurm", help="choose the backend; this command is for slurm")
+    add("--experiment-name", metavar="NAME", help="log the run to this experiment")
+    add("--experiment-id", metavar="ID", help="log the run to the experiment with this id")
+    add("--run-name", metavar="NAME", help="name the run")
+    add("--run-id", metavar="ID", help="log to an existing run")
+    add("--storage-dir", metavar="FOLDER", help="download to this folder; for the local backend")
+    add("-A", "--docker-args", action="append", metavar="NAME=VALUE", help="pass to docker run")
+    add("--build-image", action="store_true", help="build a new Docker image")
+
+
+def _make_plan(args: argparse.Namespace) -> "Plan":
+    """Make the plan of the arguments of `mlflow run`.
 
     Raises:
-        ValueError: The command line is wrong.
+        UsageError: An argument or the backend config is invalid.
+        ValueError: The project can't be submitted.
+        OSError: The file of the backend config can't be read.
     """
-    import click
-    from mlflow.cli import run
     from mlflow.projects.utils import PROJECT_ENV_MANAGER
 
     from pyclassify.slurm.plan import make_plan
 
-    try:
-        args = run.make_context("pyclassify slurm", [*argv]).params  # click empties its list
-        parameters = dict(parameter.split("=", 1) for parameter in args["param_list"])
-    except click.UsageError as error:
-        message = error.format_message().rstrip(".")
-        raise ValueError(f"{message}; {_MLFLOW_ARGS} are taken") from None
-    except ValueError:
-        raise ValueError(f"-P takes NAME=VALUE, not {' '.join(args['param_list'])}") from None
-    backend_config = _read_config(args["backend_config"])
-    backend_config[PROJECT_ENV_MANAGER] = args["env_manager"]
-    return make_plan(args["uri"], args["entry_point"], parameters, args["version"], backend_config)
+    parameters = _parse_parameters(args.param_list or ())
+    backend_config = _read_config(args.backend_config)
+    backend_config[PROJECT_ENV_MANAGER] = args.env_manager
+    return make_plan(args.uri, args.entry_point, parameters, args.version, backend_config)
+
+
+def _parse_parameters(given: Sequence[str]) -> dict[str, str]:
+    """Parse the values of -P.
+
+    Raises:
+        UsageError: One is not NAME=VALUE, or a name is given twice.
+    """
+    parameters: dict[str, str] = {}
+    for parameter in given:
+        name, equals, value = parameter.partition("=")
+        if not name or not equals:
+            raise UsageError(f"invalid -P: {parameter!r} (expected NAME=VALUE, such as devices=2)")
+        if name in parameters:
+            raise UsageError(f"-P {name} is given twice; give it once")
+        parameters[name] = value
+    return parameters
 
 
 def _read_config(option: str | None) -> dict[str, Any]:
     """Read the value of --backend-config, JSON or a file of it."""
     if option is None:
         return {}
+    is_file = option.endswith(".json")
+    shown = option if is_file else shorten(option, _MAX_SHOWN_JSON)
+    expected = "a file that ends with .json, or JSON text such as '{\"time\": 30}'"
     try:
-        text = Path(option).read_text() if option.endswith(".json") else option
+        text = Path(option).read_text() if is_file else option
         config = json.loads(text)
-    except (OSError, ValueError) as error:
-        raise ValueError(
-            f"--backend-config {option} can't be read ({error}); it takes a file that ends with "
-            ".json, or JSON"
+    except OSError as error:
+        raise OSError(
+            f"--backend-config {shown} can't be read ({error.strerror}); give {expected}"
+        ) from None
+    except ValueError as error:
+        raise UsageError(
+            f"--backend-config {shown} is not valid JSON ({error}); give {expected}"
         ) from None
     if not isinstance(config, dict):
-        raise ValueError(f"--backend-config {option} is no object in JSON, such as {{}}")
-    check_duplicate_keys(text, option if option.endswith(".json") else "--backend-config")
+        raise UsageError(f"--backend-config {shown} is not a JSON object; give {expected}")
+    try:
+        check_duplicate_keys(text, option if is_file else "--backend-config")
+    except ValueError as error:
+        raise UsageError(str(error)) from None
     return config
 
 
@@ -161,7 +260,7 @@ def _check(plan: "Plan") -> int:
 
 
 def _status(args: argparse.Namespace) -> int:
-    """Show a run's status, and set it where the job could not."""
+    """Show a run's status, and correct it where the job could not set it."""
     from pyclassify.slurm.submitted_run import FORGOTTEN_MESSAGE, find_submitted_run
 
     run = find_submitted_run(args.run)
@@ -187,7 +286,7 @@ def _logs(args: argparse.Namespace) -> int:
     if not args.follow and not logs.list_files():
         logged = [*read_logged_job_logs(run.run_id)]
         if not logged:
-            message = "no log yet: its job has not started"
+            message = "no log yet: the job has not started"
             if run.has_ended(run.poll_job()):
                 message = _format_missing_logs(logs)
             raise OSError(f"the run {run.run_id} has {message}")
@@ -207,7 +306,7 @@ def _logs(args: argparse.Namespace) -> int:
 
 
 def _format_missing_logs(logs: "JobLogs") -> str:
-    return f"no log: could SLURM open {' and '.join(logs.expected_paths())}?"
+    return f"no log: check that SLURM can write {' and '.join(logs.expected_paths())}"
 
 
 def _cancel(args: argparse.Namespace) -> int:
@@ -235,10 +334,12 @@ def _clear(args: argparse.Namespace) -> int:
     from pyclassify.slurm.config import parse_config
     from pyclassify.slurm.plan import resolve_work_dir
 
+    if not args.days >= 0:  # nan is not
+        raise UsageError(f"invalid --days: {args.days:g} (expected a number from 0)")
     work_dir = resolve_work_dir(parse_config({"work_dir": args.work_dir}))
     for folder, size in remove_old_folders(work_dir, args.days, args.dry_run):
-        verb = "would be removed" if args.dry_run else "removed"
-        sys.stdout.write(f"{verb}: {folder} ({size / 2**20:.0f} MB)\n")
+        effect = "would be removed" if args.dry_run else "removed"
+        sys.stdout.write(f"{effect}: {folder} ({size / 2**20:.0f} MB)\n")
     return 0
 
 
@@ -251,22 +352,22 @@ def remove_old_folders(
 
     Args:
         work_dir: The folder with the folders of runs.
-        days: The least number of days since a run's end.
+        days: The minimum number of days since a run's end.
         dry_run: Whether to remove nothing.
 
     Yields:
         Each folder that is removed, and its size in bytes.
 
     Raises:
-        OSError: There is no such folder, or no store.
-        mlflow.exceptions.MlflowException: The store does not answer.
+        OSError: The folder or the tracking store does not exist.
+        mlflow.exceptions.MlflowException: The tracking store does not respond.
     """
     from mlflow.exceptions import MlflowException
 
     from pyclassify.tracking import search
 
     if not work_dir.is_dir():
-        raise OSError(f'there is no folder {work_dir}; give "work_dir" of the backend config')
+        raise OSError(f'{work_dir} is not a folder; give "work_dir" of the backend config')
     store = search.open_store()
     for marker in sorted(work_dir.glob("*/snapshot.json")):
         folder = marker.parent

@@ -1,8 +1,8 @@
 """SLURM's commands (sbatch, squeue, sacct, scancel): run them and parse their output.
 
-Every call to SLURM goes through this module. It repeats a command while SLURM is busy, finds the
+Every call to SLURM goes through this module. It retries a command while SLURM is busy, finds the
 job of a submission whose output was lost, and withholds environment variables that would change the
-commands' output or the job.
+output of the commands or the job.
 """
 
 import getpass
@@ -23,7 +23,7 @@ from pyclassify.slurm.states import (
     make_job,
 )
 
-TIMEOUT_SECONDS = 60.0  # for one command; SLURM's own commands give up after some ten seconds
+TIMEOUT_SECONDS = 60.0  # for one command; those of SLURM time out after about 10 seconds
 RETRY_DELAYS_SECONDS = (1.0, 2.0, 4.0)
 _MAX_JOBS_PER_COMMAND = 1000
 _SQUEUE_FORMAT = "%i|%T|%r|%N|%M"
@@ -36,14 +36,14 @@ _ACCOUNTING_COLUMNS = (
 _GPUS = re.compile(r"gres/gpu(?P<type>:[^=,]+)?=(?P<count>\d+)")
 _MEGABYTES = {"": 1e-6, "K": 1024e-6, "M": 1024**2 * 1e-6, "G": 1024**3 * 1e-6}
 _INVALID_JOB_ID = re.compile(r"Invalid job id", re.IGNORECASE)
-# The controller or the database is busy or down; such a message says nothing about the job.
+# Messages of a controller or database that is busy or down, which are not about the job.
 _UNAVAILABLE = re.compile(
     r"Socket timed out|Unable to contact slurm controller|Zero Bytes were transmitted"
     r"|Connection (refused|reset|timed out)|Transport endpoint|temporarily un"
     r"|Problem talking to the database|SlurmDBD",
     re.IGNORECASE,
 )
-# The command did not reach the controller, and so had no effect.
+# The command did not reach the controller, so it had no effect.
 _NOT_RECEIVED = re.compile(r"Unable to contact slurm controller", re.IGNORECASE)
 # Variables that change the commands' output, and those of a job or launcher around this process.
 _OUTPUT_PREFIXES = (
@@ -61,20 +61,20 @@ _LAUNCHER_VARIABLES = (
     *("MASTER_ADDR", "MASTER_PORT", "MLFLOW_RUN_ID"),
 )
 _CLUSTER_VARIABLES = ("SLURM_CONF", "SLURM_CLUSTERS", "SLURM_JWT")
-# A site's or user's defaults -> the configuration's key that wins over each.
+# Defaults of a site or user -> the key of the configuration that overrides each.
 _SBATCH_DEFAULTS = {f"SBATCH_{name.upper()}": name for name in ("account", "partition", "qos")}
 _SBATCH_DEFAULTS |= {"SBATCH_RESERVATION": "reservation", "SBATCH_CONSTRAINT": "constraint"}
 
 
 @dataclass(frozen=True)
 class Attempt:
-    """One attempt of a job: SLURM has a new one after each requeue.
+    """One attempt of a job; each requeue begins a new one.
 
     Args:
         submitted: When the job was submitted or requeued, in seconds of Unix time.
-        started: When the attempt started, in seconds of Unix time; None where it did not.
-        elapsed_seconds: How long it ran.
-        gpus: The number of GPUs that it had.
+        started: When the attempt started, in seconds of Unix time; None if it did not start.
+        elapsed_seconds: How long the attempt ran.
+        gpus: The number of allocated GPUs.
     """
 
     submitted: float
@@ -85,13 +85,13 @@ class Attempt:
 
 @dataclass
 class JobAccounting:
-    """A job's state, and what all its attempts used.
+    """The state of a job, and what all its attempts used.
 
     Args:
         job: The job, in the state of its last attempt.
-        attempts: The attempts in order; none while only the queue knows the job.
-        max_rss_mb: The highest resident memory of a process of the job, in MB; 0 where SLURM does
-            not gather it.
+        attempts: The attempts in order; empty while only squeue has the job.
+        max_rss_mb: The maximum resident memory of a process of the job, in MB; 0 where SLURM does
+            not record it.
 
     Example:
         >>> JobAccounting(Job("7", "COMPLETED"), [Attempt(0, 10, 3600, 2)]).compute_metrics()
@@ -103,7 +103,7 @@ class JobAccounting:
     max_rss_mb: float = 0.0
 
     def compute_metrics(self) -> dict[str, float]:
-        """Sum up waiting, running and GPUs of all attempts, as metrics of the job's run."""
+        """Sum up queue time, elapsed time and GPU hours of all attempts, as metrics of the run."""
         started = [attempt for attempt in self.attempts if attempt.started is not None]
         gpu_seconds = sum(attempt.elapsed_seconds * attempt.gpus for attempt in started)
         metrics = {
@@ -128,7 +128,7 @@ def submit_job(
 
     Args:
         script: The script. Its folder is the job's working directory (`--chdir`), by which the job
-            is found again where sbatch's output was lost.
+            is found if the output of sbatch is lost.
         variables: Environment variables of the job, in addition to those of this process.
         config_keys: The keys of the backend config that have a value.
         options: Options of sbatch, which win over those in the script.
@@ -138,7 +138,7 @@ def submit_job(
         The job id, with the cluster's name after a semicolon where there are several.
 
     Raises:
-        SlurmError: SLURM refuses the job, or does not answer.
+        SlurmError: SLURM refuses the job, or does not respond.
     """
     result = _run_with_retries(
         ("sbatch", "--parsable", *options, str(script)),
@@ -148,7 +148,7 @@ def submit_job(
     for line in reversed(result.stdout.splitlines()):  # a site may print more before it
         if re.fullmatch(r"\d+(;\S+)?", line.strip()):
             return line.strip()
-    raise SlurmError(f"sbatch gave no job's id but {result.stdout.strip()!r}")
+    raise SlurmError(f"sbatch printed no job id, but {result.stdout.strip()!r}")
 
 
 def validate_script(script: Path, config_keys: Sequence[str]) -> str:
@@ -158,7 +158,7 @@ def validate_script(script: Path, config_keys: Sequence[str]) -> str:
         SLURM's estimate of when the job would start, in one line.
 
     Raises:
-        SlurmError: SLURM would refuse the job, or does not answer.
+        SlurmError: SLURM would refuse the job, or does not respond.
     """
     command = ("sbatch", "--test-only", str(script))
     result = _run_with_retries(command, environment=_make_job_environment(config_keys))
@@ -184,7 +184,7 @@ def list_gres(clusters: str = "") -> list[list[str]]:
 
 
 def has_job_submit_plugins() -> bool:
-    """Whether the site has plugins that may change what a job asks for, such as its partition.
+    """Whether the site has plugins that may change what a job requests, such as its partition.
 
     Raises:
         SlurmError: scontrol fails.
@@ -199,13 +199,13 @@ def find_job(job_id: str) -> Job:
 
     Raises:
         JobNotFoundError: Neither has the job.
-        SlurmUnavailableError: They do not answer.
+        SlurmUnavailableError: They do not respond.
     """
     try:
         job = _find_in_queue(job_id)
     except SlurmUnavailableError as error:
         job = _find_in_accounting_or_raise(error, job_id)
-        if not job.meaning.ended:  # it may have changed since
+        if not job.meaning.ended:  # the state may have changed since
             raise
         return job
     except JobNotFoundError as error:
@@ -213,7 +213,7 @@ def find_job(job_id: str) -> Job:
     if not job.meaning.ended:
         return job
     try:
-        accounted = _find_in_accounting(job_id)  # has the exit code, a moment later
+        accounted = _find_in_accounting(job_id)  # sacct has the exit code, with some delay
     except SlurmError:
         return job
     return accounted if accounted.meaning.ended else job
@@ -224,7 +224,7 @@ def find_job_by_folder(folder: Path, earlier_jobs: Container[str] = ()) -> str:
 
     Args:
         folder: The run's folder.
-        earlier_jobs: The ids of jobs to pass over.
+        earlier_jobs: The ids of jobs to skip.
 
     Returns:
         The job id; empty where squeue has no such job.
@@ -235,16 +235,16 @@ def find_job_by_folder(folder: Path, earlier_jobs: Container[str] = ()) -> str:
     command = ("squeue", "-h", "-t", "all", "-u", getpass.getuser(), "-o", "%i|%Z")
     result = _run_command(command, _make_query_environment())
     rows = [line.strip().split("|", 1) for line in result.stdout.splitlines() if "|" in line]
-    # Elements of an array (7_1, 7_[2-9]) and parts of a heterogeneous job (7+1) are not the run's.
+    # Elements of an array (7_1, 7_[2-9]) and components of a heterogeneous job (7+1) don't count.
     numbers = [number for number, path in rows if path == str(folder) and number.isdigit()]
     return max((each for each in numbers if each not in earlier_jobs), key=int, default="")
 
 
 def cancel_job(job_id: str) -> None:
-    """Cancel a job by scancel; a job that has ended stays as it is.
+    """Cancel a job by scancel; a job that has ended is left alone.
 
     Raises:
-        SlurmError: SLURM refuses it, or does not answer.
+        SlurmError: SLURM refuses the command, or does not respond.
     """
     number, _, cluster = job_id.partition(";")
     command = ["scancel", *([f"--clusters={cluster}"] if cluster else []), number]
@@ -262,15 +262,15 @@ def list_accounting(earliest_submission: Mapping[str, float]) -> dict[str, JobAc
     """Ask sacct for many jobs at once, and squeue for those that sacct does not have yet.
 
     Args:
-        earliest_submission: For each job, by its id as sbatch gave it, perhaps with the cluster's
-            name: the earliest time that it can have been submitted at, in seconds of Unix time. A
+        earliest_submission: The earliest time at which each job can have been submitted, in seconds
+            of Unix time, by the job's id (as sbatch printed it, perhaps with the cluster's name). A
             cluster may reuse the ids of old jobs.
 
     Returns:
         The jobs that SLURM has, by their ids.
 
     Raises:
-        SlurmError: SLURM does not answer, or the site has no accounting.
+        SlurmError: SLURM does not respond, or the site has no accounting.
     """
     accounting: dict[str, JobAccounting] = {}
     clusters: dict[str, dict[str, str]] = {}
@@ -293,7 +293,7 @@ def list_accounting(earliest_submission: Mapping[str, float]) -> dict[str, JobAc
 
 
 def _find_in_queue(job_id: str) -> Job:
-    """Ask squeue, which has a job while it waits and runs, and some minutes after its end."""
+    """Ask squeue, which has pending and running jobs, and ended ones for some minutes."""
     command = ("squeue", "-h", "-t", "all", *_select_jobs(job_id), "-o", _SQUEUE_FORMAT)
     try:
         result = _run_with_retries(command)
@@ -307,7 +307,7 @@ def _find_in_queue(job_id: str) -> Job:
 
 
 def _find_in_accounting(job_id: str) -> Job:
-    """Ask sacct, which has a job for as long as its site stores accounting."""
+    """Ask sacct, which has jobs for as long as the site stores accounting."""
     columns = ",".join(_SACCT_COLUMNS)
     command = ("sacct", "-X", "-n", "-P", *_select_jobs(job_id), "-o", columns)
     try:
@@ -315,7 +315,7 @@ def _find_in_accounting(job_id: str) -> Job:
     except SlurmUnavailableError:
         raise
     except SlurmError as error:
-        raise JobNotFoundError(f"sacct can't say ({error})") from None
+        raise JobNotFoundError(f"sacct failed ({error})") from None
     rows = _parse_job_rows(result.stdout, job_id, len(_SACCT_COLUMNS))
     for _, state, exit_code, nodes, elapsed in rows:
         return make_job(job_id, state, "", nodes, elapsed, exit_code)
@@ -420,7 +420,7 @@ def _run_with_retries(
     environment: Mapping[str, str] | None = None,
     find_lost_output: Callable[[], str] | None = None,
 ) -> subprocess.CompletedProcess[str]:
-    """Run a command, and again after each delay while SLURM is busy.
+    """Run a command, and retry it after each delay while SLURM is busy.
 
     Args:
         command: The command line.
@@ -429,7 +429,7 @@ def _run_with_retries(
             whose output was lost; empty where that run had no effect.
 
     Raises:
-        SlurmUnavailableError: SLURM did not answer in any of the tries.
+        SlurmUnavailableError: SLURM did not respond to any attempt.
         SlurmError: SLURM refuses the command.
     """
     last_error, is_lost = SlurmUnavailableError(), False
@@ -459,7 +459,7 @@ def _run_command(
 
     Raises:
         SlurmUnavailableError: SLURM is busy or down.
-        SlurmError: SLURM refuses the command; its own message, in one line.
+        SlurmError: SLURM refuses the command; the message is that of the command, in one line.
     """
     try:
         result = subprocess.run(
@@ -473,7 +473,7 @@ def _run_command(
         )
     except FileNotFoundError:
         raise SlurmError(
-            f"there is no {command[0]} on PATH; this is for the login node of a SLURM cluster"
+            f"{command[0]} is not on PATH; run this command on the login node of a SLURM cluster"
         ) from None
     except subprocess.TimeoutExpired:
         message = f"{command[0]} timed out after {TIMEOUT_SECONDS:.0f} s"
@@ -486,7 +486,7 @@ def _run_command(
 
 
 def _format_output(text: str) -> str:
-    """Join a command's lines to one, without the command's name before each."""
+    """Join the lines of a command's output, without the command's name before each."""
     lines = (re.sub(r"^s\w+: (?:error: )?", "", line.strip()) for line in text.splitlines())
     return "; ".join(line for line in lines if line)
 

@@ -1,7 +1,8 @@
 """The configuration of the SLURM backend: the JSON of `--backend-config`, validated.
 
-`Config` is the one definition of a key: its type says what the key takes, its field what the key
-means. The table in docs/slurm.md, the error messages and what `sbatch_args` refuses follow from it.
+`Config` is the one definition of a key: its type defines the valid values, and its field describes
+the key. The table in docs/slurm.md, the error messages and what `sbatch_args` refuses follow from
+it.
 """
 
 import os
@@ -9,7 +10,6 @@ import re
 import signal
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from difflib import get_close_matches
 from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import (
@@ -26,8 +26,10 @@ from pydantic_core import ErrorDetails
 
 from pyclassify.slurm.credentials import check_lines, check_text, is_credential
 from pyclassify.utils.launcher import PROGRESS_ENV, SPOOL_ENV, STATUS_BY_SLURM_ENV
+from pyclassify.utils.options import UsageError
+from pyclassify.utils.text import suggest
 
-# What MLflow adds to what the user gave (mlflow.projects.utils, 3.17).
+# The keys that MLflow adds to the user's (mlflow.projects.utils, 3.17).
 MLFLOW_KEYS = (
     *("ENV_MANAGER", "SYNCHRONOUS", "DOCKER_ARGS", "STORAGE_DIR"),
     *("build_image", "docker_auth"),
@@ -37,26 +39,26 @@ _SET_BY_BACKEND = (
     *(PROGRESS_ENV, SPOOL_ENV, STATUS_BY_SLURM_ENV),
 )
 _FOLLOWS_FROM_DEVICES = "it follows from -P devices"
-# What sbatch and others call the number of GPUs, and no key is called.
+# Names of the number of GPUs in sbatch and elsewhere, none of which is a key.
 _GPU_KEYS = ("gres", "gpus_per_node", "gpus_per_socket", "gpu")
 _GPU_GRES = re.compile(r"(gres[:/])?gpu\b:?")
-# Options of sbatch that are not for the user to set, and why.
+# Options of sbatch that the user can't set, and why.
 _REFUSED_OPTIONS = {
     "array": "a run is one job",
-    "chdir": "the job runs in its snapshot",
-    "export": "the job gets the environment that it is submitted from",
-    "export-file": "the job gets the environment that it is submitted from",
+    "chdir": "the job runs in the snapshot of the project",
+    "export": "the job inherits the environment of the submission",
+    "export-file": "the job inherits the environment of the submission",
     "gpus-per-node": _FOLLOWS_FROM_DEVICES,
     "gpus-per-socket": _FOLLOWS_FROM_DEVICES,
-    "gpus-per-task": "it hides the other tasks' GPUs, so that two processes can't work together",
+    "gpus-per-task": "it hides the other tasks' GPUs, which NCCL needs",
     "no-requeue": 'give the key "requeue"',
     "ntasks": "it follows from -P devices and -P num_nodes",
     "ntasks-per-gpu": _FOLLOWS_FROM_DEVICES,
     "parsable": "the backend sets it",
-    "test-only": "`pyclassify slurm check` asks that",
+    "test-only": "run `pyclassify slurm check`",
     "tres-per-task": _FOLLOWS_FROM_DEVICES,
     "wait": 'give the key "wait"',
-    "wrap": "the script is written by the backend",
+    "wrap": "the backend writes the script",
 }
 _LONG_OPTION = re.compile(r"--[a-z][a-z0-9-]*(=.*)?", re.DOTALL)
 _SIGNALS = "|".join(each.name.removeprefix("SIG") for each in signal.Signals)
@@ -67,28 +69,27 @@ _MAIL_TYPES = (
 
 
 @dataclass(frozen=True)
-class _Takes:
-    """What a type allows, to be read after "it takes"."""
+class _Expected:
+    """The valid values of a type, as an error has them after "expected"."""
 
     text: str
 
 
-def _require(condition: bool, why: str = "") -> None:
+def _require(condition: bool, reason: str = "") -> None:
     if not condition:
-        raise ValueError(why)
+        raise ValueError(reason)
 
 
 def _check_file(value: str) -> str:
-    # SLURM takes a backslash to mean that the rest is no pattern.
+    # After a backslash SLURM expands no pattern.
     _require("\\" not in value)
     folder = os.path.dirname(value)
-    _require("%" not in folder, f"the folder {folder} is made before the job has numbers")
+    _require("%" not in folder, f"the folder {folder} is created before the job has an id")
     return value
 
 
 def _check_job_name(value: str) -> str:
-    # It is part of the logs' names, by %x.
-    _require("/" not in value, "logs are called by it")
+    _require("/" not in value, "it is part of the names of the logs")  # by %x
     return value
 
 
@@ -103,12 +104,12 @@ def _parse_exports(value: Any) -> tuple[tuple[str, str | None], ...]:
     _require(isinstance(value, dict))
     exports: dict[str, str | None] = {}
     for name, text in value.items():
-        _require(name.isascii() and name.isidentifier(), f"{name!r} is no variable's name")
-        _require(name not in _SET_BY_BACKEND, f"{name} is set by the backend")
+        _require(name.isascii() and name.isidentifier(), f"{name!r} is not the name of a variable")
+        _require(name not in _SET_BY_BACKEND, f"the backend sets {name}")
         _require(text is None or type(text) in (str, int, float), f"{name} is {text!r}")
         exports[name] = text if text is None else str(text)
         harmless = text is None or not is_credential(name, str(text))
-        _require(harmless, f"{name} looks like a credential, and the script is kept with the run")
+        _require(harmless, f"{name} looks like a credential, and the script is stored with the run")
     return tuple(exports.items())
 
 
@@ -117,38 +118,38 @@ _tuple_of_list = BeforeValidator(lambda value: tuple(value) if isinstance(value,
 _Line = Annotated[
     str,
     Field(pattern=r"^[^\x00-\x1f\x7f]*[^\s\x00-\x1f\x7f][^\x00-\x1f\x7f]*$"),
-    _Takes("one line of text"),
+    _Expected("one line of text"),
 ]
 _Lines = Annotated[
     tuple[_Line, ...],
     _tuple_of_list,
-    _Takes('a list of texts of one line each, such as ["cuda/12.1"]'),
+    _Expected('a list of texts of one line each, such as ["cuda/12.1"]'),
 ]
 _JobName = Annotated[
-    _Line, AfterValidator(_check_job_name), _Takes("one line of text without slashes")
+    _Line, AfterValidator(_check_job_name), _Expected("one line of text without slashes")
 ]
 _FileName = Annotated[
     _Line,
     AfterValidator(_check_file),
-    _Takes(
-        "a file name without backslashes, which may have SLURM's %j, %x and others, but not in a "
-        "folder's name"
+    _Expected(
+        "a file name without backslashes; it may contain SLURM's %j, %x and others, but the name "
+        "of its folder may not"
     ),
 ]
-_Flag = Annotated[bool, _Takes("true or false")]
-_FromZero = Annotated[int, Field(ge=0), _Takes("a whole number from 0, such as 2")]
-_FromOne = Annotated[int, Field(ge=1), _Takes("a whole number from 1, such as 2")]
-# SLURM keeps the seconds of --signal in 16 bits.
+_Flag = Annotated[bool, _Expected("true or false")]
+_FromZero = Annotated[int, Field(ge=0), _Expected("an integer from 0, such as 2")]
+_FromOne = Annotated[int, Field(ge=1), _Expected("an integer from 1, such as 2")]
+# SLURM stores the seconds of --signal in 16 bits.
 _WarningSeconds = Annotated[
-    int, Field(ge=1, le=65535), _Takes("a whole number from 1 to 65535, such as 300")
+    int, Field(ge=1, le=65535), _Expected("an integer from 1 to 65535, such as 300")
 ]
 _Memory = Annotated[
     str,
     _text_of_int,
     Field(pattern=r"^\d+[KMGTkmgt]?$"),
-    _Takes('megabytes, or a number with K, M, G or T, such as "64G"'),
+    _Expected('megabytes, or a number with K, M, G or T, such as "64G"'),
 ]
-_UNLIMITED = ("-1", "INFINITE", "UNLIMITED")  # sbatch takes them in any case
+_UNLIMITED = ("-1", "INFINITE", "UNLIMITED")  # in any case
 _Time = Annotated[
     str,
     _text_of_int,
@@ -157,7 +158,7 @@ _Time = Annotated[
         pattern=rf"^((?i:{'|'.join(_UNLIMITED)})"
         r"|\d+(:[0-5]?\d){0,2}|\d+-\d{1,2}(:[0-5]?\d){0,2})$"
     ),
-    _Takes(
+    _Expected(
         "minutes, minutes:seconds, hours:minutes:seconds, days-hours, days-hours:minutes, "
         'days-hours:minutes:seconds or "UNLIMITED", such as "02:00:00" or "1-12"'
     ),
@@ -166,50 +167,53 @@ _GpuType = Annotated[
     str,
     _text_of_int,
     Field(pattern=r"^[^\s:,=()/*\x00-\x1f\x7f]+$"),
-    _Takes('the name of one type, as `sinfo -o %G` has it between colons, such as "a100"'),
+    _Expected('the name of one type, as `sinfo -o %G` shows it between colons, such as "a100"'),
 ]
 _GpuOption = Annotated[
-    Literal["gpus-per-node", "gres"], _Takes('"gpus-per-node" (with --gpus too) or "gres"')
+    Literal["gpus-per-node", "gres"], _Expected('"gpus-per-node" (with --gpus too) or "gres"')
 ]
 _Signal = Annotated[
     str,
     _text_of_int,
     Field(pattern=rf"^([RB]{{1,2}}:)?(\d+|(SIG)?({_SIGNALS}))(@\d+)?$"),
-    _Takes(
-        'a signal and the seconds before the time limit, such as "USR1@90", for the batch script '
-        'alone "B:USR1@90"'
+    _Expected(
+        'a signal and the seconds before the time limit, such as "USR1@90"; "B:USR1@90" signals '
+        "only the batch script"
     ),
 ]
-_Exclusive = Annotated[bool | Literal["user", "mcs"], _Takes('true, false, "user" or "mcs"')]
+_Exclusive = Annotated[bool | Literal["user", "mcs"], _Expected('true, false, "user" or "mcs"')]
 _MailTypes = Annotated[
-    str, BeforeValidator(_join_mail_types), _Takes(f"one or more of {', '.join(_MAIL_TYPES)}")
+    str, BeforeValidator(_join_mail_types), _Expected(f"one or more of {', '.join(_MAIL_TYPES)}")
 ]
-_Tracking = Annotated[Literal["direct", "spool"], _Takes('"direct" or "spool"')]
+_Tracking = Annotated[Literal["direct", "spool"], _Expected('"direct" or "spool"')]
 _Exports = Annotated[
     tuple[tuple[str, str | None], ...],
     PlainValidator(_parse_exports),
-    _Takes(
-        'names and texts, such as {"OMP_NUM_THREADS": 4}; null for the value that the variable has '
-        "where the job is submitted, which is never written down"
+    _Expected(
+        'names and values, such as {"OMP_NUM_THREADS": 4}; null passes on the value of the '
+        "submitting shell without storing it"
     ),
 ]
 
 
 def _key(meaning: str, unit: str = "", *, default: Any = None) -> Any:
-    """A key of the backend's own."""
+    """A key that is not an option of sbatch."""
     return Field(default=default, description=meaning, json_schema_extra={"unit": unit})
 
 
 def _option(meaning: str, unit: str = "", *, default: Any = None) -> Any:
-    """A key that is the option of sbatch with the same name."""
+    """A key that is the sbatch option of the same name."""
     extra: dict[str, Any] = {"unit": unit, "sbatch": True}
     return Field(default=default, description=meaning, json_schema_extra=extra)
 
 
 class Config(BaseModel):
-    """A valid configuration; None where a key is not given.
+    """A valid configuration of the backend; a key that is not given is None.
 
-    A new key is a field here, and its line in job.sh.j2.
+    A new key is a field here, and a line in job.sh.j2.
+
+    Raises:
+        pydantic.ValidationError: A key is unknown, or a value is invalid.
 
     Example:
         >>> Config(partition="gpu", time="02:00:00").mem is None
@@ -218,68 +222,73 @@ class Config(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, hide_input_in_errors=True)
 
-    job_name: _JobName | None = _option("the job's name; the project's else")
-    partition: _Line | None = _option("the partition (queue)")
-    account: _Line | None = _option("who pays")
-    qos: _Line | None = _option("the quality of service")
-    reservation: _Line | None = _option("the reservation")
-    constraint: _Line | None = _option("features of the nodes")
-    nodelist: _Line | None = _option("nodes that must be there")
-    exclude: _Line | None = _option("nodes that must not")
-    nodes: _FromOne | None = _key("checked against -P num_nodes", "nodes")
-    ntasks_per_node: _FromOne | None = _key("checked against -P devices", "processes a node")
-    gpus: _FromZero | None = _key("checked against num_nodes x devices; 0 for none", "GPUs in all")
-    gpus_per_task: _FromOne | None = _key("checked: each process has one", "GPUs a process")
-    gpu_type: _GpuType | None = _key("the type of all GPUs; SLURM chooses else")
+    job_name: _JobName | None = _option("the name of the job (default: that of the project)")
+    partition: _Line | None = _option("the partition (queue) to submit to")
+    account: _Line | None = _option("the account to charge")
+    qos: _Line | None = _option("the quality of service (QOS)")
+    reservation: _Line | None = _option("the reservation to run in")
+    constraint: _Line | None = _option("features that the nodes must have")
+    nodelist: _Line | None = _option("nodes that the job must include")
+    exclude: _Line | None = _option("nodes that the job must not use")
+    nodes: _FromOne | None = _key("number of nodes, checked against -P num_nodes")
+    ntasks_per_node: _FromOne | None = _key("tasks on each node, checked against -P devices")
+    gpus: _FromZero | None = _key(
+        "GPUs of the job, checked against num_nodes x devices; 0 for none"
+    )
+    gpus_per_task: _FromOne | None = _key("GPUs of each task; 1 where the project has -P devices")
+    gpu_type: _GpuType | None = _key("the type of all GPUs (default: any)")
     gpu_option: _GpuOption = _key(
-        "the option of sbatch that asks for GPUs; some sites take `gres` alone",
+        "the option of sbatch that requests GPUs; some sites accept only `gres`",
         default="gpus-per-node",
     )
-    cpus_per_task: _FromOne | None = _option("for each process, by srun too", "cores a process")
-    mem: _Memory | None = _option("memory of each node; 0 for all", "MB a node")
-    time: _Time | None = _option("the time limit", "minutes, or a clock's")
-    output: _FileName = _option("where stdout goes, in the run's folder", default="%x-%j.out")
-    error: _FileName = _option("where stderr goes, in the run's folder", default="%x-%j.err")
+    cpus_per_task: _FromOne | None = _option("CPU cores of each task, for srun too", "cores")
+    mem: _Memory | None = _option("memory of each node; 0 for all of it", "MB")
+    time: _Time | None = _option("the time limit of the job", "minutes")
+    output: _FileName = _option("the file for stdout, in the run's folder", default="%x-%j.out")
+    error: _FileName = _option("the file for stderr, in the run's folder", default="%x-%j.err")
     exclusive: _Exclusive | None = _option("whether to share the nodes with no other job")
-    dependency: _Line | None = _option("what must have ended")
-    signal: _Signal | None = _option("a warning before the time limit", "seconds before")
+    dependency: _Line | None = _option("jobs that must end before this one starts")
+    signal: _Signal | None = _option("the signal to send before the time limit", "seconds")
     requeue: _Flag | None = _option(
-        "whether the job starts again to go on: where the training, told before the time limit, "
-        "leaves with exit code 75, and by SLURM itself after a preemption or the loss of a node"
+        "whether the job is requeued: when the training has saved before the time limit and exited "
+        "with code 75, after a preemption, and after the failure of a node"
     )
     requeue_seconds: _WarningSeconds = _key(
-        "how long before the time limit a job with requeue is told to save and leave (default: "
-        "120); SLURM may be a minute early",
+        "how long before the time limit the training of a job with requeue gets SIGUSR1 (default: "
+        "120); SLURM may send it up to a minute earlier",
         "seconds",
         default=120,
     )
     requeue_attempts: _FromOne = _key(
-        "how many times a job with requeue may start in all (default: 100)", "starts", default=100
+        "the maximum number of starts of a job with requeue (default: 100)", default=100
     )
-    mail_type: _MailTypes | None = _option("when to write a mail")
-    mail_user: _Line | None = _option("to whom")
+    mail_type: _MailTypes | None = _option("the events that send an email")
+    mail_user: _Line | None = _option("the recipient of the emails")
     sbatch_args: _Lines = _key('more options of sbatch, each "--name=value"', default=())
-    modules: _Lines = _key("modules to load, in this order", default=())
-    setup: _Lines = _key("lines of bash, after the modules, before the environment", default=())
+    modules: _Lines = _key("environment modules to load, in this order", default=())
+    setup: _Lines = _key(
+        "lines of bash to run between loading the modules and activating the environment",
+        default=(),
+    )
     environment: _Line | None = _key(
-        "a conda environment's name or prefix, a virtualenv's path, or none; wins over "
-        "--env-manager"
+        "the environment to activate: the name or prefix of a conda environment, the path of a "
+        "virtualenv, or none; overrides --env-manager"
     )
     container: _Line | None = _key(
-        "an Apptainer image to run in, by --nv; in place of an environment"
+        "the Apptainer image to run in, with --nv; replaces the environment"
     )
-    exports: _Exports = _key("variables of the job", default=())
+    exports: _Exports = _key("environment variables of the job", default=())
     srun_args: _Lines = _key("more options of srun", default=())
     work_dir: _Line | None = _key(
-        "a folder that compute nodes see, for a folder of each run; beside the folder of the "
-        "submission else"
+        "the folder for the folders of all runs; compute nodes must see it (default: NAME-slurm "
+        "beside the current folder NAME)"
     )
     tracking: _Tracking = _key(
-        "how the job tells MLflow what it logs: to the server, or into the folder of the run, for "
-        "`pyclassify sync` where nodes have no network",
+        "where the job logs to: the tracking server, or a spool in the run's folder that "
+        "`pyclassify sync` uploads, for nodes without a network",
         default="direct",
     )
-    wait: _Flag = _key("whether to wait for the job's end", default=False)
+    wait: _Flag = _key("whether `mlflow run` waits until the job ends", default=False)
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -290,20 +299,20 @@ class Config(BaseModel):
             check_text(key, str(value))
         if self.container and self.environment not in (None, "none"):
             raise ValueError(
-                f"container is {self.container!r} and environment {self.environment!r} in the "
-                "backend config; give one of the two: what an image runs is in the image"
+                f"container is {self.container!r} and environment is {self.environment!r} in the "
+                "backend config; give one of the two: an image contains its environment"
             )
         if self.gpu_type is not None and self.gpus == 0:
             raise ValueError(
-                f"gpu_type is {self.gpu_type!r} and gpus is 0 in the backend config; leave one of "
-                "the two out"
+                f"gpu_type is {self.gpu_type!r} and gpus is 0 in the backend config; remove one "
+                "of the two"
             )
         _check_requeue(self)
         missing = [name for name, text in self.exports if text is None and name not in os.environ]
         if missing:
             raise ValueError(
-                f"exports.{missing[0]} is null in the backend config, and {missing[0]} is not set "
-                "here; export it in this shell first"
+                f"exports.{missing[0]} is null in the backend config, but {missing[0]} is not set "
+                f"in this shell; run `export {missing[0]}=VALUE` first"
             )
         return self
 
@@ -312,10 +321,11 @@ def parse_config(backend_config: Mapping[str, Any]) -> Config:
     """Validate a configuration.
 
     Args:
-        backend_config: The JSON's keys, and those that MLflow adds; None is as if not given.
+        backend_config: The keys of the JSON, and those that MLflow adds. A key whose value is None
+            counts as not given.
 
     Raises:
-        ValueError: There is an unknown key or a wrong value; the message says what is allowed.
+        UsageError: A key is unknown, or a value is invalid; the message has the valid ones.
     """
     values = {
         key: value
@@ -326,50 +336,52 @@ def parse_config(backend_config: Mapping[str, Any]) -> Config:
         return Config.model_validate(values)
     except ValidationError as error:
         keys = [*values]
-        # Of several the one that the user reads first; pydantic has them in the order of fields.
+        # The first error in the user's order; pydantic has them in the order of fields.
         first = min(error.errors(), key=lambda e: keys.index(str(e["loc"][0])) if e["loc"] else -1)
-        raise ValueError(_format_error(first, values)) from None
+        raise UsageError(_format_error(first, values)) from None
 
 
 def parse_time_limit(value: str) -> str:
-    """Validate a time limit that is given by an option `--time`.
+    """Validate the value of an option `--time`.
 
     Raises:
-        ValueError: sbatch takes no such time.
+        UsageError: It is not a time limit of sbatch.
     """
     try:
         return str(Config(time=value).time)
     except ValidationError:
-        raise ValueError(f"--time is {value!r}; it takes {describe_values('time')}") from None
+        raise UsageError(
+            f"invalid --time: {value!r} (expected {describe_values('time')})"
+        ) from None
 
 
 def _format_error(error: ErrorDetails, values: Mapping[str, Any]) -> str:
-    why = str(error["ctx"]["error"]) if error["type"] == "value_error" else ""
+    reason = str(error["ctx"]["error"]) if error["type"] == "value_error" else ""
     if not error["loc"]:  # of several keys together
-        return why
+        return reason
     key = str(error["loc"][0])
-    if error["type"] == "extra_forbidden" and key in _GPU_KEYS:
-        name = "gres" if key == "gres" else ""
-        return f"the backend config has no key {key!r}; {_explain_gpus(name, str(values[key]))}"
     if error["type"] == "extra_forbidden":
-        known = sorted(Config.model_fields)
-        near = get_close_matches(key, Config.model_fields, n=1)
-        hint = f" (nearest: {near[0]})" if near else ""
-        return f"the backend config has no key {key!r}{hint}; there are {', '.join(known)}"
-    # What looks like a credential is not repeated.
-    shown = key if key == "exports" else f"{key} is {values[key]!r}"
+        message = f"unknown key {key!r} in the backend config"
+        if key in _GPU_KEYS:
+            option = "gres" if key == "gres" else ""
+            return f"{message}; {_format_gpu_hint(option, str(values[key]))}"
+        hint = suggest(key, Config.model_fields) or "."
+        return f"{message}{hint} Valid keys: {', '.join(sorted(Config.model_fields))}"
+    # A value that looks like a credential is not repeated.
+    value = "" if key == "exports" else f": {values[key]!r}"
     if key in ("gpus", "gpus_per_task", "gpu_type") and ":" in str(values[key]):
-        why = _explain_gpus("", str(values[key]))
-    reason = f" ({why})" if why else ""
-    return f"{shown} in the backend config{reason}; it takes {describe_values(key)}"
+        reason = _format_gpu_hint("", str(values[key]))
+    expected = f"expected {describe_values(key)}"
+    details = f"{reason}; {expected}" if reason else expected
+    return f"invalid {key} in the backend config{value} ({details})"
 
 
 def describe_values(key: str) -> str:
-    """Describe the values that a key takes, as errors and docs/slurm.md do."""
+    """Describe the valid values of a key, as errors and docs/slurm.md do."""
     field = Config.model_fields[key]
     # Of `X | None` the metadata is with X.
     metadata = field.metadata or get_args(field.annotation)[0].__metadata__
-    return [each.text for each in metadata if isinstance(each, _Takes)][-1]
+    return [each.text for each in metadata if isinstance(each, _Expected)][-1]
 
 
 def _check_requeue(config: Config) -> None:
@@ -377,55 +389,55 @@ def _check_requeue(config: Config) -> None:
         for key in ("requeue_seconds", "requeue_attempts"):
             if key in config.model_fields_set:
                 raise ValueError(
-                    f"{key} is {getattr(config, key)} in the backend config, which is for a job "
-                    f'that starts again; give "requeue": true too, or leave {key} out'
+                    f"{key} is {getattr(config, key)} in the backend config, but the job is not "
+                    f'requeued; give "requeue": true too, or remove {key}'
                 )
         return
     if config.signal is not None:
         raise ValueError(
-            f"signal is {config.signal!r} and requeue is true in the backend config, and SLURM "
-            "sends a job one signal before its time limit, which is USR1 to the script here; leave "
-            'signal out, and say by "requeue_seconds" how long before'
+            f"signal is {config.signal!r} and requeue is true in the backend config, but SLURM "
+            "sends a job only one signal before the time limit, and requeue needs USR1; remove "
+            'signal, and set "requeue_seconds"'
         )
     if config.time is not None and 0 < _parse_seconds(config.time) <= config.requeue_seconds:
         raise ValueError(
-            f"time is {config.time!r} in the backend config, and the job is told to leave "
-            f'{config.requeue_seconds} seconds before that; give more "time", or less '
-            '"requeue_seconds"'
+            f"time is {config.time!r} in the backend config, but the training is signaled to save "
+            f"{config.requeue_seconds} seconds before the time limit; give more "
+            '"time", or less "requeue_seconds"'
         )
 
 
 def _check_sbatch_args(arguments: Sequence[str]) -> None:
-    """Refuse options of sbatch that a key is for, that the backend sets, or by their letter."""
+    """Refuse short options, those that have a key, and those that the backend sets."""
     for argument in arguments:
         if not _LONG_OPTION.fullmatch(argument):
             raise ValueError(
-                f"sbatch_args has {argument!r} in the backend config; it takes options of sbatch "
-                'by their long names, one an entry, such as "--licenses=matlab:1"'
+                f"invalid sbatch_args in the backend config: {argument!r} (expected options of "
+                'sbatch by their long names, one per entry, such as "--licenses=matlab:1")'
             )
         option, _, value = argument.partition("=")
-        if why := _why_refused(option.removeprefix("--"), value):
-            raise ValueError(f"sbatch_args has {option} in the backend config; {why}")
+        if reason := _find_refusal_reason(option.removeprefix("--"), value):
+            raise ValueError(f"invalid sbatch_args in the backend config: {option}; {reason}")
 
 
-def _why_refused(name: str, value: str) -> str:
+def _find_refusal_reason(name: str, value: str) -> str:
     if "gres".startswith(name) and len(name) > 1:
-        # GPUs alone: `--gres=tmpfs:100g` is for a site's disks.
+        # Other resources are accepted, such as a disk: `--gres=tmpfs:100g`.
         gpus = [part for part in value.split(",") if _GPU_GRES.match(part)]
-        return _explain_gpus("gres", gpus[0]) if gpus else ""
+        return _format_gpu_hint("gres", gpus[0]) if gpus else ""
     if name.startswith("gpus") and ":" in value:
-        return _explain_gpus("", value)
+        return _format_gpu_hint("", value)
     reasons = {key.replace("_", "-"): f'give the key "{key}"' for key in Config.model_fields}
     reasons |= _REFUSED_OPTIONS
     if name in reasons:
         return reasons[name]
-    # sbatch takes a name's beginning for the name.
+    # sbatch accepts the beginning of a name as the name.
     meant = [option for option in reasons if option.startswith(name)]
-    return f"that is short for --{meant[0]}; {reasons[meant[0]]}" if meant else ""
+    return f"it is short for --{meant[0]}; {reasons[meant[0]]}" if meant else ""
 
 
-def _explain_gpus(option: str, value: str) -> str:
-    """Say which keys stand for an option of sbatch that asks for GPUs.
+def _format_gpu_hint(option: str, value: str) -> str:
+    """Name the keys that replace an option of sbatch for GPUs.
 
     Args:
         option: "gres" for `--gres`; empty for the others.
@@ -440,7 +452,7 @@ def _explain_gpus(option: str, value: str) -> str:
 
 
 def _parse_seconds(time: str) -> int:
-    """Convert a time as sbatch takes it, such as "1-12:30", to seconds; 0 where it is unlimited."""
+    """Convert a time limit of sbatch, such as "1-12:30", to seconds; 0 where it is unlimited."""
     if time.upper() in _UNLIMITED:
         return 0
     days, dash, clock = time.rpartition("-")

@@ -1,6 +1,7 @@
 """The environment that a job runs in, and the tracking store that it logs to.
 
-Both are found, or the environment built, before the submission; bash activates the environment.
+Both are found before the submission, and the environment is built if it is missing. The script of
+the job activates the environment.
 """
 
 import ipaddress
@@ -20,7 +21,7 @@ from pyclassify.utils.masking import mask
 if TYPE_CHECKING:
     from mlflow.projects._project_spec import Project
 
-# File systems over a network, as /proc/mounts calls them: SQLite's locks may not hold on them.
+# Network file systems by their names in /proc/mounts; the locks of SQLite may fail on them.
 _NETWORK_FILE_SYSTEMS = (
     *("9p", "afs", "beegfs", "ceph", "cifs", "fhgfs", "fuse.ceph", "fuse.glusterfs", "fuse.sshfs"),
     *("gpfs", "glusterfs", "lustre", "nfs", "nfs4", "orangefs", "panfs", "pvfs2", "smb3", "wekafs"),
@@ -32,11 +33,11 @@ class Environment:
     """How a job gets its environment.
 
     Args:
-        activation: Lines of bash, for a shell that is not a login shell; they may call `fail`.
-        build: Makes the environment where it is missing.
+        activation: Lines of bash for a non-login shell; they may call `fail`.
+        build: Builds the environment if it is missing.
 
     Example:
-        >>> Environment(("source venv/bin/activate || fail 'there is no virtualenv'",))
+        >>> Environment(("source venv/bin/activate || fail 'venv is missing'",))
     """
 
     activation: tuple[str, ...] = ()
@@ -49,9 +50,9 @@ class TrackingStore:
 
     Args:
         uri: The tracking URI for the job.
-        has_password: Whether the URI has a password in it.
-        warning: What may go wrong; empty where nothing does.
-        folder: The folder of a store that is made of files; empty for a server.
+        has_password: Whether the URI contains a password.
+        warning: A warning for the user; may be empty.
+        folder: The folder of a database or store in files; empty for a server.
 
     Example:
         >>> TrackingStore("https://mlflow.example.org")
@@ -66,7 +67,7 @@ class TrackingStore:
 def choose_environment(
     config: Config, project: "Project", project_dir: Path, manager: str | None
 ) -> Environment:
-    """Choose the environment: the configuration's, or else that of MLflow's manager.
+    """Choose the environment: that of the configuration, or else that of MLflow's manager.
 
     Args:
         config: The configuration.
@@ -75,7 +76,7 @@ def choose_environment(
         manager: `--env-manager`, or None for the one that MLflow chooses.
 
     Raises:
-        ValueError: There is no environment of the configured name.
+        ValueError: The configured environment does not exist.
     """
     if config.container is not None or config.environment == "none":
         return Environment()
@@ -91,20 +92,20 @@ def choose_environment(
 
 
 def resolve_image(name: str) -> str:
-    """Make the image of a container absolute, as the job runs in another folder.
+    """Make the path of a container image absolute, as the job runs in another folder.
 
     Args:
         name: A path, or a URI such as `docker://ubuntu`.
 
     Raises:
-        ValueError: The file of the image does not exist.
+        ValueError: The image does not exist.
     """
     if "://" in name:
         return name
     path = Path(os.path.expandvars(name)).expanduser().absolute()
     if not path.exists():
         raise ValueError(
-            f"container is {name!r} in the backend config, and there is no {path}; it takes an "
+            f"container is {name!r} in the backend config, but {path} does not exist; give an "
             "Apptainer image that compute nodes see, or a URI such as docker://ubuntu"
         )
     return str(path)
@@ -117,14 +118,14 @@ def _activate_configured(name: str) -> tuple[str, ...]:
     if path.name == name:
         return _activate_conda(name)
     raise ValueError(
-        f"environment is {name!r} in the backend config, and there is neither bin/activate nor "
-        "conda-meta in that folder; it takes a conda environment's name or prefix, a virtualenv's "
-        "path, or none"
+        f"environment is {name!r} in the backend config, but that folder contains neither "
+        "bin/activate nor conda-meta; give the name or prefix of a conda environment, the path of "
+        "a virtualenv, or none"
     )
 
 
 def _activate_prefix(prefix: Path) -> tuple[str, ...]:
-    """The lines for the environment in a folder; none where it is not one."""
+    """The lines that activate the environment in a folder; none where it is not one."""
     if (prefix / "conda-meta").is_dir():
         return _activate_conda(str(prefix))
     if (prefix / "bin" / "activate").is_file():
@@ -133,7 +134,7 @@ def _activate_prefix(prefix: Path) -> tuple[str, ...]:
 
 
 def _activate_conda(name: str) -> tuple[str, ...]:
-    missing = f"the conda environment {name} can't be activated; does the job find conda?"
+    missing = f"the conda environment {name} can't be activated; check that the job finds conda"
     return (
         'eval "$("${CONDA_EXE:-conda}" shell.bash hook)"',
         f"conda activate {shlex.quote(name)} || fail {shlex.quote(missing)}",
@@ -141,7 +142,9 @@ def _activate_conda(name: str) -> tuple[str, ...]:
 
 
 def _activate_virtualenv(prefix: Path) -> tuple[str, ...]:
-    missing = f"there is no virtualenv in {prefix}; does the node see that folder?"
+    missing = (
+        f"the virtualenv {prefix} can't be activated; check that compute nodes see that folder"
+    )
     return (
         "# shellcheck source=/dev/null",
         f"source {shlex.quote(str(prefix / 'bin' / 'activate'))} || fail {shlex.quote(missing)}",
@@ -179,14 +182,14 @@ def _virtualenv_environment(project: "Project", project_dir: Path, manager: str)
 
 
 def resolve_tracking_uri(uri: str, from_nodes: bool = True) -> TrackingStore:
-    """Make a tracking URI independent of the folder and the node.
+    """Make a tracking URI independent of the current folder and the node.
 
     Args:
         uri: The URI of this process.
         from_nodes: Whether compute nodes have to reach it.
 
     Raises:
-        ValueError: No other node can reach it.
+        ValueError: Other nodes can't reach it.
     """
     parts = urlsplit(uri)
     if parts.scheme.startswith("sqlite"):
@@ -196,7 +199,7 @@ def resolve_tracking_uri(uri: str, from_nodes: bool = True) -> TrackingStore:
         return TrackingStore(f"file://{path}", folder=str(path))
     if from_nodes and parts.hostname and _is_loopback(parts.hostname):
         raise ValueError(
-            f"the tracking URI {mask(uri)} is this host's own, and compute nodes can't reach it; "
+            f"compute nodes can't reach the tracking URI {mask(uri)}, which is local to this host; "
             f"{_format_remedy(parts)}"
         )
     return TrackingStore(uri, has_password=mask(uri) != uri)
@@ -205,28 +208,28 @@ def resolve_tracking_uri(uri: str, from_nodes: bool = True) -> TrackingStore:
 def _format_remedy(parts: SplitResult) -> str:
     if parts.scheme not in ("http", "https"):
         return (
-            "give the address of a database that they reach, in MLFLOW_TRACKING_URI, or that of an "
-            "`mlflow server` that keeps its runs in this one"
+            "set MLFLOW_TRACKING_URI to a database that they reach, or to an `mlflow server` that "
+            "stores its runs in this database"
         )
     port = f":{parts.port}" if parts.port else ""
     reachable = urlunsplit(parts._replace(netloc=f"{socket.gethostname()}{port}"))
-    return f"start the server with --host 0.0.0.0 and give MLFLOW_TRACKING_URI={mask(reachable)}"
+    return f"start the server with --host 0.0.0.0, and set MLFLOW_TRACKING_URI={mask(reachable)}"
 
 
 def _resolve_sqlite(uri: str, scheme: str) -> TrackingStore:
     database, _, query = uri.partition(":///")[2].partition("?")
     if database in ("", ":memory:"):
         raise ValueError(
-            f"the tracking URI {uri} is in this process's memory; give a file, such as "
-            "MLFLOW_TRACKING_URI=sqlite:///mlflow.db"
+            f"the tracking URI {uri} is a database in the memory of this process; give a file, "
+            "such as MLFLOW_TRACKING_URI=sqlite:///mlflow.db"
         )
     path = Path(database).absolute()
     kind = _detect_file_system(path)
     warning = ""
     if kind in _NETWORK_FILE_SYSTEMS:
         warning = (
-            f"{path} is an SQLite database on a network file system ({kind}), where two runs at "
-            "once may break it; `mlflow server` on a host that the nodes reach is safe"
+            f"{path} is an SQLite database on a network file system ({kind}), where concurrent "
+            "runs may corrupt it; use an `mlflow server` on a host that the nodes reach"
         )
     absolute_uri = f"{scheme}:///{path}" + (f"?{query}" if query else "")
     return TrackingStore(absolute_uri, warning=warning, folder=str(path.parent))
@@ -241,7 +244,7 @@ def _is_loopback(host: str) -> bool:
 
 
 def _detect_file_system(path: Path, mounts: Path = Path("/proc/mounts")) -> str:
-    """Detect the kind of file system of a path, as Linux calls it; empty where it is not known.
+    """Detect the type of the file system of a path; empty where it is unknown.
 
     Args:
         path: An absolute path, which need not exist.

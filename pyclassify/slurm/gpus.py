@@ -1,7 +1,7 @@
-"""The GPUs of a job: the options by which its script asks for them, and whether SLURM has them.
+"""The GPUs of a job: the options that request them, and whether the partition has them.
 
 SLURM calls GPUs generic resources (GRES), which may have a type: `gpu:a100:2` are two of type a100.
-A site may demand the type ("gpu_type"), or that GPUs are asked for by `--gres` ("gpu_option").
+A site may require the type ("gpu_type"), or that `--gres` requests the GPUs ("gpu_option").
 """
 
 import os
@@ -19,7 +19,7 @@ from pyclassify.utils.text import join_some
 
 _NO_TYPE = ""
 _GPU = re.compile(r"gpu(?::(?P<type>[^:]+))?:(?P<count>\d+)")
-_NOT_COUNTED = re.compile(r"\([^)]*\)|:no_consume")  # what sinfo says of sockets: gpu:2(S:0,1)
+_NOT_COUNTED = re.compile(r"\([^)]*\)|:no_consume")  # the sockets that sinfo lists: gpu:2(S:0,1)
 _GRES = "--gres="
 
 # The GPUs of each node, or of each kind of node, by type; by partition.
@@ -28,11 +28,11 @@ _Offer = Mapping[str, list[dict[str, int]]]
 
 @dataclass(frozen=True)
 class PartitionGres:
-    """What nodes of a partition have: sinfo has a row for each kind of node.
+    """The resources of nodes of a partition: a row of sinfo, which has one for each kind of node.
 
     Args:
         partition: The partition.
-        is_default: Whether jobs that name no partition go there.
+        is_default: Whether jobs without a partition run there.
         gres: Generic resources in SLURM's form, such as `gpu:a100:2,gpu:v100:2`.
     """
 
@@ -42,9 +42,9 @@ class PartitionGres:
 
 
 def list_gpu_options(config: Config, topology: Topology) -> list[str]:
-    """List the options of sbatch that ask for a job's GPUs.
+    """List the options of sbatch that request a job's GPUs.
 
-    SLURM takes the last `--gres` alone, so the one for GPUs has the configuration's others too.
+    Only the last `--gres` counts, so the one for GPUs includes those of the configuration.
     """
     if not topology.gpus:
         return []
@@ -59,22 +59,22 @@ def list_gpu_options(config: Config, topology: Topology) -> list[str]:
 
 
 def list_other_options(config: Config, topology: Topology) -> list[str]:
-    """List the configuration's options of sbatch, without what `list_gpu_options` has of them."""
+    """List the configuration's options of sbatch, without those in `list_gpu_options`."""
     has_gres = any(each.startswith(_GRES) for each in list_gpu_options(config, topology))
     return [each for each in config.sbatch_args if not (has_gres and each.startswith(_GRES))]
 
 
 def check_offer(config: Config, topology: Topology) -> None:
-    """Check that the job's partition has the GPUs that the job asks for.
+    """Check that the job's partition has the GPUs that the job requests.
 
-    Where SLURM does not say what the partition has, the answer is left to sbatch.
+    Where sinfo does not list the GPUs of the partition, the check is left to sbatch.
 
     Args:
         config: The configuration.
         topology: Nodes, processes and GPUs.
 
     Raises:
-        ValueError: No node of the partition has such GPUs, or has as many.
+        ValueError: No node of the partition has this type or number of GPUs.
     """
     if not topology.gpus:
         return
@@ -82,7 +82,7 @@ def check_offer(config: Config, topology: Topology) -> None:
         rows = client.list_gres(_find_clusters(config))
         offered = [PartitionGres(name.rstrip("*"), name.endswith("*"), gres) for name, gres in rows]
         partitions = config.partition or os.environ.get("SBATCH_PARTITION", "")
-        if not partitions and client.has_job_submit_plugins():  # which may choose any of them
+        if not partitions and client.has_job_submit_plugins():  # these may choose any of them
             partitions = ",".join(row.partition for row in offered)
         check_partitions(config, topology, offered, partitions)
 
@@ -90,16 +90,16 @@ def check_offer(config: Config, topology: Topology) -> None:
 def check_partitions(
     config: Config, topology: Topology, offered: Iterable[PartitionGres], partitions: str
 ) -> None:
-    """Check what a job asks for against what each partition has.
+    """Check the GPUs that a job requests against those of each partition.
 
     Args:
         config: The configuration.
-        topology: Nodes, processes and GPUs, of which there are some.
-        offered: What the partitions of the cluster have.
+        topology: Nodes, processes and GPUs, at least one GPU.
+        offered: The resources of the cluster's partitions.
         partitions: The partitions that the job may start in, with commas; empty for the default.
 
     Raises:
-        ValueError: No node of these partitions has such GPUs, or has as many.
+        ValueError: No node of these partitions has this type or number of GPUs.
     """
     names = partitions.split(",")
     offer: dict[str, list[dict[str, int]]] = {}
@@ -110,22 +110,23 @@ def check_partitions(
         if row.partition in names or (not partitions and row.is_default):
             chosen.append(row.partition)
     if not chosen or not any(any(nodes) for nodes in offer.values()):
-        return  # sbatch says that there is no such partition; or sinfo has no GPU of the cluster
+        return  # sbatch reports an unknown partition; or sinfo lists no GPUs at all
     nodes = [node for name in dict.fromkeys(chosen) for node in offer[name]]
     subject = f"partition {join_some([*dict.fromkeys(chosen)])}"
     if config.gpu_type is not None and not any(config.gpu_type in node for node in nodes):
         raise ValueError(_format_missing_type(config.gpu_type, subject, nodes, offer))
-    most = max(count_gpus(node, config.gpu_type) for node in nodes)
-    if most < topology.gpus:
+    max_gpus = max(count_gpus(node, config.gpu_type) for node in nodes)
+    if max_gpus < topology.gpus:
         elsewhere = _list_partitions(offer, config.gpu_type, topology.gpus)
-        raise ValueError(_format_too_few(config.gpu_type, subject, topology.gpus, most, elsewhere))
+        message = _format_too_few(config.gpu_type, subject, topology.gpus, max_gpus, elsewhere)
+        raise ValueError(message)
 
 
 def parse_gpus(gres: str) -> dict[str, int]:
-    """Parse the GPUs of a node, as sinfo's %G has them.
+    """Parse the GPUs of a node from the column %G of sinfo.
 
     Returns:
-        The number of GPUs of each type; of those without a type by an empty string.
+        The number of GPUs of each type; the type may be empty.
 
     Example:
         >>> parse_gpus("gpu:a100:2(S:0,2),gpu:v100:1,tmpfs:1T")
@@ -140,7 +141,7 @@ def parse_gpus(gres: str) -> dict[str, int]:
 
 
 def count_gpus(gpus: Mapping[str, int], gpu_type: str | None) -> int:
-    """Count a node's GPUs of a type; of all types where it is None."""
+    """Count the GPUs of a type on a node; those of all types where it is None."""
     return sum(gpus.values()) if gpu_type is None else gpus.get(gpu_type, 0)
 
 
@@ -153,7 +154,7 @@ def _find_clusters(config: Config) -> str:
 
 
 def _list_partitions(offer: _Offer, gpu_type: str | None, count: int) -> list[str]:
-    """List the partitions with nodes that have as many GPUs of a type."""
+    """List the partitions with nodes that have at least this number of GPUs of a type."""
     return [
         name
         for name, nodes in offer.items()
@@ -173,18 +174,18 @@ def _format_missing_type(
     elsewhere = _list_partitions(offer, gpu_type, 1)
     hint = f"another partition, such as {elsewhere[0]}, which has it" if elsewhere else ""
     if types:
-        nearest = f" (nearest: {near})" if near else ""
-        alternative = hint and f"; give {hint}"
-        return f"{given}, and {subject} has none{nearest}; it has {', '.join(types)}{alternative}"
+        nearest = f". Did you mean {near!r}?" if near else ""
+        alternative = hint and f"; give one of these, or {hint}"
+        return f"{given}, but {subject} has only {', '.join(types)}{alternative}{nearest}"
     if any(nodes):
         alternative = hint and f", or give {hint}"
-        return f"{given}, and the GPUs of {subject} have no type; leave gpu_type out{alternative}"
-    hint = hint or f"a partition that has some: {join_some(_list_partitions(offer, None, 1))}"
-    return f"{given}, and {subject} has no GPUs; give {hint}"
+        return f"{given}, but the GPUs of {subject} have no type; remove gpu_type{alternative}"
+    hint = hint or f"a partition with GPUs: {join_some(_list_partitions(offer, None, 1))}"
+    return f"{given}, but {subject} has no GPUs; give {hint}"
 
 
 def _find_nearest(gpu_type: str, types: list[str]) -> str:
-    """Find the type that is meant: SLURM's types differ by case, and may be a part of a name."""
+    """Find the nearest type; types are case sensitive, and one may be a part of a name."""
     lower = {kind.lower(): kind for kind in types}
     near = get_close_matches(gpu_type.lower(), lower, n=1)
     parts = [kind for kind in lower if gpu_type.lower() in kind or kind in gpu_type.lower()]
@@ -192,17 +193,17 @@ def _find_nearest(gpu_type: str, types: list[str]) -> str:
 
 
 def _format_too_few(
-    gpu_type: str | None, subject: str, asked: int, most: int, elsewhere: list[str]
+    gpu_type: str | None, subject: str, requested: int, max_gpus: int, elsewhere: list[str]
 ) -> str:
     kind = f" of type {gpu_type}" if gpu_type else ""
     hint = f", or another partition, such as {elsewhere[0]}" if elsewhere else ""
-    if not most:
+    if not max_gpus:
         hint = hint.removeprefix(", or ") or "a partition that has them"
         return (
-            f"{subject} has no GPUs, and {asked} are asked for on each node; give {hint}, or "
-            "-P accelerator=cpu"
+            f"{subject} has no GPUs, but the job requests {requested} on each node; give {hint}, "
+            "or -P accelerator=cpu"
         )
     return (
-        f"{asked} GPUs{kind} are asked for on each node, and a node of {subject} has at most "
-        f"{most}; give fewer -P devices and more -P num_nodes{hint}"
+        f"the job requests {requested} GPUs{kind} on each node, but a node of {subject} has at "
+        f"most {max_gpus}; give fewer -P devices and more -P num_nodes{hint}"
     )

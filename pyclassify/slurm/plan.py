@@ -1,4 +1,4 @@
-"""Plan a submission before anything is made: what `run`, `render` and `check` share."""
+"""Plan a submission: check and decide everything before a run is created."""
 
 import os
 import re
@@ -22,30 +22,31 @@ from pyclassify.slurm.script import JobSpec, render_job_script
 from pyclassify.slurm.topology import Topology, decide_topology, list_input_paths, resolve_paths
 from pyclassify.spool import records
 from pyclassify.utils import repository
+from pyclassify.utils.options import UsageError
 from pyclassify.utils.text import shorten
 
 if TYPE_CHECKING:
     from mlflow.projects._project_spec import Project
 
-_MAX_NAME = 60  # of what is shown
+_MAX_NAME = 60  # characters in an error
 _NOT_IN_A_JOB_NAME = re.compile(r"[/\x00-\x1f\x7f]")
 
 
 @dataclass(frozen=True)
 class Plan:
-    """A run before it is made.
+    """A run before it is created.
 
     Args:
         config: The configuration.
-        raw_config: The same as the user gave it.
+        raw_config: The configuration as the user gave it.
         project_dir: The project's folder.
         project: MLflow's project.
         entry_point: The entry point's name.
         parameters: The parameters of the command line.
         topology: Nodes, processes and GPUs.
         tracking_store: Where the run is logged.
-        environment: What the job runs in.
-        work_dir: Where the folders of runs are made.
+        environment: The environment that the job runs in.
+        work_dir: The folder for the folders of runs.
 
     Example:
         >>> plan = make_plan(".", "main", {"devices": 2}, None, {"partition": "gpu"})
@@ -65,17 +66,17 @@ class Plan:
 
     @property
     def job_name(self) -> str:
-        """The job's name: one line without slashes, as logs are named after it."""
+        """The name of the job: one line without slashes, as the logs are named after it."""
         return self.config.job_name or _NOT_IN_A_JOB_NAME.sub("-", self.project.name or "mlflow")
 
     @property
     def uses_spool(self) -> bool:
-        """Whether the job logs to its run's spool alone."""
+        """Whether the job logs only to the spool of its run."""
         return self.config.tracking == "spool"
 
     @cached_property
     def snapshot_files(self) -> tuple[list[str], dict[str, str]]:
-        """The files of the snapshot, and those left out of it with the reason."""
+        """The files of the snapshot, and the files that it leaves out with the reason."""
         return repository.list_project_files(self.project_dir, without=self.work_dir)
 
     def render_script(self, run_id: str, experiment_id: str, downloads: str | None = None) -> str:
@@ -84,8 +85,8 @@ class Plan:
         Args:
             run_id: The run's id.
             experiment_id: Its experiment's id.
-            downloads: A folder for what parameters of type `path` name by a URI; without it they
-                are not downloaded.
+            downloads: The folder to download URIs to that are parameters of type `path`; with None
+                nothing is downloaded.
         """
         entry_point = self.project.get_entry_point(self.entry_point)
         folder = self.work_dir / run_id
@@ -114,7 +115,7 @@ class Plan:
         return render_job_script(self.config, job)
 
     def _job_tracking_uri(self, folder: Path) -> str | None:
-        """The tracking URI that the script may name; None where it has a password."""
+        """The tracking URI for the script; None where it contains a password."""
         if self.uses_spool:
             return records.format_spool_uri(folder / "spool")
         return None if self.tracking_store.has_password else self.tracking_store.uri
@@ -127,18 +128,19 @@ def make_plan(
     revision: str | None,
     backend_config: Mapping[str, Any],
 ) -> Plan:
-    """Decide everything that can be decided without making anything.
+    """Plan a submission, without creating a run or a file.
 
     Args:
         uri: The project's folder, or its URI in git.
         entry_point: The entry point's name.
         parameters: The parameters of the command line.
         revision: The commit or branch of a project in git.
-        backend_config: The configuration, with what MLflow adds.
+        backend_config: The configuration, with the keys that MLflow adds.
 
     Raises:
-        ValueError: A value can't be run; the message says what is allowed instead.
-        mlflow.exceptions.MlflowException: There is no such project or entry point.
+        UsageError: A parameter or the configuration is invalid; the message has the valid values.
+        ValueError: The project, the environment or the tracking store can't be used.
+        mlflow.exceptions.MlflowException: The project or the entry point does not exist.
     """
     import mlflow
     from mlflow.projects.utils import fetch_and_validate_project, load_project
@@ -153,8 +155,8 @@ def make_plan(
     project = load_project(str(project_dir))
     if project.docker_env:
         raise ValueError(
-            f"the project {project.name or uri} runs in Docker, which clusters don't have; give an "
-            'Apptainer image of it as "container" in the backend config, and leave docker_env out'
+            f"the project {project.name or uri} runs in Docker, which clusters don't support; give "
+            'an Apptainer image of it as "container" in the backend config, and remove docker_env'
         )
     declared = project.get_entry_point(entry_point).parameters
     defaults = {
@@ -184,10 +186,10 @@ def make_plan(
 
 
 def _check_names(parameters: Mapping[str, Any]) -> None:
-    """Refuse names of parameters that MLflow does not store: it would say so after making the run.
+    """Refuse parameters that MLflow does not store, before MLflow does so after creating the run.
 
     Raises:
-        ValueError: MLflow does not take a name, or so many.
+        UsageError: MLflow does not accept a name, or the number of parameters.
     """
     from mlflow.utils.validation import (
         MAX_ENTITY_KEY_LENGTH,
@@ -199,20 +201,21 @@ def _check_names(parameters: Mapping[str, Any]) -> None:
     for name in parameters:
         is_valid = validate_param_and_metric_name(name) and not path_not_unique(name)
         if not is_valid or len(name) > MAX_ENTITY_KEY_LENGTH:
-            raise ValueError(
-                f"-P {shorten(name, _MAX_NAME)} is no parameter's name to MLflow: up to "
-                f"{MAX_ENTITY_KEY_LENGTH} letters, digits and characters of `_-. :/`; set what it "
-                "means in a recipe, which -P config names"
+            raise UsageError(
+                f"invalid name of -P: {shorten(name, _MAX_NAME)} (expected up to "
+                f"{MAX_ENTITY_KEY_LENGTH} letters, digits and characters of `_-. :/`, as MLflow "
+                "stores no other); set it in a recipe, the file of -P config"
             )
     if len(parameters) > MAX_PARAMS_TAGS_PER_BATCH:
-        raise ValueError(
-            f"{len(parameters)} parameters are given by -P, and MLflow takes "
-            f"{MAX_PARAMS_TAGS_PER_BATCH} at once; set some in a recipe, which -P config names"
+        raise UsageError(
+            f"too many -P: {len(parameters)} parameters (expected up to "
+            f"{MAX_PARAMS_TAGS_PER_BATCH}, as MLflow stores no more at once); set some in a "
+            "recipe, the file of -P config"
         )
 
 
 def resolve_work_dir(config: Config) -> Path:
-    """Resolve the folder for the folders of runs; by default the sibling FOLDER-slurm.
+    """Resolve the folder for the folders of runs, by default NAME-slurm beside the folder NAME.
 
     Raises:
         ValueError: A variable in `work_dir` is not set.
@@ -222,7 +225,7 @@ def resolve_work_dir(config: Config) -> Path:
     path = os.path.expandvars(config.work_dir)
     if "$" in path:
         raise ValueError(
-            f"work_dir is {config.work_dir!r} in the backend config, and not every variable in it "
-            "is set here; export it, or give a folder that compute nodes see"
+            f"work_dir is {config.work_dir!r} in the backend config, but a variable in it is not "
+            "set in this shell; export it, or give a folder that compute nodes see"
         )
     return Path(path).expanduser().absolute()

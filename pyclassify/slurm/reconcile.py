@@ -1,13 +1,12 @@
 """`pyclassify slurm reconcile`: set the status of all submitted runs, and log what their jobs used.
 
-It looks at each run that a job was submitted for, until SLURM has confirmed how the job ended: the
-tag `slurm_state` then has the job's last state, and the run is not looked at again.
+It checks each run that was submitted until SLURM has confirmed how the job ended. The tag
+`slurm_state` then has the final state of the job, and later calls skip the run.
 """
 
 import argparse
 import sys
 import time
-from collections import Counter
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -33,14 +32,14 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Run
 
-_UNKNOWN_STATE = "UNKNOWN"  # the job's last state, where SLURM does not have the job any more
-_LOST = Outcome("FAILED", "SLURM has forgotten the job, and nobody saw how it ended")
-_GRACE_SECONDS = 300.0  # after a submission, in which neither squeue nor sacct may have the job
+_UNKNOWN_STATE = "UNKNOWN"  # the job's final state, where SLURM does not have the job any more
+_LOST = Outcome("FAILED", "SLURM has no record of the job, so how it ended is unknown")
+_GRACE_SECONDS = 300.0  # after a submission, while neither squeue nor sacct may have the job
 _MAX_CLOCK_SKEW_SECONDS = 60.0  # between two hosts
 
 
 def reconcile_runs(args: argparse.Namespace) -> int:
-    """Set the status of all runs that a job was submitted for, and whose end is not confirmed.
+    """Set the status of all submitted runs whose final job state is not confirmed yet.
 
     Args:
         args: `dry_run`, whether to print the changes and make none.
@@ -49,7 +48,7 @@ def reconcile_runs(args: argparse.Namespace) -> int:
         The exit code.
 
     Raises:
-        SlurmError: SLURM does not answer; no run is changed.
+        SlurmError: SLURM does not respond; no run is changed.
     """
     from pyclassify.tracking import search
 
@@ -62,16 +61,16 @@ def reconcile_runs(args: argparse.Namespace) -> int:
         if (job_id := job_ids[run.info.run_id])
     }
     accounting = client.list_accounting(earliest_submission)
-    count: Counter[str] = Counter(looked_at=len(runs))
+    changed_count = 0
     for run in runs:
         job_id = job_ids[run.info.run_id]
         changes = _reconcile_run(store, run, job_id, accounting.get(job_id), args.dry_run)
         for changed, status, reason in changes:
-            count["changed"] += 1
+            changed_count += 1
             before = f"{changed.info.run_id} ({changed.info.run_name}): {changed.info.status}"
             sys.stdout.write(f"run {before} -> {status}{reason and f', {reason}'}\n")
-    verb = "would change" if args.dry_run else "changed"
-    sys.stdout.write(f"{count['looked_at']} runs looked at, {count['changed']} {verb}\n")
+    effect = "would change" if args.dry_run else "changed"
+    sys.stdout.write(f"{len(runs)} runs checked, {changed_count} {effect}\n")
     return 0
 
 
@@ -90,7 +89,7 @@ def _list_submitted_runs(store: "MlflowClient") -> Iterator["Run"]:
 def _reconcile_run(
     store: "MlflowClient", run: "Run", job_id: str, accounting: JobAccounting | None, dry_run: bool
 ) -> Iterator[tuple["Run", str, str]]:
-    """Reconcile a run; yields each run that changes, as it was, its new status and the reason."""
+    """Reconcile a run; yields each changed run as it was before, its new status and the reason."""
     if accounting is None:
         if not _is_lost(run):
             return
@@ -114,12 +113,12 @@ def _reconcile_run(
         if status not in ("", run.info.status) or status in ("FAILED", "KILLED"):
             logs = make_job_logs(run.data.tags, job_id).list_files()
             apply_outcome(store, run.info.run_id, outcome, job_id, logs)
-        if accounting is None or accounting.attempts:  # else sacct is asked again later
+        if accounting is None or accounting.attempts:  # otherwise a later call asks sacct
             _record_final_state(store, run, state, metrics)
 
 
 def _is_lost(run: "Run") -> bool:
-    """Whether SLURM should have the run's job: the run of another cluster has no folder here."""
+    """Whether SLURM lost the job of a run; a run of another cluster has no folder on this host."""
     folder, submitted = Path(run.data.tags[SLURM_FOLDER_TAG]), run.info.start_time / 1000
     with suppress(OSError):  # a resume touches it
         submitted = max(submitted, (folder / "job.sh").stat().st_mtime)
@@ -127,7 +126,7 @@ def _is_lost(run: "Run") -> bool:
 
 
 def _was_resubmitted(store: "MlflowClient", run: "Run") -> bool:
-    """Whether the run was resumed since it was listed, and so has another job."""
+    """Whether the run was resumed after it was listed, and so has another job."""
     tags = store.get_run(run.info.run_id).data.tags
     return bool(tags.get(JOB_ID_TAG, "") != run.data.tags.get(JOB_ID_TAG, ""))
 
@@ -135,7 +134,7 @@ def _was_resubmitted(store: "MlflowClient", run: "Run") -> bool:
 def _follow_open_job(
     store: "MlflowClient", run: "Run", status: str, dry_run: bool
 ) -> Iterator[tuple["Run", str, str]]:
-    """Give a run the status of its job that waits or runs, unless the training has ended."""
+    """Set a run to the status of its pending or running job, unless the training has ended."""
     current = store.get_run(run.info.run_id).info.status
     if current in (*FINAL_STATUSES, status) or current != run.info.status:
         return
@@ -147,11 +146,11 @@ def _follow_open_job(
 def _terminate_children(
     store: "MlflowClient", parent: "Run", status: str, dry_run: bool
 ) -> Iterator[tuple["Run", str, str]]:
-    """Terminate the runs that the job had started under its own."""
+    """Terminate the child runs that the job had started."""
     condition = f"tags.`{MLFLOW_PARENT_RUN_ID}` = '{parent.info.run_id}'"
     for run in store.search_runs([parent.info.experiment_id], condition):
         if run.info.status not in FINAL_STATUSES:
-            yield run, status, "its parent's job ended"
+            yield run, status, "the job of its parent ended"
             if not dry_run:
                 store.set_terminated(run.info.run_id, status)
 
@@ -159,10 +158,10 @@ def _terminate_children(
 def _record_final_state(
     store: "MlflowClient", run: "Run", state: str, metrics: dict[str, float]
 ) -> None:
-    """Log what the job used and its last state, after which the run is not looked at again."""
+    """Log what the job used, and its final state, after which later calls skip the run."""
     from mlflow.entities import Metric, RunTag
 
-    # The same time at each try, so that no value is logged twice.
+    # The same time at each attempt, so that no value is logged twice.
     timestamp = run.info.end_time or run.info.start_time
     values = [Metric(name, value, timestamp, 0) for name, value in metrics.items()]
     store.log_batch(run.info.run_id, metrics=values, tags=[RunTag(STATE_TAG, state)])

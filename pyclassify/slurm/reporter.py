@@ -1,18 +1,17 @@
-"""Report the start and the end of a job to MLflow, as the job's script does.
+"""Report the start and the end of a job to MLflow; the script of the job runs this module.
 
-It is copied into the run's folder with the packages slurm, spool and utils, which have all that it
-needs: beside them it may import only mlflow and the standard library. The job's own Python starts
-it there:
+It is copied into the run's folder with the packages slurm, spool and utils. Apart from them it may
+import only mlflow and the standard library. The Python of the job's environment runs it there:
 
     python -m pyclassify.slurm.reporter start [OLDER_JOB]
     python -m pyclassify.slurm.reporter end EXIT_CODE SLURM_REPORT STDOUT STDERR [MAX_STARTS]
     python -m pyclassify.slurm.reporter refused MESSAGE STDOUT STDERR
 
-OLDER_JOB is the number and state of another job of the run that has not ended. SLURM_REPORT is what
-`slurm_says` of the script prints. MAX_STARTS is how often the job may start, where it is to be
-requeued after a stop. `refused` reports that SLURM did not requeue the job.
+OLDER_JOB is the number and state of another job of the run that has not ended. SLURM_REPORT is the
+output of `query_slurm` in the script. MAX_STARTS is the maximum number of starts of a job that is
+requeued after an interruption. `refused` reports that SLURM did not requeue the job.
 
-What can't reach the tracking server is written to the run's spool.
+Reports that can't reach the tracking server are written to the spool of the run.
 """
 
 import os
@@ -24,12 +23,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pyclassify.slurm.status import (
+    INTERRUPTED,
     JOB_ID_TAG,
     JOB_IDS_TAG,
     RESUME_HINT,
     STATE_TAG,
     STATUS_SOURCE_TAG,
-    STOPPED,
     Outcome,
     apply_outcome,
     clear_description,
@@ -47,7 +46,7 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 NOTHING_STARTED_EXIT_CODE = 3  # the script ends, and the run stays as it is
-_REQUEUED = Outcome("SCHEDULED", "the job is to start again")
+_REQUEUED = Outcome("SCHEDULED", "the job is requeued")
 _NO_STEP = "-"  # in the file of starts
 
 
@@ -58,7 +57,7 @@ class _Start:
     Args:
         job_id: The job's number.
         restarts: How often SLURM had restarted the job (SLURM_RESTART_COUNT).
-        step: The step of the newest checkpoint by then; empty where it is unknown.
+        step: The step of the newest checkpoint at the start; empty where it is unknown.
     """
 
     job_id: str
@@ -84,12 +83,12 @@ def main(args: Sequence[str]) -> int:
         return report_start(run_id, job_id, folder, *rest)
     if command == "refused":
         message, *logs = rest
-        reason = f"SLURM did not start the job again ({message}); {RESUME_HINT}"
+        reason = f"SLURM did not requeue the job ({message}); {RESUME_HINT}"
         outcome = Outcome("FAILED", reason)
         return _report_end(run_id, job_id, folder, outcome, [Path(log) for log in logs])
     exit_code, slurm_report, stdout, stderr, *max_starts = rest
     outcome = derive_script_outcome(int(exit_code), slurm_report)
-    if max_starts and outcome == STOPPED:
+    if max_starts and outcome == INTERRUPTED:
         reason = _find_requeue_obstacle(folder, job_id, int(max_starts[0]))
         outcome = Outcome("FAILED", reason) if reason else _REQUEUED
     _report_end(run_id, job_id, folder, outcome, [Path(stdout), Path(stderr)])
@@ -106,14 +105,14 @@ def report_start(run_id: str, job_id: str, folder: Path, older_job: str = "") ->
         older_job: The number and state of another job of the run that has not ended; or empty.
 
     Returns:
-        The exit code: `NOTHING_STARTED_EXIT_CODE` where the run is another job's or has ended.
+        The exit code: `NOTHING_STARTED_EXIT_CODE` where the run has another job or has ended.
     """
     if older_job:
         number, _, state = older_job.partition(" ")
         hint = RESUME_HINT.replace("RUN_ID", run_id)
         sys.stderr.write(
-            f"the run {run_id} is job {number}'s, which is {state}; nothing is started: let it go "
-            f"on, or cancel it by `scancel {number}` and then {hint}\n"
+            f"nothing is started: job {number} of the run {run_id} is {state}; wait for that job, "
+            f"or cancel it by `scancel {number}`, and then {hint}\n"
         )
         return NOTHING_STARTED_EXIT_CODE
     restarts = int(os.environ.get("SLURM_RESTART_COUNT", "0"))
@@ -121,12 +120,12 @@ def report_start(run_id: str, job_id: str, folder: Path, older_job: str = "") ->
     write = partial(_write_start, run_id=run_id, job_id=job_id, starts=starts)
     exit_code = _write_to_mlflow(run_id, spool_root, write)
     if exit_code == 0 and not _uses_spool() and [*spool_root.glob(f"{run_id}/*.records")]:
-        write(open_spool(spool_root))  # what is uploaded later must not undo it
+        write(open_spool(spool_root))  # so that a later upload does not undo it
     return exit_code
 
 
 def open_spool(root: Path) -> "MlflowClient":
-    """Open a client of the spools in a folder, also where this package is not installed.
+    """Open a client for the spools in a folder; works where this package is not installed.
 
     Args:
         root: The folder of the spools.
@@ -144,8 +143,8 @@ def _write_start(client: "MlflowClient", run_id: str, job_id: str, starts: Seque
     status, known_id = run.info.status, run.data.tags.get(JOB_ID_TAG, "")
     is_deleted = run.info.lifecycle_stage == "deleted"
     if is_deleted or (status in FINAL_STATUSES and not is_restart):
-        state = "deleted" if is_deleted else f"{status} already"
-        sys.stderr.write(f"the run {run_id} is {state}; nothing is started\n")
+        state = "deleted" if is_deleted else f"already {status}"
+        sys.stderr.write(f"nothing is started: the run {run_id} is {state}\n")
         return NOTHING_STARTED_EXIT_CODE
     client.update_run(run_id, status="RUNNING")
     tags = {
@@ -156,7 +155,7 @@ def _write_start(client: "MlflowClient", run_id: str, job_id: str, starts: Seque
         "slurm_nodes": os.environ.get("SLURM_JOB_NODELIST", ""),
         "slurm_partition": os.environ.get("SLURM_JOB_PARTITION", ""),
     }
-    if is_restart:  # what the run says of the job's first end is outdated
+    if is_restart:  # the first end of the job is outdated
         tags |= {STATUS_SOURCE_TAG: "", STATE_TAG: ""}
         clear_description(client, run, format_subject(job_id))
     set_tags(client, run_id, tags)
@@ -174,7 +173,7 @@ def _report_end(
 def _write_end(
     client: "MlflowClient", run_id: str, job_id: str, outcome: Outcome, logs: Sequence[Path]
 ) -> int:
-    if outcome.status not in FINAL_STATUSES:  # the job starts again
+    if outcome.status not in FINAL_STATUSES:  # the job is requeued
         client.update_run(run_id, status=outcome.status)
         return 0
     status = apply_outcome(client, run_id, outcome, job_id, logs)
@@ -188,13 +187,13 @@ def _write_to_mlflow(run_id: str, spool_root: Path, write: "Callable[[MlflowClie
     Args:
         run_id: The run.
         spool_root: The folder of the run's spool.
-        write: Called with a client, and after an error once more with one of the spool.
+        write: Called with a client of MLflow, and after an error with one of the spool.
 
     Returns:
         The exit code that `write` returns.
 
     Raises:
-        mlflow.exceptions.MlflowException: There is no such run, or the run has no spool.
+        mlflow.exceptions.MlflowException: The run does not exist, or has no spool.
     """
     from mlflow import MlflowClient
     from mlflow.exceptions import MlflowException
@@ -210,14 +209,14 @@ def _write_to_mlflow(run_id: str, spool_root: Path, write: "Callable[[MlflowClie
         if is_missing or not records.is_spool(spool_root / run_id):
             raise
         sys.stderr.write(
-            f"MLflow can't be told ({format_error(error)}); it is kept for "
-            f"`pyclassify sync {spool_root}`\n"
+            f"the report did not reach MLflow ({format_error(error)}) and is in the spool; upload "
+            f"it by `pyclassify sync {spool_root}`\n"
         )
         return write(open_spool(spool_root))
 
 
 def _uses_spool() -> bool:
-    """Whether this process writes to a spool alone."""
+    """Whether this process writes only to a spool."""
     return os.environ.get("MLFLOW_TRACKING_URI", "").startswith("spool:")
 
 
@@ -250,7 +249,7 @@ def _read_step(folder: Path) -> str:
 
 
 def _find_requeue_obstacle(folder: Path, job_id: str, max_starts: int) -> str:
-    """Why a job is not to be requeued; empty where it may be.
+    """Find why a job must not be requeued; empty where it may be.
 
     Args:
         folder: The run's folder.
@@ -263,8 +262,8 @@ def _find_requeue_obstacle(folder: Path, job_id: str, max_starts: int) -> str:
     count, step = starts[-1].restarts + 1, _read_step(folder)
     if step and step == starts[-1].step:
         return (
-            f"no step was gained since the last start (step {step}); give more time by "
-            "`pyclassify slurm resume RUN_ID --time TIME`"
+            f"the training made no progress since the last start (step {step}); give it more time "
+            "by `pyclassify slurm resume RUN_ID --time TIME`"
         )
     if count >= max_starts:
         return (

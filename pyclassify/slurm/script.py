@@ -1,6 +1,6 @@
-"""Render the batch script of a job: a pure function of the configuration and the job's facts.
+"""Render the batch script of a job from its template, job.sh.j2.
 
-job.sh.j2 is the script's template.
+The script depends only on the configuration and on the facts in `JobSpec`.
 """
 
 import re
@@ -18,6 +18,7 @@ from pyclassify.slurm.reporter import NOTHING_STARTED_EXIT_CODE
 from pyclassify.slurm.topology import Topology
 from pyclassify.utils.launcher import REQUEUE_EXIT_CODE
 from pyclassify.utils.masking import holds_credentials
+from pyclassify.utils.options import UsageError
 
 if TYPE_CHECKING:
     from jinja2 import Template
@@ -29,24 +30,25 @@ _PLAIN = re.compile(r"[\w@%+=:,./-]+", re.ASCII)
 
 @dataclass(frozen=True)
 class JobSpec:
-    """What a script needs to know beside the configuration.
+    """The facts of a job that its script contains, in addition to the configuration.
 
     Args:
         run_id: The run's id.
         experiment_id: Its experiment's id.
-        tracking_uri: The tracking URI for the job; None where it has a password, and so comes with
-            the environment.
+        tracking_uri: The tracking URI for the job; None where it contains a password, and the job
+            inherits it with the environment.
         name: The job's name.
         folder: The run's folder, as the nodes see it.
         topology: Nodes, processes and GPUs.
         command: The entry point's command, for bash.
         activation: Lines of bash that activate the environment.
         version: This package's version.
-        binds: Files and folders that a container needs beside the run's folder.
+        binds: Files and folders that a container needs in addition to the folder of the run.
 
     Example:
-        >>> place = "a-job", "/work/run-id", Topology(nodes=1, tasks=1, gpus=0)
-        >>> job = JobSpec("run-id", "1", "file:///runs", *place, "true", (), "0.1.0")
+        >>> topology = Topology(nodes=1, tasks=1, gpus=0)
+        >>> facts = "run-id", "1", "file:///runs", "a-job", "/work/run-id", topology
+        >>> job = JobSpec(*facts, command="true", activation=(), version="0.1.0")
         >>> render_job_script(Config(), job).splitlines()[0]
         '#!/bin/bash'
     """
@@ -66,14 +68,14 @@ class JobSpec:
 def render_job_script(config: Config, job: JobSpec) -> str:
     """Render the batch script of a job."""
     recipient, signal = _warning_signal(config)
-    # What is for the training alone, and ends none of the shells around it.
+    # Signals for the training, which must not end the shells around it.
     signals = dict.fromkeys(name for name in ("TERM", "USR1", signal) if name)
     return _load_template().render(
         config=config,
         job=job,
         gpu_options=gpus.list_gpu_options(config, job.topology),
         other_options=gpus.list_other_options(config, job.topology),
-        stopped=REQUEUE_EXIT_CODE,
+        requeue_exit_code=REQUEUE_EXIT_CODE,
         nothing_started=NOTHING_STARTED_EXIT_CODE,
         apptainer=_container_command(config, job),
         srun_options=_srun_options(config, job.topology),
@@ -87,8 +89,8 @@ def _load_template() -> "Template":
     from jinja2 import Environment, StrictUndefined
 
     environment = Environment(
-        # The template is bash too: statements and comments are its comments, and what is filled in
-        # is its expansions. Jinja's own "{#" is bash's length of an array.
+        # The template is bash too: Jinja's statements and comments are bash's comments, and Jinja's
+        # expressions are bash's expansions. Jinja's default "{#" is the length of an array.
         block_start_string="#{%",
         comment_start_string="#{#",
         variable_start_string="${{",
@@ -112,19 +114,19 @@ def _quote_option(argument: str) -> str:
 
 
 def _format_option(value: Any, option: str) -> str:
-    """An option for sbatch, which reads quotes as a shell does, but expands nothing."""
+    """Format an option for sbatch, which reads quotes as a shell does, but expands nothing."""
     if value is None or value is False:
         return ""
     if value is True:
         return option
-    text = _CONTROL.sub(" ", str(value))  # a line's end would be the directive's
+    text = _CONTROL.sub(" ", str(value))  # a line break would end the directive
     if not _PLAIN.fullmatch(text):
         text = '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'
     return f"{option}={text}"
 
 
 def _warning_signal(config: Config) -> tuple[str, str]:
-    """To whom SLURM sends a signal before the time limit (R, B), and which; empty for none."""
+    """The recipient (R, B) and the signal before the time limit; empty where none is sent."""
     if config.requeue:
         return "B", "USR1"
     recipient, _, signal = (config.signal or "").partition("@")[0].rpartition(":")
@@ -139,7 +141,7 @@ def _srun_options(config: Config, topology: Topology) -> str:
 
 
 def _container_command(config: Config, job: JobSpec) -> str:
-    """What stands before a command to run it in the image; empty without one."""
+    """The prefix of a command that runs it in the container; empty without one."""
     if config.container is None:
         return ""
     binds = ",".join(dict.fromkeys((job.folder, *job.binds)))
@@ -148,20 +150,23 @@ def _container_command(config: Config, job: JobSpec) -> str:
 
 
 def check_script(text: str) -> None:
-    """Look for credentials in a script, and have bash parse it without running it.
+    """Check a script for credentials, and have bash parse it without running it.
 
     Raises:
-        ValueError: There are some, or bash can't parse it, which can only be for "setup".
+        ValueError: The script contains a credential.
+        UsageError: bash can't parse the script; only "setup" can cause that.
     """
     for number, line in enumerate(text.splitlines(), 1):
         if holds_credentials("job.sh", line.encode()):
             raise ValueError(
-                f"line {number} of the script would have a credential in it, and the script is "
-                "kept with the run (`pyclassify slurm render` shows it); have the job read it from "
-                'a variable, which "exports" takes with null'
+                f"line {number} of the script contains a credential, but the script is stored with "
+                "the run (`pyclassify slurm render` shows it); read it from an environment "
+                'variable in the job, and name that variable in "exports" with null'
             )
     bash = shutil.which("bash") or "/bin/bash"
     parsed = subprocess.run([bash, "-n"], input=text, capture_output=True, text=True)
     if parsed.returncode:
         first = parsed.stderr.strip().splitlines()[0].partition(": ")[2]
-        raise ValueError(f"setup in the backend config is no bash ({first}); try it by `bash -n`")
+        raise UsageError(
+            f"setup in the backend config is not valid bash ({first}); check it by `bash -n`"
+        )

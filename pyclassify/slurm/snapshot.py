@@ -1,19 +1,19 @@
-"""Snapshot the project of a run, so that what runs is what was submitted.
+"""Snapshot the project of a run, so that later edits do not change a pending job.
 
-Each run has a folder in the work folder, as compute nodes see it:
+Each run has a folder in `work_dir`, which compute nodes see:
 
-    project/             the tracked and unignored files, or all where there is no repository
-    changes.diff         `git diff --binary HEAD`; absent where nothing was changed
-    snapshot.json        where it was taken, the commit, and what was left out
-    reporter/            what tells MLflow how the job goes
-    attempts             each start of a job: its number, SLURM_RESTART_COUNT, the step it began at
-    progress             the step of the newest checkpoint to go on from (PYCLASSIFY_PROGRESS)
-    spool/               what the job logs, until it is uploaded (PYCLASSIFY_SPOOL)
-    left                 the training left with exit code 75; removed before each start
-    downloads/           what parameters of type `path` name by a URI
-    job.sh               the script
-    backend_config.json  the configuration as it was given, which a resume reads
-    NAME-JOB.out         what the job writes, by "output" and "error"
+    project/             the tracked and unignored files, or all files without a git repository
+    changes.diff         `git diff --binary HEAD`; absent without changes
+    snapshot.json        the folder of the project, the commit, and the files left out
+    reporter/            the code that reports the start and end of the job to MLflow
+    attempts             each start of a job: job id, SLURM_RESTART_COUNT, step of the start
+    progress             the step of the newest checkpoint (PYCLASSIFY_PROGRESS)
+    spool/               the write-ahead log of the run (PYCLASSIFY_SPOOL)
+    interrupted          empty; the training exited with code 75; removed before each start
+    downloads/           the downloads of URIs that are parameters of type `path`
+    job.sh               the batch script
+    backend_config.json  the configuration as the user gave it, which a resume reads
+    NAME-JOB.out         the stdout of the job, by "output"; also the stderr, by "error"
 """
 
 import json
@@ -28,7 +28,7 @@ from pyclassify.utils.git import Repository, find_root, make_checkout
 from pyclassify.utils.repository import diff_tracked_files, list_repositories
 
 _PACKAGE_DIR = Path(__file__).parents[1]
-# All that the reporter imports of this package is in these files.
+# The files of this package that the reporter imports.
 _REPORTER = ("__init__.py", "slurm/*.py", "spool/*.py", "utils/*.py")
 
 
@@ -41,7 +41,7 @@ def take_snapshot(
         project: The project's folder.
         folder: The run's folder, which exists.
         names: The files, as `list_project_files` gives them.
-        left_out: The files left out, with the reason; gets those whose changes are not recorded.
+        left_out: The files left out, with the reason; those with unrecorded changes are added.
 
     Raises:
         OSError: git fails, or the disk is full.
@@ -54,7 +54,7 @@ def take_snapshot(
     root = find_root(project, needs_git=False)
     repository = Repository(root) if root is not None else None
     if repository is not None:
-        with suppress(OSError):  # there is none yet
+        with suppress(OSError):  # the repository has none yet
             commit = repository.commit
     if repository is not None and commit:
         if changes := diff_tracked_files(repository, left_out):
@@ -69,8 +69,8 @@ def take_snapshot(
 def _make_checkouts(root: Path, target: Path) -> None:
     """Make the copies of all repositories checkouts of their commits.
 
-    What runs there finds its commit and diff. git's objects are those of the repository, unless
-    that is one of MLflow's temporary clones, which the nodes don't see.
+    The training then finds its commit and diff. The git objects are those of the repository. They
+    are copied from a temporary clone of MLflow, which the nodes don't see.
     """
     is_temporary = root.is_relative_to(Path(tempfile.gettempdir()).resolve())
     for name in list_repositories(root):
@@ -80,7 +80,7 @@ def _make_checkouts(root: Path, target: Path) -> None:
 
 
 def _copy_reporter(target: Path) -> None:
-    """Copy what the reporter needs of this package, as the job's environment may not have it."""
+    """Copy the reporter and its imports, as the job's environment may not have this package."""
     for file in (path for pattern in _REPORTER for path in _PACKAGE_DIR.glob(pattern)):
         copy = target / "pyclassify" / file.relative_to(_PACKAGE_DIR)
         copy.parent.mkdir(parents=True, exist_ok=True)

@@ -1,15 +1,15 @@
 """SLURM's job states, and the MLflow status of a run whose job is in each of them.
 
-`STATES` has a line for every state of "JOB STATE CODES" in squeue(1) and sacct(1), of SLURM 2.6 to
-25.05: a state that is new in SLURM is one more line there. `PENDING_ADVICE` has the reasons for
-which a job may wait for ever; those that pass by themselves (Priority, Resources, Dependency,
-BeginTime, Licenses, Reservation and others) are not there.
+`STATES` has a line for each state in "JOB STATE CODES" of squeue(1) and sacct(1), from SLURM 2.6 to
+25.05; a new state is one more line there. `PENDING_ADVICE` has the reasons for which a job may stay
+pending forever. It does not have those that pass by themselves, such as Priority, Resources,
+Dependency, BeginTime, Licenses and Reservation.
 """
 
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
-_RESUME = "; `pyclassify slurm resume` goes on"
+_RESUME = "; run `pyclassify slurm resume`"
 
 
 @dataclass(frozen=True)
@@ -18,8 +18,8 @@ class State:
 
     Args:
         status: The MLflow status of the run.
-        ended: Whether the state is a job's last.
-        reason: What happened and what to do, for the run's description; empty after a success.
+        ended: Whether the state is final.
+        reason: What happened and what to do, for the description of the run; empty after a success.
     """
 
     status: str
@@ -35,37 +35,37 @@ def _failed(reason: str) -> State:
 
 
 STATES = {
-    "BOOT_FAIL": _failed("its node did not start" + _RESUME),
+    "BOOT_FAIL": _failed("a node of the job did not boot" + _RESUME),
     "CANCELLED": State("KILLED", True, "the job was cancelled"),
     "COMPLETED": State("FINISHED", True),
     "COMPLETING": _RUNNING,
     "CONFIGURING": _WAITING,
-    "DEADLINE": _failed("the job's deadline came before its end"),
+    "DEADLINE": _failed("the job did not end before its deadline"),
     "EXPEDITING": _WAITING,
     "FAILED": _failed("the job ended with an error"),
     "LAUNCH_FAILED": _failed("the job could not be launched on its node" + _RESUME),
     "NODE_FAIL": _failed("a node of the job failed" + _RESUME),
-    "OUT_OF_MEMORY": _failed('the job took more memory than it has; give more by "mem"'),
+    "OUT_OF_MEMORY": _failed('the job exceeded its memory; request more by "mem"'),
     "PENDING": _WAITING,
     "POWER_UP_NODE": _WAITING,
-    "PREEMPTED": State("KILLED", True, "the job had to make room for another" + _RESUME),
-    "RECONFIG_FAIL": _failed("its node could not be configured" + _RESUME),
+    "PREEMPTED": State("KILLED", True, "the job was preempted" + _RESUME),
+    "RECONFIG_FAIL": _failed("a node of the job could not be configured" + _RESUME),
     "REQUEUED": _WAITING,
     "REQUEUE_FED": _WAITING,
     "REQUEUE_HOLD": _WAITING,
     "RESIZING": _RUNNING,
     "RESV_DEL_HOLD": _WAITING,
-    "REVOKED": State("KILLED", True, "another cluster of the federation took the job"),
+    "REVOKED": State("KILLED", True, "another cluster of the federation started the job"),
     "RUNNING": _RUNNING,
     "SIGNALING": _RUNNING,
     "SPECIAL_EXIT": _WAITING,
     "STAGE_OUT": _RUNNING,
     "STOPPED": _RUNNING,
     "SUSPENDED": _RUNNING,
-    "TIMEOUT": _failed('the job came to its time limit; give more by "time"'),
+    "TIMEOUT": _failed('the job reached its time limit; request more by "time"'),
     "UPDATE_DB": _RUNNING,
 }
-# Beginnings of squeue's reason for a job that is COMPLETING -> the state that the job gets.
+# Prefixes of squeue's reason for a COMPLETING job -> the state that the job will end in.
 _STATES_BY_REASON = {
     "deadline": "DEADLINE",
     "nodedown": "NODE_FAIL",
@@ -75,74 +75,76 @@ _STATES_BY_REASON = {
 }
 
 _LESS = 'fewer -P devices or -P num_nodes, or less "mem", "cpus_per_task" or "time"'
-_BUDGET = "its hours are spent, and come back only when the site renews them"
-# Why a job waits (https://slurm.schedmd.com/job_reason_codes.html), by patterns of which the first
-# that matches counts -> why that does not pass by itself, or may not, and what to change.
+_BUDGET = "the granted hours are spent until the site renews them"
+# Patterns of pending reasons (https://slurm.schedmd.com/job_reason_codes.html), of which the first
+# match counts -> why the job may not start by itself, and what to change.
 PENDING_ADVICE = {
-    "PartitionTimeLimit": '"time" is over the limit of the partition; give less, or another '
+    "PartitionTimeLimit": '"time" exceeds the limit of the partition; give less, or another '
     '"partition"',
-    "*MaxWallDurationPerJobLimit": '"time" is over the limit of the QOS or account; give less, or '
+    "*MaxWallDurationPerJobLimit": '"time" exceeds the limit of the QOS or account; give less, or '
     'another "qos"',
-    "QOSTimeLimit": '"time" is over the limit of the QOS; give less, or another "qos"',
-    "AssociationTimeLimit": '"time" is over the limit of the account; give less, or another '
+    "QOSTimeLimit": '"time" exceeds the limit of the QOS; give less, or another "qos"',
+    "AssociationTimeLimit": '"time" exceeds the limit of the account; give less, or another '
     '"account"',
-    "PartitionNodeLimit": "the partition takes no job of so many nodes, or nodes that must be "
-    'there are down; give another -P num_nodes, "nodelist" or "partition"',
-    "PartitionConfig": f"the job breaks a limit of the partition; give {_LESS}, or another "
+    "PartitionNodeLimit": "the partition does not allow this number of nodes, or required nodes "
+    'are down; give another -P num_nodes, "nodelist" or "partition"',
+    "PartitionConfig": f"the job exceeds a limit of the partition; give {_LESS}, or another "
     '"partition"',
     "PartitionDown": 'the partition starts no jobs; give another "partition"',
     "PartitionInactive": 'the partition starts no jobs; give another "partition"',
-    "QOSMax*PerUser*": "other jobs of yours have to end first; if there are none, the job asks for "
-    f'more than the QOS gives a user: give {_LESS}, or another "qos"',
-    "QOSMax*": f'the job asks for more than the QOS gives a job; give {_LESS}, or another "qos"',
-    "QOSMin*": 'the job asks for less than the QOS demands; ask for more, or give another "qos"',
+    "QOSMax*PerUser*": "other jobs of yours have to end first; if there are none, the job requests "
+    f'more than the QOS allows per user: give {_LESS}, or another "qos"',
+    "QOSMax*": f'the job requests more than the QOS allows per job; give {_LESS}, or another "qos"',
+    "QOSMin*": "the job requests less than the minimum of the QOS; request more, or give another "
+    '"qos"',
     "QOSGrp*RunMinutes*": "other jobs of the QOS have to end first; if there are none, the job "
-    f'asks for more than the QOS has: give {_LESS}, or another "qos"',
+    f'requests more than the limit of the QOS: give {_LESS}, or another "qos"',
     "QOSGrp*Minutes*": f'{_BUDGET}; give another "qos"',
-    "QOSGrp*": "other jobs of the QOS have to end first; if there are none, the job asks for more "
-    f'than the QOS has: give {_LESS}, or another "qos"',
+    "QOSGrp*": "other jobs of the QOS have to end first; if there are none, the job requests more "
+    f'than the limit of the QOS: give {_LESS}, or another "qos"',
     "QOSNotAllowed": 'the account or partition may not use the QOS; give another "qos"',
-    "QOSUsageThreshold": 'the account has used too much for the QOS; give another "qos"',
-    "InvalidQOS": 'there is no such QOS any more; give another "qos"',
-    "InvalidAccount": 'there is no such account any more; give another "account"',
-    "AccountNotAllowed": 'the partition takes no jobs of the account; give another "account" or '
+    "QOSUsageThreshold": 'the account exceeded the usage threshold of the QOS; give another "qos"',
+    "InvalidQOS": 'the QOS does not exist any more; give another "qos"',
+    "InvalidAccount": 'the account does not exist any more; give another "account"',
+    "AccountNotAllowed": 'the partition accepts no jobs of the account; give another "account" or '
     '"partition"',
     "AssocMaxJobsLimit": "other jobs of yours have to end first",
     "AssocMaxSubmitJobLimit": "other jobs of yours have to end first",
-    "AssocMax*": f"the job asks for more than the account gives a job; give {_LESS}, or another "
+    "AssocMax*": f"the job requests more than the account allows per job; give {_LESS}, or another "
     '"account"',
     "AssocGrp*RunMinutes*": "other jobs of the account have to end first; if there are none, the "
-    f'job asks for more than the account has: give {_LESS}, or another "account"',
+    f'job requests more than the limit of the account: give {_LESS}, or another "account"',
     "AssocGrp*Minutes*": f'{_BUDGET}; give another "account"',
-    "AssocGrp*": "other jobs of the account have to end first; if there are none, the job asks for "
-    f'more than the account has: give {_LESS}, or another "account"',
-    "MaxMemPer*": '"mem" is over the limit of the partition; give less',
+    "AssocGrp*": "other jobs of the account have to end first; if there are none, the job requests "
+    f'more than the limit of the account: give {_LESS}, or another "account"',
+    "MaxMemPer*": '"mem" exceeds the limit of the partition; give less',
     "Max*PerAccount": "other jobs of the account have to end first; if there are none, the job "
-    f'asks for more than the QOS gives an account: give {_LESS}, or another "account"',
-    "BadConstraints": "no node has all that the job asks for; change "
+    f'requests more than the QOS allows per account: give {_LESS}, or another "account"',
+    "BadConstraints": "no node satisfies all requests of the job; change "
     '"constraint", "nodelist", "gpu_type", -P devices, "mem" or "cpus_per_task"',
     "ReqNodeNotAvail*": "nodes that the job needs are down, drained or reserved; change "
     '"nodelist", or give less "time" so that the job ends before a reservation begins',
     "NodeDown": 'a node that the job needs is down; change "nodelist"',
-    "ReservationDeleted": 'the reservation is gone; leave "reservation" out, or give another',
-    "DependencyNeverSatisfied": 'the job of "dependency" did not end as it had to; leave it out',
+    "ReservationDeleted": 'the reservation was deleted; remove "reservation", or give another',
+    "DependencyNeverSatisfied": 'the job in "dependency" did not end as required; remove the key',
     "DeadLine": 'the job can\'t end before its deadline; give less "time" or a later --deadline',
-    "BurstBufferOperation": "an operation of the burst buffer failed; the site has to repair it",
-    "JobHeldUser": "the job is held; `scontrol release JOB_ID` lets it start",
-    "JobHeldAdmin": "an administrator holds the job, and has to release it",
-    "JobHoldMaxRequeue": "the job started too often and is held; see its log, then `scontrol "
-    "release JOB_ID`",
-    "* held*": "SLURM holds the job after an error; see its log, then `scontrol release JOB_ID`",
-    "*in held state*": "the job is held; `scontrol release JOB_ID` lets it start",
+    "BurstBufferOperation": "an operation of the burst buffer failed; ask the site to repair it",
+    "JobHeldUser": "the job is held; run `scontrol release JOB_ID`",
+    "JobHeldAdmin": "an administrator holds the job; ask the site to release it",
+    "JobHoldMaxRequeue": "the job was requeued too often and is held; read its log, then run "
+    "`scontrol release JOB_ID`",
+    "* held*": "SLURM holds the job after an error; read its log, then run `scontrol release "
+    "JOB_ID`",
+    "*in held state*": "the job is held; run `scontrol release JOB_ID`",
 }
 
 
 class SlurmError(OSError):
-    """SLURM refused a command; the message is SLURM's own."""
+    """SLURM refused a command; the message is SLURM's."""
 
 
 class SlurmUnavailableError(SlurmError):
-    """SLURM did not answer, so that the state of its jobs is unknown."""
+    """SLURM did not respond, so the state of its jobs is unknown."""
 
 
 class JobNotFoundError(SlurmError):
@@ -156,7 +158,7 @@ class Job:
     Args:
         job_id: The job id, with the cluster's name after a semicolon where there are several.
         state: A key of `STATES`.
-        reason: Why the job waits or has ended, in SLURM's words; may be empty.
+        reason: SLURM's reason why the job is pending or has ended; may be empty.
         nodes: The node list in SLURM's short form, `n[1-2]`; empty before the job starts.
         elapsed: The time that the job ran, `1-02:03:04` (days, hours, minutes, seconds).
         exit_code: The exit code and signal, `1:0`; empty while the job runs.
@@ -180,7 +182,7 @@ class Job:
 
     @property
     def advice(self) -> str:
-        """Why a job that waits may never start, and what to change; empty where it has to wait."""
+        """Why a pending job may never start, and what to change; empty where it will start."""
         if STATES[self.state].status != "SCHEDULED":
             return ""
         found = (text for glob, text in PENDING_ADVICE.items() if fnmatchcase(self.reason, glob))
@@ -198,7 +200,9 @@ def make_job(
     name, _, canceled_by = state.partition(" ")  # CANCELLED by UID
     name = name.rstrip("+")  # sacct truncates
     if name not in STATES:
-        raise SlurmError(f"SLURM calls job {job_id} {state!r}, which is no state known here")
+        raise SlurmError(
+            f"unknown state of job {job_id}: {state!r} (expected a job state of SLURM 2.6 to 25.05)"
+        )
     nodes = "" if nodes in ("None assigned", "(null)") else nodes
     return Job(job_id, name, reason or canceled_by, nodes, elapsed, exit_code)
 
@@ -207,7 +211,7 @@ def infer_final_state(state: str, reason: str) -> str:
     """Infer the state that a job will end in from squeue's state and reason.
 
     Returns:
-        A key of `STATES`; empty where the exit code says more than SLURM.
+        A key of `STATES`; empty where the exit code is more precise.
     """
     if state == "COMPLETING":
         prefixes = (prefix for prefix in _STATES_BY_REASON if reason.lower().startswith(prefix))

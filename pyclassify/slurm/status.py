@@ -1,11 +1,11 @@
 """The status of a run whose job ended: derived from SLURM's states, and written to MLflow.
 
-An outcome is derived from a job's state (`derive_outcome`), or, while the job's script ends, from
-its exit code and what SLURM reports by then (`derive_script_outcome`). `apply_outcome` writes it
-to the run: the status, the reason in the description, and the job's logs.
+An outcome is derived from the state of a job (`derive_outcome`), or, while the job's script ends,
+from its exit code and what SLURM reports by then (`derive_script_outcome`). `apply_outcome` writes
+it to the run: the status, the reason in the description, and the logs of the job.
 
-The training's own FAILED or KILLED stays, and so does FINISHED where the job ended well. A status
-that the script derived from its exit code is a guess, and overwritten by what SLURM reports later.
+FAILED or KILLED as set by the training stays, and so does FINISHED where the job succeeded. A
+status that the script derived from its exit code is a guess, which SLURM's later report replaces.
 The tag `slurm_status_by` is "script" while the status is such a guess, and "slurm" once SLURM has
 confirmed or corrected it. Otherwise the tag is absent, or empty after a restart.
 """
@@ -32,15 +32,15 @@ ARTIFACT_FOLDER = "slurm"
 JOB_ID_TAG = "slurm_job_id"  # as sbatch gave it, perhaps with the cluster's name; empty before
 JOB_IDS_TAG = "slurm_job_ids"  # the numbers of the run's jobs that have started, with commas
 STATUS_SOURCE_TAG = "slurm_status_by"
-STATE_TAG = "slurm_state"  # how the job ended; SLURM is not asked again about a run that has it
-LEFT_FILE = "left"  # of a run's folder: the training left with exit code 75
-RESUME_HINT = "go on by `pyclassify slurm resume RUN_ID`"
+STATE_TAG = "slurm_state"  # the final state of the job; `reconcile` skips a run that has it
+INTERRUPTED_FILE = "interrupted"  # in the run's folder: the training exited with code 75
+RESUME_HINT = "run `pyclassify slurm resume RUN_ID`"
 _QUOTED_LINES = 20
 _QUOTED_BYTES = 4000  # some of MLflow's servers take 5000 for a description
 _QUOTE_HEADING = "The last lines of stderr:"
 _SIGNAL_HINTS = {
-    int(signal.SIGUSR1): ", SIGUSR1: it warns of the time limit, and the training has "
-    f"to catch it, save and leave with exit code {REQUEUE_EXIT_CODE}"
+    int(signal.SIGUSR1): ", SIGUSR1, which warns of the time limit; the training has to catch it, "
+    f"save, and exit with code {REQUEUE_EXIT_CODE}"
 }
 
 
@@ -49,9 +49,9 @@ class Outcome:
     """How a job ended, and what that means for its run.
 
     Args:
-        status: The MLflow status of the run; SCHEDULED where the job starts again.
-        reason: Why, for the run's description; empty after a success.
-        is_certain: Whether SLURM reports it; a script's exit code alone may be overruled.
+        status: The MLflow status of the run; SCHEDULED where the job is requeued.
+        reason: What happened and what to do, for the description of the run; empty after a success.
+        is_certain: Whether SLURM reports it. An outcome by the exit code of the script is a guess.
 
     Example:
         >>> derive_outcome(Job("7", "TIMEOUT")).status
@@ -63,7 +63,9 @@ class Outcome:
     is_certain: bool = True
 
 
-STOPPED = Outcome("KILLED", f"the training was told to stop, has saved and left; {RESUME_HINT}")
+INTERRUPTED = Outcome(
+    "KILLED", f"a signal stopped the training, which saved a checkpoint and exited; {RESUME_HINT}"
+)
 
 
 def derive_outcome(job: Job) -> Outcome:
@@ -77,35 +79,35 @@ def derive_outcome(job: Job) -> Outcome:
 
 
 def derive_run_outcome(run: "Run", job: Job) -> Outcome:
-    """Derive the outcome of a run from its job, and from what the job left in the run's folder.
+    """Derive the outcome of a run from its job, and from the file `interrupted` in its folder.
 
-    A job whose training was told to stop and left with exit code 75 is COMPLETED, and its run is
-    not FINISHED.
+    If the training was interrupted and exited with code 75, the job is COMPLETED, but the run is
+    KILLED.
     """
     folder = run.data.tags.get(SLURM_FOLDER_TAG, "")
-    if job.state == "COMPLETED" and folder and Path(folder, LEFT_FILE).exists():
-        return replace(STOPPED, reason=STOPPED.reason.replace("RUN_ID", run.info.run_id))
+    if job.state == "COMPLETED" and folder and Path(folder, INTERRUPTED_FILE).exists():
+        return replace(INTERRUPTED, reason=INTERRUPTED.reason.replace("RUN_ID", run.info.run_id))
     return derive_outcome(job)
 
 
 def derive_script_outcome(exit_code: int, slurm_report: str) -> Outcome:
-    """Derive the outcome while a job's script ends, and SLURM may not know the job's end yet.
+    """Derive the outcome while a job's script ends, when SLURM may not have the final state yet.
 
     Args:
-        exit_code: The script's exit code so far.
-        slurm_report: What `slurm_says` of the script prints: the first line is squeue's state and
-            reason, the others are sacct's states of the job and then of its steps.
+        exit_code: The exit code of the script so far.
+        slurm_report: The output of `query_slurm` in the script: the first line is squeue's state
+            and reason, the others are sacct's states of the job and then of its steps.
     """
     if exit_code == 0:
         return Outcome("FINISHED")
     queue, *accounting = slurm_report.splitlines() or [""]
     accounting = [line for line in accounting if line.strip()]
     states = [line.split()[0] for line in accounting]
-    if "OUT_OF_MEMORY" in states:  # of a step, before the job itself has it
+    if "OUT_OF_MEMORY" in states:  # a step has it before the job
         return derive_outcome(Job("", "OUT_OF_MEMORY"))
-    if not queue.startswith("RUNNING"):  # SLURM told the script to end
+    if not queue.startswith("RUNNING"):  # SLURM ends the script
         state = states[0] if states else ""
-        # squeue first: sacct has a preempted job as PREEMPTED, and then as pending once more.
+        # squeue first: to sacct a requeued job is PREEMPTED, and only later PENDING.
         if state == "REQUEUED" or queue.startswith(("PENDING", "REQUEUE", "SPECIAL_EXIT")):
             return Outcome("SCHEDULED")
         if state in STATES and STATES[state].ended:
@@ -119,7 +121,7 @@ def derive_script_outcome(exit_code: int, slurm_report: str) -> Outcome:
 
 def _derive_from_exit_code(exit_code: int) -> Outcome:
     if exit_code == REQUEUE_EXIT_CODE:
-        return STOPPED
+        return INTERRUPTED
     reason = f"the job ended with exit code {exit_code}"
     if (number := exit_code - 128) > 0:
         reason = f"the job was ended by signal {number}{_SIGNAL_HINTS.get(number, '')}"
@@ -139,13 +141,13 @@ def apply_outcome(
         logs: The job's stdout and stderr; files that do not exist are skipped.
 
     Returns:
-        The run's status now.
+        The new status of the run.
     """
     run = client.get_run(run_id)
     status = resolve_status(run, outcome)
     was_guessed = run.data.tags.get(STATUS_SOURCE_TAG) == "script"
     changes = status != run.info.status or (was_guessed and outcome.is_certain)
-    reason = outcome.reason if outcome.status == status else "the training said so"
+    reason = outcome.reason if outcome.status == status else "the training set this status"
     subject = format_subject(job_id)
     try:
         if status == "FINISHED":
@@ -155,7 +157,7 @@ def apply_outcome(
         if changes and was_guessed == outcome.is_certain:
             source = "slurm" if outcome.is_certain else "script"
             set_tags(client, run_id, {STATUS_SOURCE_TAG: source})
-    finally:  # the reason is there before the status, but without it the status is set all the same
+    finally:  # the reason comes first; if it can't be written, the status still is
         if status != run.info.status:
             client.set_terminated(run_id, status)
     _log_job_logs(client, run_id, logs)
@@ -163,16 +165,16 @@ def apply_outcome(
 
 
 def resolve_status(run: "Run", outcome: Outcome) -> str:
-    """The status that an outcome gives to a run; most often the one that the run has."""
+    """The status of a run after an outcome; most often the one that the run has."""
     status = str(run.info.status)
-    # MLflow itself sets FINISHED when Python exits, whatever the exit code.
+    # MLflow sets FINISHED when Python exits, whatever the exit code.
     is_open = status not in FINAL_STATUSES or status == "FINISHED"
     was_guessed = run.data.tags.get(STATUS_SOURCE_TAG) == "script"
     return outcome.status if is_open or was_guessed else status
 
 
 def set_tags(client: "MlflowClient", run_id: str, tags: Mapping[str, str]) -> None:
-    """Set tags of a run in one request: each may sync the store's disk."""
+    """Set tags of a run in one request, as each request may sync the disk of the store."""
     from mlflow.entities import RunTag
 
     client.log_batch(run_id, tags=[RunTag(name, value) for name, value in tags.items()])
@@ -186,13 +188,13 @@ def format_subject(job_id: str) -> str:
 def update_description(
     client: "MlflowClient", run: "Run", subject: str, message: str, logs: Sequence[Path] = ()
 ) -> None:
-    """Write a paragraph into a run's description, in place of the last one on its subject.
+    """Write a paragraph on a subject into a run's description; it replaces the previous one.
 
     Args:
         client: The tracking store.
         run: The run.
-        subject: What the paragraph is about; the paragraph begins with it and a colon.
-        message: One line.
+        subject: The beginning of the paragraph, before a colon.
+        message: The rest of its line.
         logs: The job's stdout and stderr; the last lines of stderr are quoted.
     """
     text = "\n\n".join([f"{subject}: {message}", *_quote_last_lines(logs)])
@@ -231,7 +233,7 @@ def _match_paragraph(subject: str) -> re.Pattern[str]:
 
 
 def _quote_last_lines(logs: Sequence[Path]) -> list[str]:
-    """Quote the end of the last log as a code block; no paragraphs where the log has no text."""
+    """Quote the end of the last log as a code block; an empty list where the log has no text."""
     if not logs or not logs[-1].is_file():
         return []
     with logs[-1].open("rb") as file:
@@ -245,7 +247,7 @@ def _quote_last_lines(logs: Sequence[Path]) -> list[str]:
 
 
 def _log_job_logs(client: "MlflowClient", run_id: str, logs: Sequence[Path]) -> None:
-    """Log a job's logs as artifacts, where they are not logged or have grown since."""
+    """Log the logs of a job as artifacts, if they are new or have grown."""
     artifacts = client.list_artifacts(run_id, ARTIFACT_FOLDER)
     logged = {(artifact.path, artifact.file_size) for artifact in artifacts}
     for log in dict.fromkeys(logs):
@@ -255,7 +257,7 @@ def _log_job_logs(client: "MlflowClient", run_id: str, logs: Sequence[Path]) -> 
 
 
 def _format_user(canceled_by: str) -> str:
-    """Replace the user id in sacct's `by UID` by the user's name, where this host has it."""
+    """Replace the user id in sacct's `by UID` by the user's name, if this host has it."""
     number = canceled_by.removeprefix("by ")
     try:
         return f"by {pwd.getpwuid(int(number)).pw_name}"

@@ -1,7 +1,7 @@
 """Submit runs to SLURM: the backend of `mlflow run --backend slurm`, and `pyclassify slurm resume`.
 
 `SlurmBackend` makes a run with its folder, the snapshot and the script, and submits the script.
-`resume_run` submits the script of an earlier run again, under the same run.
+`resume_run` submits the script of an earlier run again, for the same run.
 """
 
 import argparse
@@ -53,7 +53,7 @@ if TYPE_CHECKING:
     from mlflow.entities import Run
 
 _COMPLETING_TIMEOUT_SECONDS = 60.0
-_NEW_RUN_HINT = "`mlflow run --backend slurm` submits a new run"
+_NEW_RUN_HINT = "submit a new run by `mlflow run --backend slurm`"
 _logger = logging.getLogger("mlflow.projects.slurm")
 
 
@@ -91,11 +91,11 @@ class SlurmBackend(AbstractBackend):
             experiment_id: The run's experiment.
 
         Returns:
-            The run, whose job waits or runs; with "wait" or `synchronous` it is FINISHED.
+            The run, whose job is pending or running; with "wait" or `synchronous` it is FINISHED.
 
         Raises:
             mlflow.exceptions.ExecutionException: The configuration or a parameter is invalid, SLURM
-                refuses the job, or the job was waited for and failed.
+                refuses the job, or the call waited for the job and the job failed.
         """
         from mlflow.exceptions import ExecutionException
         from mlflow.utils.process import ShellCommandException
@@ -115,23 +115,25 @@ class SlurmBackend(AbstractBackend):
 
 
 def resume_run(args: argparse.Namespace) -> int:
-    """Submit the script of a run again, under the same run.
+    """Submit the script of a run again, for the same run.
 
     Args:
-        args: `run`, the run's id or its first digits; and `time`, a time limit in place of the
-            script's, or None.
+        args: `run`, the id of the run or its first digits; and `time`, the time limit of the new
+            job, or None for that of the script.
 
     Returns:
         The exit code.
 
     Raises:
+        UsageError: `time` is not a time limit of sbatch.
         ValueError: The run can't be resumed.
-        OSError: SLURM refuses the job, or does not answer; the run stays as it was.
+        OSError: SLURM refuses the job, or does not respond; the run stays as it was.
     """
     import mlflow
 
     from pyclassify.tracking import search
 
+    options = [] if args.time is None else [f"--time={parse_time_limit(args.time)}"]
     store = search.open_store()
     run = search.find_run(store, args.run)
     run_id = run.info.run_id
@@ -141,15 +143,12 @@ def resume_run(args: argparse.Namespace) -> int:
     _wait_for_earlier_job(run)
     run = store.get_run(run_id)
     if run.info.status == "FINISHED":
-        raise ValueError(
-            f"the run {run_id} is FINISHED, and has nothing to go on with; {_NEW_RUN_HINT}"
-        )
+        raise ValueError(f"the run {run_id} is FINISHED and can't be resumed; {_NEW_RUN_HINT}")
     variables = {} if uses_spool else {"MLFLOW_TRACKING_URI": tracking.uri}
-    options = [] if args.time is None else [f"--time={parse_time_limit(args.time)}"]
     job_id = _resubmit(store, run, script, variables, options)
     sys.stdout.write(
         f"run {run_id} is submitted again as SLURM job {job_id}\n"
-        f"next: `pyclassify slurm logs -f {run_id}`, or status or cancel\n"
+        f"next: `pyclassify slurm logs -f {run_id}` (or status, cancel)\n"
     )
     return 0
 
@@ -176,8 +175,8 @@ def _submit_run(
     pattern, number = make_absolute_pattern(folder, plan.config.output), job_id.partition(";")[0]
     log = expand_pattern(pattern, number, plan.job_name, unknown="*")
     _logger.info("=== Run (ID '%s') is submitted as SLURM job %s ===", run_id, job_id)
-    _logger.info("Its log: %s", log)
-    _logger.info("Next: `pyclassify slurm logs -f %s`, or status or cancel", run_id)
+    _logger.info("Log: %s", log)
+    _logger.info("Next: `pyclassify slurm logs -f %s` (or status, cancel)", run_id)
     return SlurmRun(run_id, job_id, verbose)
 
 
@@ -224,14 +223,14 @@ def _prepare_folder(plan: Plan, store: "MlflowClient", run: "Run", folder: Path)
 
 
 def make_log_folders(folder: Path, config: Config) -> None:
-    """Make the folders of the logs: SLURM ends a job without a message where they are missing.
+    """Make the folders of the logs; without them SLURM ends a job without a message.
 
     Args:
         folder: The run's folder.
         config: The configuration.
 
     Raises:
-        OSError: A folder can't be made.
+        OSError: A folder can't be created.
     """
     for key in ("output", "error"):
         parent = (folder / getattr(config, key)).parent
@@ -239,7 +238,7 @@ def make_log_folders(folder: Path, config: Config) -> None:
             parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise OSError(
-                f"the folder {parent} can't be made ({error.strerror}); give another file as "
+                f"the folder {parent} can't be created ({error.strerror}); give another file as "
                 f'"{key}" in the backend config'
             ) from error
 
@@ -273,7 +272,7 @@ def _wait(submitted: SlurmRun) -> None:
         # Raised here, as MLflow would set a KILLED run FAILED (mlflow.projects._wait_for).
         status = submitted.get_status()
         raise ExecutionException(
-            f"Run {submitted.run_id} is {status}; its description says why, and so does "
+            f"Run {submitted.run_id} is {status}; read its description, or its log by "
             f"`pyclassify slurm logs {submitted.run_id}`"
         )
 
@@ -283,15 +282,15 @@ def _find_script(run: "Run") -> Path:
     run_id, tags = run.info.run_id, run.data.tags
     if SLURM_FOLDER_TAG not in tags:
         raise ValueError(
-            f"the run {run_id} is none of the backend slurm; `pyclassify resume {run_id}` goes on "
-            "with it here"
+            f"the run {run_id} was not submitted to SLURM; resume it on this host by "
+            f"`pyclassify resume {run_id}`"
         )
     script = Path(tags[SLURM_FOLDER_TAG]) / "job.sh"
     if not script.is_file():
         host = tags.get("slurm_submit_host", "")
         raise ValueError(
-            f"the run {run_id} has no {script} any more, or {host} alone sees it, where it was "
-            f"submitted; without that folder there is nothing to go on from: {_NEW_RUN_HINT}"
+            f"{script} of the run {run_id} does not exist: it was removed, or only the host of the "
+            f"submission ({host}) sees it; resume the run there, or {_NEW_RUN_HINT}"
         )
     return script
 
@@ -302,13 +301,13 @@ def _read_raw_config(script: Path) -> dict[str, Any]:
 
 
 def _wait_for_earlier_job(run: "Run") -> None:
-    """Wait while the run's job is COMPLETING, and set the status that the job ended with.
+    """Wait while the job of a run is COMPLETING, and set the status that the job ended with.
 
     Raises:
         ValueError: The job has not ended.
     """
     run_id, job_id = run.info.run_id, find_job_id(run, search_ended=True)
-    if not job_id:  # SLURM never took one
+    if not job_id:  # SLURM accepted none
         return
     submitted, end = SlurmRun(run_id, job_id), time.monotonic() + _COMPLETING_TIMEOUT_SECONDS
     try:
@@ -318,8 +317,8 @@ def _wait_for_earlier_job(run: "Run") -> None:
         return
     if not job.meaning.ended:
         raise ValueError(
-            f"the run {run_id} has a job that has not ended: {job_id} is {job.state}; let it go "
-            f"on, or cancel it first by `pyclassify slurm cancel {run_id}`"
+            f"the job of the run {run_id} has not ended: {job_id} is {job.state}; wait for it, or "
+            f"cancel it by `pyclassify slurm cancel {run_id}`"
         )
     submitted.update_status(job)
 
@@ -339,14 +338,14 @@ def _resubmit(
     run_id, spool_root = run.info.run_id, script.parent / "spool"
     earlier_job = run.data.tags.get(JOB_ID_TAG, "")
     earlier_jobs = {earlier_job.partition(";")[0], *list_started_jobs(run.data.tags)}
-    script.touch()  # SLURM may not have the new job at once, and `reconcile` waits for it
+    script.touch()  # `reconcile` then waits until SLURM has the new job
     targets = [store]
-    if records.is_spool(spool_root / run_id):  # what is uploaded later must not undo it
+    if records.is_spool(spool_root / run_id):  # so that a later upload does not undo it
         targets.append(open_spool(spool_root))
     config_keys = [*_read_raw_config(script)]
     for target in targets:
         target.update_run(run_id, status="SCHEDULED")
-        # Should this process be killed, the job is found by its folder.
+        # If this process is killed, the job is found by its folder.
         set_tags(target, run_id, {JOB_ID_TAG: "", STATUS_SOURCE_TAG: "", STATE_TAG: ""})
     try:
         job_id = client.submit_job(script, variables, config_keys, options, earlier_jobs)
@@ -358,6 +357,6 @@ def _resubmit(
         raise
     for target in targets:
         target.set_tag(run_id, JOB_ID_TAG, job_id)
-        if earlier_job:  # its end was not the run's
+        if earlier_job:  # the run continues after its end
             clear_description(target, target.get_run(run_id), format_subject(earlier_job))
     return job_id

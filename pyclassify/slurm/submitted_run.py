@@ -36,7 +36,7 @@ from pyclassify.utils.launcher import SLURM_FOLDER_TAG
 if TYPE_CHECKING:
     from mlflow.entities import Run
 
-FORGOTTEN_MESSAGE = "SLURM has forgotten it"
+FORGOTTEN_MESSAGE = "SLURM has no record of it"
 _MIN_POLL_SECONDS = 2.0  # each is a call of squeue
 _MAX_POLL_SECONDS = 15.0
 _logger = logging.getLogger("mlflow.projects.slurm")
@@ -105,7 +105,7 @@ class SlurmRun(SubmittedRun):
         super().__init__()
         self.job_id = job_id
         self._run_id, self._verbose, self._client = run_id, verbose, MlflowClient()
-        self._advised: set[str] = set()  # reasons that were warned of
+        self._advised: set[str] = set()  # reasons that a warning was logged for
 
     @property
     def run_id(self) -> str:
@@ -135,14 +135,14 @@ class SlurmRun(SubmittedRun):
         return self.update_status(job) == "FINISHED"
 
     def get_status(self) -> str:
-        """Get the run's status: what the training or the job has set, or else what SLURM says."""
+        """Get the run's status, as the training or the job set it, or else as SLURM reports it."""
         status = str(self._get_run().info.status)
         return status if status in FINAL_STATUSES else self.update_status(self.find_job())
 
     def cancel(self) -> str:
         """Cancel the job and set the run KILLED, without waiting for the job's end.
 
-        A job that has ended already gives the run the status that it ended with.
+        If the job has already ended, the run gets the status that the job ended with.
 
         Returns:
             What happened to the job.
@@ -150,18 +150,18 @@ class SlurmRun(SubmittedRun):
         job, effect = self._find_job_to_cancel()
         if not (job and job.meaning.ended):
             client.cancel_job(self.job_id)
-            job, _ = self._find_job_to_cancel()  # it may have ended by itself meanwhile
+            job, _ = self._find_job_to_cancel()  # it may have ended in the meantime
             job = job if job and job.state != "CANCELLED" else None
         if job and job.meaning.ended:
             self.update_status(job)
-            return f"had ended: {job.state}"
+            return f"already ended ({job.state})"
         run = self._get_run()
         if run.info.status in FINAL_STATUSES:
             return effect
         self._client.set_terminated(self._run_id, "KILLED")
         message = f"the job was cancelled by {getpass.getuser()}."
         if effect == FORGOTTEN_MESSAGE:
-            message = f"{effect}; the run was marked KILLED by {getpass.getuser()}."
+            message = f"{effect}; the run was set KILLED by {getpass.getuser()}."
         update_description(self._client, run, format_subject(self.job_id), message)
         return effect
 
@@ -173,7 +173,7 @@ class SlurmRun(SubmittedRun):
 
         Raises:
             JobNotFoundError: SLURM does not have the job, and the run has not ended.
-            SlurmUnavailableError: SLURM does not answer.
+            SlurmUnavailableError: SLURM does not respond.
         """
         try:
             return client.find_job(self.job_id)
@@ -182,16 +182,17 @@ class SlurmRun(SubmittedRun):
             if run.info.status in FINAL_STATUSES:
                 return None
             raise JobNotFoundError(
-                f"{error}; the run stays {run.info.status}: see the log in "
-                f"{run.data.tags.get(SLURM_FOLDER_TAG)}, or close it by `pyclassify slurm cancel`"
+                f"{error}; the run stays {run.info.status}. Read its log in "
+                f"{run.data.tags.get(SLURM_FOLDER_TAG)}, or set the run KILLED by "
+                f"`pyclassify slurm cancel {self._run_id}`"
             ) from None
 
     def poll_job(self) -> Job | None:
-        """Ask SLURM for the job, as `find_job`; None also where SLURM does not answer."""
+        """Ask SLURM for the job as `find_job` does; None also where SLURM does not respond."""
         try:
             job = self.find_job()
         except SlurmUnavailableError as error:
-            _logger.warning("SLURM does not answer (%s); asking again", error)
+            _logger.warning("SLURM does not respond (%s); retrying", error)
             return None
         if job is not None and job.advice and job.reason not in self._advised:
             self._advised.add(job.reason)
@@ -205,10 +206,10 @@ class SlurmRun(SubmittedRun):
         return ", ".join(fact for fact in facts if fact)
 
     def has_ended(self, job: Job | None) -> bool:
-        """Whether the job has ended: as SLURM says, or else by the run's status.
+        """Whether the job has ended by SLURM's state, or else by the status of the run.
 
         Args:
-            job: What SLURM says; None where it does not answer.
+            job: The job as SLURM reports it; None where SLURM does not respond.
         """
         return job.meaning.ended if job else self._get_run().info.status in FINAL_STATUSES
 
@@ -216,10 +217,10 @@ class SlurmRun(SubmittedRun):
         """Set the run's status to that of its job.
 
         Args:
-            job: What SLURM says; None where it does not answer.
+            job: The job as SLURM reports it; None where SLURM does not respond.
 
         Returns:
-            The run's status.
+            The status of the run.
         """
         run = self._get_run()
         status = str(run.info.status)
@@ -234,7 +235,7 @@ class SlurmRun(SubmittedRun):
             job = self.poll_job()
             if job is None or job.meaning.status != job_status:
                 return status
-        current = str(self._get_run().info.status)  # it may have ended meanwhile
+        current = str(self._get_run().info.status)  # it may have ended in the meantime
         if current != status or current in (*FINAL_STATUSES, job_status):
             return current
         self._client.update_run(self._run_id, status=job_status)
@@ -245,20 +246,20 @@ class SlurmRun(SubmittedRun):
         return make_job_logs(self._get_run().data.tags, self.job_id)
 
     def _find_job_to_cancel(self) -> tuple[Job | None, str]:
-        """The job, if SLURM has it and answers, and what a cancel does to it."""
+        """Find the job, if SLURM responds and has it, and what a cancel does to it."""
         try:
             job = self.find_job()
             return job, "cancelled" if job else FORGOTTEN_MESSAGE
         except JobNotFoundError:
             return None, FORGOTTEN_MESSAGE
         except SlurmUnavailableError as error:
-            _logger.warning("SLURM does not say how job %s goes (%s)", self.job_id, error)
+            _logger.warning("SLURM does not report the state of job %s (%s)", self.job_id, error)
             return None, "cancelled"
 
     def _format_advice(self, job: Job) -> str:
         return (
-            f"job {self.job_id} waits because of {job.reason}: {job.advice}; to change it, cancel "
-            f"it by `pyclassify slurm cancel {self._run_id}` and submit a new run"
+            f"job {self.job_id} is pending because of {job.reason}: {job.advice}; to change that, "
+            f"cancel it by `pyclassify slurm cancel {self._run_id}` and submit a new run"
         )
 
     def _get_run(self) -> "Run":
@@ -266,14 +267,14 @@ class SlurmRun(SubmittedRun):
 
 
 def find_submitted_run(run_id: str) -> SlurmRun:
-    """Find a run that was submitted, perhaps by another process.
+    """Find a submitted run, also one that another process submitted.
 
     Args:
         run_id: The run's id, or its first eight or more digits.
 
     Raises:
-        ValueError: There is no such run, or the run is not one of this backend.
-        OSError: There is no tracking store, or the run has no job.
+        ValueError: The run does not exist, or was not submitted to SLURM.
+        OSError: The tracking store does not exist, or the run has no job.
     """
     from pyclassify.tracking import search
 
@@ -281,11 +282,14 @@ def find_submitted_run(run_id: str) -> SlurmRun:
     run_id, tags = run.info.run_id, run.data.tags
     if SLURM_FOLDER_TAG not in tags:
         raise ValueError(
-            f"the run {run_id} is none of the backend slurm; `mlflow run --backend slurm` makes one"
+            f"the run {run_id} was not submitted to SLURM; submit a run by "
+            "`mlflow run --backend slurm`"
         )
     job_id = find_job_id(run)
     if not job_id:
-        raise SlurmError(f"the run {run_id} has no job: SLURM did not take it, see its description")
+        raise SlurmError(
+            f"the run {run_id} has no job: SLURM refused it; see the description of the run"
+        )
     return SlurmRun(run_id, job_id)
 
 
@@ -294,11 +298,11 @@ def find_job_id(run: "Run", search_ended: bool = False) -> str:
 
     Args:
         run: The run.
-        search_ended: Whether to search by the folder also where the run has ended, as a resume
-            does: it must not submit a second job.
+        search_ended: Whether to search by the folder also where the run has ended. A resume does,
+            so as not to submit a second job.
 
     Returns:
-        The id; empty where there is no job.
+        The id; empty where the run has no job.
 
     Raises:
         SlurmError: squeue fails.
@@ -354,7 +358,7 @@ def expand_pattern(pattern: str, job_id: str, job_name: str, unknown: str) -> st
         pattern: A file name with sbatch's %j and others.
         job_id: The job's number.
         job_name: The job's name.
-        unknown: What replaces the others, such as %N, the first node.
+        unknown: The replacement for the others, such as %N, the first node.
     """
     known = {"j": job_id, "A": job_id, "x": job_name, "%": "%"}
 
@@ -367,7 +371,7 @@ def expand_pattern(pattern: str, job_id: str, job_name: str, unknown: str) -> st
 
 
 def _find_log(pattern: str, job_id: str, job_name: str) -> Path | None:
-    """Find the file that SLURM has made from a pattern, if there is one yet."""
+    """Find the file that SLURM has created from a pattern, if it exists yet."""
     parts = expand_pattern(pattern, job_id, job_name, unknown="\0").split("\0")
     paths = sorted(glob.glob("*".join(glob.escape(part) for part in parts)))
     return Path(paths[-1]) if paths else None

@@ -1,9 +1,9 @@
 """Nodes, processes and GPUs of a job, and the paths among its parameters.
 
-A project that has the parameters `devices` and `num_nodes` (as this one and Lightning's do) is
-started with one process a device, and each process has a GPU unless the run is for the CPU. The
-backend's configuration may repeat these numbers, and is checked against them. For any other project
-the configuration's own numbers decide.
+A project with the parameters `devices` and `num_nodes`, such as this one, is started with one task
+per device, and each task has a GPU unless the run is for the CPU. The configuration of the backend
+may repeat these numbers, and is checked against them. For any other project the numbers of the
+configuration count.
 """
 
 from collections.abc import Callable, Mapping
@@ -13,12 +13,17 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from pyclassify.slurm.config import Config
-from pyclassify.utils.options import MAYBE_PATH_OPTIONS, PATH_OPTIONS, SHORT_OPTIONS
+from pyclassify.utils.options import (
+    MAYBE_PATH_OPTIONS,
+    PATH_OPTIONS,
+    SHORT_OPTIONS,
+    UsageError,
+)
 
 if TYPE_CHECKING:
     from mlflow.projects._project_spec import EntryPoint
 
-# Values of Lightning's `accelerator`; with the others (`auto`) the configuration may decide.
+# Values of Lightning's `accelerator`; with another one (`auto`) the configuration decides.
 _CPU, _GPU = ("cpu",), ("gpu", "cuda")
 
 
@@ -28,8 +33,8 @@ class Topology:
 
     Args:
         nodes: The number of nodes.
-        tasks: Processes on each node.
-        gpus: GPUs of each node; all its processes see all of them.
+        tasks: The number of tasks (processes) on each node.
+        gpus: The number of GPUs on each node; each task sees all of them.
 
     Example:
         >>> Topology(nodes=2, tasks=4, gpus=4).world_size
@@ -42,20 +47,20 @@ class Topology:
 
     @property
     def world_size(self) -> int:
-        """The number of processes."""
+        """The number of tasks on all nodes."""
         return self.nodes * self.tasks
 
 
 @dataclass(frozen=True)
 class _Parameter:
-    """A parameter's value, and where it was set: `2` by `-P devices=2`."""
+    """The value of a parameter and its source, such as `-P devices=2`."""
 
     name: str
     value: Any
     source: str
 
     def __str__(self) -> str:
-        return f"{self.name} is {self.value} by {self.source}"
+        return f"{self.name} is {self.value} ({self.source})"
 
 
 def decide_topology(
@@ -69,8 +74,8 @@ def decide_topology(
         defaults: The entry point's parameters that have a default.
 
     Raises:
-        ValueError: A number is not a whole number from 1, or two sources disagree; the message
-            has both, and where they came from.
+        UsageError: A number is not an integer from 1, or two sources contradict each other; the
+            message has both numbers and their sources.
     """
     devices = _find_parameter("devices", parameters, defaults)
     num_nodes = _find_parameter("num_nodes", parameters, defaults)
@@ -87,8 +92,8 @@ def decide_topology(
         _check_count("gpus_per_task", config.gpus_per_task, 0, str(accelerator))
         return Topology(nodes, tasks, 0)
     _check_count("gpus", config.gpus, nodes * tasks, f"{devices}, on {nodes} nodes")
-    why = f"{devices}, and each process has 1 GPU"
-    _check_count("gpus_per_task", config.gpus_per_task, 1, why)
+    reason = f"{devices}, and each task has 1 GPU"
+    _check_count("gpus_per_task", config.gpus_per_task, 1, reason)
     return Topology(nodes, tasks, tasks)
 
 
@@ -102,58 +107,60 @@ def _find_parameter(
         if key in parameters
     ]
     if len(found) == 2 and found[0].value != found[1].value:
-        raise ValueError(f"{found[0].source} and {found[1].source} set the same; give one of them")
+        raise UsageError(
+            f"{found[0].source} and {found[1].source} contradict each other; give one of the two"
+        )
     if found:
         return found[0]
     if name in defaults:
-        return _Parameter(name, defaults[name], "the MLproject's default")
+        return _Parameter(name, defaults[name], "default of the MLproject")
     return None
 
 
 def _choose_count(key: str, configured: int | None, parameter: _Parameter | None) -> int:
-    """The parameter's number, which the configuration may repeat; without one, its own."""
+    """The number of the parameter, which the configuration may repeat, or else of the latter."""
     if parameter is None:
         return configured or 1
     try:
         number = float(parameter.value)
     except (TypeError, ValueError):
         number = 0.0
-    if not number.is_integer() or number < 1:  # inf and nan are no integers
-        raise ValueError(
-            f"{parameter}; SLURM must be told how many: it takes a whole number from 1, such as "
-            f"-P {parameter.name}=2"
+    if not number.is_integer() or number < 1:  # inf and nan are not integers
+        raise UsageError(
+            f"invalid {parameter.name}: {parameter.value} (expected an integer from 1, such as "
+            f"-P {parameter.name}=2, as SLURM needs the number)"
         )
     _check_count(key, configured, int(number), str(parameter))
     return int(number)
 
 
-def _check_count(key: str, configured: int | None, number: int, why: str) -> None:
+def _check_count(key: str, configured: int | None, number: int, reason: str) -> None:
     if configured not in (None, number):
-        raise ValueError(
-            f"{key} is {configured} in the backend config, and {why}; the parameters decide: leave "
-            f"{key} out of the config, or make the two agree"
+        raise UsageError(
+            f"{key} is {configured} in the backend config, but {reason}; remove {key} from the "
+            "config, or give the same number by both"
         )
 
 
 def _count_configured_gpus(config: Config, nodes: int, tasks: int) -> int:
-    """The GPUs of each node by the configuration alone."""
+    """The number of GPUs on each node by the configuration alone."""
     if config.gpus is None:
         if config.gpu_type is not None and config.gpus_per_task is None:
-            raise ValueError(
-                f"gpu_type is {config.gpu_type!r} in the backend config, and nothing says how many "
-                f'GPUs: the project has no parameter devices; give "gpus", such as {nodes * tasks}'
+            raise UsageError(
+                f"gpu_type is {config.gpu_type!r} in the backend config without a number of GPUs, "
+                f'as the project has no parameter devices; give "gpus", such as {nodes * tasks}'
             )
         return (config.gpus_per_task or 0) * tasks
     if config.gpus % nodes:
-        raise ValueError(
-            f"gpus is {config.gpus} in the backend config, of the whole job, for {nodes} nodes; it "
-            f"takes a multiple of {nodes}"
+        raise UsageError(
+            f"invalid gpus in the backend config: {config.gpus} (expected a multiple of {nodes}, "
+            f"as the job has {nodes} nodes)"
         )
     gpus = config.gpus // nodes
     if config.gpus_per_task is not None and config.gpus_per_task * tasks != gpus:
-        raise ValueError(
-            f"gpus is {config.gpus} in the backend config, and gpus_per_task makes "
-            f"{config.gpus_per_task} x {tasks * nodes} processes; give one of the two"
+        raise UsageError(
+            f"gpus is {config.gpus} in the backend config, but gpus_per_task is "
+            f"{config.gpus_per_task} for {tasks * nodes} tasks; give one of the two"
         )
     return gpus
 
@@ -169,13 +176,13 @@ def resolve_paths(
 
     Args:
         parameters: The parameters of the command line.
-        entry_point: MLflow's entry point, which says what is of type `path`.
-        is_in_snapshot: Whether a relative path is one of the snapshot's.
+        entry_point: MLflow's entry point, which has the types of the parameters.
+        is_in_snapshot: Whether a relative path is in the snapshot.
         snapshot: The folder of the snapshot.
         submit_dir: The folder that the run is submitted from.
 
     Returns:
-        The parameters, with those defaults that are paths.
+        The parameters, and the defaults that are paths.
     """
     defaults = {
         name: parameter.default
@@ -190,7 +197,7 @@ def resolve_paths(
         if not (typed or option in PATH_OPTIONS) or not _is_relative(str(value)):
             continue
         if is_in_snapshot(str(value)):
-            if typed:  # MLflow would take it from the folder of the submission
+            if typed:  # MLflow would resolve it against the folder of the submission
                 resolved[name] = str(snapshot / value)
         elif typed or option not in MAYBE_PATH_OPTIONS or (submit_dir / value).exists():
             resolved[name] = str(submit_dir / value)

@@ -1,12 +1,17 @@
-"""The commands of `pyclassify slurm`: before a submission, and by the id of a run."""
+"""The commands of `pyclassify slurm`: their help and errors, and what they print."""
 
+import argparse
 import os
+import re
 from pathlib import Path
 
-import mlflow
+import mlflow.cli
 import pytest
+from mlflow.utils import env_manager
 
 from pyclassify.cli import main
+from pyclassify.slurm import cli
+from pyclassify.utils.options import CommandParser
 from tests.support import processes
 from tests.support.phrases import mentions
 from tests.support.slurm_jobs import (
@@ -48,23 +53,75 @@ def test_render_takes_the_arguments_of_mlflow_run_and_makes_nothing(tmp_path, mo
 
 
 @pytest.mark.parametrize(
-    ("argv", "error"),
+    ("argv", "code", "error"),
     [
-        (["-P", "devices=auto"], "devices is auto by -P devices=auto"),
-        (["-P", "devices"], "-P takes NAME=VALUE, not devices"),
-        (["--devices", "2"], "No such option '--devices'; the arguments of `mlflow run`"),
-        (["-e", "maim"], "pyclassify: error: Could not find maim among entry points"),
-        (["-P", "trainer.callbacks+=X"], "-P trainer.callbacks+ is no parameter's name to MLflow"),
-        (["-P", "a//b=1"], "-P a//b is no parameter's name to MLflow"),
-        (["-P", f"{'n' * 251}=1"], "up to 250 letters"),
-        ([word for n in range(101) for word in ("-P", f"a{n}=1")], "101 parameters"),
+        (["-P", "devices=auto"], 2, "invalid devices: auto (expected an integer from 1, "),
+        (["-P", "devices"], 2, "invalid -P: 'devices' (expected NAME=VALUE, such as devices=2)\n"),
+        (["-P", "devices=1", "-P", "devices=2"], 2, "-P devices is given twice"),
+        (["-P", "api_token=0123456789"], 2, "-P api_token looks like a credential"),
+        (["--devices", "2"], 2, "unknown option '--devices'; see `pyclassify slurm render --help`"),
+        (["--env-manager", "pip"], 2, "'local', 'virtualenv', 'uv', 'conda'"),
+        (["-e", "maim"], 1, "pyclassify: error: Could not find maim among entry points"),
+        (["-P", "trainer.callbacks+=X"], 2, "invalid name of -P: trainer.callbacks+ (expected "),
+        (["-P", "a//b=1"], 2, "invalid name of -P: a//b (expected up to 250 letters"),
+        (["-P", f"{'n' * 251}=1"], 2, "up to 250 letters"),
+        ([word for n in range(101) for word in ("-P", f"a{n}=1")], 2, "101 parameters (expected "),
     ],
 )
-def test_render_with_a_mistake_reports_it_in_one_line(argv, error, capsys, monkeypatch):
+def test_render_with_an_invalid_argument_fails_in_one_line(argv, code, error, capsys, monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:////nowhere/mlflow.db")
-    code, out, err = render(capsys, *argv)
-    assert (code, out, err.count("\n")) == (1, "", 1)
+    exit_code, out, err = render(capsys, *argv)
+    assert (exit_code, out, err.count("\n")) == (code, "", 1)
     assert error in err
+
+
+@pytest.mark.parametrize(
+    ("argv", "error"),
+    [
+        ([], "the following arguments are required: COMMAND; see `pyclassify slurm --help`"),
+        (["stauts"], "unknown command 'stauts'. Did you mean 'status'? See `pyclassify slurm "),
+        (["status"], "the following arguments are required: RUN_ID; see `pyclassify slurm status "),
+        (["render", "-P", "x"], "the following arguments are required: URI; see `pyclassify slurm"),
+        (["logs", "0123", "--folow"], "unknown option '--folow'. Did you mean '--follow'? See "),
+        (["clear", "--days", "-1"], "invalid --days: -1 (expected a number from 0)"),
+        (["clear", "--days", "nan"], "invalid --days: nan (expected a number from 0)"),
+        (["resume", "0123", "--time", "soon"], "invalid --time: 'soon' (expected minutes, "),
+    ],
+)
+def test_usage_error_exits_2_and_names_the_next_command(argv, error, capsys):
+    code, out, err = run_command(capsys, *argv)
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert err.startswith(f"pyclassify: error: {error}")
+
+
+def test_render_and_check_declare_the_parameters_of_mlflow_run():
+    declared = [
+        (
+            sorted(each.opts),
+            each.name,
+            getattr(each, "is_flag", False),
+            getattr(each, "multiple", False),
+        )
+        for each in mlflow.cli.run.params
+    ]
+    parser = CommandParser("slurm")
+    cli._add_mlflow_arguments(parser)
+    ours = [
+        (
+            sorted(each.option_strings) or [each.dest],
+            each.dest,
+            isinstance(each, argparse._StoreTrueAction),
+            isinstance(each, argparse._AppendAction),
+        )
+        for each in parser._actions[1:]  # without --help
+    ]
+
+    assert sorted(ours) == sorted(declared)
+    managers = next(each.choices for each in parser._actions if each.dest == "env_manager")
+    known = vars(env_manager)
+    assert {*managers} == {
+        known[name] for name in known if name.isupper() and isinstance(known[name], str)
+    }
 
 
 def test_submission_with_a_name_that_mlflow_refuses_makes_no_run(store):
@@ -77,21 +134,47 @@ def test_submission_with_a_name_that_mlflow_refuses_makes_no_run(store):
 
 
 @pytest.mark.parametrize(
-    ("given", "error"),
+    ("given", "code", "error"),
     [
-        ("{", "--backend-config { can't be read"),
-        ("[]", "--backend-config [] is no object in JSON"),
-        ("missing.json", "--backend-config missing.json can't be read (.*No such file"),
-        ('{"tiem": 1}', "no key 'tiem' (nearest: time)"),
+        ("{", 2, "--backend-config { is not valid JSON ("),
+        ("[]", 2, "--backend-config [] is not a JSON object; give a file that ends with .json"),
+        ('{"mem": 1, "mem": 2}', 2, "the key mem twice"),
+        ("missing.json", 1, "--backend-config missing.json can't be read (No such file"),
+        ('{"tiem": 1}', 2, "unknown key 'tiem' in the backend config. Did you mean 'time'?"),
+        ('{"time": "soon"}', 2, "invalid time in the backend config: 'soon' (expected minutes"),
+        ('{"setup": ["if true"]}', 2, "setup in the backend config is not valid bash ("),
+        ('{"environment": "./none"}', 1, "environment is './none' in the backend config, but "),
     ],
 )
-def test_render_with_an_unreadable_config_reports_it(given, error, capsys):
-    code, _, err = run_command(capsys, "render", ROOT, "--backend-config", given)
-    assert code == 1
-    assert error.partition("(.*")[0] in err
+def test_check_with_an_invalid_config_fails(given, code, error, capsys):
+    exit_code, _, err = run_command(capsys, "check", ROOT, "--backend-config", given)
+    assert (exit_code, err.count("\n")) == (code, 1)
+    assert error in err
 
 
-@pytest.mark.parametrize("argv", [["--help"], ["status", "--help"], ["reconcile", "--help"]])
+def test_help_of_the_group_has_one_line_for_each_command(capsys):
+    with pytest.raises(SystemExit) as end:
+        run_command(capsys, "--help")
+
+    shown = capsys.readouterr().out
+    assert end.value.code == 0
+    for name, (summary, *_) in cli._HELP.items():
+        assert re.search(rf"^ +{name}\s+{re.escape(summary)}$", shown, re.MULTILINE)
+
+
+@pytest.mark.parametrize("name", cli._HELP)
+def test_help_of_each_command_has_complete_clauses_and_two_examples(name, capsys):
+    with pytest.raises(SystemExit):
+        run_command(capsys, name, "--help")
+
+    shown = capsys.readouterr().out
+    assert cli._HELP[name][0] in shown
+    _, examples = shown.split("\nexamples:\n")
+    assert len(examples.splitlines()) == 2
+    assert all(line.startswith(f"  pyclassify slurm {name}") for line in examples.splitlines())
+
+
+@pytest.mark.parametrize("argv", [["--help"], ["status", "--help"], ["render", "--help"]])
 def test_help_loads_neither_mlflow_nor_torch(argv):
     code = f"""
 import sys
@@ -158,17 +241,19 @@ def test_status_of_a_run_of_another_backend_fails(slurm, capsys):
         pass
     code, _, err = run_command(capsys, "status", run.info.run_id)
     assert code == 1
-    assert mentions(err, run.info.run_id, "none of the backend", "slurm")
+    assert mentions(
+        err, run.info.run_id, "was not submitted to SLURM", "`mlflow run --backend slurm`"
+    )
 
 
-@pytest.mark.parametrize("verb", ["status", "logs", "cancel"])
-def test_command_with_an_unknown_run_fails(capsys, verb, empty_store, monkeypatch):
+@pytest.mark.parametrize("command", ["status", "logs", "cancel"])
+def test_command_with_an_unknown_run_fails(capsys, command, empty_store, monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{empty_store}")
-    code, _, err = run_command(capsys, verb, "0123")
+    code, _, err = run_command(capsys, command, "0123")
     assert (code, err.count("\n")) == (1, 1)
     assert mentions(err, "'0123'", "32 hexadecimal digits", "first 8")
 
-    assert f"no run {'0' * 32} at" in run_command(capsys, verb, "0" * 32)[2]
+    assert f"no run {'0' * 32} at" in run_command(capsys, command, "0" * 32)[2]
 
 
 def test_status_with_a_missing_store_fails_and_makes_none(capsys, monkeypatch, tmp_path):

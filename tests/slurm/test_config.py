@@ -7,6 +7,7 @@ import pytest
 
 from pyclassify.slurm import config, plan
 from pyclassify.slurm.states import PENDING_ADVICE, STATES
+from pyclassify.utils.options import UsageError
 
 SHIPPED = sorted(Path("slurm").glob("*.json"))
 
@@ -51,56 +52,61 @@ def test_gpu_type_of_any_name_of_slurm_is_accepted(gpu_type):
 
 
 def test_gpu_type_without_gpus_is_refused():
-    with pytest.raises(ValueError, match=r"^gpu_type is 'a100' and gpus is 0 .*leave one"):
+    with pytest.raises(ValueError, match=r"^gpu_type is 'a100' and gpus is 0 .*remove one"):
         config.parse_config({"gpu_type": "a100", "gpus": 0})
 
 
 def test_unknown_key_error_has_the_nearest_and_the_valid_keys():
-    with pytest.raises(ValueError, match=r"no key 'partion' \(nearest: partition\); there are ac"):
+    # the form of this message
+    form = (
+        r"^unknown key 'partion' in the backend config. Did you mean 'partition'\? Valid keys: ac"
+    )
+    with pytest.raises(UsageError, match=form):
         config.parse_config({"partion": "gpu"})
 
 
 @pytest.mark.parametrize(
-    ("key", "value", "allowed"),
+    ("key", "value", "expected"),
     [
-        ("time", "10 minutes", "takes minutes, minutes:seconds, hours:minutes:seconds, days-hours"),
-        ("time", "1:90:00", "takes minutes"),
-        ("mem", "64 gigabytes", 'takes megabytes, .*"64G"'),
-        ("nodes", 0, "takes a whole number from 1"),
-        ("nodes", True, "takes a whole number from 1"),
-        ("gpus", -1, "takes a whole number from 0"),
-        ("job_name", "two\nlines", "takes one line of text"),
-        ("job_name", "a/b", "takes one line .*slashes"),
-        ("output", "%x/out", "takes a file name .*folder"),
-        ("partition", "", "takes one line of text"),
-        ("output", "a\\b.out", "takes a file name without backslashes"),
-        ("signal", "soon", "takes a signal .*seconds"),
-        ("exclusive", "yes", 'takes true, false, "user" or "mcs"'),
-        ("mail_type", "SOMETIMES", "takes .*NONE, BEGIN, END"),
-        ("modules", "cuda", "takes a list .*one line"),
-        ("setup", ["one\ntwo"], "takes a list .*one line"),
-        ("wait", "no", "takes true or false"),
-        ("requeue_seconds", 0, "takes a whole number from 1 to 65535"),
-        ("requeue_attempts", 0, "takes a whole number from 1"),
-        ("gpu_type", "tesla:v100", "takes the name of one type"),
-        ("gpu_type", "", "takes the name of one type"),
-        ("gpu_option", "--gres", 'takes "gpus-per-node" .* or "gres"'),
-        ("tracking", "offline", 'takes "direct" or "spool"'),
+        ("time", "10 minutes", "minutes, minutes:seconds, hours:minutes:seconds, days-hours"),
+        ("time", "1:90:00", "minutes"),
+        ("mem", "64 gigabytes", 'megabytes, .*"64G"'),
+        ("nodes", 0, "an integer from 1"),
+        ("nodes", True, "an integer from 1"),
+        ("gpus", -1, "an integer from 0"),
+        ("job_name", "two\nlines", "one line of text"),
+        ("job_name", "a/b", "one line .*slashes"),
+        ("output", "%x/out", "a file name .*folder"),
+        ("partition", "", "one line of text"),
+        ("output", "a\\b.out", "a file name without backslashes"),
+        ("signal", "soon", "a signal .*seconds"),
+        ("exclusive", "yes", 'true, false, "user" or "mcs"'),
+        ("mail_type", "SOMETIMES", "one or more of NONE, BEGIN, END"),
+        ("modules", "cuda", "a list .*one line"),
+        ("setup", ["one\ntwo"], "a list .*one line"),
+        ("wait", "no", "true or false"),
+        ("requeue_seconds", 0, "an integer from 1 to 65535"),
+        ("requeue_attempts", 0, "an integer from 1"),
+        ("gpu_type", "tesla:v100", "the name of one type"),
+        ("gpu_type", "", "the name of one type"),
+        ("gpu_option", "--gres", '"gpus-per-node" .* or "gres"'),
+        ("tracking", "offline", '"direct" or "spool"'),
     ],
 )
-def test_wrong_value_error_says_what_is_allowed(key, value, allowed):
+def test_invalid_value_error_has_the_expected_values(key, value, expected):
     # the form of this message
-    with pytest.raises(ValueError, match=rf"^{key} is .* in the backend config.*; it {allowed}"):
+    form = rf"^invalid {key} in the backend config: .* \((.*; )?expected {expected}"
+    with pytest.raises(UsageError, match=form):
         config.parse_config({key: value})
 
 
 @pytest.mark.parametrize(
     ("given", "first"),
     [
-        ({"nodes": 0, "partition": ""}, "nodes is 0 "),
-        ({"partition": "", "nodes": 0}, "partition is '' "),
-        ({"partion": "gpu", "nodes": 0}, "the backend config has no key 'partion' "),
-        ({"nodes": 0, "partion": "gpu"}, "nodes is 0 "),
+        ({"nodes": 0, "partition": ""}, "invalid nodes "),
+        ({"partition": "", "nodes": 0}, "invalid partition "),
+        ({"partion": "gpu", "nodes": 0}, "unknown key 'partion' "),
+        ({"nodes": 0, "partion": "gpu"}, "invalid nodes "),
     ],
 )
 def test_error_of_several_wrong_keys_is_of_the_first_as_given(given, first):
@@ -125,13 +131,14 @@ def test_time_in_each_format_of_sbatch_is_accepted(time):
         ({"API_TOKEN": "abcdef"}, "API_TOKEN looks like a credential"),
         ({"DB": "postgresql://me:pass@host/db"}, "DB looks like a credential"),
         ({"OPTIONS": "--token=abcdef"}, "OPTIONS looks like a credential"),
-        ({"a b": "1"}, "'a b' is no variable's name"),
-        ({"MLFLOW_RUN_ID": "1"}, "MLFLOW_RUN_ID is set by the backend"),
-        ({"PYCLASSIFY_SPOOL": "/tmp"}, "PYCLASSIFY_SPOOL is set by the backend"),
+        ({"a b": "1"}, "'a b' is not the name of a variable"),
+        ({"MLFLOW_RUN_ID": "1"}, "the backend sets MLFLOW_RUN_ID"),
+        ({"PYCLASSIFY_SPOOL": "/tmp"}, "the backend sets PYCLASSIFY_SPOOL"),
     ],
 )
 def test_exports_of_credential_or_backend_variable_is_refused(exports, why):
-    with pytest.raises(ValueError, match=f"exports in the backend config .{why}.*null for") as info:
+    form = f"invalid exports in the backend config .{why}.*; expected .*null"
+    with pytest.raises(ValueError, match=form) as info:
         config.parse_config({"exports": exports})
     assert "pass@" not in str(info.value)
     assert "abcdef" not in str(info.value)
@@ -152,12 +159,12 @@ def test_exported_credential_must_be_set_where_the_job_is_submitted(monkeypatch)
         ("--time=5", 'give the key "time"'),
         ("--array=0-3", "a run is one job"),
         ("--gpus-per-task=1", "it hides the other tasks' GPUs"),
-        ("licenses=a", "long names, one an entry"),
+        ("licenses=a", "long names, one per entry"),
         ("-a0-3", "by their long names"),
         ("-D/tmp", "by their long names"),
         ("--comment a", "by their long names"),
-        ("--arra=0-3", "that is short for --array; a run is one job"),
-        ("--part=gpu", 'that is short for --partition; give the key "partition"'),
+        ("--arra=0-3", "it is short for --array; a run is one job"),
+        ("--part=gpu", 'it is short for --partition; give the key "partition"'),
         ("--gres=tmpfs:1g,gpu:2", 'follows from -P devices; give "gpu_option": "gres"$'),
         ("--gres=gpu:a100:2", 'give "gpu_type": "a100" and "gpu_option": "gres"$'),
         ("--gres=gpu:3090:2", 'give "gpu_type": "3090" and "gpu_option": "gres"$'),
@@ -169,7 +176,7 @@ def test_exported_credential_must_be_set_where_the_job_is_submitted(monkeypatch)
     ],
 )
 def test_sbatch_args_with_option_of_a_key_or_the_backend_is_refused(argument, why):
-    with pytest.raises(ValueError, match=f"sbatch_args has .*{why}"):
+    with pytest.raises(ValueError, match=f"invalid sbatch_args .*{why}"):
         config.parse_config({"sbatch_args": [argument]})
 
 
@@ -220,13 +227,13 @@ def test_work_dir_expands_variables_of_the_submitting_shell(monkeypatch):
 
 
 def test_container_with_environment_is_refused():
-    with pytest.raises(ValueError, match=r"container is 'a.sif' and environment 'b'"):
+    with pytest.raises(ValueError, match=r"container is 'a.sif' and environment is 'b'"):
         config.parse_config({"container": "a.sif", "environment": "b"})
 
 
 def format_key_table():
     """The keys as the Markdown table of docs/slurm.md."""
-    rows = ["| key | what it is | unit | it takes | sbatch's |", "|---|---|---|---|---|"]
+    rows = ["| key | meaning | unit | values | sbatch option |", "|---|---|---|---|---|"]
     for key, field in config.Config.model_fields.items():
         extra = field.json_schema_extra
         default = f" (default: `{field.default}`)" if isinstance(field.default, str) else ""

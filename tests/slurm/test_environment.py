@@ -30,13 +30,14 @@ def test_relative_tracking_uri_becomes_absolute(uri, expected, tmp_path, monkeyp
 @pytest.mark.parametrize("host", ["localhost", "127.0.0.1", "[::1]", "0.0.0.0"])
 def test_server_on_loopback_is_refused_with_the_reachable_uri(host):
     name = os.uname().nodename
-    message = f"is this host's own.*--host 0.0.0.0 and give MLFLOW_TRACKING_URI=http://{name}:5000/mlflow$"
+    uri = f"MLFLOW_TRACKING_URI=http://{name}:5000/mlflow"
+    message = f"compute nodes can't reach .*local to this host.*--host 0.0.0.0, and set {uri}$"
     with pytest.raises(ValueError, match=message):
         environment.resolve_tracking_uri(f"http://{host}:5000/mlflow")
 
 
 def test_database_on_loopback_is_refused_without_its_password():
-    message = r"//\*\*\*@localhost/db is this host's own.* address"
+    message = r"can't reach .*//\*\*\*@localhost/db\b.*; set MLFLOW_TRACKING_URI to a database"
     with pytest.raises(ValueError, match=message) as info:
         environment.resolve_tracking_uri("postgresql://me:pass@localhost/db")
     assert "--host" not in str(info.value)
@@ -49,7 +50,7 @@ def test_tracking_uri_with_password_is_recognized():
 
 
 def test_database_in_memory_is_refused():
-    with pytest.raises(ValueError, match="in this process's memory; give a file"):
+    with pytest.raises(ValueError, match="in the memory of this process; give a file"):
         environment.resolve_tracking_uri("sqlite:///:memory:")
 
 
@@ -99,8 +100,8 @@ def test_environment_in_a_folder_is_activated_by_its_kind(marker, command, tmp_p
     assert command.format(folder=tmp_path) in activation(given)
 
 
-def test_folder_that_is_no_environment_is_refused(tmp_path):
-    with pytest.raises(ValueError, match=r"neither bin/activate nor conda-meta in that folder"):
+def test_folder_without_an_environment_is_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"contains neither bin/activate nor conda-meta; give"):
         activation({"environment": str(tmp_path)})
 
 

@@ -56,7 +56,7 @@ def make(store, folder, job_id, status="RUNNING", start_time=None):
 
 
 def row(job_id, state, start=0, seconds=60, gpus=0, step="", memory=""):
-    """A row of sacct's: submitted half an hour ago, started so many seconds later."""
+    """A row of sacct: submitted 30 minutes ago, started `start` seconds later."""
     submit = int(time.time() - 1800)
     allocated = f"cpu=1,gres/gpu={gpus},node=1" if gpus else "cpu=1,node=1"
     began = submit + start if seconds else "None"
@@ -71,9 +71,9 @@ def row(job_id, state, start=0, seconds=60, gpus=0, step="", memory=""):
         ("TIMEOUT", "FAILED", "time limit"),
         ("OUT_OF_MEMORY", "FAILED", "memory"),
         ("NODE_FAIL", "FAILED", "node of the job"),
-        ("PREEMPTED", "KILLED", "room for another"),
+        ("PREEMPTED", "KILLED", "preempted"),
         ("CANCELLED by 0", "KILLED", "cancelled by root"),
-        ("BOOT_FAIL", "FAILED", "did not start"),
+        ("BOOT_FAIL", "FAILED", "did not boot"),
         ("DEADLINE", "FAILED", "deadline"),
     ],
 )
@@ -89,17 +89,17 @@ def test_run_gets_the_status_of_its_job(
     run = store.get_run(run_id)
     assert (run.info.status, run.data.tags["slurm_state"]) == (status, state.split()[0])
     assert reason in run.data.tags.get("mlflow.note.content", "")
-    changed = f": {before} -> {status}" if status != before else "1 runs looked at, 0 changed"
+    changed = f": {before} -> {status}" if status != before else "1 runs checked, 0 changed"
     assert changed in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("before", ["RUNNING", "FINISHED"])
 @pytest.mark.parametrize(("state", "status"), [("COMPLETED", "KILLED"), ("TIMEOUT", "FAILED")])
-def test_run_whose_training_left_to_be_resumed_is_not_finished(
+def test_run_whose_training_was_interrupted_is_not_finished(
     store, answer, tmp_path, state, status, before
 ):
     run_id = make(store, tmp_path, 7, before)
-    (tmp_path / "left").touch()
+    (tmp_path / "interrupted").touch()
     answer(row(7, state))
 
     assert main(["slurm", "reconcile"]) == 0
@@ -144,7 +144,7 @@ def test_dry_run_changes_nothing(store, answer, tmp_path, capsys):
     (line,) = [each for each in out.splitlines() if run_id in each]
     assert line.startswith(f"run {run_id} ({before['info']['run_name']}): RUNNING -> FAILED, ")
     assert "time limit" in line
-    assert "1 runs looked at, 1 would change" in out
+    assert "1 runs checked, 1 would change" in out
 
 
 @pytest.mark.parametrize(("here", "status"), [(True, "FAILED"), (False, "RUNNING")])
@@ -193,7 +193,7 @@ def test_dry_run_names_the_runs_under_a_run_and_ends_none(store, answer, tmp_pat
     main(["slurm", "reconcile", "--dry-run"])
 
     out = capsys.readouterr().out
-    assert mentions(out, run_id, open_yet, "1 runs looked at, 2 would change")
+    assert mentions(out, run_id, open_yet, "1 runs checked, 2 would change")
     assert ended not in out
     status = {each: store.get_run(each).info.status for each in (run_id, open_yet, ended)}
     assert status == {run_id: "RUNNING", open_yet: "RUNNING", ended: "FINISHED"}
@@ -208,7 +208,7 @@ def test_dry_run_names_the_runs_under_a_run_and_ends_none(store, answer, tmp_pat
         ("RUNNING", "PENDING", "SCHEDULED"),
         ("SCHEDULED", "RUNNING", "RUNNING"),
         ("RUNNING", "COMPLETING", "RUNNING"),
-        ("FAILED", "RUNNING", "FAILED"),  # the training has said so
+        ("FAILED", "RUNNING", "FAILED"),  # the training has set it
     ],
 )
 @pytest.mark.parametrize("known_by", ["squeue", "sacct"])
@@ -229,7 +229,7 @@ def test_run_of_a_job_that_has_not_ended_waits_or_runs_with_it(
     assert (f": {before} -> {status}\n" in would) == (before != status)
     run = store.get_run(run_id)
     assert run.info.status == status
-    assert "slurm_state" not in run.data.tags  # so that it is asked for again
+    assert "slurm_state" not in run.data.tags  # so the next call checks the run
     assert run.data.metrics == {}
 
 
@@ -296,7 +296,7 @@ def test_job_of_a_killed_resume_is_found_by_its_folder(
 
     run = store.get_run(run_id)
     assert (run.info.status, get_description(run)) == (status, "")
-    assert not run.data.tags.get("slurm_state")  # so that it is asked for again
+    assert not run.data.tags.get("slurm_state")  # so the next call checks the run
 
 
 @pytest.mark.parametrize(
@@ -312,7 +312,7 @@ def test_resume_without_a_job_is_lost_after_a_while_and_not_the_job_before(
 
     run = store.get_run(run_id)
     assert (run.info.status, run.data.tags.get("slurm_state", "")) == (status, state)
-    lost = "SLURM job: SLURM has forgotten the job, and nobody saw how it ended."
+    lost = "SLURM job: SLURM has no record of the job, so how it ended is unknown."
     assert get_description(run) == (lost if state else "")
 
 
@@ -364,7 +364,7 @@ def test_metrics_of_an_ended_job_wait_until_accounting_has_it(store, answer, tmp
     run = store.get_run(run_id)
     assert (run.info.status, run.data.metrics) == ("FAILED", {})
     assert get_description(run).count("time limit") == 1
-    assert not run.data.tags.get("slurm_state")  # so that it is asked for again
+    assert not run.data.tags.get("slurm_state")  # so the next call checks the run
     (tmp_path / "asked").unlink()
     answer(row(7, "TIMEOUT", gpus=1))
     main(["slurm", "reconcile"])
@@ -392,7 +392,7 @@ def test_runs_are_listed_beyond_the_first_page(store, answer, tmp_path, capsys):
 
     main(["slurm", "reconcile"])
 
-    assert "1 runs looked at, 1 changed" in capsys.readouterr().out
+    assert "1 runs checked, 1 changed" in capsys.readouterr().out
     assert store.get_run(run_id).info.status == "FAILED"
 
 

@@ -1,4 +1,4 @@
-"""The reports of a job's start and end, also of one that starts again."""
+"""The reports of a job's start and end, also of a requeued job."""
 
 import shutil
 
@@ -97,8 +97,8 @@ def test_start_is_not_undone_by_earlier_records_in_the_spool(client, run_id, tmp
     ("attempts", "step", "limit", "code", "status", "facts"),
     [
         ("7 0 3\n", "5", "2", 75, "SCHEDULED", []),
-        ("7 0 -\n", "", "2", 75, "SCHEDULED", []),  # the training does not say its steps
-        ("6 0 1\n6 1 3\n7 0 3\n", "5", "2", 75, "SCHEDULED", []),  # job 6 had starts of its own
+        ("7 0 -\n", "", "2", 75, "SCHEDULED", []),  # the training does not write its steps
+        ("6 0 1\n6 1 3\n7 0 3\n", "5", "2", 75, "SCHEDULED", []),  # job 6 was restarted itself
         ("7 0 3\n7 1", "5", "2", 75, "SCHEDULED", []),  # a line that a full disk cut off
         ("", "5", "1", 75, "SCHEDULED", []),
         ("7 0 5\n", "5", "2", 0, "FAILED", ["step 5", "resume {run_id} --time TIME`"]),

@@ -31,8 +31,10 @@ print(*states, sep="\\n")
     slurm_jobs.write_program(folder, "sacct", code)
     slurm_jobs.write_program(folder, "sleep", "")
     slurm_jobs.prepend_to_path(monkeypatch, folder)
-    functions = slurm_jobs.render({}, {}).partition("\nfail() {")[2].partition("# Whatever")[0]
-    text = f"SLURM_JOB_ID=7\nfail() {{{functions}\n{script}slurm_says"
+    functions = (
+        slurm_jobs.render({}, {}).partition("\nfail() {")[2].partition("# Report the end")[0]
+    )
+    text = f"SLURM_JOB_ID=7\nfail() {{{functions}\n{script}query_slurm"
     return subprocess.check_output(["bash", "-c", text], text=True).split()
 
 
@@ -66,14 +68,15 @@ def test_script_gives_up_on_accounting_that_lags(tmp_path, monkeypatch):
     assert ask(tmp_path, monkeypatch, "RUNNING None", booked)[2:] == [*booked]
 
 
-def find_older(folder, monkeypatch, *rows):
+def find_older_job(folder, monkeypatch, *rows):
     """Run the script's own search for an older job of the run's folder, as job 7."""
     queue = "".join(f"{row}|{folder}\n" for row in rows)
     slurm_jobs.write_program(folder, "squeue", slurm_jobs.make_program(queue))
     slurm_jobs.prepend_to_path(monkeypatch, folder)
-    function = "find_older() {" + slurm_jobs.render({}, {}).partition("\nfind_older() {")[2]
+    name = "find_older_job"
+    function = f"{name}() {{" + slurm_jobs.render({}, {}).partition(f"\n{name}() {{")[2]
     text = f"SLURM_JOB_ID=7\nrun_folder={folder}\n{function.partition(chr(10) + '}')[0]}\n}}\n"
-    found = subprocess.run(["bash", "-c", f"{text}find_older"], capture_output=True, text=True)
+    found = subprocess.run(["bash", "-c", f"{text}{name}"], capture_output=True, text=True)
     assert found.stderr == ""
     return found.stdout.strip()
 
@@ -86,4 +89,4 @@ def find_older(folder, monkeypatch, *rows):
     ],
 )
 def test_script_takes_no_element_of_an_array_for_an_older_job(rows, older, tmp_path, monkeypatch):
-    assert find_older(tmp_path, monkeypatch, *rows) == older
+    assert find_older_job(tmp_path, monkeypatch, *rows) == older

@@ -47,20 +47,22 @@ def start(folder, proctrack, command):
 
 @pytest.mark.parametrize("before", ["", "true && "])
 @pytest.mark.parametrize(
-    ("signum", "code", "left"), [(signal.SIGUSR1, 0, True), (signal.SIGTERM, 3, False)]
+    ("signum", "code", "interrupted"), [(signal.SIGUSR1, 0, True), (signal.SIGTERM, 3, False)]
 )
-def test_shell_that_is_signalled_alone_passes_it_on(before, signum, code, left, tmp_path):
+def test_shell_that_is_signalled_alone_forwards_the_signal(
+    before, signum, code, interrupted, tmp_path
+):
     (tmp_path / "train.py").write_text(READY)
     shell = start(tmp_path, "proctrack/cgroup", f"{before}{sys.executable} train.py")
 
     shell.send_signal(signum)
 
     assert shell.wait(scale(30)) == code
-    assert (tmp_path / "left").exists() == left
+    assert (tmp_path / "interrupted").exists() == interrupted
 
 
-def test_shell_of_a_training_that_is_signalled_too_passes_nothing_on(tmp_path):
-    # After the signal it stays for a second, in which what is passed on would reach it.
+def test_shell_of_a_training_that_is_signalled_too_forwards_nothing(tmp_path):
+    # After the signal it runs for a second, in which a forwarded signal would reach it.
     until = "while not Path('may-end').exists(): time.sleep(0.05)\ntime.sleep(1)"
     (tmp_path / "train.py").write_text(READY.replace("time.sleep(60)", until))
     shell = start(tmp_path, "proctrack/linuxproc", f"{sys.executable} train.py")
@@ -69,4 +71,4 @@ def test_shell_of_a_training_that_is_signalled_too_passes_nothing_on(tmp_path):
     (tmp_path / "may-end").touch()
 
     assert shell.wait(scale(30)) == 0
-    assert not (tmp_path / "left").exists()
+    assert not (tmp_path / "interrupted").exists()

@@ -4,7 +4,7 @@ import pytest
 
 from pyclassify.slurm.states import STATES, Job
 from pyclassify.slurm.status import (
-    STOPPED,
+    INTERRUPTED,
     Outcome,
     apply_outcome,
     derive_outcome,
@@ -34,7 +34,7 @@ def run_id(store):
         (137, "RUNNING None\nRUNNING\nRUNNING\nOUT_OF_MEMORY", "FAILED", MEMORY),
         (143, "RUNNING None\nRUNNING", "FAILED", "the job was ended by signal 15"),
         (143, "COMPLETING TimeLimit\nTIMEOUT\nRUNNING\nCANCELLED", "FAILED", LIMIT),
-        (143, "COMPLETING TimeLimit\n", "FAILED", LIMIT),  # there is no accounting
+        (143, "COMPLETING TimeLimit\n", "FAILED", LIMIT),  # without accounting
         (
             143,
             "COMPLETING None\nCANCELLED by 0\nRUNNING",
@@ -45,8 +45,8 @@ def run_id(store):
         (143, "COMPLETING None\nNODE_FAIL", "FAILED", FELL),
         (143, "COMPLETING BeginTime\nREQUEUED", "SCHEDULED", ""),
         (143, "PENDING BeginTime\nPENDING", "SCHEDULED", ""),
-        (143, "REQUEUED\nPREEMPTED", "SCHEDULED", ""),  # it made room for another
-        (75, "RUNNING None\nRUNNING", "KILLED", STOPPED.reason),
+        (143, "REQUEUED\nPREEMPTED", "SCHEDULED", ""),  # it was preempted
+        (75, "RUNNING None\nRUNNING", "KILLED", INTERRUPTED.reason),
         (75, "COMPLETING TimeLimit\nTIMEOUT\nRUNNING", "FAILED", LIMIT),
         (75, "RUNNING None\nRUNNING\nRUNNING\nOUT_OF_MEMORY", "FAILED", MEMORY),
     ],
@@ -71,7 +71,7 @@ def test_derive_outcome_of_an_unknown_user_keeps_slurms_id(by):
         ("FAILED", "FINISHED", "FAILED"),
         ("KILLED", "FAILED", "KILLED"),
         ("FINISHED", "FINISHED", "FINISHED"),
-        ("FINISHED", "FAILED", "FAILED"),  # which MLflow says whenever Python exits
+        ("FINISHED", "FAILED", "FAILED"),  # which MLflow sets whenever Python exits
     ],
 )
 def test_apply_outcome_keeps_a_status_unless_the_job_failed(before, outcome, after, store, run_id):

@@ -34,7 +34,7 @@ def resume(capsys, run_id, *options):
 
 
 def begin(tmp_path, **config):
-    """Submit the project that goes on where it stopped, and wait until it has begun."""
+    """Submit the project that resumes from its last step, and wait until it has begun."""
     project = restarting_project.write(tmp_path / "project")
     given = {"gate": tmp_path / "gate", "gain": 1}
     submitted = submit_project(project, {"mem": "1000M", **config}, parameters=given)
@@ -52,7 +52,7 @@ def test_resume_after_a_killed_script_continues_the_same_run(slurm, tmp_path, ca
 
     slurm.run("scancel", "--signal=KILL", "--batch", first)
     slurm.wait_for(first, "FAILED")
-    assert get_run(run_id).info.status == "RUNNING"  # nobody could say so
+    assert get_run(run_id).info.status == "RUNNING"  # no process was left to report the end
     (tmp_path / "gate").touch()
     code, out, _ = resume(capsys, run_id, "--time", "5")
     second = get_run(run_id).data.tags["slurm_job_id"]
@@ -78,7 +78,9 @@ def test_second_job_of_a_run_starts_nothing_beside_the_first(slurm, tmp_path):
 
     assert slurm.wait_for(second, "FAILED", "COMPLETED") == "FAILED"
     stderr = (folder / "second").read_text()
-    assert mentions(stderr, submitted.run_id, f"job {submitted.job_id}'s", "is RUNNING", "nothing")
+    assert mentions(
+        stderr, submitted.run_id, f"job {submitted.job_id} of", "is RUNNING", "nothing is started"
+    )
     assert get_run(submitted).info.status == "RUNNING"
     assert get_run(submitted).data.tags["slurm_job_ids"] == submitted.job_id
     (tmp_path / "gate").touch()
@@ -125,7 +127,7 @@ def test_resume_of_a_cleared_folder_fails(killed, tmp_path, capsys):
     run_id = killed()
     code, _, error = resume(capsys, run_id)
     assert code == 1
-    assert mentions(error, run_id, f"no {tmp_path}/run/job.sh ", "here")
+    assert mentions(error, run_id, f"{tmp_path}/run/job.sh ", "does not exist", "(here)")
     assert "`mlflow run --backend slurm`" in error
 
 
@@ -170,7 +172,7 @@ def test_resume_with_an_invalid_time_changes_nothing(killed, tmp_path, capsys):
 
     code, _, error = resume(capsys, run_id, "--time", "soon")
 
-    assert code == 1
+    assert code == 2
     assert mentions(error, "--time", "'soon'", "minutes")
     assert not (tmp_path / "given").exists()
     assert (get_run(run_id).info.status, get_run(run_id).data.tags["slurm_job_id"]) == (

@@ -65,19 +65,19 @@ def test_cancel_of_an_ended_job_prints_its_state(running, client, capsys):
 
     # the form of this message
     assert run_command(capsys, "cancel", run_id)[1] == (
-        f"run {run_id}: FAILED\njob 4: had ended: TIMEOUT\n"
+        f"run {run_id}: FAILED\njob 4: already ended (TIMEOUT)\n"
     )
     assert "time limit" in get_description(client.get_run(run_id))
 
 
-def test_cancel_of_a_forgotten_job_closes_the_run(running, client, capsys):
+def test_cancel_of_a_job_without_a_record_sets_the_run_killed(running, client, capsys):
     run_id = running("99")
 
     assert run_command(capsys, "cancel", run_id)[1] == (
-        f"run {run_id}: KILLED\njob 99: SLURM has forgotten it\n"
+        f"run {run_id}: KILLED\njob 99: SLURM has no record of it\n"
     )
     by = f"KILLED by {getpass.getuser()}"
-    assert mentions(get_description(client.get_run(run_id)), "SLURM job 99: ", "forgotten", by)
+    assert mentions(get_description(client.get_run(run_id)), "SLURM job 99: ", "no record", by)
 
 
 def test_cancel_with_squeue_unavailable_cancels(running, client, put, capsys):
@@ -138,7 +138,7 @@ def test_job_logs_read_a_log_truncated_by_a_requeue_from_its_beginning(running, 
 
 def test_status_of_an_ended_job_without_a_log_has_the_expected_path(running, tmp_path, capsys):
     run_id = running()
-    where = f"no log: could SLURM open {tmp_path}/-4-*.out?\n"
+    where = f"no log: check that SLURM can write {tmp_path}/-4-*.out\n"
 
     status = run_command(capsys, "status", run_id)[1]
 
@@ -179,7 +179,7 @@ def test_status_of_an_ended_run_passes_with_a_forgotten_job(running, client, cap
 
     assert run_command(capsys, "status", run_id)[:2] == (
         0,
-        f"run {run_id}: KILLED\njob 99: SLURM has forgotten it\n",
+        f"run {run_id}: KILLED\njob 99: SLURM has no record of it\n",
     )
 
 
@@ -234,7 +234,7 @@ def test_status_of_a_forgotten_job_fails_and_names_the_folder(running, client, t
 
     assert code == 1
     assert mentions(error, "squeue has no job 99", "sacct has no job 99", "RUNNING")
-    assert mentions(error, tmp_path, "`pyclassify slurm cancel`")
+    assert mentions(error, tmp_path, f"`pyclassify slurm cancel {run_id}`")
     assert client.get_run(run_id).info.status == "RUNNING"
 
 
@@ -276,10 +276,10 @@ def test_status_of_a_job_that_never_starts_says_what_to_change(put, running, cap
     assert mentions(run_command(capsys, "status", run_id)[1], "AssocGrpGRESMinutes", '"account"')
 
 
-def test_status_of_a_job_that_stopped_in_good_order_is_killed(put, running, capsys, tmp_path):
+def test_status_of_a_job_that_was_interrupted_is_killed(put, running, capsys, tmp_path):
     put("squeue", ("4|COMPLETED|None|n1|0:09\n",))
     put("sacct", DOWN)
-    (tmp_path / "left").touch()
+    (tmp_path / "interrupted").touch()
     run_id = running()
 
     output = run_command(capsys, "status", run_id)[1]

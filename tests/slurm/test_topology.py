@@ -4,6 +4,7 @@ import pytest
 
 from pyclassify.slurm.config import parse_config
 from pyclassify.slurm.topology import Topology, decide_topology
+from pyclassify.utils.options import UsageError
 
 OURS = {"devices": 1, "num_nodes": 1, "accelerator": "auto", "seed": 0}
 
@@ -48,7 +49,7 @@ def test_topology_without_parameters_follows_the_configuration(config, expected)
         (
             {"ntasks_per_node": 4},
             {"devices": "2"},
-            r"ntasks_per_node is 4\b.*devices is 2 by -P devices=2\b",
+            r"ntasks_per_node is 4\b.*devices is 2 \(-P devices=2\)",
         ),
         (
             {"ntasks_per_node": 2},
@@ -56,15 +57,19 @@ def test_topology_without_parameters_follows_the_configuration(config, expected)
             "ntasks_per_node is 2 .* devices is 1 .*MLproject.*ntasks_per_node",
         ),
         ({"nodes": 2}, {}, "nodes is 2 .* num_nodes is 1 .*MLproject"),
-        ({"gpus": 2}, {"devices": "2", "num_nodes": "2"}, "gpus is 2 .* devices is 2 by .*2 nodes"),
-        ({"gpus_per_task": 2}, {}, "gpus_per_task is 2 .* each process has 1 GPU"),
+        ({"gpus": 2}, {"devices": "2", "num_nodes": "2"}, "gpus is 2 .* devices is 2 .*2 nodes"),
+        ({"gpus_per_task": 2}, {}, "gpus_per_task is 2 .* each task has 1 GPU"),
         (
             {"gpus": 2},
             {"devices": 2, "accelerator": "cpu"},
-            "gpus is 2 .* accelerator is cpu by -P",
+            r"gpus is 2 .* accelerator is cpu \(-P",
         ),
         ({"gpus": 0}, {"devices": 2, "accelerator": "gpu"}, "gpus is 0 .* devices is 2"),
-        ({}, {"devices": "2", "trainer.devices": "4"}, "-P devices=2 and -P trainer.devices=4 set"),
+        (
+            {},
+            {"devices": "2", "trainer.devices": "4"},
+            "-P devices=2 and -P trainer.devices=4 contradict",
+        ),
     ],
 )
 def test_configuration_that_contradicts_parameters_is_refused_with_both_numbers(
@@ -75,9 +80,10 @@ def test_configuration_that_contradicts_parameters_is_refused_with_both_numbers(
 
 
 @pytest.mark.parametrize("devices", ["auto", "-1", "0", "0,1", "2.5", "[0, 1]", "inf", "nan"])
-def test_devices_that_is_not_a_whole_number_is_refused(devices):
+def test_devices_that_is_not_an_integer_is_refused(devices):
+    # the form of this message
     with pytest.raises(
-        ValueError, match=r"^devices is .* by -P devices=.*whole number from 1, such"
+        UsageError, match=r"^invalid devices: .* \(expected an integer from 1, such"
     ):
         decide({}, {"devices": devices})
 
@@ -85,9 +91,9 @@ def test_devices_that_is_not_a_whole_number_is_refused(devices):
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        ({"gpu_type": "a100"}, "gpu_type is 'a100' .*nothing says how many.*\"gpus\""),
-        ({"gpus": 3, "nodes": 2}, "gpus is 3 .*2 nodes.* multiple of 2"),
-        ({"gpus": 4, "gpus_per_task": 1}, "gpus is 4 .*gpus_per_task makes 1 x 1 processes"),
+        ({"gpu_type": "a100"}, "gpu_type is 'a100' .*without a number of GPUs.*\"gpus\""),
+        ({"gpus": 3, "nodes": 2}, "invalid gpus .*: 3 .*multiple of 2.*2 nodes"),
+        ({"gpus": 4, "gpus_per_task": 1}, "gpus is 4 .*gpus_per_task is 1 for 1 tasks"),
     ],
 )
 def test_configuration_that_contradicts_itself_is_refused(config, message):

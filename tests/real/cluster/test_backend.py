@@ -1,4 +1,4 @@
-"""Runs submitted to a real cluster: what they run, what they tell, and how they end."""
+"""Runs submitted to a real cluster: what they run, log and report, and how they end."""
 
 import json
 import logging
@@ -29,7 +29,7 @@ from tests.support.slurm_jobs import (
 from tests.support.waiting import scale
 
 
-def test_run_tells_how_it_went(slurm, tmp_path):
+def test_run_of_a_job_has_its_status_tags_and_logs(slurm, tmp_path):
     project = write_project(tmp_path / "submitted", TELLS)
 
     config = {"job_name": "a 'job'", "exports": {"A": "b"}}
@@ -40,15 +40,15 @@ def test_run_tells_how_it_went(slurm, tmp_path):
 
     assert scheduled.info.status in ("SCHEDULED", "RUNNING")
     assert (run.info.status, run.data.params["said"]) == ("FINISHED", "hello")
-    told = {name: run.data.tags[f"slurm_{name}"] for name in ("job_id", "partition", "nodes")}
-    assert told == {"job_id": submitted.job_id, "partition": "main", "nodes": "n1"}
+    tags = {name: run.data.tags[f"slurm_{name}"] for name in ("job_id", "partition", "nodes")}
+    assert tags == {"job_id": submitted.job_id, "partition": "main", "nodes": "n1"}
     assert run.data.tags["slurm_submit_host"] == os.uname().nodename
     names = {f"slurm/a 'job'-{submitted.job_id}.{ending}" for ending in ("out", "err")}
     assert list_artifacts(run) == {"slurm/job.sh", "slurm/backend_config.json", *names}
     assert f"I run in {tmp_path}/submitted-slurm/{run.info.run_id}/project\n" in read_log(submitted)
 
 
-def test_failure_is_told_at_once_with_the_last_lines_of_stderr(slurm, tmp_path):
+def test_failure_is_reported_at_once_with_the_last_lines_of_stderr(slurm, tmp_path):
     code = "import mlflow, sys\nmlflow.log_param('a', 1)\nsys.exit('the disk is on fire')"
     project = write_project(tmp_path / "submitted", code)
 
@@ -56,14 +56,14 @@ def test_failure_is_told_at_once_with_the_last_lines_of_stderr(slurm, tmp_path):
         submit_project(project, synchronous=True)
 
     run = get_newest_run()
-    assert run.info.status == "FAILED"  # though MLflow says FINISHED whenever Python exits
+    assert run.info.status == "FAILED"  # although MLflow sets FINISHED whenever Python exits
     job = run.data.tags["slurm_job_id"]
     assert mentions(
         get_description(run), f"SLURM job {job}: ", "exit code 1", "the disk is on fire"
     )
 
 
-def test_refusal_leaves_the_run_failed_with_sbatchs_words(slurm, tmp_path):
+def test_submission_refused_by_sbatch_leaves_a_failed_run_with_its_message(slurm, tmp_path):
     project = write_project(tmp_path / "submitted", TELLS)
     with pytest.raises(ExecutionException, match="Invalid partition name"):
         submit_project(project, {"partition": "nowhere"})
@@ -72,7 +72,7 @@ def test_refusal_leaves_the_run_failed_with_sbatchs_words(slurm, tmp_path):
     assert "specified: nowhere" in get_description(get_newest_run())
 
 
-def test_mistake_is_told_before_there_is_a_run(slurm, tmp_path):
+def test_invalid_submission_fails_before_there_is_a_run(slurm, tmp_path):
     project = write_project(tmp_path / "submitted", TELLS, "devices: {default: 1}")
     with pytest.raises(ExecutionException, match=r"ntasks_per_node is 2\b.* devices is 1\b"):
         submit_project(project, {"ntasks_per_node": 2})
@@ -120,23 +120,25 @@ def test_submission_warns_of_files_left_out_and_of_a_database_on_a_network(
     assert copied == {"MLproject", "train.py"}
 
 
-def test_wait_for_a_job_over_the_time_limit_of_its_partition_says_what_to_change(
+def test_wait_for_a_job_over_the_time_limit_of_its_partition_warns_what_to_change(
     slurm, tmp_path, monkeypatch
 ):
-    said = queue.Queue()
-    monkeypatch.setattr(submitted_run._logger, "warning", lambda form, *args: said.put(form % args))
+    warnings = queue.Queue()
+    monkeypatch.setattr(
+        submitted_run._logger, "warning", lambda form, *args: warnings.put(form % args)
+    )
     project = write_project(tmp_path / "submitted", TELLS)
     submitted = submit_project(project, {"time": "UNLIMITED"}, forks=False)
     waiter = threading.Thread(target=submitted.wait)
     waiter.start()
 
-    warning = said.get(timeout=scale(60))
+    warning = warnings.get(timeout=scale(60))
     slurm.run("scancel", submitted.job_id)
     waiter.join(scale(60))
 
     assert not waiter.is_alive()
     cancel = f"`pyclassify slurm cancel {submitted.run_id}`"
-    # PartitionTimeLimit, or PartitionConfig until SLURM has looked at all limits.
+    # PartitionTimeLimit, or PartitionConfig until SLURM has checked all limits.
     assert re.search(r"because of Partition(TimeLimit|Config): ", warning)
     assert mentions(warning, '"time"', '"partition"', cancel)
     assert get_run(submitted).info.status == "KILLED"

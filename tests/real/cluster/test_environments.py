@@ -36,7 +36,9 @@ def test_manager_builds_on_the_login_node(slurm, tmp_path, monkeypatch):
     assert "No module named 'mlflow'" in read_log(submitted, "err")  # it is that environment
     assert "never" not in read_log(submitted)
     assert submitted.get_status() == "FAILED"
-    assert "MLflow can't be told that the run starts" in get_description(get_newest_run())
+    assert "the start of the run could not be reported to MLflow" in get_description(
+        get_newest_run()
+    )
 
 
 def test_image_runs_the_command_and_reports(slurm, tmp_path, monkeypatch):

@@ -77,9 +77,9 @@ def test_every_process_sees_the_gpus_of_the_type(name, jobs):
     _, run, log = jobs[name]
 
     assert run.info.status == "FINISHED", get_description(run)
-    told = [json.loads(line) for line in log.splitlines() if line.startswith("[")]
-    assert {rank for rank, *_ in told} == {str(rank) for rank in range(devices * nodes)}
-    assert {(node, gpus) for _, _, node, gpus in told} == places
+    rows = [json.loads(line) for line in log.splitlines() if line.startswith("[")]
+    assert {rank for rank, *_ in rows} == {str(rank) for rank in range(devices * nodes)}
+    assert {(node, gpus) for _, _, node, gpus in rows} == places
 
 
 @pytest.mark.parametrize("name", REQUESTS)
@@ -99,7 +99,7 @@ def test_accounting_counts_the_gpus_of_each_request(name, jobs, slurm):
         (
             {"partition": "typed", "gpu_type": "A100"},
             1,
-            ("partition typed", "nearest: a100", f"a100, {MIG}, v100"),
+            ("partition typed", "Did you mean 'a100'?", f"a100, {MIG}, v100"),
         ),
         ({"partition": "main", "gpu_type": "v100"}, 1, ("partition main", "have no type", "typed")),
         ({"partition": "typed", "gpu_type": "v100"}, 4, ("4 GPUs of type v100", "at most 2")),
@@ -111,9 +111,9 @@ def test_type_or_number_that_a_partition_lacks_is_refused_before_there_is_a_run(
 ):
     project = write_project(tmp_path / "submitted", TELL, PARAMETERS)
 
-    with pytest.raises(ExecutionException) as refusal:
+    with pytest.raises(ExecutionException) as error:
         submit_project(project, config, parameters={"devices": devices})
 
-    assert mentions(str(refusal.value), *facts)
+    assert mentions(str(error.value), *facts)
     experiment = mlflow.get_experiment_by_name("tested").experiment_id
     assert mlflow.MlflowClient().search_runs([experiment]) == []

@@ -1,4 +1,4 @@
-"""What becomes of a run, whatever becomes of its job: each line through a real cluster."""
+"""The status and description of a run after each way that its job can end; a real cluster."""
 
 import re
 import threading
@@ -15,9 +15,9 @@ from tests.support.waiting import scale, wait_until
 WAITING, FAILING = "controller down while waiting", "exit 3 with the controller down"
 NONE = r"\A\Z"
 TOO_MUCH = 'memory.*"mem"'
-if not cluster.LIMITS_MEMORY:  # SLURM does not tell, but for the job's stderr
+if not cluster.LIMITS_MEMORY:  # SLURM reports it only in the job's stderr
     TOO_MUCH = r"signal 9\b.*exceeded memory limit"
-# What happens, the run's status by itself, that after `pyclassify slurm status`, and its words.
+# The event, the status that the job sets, that after `pyclassify slurm status`, the description.
 OUTCOMES = [
     ("success", "FINISHED", "FINISHED", NONE),
     ("exit 1", "FAILED", "FAILED", r"exit code 1\b.*no such file"),
@@ -54,7 +54,7 @@ def outcomes(cluster, empty_store, tmp_path_factory):
 
 
 def at_once(cluster, submissions):
-    # What takes half a minute comes first: the controller's next look at time limits, and KillWait.
+    # Jobs that wait for 30 seconds come first: for the check of time limits, and for KillWait.
     submissions.submit("time limit", "obey", {"file": submissions.file("time limit")})
     submissions.start("scancel by someone else")
     submissions.wait_until_started("time limit", "scancel by someone else")
@@ -80,13 +80,13 @@ def at_once(cluster, submissions):
 
 
 def refused(submissions, **config):
-    with pytest.raises(ExecutionException) as refusal:
+    with pytest.raises(ExecutionException) as error:
         submissions.submit("refused", **config)
     run = mlflow.MlflowClient().search_runs(
         [mlflow.get_experiment_by_name("tested").experiment_id], max_results=1
     )[0]
     outcome = submissions.described(run.info.run_id)
-    assert outcome.words == f"SLURM submission: {refusal.value}"
+    assert outcome.words == f"SLURM submission: {error.value}"
     return outcome
 
 
@@ -102,13 +102,13 @@ def with_the_controller_down(cluster, submissions):
     waiter.join(scale(60))
     assert not waiter.is_alive()
     ended = {name: submissions.outcome(name) for name in (WAITING, FAILING)}
-    with cluster.crashed("n1"):  # else its end goes on trying to reach the controller for a minute
+    with cluster.crashed("n1"):  # otherwise the end of the job retries the controller for a minute
         pass
     return {"controller down at submission": at_submission, **ended}
 
 
 @pytest.mark.parametrize(("what", "at_once", "status", "words"), OUTCOMES)
-def test_a_run_says_what_became_of_its_job(what, at_once, status, words, outcomes):
+def test_run_has_the_status_and_reason_of_its_job(what, at_once, status, words, outcomes):
     outcome = outcomes[1][what]
 
     assert (outcome.at_once, outcome.status) == (at_once, status), outcome.words
@@ -119,7 +119,7 @@ def test_accounting_has_a_job_that_came_to_its_time_limit_as_such(outcomes, clus
     assert cluster.accounting(outcomes[0].job("time limit"), "state") == "TIMEOUT"
 
 
-@pytest.mark.slow  # half a minute until the controller looks, and as much until it kills
+@pytest.mark.slow  # 30 seconds until the controller checks, and 30 more until it kills
 def test_task_that_ignores_its_stop_at_the_time_limit_is_killed(slurm, tmp_path):
     submissions = Submissions(slurm, slurm_jobs.write_foreign_project(tmp_path / "project"))
     submissions.start("deaf")

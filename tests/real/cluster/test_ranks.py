@@ -30,16 +30,16 @@ PARAMETERS = "devices: {default: 1}, num_nodes: {default: 1}"
 def ranks(submitted):
     run = wait_for_status(submitted)
     assert run.info.status == "FINISHED", get_description(run)
-    told = [json.loads(line) for line in read_log(submitted).splitlines() if line.startswith("{")]
-    return sorted(told, key=lambda each: int(each["SLURM_PROCID"]))
+    found = [json.loads(line) for line in read_log(submitted).splitlines() if line.startswith("{")]
+    return sorted(found, key=lambda variables: int(variables["SLURM_PROCID"]))
 
 
 SHIPPED = {"ulysses": (2, 1), "leonardo": (4, 2), "perlmutter": (2, 1)}
 
 
 @pytest.fixture(scope="module")
-def told(cluster, empty_store, tmp_path_factory):
-    """What the processes of each shipped configuration tell; the jobs run at once."""
+def variables(cluster, empty_store, tmp_path_factory):
+    """The variables of each task, by shipped configuration; the jobs run at once."""
     folder = tmp_path_factory.mktemp("shipped")
     with pytest.MonkeyPatch.context() as patch:
         enter_submission_folder(patch, cluster, empty_store, folder)
@@ -60,10 +60,11 @@ def adapt(name):
 
 
 @pytest.mark.parametrize("name", SHIPPED)
-def test_every_process_sees_all_gpus_of_its_node(name, told):
+def test_every_process_sees_all_gpus_of_its_node(name, variables):
     devices, num_nodes = SHIPPED[name]
-    seen = {key: {each[key] for each in told[name]} for key in told[name][0]}
-    assert [each["SLURM_PROCID"] for each in told[name]] == [
+    tasks = variables[name]
+    seen = {key: {task[key] for task in tasks} for key in tasks[0]}
+    assert [task["SLURM_PROCID"] for task in tasks] == [
         str(rank) for rank in range(devices * num_nodes)
     ]
     (gpus,) = seen["CUDA_VISIBLE_DEVICES"]  # the same for all; which ones, other jobs decide
@@ -73,16 +74,16 @@ def test_every_process_sees_all_gpus_of_its_node(name, told):
     assert len(seen["SLURM_NODEID"]) == num_nodes
 
 
-def test_two_jobs_on_one_node_meet_at_places_of_their_own(slurm, tmp_path):
+def test_two_jobs_on_one_node_use_different_ports(slurm, tmp_path):
     project = write_project(tmp_path / "submitted", TELL, PARAMETERS)
     config = {"nodelist": "n1", "mem": "2G"}
 
     both = [submit_project(project, config, parameters={"devices": 2}) for _ in range(2)]
-    told = [ranks(each) for each in both]
+    jobs = [ranks(each) for each in both]
 
     # The nodes' names don't resolve here.
-    assert {each["MASTER_ADDR"] for ranks in told for each in ranks} == {"127.0.0.1"}
-    ports = [{each["MASTER_PORT"] for each in ranks} for ranks in told]
+    assert {each["MASTER_ADDR"] for ranks in jobs for each in ranks} == {"127.0.0.1"}
+    ports = [{each["MASTER_PORT"] for each in ranks} for ranks in jobs]
     assert [len(each) for each in ports] == [1, 1]
     assert ports[0] != ports[1]
 
@@ -90,8 +91,8 @@ def test_two_jobs_on_one_node_meet_at_places_of_their_own(slurm, tmp_path):
 @pytest.mark.parametrize(
     ("srun_args", "words"),
     [
-        (["--ntasks=1", "--ntasks-per-node=1"], r"\b1 processes\b.*\b2 were asked"),
-        (["--gpus-per-task=1"], r"process [01] has 1 GPUs\b.*\b2 were asked"),
+        (["--ntasks=1", "--ntasks-per-node=1"], r"\b1 tasks\b.*\brequested 2\b"),
+        (["--gpus-per-task=1"], r"task [01] has 1 GPUs\b.*\brequested 2\b"),
     ],
 )
 def test_too_few_processes_or_gpus_are_never_silent(srun_args, words, slurm, tmp_path):

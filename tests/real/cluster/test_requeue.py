@@ -1,4 +1,4 @@
-"""A job that starts again: one run, whatever ends its attempts; a real cluster."""
+"""A requeued job is one run, whatever ends its attempts; a real cluster."""
 
 import re
 from functools import partial
@@ -12,8 +12,8 @@ from tests.support.slurm_jobs import ENDED, Submissions
 from tests.support.waiting import wait_until
 
 LIMIT, PERSON, NODE = "its time limit", "scontrol requeue", "node down"
-CANCELLED, NO_GAIN, ATTEMPTS = "scancel while it goes on", "no step gained", "limit on starts"
-ROOM, PLAIN = "preemption after a time of grace", "no requeue"
+CANCELLED, NO_GAIN, ATTEMPTS = "scancel while it runs", "no progress", "limit on starts"
+ROOM, PLAIN = "preemption after a grace period", "no requeue"
 # What happens, the run's status, its words, and the step that each of its attempts began at.
 OUTCOMES = [
     (LIMIT, "FINISHED", r"\A\Z", ["0", "1"]),
@@ -33,7 +33,7 @@ OUTCOMES = [
 
 
 class Restarting(Submissions):
-    """Jobs of the project that goes on where it stopped."""
+    """Jobs of the project that resumes from its last step."""
 
     def begin(self, name, gain=1, **config):
         gate = self.file(name)
@@ -62,17 +62,17 @@ class Restarting(Submissions):
         self.cluster.run("scontrol", "update", f"jobid={self.job(name)}", f"timelimit={minutes}")
 
     def start_again(self, *names):
-        """Wait until they are in the queue again, and have SLURM wait no longer than it must.
+        """Wait until the jobs are requeued, and have them start as soon as they can.
 
-        In the same second a node takes the job for the one that it was told to end.
+        A start within the same second as the end would confuse the node.
         """
         for name in names:
-            wait_until(partial(self.is_requeued, name), f"{name} is in the queue again")
+            wait_until(partial(self.is_requeued, name), f"{name} is requeued")
             if self.cluster.state(self.job(name)) == "PENDING":
                 self.cluster.run("scontrol", "update", f"jobid={self.job(name)}", "starttime=now+2")
 
     def is_requeued(self, name):
-        """Whether it waits to start again, or did so already, on a host that is slow."""
+        """Whether the job is pending after a requeue, or has already started on a slow host."""
         state = self.cluster.state(self.job(name))
         return state in ("PENDING", *ENDED) or len(self.steps(name)) > 1
 
@@ -103,7 +103,9 @@ def run(jobs, cluster):
     jobs.submit(PLAIN, "main", {"gate": jobs.file(PLAIN), "gain": 1})
 
     jobs.wait_until_begun(LIMIT, ROOM, NODE)
-    jobs.limit(LIMIT, minutes=54)  # at which SLURM looks each half minute, and then warns at once
+    jobs.limit(
+        LIMIT, minutes=54
+    )  # SLURM checks the limit every 30 seconds, and then signals at once
     cluster.submit("true", "--nodelist=n1", "--gpus-per-node=4", "--mem=100M")
     with cluster.crashed("n2"):
         jobs.wait_until_begun(PERSON, CANCELLED, NO_GAIN, ATTEMPTS, PLAIN)
@@ -132,7 +134,7 @@ def test_run_is_one_whatever_ends_its_attempts(what, status, words, steps, jobs)
 
 
 @pytest.mark.parametrize("what", [LIMIT, NODE, ROOM, PLAIN])
-def test_tags_tell_the_jobs_and_how_often_they_started_again(what, jobs):
+def test_tags_have_the_jobs_and_the_number_of_restarts(what, jobs):
     tags = mlflow.get_run(jobs.runs[what].run_id).data.tags
 
     assert tags["slurm_job_ids"] == tags["slurm_job_id"] == jobs.job(what)
@@ -140,7 +142,7 @@ def test_tags_tell_the_jobs_and_how_often_they_started_again(what, jobs):
 
 
 @pytest.mark.parametrize(("what", "state"), [(PLAIN, "COMPLETED"), (NO_GAIN, "FAILED")])
-def test_job_that_was_told_to_stop_is_no_failure_unless_its_run_is(what, state, jobs):
+def test_interrupted_job_is_completed_unless_its_run_failed(what, state, jobs):
     assert jobs.cluster.accounting(jobs.job(what), "state", "exitcode") == (
         f"{state}|{0 if state == 'COMPLETED' else 75}:0"
     )

@@ -1,4 +1,4 @@
-"""Jobs that can't reach the tracking server: what they say is kept, and delivered later."""
+"""Jobs that can't reach the tracking server: their logs are spooled, and uploaded later."""
 
 import shutil
 import socket
@@ -21,7 +21,7 @@ from tests.support.slurm_jobs import (
     write_project,
 )
 
-# Its first attempt fails, and its second goes on.
+# Its first attempt fails, and its second resumes.
 LOGS = """
     import os, sys
     from pathlib import Path
@@ -49,7 +49,7 @@ def server(empty_store, tmp_path_factory):
 
 @pytest.fixture
 def run_while_away(slurm, server, monkeypatch):
-    """Submit a job with the server there, run it with the server away, and deliver what it said."""
+    """Submit a job with the server up, run it with the server down, and upload its spool."""
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[3]))
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
 
@@ -107,7 +107,7 @@ def test_server_that_is_away_costs_a_job_neither_its_start_nor_its_end(run_while
     job = run_while_away(socket.gethostname(), submit_held(tmp_path, code))
 
     assert "it ran" in job.out
-    assert job.err.count("MLflow can't be told") == 2
+    assert job.err.count("the report did not reach MLflow") == 2
     assert job.run.info.status == "FAILED"
     assert mentions(get_description(job.run), f"SLURM job {job.job_id}: ", "exit code 3")
     assert job.run.data.tags["slurm_job_ids"] == job.job_id
@@ -124,4 +124,4 @@ def test_script_of_a_spooled_job_knows_nothing_of_the_server(tmp_path, monkeypat
 
     assert f"MLFLOW_TRACKING_URI=spool://{tmp_path}/a%20b/RUN_ID/spool\n" in text
     assert "localhost" not in text
-    assert "has a password" not in text
+    assert "password" not in text

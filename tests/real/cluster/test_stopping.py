@@ -45,7 +45,7 @@ def test_ctrl_c_while_waiting_cancels_the_job_and_marks_the_run_killed(slurm, tm
     assert slurm.wait_for(get_newest_run().data.tags["slurm_job_id"], "CANCELLED") == "CANCELLED"
 
 
-def test_submitted_run_is_cancelled_and_says_so(slurm, tmp_path):
+def test_submitted_run_is_cancelled_and_described(slurm, tmp_path):
     submitted = submit_project(
         write_project(tmp_path / "submitted", TELLS), {"sbatch_args": ["--hold"]}
     )
@@ -77,7 +77,7 @@ subprocess.run([{shutil.which("scancel")!r}, *sys.argv[1:]], check=True)
     write_program(tmp_path / "bin", "scancel", late)
     prepend_to_path(monkeypatch, tmp_path / "bin")
 
-    assert submitted.cancel() == "had ended: COMPLETED"
+    assert submitted.cancel() == "already ended (COMPLETED)"
     assert get_run(submitted).info.status == "FINISHED"
 
 

@@ -36,7 +36,7 @@ def tools(tmp_path_factory):
 
 def run(tools, *words):
     """Run a program of that environment, where the checkout can't be imported; its output."""
-    # It has no bytecode yet, and each program would compile MLflow again.
+    # It has no bytecode yet; without it each program would compile MLflow.
     without = ("PYTHONPATH", "VIRTUAL_ENV", "PYTHONDONTWRITEBYTECODE")
     variables = {name: value for name, value in os.environ.items() if name not in without}
     variables["PATH"] = f"{tools}:{os.environ['PATH']}"
@@ -46,7 +46,7 @@ def run(tools, *words):
 
 
 @pytest.mark.slow
-def test_foreign_project_is_submitted_runs_and_is_asked_for_without_torch(slurm, tools, tmp_path):
+def test_foreign_project_is_submitted_runs_and_has_a_status_without_torch(slurm, tools, tmp_path):
     found = run(tools, "python", "-c", "import importlib.util as u; print(u.find_spec('torch'))")
     assert found == "None\n"
     slurm_jobs.write_foreign_project(tmp_path / "foreign")
@@ -58,8 +58,8 @@ def test_foreign_project_is_submitted_runs_and_is_asked_for_without_torch(slurm,
     ended = mlflow.get_run(submitted.info.run_id)
     assert ended.info.status == "FINISHED", ended.data.tags
     assert f"source {tools}/activate" in script(ended)
-    said = run(tools, "pyclassify", "slurm", "status", submitted.info.run_id)
-    assert said.startswith(f"run {submitted.info.run_id}: FINISHED\njob ")
+    output = run(tools, "pyclassify", "slurm", "status", submitted.info.run_id)
+    assert output.startswith(f"run {submitted.info.run_id}: FINISHED\njob ")
     assert "it is done" in run(tools, "pyclassify", "slurm", "logs", submitted.info.run_id)
 
 
