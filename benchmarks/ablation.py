@@ -1,13 +1,13 @@
-"""What each ingredient of a recipe gives: short trainings without one after the other.
+"""Ablation of a recipe: short trainings, each without one part of the recipe.
 
     python -m benchmarks.ablation alexnet-bn-cifar10.yaml FOLDER [--images 5000] [--epochs 4]
         [--seeds 1] [--json FILE] [-- OPTION ...]
 
 FOLDER holds train/<class>/<image>. Each training is `pyclassify fit` with the recipe on the first
 images of each class, by its last validation accuracy on as many others as --validated says; the
-test images are not read. Options behind `--` are of all trainings, such as --batch_size 128, as few
-images make few steps. So short a training tells what makes learning faster; what keeps a network
-from learning its images by heart can only cost in it.
+test images are not read. Options after `--` apply to all trainings, such as --batch_size 128: few
+images make few steps. Such a short training shows what speeds up learning; regularization can only
+cost accuracy in it.
 """
 
 import argparse
@@ -25,27 +25,27 @@ RECIPES = ("alexnet-bn-cifar10.yaml", "alexnet-cifar10-best.yaml")
 
 COMMON = {
     "the recipe": [],
-    "labels not smoothed": ["--model.label_smoothing=0"],
-    "no shifts": ["--data.random_crop_padding=0"],
-    "no mirror images": ["--data.horizontal_flip=false"],
+    "no label smoothing": ["--model.label_smoothing=0"],
+    "no random crop": ["--data.random_crop_padding=0"],
+    "no horizontal flip": ["--data.horizontal_flip=false"],
     "no weight decay": ["--optimizer.weight_decay=0"],
     "a constant rate": ["--lr_scheduler=ConstantLR", "--lr_scheduler.factor=1"],
 }
 
 
 def leave_out(recipe, callback):
-    """The option that has a recipe's callbacks but for one."""
-    there = yaml.safe_load((ROOT / "configs" / recipe).read_text())["trainer"]["callbacks"]
-    left = [each for each in there if not each["class_path"].endswith(f".{callback}")]
-    return f"--trainer.callbacks={json.dumps(left)}"
+    """Make the option for all callbacks of a recipe except one."""
+    callbacks = yaml.safe_load((ROOT / "configs" / recipe).read_text())["trainer"]["callbacks"]
+    remaining = [c for c in callbacks if not c["class_path"].endswith(f".{callback}")]
+    return f"--trainer.callbacks={json.dumps(remaining)}"
 
 
 def without(recipe):
-    """For each line of a recipe's table the options that leave one thing out."""
-    lines = COMMON | {"weights not averaged": [leave_out(recipe, "EMAWeights")]}
+    """List the options that leave out one part of a recipe, for each line of its table."""
+    lines = COMMON | {"no EMA of the weights": [leave_out(recipe, "EMAWeights")]}
     if recipe == "alexnet-bn-cifar10.yaml":
         learnt = [leave_out(recipe, "WhitenStem"), "--model.freeze=null"]
-        return lines | {"a stem that learns": learnt}
+        return lines | {"trainable stem": learnt}
     return lines | {
         "63 pixels": ["--data.resize=63", "--data.crop=63", "--data.random_crop_padding=8"]
     }

@@ -13,13 +13,13 @@ from tests.support.phrases import mentions
 
 CHANGED = {
     "the recipe": set(),
-    "labels not smoothed": {"model.init_args.label_smoothing"},
-    "no shifts": {"data.init_args.random_crop_padding"},
-    "no mirror images": {"data.init_args.horizontal_flip"},
+    "no label smoothing": {"model.init_args.label_smoothing"},
+    "no random crop": {"data.init_args.random_crop_padding"},
+    "no horizontal flip": {"data.init_args.horizontal_flip"},
     "no weight decay": {"optimizer.init_args.weight_decay"},
     "a constant rate": {"lr_scheduler"},
-    "weights not averaged": {"trainer.callbacks"},
-    "a stem that learns": {"trainer.callbacks", "model.init_args.freeze"},
+    "no EMA of the weights": {"trainer.callbacks"},
+    "trainable stem": {"trainer.callbacks", "model.init_args.freeze"},
     "63 pixels": {f"data.init_args.{name}" for name in ("resize", "crop", "random_crop_padding")},
 }
 
@@ -54,15 +54,21 @@ def test_each_line_leaves_one_thing_of_the_recipe_out(recipe, cli):
 def test_recipe_is_trained_without_one_thing(tmp_path, monkeypatch):
     replace_python(monkeypatch)
     grow(tmp_path / "photos", "train/cat", "train/dog", count=8)
-    few = ["--images=8", "--epochs=1", "--only", "no shifts", f"--json={tmp_path / 'all.json'}"]
+    few = [
+        "--images=8",
+        "--epochs=1",
+        "--only",
+        "no random crop",
+        f"--json={tmp_path / 'all.json'}",
+    ]
     options = ["--batch_size=4", "--data.num_workers=0"]
 
     ablation.main(["alexnet-bn-cifar10.yaml", f"{tmp_path}/photos", *few, "--", *options])
 
     found = json.loads((tmp_path / "all.json").read_text())["found"]
-    assert [*found] == ["no shifts"]
-    assert len(found["no shifts"]) == 1
-    assert 0 <= found["no shifts"][0] <= 1
+    assert [*found] == ["no random crop"]
+    assert len(found["no random crop"]) == 1
+    assert 0 <= found["no random crop"][0] <= 1
 
 
 def test_line_that_no_table_has_is_refused(capsys):
