@@ -32,12 +32,12 @@ class Classifier(LightningModule):
     optimizer is Adam (Kingma and Ba, arXiv:1412.6980), unless the command line names another.
 
     Args:
-        model: The network: a class or function that takes num_classes and returns a module, given
-            by its import path, such as torchvision.models.resnet18. --model.model.NAME sets an
-            option of the network, and --model.model.help lists its options. If `weights` of
-            torchvision are given, all but the classification head is loaded.
-        num_classes: The number of classes; the data module's where it knows the number.
-        learning_rate: The learning rate of Adam; with --optimizer, set --optimizer.lr instead.
+        model: Train this network: a class or function that takes num_classes and returns a module,
+            given by its import path, such as torchvision.models.resnet18. --model.model.NAME sets
+            an option of the network, and --model.model.help lists its options. torchvision's
+            `weights` are loaded, except a classification head of another number of classes.
+        num_classes: Set the number of classes. The data module's number replaces it, if it has one.
+        learning_rate: Set the learning rate of Adam; with --optimizer, set --optimizer.lr instead.
         weights: Initialize the network from this file: a state dict or checkpoint of torch.save,
             or a .safetensors file. A classification head of another number of classes is not
             loaded. The file is not read when training resumes or for a test.

@@ -16,7 +16,7 @@ def shapes_only():
         return AlexNet(num_classes=10)
 
 
-def test_has_the_parts_of_torchvisions_alexnet(shapes_only):
+def test_alexnet_has_the_layers_of_torchvisions(shapes_only):
     assert shapes_only.num_classes == 10
     assert isinstance(shapes_only.features, nn.Sequential)
     assert isinstance(shapes_only.avgpool, nn.AdaptiveAvgPool2d)
@@ -64,7 +64,7 @@ def test_dropout_has_the_given_probability():
 
 
 @pytest.mark.parametrize("num_classes", [0, -1])
-def test_needs_a_class(num_classes):
+def test_num_classes_out_of_range_raises(num_classes):
     with pytest.raises(
         ValueError, match=rf"^invalid num_classes: {num_classes} \(expected 1 or more\)$"
     ):

@@ -77,6 +77,6 @@ def test_logits_of_an_image_do_not_depend_on_the_batch():
 
 
 @pytest.mark.parametrize("num_classes", [0, -1])
-def test_needs_a_class(num_classes):
+def test_num_classes_out_of_range_raises(num_classes):
     with pytest.raises(ValueError, match=rf"num_classes: {num_classes} .*1 or more"):
         AlexNetBN(num_classes=num_classes)

@@ -78,16 +78,16 @@ def test_classifier_keeps_no_tensor_of_a_batch(command):
 
     getattr(trainer, command)(classifier, DataLoader(networks.byte_images(count), count))
 
-    kept = [
+    stored = [
         (name, attribute)
         for name, module in classifier.named_modules()
         for attribute, value in vars(module).items()
         if isinstance(value, torch.Tensor) and count in value.shape
     ]
-    assert kept == []
+    assert stored == []
 
 
-def test_labels_are_smoothed_in_training_alone():
+def test_labels_are_smoothed_in_training_only():
     classifier = Classifier(networks.network, 4, label_smoothing=0.2)
     batch = torch.randn(5, 3, 64, 64), torch.tensor([0, 1, 2, 3, 0])
 
@@ -126,14 +126,14 @@ def test_flip_tta_averages_two_passes_and_has_its_own_metric():
     assert plain.keys() == {"test_accuracy", "test_loss"}
 
 
-def test_bytes_are_augmented_anew_in_training_and_prepared_alike_elsewhere():
+def test_uint8_images_are_augmented_in_training_and_only_normalized_elsewhere():
     classifier = Classifier(model=lambda num_classes: nn.Flatten(), num_classes=3 * 64 * 64)
     images, _ = networks.byte_images(8)[:]
 
-    augmented, again = (classifier.train()._prepare(images) for _ in range(2))
+    augmented, other = (classifier.train()._prepare(images) for _ in range(2))
 
     assert augmented.shape == (8, 3, 64, 64)
-    assert (augmented != again).flatten(1).any(dim=1).sum() > 4
+    assert (augmented != other).flatten(1).any(dim=1).sum() > 4
     assert torch.equal(classifier.eval()._prepare(images), Preprocess()(images))
 
 
@@ -191,7 +191,7 @@ def test_bytes_become_probabilities_in_any_precision(classifier, precision):
 
 
 @pytest.mark.parametrize("channels_last", [True, False])
-def test_convolutions_have_the_layout_that_is_asked_for(channels_last):
+def test_convolutions_have_the_memory_format_of_channels_last(channels_last):
     classifier = Classifier(channels_last=channels_last).eval()  # drops nothing
     images = torch.rand(2, 3, 64, 64)
     kernels = classifier.model.features[3].weight
@@ -236,7 +236,7 @@ def test_gradients_are_clipped_in_any_precision(precision):
 
 
 @pytest.mark.parametrize("asked_for", [True, False])
-def test_checkpoint_of_the_other_layout_goes_on_with_the_same_steps(asked_for, tmp_path):
+def test_checkpoint_of_the_other_memory_format_resumes_with_the_same_steps(asked_for, tmp_path):
     def network(num_classes):
         # Of several channels in and out, without which both layouts are the same.
         return nn.Sequential(
@@ -276,7 +276,7 @@ def require_compiler():
         required.lack("torch.compile needs the headers of this Python")
 
 
-def test_network_is_compiled_for_training_and_kept_as_it_was(backend, tmp_path):
+def test_network_is_compiled_for_training_and_saved_uncompiled(backend, tmp_path):
     classifier = Classifier(networks.network, 4, compile=True)
     loader = DataLoader(networks.byte_images(4), 4)
     trainer = networks.trainer(max_steps=2)
@@ -284,8 +284,8 @@ def test_network_is_compiled_for_training_and_kept_as_it_was(backend, tmp_path):
     trainer.fit(classifier, loader)
 
     assert classifier.model._compiled_call_impl is not None
-    trainer.save_checkpoint(tmp_path / "kept.ckpt")
+    trainer.save_checkpoint(tmp_path / "saved.ckpt")
     plain = Classifier(networks.network, 4)
-    plain.load_state_dict(torch.load(tmp_path / "kept.ckpt", weights_only=True)["state_dict"])
+    plain.load_state_dict(torch.load(tmp_path / "saved.ckpt", weights_only=True)["state_dict"])
     images = torch.rand(4, 3, 32, 32)
     torch.testing.assert_close(plain.eval()(images), classifier.eval()(images))

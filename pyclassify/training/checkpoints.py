@@ -216,6 +216,8 @@ class BestCheckpoint(ModelCheckpoint):
         monitor: Compare checkpoints by this metric, such as val_loss; null saves the last one.
         mode: Choose the highest value of the metric (max) or the lowest (min).
         filename: Name the file FILENAME.ckpt; it may contain metrics, such as {val_accuracy:.3f}.
+        enable_version_counter: Add -v1, -v2, ... to the name if the file exists; by default,
+            replace the file in the run's folder, and add a version in a given `dirpath`.
         **kwargs: Arguments of lightning.pytorch.callbacks.ModelCheckpoint.
 
     Example:
@@ -228,13 +230,19 @@ class BestCheckpoint(ModelCheckpoint):
         monitor: str | None = "val_accuracy",
         mode: str = "max",
         filename: str | None = "best",
+        enable_version_counter: bool | None = None,
         **kwargs: Any,
     ) -> None:
         # In the run's folder, an existing file was written by this run, before it was killed.
-        own = kwargs.get("dirpath") is None and kwargs.get("save_top_k", 1) == 1
-        counts = kwargs.pop("enable_version_counter", not own)
+        replaces = kwargs.get("dirpath") is None and kwargs.get("save_top_k", 1) == 1
+        if enable_version_counter is None:
+            enable_version_counter = not replaces
         super().__init__(
-            monitor=monitor, mode=mode, filename=filename, enable_version_counter=counts, **kwargs
+            monitor=monitor,
+            mode=mode,
+            filename=filename,
+            enable_version_counter=enable_version_counter,
+            **kwargs,
         )
 
     @property

@@ -49,12 +49,12 @@ class Resume(Callback):
     device and with DDP, in `pyclassify.Trainer`.
 
     Args:
-        every_minutes: Write a checkpoint if the last is this old, in minutes, above 0. Each epoch's
-            end has one too, except where epochs are shorter than 50 times the writing.
-        every_n_train_steps: Write a checkpoint every N optimizer steps too; by default not.
-        max_checkpoints: Keep the newest N checkpoints; 0 writes none, and nothing is resumed.
-        allow_inexact: Resume with another number of processes or batches an epoch than before. The
-            result then differs from that of a training that was never interrupted.
+        every_minutes: Write a checkpoint every N minutes, above 0. One is written at the end of
+            each epoch too, unless that would take more than 2% of the time.
+        every_n_train_steps: Write a checkpoint every N optimizer steps too; null does not.
+        max_checkpoints: Keep the newest N checkpoints; 0 writes none, and the run can't resume.
+        allow_inexact: Resume even if the number of processes, or of batches in an epoch, has
+            changed. The result then differs from that of an uninterrupted training.
 
     Raises:
         MisconfigurationException: An argument is out of range; or, as training starts, the number

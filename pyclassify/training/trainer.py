@@ -31,6 +31,7 @@ from pyclassify.utils.launch_check import (
     refuse_strategy,
 )
 from pyclassify.utils.launcher import choose_slurm_port
+from pyclassify.utils.options import UsageError
 from pyclassify.utils.signals import raise_on_stop
 
 
@@ -251,7 +252,8 @@ def check_processes(trainer: pl.Trainer, devices: Any, num_nodes: int) -> None:
         num_nodes: The option `num_nodes`.
 
     Raises:
-        ValueError: The strategy or the launcher of this process uses another number of processes.
+        UsageError: The strategy uses another number of processes.
+        ValueError: The launcher of this process has started another number of processes.
     """
     strategy = trainer.strategy
     name = getattr(strategy, "strategy_name", type(strategy).__name__)
@@ -259,7 +261,7 @@ def check_processes(trainer: pl.Trainer, devices: Any, num_nodes: int) -> None:
         refuse_strategy(name)
     requested = count_devices(devices) or trainer.num_devices
     if (requested, num_nodes) != (trainer.num_devices, trainer.num_nodes):
-        raise ValueError(
+        raise UsageError(
             f"strategy {name} trains in {trainer.num_devices} x {trainer.num_nodes} processes, but "
             f"devices x num_nodes is {requested} x {num_nodes}; leave out --trainer.strategy"
         )

@@ -37,12 +37,12 @@ def weights_of(run):
     return {name.removeprefix("model."): each for name, each in state.items()}
 
 
-def kept_by(after):
+def find_unchanged(after):
     before = tuned.state()
     return {name for name in before if torch.equal(before[name], after[name])}
 
 
-def test_run_tells_the_file_by_its_content(cli, file):
+def test_run_records_the_digest_of_the_weights(cli, file):
     digest = hashlib.sha256(file.read_bytes()).hexdigest()
     cli(f"fit {FROM}")
     tuned.write(file, {**tuned.state(), "body.bias": torch.zeros(8)})
@@ -55,11 +55,11 @@ def test_run_tells_the_file_by_its_content(cli, file):
     assert [*json.loads(compared)["differing_parameters"]] == ["model/weights_sha256"]
 
 
-def test_named_optimizer_gets_what_learns_alone(cli, file):
+def test_named_optimizer_gets_trainable_parameters_only(cli, file):
     optimizer = "--optimizer=SGD --optimizer.lr=1 --optimizer.weight_decay=0.5"
     run = cli(f"fit {FROM} {optimizer}").runs[0]
 
-    assert kept_by(weights_of(run)) == FEATURES
+    assert find_unchanged(weights_of(run)) == FEATURES
     (checkpoint,) = Path("runs").rglob("best.ckpt")
     groups = torch.load(checkpoint)["optimizer_states"][0]["param_groups"]
     assert [len(group["params"]) for group in groups] == [4]
@@ -76,7 +76,7 @@ def test_checkpoint_is_tested_where_the_file_is_gone(cli, file):
     assert accuracies[0] == accuracies[1]
 
 
-def test_stopped_run_goes_on_without_the_file_to_the_same_weights(cli, file, monkeypatch):
+def test_interrupted_run_resumes_without_the_file_to_the_same_weights(cli, file, monkeypatch):
     longer = f"{FROM} --max_epochs=2"
     alone = cli(f"fit {longer}").runs[0]
     experiment = mlflow.get_experiment_by_name("tested").experiment_id
@@ -99,9 +99,9 @@ def test_file_is_found_from_another_folder(write_capsule, tmp_path):
     tuned.write(tmp_path / "here/w.pth")
     model = {"class_path": "pyclassify.module.Classifier", "init_args": {"weights": "w.pth"}}
     config = {"trainer": {"logger": True}, "model": model}
-    kept, facts = write_capsule(tmp_path / "here", config)
+    capsule, facts = write_capsule(tmp_path / "here", config)
 
-    assert prepare_config(kept, facts, [], tmp_path)["model"]["init_args"]["weights"] == str(
+    assert prepare_config(capsule, facts, [], tmp_path)["model"]["init_args"]["weights"] == str(
         tmp_path / "here/w.pth"
     )
     given = ["0" * 32, "--weights=w.pth", "--model.weights", "DEFAULT"]
@@ -121,9 +121,9 @@ def test_file_is_found_by_a_job_of_slurm(name, tmp_path):
         assert found == {name: placed}
 
 
-def test_two_processes_keep_frozen_parts_and_train_the_rest(tmp_path):
+def test_two_processes_freeze_modules_and_train_the_rest(tmp_path):
     given, out = tuned.write(tmp_path / "w.pth"), tmp_path / "out.pth"
 
     run_python(tuned.__file__, given, out, env={**os.environ, "PYTHONPATH": str(ROOT)}, check=True)
 
-    assert kept_by(torch.load(out)) == FEATURES
+    assert find_unchanged(torch.load(out)) == FEATURES

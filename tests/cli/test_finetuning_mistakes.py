@@ -112,7 +112,7 @@ OTHER_FILES = {
 
 
 @pytest.mark.parametrize("kind", OTHER_FILES)
-def test_file_that_is_none_of_weights_is_refused(kind, tmp_path, monkeypatch):
+def test_file_of_another_kind_is_refused(kind, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     content, facts = OTHER_FILES[kind]
     if content is not None:
@@ -171,8 +171,8 @@ def test_freeze_of_missing_or_all_modules_raises(frozen, facts):
     ],
 )
 def test_mistakes_are_told_in_one_line(option, facts, cli):
-    said = cli(f"fit {SHAPES} --model.model=tests.support.tuned.Net", option)
+    done = cli(f"fit {SHAPES} --model.model=tests.support.tuned.Net", option)
 
-    assert said.code == 1
-    (line,) = (each for each in said.err.splitlines() if each.startswith("pyclassify: error: "))
+    assert done.code == 1
+    (line,) = (each for each in done.err.splitlines() if each.startswith("pyclassify: error: "))
     assert mentions(line, *facts)

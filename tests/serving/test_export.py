@@ -107,14 +107,14 @@ def test_file_holds_no_pickle(classifier, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("given", "kept"), [("abcd", ["a", "b", "c", "d"]), ((), ["0", "1", "2", "3"])]
+    ("given", "expected"), [("abcd", ["a", "b", "c", "d"]), ((), ["0", "1", "2", "3"])]
 )
-def test_names_of_the_classes_are_in_the_file(given, kept, classifier, tmp_path):
-    assert export_program(classifier, PREPROCESS, given, tmp_path / "program.pt2") == kept
+def test_names_of_the_classes_are_in_the_file(given, expected, classifier, tmp_path):
+    assert export_program(classifier, PREPROCESS, given, tmp_path / "program.pt2") == expected
 
     extra = {"classes.json": ""}
     torch.export.load(tmp_path / "program.pt2", extra_files=extra)
-    assert json.loads(extra["classes.json"]) == kept
+    assert json.loads(extra["classes.json"]) == expected
 
 
 def test_missing_class_names_are_an_error(tmp_path):

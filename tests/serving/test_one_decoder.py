@@ -82,7 +82,7 @@ def test_file_is_read_as_the_same_rgb_by_all(name, folder, served):
 
 
 @pytest.mark.parametrize("name", READ)
-def test_file_is_resized_alike_by_all(name, folder, served):
+def test_file_is_resized_equally_by_all(name, folder, served):
     images = {by: files[0][0] for by, files in list_sets(folder, name, SMALLER).items()}
     images["serving"] = resize(served.read(READ[name].content)[None], SMALLER)[0]
 

@@ -56,7 +56,7 @@ def test_checkpoint_is_read_back_and_its_hash_is_that_of_the_file(tmp_path):
 
 
 @pytest.mark.parametrize("harm", [truncate, flip, forget_hash])
-def test_damaged_checkpoint_is_set_aside_for_the_one_before(tmp_path, harm):
+def test_find_newest_with_a_damaged_checkpoint_returns_the_previous_one(tmp_path, harm):
     for step in (9, 10, 300):
         checkpoints.write_checkpoint(
             STATE, checkpoints.checkpoint_path(tmp_path, step), hashed=True
@@ -70,7 +70,7 @@ def test_damaged_checkpoint_is_set_aside_for_the_one_before(tmp_path, harm):
     assert (tmp_path / "step=00000300.ckpt.damaged").exists()
 
 
-def test_there_is_none_where_all_are_damaged(tmp_path):
+def test_find_newest_with_damaged_checkpoints_only_returns_none(tmp_path):
     checkpoints.write_checkpoint(STATE, checkpoints.checkpoint_path(tmp_path, 1), hashed=True)
     truncate(checkpoints.checkpoint_path(tmp_path, 1))
 
@@ -79,7 +79,7 @@ def test_there_is_none_where_all_are_damaged(tmp_path):
     assert checkpoints.find_newest(tmp_path / "no such folder") is None
 
 
-def test_full_disk_leaves_what_was_there(tmp_path):
+def test_write_checkpoint_on_a_full_disk_keeps_the_previous_file(tmp_path):
     path = tmp_path / "best.ckpt"
     checkpoints.write_checkpoint({"old": 1}, path, hashed=False)
 
@@ -90,7 +90,7 @@ def test_full_disk_leaves_what_was_there(tmp_path):
     assert os.listdir(tmp_path) == ["best.ckpt"]
 
 
-def test_kill_while_writing_leaves_no_half_file_under_the_final_name(tmp_path, monkeypatch):
+def test_write_checkpoint_when_killed_leaves_no_partial_file(tmp_path, monkeypatch):
     def write_and_die(self, data, write=checkpoints._Hashing.write):
         write(self, data)
         if len(data) > 1000:
@@ -107,18 +107,18 @@ def test_kill_while_writing_leaves_no_half_file_under_the_final_name(tmp_path, m
     assert len(os.listdir(tmp_path)) == 2
 
 
-def test_newest_are_kept_and_what_a_kill_left_is_removed(tmp_path):
+def test_prune_checkpoints_removes_older_and_partial_files(tmp_path):
     for step in (1, 2, 3, 4):
         checkpoints.write_checkpoint({}, checkpoints.checkpoint_path(tmp_path, step), hashed=True)
     (tmp_path / ".step=00000005.ckpt.part").touch()
 
     checkpoints.prune_checkpoints(tmp_path, 2)
 
-    kept = [f"step=0000000{step}.ckpt{end}" for step in (3, 4) for end in ("", ".sha256")]
-    assert sorted(os.listdir(tmp_path)) == kept
+    expected = [f"step=0000000{step}.ckpt{end}" for step in (3, 4) for end in ("", ".sha256")]
+    assert sorted(os.listdir(tmp_path)) == expected
 
 
-def test_training_goes_on_where_no_checkpoint_can_be_written(tmp_path):
+def test_training_continues_when_checkpoints_can_not_be_written(tmp_path):
     resume = {"every_n_train_steps": 3}
     alone, ended = stopping.train(tmp_path / "alone", CLASSIFIER, stopping.ours, resume=resume)
 
@@ -135,7 +135,7 @@ def test_training_goes_on_where_no_checkpoint_can_be_written(tmp_path):
     assert not list((tmp_path / "full").rglob("step=*"))
 
 
-def test_run_goes_on_from_the_checkpoint_before_a_damaged_one(tmp_path):
+def test_run_resumes_from_the_checkpoint_before_a_damaged_one(tmp_path):
     options = {"resume": {"every_n_train_steps": 3}}
     _, ended = stopping.train(tmp_path / "alone", CLASSIFIER, stopping.ours, **options)
     folder = tmp_path / "harmed"

@@ -16,20 +16,20 @@ def group(tmp_path):
         dist.destroy_process_group()
 
 
-def test_verb_leaves_no_process_group_behind():
+def test_process_group_is_destroyed_after_a_command():
     assert main(["prepare", "--data", "SyntheticDataModule"]) == 0
 
     assert not dist.is_initialized()
 
 
-def test_stop_leaves_none_either():
+def test_process_group_is_destroyed_after_a_stop():
     with pytest.raises(KeyboardInterrupt), destroy_process_group_on_exit():
         raise KeyboardInterrupt("SIGUSR1")
 
     assert not dist.is_initialized()
 
 
-def test_after_an_error_nothing_is_waited_for():
+def test_process_group_is_left_alone_after_an_error():
     with pytest.raises(OSError, match="disk"), destroy_process_group_on_exit():
         raise OSError("disk full")
 

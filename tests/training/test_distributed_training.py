@@ -72,7 +72,7 @@ def test_a_step_takes_the_same_images_in_two_processes_as_in_one(alone, ranks):
     assert together == [sorted(places) for places in alone["places"]]
 
 
-def test_an_image_is_cropped_alike_in_either_process(alone, ranks):
+def test_image_is_cropped_equally_in_either_process(alone, ranks):
     for step, places in enumerate(alone["places"]):
         expected = dict(zip(places, alone["images"][step], strict=True))
         for rank in ranks:

@@ -1,4 +1,4 @@
-"""Averaged weights: what is validated, kept and tested, and a training that is stopped."""
+"""Averaged weights: what is validated, saved and tested, and a training that is stopped."""
 
 from functools import partial
 from signal import SIGTERM, SIGUSR1
@@ -63,7 +63,7 @@ def trained(tmp_path_factory):
     return watch, trainer, module
 
 
-def test_average_of_the_steps_is_what_is_validated(trained):
+def test_ema_of_the_steps_is_validated(trained):
     watch, *_ = trained
     average, averages = None, []
     for step, each in enumerate(watch.trained):
@@ -81,24 +81,24 @@ def test_average_of_the_steps_is_what_is_validated(trained):
         assert not torch.equal(each[0], watch.trained[-1])
 
 
-def test_best_average_is_kept_and_tested_and_tested_again(trained):
+def test_best_ema_is_saved_and_tested_and_retested(trained):
     watch, trainer, module = trained
     path = trainer.checkpoint_callback.best_model_path
-    kept = torch.load(path, weights_only=True)["state_dict"]["model.2.weight"]
+    saved = torch.load(path, weights_only=True)["state_dict"]["model.2.weight"]
 
-    assert any(torch.equal(kept, each) for each in watch.validated)
-    assert all(torch.equal(kept, each) for each in watch.tested)
-    assert torch.equal(weights(module), kept)
+    assert any(torch.equal(saved, each) for each in watch.validated)
+    assert all(torch.equal(saved, each) for each in watch.tested)
+    assert torch.equal(weights(module), saved)
     scores = {name: float(score) for name, score in trainer.callback_metrics.items()}
     options = {"logger": False, "devices": 1, **stopping.QUIET}
     for callbacks in (averaging(), []):
-        again = Trainer(callbacks=callbacks, enable_checkpointing=False, **options)
+        retested = Trainer(callbacks=callbacks, enable_checkpointing=False, **options)
         data = stopping.ours()
-        found = again.test(CLASSIFIER(), data, ckpt_path=path, verbose=False)[0]
+        found = retested.test(CLASSIFIER(), data, ckpt_path=path, verbose=False)[0]
         assert {name: scores[name] for name in found} == found
 
 
-def test_network_has_the_average_after_a_fit(tmp_path):
+def test_network_has_the_ema_after_fit(tmp_path):
     watch, module = Watch(), CLASSIFIER()
     trainer = Trainer(
         max_epochs=1, logger=False, callbacks=[*averaging(), watch], devices=1,
@@ -124,11 +124,11 @@ def test_stopped_training_ends_as_one_that_was_not(tmp_path, options):
     )
 
 
-def test_more_epochs_than_first_asked_for_are_as_if_asked_for_at_once(tmp_path):
+def test_training_resumed_for_more_epochs_equals_one_long_training(tmp_path):
     parts = CLASSIFIER, stopping.ours
     _, ended = stopping.train(tmp_path / "at once", *parts, more=averaging, max_epochs=3)
     for epochs in (1, 2, 3):
-        _, last = stopping.train(tmp_path / "again", *parts, more=averaging, max_epochs=epochs)
+        _, last = stopping.train(tmp_path / "longer", *parts, more=averaging, max_epochs=epochs)
 
     assert stopping.same(last, ended)
 
@@ -141,18 +141,18 @@ def test_ema_option_out_of_range_raises(option, value):
         EMAWeights(**{option: value})
 
 
-def test_run_is_scored_again_to_the_very_figure(cli, tmp_path):
+def test_retested_run_has_the_same_metrics(cli, tmp_path):
     recipe = {"trainer": {"callbacks": [{"class_path": "pyclassify.training.optim.EMAWeights"}]}}
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
     options = f"--config=recipe.yaml {SHAPES} --model.label_smoothing=0.1 --learning_rate=0.01"
 
     trained = cli(f"train {options}")
     assert trained.code == 0, trained.err
-    again = cli(f"test {options} --ckpt_path={trained.runs[0].info.run_id}")
+    retested = cli(f"test {options} --ckpt_path={trained.runs[0].info.run_id}")
 
-    assert again.code == 0, again.err
-    assert "WeightAveraging" not in trained.err + again.err
-    found, expected = again.runs[0].data.metrics, trained.runs[0].data.metrics
+    assert retested.code == 0, retested.err
+    assert "WeightAveraging" not in trained.err + retested.err
+    found, expected = retested.runs[0].data.metrics, trained.runs[0].data.metrics
     assert found["test_loss"] == expected["test_loss"]
     assert found["test_accuracy"] == expected["test_accuracy"]
     params = trained.runs[0].data.params

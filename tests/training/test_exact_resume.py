@@ -45,7 +45,7 @@ def test_stopped_training_ends_as_one_that_was_not(tmp_path, options, disturbanc
 
 
 @pytest.mark.parametrize("kind", ["step", "epoch", "plateau", "warm-up"])
-def test_schedule_of_the_learning_rate_goes_on(tmp_path, kind):
+def test_learning_rate_schedule_resumes(tmp_path, kind):
     often = {"val_check_interval": 3}
     compare(tmp_path, partial(Schedules, kind), ours, disturbances=STOPS, **often)
 
@@ -88,17 +88,17 @@ class LongMeans(Means):
 
 
 @pytest.mark.parametrize("module", [Means, LongMeans])
-def test_loader_that_keeps_its_state_goes_on(tmp_path, module):
+def test_stateful_loader_resumes(tmp_path, module):
     compare(tmp_path, module, StatefulData, disturbances=STOPS)
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_data_and_module_of_another_go_on_as_they_were(tmp_path, workers):
+def test_foreign_data_and_module_resume_exactly(tmp_path, workers):
     compare(tmp_path, Means, partial(Foreign, workers), disturbances=STOPS[:3], max_epochs=3)
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_any_steps_do_to_be_stopped_at(tmp_path, seed):
+def test_training_resumes_exactly_from_any_step(tmp_path, seed):
     draw = random.Random(seed)
     kinds = [0, SIGUSR1, SIGTERM]
     disturbances = [(draw.randrange(6), draw.choice(kinds)) for _ in range(6)]
@@ -107,14 +107,14 @@ def test_any_steps_do_to_be_stopped_at(tmp_path, seed):
 
 
 @pytest.mark.parametrize("workers", [0, 1, 2])
-def test_workers_of_a_folder_go_on(tmp_path, workers):
+def test_workers_of_a_folder_resume(tmp_path, workers):
     stopping.draw_folder(tmp_path / "images")
     sizes = {"batch_size": 6, "resize": 12, "crop": 8, "num_workers": workers}
     data = partial(ImageFolderDataModule, str(tmp_path / "images"), **sizes)
     compare(tmp_path, CLASSIFIER, data, disturbances=STOPS[:3], max_epochs=3)
 
 
-def test_more_epochs_than_first_asked_for_are_as_if_asked_for_at_once(tmp_path):
+def test_training_resumed_for_more_epochs_equals_one_long_training(tmp_path):
     at_once, ended = stopping.train(tmp_path / "at once", CLASSIFIER, ours, max_epochs=4)
     folder = tmp_path / "one by one"
     for epochs in (1, 3, 3, 4):
@@ -126,14 +126,14 @@ def test_more_epochs_than_first_asked_for_are_as_if_asked_for_at_once(tmp_path):
     assert stopping.same(last, ended)
 
 
-def test_explicit_checkpoint_serves_the_first_attempt_alone(tmp_path):
+def test_explicit_checkpoint_is_used_by_the_first_attempt_only(tmp_path):
     stopping.train(tmp_path / "first", CLASSIFIER, ours, max_epochs=2)
     best = str(next(tmp_path.rglob("best.ckpt")))
 
     compare(tmp_path, CLASSIFIER, ours, disturbances=STOPS[:3], ckpt_path=best)
 
 
-def test_batches_of_another_size_go_on_where_as_many_images_were_seen(tmp_path):
+def test_inexact_resume_with_another_batch_size_skips_the_same_images(tmp_path):
     def half():
         return SyntheticDataModule(60, 20, 20, batch_size=4, resize=12, crop=8)
 

@@ -59,16 +59,16 @@ def found(tmp_path_factory):
     stopping.draw_folder(folder / "images")
     ranks = launch(folder)
     try:
-        said = [each.communicate()[0] for each in ranks]
+        outputs = [each.communicate()[0] for each in ranks]
     finally:
         for each in ranks:
             each.kill()
-    assert [each.returncode for each in ranks] == [0, 0], said[0] + said[1]
+    assert [each.returncode for each in ranks] == [0, 0], outputs[0] + outputs[1]
     return [torch.load(folder / f"{rank}.pt") for rank in (0, 1)]
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_both_processes_end_as_if_nothing_had_been(found, case):
+def test_interrupted_processes_end_as_uninterrupted_ones(found, case):
     for rank in found:
         alone, disturbed = rank[case]
         assert alone["ended"]["at"] > 0
@@ -76,7 +76,7 @@ def test_both_processes_end_as_if_nothing_had_been(found, case):
         assert stopping.same(disturbed["ended"], alone["ended"])
 
 
-def test_no_thread_of_the_processes_exchange_is_left_when_python_closes(found):
+def test_no_gloo_thread_is_left_when_python_exits(found):
     for rank in found:
         assert not [name for name in rank["threads"] if "gloo" in name]
 

@@ -38,14 +38,14 @@ def work():
 
 
 @pytest.mark.parametrize("signum", [signal.SIGUSR1, signal.SIGTERM, signal.SIGINT])
-def test_stop_waits_for_a_good_moment_and_is_told_then(signum, script):
+def test_deferred_stop_is_reported_when_it_is_handled(signum, script):
     process = script(PATIENT + STEPS + STOPPABLE)
     process.send_signal(signum)
 
     assert rest(process) == ["saved", f"marked {signum.name}", f"cleaned up after {signum.name}"]
 
 
-def test_stop_waits_as_long_as_there_are_signs_of_life(script):
+def test_deferred_stop_waits_while_heartbeats_come(script):
     work = """
 signals.GRACE_SECONDS = 1
 def work():
@@ -66,17 +66,17 @@ def work():
     assert rest(process) == ["saved", "marked SIGTERM", "cleaned up after SIGTERM"]
 
 
-def test_second_stop_neither_hastens_the_first_nor_takes_its_name(script):
+def test_second_stop_neither_hastens_nor_renames_the_first(script):
     process = script(PATIENT + STEPS + STOPPABLE)
     process.send_signal(signal.SIGUSR1)
     process.send_signal(signal.SIGTERM)
 
-    said = rest(process)
-    assert said[0] == "saved"
-    assert said[-1] in ("cleaned up after SIGUSR1", "cleaned up after SIGTERM")
+    lines = rest(process)
+    assert lines[0] == "saved"
+    assert lines[-1] in ("cleaned up after SIGUSR1", "cleaned up after SIGTERM")
 
 
-def test_process_that_gives_no_sign_of_life_is_ended(script):
+def test_process_without_a_heartbeat_is_ended(script):
     process = script(STUCK + STOPPABLE)
     process.send_signal(signal.SIGTERM)
 
@@ -84,7 +84,7 @@ def test_process_that_gives_no_sign_of_life_is_ended(script):
     assert process.returncode == 128 + signal.SIGTERM
 
 
-def test_process_that_writes_a_checkpoint_is_let_alone(script):
+def test_process_that_writes_a_checkpoint_is_not_ended(script):
     write = """
 def work():
     with signals.pause_heartbeat(60):
@@ -102,7 +102,7 @@ def work():
     assert rest(process) == ["written", "marked SIGUSR1", "cleaned up after SIGUSR1"]
 
 
-def test_long_steps_are_given_twice_their_time(script):
+def test_long_steps_get_twice_their_time(script):
     slow = """
 signals.GRACE_SECONDS = 0.1
 def work():
@@ -124,7 +124,7 @@ def work():
     assert rest(process)[-1] == "cleaned up after SIGTERM"
 
 
-def test_process_that_another_tells_to_stop_does_so_as_if_it_had_heard(script):
+def test_stop_from_another_process_is_handled_as_a_signal(script):
     process = script(PATIENT + "def work():\n    signals.stop_now(signal.SIGUSR1)\n" + STOPPABLE)
 
     assert rest(process) == ["marked SIGUSR1", "cleaned up after SIGUSR1"]

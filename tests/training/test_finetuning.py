@@ -28,17 +28,17 @@ def changed(before, after):
     return {name for name in before if not torch.equal(before[name], after[name])}
 
 
-def test_layer_of_other_classes_keeps_its_first_values_and_is_named(tmp_path):
+def test_head_of_other_classes_is_reinitialized_and_reported(tmp_path):
     torch.manual_seed(0)
     network = tuned.Net(4)
     first, theirs = copied(network), tuned.state()
 
-    told = finetuning.load_weights(network, 4, tuned.write(tmp_path / "w.pth"))
+    message = finetuning.load_weights(network, 4, tuned.write(tmp_path / "w.pth"))
 
     assert changed(theirs, network.state_dict()) == {*HEAD}
     assert not {*HEAD} & changed(first, network.state_dict())
     # the form of this message
-    assert told == (
+    assert message == (
         f"weights {tmp_path}/w.pth: loaded 9 of 11 tensors; re-initialized: "
         "head.weight 7x8 in the file, 4x8 in the network, head.bias 7 in the file, 4 in the network"
     )
@@ -97,25 +97,25 @@ def zeros(state):
 
 
 @pytest.mark.parametrize("wrap", WRAPS)
-def test_weights_are_found_as_others_save_them(wrap, tmp_path):
+def test_load_weights_finds_the_state_dict_of_other_projects(wrap, tmp_path):
     network = tuned.Net(7)
     file = tuned.write(tmp_path / "w.pth", WRAPS[wrap](tuned.state()))
 
-    told = finetuning.load_weights(network, 7, file)
+    message = finetuning.load_weights(network, 7, file)
 
-    assert mentions(told, "w.pth", "11 of 11")
+    assert mentions(message, "w.pth", "11 of 11")
     assert {each.dtype for each in network.parameters()} == {torch.float32}
     torch.testing.assert_close(network.state_dict(), tuned.state(), atol=1e-3, rtol=0)
 
 
-def test_average_in_a_file_is_named(tmp_path):
+def test_load_weights_reports_the_ema(tmp_path):
     state = tuned.state()
     file = tuned.write(tmp_path / "w.pth", {"model": zeros(state), "model_ema": state})
 
     assert mentions(finetuning.load_weights(tuned.Net(7), 7, file), "(model_ema)")
 
 
-def test_average_of_parameters_alone_gets_the_buffers_of_the_weights(tmp_path):
+def test_ema_of_parameters_gets_the_buffers_of_the_weights(tmp_path):
     network, state = tuned.Net(7), tuned.state()
     average = {name: state[name] for name, _ in network.named_parameters()}
     plain = {**state, **zeros(average)}
@@ -139,9 +139,9 @@ def test_weights_are_read_from_safetensors_whatever_the_name(name, tmp_path):
     network, file = tuned.Net(7), str(tmp_path / name)
     safetensors.torch.save_file(prefixed("module.", tuned.state()), file, {"format": "pt"})
 
-    told = finetuning.load_weights(network, 7, file)
+    message = finetuning.load_weights(network, 7, file)
 
-    assert mentions(told, name, "11 of 11")
+    assert mentions(message, name, "11 of 11")
     torch.testing.assert_close(network.state_dict(), tuned.state())
 
 
@@ -153,33 +153,33 @@ def test_weights_of_a_part_are_loaded_into_a_network_that_wraps_it(tmp_path):
 
     network = Wrapper(4)
 
-    told = finetuning.load_weights(network, 4, tuned.write(tmp_path / "w.pth"))
+    message = finetuning.load_weights(network, 4, tuned.write(tmp_path / "w.pth"))
 
-    assert mentions(told, "11 of 13", "classifier.bias")
+    assert mentions(message, "11 of 13", "classifier.bias")
     torch.testing.assert_close(network.backbone.state_dict(), tuned.state())
 
 
-def test_what_has_no_place_is_named_and_what_is_new_to_the_file_too(tmp_path):
+def test_load_weights_reports_unused_and_missing_tensors(tmp_path):
     others = {name: each for name, each in tuned.state().items() if name not in HEAD}
     others.pop("features.2.num_batches_tracked")  # as torch before 0.4.1 had it
     file = tuned.write(tmp_path / "w.pth", {**others, "aux.weight": torch.ones(2)})
 
-    told = finetuning.load_weights(tuned.Net(4), 4, file)
+    message = finetuning.load_weights(tuned.Net(4), 4, file)
 
-    assert mentions(told, "head.bias", "4 in the network", "not used: aux.weight")
+    assert mentions(message, "head.bias", "4 in the network", "not used: aux.weight")
 
 
-def test_torchvisions_alexnet_fits_but_for_its_last_layer(tmp_path):
+def test_torchvisions_alexnet_fits_except_its_head(tmp_path):
     file = tuned.write(tmp_path / "w.pth", tuned.spread(alexnet))
 
-    told = finetuning.load_weights(AlexNet(10), 10, file)
+    message = finetuning.load_weights(AlexNet(10), 10, file)
 
-    assert mentions(told, "14 of 16", "classifier.6.weight 1000x")
+    assert mentions(message, "14 of 16", "classifier.6.weight 1000x")
 
 
-@pytest.mark.parametrize("kept_out", [["features", "body"], ["features.1", "features.2", "body"]])
-def test_frozen_parts_are_the_same_to_the_last_bit_and_the_rest_learns(kept_out, tmp_path):
-    module = tuned.classifier(weights=tuned.write(tmp_path / "w.pth"), freeze=kept_out)
+@pytest.mark.parametrize("frozen", [["features", "body"], ["features.1", "features.2", "body"]])
+def test_frozen_modules_stay_bitwise_identical_and_the_rest_learns(frozen, tmp_path):
+    module = tuned.classifier(weights=tuned.write(tmp_path / "w.pth"), freeze=frozen)
 
     trainer = tuned.fit(module)
 
@@ -189,7 +189,7 @@ def test_frozen_parts_are_the_same_to_the_last_bit_and_the_rest_learns(kept_out,
     assert trainer.optimizers[0].param_groups[0]["params"] == [*module.model.head.parameters()]
 
 
-def test_statistics_of_what_learns_follow_the_images(tmp_path):
+def test_running_statistics_of_trainable_modules_change(tmp_path):
     module = tuned.classifier(weights=tuned.write(tmp_path / "w.pth"), freeze="body")
 
     tuned.fit(module)
@@ -199,7 +199,7 @@ def test_statistics_of_what_learns_follow_the_images(tmp_path):
     assert not {"body.weight", "body.bias"} & apart
 
 
-def test_frozen_parts_are_as_in_evaluation_while_the_rest_trains():
+def test_frozen_modules_stay_in_evaluation_mode():
     module = tuned.classifier(freeze="features")
 
     for each in (module, module.eval().train()):
@@ -208,32 +208,34 @@ def test_frozen_parts_are_as_in_evaluation_while_the_rest_trains():
         assert not any(part.training for part in each.model.features.modules())
 
 
-def test_weights_are_read_once_and_not_where_a_checkpoint_is_gone_on_with(tmp_path):
+def test_weights_are_read_once_and_not_when_resumed_from_a_checkpoint(tmp_path):
     file = tmp_path / "w.pth"
     module = tuned.classifier(weights=tuned.write(file))
     tuned.fit(module).save_checkpoint(tmp_path / "of the first.ckpt")
     file.unlink()
 
-    again = tuned.classifier(weights=str(file))
+    second = tuned.classifier(weights=str(file))
     trainer = tuned.trainer(max_steps=2)
-    trainer.fit(again, tuned.images(), ckpt_path=tmp_path / "of the first.ckpt")
+    trainer.fit(second, tuned.images(), ckpt_path=tmp_path / "of the first.ckpt")
     tuned.fit(module)
 
     assert trainer.global_step == 2
-    assert not changed(torch.load(tmp_path / "of the first.ckpt")["state_dict"], again.state_dict())
+    assert not changed(
+        torch.load(tmp_path / "of the first.ckpt")["state_dict"], second.state_dict()
+    )
 
 
-def test_fine_tuned_network_is_fine_tuned_again_from_its_checkpoint(tmp_path):
+def test_fine_tuned_checkpoint_can_be_fine_tuned(tmp_path):
     first = tuned.classifier(weights=tuned.write(tmp_path / "w.pth"), freeze="features")
     tuned.fit(first).save_checkpoint(tmp_path / "first.ckpt")
 
-    again = tuned.classifier(weights=tmp_path / "first.ckpt", freeze=["features", "body"])
-    tuned.fit(again)
+    second = tuned.classifier(weights=tmp_path / "first.ckpt", freeze=["features", "body"])
+    tuned.fit(second)
 
-    assert changed(first.model.state_dict(), again.model.state_dict()) == {*HEAD}
+    assert changed(first.model.state_dict(), second.model.state_dict()) == {*HEAD}
 
 
-def test_weights_are_read_where_there_is_no_last_checkpoint_to_go_on_with(tmp_path):
+def test_weights_are_read_without_a_last_checkpoint(tmp_path):
     module = tuned.classifier(weights=tuned.write(tmp_path / "w.pth"), freeze="features")
 
     tuned.trainer(max_steps=1).fit(module, tuned.images(), ckpt_path="last")
@@ -242,7 +244,7 @@ def test_weights_are_read_where_there_is_no_last_checkpoint_to_go_on_with(tmp_pa
     assert "features.1.bias" not in changed(tuned.state(), module.model.state_dict())
 
 
-def test_search_for_a_learning_rate_starts_from_the_weights(tmp_path):
+def test_learning_rate_finder_starts_from_the_weights(tmp_path):
     module = tuned.classifier(weights=tuned.write(tmp_path / "w.pth"), freeze="features")
     search = LearningRateFinder(num_training_steps=4)
 

@@ -142,7 +142,7 @@ def test_auxiliary_classifiers_are_checked_too():
     check_network(network, CLASSES, side=96)
 
 
-def test_check_leaves_no_trace():
+def test_check_network_changes_neither_network_nor_random_states():
     torch.manual_seed(0)
     network = torchvision.models.googlenet(num_classes=CLASSES, init_weights=False)
     network.inception5b.eval()
@@ -159,7 +159,7 @@ def test_check_leaves_no_trace():
     assert all(parameter.grad is None for parameter in network.parameters())
 
 
-def test_mistake_in_a_network_is_located_and_another_error_keeps_its_type():
+def test_error_in_a_network_has_its_line_and_other_errors_keep_their_type():
     class Broken(nn.Module):
         def forward(self, images):
             if len(images) == 3:
@@ -172,7 +172,7 @@ def test_mistake_in_a_network_is_located_and_another_error_keeps_its_type():
         compute_outputs(Broken(), torch.zeros(3, 3, 8, 8), CLASSES)
 
 
-def test_check_leaves_an_error_that_it_does_not_know_to_the_training():
+def test_check_network_ignores_unknown_errors():
     def fail(logits):
         raise ArithmeticError("in one of several processes")
 

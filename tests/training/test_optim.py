@@ -33,7 +33,7 @@ def rates(steps, warmup_ratio, more=0):
     return found
 
 
-def test_rate_rises_in_a_line_and_falls_by_a_cosine_to_nothing():
+def test_learning_rate_warms_up_linearly_and_decays_to_0():
     found = rates(100, warmup_ratio=0.2, more=3)
 
     assert found[:20] == pytest.approx([0.5 * (step + 1) / 21 for step in range(20)])
@@ -42,7 +42,7 @@ def test_rate_rises_in_a_line_and_falls_by_a_cosine_to_nothing():
     assert found[100:] == pytest.approx([0, 0, 0], abs=1e-12)
 
 
-def test_rate_begins_at_the_optimizers_own_without_a_warm_up():
+def test_learning_rate_without_warmup_begins_at_the_peak():
     assert rates(10, warmup_ratio=0)[0] == 0.5
 
 
@@ -102,7 +102,7 @@ class Named(pl.LightningModule):
 
 
 @pytest.mark.parametrize(
-    ("data", "callbacks", "told"),
+    ("data", "callbacks", "message"),
     [
         (Endless(), [], r"length.*--trainer\.max_steps"),
         (
@@ -113,31 +113,31 @@ class Named(pl.LightningModule):
     ],
     ids=["no length", "accumulation"],
 )
-def test_training_whose_steps_are_not_known_is_refused(data, callbacks, told):
+def test_training_whose_steps_are_not_known_is_refused(data, callbacks, message):
     quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
     trainer = pl.Trainer(max_epochs=2, accelerator="cpu", callbacks=callbacks, **quiet)
 
-    with pytest.raises(MisconfigurationException, match=told):
+    with pytest.raises(MisconfigurationException, match=message):
         trainer.fit(Named(), DataLoader(data))
 
 
 @pytest.mark.parametrize("kind", [SGD, AdamW])
-def test_biases_and_normalisation_do_not_decay(kind):
+def test_biases_and_norms_are_excluded_from_weight_decay(kind):
     net = network()
     optimizer = kind(net.parameters(), lr=0.1, weight_decay=0.3)
 
     exclude_from_weight_decay(optimizer)
 
-    decayed, spared = optimizer.param_groups
+    decayed, excluded = optimizer.param_groups
     assert decayed["weight_decay"] == 0.3
-    assert spared["weight_decay"] == 0
+    assert excluded["weight_decay"] == 0
     assert {id(each) for each in decayed["params"]} == {id(net[0].weight), id(net[3].weight)}
     others = (net[0].bias, net[1].weight, net[1].bias, net[3].bias)
-    assert {id(each) for each in spared["params"]} == {id(each) for each in others}
-    assert decayed["lr"] == spared["lr"] == 0.1
+    assert {id(each) for each in excluded["params"]} == {id(each) for each in others}
+    assert decayed["lr"] == excluded["lr"] == 0.1
 
 
-def test_schedule_that_there_is_goes_on_with_the_new_groups():
+def test_existing_scheduler_includes_the_new_groups():
     optimizer = SGD(network().parameters(), lr=0.1, weight_decay=0.3)
     schedule = CosineAnnealingLR(optimizer, T_max=4)
 
@@ -150,7 +150,7 @@ def test_schedule_that_there_is_goes_on_with_the_new_groups():
 
 
 @pytest.mark.parametrize(
-    ("make", "kept"),
+    ("make", "message"),
     [
         (lambda optimizer: CyclicLR(optimizer, 0.1, 0.2), "CyclicLR has max_lrs"),
         (lambda optimizer: LambdaLR(optimizer, lambda epoch: 0.5), "LambdaLR has lr_lambdas"),
@@ -160,10 +160,10 @@ def test_schedule_that_there_is_goes_on_with_the_new_groups():
         ),
     ],
 )
-def test_schedule_with_lists_for_the_groups_is_refused(make, kept):
+def test_schedule_with_lists_for_the_groups_is_refused(make, message):
     optimizer = SGD(network().parameters(), lr=0.1, momentum=0.9, weight_decay=0.3)
 
-    with pytest.raises(MisconfigurationException, match=f"{kept} .*lr_s"):
+    with pytest.raises(MisconfigurationException, match=f"{message} .*lr_s"):
         exclude_from_weight_decay(optimizer, make(optimizer))
 
     assert len(optimizer.param_groups) == 1

@@ -47,7 +47,7 @@ def score(network, data, path):
 
 
 @pytest.mark.parametrize("num_workers", [0, 1])
-def test_exported_network_says_of_images_of_any_size_what_the_network_says(
+def test_exported_network_predicts_images_of_any_size_as_the_network(
     num_workers, network, exported, tmp_path
 ):
     data = module(grow(tmp_path / "data", "a", "b/c", count=5), num_workers=num_workers)
@@ -79,23 +79,21 @@ def test_exported_network_takes_no_floats(exported):
         networks.trainer().predict(exported, loader)
 
 
-def test_file_that_holds_no_program_is_refused(tmp_path):
+def test_file_without_a_program_is_refused(tmp_path):
     (tmp_path / "program.pt2").write_bytes(b"no archive")
 
     with pytest.raises(MisconfigurationException, match=r"program\.pt2 .*exported classifier"):
         ExportedClassifier(str(tmp_path / "program.pt2"))
 
 
-def test_name_that_is_no_text_is_escaped(network, tmp_path):
+def test_name_that_is_not_utf8_is_escaped(network, tmp_path):
     folder = grow(tmp_path / "data", "a", count=1)
     shutil.move(folder / "a/0.png", os.fsencode(folder) + b"/\xff.png")
 
     assert list(score(network, module(folder), tmp_path / "t.parquet")["file"]) == [r"\xff.png"]
 
 
-def test_images_of_a_loader_are_told_by_their_place_and_unnamed_classes_by_number(
-    network, tmp_path
-):
+def test_images_of_a_loader_have_an_index_and_unnamed_classes_a_number(network, tmp_path):
     with pytest.warns(UserWarning, match="classes.*labels"):
         table = score(network, DataLoader(networks.byte_images(7), 3), tmp_path / "t.parquet")
 
@@ -103,7 +101,7 @@ def test_images_of_a_loader_are_told_by_their_place_and_unnamed_classes_by_numbe
     assert set(table["label"]) <= {"0", "1", "2", "3"}
 
 
-def test_prediction_that_is_no_probabilities_is_no_table(tmp_path):
+def test_prediction_without_probabilities_is_refused(tmp_path):
     class Embedding(pl.LightningModule):
         def predict_step(self, batch):
             return {"embedding": batch[0]}

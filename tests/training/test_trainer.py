@@ -20,7 +20,7 @@ from tests.support.ports import free_port
 from tests.support.trainings import LINEAR, SHAPES
 
 
-def test_last_checkpoint_is_kept_where_the_metric_is_not_logged(cli):
+def test_last_checkpoint_is_saved_if_the_metric_is_not_logged(cli):
     with pytest.warns(UserWarning, match="'f1'.*last"):
         done = cli(f"train {SHAPES} --checkpoint.monitor f1")
 
@@ -34,7 +34,7 @@ def test_best_checkpoint_is_the_one_with_the_highest_validation_accuracy():
     assert (checkpoint.monitor, checkpoint.mode) == ("val_accuracy", "max")
 
 
-def test_run_without_checkpoints_is_tested_with_the_weights_at_hand(cli):
+def test_run_without_checkpoints_is_tested_with_the_current_weights(cli):
     done = cli(f"train {SHAPES} --trainer.enable_checkpointing=false")
 
     assert done.code == 0
@@ -61,7 +61,7 @@ def test_missing_test_images_are_known_before_training(cli, tmp_path):
     assert done.runs == []
 
 
-def test_launch_of_another_size_than_asked_for_is_refused(cli, monkeypatch):
+def test_launch_with_another_number_of_processes_is_refused(cli, monkeypatch):
     job = {"JOB_ID": 1, "JOB_NAME": "train", "NTASKS": 1, "NODEID": 0, "PROCID": 0, "LOCALID": 0}
     for name, value in {**job, "NODELIST": "localhost"}.items():
         monkeypatch.setenv(f"SLURM_{name}", str(value))

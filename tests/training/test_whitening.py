@@ -37,7 +37,7 @@ def test_patches_vary_as_much_along_each_filter_and_along_no_two_together(kernel
     torch.testing.assert_close(values[1::2], -values[::2])
 
 
-def test_strongest_component_comes_first_and_epsilon_keeps_the_faintest_small():
+def test_strongest_component_comes_first_and_eps_limits_the_weakest():
     images, layer = correlated(64), nn.Conv2d(3, 6, 2, bias=False)
     every = nn.Conv2d(3, 24, 2, bias=False)
 
@@ -74,27 +74,27 @@ def test_training_whitens_by_its_first_batch_and_leaves_the_layer_so(as_bytes):
     torch.testing.assert_close(module.model.stem.weight.detach(), expected)
 
 
-def test_training_that_goes_on_keeps_its_filters(tmp_path):
+def test_resumed_training_keeps_its_filters(tmp_path):
     class Stop(WhitenStem):
         def on_train_batch_end(self, trainer, *args):
             trainer.save_checkpoint(tmp_path / "stopped.ckpt")
 
     module, _ = train(Stop())
-    kept = module.model.stem.weight.detach().clone()
+    filters = module.model.stem.weight.detach().clone()
     torch.manual_seed(2)
     others = torch.utils.data.TensorDataset(torch.rand(16, 3, 12, 12), torch.arange(16) % 10)
-    again = Classifier(AlexNetBN, freeze="stem")
+    resumed = Classifier(AlexNetBN, freeze="stem")
     trainer = tuned.trainer(max_epochs=3, devices=1, callbacks=[WhitenStem()])
     trainer.fit(
-        again,
+        resumed,
         torch.utils.data.DataLoader(others, batch_size=8),
         ckpt_path=tmp_path / "stopped.ckpt",
     )
 
-    assert torch.equal(again.model.stem.weight, kept)
+    assert torch.equal(resumed.model.stem.weight, filters)
 
 
-def test_average_of_the_weights_that_is_kept_has_the_filters():
+def test_ema_of_the_weights_has_the_filters():
     options = {"precision": "bf16-mixed", "accumulate_grad_batches": 2, "max_epochs": 2}
     module, images = train(WhitenStem(), EMAWeights(decay=0.5), **options)
 
@@ -114,13 +114,13 @@ def test_network_that_starts_from_weights_keeps_their_filters(tmp_path):
 
 def test_second_training_of_a_network_keeps_its_filters():
     module, _ = train(WhitenStem())
-    kept = module.model.stem.weight.detach().clone()
+    filters = module.model.stem.weight.detach().clone()
     with torch.no_grad():
         module.model.stem.weight.mul_(2)
 
     train(WhitenStem(), module=module)
 
-    assert torch.equal(module.model.stem.weight, 2 * kept)
+    assert torch.equal(module.model.stem.weight, 2 * filters)
 
 
 class Keep(WhitenStem):
@@ -145,7 +145,7 @@ def test_two_processes_have_the_filters_of_the_first(tmp_path):
 
 
 @pytest.mark.parametrize("layer", ["nothing", "classifier", "features.1"])
-def test_names_a_layer_that_is_no_first_convolution(layer):
+def test_whiten_stem_layer_that_is_not_a_suitable_convolution_raises(layer):
     module = Classifier(AlexNetBN)
     if layer == "features.1":
         module.model.features[1] = nn.Conv2d(24, 24, 3, groups=24)
@@ -176,7 +176,7 @@ def test_other_modules_first_layer_is_whitened_too():
     torch.testing.assert_close(module.first.weight.detach(), expected)
 
 
-def test_bytes_that_nothing_normalises_are_refused():
+def test_whiten_stem_uint8_images_without_preprocess_raise():
     with pytest.raises(MisconfigurationException, match=r"bytes.*Foreign.*`prep"):
         train(WhitenStem("first"), module=Foreign(), as_bytes=True)
 
@@ -198,7 +198,7 @@ def test_alexnets_own_first_layer_may_be_whitened():
 
 
 @pytest.mark.parametrize("eps", [0, -1.0, float("nan")])
-def test_needs_an_epsilon_above_0(eps):
+def test_whiten_stem_eps_out_of_range_raises(eps):
     with pytest.raises(MisconfigurationException, match=rf"^invalid eps: {eps} \(expected"):
         WhitenStem(eps=eps)
 
