@@ -108,7 +108,7 @@ class ExportedClassifier(LightningModule):
         >>> network = ExportedClassifier("program.pt2")
         >>> network.classes
         ['cat', 'dog']
-        >>> Trainer(logger=False).predict(
+        >>> Trainer().predict(
         ...     network, datamodule=ImageFolderDataModule("photos"), output="labels.csv"
         ... )
     """

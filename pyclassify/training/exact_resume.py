@@ -43,10 +43,10 @@ class Resume(Callback):
     """Save resumable checkpoints, and resume from the newest when the run starts again.
 
     On a CPU, a resumed training ends bitwise identical to one that was never interrupted.
-    Checkpoints are written between two optimizer steps: at the end of each epoch, every
-    `every_minutes`, and on SIGTERM, SIGINT or SIGUSR1, to `checkpoints/resume` in the folder of the
-    logger's run. Without a logger that has a `run_id` the callback does nothing. It works on one
-    device and with DDP, in `pyclassify.Trainer`.
+    Checkpoints are written between two optimizer steps to `checkpoints/resume` in the folder of the
+    logger's run: every `every_minutes`, at the end of each epoch and, in a command of pyclassify,
+    on SIGINT, SIGTERM, SIGUSR1 or SIGHUP. Without a logger that has a `run_id` the callback does
+    nothing. It works on one device and with DDP, in `pyclassify.Trainer`.
 
     Args:
         every_minutes: Write a checkpoint every N minutes, above 0. One is written at the end of
@@ -62,8 +62,7 @@ class Resume(Callback):
 
     Example:
         >>> from pyclassify.training.exact_resume import Resume
-        >>> callbacks = [Resume(every_minutes=5, max_checkpoints=3)]
-        >>> trainer = Trainer(callbacks=callbacks, logger=RunLogger(), accelerator="cpu")
+        >>> trainer = Trainer(callbacks=[Resume(every_minutes=5)], logger=RunLogger())
     """
 
     def __init__(
@@ -157,8 +156,9 @@ class Resume(Callback):
         state, self._state = self._state, {}
         if self._step is not None and trainer.global_step != self._step:
             raise MisconfigurationException(
-                f"the checkpoint of step {self._step} would resume at step {trainer.global_step}; "
-                f"move it out of {self.folder} to resume from the previous checkpoint"
+                f"the checkpoint of step {self._step} contains the state of step "
+                f"{trainer.global_step}; move it out of {self.folder} to resume from the previous "
+                "checkpoint"
             )
         if not state:
             return
@@ -193,7 +193,7 @@ class Resume(Callback):
         _get_epoch_loop(trainer).scale_progress(trainer.num_training_batches / batches)
 
     def between_steps(self, trainer: pl.Trainer) -> None:
-        """Save a checkpoint or stop, on all ranks alike; called before each optimizer step.
+        """Save a checkpoint or stop, on all ranks; called before each optimizer step.
 
         Raises:
             KeyboardInterrupt: A rank received a stop signal.

@@ -19,9 +19,10 @@ _PER_GROUP = ("lr_lambdas", "max_lrs")
 class WarmupCosine(LRScheduler):
     """Warm up the learning rate linearly, then decay it to 0 by a cosine.
 
-    The learning rate changes at each optimizer step and reaches 0 at the last step of the training,
+    The learning rate changes at each optimizer step and reaches 0 at the end of the training,
     whatever its length. Warmup: Goyal et al. (arXiv:1706.02677). Cosine decay without restarts:
-    Loshchilov and Hutter (arXiv:1608.03983).
+    Loshchilov and Hutter (arXiv:1608.03983). In a LightningModule, end `configure_optimizers` with
+    `return WarmupCosine(optimizer).configure(self.trainer.estimated_stepping_batches)`.
 
     Args:
         optimizer: The optimizer. Its learning rate is the peak, at the end of the warmup.
@@ -40,10 +41,6 @@ class WarmupCosine(LRScheduler):
         ...     schedule["lr_scheduler"]["scheduler"].step()
         >>> rates
         [0.08, 0.17, 0.25, 0.33, 0.42, 0.5, 0.45, 0.33, 0.17, 0.05]
-
-    In a LightningModule:
-        `return WarmupCosine(optimizer).configure(self.trainer.estimated_stepping_batches)` at the
-        end of `configure_optimizers`.
     """
 
     def __init__(self, optimizer: Optimizer, warmup_ratio: float = 0.1) -> None:
@@ -189,10 +186,8 @@ class EMAWeights(WeightAveraging):
         MisconfigurationException: decay is not in [0, 1), or update_every_n_steps is less than 1.
 
     Example:
-        >>> trainer = Trainer(
-        ...     max_epochs=1, accelerator="cpu", logger=False, callbacks=[EMAWeights(decay=0.99)]
-        ... )
-        >>> trainer.fit(Classifier(AlexNetBN), SyntheticDataModule(train_size=64, batch_size=16))
+        >>> trainer = Trainer(max_epochs=1, callbacks=[EMAWeights(decay=0.99)])
+        >>> trainer.fit(Classifier(AlexNetBN), SyntheticDataModule(batch_size=16))
     """
 
     def __init__(self, decay: float = 0.999, update_every_n_steps: int = 1) -> None:

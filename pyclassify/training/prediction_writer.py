@@ -42,7 +42,7 @@ class PredictionWriter(BasePredictionWriter):
 
     Example:
         >>> from pyclassify.training.prediction_writer import PredictionWriter
-        >>> trainer = Trainer(callbacks=[PredictionWriter("predictions.csv")], logger=False)
+        >>> trainer = Trainer(callbacks=[PredictionWriter("predictions.csv")])
         >>> network, data = Classifier(AlexNetBN, num_classes=2), ImageFolderDataModule("photos")
         >>> trainer.predict(network, datamodule=data, output=None)
         >>> print(open("predictions.csv").readline().strip())

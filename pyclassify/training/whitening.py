@@ -30,11 +30,9 @@ class WhitenStem(pl.Callback):
             such convolution, or the images of the first batch are all of one color.
 
     Example:
-        >>> trainer = Trainer(
-        ...     max_epochs=1, accelerator="cpu", logger=False, callbacks=[WhitenStem(layer="stem")]
-        ... )
+        >>> trainer = Trainer(max_epochs=1, callbacks=[WhitenStem(layer="stem")])
         >>> network = Classifier(AlexNetBN, freeze="stem")
-        >>> trainer.fit(network, SyntheticDataModule(train_size=64, batch_size=16))
+        >>> trainer.fit(network, SyntheticDataModule(batch_size=16))
         >>> network.model.stem.weight.shape  # 12 components and their negatives
         torch.Size([24, 3, 2, 2])
     """
@@ -48,12 +46,12 @@ class WhitenStem(pl.Callback):
         """Check the layer, and whether its filters come from --weights, before data is read.
 
         Raises:
-            MisconfigurationException: There is no convolution of that name, or it is grouped,
-                dilated or of more filters than there are components and their opposites.
+            MisconfigurationException: The network has no convolution of this name, or it is grouped
+                or dilated, or has more filters than components and their negatives.
         """
         if stage == "fit":
             layer = self._find(pl_module)
-            if getattr(pl_module, "weights", None) is not None:  # read after this
+            if getattr(pl_module, "weights", None) is not None:  # loaded after this
                 layer.whitened = True  # type: ignore[assignment]
 
     def on_train_batch_start(
@@ -62,14 +60,14 @@ class WhitenStem(pl.Callback):
         """Compute the filters before the first step; a resumed training has them already.
 
         Raises:
-            MisconfigurationException: The images are bytes and the module has no `preprocess`, or
-                they are all of one color.
+            MisconfigurationException: The images are uint8 and the module has no `preprocess`, or
+                the images are all of one color.
         """
         layer = self._find(pl_module)
         if trainer.global_step > 0 or getattr(layer, "whitened", False):
             return
         filters = compute_whitening_filters(self._prepare(pl_module, batch[0]), layer, self.eps)
-        if torch.distributed.is_initialized():  # each process has seen another batch
+        if torch.distributed.is_initialized():  # each process has another batch
             torch.distributed.broadcast(filters, src=0)
         with torch.no_grad():
             layer.weight.copy_(filters)
@@ -86,9 +84,9 @@ class WhitenStem(pl.Callback):
             return layer
         kind = type(network).__name__
         raise MisconfigurationException(
-            f"WhitenStem's layer is {self.layer!r}, and {kind} has no plain 2d convolution of that "
-            "name with at most twice as many filters as its patches have values; name its first "
-            "one, or leave WhitenStem out"
+            f"invalid layer of WhitenStem: {self.layer!r} (expected the name of a 2d convolution "
+            f"of {kind}, neither grouped nor dilated, with at most twice as many filters as a "
+            "patch has values); give the name of the first convolution, or leave out WhitenStem"
         )
 
     def _prepare(self, pl_module: pl.LightningModule, images: Tensor) -> Tensor:
@@ -96,8 +94,8 @@ class WhitenStem(pl.Callback):
             if not hasattr(pl_module, "preprocess"):
                 kind = type(pl_module).__name__
                 raise MisconfigurationException(
-                    f"WhitenStem was given images as bytes, which {kind} has no `preprocess` for; "
-                    "have the data module hand out normalized floats, or leave WhitenStem out"
+                    f"WhitenStem got uint8 images, but {kind} has no `preprocess` to normalize "
+                    "them; let the data module return normalized floats, or leave out WhitenStem"
                 )
             return pl_module.preprocess(images)  # type: ignore[operator]
         return images
@@ -109,24 +107,24 @@ def compute_whitening_filters(images: Tensor, layer: nn.Conv2d, eps: float) -> T
     Args:
         images: float [batch, channels, height, width].
         layer: The convolution.
-        eps: What to add to each component's variance, relative to the mean variance.
+        eps: Add this to the variance of each component, relative to the mean variance.
 
     Returns:
-        Filters of unit variance, the strongest component first, each followed by its opposite,
-        shaped as the layer's weight.
+        Filters of unit variance in the shape of the layer's weight, the strongest component first,
+        each followed by its negative.
 
     Raises:
-        MisconfigurationException: The patches don't vary.
+        MisconfigurationException: All patches are equal, or some values are not finite.
     """
     kernel: Any = layer.kernel_size
     stride: Any = layer.stride
     patches = F.unfold(images.float(), kernel, stride=stride)
     covariance = torch.cov(patches.transpose(0, 1).flatten(1))
-    mean = covariance.diagonal().mean()  # of the components' variances
+    mean = covariance.diagonal().mean()  # of the variances of the components
     if not 0 < mean < torch.inf:
         raise MisconfigurationException(
-            "the images of the first batch are all of one color, or not finite, which "
-            "WhitenStem can't make filters of; look at the images, or leave it out"
+            "WhitenStem can't compute filters: the images of the first batch are all of one color "
+            "or not finite; check the images, or leave out WhitenStem"
         )
     variances, components = torch.linalg.eigh(covariance)
     scaled = components / (variances.clamp(min=0) + eps * mean).sqrt()

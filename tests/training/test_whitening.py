@@ -177,7 +177,7 @@ def test_other_modules_first_layer_is_whitened_too():
 
 
 def test_whiten_stem_uint8_images_without_preprocess_raise():
-    with pytest.raises(MisconfigurationException, match=r"bytes.*Foreign.*`prep"):
+    with pytest.raises(MisconfigurationException, match=r"uint8.*Foreign.*`prep"):
         train(WhitenStem("first"), module=Foreign(), as_bytes=True)
 
 
