@@ -94,7 +94,7 @@ def test_name_that_is_not_utf8_is_escaped(network, tmp_path):
 
 
 def test_images_of_a_loader_have_an_index_and_unnamed_classes_a_number(network, tmp_path):
-    with pytest.warns(UserWarning, match="classes.*labels"):
+    with pytest.warns(UserWarning, match="no class names.*labels"):
         table = score(network, DataLoader(networks.byte_images(7), 3), tmp_path / "t.parquet")
 
     assert list(table["index"]) == list(range(7))
