@@ -7,6 +7,7 @@ another.
 
 import ast
 import inspect
+from argparse import ArgumentParser
 from pathlib import Path
 from pkgutil import resolve_name
 
@@ -81,6 +82,7 @@ def make_monitor():
 
 # Attributes that only an instance has.
 ATTRIBUTES = {
+    "ArgumentParser._option_string_actions": ArgumentParser,
     "BaseMetricsMonitor._metrics": CPUMonitor,
     "MLFlowLogger._experiment_id": make_logger,
     "MLFlowLogger._experiment_name": make_logger,
