@@ -17,6 +17,9 @@ from tests.support.images import grow
 # Public classes that documentation names and `pyclassify` itself does not have.
 MORE_CLASSES = [
     "serving.export.ExportedClassifier",
+    "tracking.metrics.RunMetrics",
+    "tracking.prediction_table.Predictions",
+    "tracking.predictions.PredictionLogger",
     "training.checkpoints.AtomicCheckpointIO",
     "training.checkpoints.BestCheckpoint",
     "training.exact_resume.Resume",
@@ -30,7 +33,6 @@ NOT_RUNNABLE = {
     "MNISTDataModule",
     "Preprocess",
     "RegisterModel",
-    "RunLogger",
     "TorchvisionDataModule",
 }
 

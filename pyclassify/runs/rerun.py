@@ -26,7 +26,7 @@ from pyclassify.runs.restore import (
     resolve_path,
     run_training,
 )
-from pyclassify.tracking.capsule import OVERRIDDEN_TAG, SOURCE_RUN_TAG, get_repository_facts
+from pyclassify.tracking.capsule import OVERRIDES_TAG, SOURCE_RUN_TAG, get_repository_facts
 from pyclassify.utils.masking import mask_command
 from pyclassify.utils.mlflow_settings import configure_mlflow
 from pyclassify.utils.options import PATH_OPTIONS, CommandParser, format_options
@@ -73,9 +73,9 @@ def rerun(argv: list[str]) -> int:
             config["register"]["name"] = None
         (Path(folder) / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
         root, code = find_code(capsule, facts["git"], run_id)
-        command = [facts["verb"], "--config", f"{folder}/config.yaml", *options]
+        command = [facts["subcommand"], "--config", f"{folder}/config.yaml", *options]
         overridden = shlex.join(mask_command(options))
-        tags = {SOURCE_RUN_TAG: run_id, **({OVERRIDDEN_TAG: overridden} if options else {})}
+        tags = {SOURCE_RUN_TAG: run_id, **({OVERRIDES_TAG: overridden} if options else {})}
         with check_out_code(root, code, Path(folder) / "tree") as started_in:
             run = client.create_run(source.info.experiment_id, tags=tags).info
             environ = make_environment(run, facts, root, folder)
@@ -242,7 +242,7 @@ def _read_comparable_facts(capsule: Path) -> dict[str, dict[str, Any]]:
     facts = json.loads((capsule / "capsule.json").read_text())
     packages = (capsule / "packages.txt").read_text().splitlines()
     hardware = facts["hardware"].items()
-    splits = (facts["data"] or {}).get("sets", {})
+    splits = (facts["data"] or {}).get("splits", {})
     weights = facts.get("weights") or {}
     return {
         "versions": dict(line.split("==", 1) for line in packages),

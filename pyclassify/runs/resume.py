@@ -87,7 +87,7 @@ def resume(argv: list[str]) -> int:
         _check_folder(interrupted)
         path = Path(folder) / "config.yaml"
         path.write_text(yaml.safe_dump(config, sort_keys=False))
-        command = [facts["verb"], "--config", str(path), *all_options]
+        command = [facts["subcommand"], "--config", str(path), *all_options]
         command += ["--resume.allow_inexact=true"] if args.allow_inexact else []
         command += _list_seed_options(interrupted)
         with _restore_code(interrupted, capsule, Path(folder), args.allow_inexact) as (start, root):
@@ -212,9 +212,9 @@ class _InterruptedRun:
 def _check_state(interrupted: _InterruptedRun, options: list[str]) -> None:
     """Raise ValueError if the run can't be resumed, or not by this command."""
     run_id, tags = interrupted.run.info.run_id, interrupted.run.data.tags
-    if interrupted.facts["verb"] not in ("train", "fit"):
+    if interrupted.facts["subcommand"] not in ("train", "fit"):
         raise ValueError(
-            f"run {run_id} is of `pyclassify {interrupted.facts['verb']}`, which does not train; "
+            f"run {run_id} is of `pyclassify {interrupted.facts['subcommand']}`, which does not train; "
             f"repeat it by `pyclassify rerun {run_id}`"
         )
     if SLURM_FOLDER_TAG in tags:

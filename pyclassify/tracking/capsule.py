@@ -1,34 +1,37 @@
-"""The capsule of a run: its provenance, all it takes to make the run again, logged at its start.
+"""The capsule of a run: its provenance, with everything that reproduces the run.
 
-One folder of artifacts, `capsule/`:
+It is logged when the run starts, as a folder of artifacts, `capsule/`:
 
     capsule.json    the facts below
-    config.yaml     the resolved configuration, as --config takes it
-    packages.txt    name==version of all that is installed, a line each
-    changes.diff    `git diff --binary HEAD`, byte for byte whatever git converts, for `git apply`;
-                    absent if nothing was changed
-    untracked.tar   the untracked files that git does not ignore; absent if there are none
+    config.yaml     the resolved configuration, for --config
+    packages.txt    name==version of each installed package, one a line
+    changes.diff    the output of `git diff --binary HEAD` without conversions, for `git apply`;
+                    missing if there are no changes
+    untracked.tar   the untracked files that git does not ignore; missing if there are none
     repositories/FOLDER/
-                    the same two files of a submodule, or of another repository, in that folder
+                    the same two files of a submodule or nested repository in FOLDER
 
-and in capsule.json:
+capsule.json has these keys:
 
-    layout          the version of this layout, 1
-    verb, command   what was run, and the command line as it was given, word by word
-    seed            seed_everything's
-    started_in      the folder that relative paths start from
-    host            the machine that it is on
-    tracking_uri    where the run is kept
-    git             commit, folder (within the repository), remote, left_out (file: why), changed
-                    (whether anything was since), repositories (FOLDER: commit, remote, left_out and
-                    changed of one within); or else `missing`: why there is no commit
-    package         digest of this package's source files, which may lie outside the repository
-    python          its version
-    hardware        cpu, cores, memory_gb, and what torch says: threads, processes, gpus, ...
-    weights         file and sha256 of the weights that the training started from, if there were any
-    data            name, classes, and for each set its number of images and content digest
+    format_version  the version of this format, 1
+    subcommand      train, fit, validate, test or predict
+    command         the command line, as a list of words
+    seed            the value of seed_everything
+    started_in      the working directory, to which paths are relative
+    host            the machine of the working directory
+    tracking_uri    the store that has the run
+    git             commit, folder (within the repository), remote, left_out (file: reason), changed
+                    (whether there are uncommitted changes), repositories (FOLDER: commit, remote,
+                    left_out and changed of a nested repository); or only `missing`: why there is
+                    no commit
+    package         digest of this package's source files, which may be outside the repository
+    python          the version of Python
+    hardware        cpu, cores, memory_gb, and from torch: threads, processes, gpus, ...
+    weights         file and sha256 of the initial weights; null if they are random
+    data            name, classes, and for each split its number of images and content digest
 
-There is no environment in it, URIs have no credentials, and files that may have some are left out.
+The capsule has no environment variables, credentials in URIs are masked, and files that may have
+credentials are left out.
 """
 
 import importlib.metadata
@@ -55,13 +58,13 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 CAPSULE_FOLDER = "capsule"
-SOURCE_RUN_TAG = "pyclassify.source_run"  # the run that a run is made from
-OVERRIDDEN_TAG = "pyclassify.overridden"  # the options by which the two differ
-DATA_WARNING_TAG = "pyclassify.data_warning"  # why a run's data can't be what was meant
+SOURCE_RUN_TAG = "pyclassify.source_run"  # the run that was rerun
+OVERRIDES_TAG = "pyclassify.overrides"  # the options of the rerun that its source run does not have
+DATA_WARNING_TAG = "pyclassify.data_warning"  # likely mistakes in the data
 PACKAGE_FOLDER = Path(__file__).parents[1]
 REPOSITORIES_FOLDER = "repositories"
 CODE_FILES = ("changes.diff", "untracked.tar")
-_LAYOUT_VERSION = 1
+_FORMAT_VERSION = 1
 
 
 def log_capsule(
@@ -71,19 +74,19 @@ def log_capsule(
     facts: dict[str, Any],
     output_folders: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """Log a run's capsule; a resumed run keeps the one of its start.
+    """Log a run's capsule, unless the run has one since an earlier attempt.
 
-    An error becomes a warning: a run is worth more than its capsule.
+    An error becomes a warning, so that the training continues.
 
     Args:
-        client: The store.
+        client: The client of the run's store.
         run_id: The run.
         config: The run's resolved configuration.
-        facts: What only the caller knows: tracking_uri, verb, command, hardware, data and weights.
-        output_folders: Folders that runs write to; untracked files in them are left out.
+        facts: The values of tracking_uri, subcommand, command, hardware, data and weights.
+        output_folders: Folders that runs write to; their untracked files are left out.
 
     Returns:
-        The capsule's facts; after an error `facts` without credentials.
+        The content of capsule.json; after an error `facts` without credentials.
     """
     try:
         if client.list_artifacts(run_id, CAPSULE_FOLDER):
@@ -96,7 +99,9 @@ def log_capsule(
         if is_disk_error(error):
             run.fail_later("log the capsule", error)
         else:
-            warn_masked(f"the run has no capsule, and can't be made again from it ({error})")
+            warn_masked(
+                f"could not log the capsule ({error}); `pyclassify rerun` can't reproduce this run"
+            )
         return mask({**facts, "command": [*mask_command(facts.get("command", ()))]})
 
 
@@ -107,10 +112,11 @@ def write_capsule(
 
     Args:
         folder: An empty folder.
-        config: As for `log_capsule`, and so are the other arguments.
+        config: The run's resolved configuration; this and the other arguments are those of
+            `log_capsule`.
 
     Returns:
-        The capsule's facts.
+        The content of capsule.json.
 
     Raises:
         OSError: A file can't be written.
@@ -118,7 +124,7 @@ def write_capsule(
     (folder / "config.yaml").write_text(yaml.safe_dump(mask(config), sort_keys=False))
     (folder / "packages.txt").write_text("".join(f"{line}\n" for line in _list_packages()))
     written = {
-        "layout": _LAYOUT_VERSION,
+        "format_version": _FORMAT_VERSION,
         **mask(facts),
         "command": [*mask_command(facts.get("command", ()))],
         "seed": config.get("seed_everything"),
@@ -141,10 +147,10 @@ def read_facts(client: "MlflowClient", run_id: str) -> dict[str, Any]:
 
 
 def get_repository_facts(git_facts: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
-    """Get what a capsule says of each repository, by its folder; that of the run is "".
+    """Get a capsule's facts of each repository by its folder; the outer repository's is "".
 
     Args:
-        git_facts: The entry `git` of a capsule.json that has a commit.
+        git_facts: The value of `git` in a capsule.json that has a commit.
     """
     return {"": git_facts, **git_facts.get("repositories", {})}
 
@@ -159,17 +165,19 @@ def digest_package() -> str:
 
 
 def warn_masked(message: str) -> None:
-    """Warn without the credentials that the text of an error may have."""
+    """Warn, with the credentials in the message masked."""
     warnings.warn(mask(message), stacklevel=3)
 
 
 def _write_code(folder: Path, output_folders: Sequence[str]) -> dict[str, Any]:
-    """Write the changes and untracked files of the repositories; returns the fact `git`."""
+    """Write the changes and untracked files of the repositories; returns the value of `git`."""
     try:
         code = repository.describe_code(Path.cwd(), PACKAGE_FOLDER, output_folders)
     except OSError as error:
         if any((parent / ".git").exists() for parent in (Path.cwd(), *Path.cwd().parents)):
-            warn_masked(f"the run can't be made again, as its code is not recorded: {error}")
+            warn_masked(
+                f"could not record the code ({error}); `pyclassify rerun` can't reproduce this run"
+            )
         return {"missing": str(error)}
     left_out = []
     described = {}
@@ -187,7 +195,7 @@ def _write_code(folder: Path, output_folders: Sequence[str]) -> dict[str, Any]:
             "changed": bool(inner.changes or inner.untracked or inner.left_out),
         }
     if left_out:
-        warn_masked(f"left out of the run's capsule: {join_some(left_out, noun='files')}")
+        warn_masked(f"files left out of the run's capsule: {join_some(left_out, noun='files')}")
     return {"folder": code.folder, **described.pop(""), "repositories": described}
 
 

@@ -1,12 +1,12 @@
-"""The description of a run: Markdown in a tag, which the run's page in `mlflow ui` begins with.
+"""The description of a run: Markdown in a tag, shown at the top of the run's page in `mlflow ui`.
 
-First come the results, once there are any: the page shows a few lines of the description until it
-is expanded. Then comes what was run, written when the run starts, and the command that makes it
-again.
+The results come first, once there are any, since the page shows only a few lines until the
+description is expanded. The configuration follows, written when the run starts, and the command
+that reproduces the run.
 
-What a person wrote stays. Our text ends in a seal: a line that is not rendered and has the digest
-of all text before it. Text without a valid seal is a person's and is left alone, and so is what
-stands after the seal.
+Text that a user has written is never changed. The generated text ends with a seal: a line that is
+not rendered, with the digest of all text before it. Text without a valid seal belongs to the user,
+and so does text after the seal.
 """
 
 import re
@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from pyclassify.tracking import parameters
 from pyclassify.tracking.capsule import (
     CAPSULE_FOLDER,
-    OVERRIDDEN_TAG,
+    OVERRIDES_TAG,
     SOURCE_RUN_TAG,
     get_repository_facts,
 )
@@ -32,30 +32,32 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Run
 
-_UNFINISHED = "**No results**: this run goes on, or was stopped before it had any."
-_RUN_HEADING = "### What was run\n"
+_UNFINISHED = (
+    "**No results yet**: the run is in progress, or it was stopped before the first result."
+)
+_RUN_HEADING = "### Configuration\n"
 _SEAL = re.compile(r'\n\n\[pyclassify\]: # "([0-9a-f]{16})"(?:\n|$)')
-_SPLIT_USES = {"train": "for training", "val": "for validation", "test": "for the test"}
+_SPLIT_NAMES = {"train": "training", "val": "validation", "test": "test"}
 _METRIC_NAMES = {
     "test_accuracy": "test accuracy",
     "best_val_accuracy": "best validation accuracy",
     "val_accuracy": "validation accuracy",
     "test_loss": "test loss",
     "val_loss": "validation loss",
-    "test_ece": "calibration error",
+    "test_ece": "expected calibration error (ECE)",
     "test_flip_tta_accuracy": "test accuracy with flip TTA",
 }
-_NAMED_CLASSES = 3  # as best, and as worst
+_NAMED_CLASSES = 3  # of the highest accuracy, and of the lowest
 
 
 @dataclass(frozen=True)
 class ClassCounts:
-    """The number of test images of each class, and of those that are recognized.
+    """The number of test images of each class, and how many were classified correctly.
 
     Args:
         names: The names of the classes.
-        total: The images of each class.
-        correct: The images of each class that are recognized.
+        total: The number of images of each class.
+        correct: The number of correctly classified images of each class.
 
     Example:
         >>> ClassCounts(["cat", "dog"], total=[10, 10], correct=[9, 7])
@@ -69,13 +71,13 @@ class ClassCounts:
 def describe_start(
     client: "MlflowClient", run_id: str, config: dict[str, Any], facts: dict[str, Any]
 ) -> None:
-    """Describe what a run is, when it starts.
+    """Write the description of a run when it starts: its configuration.
 
     Args:
-        client: The store.
+        client: The client of the run's store.
         run_id: The run.
         config: The run's resolved configuration.
-        facts: The facts of the run's capsule.
+        facts: The content of the run's capsule.json.
     """
 
     def compose(run: "Run", _: str) -> str:
@@ -92,29 +94,29 @@ def describe_results(
     epochs: int = 0,
     figure: str = "",
 ) -> None:
-    """Put a run's results at the start of its description.
+    """Write a run's results at the start of its description.
 
     Args:
-        client: The store, which has the run's metrics.
+        client: The client of the run's store, which has the run's metrics.
         run_id: The run.
-        counts: The test's counts by class; by default results by class are left out.
-        epochs: The number of epochs of training; 0 for a run without training.
+        counts: The test results by class; by default the accuracy by class is omitted.
+        epochs: The number of training epochs; 0 for a run without training.
         figure: The path of an artifact to show; by default none.
     """
 
     def compose(run: "Run", body: str) -> str:
         results = format_results(run.data.metrics, counts, epochs)
         if figure:
-            # The relative address is valid behind a server's prefix too.
+            # A relative URL also works if the server has a path prefix.
             address = f"get-artifact?path={figure}&run_uuid={run_id}"
-            results += f"\n\n![What was taken for what]({address})"
+            results += f"\n\n![Confusion matrix]({address})"
         return f"{results}\n\n{body}"
 
     _rewrite(client, run_id, compose)
 
 
 def describe_failure(client: "MlflowClient", run_id: str, reason: str) -> None:
-    """Put the reason why a run failed at the start of its description."""
+    """Write the error that ended a run at the start of its description."""
     message = escape_markdown(mask(reason), max_length=300)
     _rewrite(client, run_id, lambda run, body: f"**Failed**: {message}\n\n{body}")
 
@@ -125,29 +127,29 @@ def _rewrite(
     compose: "Callable[[Run, str], str]",
     create: bool = False,
 ) -> None:
-    """Rewrite our text of a description; `compose` gets the run and the text from its heading."""
+    """Rewrite the generated text; `compose` gets the run and the text from the first heading."""
     from mlflow.utils.mlflow_tags import MLFLOW_RUN_NOTE
     from mlflow.utils.validation import MAX_TAG_VAL_LENGTH
 
     run = client.get_run(run_id)
-    ours, others = unseal(run.data.tags.get(MLFLOW_RUN_NOTE, ""))
-    if not ours and (others or not create):
+    generated, written = unseal(run.data.tags.get(MLFLOW_RUN_NOTE, ""))
+    if not generated and (written or not create):
         return
-    body = ours[max(0, ours.find(_RUN_HEADING)) :]
-    note = seal(compose(run, body)) + others
-    if len(note) <= MAX_TAG_VAL_LENGTH:  # MLflow would cut a longer one
+    body = generated[max(0, generated.find(_RUN_HEADING)) :]
+    note = seal(compose(run, body)) + written
+    if len(note) <= MAX_TAG_VAL_LENGTH:  # MLflow truncates a longer one
         client.set_tag(run_id, MLFLOW_RUN_NOTE, note)
 
 
 def seal(text: str) -> str:
-    """Seal a text as written by this package."""
+    """Add a seal to generated text."""
     return f'{text}\n\n[pyclassify]: # "{_digest(text)}"\n'
 
 
 def unseal(note: str) -> tuple[str, str]:
-    """Split a note into our sealed text, without the seal, and a person's text.
+    """Split a note into generated text, without the seal, and the user's text.
 
-    Our text is empty if there is no seal, or if the sealed text was changed.
+    The generated text is empty if there is no seal, or if a user has changed the sealed text.
     """
     for found in _SEAL.finditer(note):
         if _digest(note[: found.start()]) == found[1]:
@@ -159,7 +161,7 @@ def _digest(text: str) -> str:
     return sha256(text.encode()).hexdigest()[:16]
 
 
-# What was run
+# Configuration
 
 
 def format_run(
@@ -168,30 +170,30 @@ def format_run(
     tags: Mapping[str, str],
     page: str,
 ) -> str:
-    """Format what a run is, as far as it is known when it starts, as Markdown.
+    """Format a run's configuration, as known when it starts, as Markdown.
 
     Args:
         config: The run's resolved configuration.
-        facts: The facts of the run's capsule.
-        tags: The run's tags, which name the run that it is made from.
+        facts: The content of the run's capsule.json.
+        tags: The run's tags, which name the source run of a rerun.
         page: The run's page, `#/experiments/<id>/runs/<id>`.
     """
     params = parameters.flatten_parameters(config, {})
-    fits = facts["verb"] in ("fit", "train")
+    is_training = facts["subcommand"] in ("fit", "train")
     rows = {
         "Network": _format_network(params),
         "Weights": _format_weights(params, facts.get("weights")),
         "Data": _format_data(facts["data"], params, page),
-        "Recipe": ", ".join(_format_recipe(params)) if fits else "",
+        "Hyperparameters": ", ".join(_format_hyperparameters(params)) if is_training else "",
         "Seed": escape_markdown(params.get("seed_everything", "")),
-        "Machine": _format_machine(facts["hardware"]),
+        "Hardware": _format_hardware(facts["hardware"]),
         "Code": _format_commit(facts.get("git"), page),
         "Command": format_code(shlex.join(facts["command"]), max_length=400),
-        "Again": _format_source(tags, page),
+        "Source run": _format_source(tags, page),
     }
     table = _format_table({name: row for name, row in rows.items() if row})
     rerun = _format_rerun(facts.get("git"), page)
-    return f"{_RUN_HEADING}\n{table}\n\n### Make it again\n\n{rerun}"
+    return f"{_RUN_HEADING}\n{table}\n\n### Reproduce\n\n{rerun}"
 
 
 def _format_network(params: Mapping[str, str]) -> str:
@@ -204,10 +206,12 @@ def _format_network(params: Mapping[str, str]) -> str:
 
 
 def _format_weights(params: Mapping[str, str], weights: Mapping[str, str] | None) -> str:
-    if "ckpt_path" in params or not weights:
-        return format_code(params.get("ckpt_path", ""), max_length=200)
+    if "ckpt_path" in params:
+        return f"checkpoint {format_code(params['ckpt_path'], max_length=200)}"
+    if not weights:
+        return ""
     file = format_code(weights["file"], max_length=200)
-    return f"from {file} ({format_code(weights['sha256'][:8])})"
+    return f"initialized from {file} (SHA-256 {format_code(weights['sha256'][:8])})"
 
 
 def _format_data(data: Mapping[str, Any] | None, params: Mapping[str, str], page: str) -> str:
@@ -216,18 +220,18 @@ def _format_data(data: Mapping[str, Any] | None, params: Mapping[str, str], page
     parts = [f"**{escape_markdown(str(data['name']))}**"]
     if data["classes"] is not None:
         parts.append(f"{data['classes']:,} classes")
-    for split, facts in data["sets"].items():
-        use = _SPLIT_USES.get(split, escape_markdown(split))
-        parts.append(f"{facts['images']:,} images {use} ({format_code(facts['digest'][:8])})")
+    for split, facts in data["splits"].items():
+        name = _SPLIT_NAMES.get(split, escape_markdown(split))
+        digest = format_code(facts["digest"][:8])
+        parts.append(f"{facts['images']:,} {name} images (digest {digest})")
     if skipped := data.get("skipped"):
-        files = _format_count(skipped, "file")
-        parts.append(f"without {files} that do{'es' * (skipped == 1)} not decode")
+        parts.append(f"{_format_count(skipped, 'file')} skipped that can't be decoded")
     if report := data.get("report"):
         parts.append(f"[{report}]({page}/artifacts/{report}?{WORKFLOW_QUERY})")
     return ", ".join(parts)
 
 
-def _format_recipe(params: Mapping[str, str]) -> Iterator[str]:
+def _format_hyperparameters(params: Mapping[str, str]) -> Iterator[str]:
     default = "Adam" if params["model/class"] == "pyclassify.module.Classifier" else ""
     if optimizer := params.get("optimizer/class", default).rsplit(".", 1)[-1]:
         yield escape_markdown(optimizer)
@@ -235,7 +239,7 @@ def _format_recipe(params: Mapping[str, str]) -> Iterator[str]:
     values = {
         "learning rate {}": params.get("optimizer/lr", params.get("model/learning_rate")),
         "schedule {}": params.get("lr_scheduler/class", "").rsplit(".", 1)[-1],
-        "batches of {}": params.get("data/batch_size"),
+        "batch size {}": params.get("data/batch_size"),
         f"at most {{}} epoch{'s' if epochs != '1' else ''}": epochs,
         "precision {}": params.get("trainer/precision"),
     }
@@ -244,15 +248,15 @@ def _format_recipe(params: Mapping[str, str]) -> Iterator[str]:
             yield template.format(escape_markdown(value))
 
 
-def _format_machine(hardware: Mapping[str, Any]) -> str:
+def _format_hardware(hardware: Mapping[str, Any]) -> str:
     count, threads = hardware["processes"], hardware["threads"]
     devices = [f"{number} x {name}" for name, number in Counter(hardware["gpus"]).items()]
     if "cpu" in hardware:
-        memory = f"{hardware['memory_gb']:.0f} GB"
+        memory = f"{hardware['memory_gb']:.0f} GB of memory"
         devices += [hardware["cpu"], f"{hardware['cores']} cores, {memory}"]
     processes = f"{_format_count(count, 'process', 'es')} on {hardware['accelerator'].upper()}"
     each = " each" if count > 1 else ""
-    text = f"{processes}, {_format_count(threads, 'thread')}{each}; {', '.join(devices)}"
+    text = f"{processes}, {_format_count(threads, 'CPU thread')}{each}; {', '.join(devices)}"
     return escape_markdown(text, max_length=200)
 
 
@@ -262,11 +266,11 @@ def _format_count(number: int, noun: str, plural: str = "s") -> str:
 
 def _format_commit(git: Mapping[str, Any] | None, page: str) -> str:
     if git is None or "missing" in git:
-        return escape_markdown(git["missing"] if git else "not known", max_length=200)
-    changes = "as committed"
+        return escape_markdown(git["missing"] if git else "unknown", max_length=200)
+    changes = "without uncommitted changes"
     if any(facts["changed"] for facts in get_repository_facts(git).values()):
         capsule = f"{page}/artifacts/{CAPSULE_FOLDER}?{WORKFLOW_QUERY}"
-        changes = f"with uncommitted changes, kept in [{CAPSULE_FOLDER}]({capsule})"
+        changes = f"with uncommitted changes (saved in [{CAPSULE_FOLDER}]({capsule}))"
     remote = f" of {format_code(git['remote'], max_length=200)}" if git["remote"] else ""
     return f"commit {format_code(git['commit'][:12])}{remote}, {changes}"
 
@@ -274,16 +278,19 @@ def _format_commit(git: Mapping[str, Any] | None, page: str) -> str:
 def _format_source(tags: Mapping[str, str], page: str) -> str:
     if SOURCE_RUN_TAG not in tags:
         return ""
-    source, options = tags[SOURCE_RUN_TAG], tags.get(OVERRIDDEN_TAG)
-    changes = f"with {format_code(options, max_length=200)}" if options else "as it was"
+    source, options = tags[SOURCE_RUN_TAG], tags.get(OVERRIDES_TAG)
+    changes = f"with {format_code(options, max_length=200)}" if options else "with the same options"
     link = f"{page.rpartition('/')[0]}/{source}?{WORKFLOW_QUERY}"
-    return f"made from [{source}]({link}), {changes}"
+    return f"rerun of [{source}]({link}), {changes}"
 
 
 def _format_rerun(git: Mapping[str, Any] | None, page: str) -> str:
     if git is None or "missing" in git:
-        reason = "code is in no commit" if git else "capsule is missing"
-        return f"Its {reason}: it can only be made again by hand, from its artifact config.yaml."
+        reason = "code was not in a Git commit" if git else "capsule is missing"
+        return (
+            f"`pyclassify rerun` can't reproduce this run, because its {reason}. The artifact "
+            "config.yaml has its configuration."
+        )
     return f"```bash\npyclassify rerun {page.rpartition('/')[2]}\n```"
 
 
@@ -291,15 +298,15 @@ def _format_rerun(git: Mapping[str, Any] | None, page: str) -> str:
 
 
 def format_results(metrics: Mapping[str, float], counts: ClassCounts | None, epochs: int) -> str:
-    """Format a run's results as Markdown: its accuracy, its other metrics, and results by class.
+    """Format a run's results as Markdown: the accuracy, other metrics, and the accuracy by class.
 
     Args:
         metrics: The run's metrics, by name.
-        counts: The test's counts by class; None without a test.
-        epochs: The number of epochs of training; 0 for a run without training.
+        counts: The test results by class; None without a test.
+        epochs: The number of training epochs; 0 for a run without training.
     """
     names = [name for name in _METRIC_NAMES if name in metrics]
-    if "best_val_accuracy" in names:  # the last epoch's metrics are not those of the best weights
+    if "best_val_accuracy" in names:  # val_ metrics are of the last epoch, not of the best weights
         names = [name for name in names if not name.startswith("val_")]
     first = names.pop(0) if names and "accuracy" in names[0] else None
     paragraphs = ["**Finished**"]
@@ -321,9 +328,9 @@ def format_results(metrics: Mapping[str, float], counts: ClassCounts | None, epo
 def _format_interval(correct: int, total: int) -> str:
     from scipy.stats import binomtest
 
-    # Wilson's interval (JASA 22, 1927) holds for few images too, and if all are recognized.
+    # Wilson's interval (JASA 22, 1927) is also valid for few images, and if all are correct.
     low, high = binomtest(correct, total).proportion_ci(method="wilson")
-    return f"{correct:,} of {total:,} images; 95% interval {low:.4f} to {high:.4f}"
+    return f"{correct:,} of {total:,} images; 95% confidence interval {low:.4f} to {high:.4f}"
 
 
 def _format_effort(epochs: int, seconds: float | None) -> str:
@@ -351,10 +358,13 @@ def _format_classes(counts: ClassCounts) -> str:
     ]
     best = sorted(accuracies, key=lambda item: -item[1])
     if len(best) <= 2 * _NAMED_CLASSES:
-        return f"By class: {_format_accuracies(best)}."
+        return f"Accuracy by class: {_format_accuracies(best)}."
     worst = best[: -_NAMED_CLASSES - 1 : -1]
     best = best[:_NAMED_CLASSES]
-    return f"Best at {_format_accuracies(best)}; worst at {_format_accuracies(worst)}."
+    return (
+        f"Highest accuracy by class: {_format_accuracies(best)}. "
+        f"Lowest: {_format_accuracies(worst)}."
+    )
 
 
 def _format_accuracies(accuracies: Sequence[tuple[str, float]]) -> str:

@@ -61,10 +61,11 @@ class RunLogger(MLFlowLogger):
             whose environment variables give it another rank than 0.
 
     Example:
-        >>> from lightning.pytorch import Trainer
-        >>> from pyclassify import AlexNet, CIFAR10DataModule, Classifier
-        >>> trainer = Trainer(logger=RunLogger(experiment_name="cifar10"), max_epochs=1)
-        >>> trainer.fit(Classifier(AlexNet()), CIFAR10DataModule())
+        >>> from pyclassify.tracking.run import end_run
+        >>> logger = RunLogger(run_name="first", system_metrics=False)
+        >>> trainer = Trainer(logger=logger, max_epochs=1)
+        >>> logger.log_metrics({"val_accuracy": 0.61}, step=100)
+        >>> end_run("FINISHED")  # in a script, the end of Python ends the run
     """
 
     def __init__(

@@ -1,7 +1,7 @@
-"""The metrics of any training: speed and learning rate by epoch, and totals of the run.
+"""Metrics of any training: speed and learning rate of each epoch, and totals of the run.
 
-They go to all loggers of the trainer under the same names. The device is synchronized only once
-an epoch and at each validation.
+All loggers of the trainer get them under the same names. The device is synchronized only once per
+epoch and once per validation.
 """
 
 import time
@@ -18,24 +18,26 @@ from pyclassify.tracking.run import warn_on_error
 
 
 class RunMetrics(Callback):
-    """Log metrics of the training and of the run.
+    """Log the speed and the learning rate of each epoch, and totals of the run.
 
     At the last step of each epoch:
 
-    - `epoch_seconds`: from the epoch's start to its end, with validation;
-    - `images_per_second`: training images of all processes, without the time of validation;
-    - `learning_rate`: of the first parameter group, at the start of the epoch.
+    - `epoch_seconds`: the duration of the epoch in seconds, including validation;
+    - `images_per_second`: the training images of all processes per second, excluding validation;
+    - `learning_rate`: the learning rate of the first parameter group at the start of the epoch.
 
-    At step 0, so that `mlflow ui` draws them as bars:
+    At step 0, so that `mlflow ui` draws bars:
 
     - `parameters`: the number of parameters;
-    - `best_val_accuracy`: the best of all epochs;
-    - `wall_seconds`: since this callback was created.
+    - `best_val_accuracy`: the highest validation accuracy of all epochs, from 0 to 1;
+    - `wall_seconds`: the seconds since this callback was created.
 
-    Seconds of a resumed training are those of all attempts, up to their checkpoints.
+    After a resume, both durations include the earlier attempts, up to their last checkpoint. The
+    metrics go to all loggers of the trainer. A `RunLogger` also starts its system metrics.
 
     Example:
-        >>> trainer = Trainer(logger=RunLogger(), callbacks=[RunMetrics()])
+        >>> from pyclassify.tracking.metrics import RunMetrics
+        >>> trainer = Trainer(max_epochs=1, callbacks=[RunMetrics()], logger=RunLogger())
     """
 
     def __init__(self) -> None:
@@ -62,7 +64,7 @@ class RunMetrics(Callback):
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        if not self._is_fitting:  # a test loads the best checkpoint, which is older
+        if not self._is_fitting:  # a test loads the best checkpoint, which may be an older one
             return
         self._best_accuracy = state_dict["best_val_accuracy"]
         self._earlier_seconds = state_dict.get("wall_seconds", 0.0)
@@ -109,7 +111,7 @@ class RunMetrics(Callback):
             return
         accuracy = trainer.callback_metrics.get("val_accuracy")
         if accuracy is not None and not accuracy.isnan():
-            # Validation has ended, so that this does not wait for the device.
+            # No wait for the device: validation has ended.
             self._best_accuracy = max(float(accuracy), self._best_accuracy or 0.0)
         self._validation_seconds += time.perf_counter() - self._validation_started
 
@@ -125,7 +127,7 @@ class RunMetrics(Callback):
             "images_per_second": speed,
             "learning_rate": self._learning_rate,
         }
-        # The step that Lightning gives to the epoch's other metrics.
+        # Lightning logs the other metrics of the epoch at this step.
         _log_metrics(trainer, metrics, step=trainer.fit_loop.epoch_loop._batches_that_stepped - 1)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -144,14 +146,14 @@ class RunMetrics(Callback):
 
 
 def _log_metrics(trainer: Trainer, metrics: Mapping[str, Any], step: int) -> None:
-    """Log metrics that are not None to each logger."""
+    """Log the metrics that are not None to each logger."""
     known = {name: float(value) for name, value in metrics.items() if value is not None}
     for logger in trainer.loggers if known else ():
         logger.log_metrics(known, step)
 
 
 def _count_parameters(module: torch.nn.Module) -> int:
-    """Count the values of all parameters, frozen ones included, without buffers."""
+    """Count the values of all parameters, including frozen ones, excluding buffers."""
     return sum(parameter.numel() for parameter in module.parameters())
 
 
@@ -166,7 +168,7 @@ def count_images(batch: Any) -> int:
 
 
 def _synchronize(trainer: Trainer) -> None:
-    """Wait for the device's queued work, so that its time counts where it belongs."""
+    """Wait for the device's queued kernels, so that their time counts in this phase."""
     device = trainer.strategy.root_device
     if device.type == "cuda":
         torch.cuda.synchronize(device)

@@ -133,7 +133,7 @@ def name_recipe(
     Returns:
         The names of network and data, and a digest of everything else.
     """
-    sets = data["sets"] if data else {}
+    sets = data["splits"] if data else {}
     ignored = {*_EXECUTION, *([_DATA_PATH] if sets else []), *([_WEIGHTS_PATH] if weights else [])}
     params = {**flatten_parameters(config, {}), **make_weights_parameters(weights)}
     relevant = [

@@ -1,8 +1,8 @@
 """The table of a run's test predictions, predictions.json, with one row for each test image.
 
-Its columns are `index` (the image's index in the test set), `label` and `predicted` (names of
-classes) and `probability` (of the predicted class). `mlflow ui` shows the table and compares it
-across runs. Nothing here loads torch, so that runs are compared without it.
+The columns are `index` (of the image in the test set), `label` and `predicted` (class names), and
+`probability` (of the predicted class). `mlflow ui` shows the table and compares it across runs.
+This module does not import torch, so that `pyclassify compare` does not need it.
 """
 
 import json
@@ -22,7 +22,7 @@ from pyclassify.spool.server import open_artifacts
 
 PREDICTIONS_FILE = "predictions.json"
 
-# A test image's index: the name of its label, and whether the prediction is correct.
+# By the index of a test image: the name of its label, and whether the prediction is correct.
 PredictionsByIndex = dict[Any, tuple[str, bool]]
 
 
@@ -31,15 +31,17 @@ class Predictions:
     """Predictions of all test images, in the order of the test set.
 
     Attributes:
-        indices: The image's index in the test set, int64 [n].
-        labels: The true class, int64 [n].
-        predicted: The most probable class, int64 [n].
-        probabilities: The probability of the predicted class, float32 [n].
+        indices: The indices of the images in the test set, int64 [n].
+        labels: The true classes, int64 [n].
+        predicted: The predicted classes, int64 [n].
+        probabilities: The probabilities of the predicted classes, from 0 to 1, float32 [n].
         num_classes: The number of classes.
 
     Example:
-        Two images of class 1, of which the second is recognized:
+        Two images of class 1, of which the second is classified correctly:
 
+        >>> import numpy as np
+        >>> from pyclassify.tracking.prediction_table import Predictions
         >>> predictions = Predictions(
         ...     indices=np.array([0, 1]),
         ...     labels=np.array([1, 1]),
@@ -66,10 +68,10 @@ class Predictions:
 def log_predictions(
     client: MlflowClient, run_id: str, predictions: Predictions, class_names: Sequence[str]
 ) -> None:
-    """Log predictions as a run's table.
+    """Log predictions as the artifact predictions.json of a run.
 
     Args:
-        client: The store.
+        client: The client of the run's store.
         run_id: The run.
         predictions: The predictions.
         class_names: The names of the classes, by label.
@@ -89,13 +91,13 @@ def read_predictions(run: Run, client: MlflowClient | None = None) -> Prediction
 
     Args:
         run: The run.
-        client: The run's store; by default the one that MLFLOW_TRACKING_URI names.
+        client: The client of the run's store; by default the store of MLFLOW_TRACKING_URI.
 
     Returns:
-        The label of each test image and whether it was predicted; None if the run has no table.
+        By image index, the label and whether the prediction is correct; None without a table.
 
     Raises:
-        ValueError: The file is not such a table, or has an image twice.
+        ValueError: The file is not a table of predictions, has no rows, or has an image twice.
     """
     files = open_artifacts(client or MlflowClient(), run.info.artifact_uri)
     if PREDICTIONS_FILE not in [file.path for file in files.list_artifacts()]:
@@ -116,17 +118,17 @@ def _parse_table(text: str) -> PredictionsByIndex:
             index: (str(label), str(label) == str(predicted)) for index, label, predicted in rows
         }
     except (ValueError, TypeError, KeyError, IndexError) as error:
-        raise ValueError("it is no table of index, label and predicted") from error
+        raise ValueError("not a table with the columns index, label and predicted") from error
     if not rows:
-        raise ValueError("it holds no image")
+        raise ValueError("the table has no rows")
     if len(predictions) < len(rows):
         duplicate, _ = Counter(index for index, *_ in rows).most_common(1)[0]
-        raise ValueError(f"it holds image {duplicate} more than once")
+        raise ValueError(f"the table has image {duplicate} more than once")
     return predictions
 
 
 def list_class_names(datamodule: Any, num_classes: int) -> list[str]:
-    """List the names in the data module's `classes`; numbers if they don't fit."""
+    """List the names in the data module's `classes`; numbers if it has not `num_classes` names."""
     names = getattr(datamodule, "classes", None)
     if isinstance(names, Sequence) and len(names) == num_classes:
         return [str(name) for name in names]

@@ -1,4 +1,4 @@
-"""Log what a test predicted: `test_ece`, the table of predictions and figures of them."""
+"""Log the predictions of a test: the calibration error, the table of predictions and figures."""
 
 import tempfile
 from collections.abc import Callable, Mapping
@@ -30,16 +30,27 @@ from pyclassify.training.distributed import gather_tensors
 class PredictionLogger(Callback):
     """Log the predictions of a test: `test_ece`, the table predictions.json and figures.
 
-    The callback takes any module whose test step returns {"logits": float [batch, num_classes]}
-    for a batch (images, labels). Of another module, or of several test loaders, nothing is logged.
+    - `test_ece`: the expected calibration error over 15 bins, from 0 to 1 (arXiv:1706.04599);
+    - predictions.json: index, label, predicted class and probability of each test image;
+    - confusion_matrix.png and class_accuracy.png;
+    - confident_errors.png, if the test loader reads the test set in order.
+
+    The test step of the module must return {"logits": float [batch, num_classes]} for a batch
+    (images, labels: int [batch]), and there must be one test loader; otherwise nothing is logged.
+    The metric goes to all loggers, the files to the `RunLogger`.
 
     Attributes:
-        predictions: The predictions of the last test, of all processes; None before.
-        figures: The figures that were logged, PNG by file name.
+        predictions: The predictions of the last test, from all processes; None before a test.
+        figures: The logged figures, PNG by file name.
 
     Example:
-        >>> trainer = Trainer(logger=RunLogger(), callbacks=[PredictionLogger()])
-        >>> trainer.test(classifier, datamodule=datamodule)
+        >>> from pyclassify.tracking.predictions import PredictionLogger
+        >>> callback = PredictionLogger()
+        >>> trainer = Trainer(callbacks=[callback], logger=False, accelerator="cpu")
+        >>> data = SyntheticDataModule(test_size=16)
+        >>> results = trainer.test(Classifier(AlexNetBN), data, verbose=False)
+        >>> callback.predictions.labels.shape
+        (16,)
     """
 
     predictions: Predictions | None = None
@@ -67,11 +78,11 @@ class PredictionLogger(Callback):
         labels = batch[1]
         real = count_unpadded(self._loaders[0], batch_idx, len(labels))
         indices = getattr(batch, "indices", None)
-        if indices is None:  # as Lightning's DistributedSampler assigns them
+        if indices is None:  # in the order of Lightning's DistributedSampler
             position = torch.arange(self._seen, self._seen + len(labels), device=labels.device)
             indices = position * trainer.world_size + trainer.global_rank
         probabilities, predicted = logits[:real].float().softmax(dim=1).max(dim=1)
-        # They stay on the device: a copy to the host would wait for all queued kernels.
+        # Keep the tensors on the device: a copy to the host would wait for all queued kernels.
         self._batches.append((indices[:real], labels[:real], predicted, probabilities))
         self._seen += len(labels)
         self._num_classes = logits.shape[1]
@@ -90,7 +101,7 @@ class PredictionLogger(Callback):
         )
         error = warn_on_error("compute test_ece", _compute_calibration_error, self.predictions)
         if error is not None:
-            pl_module.log("test_ece", error, sync_dist=True)  # the same in each process
+            pl_module.log("test_ece", error, sync_dist=True)  # the same value in each process
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         logger, predictions = find_run_logger(trainer), self.predictions
@@ -111,7 +122,7 @@ class PredictionLogger(Callback):
             "class_accuracy.png": lambda: figures.plot_class_accuracy(predictions, names),
         }
         if _is_sequential(loader):
-            plots["confident_mistakes.png"] = lambda: figures.plot_confident_errors(
+            plots["confident_errors.png"] = lambda: figures.plot_confident_errors(
                 predictions, names, loader.dataset
             )
         logged = {
@@ -123,7 +134,7 @@ class PredictionLogger(Callback):
 
 def _compute_calibration_error(predictions: Predictions) -> Tensor:
     """Compute the expected calibration error [] over 15 bins (Guo et al., arXiv:1706.04599)."""
-    # Only the highest probability counts, and whether it is right: two classes express both.
+    # The error depends only on the top probability and its correctness: two classes are enough.
     probabilities = torch.from_numpy(predictions.probabilities)
     scores = torch.stack([probabilities, torch.zeros_like(probabilities)], dim=1)
     wrong = torch.from_numpy(~predictions.correct).long()
@@ -141,7 +152,7 @@ def _log_figure(logger: RunLogger, name: str, plot: Callable[[], Any]) -> bytes:
 
 
 def _is_classified(logits: Any, batch: Any) -> bool:
-    """Whether these are scores of a batch (images, labels)."""
+    """Whether these are logits [batch, num_classes] of a batch (images, labels [batch])."""
     if not (isinstance(logits, Tensor) and isinstance(batch, tuple | list) and len(batch) == 2):
         return False
     labels = batch[1]
@@ -149,7 +160,7 @@ def _is_classified(logits: Any, batch: Any) -> bool:
 
 
 def _is_sequential(loader: Any) -> bool:
-    """Whether a loader reads its data set from first to last, and the set can be indexed."""
+    """Whether a loader reads its dataset in order, and the dataset has indices."""
     sampler = getattr(loader, "sampler", None)
     ordered_shards = isinstance(sampler, DistributedSampler) and not sampler.shuffle
     return (ordered_shards or isinstance(sampler, SequentialSampler)) and hasattr(

@@ -1,7 +1,7 @@
-"""Record what a run is when it starts, and its results in its description when it ends.
+"""Record the provenance of a run when it starts, and its results when it ends.
 
-At the start these are logged: parameters, config.yaml, dataset inputs, the capsule, the description
-and the views of `mlflow ui`.
+When a run starts, its parameters, config.yaml, dataset inputs, capsule and description are logged,
+and the views of its experiment in `mlflow ui`. The results go into its description when it ends.
 """
 
 import json
@@ -24,7 +24,7 @@ from PIL import Image
 from pyclassify.data.loaders import ImageDataModule
 from pyclassify.data.report import REPORT_NAME
 from pyclassify.tracking import capsule, description, parameters, run, ui
-from pyclassify.tracking.capsule import DATA_WARNING_TAG, OVERRIDDEN_TAG, SOURCE_RUN_TAG
+from pyclassify.tracking.capsule import DATA_WARNING_TAG, OVERRIDES_TAG, SOURCE_RUN_TAG
 from pyclassify.tracking.description import ClassCounts
 from pyclassify.tracking.logger import RunLogger, find_run_logger
 from pyclassify.tracking.monitor import describe_end
@@ -38,21 +38,24 @@ from pyclassify.utils.text import format_reason, shorten
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
-SKIPPED_TAG = "pyclassify.skipped_files"  # how many files that do not decode were left out
+SKIPPED_TAG = "pyclassify.skipped_files"  # the number of files that can't be decoded
 
 _PREVIEW_NAME = "confusion_matrix.png"
 _PREVIEW_FOLDER = "description"
-_LOST_SECONDS = 0.5  # from a connection that a process has left to the end of that process
-# Wider, the preview pushes the page's right column out of a window of 1280 pixels.
+_LOST_SECONDS = 0.5  # for a process that has lost its connection to exit
+# A wider preview pushes the right column of MLflow's page out of a window of 1280 pixels.
 _MAX_PREVIEW_PIXELS = 600
-_MAX_WARNING_LENGTH = 1000  # characters; MLflow takes tags of 8,000, of versions 5,000
+_MAX_WARNING_LENGTH = 1000  # characters; MLflow's limit is 8,000 for runs and 5,000 for versions
 
 
 class RunRecorder(SaveConfigCallback):
-    """Log what a run is to its `RunLogger`, before the run computes anything.
+    """Log parameters, config.yaml, dataset inputs and capsule to a `RunLogger` at the start.
 
     Args:
-        command: The command line, without the program's name.
+        command: The command line as a list of words, without the program's name.
+
+    Raises:
+        ValueError: The run is a rerun, and a split has other images than in its source run.
 
     Example:
         >>> LightningCLI(save_config_callback=RunRecorder, save_config_kwargs={"command": ["fit"]})
@@ -68,7 +71,7 @@ class RunRecorder(SaveConfigCallback):
             return
         config = mask(yaml.safe_load(self.parser.dump(self.config, skip_none=False)))
         if (num_classes := getattr(pl_module, "num_classes", None)) is not None:
-            # The data module may have set it after the configuration was read.
+            # The data module may have set the number after the configuration was read.
             config["model"].setdefault("init_args", {})["num_classes"] = num_classes
         client, run_id = logger.experiment, str(logger.run_id)
         if logger.spooled_run.attempts > 1:  # a resumed run was recorded at its first start
@@ -89,7 +92,7 @@ class RunRecorder(SaveConfigCallback):
         self._record_sources(trainer, logger, config, weights)
 
     def _flatten(self, config: dict[str, Any]) -> dict[str, str]:
-        # Defaults lack the required options, so that they are not valid.
+        # Skip the validation: the defaults have no values for required options.
         dumped = self.parser.dump(self.parser.get_defaults(), skip_none=False, skip_validation=True)
         return parameters.flatten_parameters(config, yaml.safe_load(dumped))
 
@@ -100,7 +103,7 @@ class RunRecorder(SaveConfigCallback):
         config: dict[str, Any],
         weights: dict[str, str] | None,
     ) -> None:
-        """Log the data and the capsule, and what is derived from them."""
+        """Log the dataset inputs, the capsule, the description and the views of `mlflow ui`."""
         client, run_id = logger.experiment, str(logger.run_id)
         datamodule, data = getattr(trainer, "datamodule", None), None
         warnings = getattr(datamodule, "data_warnings", ())
@@ -112,14 +115,17 @@ class RunRecorder(SaveConfigCallback):
             if data is not None:
                 _log_datasets(client, run_id, data)
                 data |= warn_on_error("log the data report", _log_report, logger, datamodule) or {}
-        except Exception as error:  # of a data module that is not ours, or of the server
+        except Exception as error:  # of a custom data module, or of the server
             if is_disk_error(error):
                 run.fail_later("log the digests of the data", error)
             else:
-                capsule.warn_masked(f"the run does not tell its data by their content ({error})")
+                capsule.warn_masked(
+                    f"could not log the digests of the data ({error}); the run does not show "
+                    "whether its images are those of another run"
+                )
         facts = {
             "tracking_uri": logger.spooled_run.tracking_uri or logger.spooled_run.spool_uri,
-            "verb": _name_command(trainer),
+            "subcommand": _name_command(trainer),
             "command": ["pyclassify", *self.command],
             "hardware": _describe_hardware(trainer),
             "data": data,
@@ -139,7 +145,7 @@ def _name_command(trainer: Trainer) -> str:
 
 
 def _describe_hardware(trainer: Trainer) -> dict[str, Any]:
-    """Describe what the run computes with, as far as it decides how floats are rounded."""
+    """Describe the hardware and threads of the run, on which the rounding of floats depends."""
     return {
         "processes": trainer.world_size,
         "threads": torch.get_num_threads(),
@@ -151,15 +157,15 @@ def _describe_hardware(trainer: Trainer) -> dict[str, Any]:
 
 
 def describe_data(datamodule: Any) -> dict[str, Any] | None:
-    """Describe the data sets that a data module has set up.
+    """Describe the splits that a data module has set up.
 
     Args:
-        datamodule: A data module. If it has `digest() -> dict[str, str]`, which digests its sets
-            by their attributes' names (train, val, test), the sets are described too.
+        datamodule: A data module. Its splits are described if it has a method `digest` that
+            returns the digest of each split by its attribute's name (train, val, test).
 
     Returns:
-        `name`, `classes` (their number), and in `sets` for each set its number of `images` and
-        `digest`; None if there is no data module.
+        `name`, `classes` (the number of classes), and in `splits` the number of `images` and the
+        `digest` of each split; None without a data module.
     """
     if datamodule is None:
         return None
@@ -168,7 +174,7 @@ def describe_data(datamodule: Any) -> dict[str, Any] | None:
     return {
         "name": getattr(datamodule, "dataset_name", name),
         "classes": getattr(datamodule, "num_classes", None),
-        "sets": {
+        "splits": {
             split: {"images": len(getattr(datamodule, split)), "digest": digest}
             for split, digest in digests.items()
         },
@@ -176,19 +182,19 @@ def describe_data(datamodule: Any) -> dict[str, Any] | None:
 
 
 def _log_datasets(client: "MlflowClient", run_id: str, data: dict[str, Any]) -> None:
-    """Log each set as a dataset input of the run, with its split as the context.
+    """Log each split as a dataset input of the run, with the split's name as the context.
 
     Args:
-        client: The store.
+        client: The client of the run's store.
         run_id: The run.
-        data: The data, as `describe_data` describes them.
+        data: The result of `describe_data`.
     """
     from mlflow.entities import Dataset, DatasetInput, InputTag
 
     inputs = []
-    for split, facts in data["sets"].items():
+    for split, facts in data["splits"].items():
         profile = {"num_rows": facts["images"], "num_classes": data["classes"]}
-        source = json.dumps({"tags": {"set": split}})
+        source = json.dumps({"tags": {"split": split}})
         dataset = Dataset(
             data["name"], facts["digest"], "code", source, profile=json.dumps(profile)
         )
@@ -197,10 +203,10 @@ def _log_datasets(client: "MlflowClient", run_id: str, data: dict[str, Any]) -> 
 
 
 def _log_report(logger: RunLogger, datamodule: Any) -> dict[str, Any]:
-    """Log the report of the data, and count the files that are left out of them.
+    """Log the data report, and a tag with the number of skipped files.
 
     Returns:
-        `report`, the artifact's name, and `skipped`; nothing without a report.
+        `report`, the artifact's name, and `skipped`, that number; empty without a report.
     """
     if not isinstance(datamodule, ImageDataModule):
         return {}
@@ -215,35 +221,35 @@ def _log_report(logger: RunLogger, datamodule: Any) -> dict[str, Any]:
 
 
 def check_data(client: "MlflowClient", run_id: str, data: dict[str, Any] | None) -> None:
-    """Check that a run made again has the images of its source run.
+    """Check that a rerun has the images of its source run.
 
-    A run without a source is not checked, nor one whose options ask for other images.
+    Other runs are not checked, and neither is a rerun whose options select other images.
 
     Args:
-        client: The store.
+        client: The client of the run's store.
         run_id: The run.
-        data: The run's data, as `describe_data` describes them.
+        data: The result of `describe_data` for the run.
 
     Raises:
-        ValueError: A split of the run has another digest than the same split of its source.
+        ValueError: The digest of a split differs from that of the source run.
     """
     try:
         tags = client.get_run(run_id).data.tags
         source = tags.get(SOURCE_RUN_TAG)
-        if source is None or parameters.may_change_images(tags.get(OVERRIDDEN_TAG, "")):
+        if source is None or parameters.may_change_images(tags.get(OVERRIDES_TAG, "")):
             return
-        expected = (capsule.read_facts(client, source)["data"] or {}).get("sets", {})
+        expected = (capsule.read_facts(client, source)["data"] or {}).get("splits", {})
     except Exception as error:  # of any kind of store
-        capsule.warn_masked(f"the data can't be checked against those of another run ({error})")
+        capsule.warn_masked(f"could not compare the data with those of the source run ({error})")
         return
-    actual = (data or {}).get("sets", {})
+    actual = (data or {}).get("splits", {})
     for split in expected.keys() & actual.keys():
         before, now = expected[split], actual[split]
         if before["digest"] != now["digest"]:
             raise ValueError(
-                f"the {split} images are not those of run {source}: their digest was "
-                f"{before['digest']} ({before['images']} images) and is {now['digest']} "
-                f"({now['images']} images); restore them, or name the folder that has them by "
+                f"the {split} images differ from those of run {source}: found digest "
+                f"{now['digest']} ({now['images']} images), expected {before['digest']} "
+                f"({before['images']} images); restore the images, or give their folder by "
                 "--data_path"
             )
 
@@ -251,7 +257,7 @@ def check_data(client: "MlflowClient", run_id: str, data: dict[str, Any] | None)
 class DescriptionUpdater(Callback):
     """Write a run's results into its description when it ends, or the error that ended it.
 
-    Put the callback behind those that have results.
+    Place this callback after `PredictionLogger`, whose results it describes.
 
     Example:
         >>> Trainer(logger=RunLogger(), callbacks=[PredictionLogger(), DescriptionUpdater()])
@@ -283,10 +289,10 @@ class DescriptionUpdater(Callback):
     def on_exception(
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
     ) -> None:
-        # A run that was stopped has no time left, and no error.
+        # A stopped run has no error, and no time left for a description.
         if self._logger is not None and isinstance(exception, Exception):
             reason = _find_lost_process(trainer) or format_reason(exception)
-            self._write(description.describe_failure, reason)  # before the upload ends
+            self._write(description.describe_failure, reason)  # before the upload stops
             run.set_final_status("FAILED", reason)
 
     def _write_results(self, trainer: Trainer) -> None:
@@ -313,13 +319,13 @@ class DescriptionUpdater(Callback):
 
 
 def _find_lost_process(trainer: Trainer) -> str:
-    """Find how another process of the run has ended, which is why this one fails; or empty."""
+    """Find how another process of the run has ended, which made this one fail; empty if none."""
     launcher: Any = trainer.strategy.launcher
     deadline = time.monotonic() + _LOST_SECONDS
     while processes := getattr(launcher, "procs", []):
         for rank, process in enumerate(processes, 1):
             if exit_code := process.poll():
-                return f"the process of rank {rank} was ended by {describe_end(exit_code)[1]}"
+                return f"rank {rank} ended with {describe_end(exit_code)[1]}"
         if time.monotonic() > deadline:
             break
         time.sleep(0.05)
@@ -327,7 +333,7 @@ def _find_lost_process(trainer: Trainer) -> str:
 
 
 def _log_preview(logger: RunLogger, png: bytes) -> str:
-    """Log a smaller copy of a figure for the description; returns the artifact's path."""
+    """Log a smaller copy of a figure for the description; return the artifact's path."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, _PREVIEW_NAME)
         image = Image.open(BytesIO(png)).convert("RGB")

@@ -1,6 +1,6 @@
 """System metrics of this job's processes and GPUs, sampled by MLflow's monitor.
 
-By itself MLflow samples the whole machine: all GPUs, the network, and the work of others.
+MLflow's default is to sample the whole machine: all GPUs, the network, and other users' processes.
 """
 
 import logging
@@ -15,17 +15,17 @@ from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 
 from pyclassify.tracking.run import warn_on_error
 
-# The monitor would log its start and its end to the terminal.
+# The monitor logs its start and its end to the terminal otherwise.
 logging.getLogger("mlflow.system_metrics").setLevel(logging.WARNING)
 
 _STOP_SECONDS = 0.2
 
 
 class ProcessMonitor(BaseMetricsMonitor):
-    """Sample the CPU time and memory of this process and its children.
+    """Sample the CPU utilization and memory of this process and its children.
 
-    100% of CPU time is all cores that this process may use. Memory is resident memory; pages that
-    several processes share count for each of them.
+    A CPU utilization of 100% means all cores that this process may use. Memory is resident memory
+    in megabytes; pages that processes share count once for each process.
 
     Example:
         >>> monitor = ProcessMonitor()
@@ -37,14 +37,14 @@ class ProcessMonitor(BaseMetricsMonitor):
     def __init__(self) -> None:
         super().__init__()
         self._root = psutil.Process()
-        self._root.cpu_percent()  # starts the count
+        self._root.cpu_percent()  # the first call only starts the measurement
         self._processes: dict[int, psutil.Process] = {}
         self._cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None
 
     def collect_metrics(self) -> None:
         percent = resident = 0.0
         for found in (self._root, *self._root.children(recursive=True)):
-            # The same object must sample a process again: it knows the time of the last sample.
+            # psutil measures since the last call on the same object.
             process = self._processes.setdefault(found.pid, found)
             try:
                 with process.oneshot():
@@ -63,12 +63,14 @@ class ProcessMonitor(BaseMetricsMonitor):
 
 
 class JobMonitor(SystemMetricsMonitor):
-    """Log this job's system metrics to a run, with MLflow's monitor.
+    """Log this job's system metrics to a run every 10 seconds, with MLflow's monitor.
+
+    MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL changes the interval.
 
     Args:
         run_id: The run.
         tracking_uri: The run's store.
-        gpus: The indices of this job's GPUs in torch.
+        gpus: The indices of this job's GPUs in torch; by default GPUs are not sampled.
 
     Example:
         >>> monitor = JobMonitor(run_id, mlflow.get_tracking_uri(), gpus=[0])
@@ -87,13 +89,13 @@ class JobMonitor(SystemMetricsMonitor):
 
     def publish_metrics(self, metrics: Any) -> None:
         super().publish_metrics(metrics)
-        self.mlflow_logger.flush()  # or there would be metrics left to write when the run ends
+        self.mlflow_logger.flush()  # otherwise metrics are still queued when the run ends
 
     def stop(self) -> None:
         """End the sampling.
 
-        A write in progress gets only a moment: the run's status is more urgent, since a process
-        that got a signal may be killed at any time.
+        Wait only briefly for a write in progress: the run's status must be set first, since a
+        process may be killed at any time after a signal.
         """
         self._shutdown_event.set()
         if self._process is not None:
@@ -101,16 +103,16 @@ class JobMonitor(SystemMetricsMonitor):
 
 
 def _select_gpus(monitor: Any, gpus: Sequence[int]) -> bool:
-    """Restrict one of MLflow's GPU monitors to GPUs by their indices in torch.
+    """Restrict one of MLflow's GPU monitors to the GPUs with these indices in torch.
 
     Returns:
-        Whether it samples any GPU then; not for AMD's, whose monitor has no handles.
+        Whether the monitor samples any GPU; always False for AMD's monitor, which has no handles.
     """
     if not gpus or not hasattr(monitor, "gpu_handles"):
         return False
     import pynvml
 
-    # By UUID, since CUDA_VISIBLE_DEVICES makes torch's indices other than the driver's.
+    # By UUID, since torch's indices differ from the driver's under CUDA_VISIBLE_DEVICES.
     uuids = [f"GPU-{torch.cuda.get_device_properties(gpu).uuid}" for gpu in gpus]
     monitor.gpu_handles = [pynvml.nvmlDeviceGetHandleByUUID(uuid) for uuid in uuids]
     monitor.num_gpus = len(uuids)

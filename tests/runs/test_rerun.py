@@ -43,7 +43,7 @@ def make_run(facts, config="trainer: {logger: true}"):
     """Make a run with a capsule, and give its id."""
     client = mlflow.MlflowClient()
     run_id = client.create_run(experiment_id(client)).info.run_id
-    facts = {"verb": "fit", "command": [], "started_in": "/", **facts}
+    facts = {"subcommand": "fit", "command": [], "started_in": "/", **facts}
     client.log_text(run_id, json.dumps(facts), "capsule/capsule.json")
     client.log_text(run_id, config, "capsule/config.yaml")
     return run_id
@@ -165,7 +165,7 @@ def test_training_that_does_not_end_its_run_has_it_ended(
     (made,) = (run for run in list_runs(store) if run.info.run_id != source)
     assert made.info.status == status
     assert made.data.tags["pyclassify.source_run"] == source
-    assert made.data.tags["pyclassify.overridden"] == "--max_epochs 3"
+    assert made.data.tags["pyclassify.overrides"] == "--max_epochs 3"
     noted = json.loads((tmp_path / "noted").read_text())
     assert (noted["words"][0], noted["words"][-2:]) == ("fit", ["--max_epochs", "3"])
     assert yaml.safe_load(noted["config"])["register"] == {"name": None}
@@ -250,7 +250,7 @@ def write_capsule(folder, facts=(), config=(), packages="torch==2.11.0\n"):
     hardware = {"cpu": "x", "threads": 2, "memory_gb": 8}
     sets = {"train": {"images": 1, "digest": "abc"}}
     whole = {"git": {"left_out": {}}, "package": "1", "python": "3.11.2", "hardware": hardware}
-    whole |= {"data": {"sets": sets}, **dict(facts)}
+    whole |= {"data": {"splits": sets}, **dict(facts)}
     (folder / "capsule.json").write_text(json.dumps(whole))
     settings = {"model": {"init_args": {"learning_rate": 0.1}}, **dict(config)}
     (folder / "config.yaml").write_text(yaml.safe_dump(settings))
@@ -273,7 +273,7 @@ def write_capsule(folder, facts=(), config=(), packages="torch==2.11.0\n"):
         ),
         ({"facts": {"python": "3.12.0"}}, ["python", "3.11.2", "3.12.0"]),
         (
-            {"facts": {"data": {"sets": {"train": {"images": 1, "digest": "def"}}}}},
+            {"facts": {"data": {"splits": {"train": {"images": 1, "digest": "def"}}}}},
             ["data", "train", "abc", "def"],
         ),
         ({"facts": {"data": None}}, ["data", "train", "abc", "none"]),

@@ -107,7 +107,7 @@ def find(store, overridden):
     """The run that was made with these options, and not the source."""
     for run in list_runs(store):
         tags = run.data.tags
-        if SOURCE in tags and tags.get("pyclassify.overridden", "") == overridden:
+        if SOURCE in tags and tags.get("pyclassify.overrides", "") == overridden:
             return run
     return None
 
@@ -163,7 +163,7 @@ def test_rerun_on_changed_data_fails_before_the_first_step(reruns, source, store
 
     (part,) = re.findall(rf"error: .*\b(train|val)\b.* {source}", done.err)
     before, now = (
-        capsule.read_facts(store, run_id)["data"]["sets"][part]["digest"]
+        capsule.read_facts(store, run_id)["data"]["splits"][part]["digest"]
         for run_id in (source, done.run.info.run_id)
     )
     assert done.code == 1
@@ -199,5 +199,5 @@ def test_stop_signal_kills_the_run(reruns):
 def test_override_is_logged(reruns):
     run = reruns["stopped"].run
 
-    assert run.data.tags["pyclassify.overridden"] == "--max_epochs 100000"
+    assert run.data.tags["pyclassify.overrides"] == "--max_epochs 100000"
     assert run.data.params["trainer/max_epochs"] == "100000"

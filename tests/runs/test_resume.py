@@ -38,7 +38,7 @@ def make_run(folder, status="KILLED", tags=(), **facts):
     client = mlflow.MlflowClient()
     run_id = client.create_run(experiment_id(client), tags=dict(tags)).info.run_id
     known = {
-        "verb": "fit",
+        "subcommand": "fit",
         "command": [],
         "started_in": str(folder),
         "host": socket.gethostname(),
@@ -76,7 +76,7 @@ def test_unknown_run_exits_1(resume):
     [
         ({"status": "FINISHED"}, "", ["FINISHED", "3 epochs", "--max_epochs 6"]),
         ({"status": "FINISHED"}, "--max_epochs 3", ["FINISHED", "3 epochs", "--max_epochs 6"]),
-        ({"verb": "test"}, "", ["`pyclassify test`", "`pyclassify rerun"]),
+        ({"subcommand": "test"}, "", ["`pyclassify test`", "`pyclassify rerun"]),
         ({"tags": {"slurm_folder": "/x"}}, "", ["slurm", "`pyclassify slurm resume"]),
         ({}, "--devices 2", ["1 processes", "--trainer.devices 2", "--allow-inexact"]),
         ({}, "--learning_rate 1", ["--model.learning_rate", "--allow-inexact"]),

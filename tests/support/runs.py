@@ -151,7 +151,7 @@ CONFIG = {
     "trainer": {"max_epochs": 10, "precision": "bf16-mixed"},
 }
 FACTS = {
-    "verb": "train",
+    "subcommand": "train",
     "command": ["pyclassify", "train", "--config", "my recipe.yaml"],
     "hardware": {
         "processes": 2,
@@ -165,12 +165,12 @@ FACTS = {
     "data": {
         "name": "my|birds",
         "classes": 2,
-        "sets": {
+        "splits": {
             "train": {"images": 45000, "digest": "0123456789abcdef"},
             "test": {"images": 263, "digest": "fedcba9876543210"},
         },
     },
     "git": {"commit": "c" * 40, "remote": "https://example.org/x.git", "changed": True},
 }
-TAGS = {"pyclassify.source_run": "b" * 32, "pyclassify.overridden": "--max_epochs 10"}
+TAGS = {"pyclassify.source_run": "b" * 32, "pyclassify.overrides": "--max_epochs 10"}
 PAGE = f"#/experiments/1/runs/{'a' * 32}"

@@ -26,15 +26,15 @@ def test_training_logs_its_capsule_and_datasets(cli):
 
     client = mlflow.MlflowClient()
     facts = capsule.read_facts(client, run.info.run_id)
-    assert facts["verb"] == "train"
+    assert facts["subcommand"] == "train"
     assert facts["command"][:2] == ["pyclassify", "train"]
     assert facts["command"][-4:] == ["--seed", "3", "--accelerator", "cpu"]
     assert facts["seed"] == 3
     assert facts["hardware"]["processes"] == 1
-    sets = {name: each["images"] for name, each in facts["data"]["sets"].items()}
+    sets = {name: each["images"] for name, each in facts["data"]["splits"].items()}
     assert sets == {"train": 40, "val": 20, "test": 20}
     logged = {each.tags[0].value: each.dataset for each in run.inputs.dataset_inputs}
-    assert logged["test"].digest == facts["data"]["sets"]["test"]["digest"]
+    assert logged["test"].digest == facts["data"]["splits"]["test"]["digest"]
     assert json.loads(logged["train"].profile) == {"num_rows": 40, "num_classes": 10}
 
 
@@ -45,7 +45,7 @@ def test_run_that_fails_at_its_first_step_has_its_capsule(cli):
     client = mlflow.MlflowClient()
     (run,) = client.search_runs([client.get_experiment_by_name("tested").experiment_id])
     assert run.info.status == "FAILED"
-    assert capsule.read_facts(client, run.info.run_id)["verb"] == "fit"
+    assert capsule.read_facts(client, run.info.run_id)["subcommand"] == "fit"
 
 
 def test_capsule_has_the_resolved_configuration(write_capsule):
@@ -86,5 +86,5 @@ def test_capsule_has_no_credentials(write_capsule, tmp_path, monkeypatch):
 
 
 def test_capsule_that_the_store_refuses_costs_only_a_warning(store):
-    with pytest.warns(UserWarning, match="no capsule"):
+    with pytest.warns(UserWarning, match="could not log the capsule"):
         capsule.log_capsule(store, "0" * 32, {}, {})

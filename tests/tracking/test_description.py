@@ -64,7 +64,7 @@ def test_results_of_many_classes_name_the_best_and_the_worst():
 
     text = format_results({}, scores, epochs=0)
 
-    assert mentions(text, "b 0.90, e 0.70, c 0.50; ", "d 0.10, f 0.20, a 0.30.")
+    assert mentions(text, "b 0.90, e 0.70, c 0.50. ", "d 0.10, f 0.20, a 0.30.")
 
 
 @pytest.fixture
@@ -95,7 +95,7 @@ def test_training_writes_its_description(cli):
     assert text.startswith(f"**Test accuracy {run.data.metrics['test_accuracy']:.4f}** (")
     assert "1 epoch in " in text
     assert "`tests.support.networks.Linear`" in text
-    assert "40 images for training" in text
+    assert "40 training images" in text
     assert f"pyclassify rerun {run.info.run_id}\n" in text
     figure = "description/confusion_matrix.png"
     assert f"(get-artifact?path={figure}&run_uuid={run.info.run_id})" in text
@@ -150,7 +150,7 @@ def test_resumed_run_gets_a_new_description(run_id):
 
     describe_start(client, run_id, {**CONFIG, "seed_everything": 8}, FACTS)
 
-    assert note(run_id).startswith("**No results**")
+    assert note(run_id).startswith("**No results yet**")
     assert note(run_id).count("| Seed | 8 |") == 1
 
 

@@ -167,4 +167,4 @@ def test_training_with_unlabeled_test_images_finishes_with_a_warning(cli, recwar
 
     assert run.info.status == "FINISHED"
     message = " ".join(str(warning.message) for warning in recwarn)
-    assert "accuracy by class" in message
+    assert "count the results by class" in message

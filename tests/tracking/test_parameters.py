@@ -111,7 +111,7 @@ RECIPE_CONFIG = {
     "model": {"class_path": "a.Classifier", "init_args": {"model": "b.resnet18", "lr": 0.1}},
     "data": {"class_path": "a.MNISTDataModule", "init_args": {"data_path": "/here"}},
 }
-DATA = {"sets": {"train": {"digest": "5eed"}}}
+DATA = {"splits": {"train": {"digest": "5eed"}}}
 
 
 def changed(path, value):
@@ -182,7 +182,7 @@ def test_recipe_is_independent_of_new_options_at_their_initial_values():
 
 
 def test_recipe_depends_on_the_images():
-    other = {"sets": {"train": {"digest": "c0ffee"}}}
+    other = {"splits": {"train": {"digest": "c0ffee"}}}
 
     assert name_recipe(RECIPE_CONFIG, other) != name_recipe(RECIPE_CONFIG, DATA)
     # Of a data module that gives no digest, the folder is all there is to go by.

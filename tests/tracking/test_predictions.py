@@ -17,7 +17,7 @@ from pyclassify.tracking.predictions import PredictionLogger
 from tests.support import forking_python, networks, processes, waiting
 from tests.support.trainings import LINEAR, QUIET
 
-PICTURES = {"class_accuracy.png", "confident_mistakes.png", "confusion_matrix.png"}
+PICTURES = {"class_accuracy.png", "confident_errors.png", "confusion_matrix.png"}
 FOREIGN = "tests.support.networks"
 RECIPE = f"--data=SyntheticDataModule {LINEAR} --batch_size=5 {QUIET}"
 RECIPE += " --data.train_size=40 --data.val_size=10 --data.test_size=21"
@@ -108,7 +108,7 @@ def test_calibration_error_matches_torchmetrics(classifier):
 def test_shuffled_test_set_gets_no_figure_of_errors(classifier, score):
     logger = score(classifier, DataLoader(networks.byte_images(7), 3, shuffle=True))
 
-    assert artifacts(logger.run_id) == {*PICTURES, "predictions.json"} - {"confident_mistakes.png"}
+    assert artifacts(logger.run_id) == {*PICTURES, "predictions.json"} - {"confident_errors.png"}
 
 
 def test_several_test_loaders_log_no_predictions(classifier, score):
@@ -129,10 +129,10 @@ def test_figure_with_an_error_costs_only_a_warning(classifier, score):
     five_channels = TensorDataset(torch.rand(8, 5, 32, 32), torch.zeros(8, dtype=torch.long))
     classifier.model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(5 * 32 * 32, 4))
 
-    with pytest.warns(UserWarning, match=r"confident_mistakes\.png"):
+    with pytest.warns(UserWarning, match=r"confident_errors\.png"):
         logger = score(classifier, DataLoader(five_channels, 4))
 
-    assert artifacts(logger.run_id) == {*PICTURES, "predictions.json"} - {"confident_mistakes.png"}
+    assert artifacts(logger.run_id) == {*PICTURES, "predictions.json"} - {"confident_errors.png"}
 
 
 def test_diverged_network_logs_its_predictions(classifier, score, tmp_path):

@@ -18,7 +18,7 @@ def test_describe_data_has_size_and_digest_of_each_set():
 
     digest = data.digest()["val"]
     sets = {"val": {"images": 10, "digest": digest}}
-    assert described == {"name": "Synthetic", "classes": 10, "sets": sets}
+    assert described == {"name": "Synthetic", "classes": 10, "splits": sets}
 
 
 def test_describe_data_of_torchvision_has_the_sets_name():
@@ -26,7 +26,7 @@ def test_describe_data_of_torchvision_has_the_sets_name():
 
 
 def test_describe_data_without_digest_has_the_name():
-    assert record.describe_data(Data()) == {"name": "Data", "classes": None, "sets": {}}
+    assert record.describe_data(Data()) == {"name": "Data", "classes": None, "splits": {}}
     assert record.describe_data(None) is None
 
 
@@ -66,7 +66,7 @@ def again(store):
 
 
 def sets(images=4, **digests):
-    return {"sets": {part: {"images": images, "digest": each} for part, each in digests.items()}}
+    return {"splits": {part: {"images": images, "digest": each} for part, each in digests.items()}}
 
 
 def test_check_data_with_other_images_raises_both_digests(store, again):
@@ -90,7 +90,7 @@ def test_check_data_with_other_images_raises_both_digests(store, again):
     ],
 )
 def test_check_data_with_same_or_requested_images_passes(store, again, before, now, overridden):
-    _, run_id = again(before, **{capsule.OVERRIDDEN_TAG: overridden})
+    _, run_id = again(before, **{capsule.OVERRIDES_TAG: overridden})
 
     assert record.check_data(store, run_id, now) is None
 
@@ -105,5 +105,5 @@ def test_check_data_with_a_source_without_data_passes(store, again):
 def test_check_data_without_a_readable_capsule_warns(store, again):
     _, run_id = again(None)
 
-    with pytest.warns(UserWarning, match="data can't be checked"):
+    with pytest.warns(UserWarning, match="could not compare the data"):
         record.check_data(store, run_id, sets(train="b"))
