@@ -99,7 +99,7 @@ def _make_parser() -> CommandParser:
         "and the configuration of its capsule, on the same data. At the end, compare the losses of "
         "both runs step by step.",
         epilog="Options of `pyclassify train`, after RUN_ID, change the configuration of the new "
-        "run, which logs them as the tag pyclassify.overridden.",
+        "run, which logs them as the tag pyclassify.overrides.",
         examples=[
             "pyclassify rerun 3f2a91c0",
             "pyclassify rerun 3f2a91c0 --max_epochs 3 --seed 1",

@@ -212,9 +212,9 @@ class _InterruptedRun:
 def _check_state(interrupted: _InterruptedRun, options: list[str]) -> None:
     """Raise ValueError if the run can't be resumed, or not by this command."""
     run_id, tags = interrupted.run.info.run_id, interrupted.run.data.tags
-    if interrupted.facts["subcommand"] not in ("train", "fit"):
+    if (subcommand := interrupted.facts["subcommand"]) not in ("train", "fit"):
         raise ValueError(
-            f"run {run_id} is of `pyclassify {interrupted.facts['subcommand']}`, which does not train; "
+            f"run {run_id} is of `pyclassify {subcommand}`, which does not train; "
             f"repeat it by `pyclassify rerun {run_id}`"
         )
     if SLURM_FOLDER_TAG in tags:
