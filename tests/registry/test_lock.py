@@ -1,4 +1,4 @@
-"""A lock in the registry is held by one process, and outlives none."""
+"""A lock in the registry is held by one process at a time, and removed if that process dies."""
 
 import pytest
 from mlflow import MlflowClient
@@ -37,7 +37,7 @@ def test_stale_lock_is_lost_to_the_next_process(registry, monkeypatch):
 
 def test_lock_acquired_by_another_meanwhile_is_not_broken(registry):
     with lock_model(registry, NAME) as is_locked:
-        lock._break(registry, f"{NAME} (alias lock)", "who held it before")
+        lock._break(registry, f"{NAME} (alias lock)", "the previous holder")
 
         assert is_locked()
 
@@ -53,7 +53,7 @@ def test_stale_lock_of_another_user_raises_with_who_can_delete_it(registry, monk
     with monkeypatch.context() as patch:
         patch.setattr(registry, "delete_registered_model", refuse)
         with pytest.raises(PermissionError) as refused, lock_model(registry, NAME):
-            pytest.fail("it is not alone")
+            pytest.fail("the lock was acquired")
 
     assert mentions(str(refused.value), f"'{name}'", "user", "admin", "delete")
 
@@ -79,7 +79,7 @@ def test_denied_lock_raises_at_once(monkeypatch):
         pytest.raises(MlflowException) as refused,
         lock_model(MlflowClient(address), NAME),
     ):
-        pytest.fail("it is not alone")
+        pytest.fail("the lock was acquired")
 
     assert refused.value.error_code == "PERMISSION_DENIED"
 

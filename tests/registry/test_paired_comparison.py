@@ -1,4 +1,4 @@
-"""Versions are compared by their predictions of the same images, logged or made for it."""
+"""Versions are compared by their predictions for the same images, logged or computed here."""
 
 from pathlib import Path
 
@@ -163,11 +163,11 @@ def test_version_after_deleted_champion_is_compared_with_the_one_before(registry
         promote_if_better(registry, NAME, each)
     registry.delete_model_version(NAME, "2")
 
-    kept = promote_if_better(registry, NAME, "3", alpha=0.001)
+    decision = promote_if_better(registry, NAME, "3", alpha=0.001)
     assert champion() is None
-    assert kept.text.startswith("alexnet version 3 is not champion: ")
-    deleted, rest = kept.text.split("; ")[1:]
-    assert mentions(kept.text, "than version 1 on 40 images")
+    assert decision.text.startswith("alexnet version 3 is not champion: ")
+    deleted, rest = decision.text.split("; ")[1:]
+    assert mentions(decision.text, "than version 1 on 40 images")
     assert mentions(deleted, "version 2", "deleted")
     assert mentions(rest, "`pyclassify rollback alexnet`", "version 1")
     assert promote_if_better(registry, NAME, "4").against == "1"

@@ -25,7 +25,7 @@ COMMIT = "0123456789" * 4
 
 @pytest.fixture
 def rerun(store, tmp_path, monkeypatch, capsys):
-    """Type `pyclassify rerun` in a folder of no repository, and give what it complains of."""
+    """Run `pyclassify rerun` in a folder that is not a repository; returns its error."""
     monkeypatch.chdir(tmp_path)
 
     def run(*words, code=1):
@@ -40,7 +40,7 @@ def rerun(store, tmp_path, monkeypatch, capsys):
 
 
 def make_run(facts, config="trainer: {logger: true}"):
-    """Make a run with a capsule, and give its id."""
+    """Make a run with a capsule; returns its id."""
     client = mlflow.MlflowClient()
     run_id = client.create_run(experiment_id(client)).info.run_id
     facts = {"subcommand": "fit", "command": [], "started_in": "/", **facts}
@@ -92,11 +92,11 @@ def test_run_without_a_commit_fails(rerun):
 
 def test_masked_setting_must_be_given(rerun):
     config = "trainer: {logger: true}\ndata: {init_args: {url: 'https://***@data.org'}}"
-    run_id = make_run({"git": {"missing": "no more to say"}}, config)
+    run_id = make_run({"git": {"missing": "git is missing"}}, config)
 
     without = rerun(run_id)
     assert mentions(without, "data.url", "credentials", "https://***@data.org")
-    assert "no more to say" in rerun(run_id, "--data.url=https://data.org")
+    assert "git is missing" in rerun(run_id, "--data.url=https://data.org")
 
 
 def test_unreadable_store_is_named_without_its_password(rerun, monkeypatch):
@@ -129,7 +129,7 @@ def test_help_ends_with_examples_and_loads_neither_torch_nor_mlflow():
         assert text.partition("examples:")[2].count(f"\n  pyclassify {command} ") >= 2
 
 
-# In the place of this package at the run's commit: it notes what it was started with.
+# Replaces this package at the run's commit, and records how it was started.
 TRAINING = """
 import json, os, pathlib, signal, sys
 
@@ -185,7 +185,7 @@ LOSSES = {"train_loss": [0.1 + 0.2, 0.25, 0.125]}
 
 @pytest.fixture
 def log(module_store):
-    """Log a run with these metrics, and give its id."""
+    """Log a run with these metrics; returns its id."""
     client = module_store
     experiment = experiment_id(client)
 

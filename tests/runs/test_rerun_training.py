@@ -28,7 +28,7 @@ SOURCE = "pyclassify.source_run"
 
 @pytest.fixture(scope="module")
 def store(module_store, tmp_path_factory):
-    """A store, as somebody has it who comes back: nothing names the experiment."""
+    """A store without a setting of the experiment."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
         patch.delenv("MLFLOW_EXPERIMENT_NAME")
@@ -69,7 +69,7 @@ def source(store, repo):
 
 @pytest.fixture(scope="module")
 def reruns(store, source, repo, tmp_path_factory):
-    """Three ways to make it again, at once: as it was, on other data, and stopped midway.
+    """Three reruns at once: unchanged, on other data, and interrupted.
 
     For each the new run, the exit code and its output.
     """

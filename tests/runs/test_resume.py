@@ -19,7 +19,7 @@ from tests.support.trainings import SHAPES
 
 @pytest.fixture
 def resume(store, tmp_path, monkeypatch, capsys):
-    """Type `pyclassify resume` in a folder of no repository, and give what it complains of."""
+    """Run `pyclassify resume` in a folder that is not a repository; returns its error."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "runs").mkdir()
 
@@ -34,7 +34,7 @@ def resume(store, tmp_path, monkeypatch, capsys):
 
 
 def make_run(folder, status="KILLED", tags=(), **facts):
-    """Make a run with a capsule, and give its id."""
+    """Make a run with a capsule; returns its id."""
     client = mlflow.MlflowClient()
     run_id = client.create_run(experiment_id(client), tags=dict(tags)).info.run_id
     known = {
@@ -110,7 +110,7 @@ def test_parent_without_any_capsule_fails(resume):
     assert mentions(resume(parent), f"run {parent}", "parent of seeds")
 
 
-# In the place of this package, in the folder that the run was started in.
+# Replaces this package, in the folder that the run was started in.
 TRAINING = (
     "import os, pathlib, signal, sys\npathlib.Path('words').write_text(' '.join(sys.argv[1:]))\n"
 )
@@ -119,7 +119,7 @@ KILLS_ITSELF = "os.kill(os.getpid(), signal.SIGKILL)"
 
 @pytest.fixture
 def train(store, tmp_path, monkeypatch, capsys):
-    """Type `pyclassify resume` of a run whose training does something else; gives what it says."""
+    """Run `pyclassify resume` with a fake training; returns the exit code and stderr."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "runs").mkdir()
     (tmp_path / "pyclassify").mkdir()

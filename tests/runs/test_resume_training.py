@@ -54,7 +54,7 @@ def repo(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def runs(store, repo):
-    """A run that was left alone, and one that was killed in its second epoch and went on.
+    """An uninterrupted run, and one that was killed in its second epoch and resumed.
 
     Between the two the code changed.
     """

@@ -27,7 +27,7 @@ TRAIN += " --trainer.logger.system_metrics=false --accelerator=cpu --seeds 3 --s
 
 @pytest.fixture(scope="module")
 def ended(module_store, tmp_path_factory):
-    """A training with three seeds, told to leave in the second, and gone on with.
+    """A training with three seeds that is interrupted in the second, and resumed.
 
     What is known of it by then and in the end: the exit code, the output, and the runs.
     """
