@@ -115,7 +115,7 @@ def registry_store(empty_store, tmp_path_factory):
 
 
 def _hurry(connection, _):
-    """Let SQLite wait for no disk: a judgement is fifty transactions."""
+    """Let SQLite wait for no disk: a promotion check is fifty transactions."""
     connection.execute("PRAGMA synchronous = OFF")
 
 

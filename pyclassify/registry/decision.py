@@ -148,7 +148,7 @@ class Decision:
             )
         return (
             f"{result} than version {self.against} on {test.num_images:,} images, accuracy "
-            f"{_format_accuracy_difference(test)}, McNemar's p = {test.p_value:.2g}, "
+            f"difference {_format_accuracy_difference(test)}, McNemar's p = {test.p_value:.2g}, "
             f"alpha = {self.alpha:g}"
         )
 

@@ -8,6 +8,7 @@ itself is that class. `mlflow run -P batch_size=128` arrives as `--batch_size 12
 import argparse
 import json
 import re
+import textwrap
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
@@ -118,7 +119,16 @@ class CommandParser(argparse.ArgumentParser):
 
 
 class _HelpFormatter(argparse.RawDescriptionHelpFormatter):
-    """Keep the lines of examples, and show an option's default where it has one to show."""
+    """Wrap paragraphs, keep the lines of examples, and show an option's default if it has one."""
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        paragraphs = (
+            super(_HelpFormatter, self)._fill_text(paragraph, width, indent)
+            if "\n" in paragraph
+            else textwrap.fill(paragraph, width, initial_indent=indent, subsequent_indent=indent)
+            for paragraph in text.split("\n\n")
+        )
+        return "\n\n".join(paragraphs)
 
     def _get_help_string(self, action: argparse.Action) -> str:
         text = action.help or ""

@@ -112,8 +112,8 @@ def test_better_version_becomes_champion_with_difference_and_p_value(registry):
     p_value = mcnemar(0, 10)
     assert (champion(), challenger()) == (second, None)
     assert decision.text == (  # the form of this message
-        "alexnet version 2 is champion: better than version 1 on 40 images, accuracy +0.2500 (95% "
-        "CI +0.0934 to +0.3828), McNemar's p = 0.002, alpha = 0.05"
+        "alexnet version 2 is champion: better than version 1 on 40 images, accuracy difference "
+        "+0.2500 (95% CI +0.0934 to +0.3828), McNemar's p = 0.002, alpha = 0.05"
     )
     assert read_decision(second)["paired_test"]["p_value"] == p_value == pytest.approx(2 / 2**10)
     shown = {key: tags(second)[key] for key in ("decision", "against", "p_value", "alpha")}

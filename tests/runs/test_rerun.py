@@ -122,6 +122,7 @@ def test_help_ends_with_examples_and_loads_neither_torch_nor_mlflow():
     output = subprocess.check_output([sys.executable, "-c", HELP], cwd=ROOT, text=True)
 
     assert output.endswith("False False\n")
+    assert max(map(len, output.splitlines())) <= 80
     *helps, rerun = output.split("usage: ")[1:]
     assert rerun.startswith("pyclassify rerun RUN_ID [--OPTION VALUE ...]")
     for text in (*helps, rerun):
