@@ -1,4 +1,4 @@
-"""The data modules that --data names: CIFAR-10, MNIST, torchvision, image folders, synthetic."""
+"""The data modules for --data: CIFAR-10, MNIST, other torchvision data sets, folders, synthetic."""
 
 import os
 from collections.abc import Iterator
@@ -51,27 +51,31 @@ from pyclassify.utils.files import find_cache_folder
 from pyclassify.utils.launcher import count_workers
 from pyclassify.utils.text import suggest
 
-# Of images in their original sizes: 100 MB a batch, of which a loader holds several.
+# Per batch of images in their original sizes: 100 MB, and a loader holds several batches.
 _MAX_DECODED_PIXELS = 2**25
 
 
 class TorchvisionDataModule(ImageDataModule):
-    """A data set of torchvision, in memory as bytes once for all processes of a machine.
+    """A data set of torchvision, in memory as bytes, which all processes of a machine share.
 
-    Its images are uint8 [1 or 3, height, width], all of one size.
+    The images are uint8 [1 or 3, height, width], all of the same size. The data set is downloaded
+    when it is first used.
 
     Args:
         name: The data set: CIFAR10, CIFAR100, FashionMNIST, KMNIST, MNIST or SVHN.
         data_path: The folder of the downloaded files; `pyclassify` in the user's cache folder by
             default.
-        val_size: How many training images are held out for validation.
-        split_seed: The seed of that split. The run's seed does not change it, so that runs with
-            other seeds are compared on the same images.
+        val_size: The number of training images to hold out for validation.
+        split_seed: The seed of the split into training and validation. The seed of the run does not
+            change the split, so that runs with other seeds are compared on the same images.
+        **kwargs: Other arguments of `ImageDataModule`, such as `batch_size`, `resize` and `crop`.
 
     Raises:
-        MisconfigurationException: The name is unknown, or the data set can't be downloaded.
+        MisconfigurationException: `name` is unknown; in `prepare_data`, the data set can't be
+            downloaded.
 
     Example:
+        >>> from pyclassify import TorchvisionDataModule
         >>> data = TorchvisionDataModule("SVHN", resize=32, crop=32, horizontal_flip=False)
         >>> data.num_classes
         10
@@ -122,7 +126,7 @@ class TorchvisionDataModule(ImageDataModule):
             setattr(self, split, ImageTensors(images, labels, index))
 
     def _load(self, train: bool) -> LabeledImages:
-        # Loaded once, since checking a cache file digests all of it.
+        # Loaded once, because checking a cache file digests the whole file.
         if train not in self._loaded:
             split = "train" if train else "test"
             self._loaded[train] = load_cached_images(
@@ -150,17 +154,23 @@ class TorchvisionDataModule(ImageDataModule):
 class CIFAR10DataModule(TorchvisionDataModule):
     """CIFAR-10 (Krizhevsky, 2009): 45,000 training, 5,000 validation and 10,000 test images.
 
-    The images are uint8 [3, 32, 32].
+    The images are uint8 [3, 32, 32]. The default mean and standard deviation are those of the
+    training images.
 
     Args:
         data_path: The folder of the downloaded files; `pyclassify` in the user's cache folder by
             default.
         mean: The mean of each channel, in 0..1, that normalization subtracts.
-        std: The standard deviation of each channel that normalization divides by.
+        std: The standard deviation of each channel, in 0..1, that normalization divides by.
+        **kwargs: Other arguments of `TorchvisionDataModule` and `ImageDataModule`.
 
     Example:
-        >>> data = CIFAR10DataModule(batch_size=128)
-        >>> trainer.fit(Classifier(AlexNet), datamodule=data)
+        >>> from pyclassify import CIFAR10DataModule
+        >>> data = CIFAR10DataModule(batch_size=128, random_crop_padding=4)
+        >>> data.num_classes
+        10
+
+        `Trainer().fit(Classifier(AlexNet), datamodule=data)` downloads the images and trains.
     """
 
     def __init__(
@@ -174,18 +184,22 @@ class CIFAR10DataModule(TorchvisionDataModule):
 
 
 class MNISTDataModule(TorchvisionDataModule):
-    """MNIST (LeCun et al., 1998): grayscale images in three channels, not flipped by default.
+    """MNIST (LeCun et al., 1998): grayscale digits in three channels, not flipped by default.
 
-    The images are uint8 [1, 28, 28]; batches have three equal channels.
+    The images are uint8 [1, 28, 28]; batches have three equal channels. 55,000 images are for
+    training, 5,000 for validation and 10,000 for the test.
 
     Args:
         data_path: The folder of the downloaded files; `pyclassify` in the user's cache folder by
             default.
-        horizontal_flip: Whether training flips half of the images horizontally.
+        horizontal_flip: Whether training flips each image horizontally with a probability of 0.5.
+        **kwargs: Other arguments of `TorchvisionDataModule` and `ImageDataModule`.
 
     Example:
-        >>> data = MNISTDataModule(batch_size=128)
-        >>> trainer.fit(Classifier(AlexNet), datamodule=data)
+        >>> from pyclassify import MNISTDataModule
+        >>> data = MNISTDataModule(batch_size=128, resize=32, crop=28)
+        >>> data.preprocess.horizontal_flip
+        False
     """
 
     def __init__(
@@ -195,7 +209,7 @@ class MNISTDataModule(TorchvisionDataModule):
 
 
 class SyntheticDataModule(ImageDataModule):
-    """A synthetic data set: ten classes of shapes, for a machine without network.
+    """A synthetic data set: ten classes of shapes, which need no download.
 
     The images are uint8 [3, 32, 32].
 
@@ -203,9 +217,11 @@ class SyntheticDataModule(ImageDataModule):
         train_size: The number of training images.
         val_size: The number of validation images.
         test_size: The number of test images.
-        data_seed: The seed of the images. The run's seed does not change them.
+        data_seed: The seed of the images. The seed of the run does not change them.
+        **kwargs: Other arguments of `ImageDataModule`, such as `batch_size`, `resize` and `crop`.
 
     Example:
+        >>> from pyclassify import SyntheticDataModule
         >>> data = SyntheticDataModule(train_size=100)
         >>> data.setup("fit")
         >>> image, label, index = data.train[0]
@@ -236,41 +252,48 @@ class SyntheticDataModule(ImageDataModule):
 class ImageFolderDataModule(ImageDataModule):
     """A folder of images of any size: train/<class>/<image>, and val/ and test/ likewise.
 
-    The classes are the folders of train/. Without val/, a fraction of train/ is held out. Splits
-    may have other usual names, such as valid/. To predict, any folder will do: images are found at
-    any depth, and labels are not needed. docs/image-folders.md says what is left out and refused.
+    The classes are the folders in train/. Without val/, a fraction of train/ is held out. Splits
+    may have other usual names, such as valid/. For prediction, any folder will do: images are found
+    at any depth, without labels. docs/image-folders.md describes which files are left out, and
+    which folders are refused.
 
     Args:
-        data_path: The folder that holds train/; to predict, the folder of the images.
-        classes: The names of the classes, by label; by default the folders of train/, sorted, or
-            to predict those of the checkpoint. Given, they are not warned of.
-        unreadable: What to do about files that do not decode. "stop" ends with an error, by default
-            in all but prediction. "skip" leaves them out of training and evaluation, after a look
-            at every file before it begins; it leaves their rows without a label in prediction.
-        val_size: The fraction of the training images that is held out without val/, in 0..1. Each
-            class keeps one image for training at least.
-        split_seed: The seed of that split. The run's seed does not change it.
-        mean: The mean of each channel, in 0..1, that normalization subtracts; ImageNet's by
-            default.
-        std: The standard deviation of each channel that normalization divides by; ImageNet's by
-            default.
+        data_path: The folder that contains train/; for prediction, the folder of the images.
+        classes: The names of the classes, by label. By default the folders in train/, sorted; for
+            prediction, those of the checkpoint. Names given here turn off warnings about classes.
+        unreadable: What to do with files that do not decode. "stop" ends with an error; it is the
+            default, except for prediction. "skip" decodes every file before training or evaluation
+            and leaves out those that do not decode; in prediction their rows have no label.
+        val_size: The fraction of the training images that is held out if there is no val/, between
+            0 and 1. Each class has at least one training image.
+        split_seed: The seed of the split into training and validation. The seed of the run does not
+            change the split.
+        mean: The mean of each channel, in 0..1, that normalization subtracts. The default is that
+            of ImageNet.
+        std: The standard deviation of each channel, in 0..1, that normalization divides by. The
+            default is that of ImageNet.
         float_resize: Whether training images are resized in floats, as in validation, in the test
             and in the served model: the pixels are bitwise identical. By default they are resized
             as bytes, in half the time; pixels differ by at most about one of 256 levels, far less
             than augmentation changes them.
-        num_workers: Processes that decode images, for each training process; by default one for
-            each of its processors except one, 1 to 8.
+        num_workers: The number of processes that decode images, for each training process. By
+            default one less than the CPU cores of the training process, at least 1 and at most 8.
         cache: Whether to decode and resize all images of train/ once, into one file in
-            pyclassify/scaled in the user's cache folder (XDG_CACHE_HOME), 3 * resize^2 bytes an
-            image. Later epochs and runs read that file, and the network gets the same pixels. For
-            many small files, above all on a network file system.
+            pyclassify/scaled in the user's cache folder (XDG_CACHE_HOME), 3 * resize^2 bytes per
+            image. Later epochs and runs read this file; the pixels are the same. Useful for many
+            small files, above all on a network file system.
+        **kwargs: Other arguments of `ImageDataModule`, such as `batch_size`, `resize` and `crop`.
 
     Raises:
-        MisconfigurationException: An argument is out of range, or a folder has no images.
+        MisconfigurationException: An argument is out of range, or `cache` and `float_resize` are
+            both true; in `prepare_data` and `setup`, a folder is missing or has no images.
 
     Example:
-        >>> data = ImageFolderDataModule("photos", resize=256, crop=224)
-        >>> trainer.fit(Classifier(torchvision.models.resnet18), datamodule=data)
+        >>> from pyclassify import ImageFolderDataModule
+        >>> data = ImageFolderDataModule("photos", resize=256, crop=224, batch_size=16)
+        >>> data.setup("fit")
+        >>> data.classes, len(data.train), len(data.val)
+        (['cat', 'dog'], 18, 2)
     """
 
     def __init__(
@@ -311,17 +334,17 @@ class ImageFolderDataModule(ImageDataModule):
         if classes is not None:
             self.classes = list(classes)
         else:
-            with suppress(MisconfigurationException):  # to predict any folder will do
+            with suppress(MisconfigurationException):  # prediction accepts any folder
                 self.classes = list_classes(self._find_split("train"))
         self._listed: dict[str, ListedSplit] = {}
-        self._readable: dict[str, ListedSplit] = {}  # the same without what `unreadable` leaves out
-        self._skipped: dict[str, dict[str, str]] = {}  # the reason of each, by its path
-        self._shared: set[str] = set()
+        self._readable: dict[str, ListedSplit] = {}  # without the files that `unreadable` skips
+        self._skipped: dict[str, dict[str, str]] = {}  # the reason of each such file, by its path
+        self._broadcast_splits: set[str] = set()
         self._left_out = LeftOut()
         self._cached: CachedImageFiles | None = None
 
     def check_files(self) -> None:
-        """Decode every file with all cores, and write the report data.md into the folder.
+        """Decode every file on all cores, and write the report data.md to the folder.
 
         Raises:
             MisconfigurationException: Files do not decode, and `unreadable` is not "skip".
@@ -332,11 +355,11 @@ class ImageFolderDataModule(ImageDataModule):
         self._write_report()
 
     def prepare_data(self) -> None:
-        """Check the folder, and write the file of `cache` if that is on and a training starts.
+        """Check the folder; for training with `cache`, write the cache file.
 
         Raises:
-            MisconfigurationException: The folder can't be what the user meant, or files are known
-                not to decode.
+            MisconfigurationException: The layout of the folder is wrong, or an earlier scan found
+                files that do not decode.
         """
         function = self.trainer.state.fn if self.trainer else None
         stage = function.value if function else "fit"
@@ -361,13 +384,15 @@ class ImageFolderDataModule(ImageDataModule):
             self._set_up("fit")
 
     def make_report(self) -> DataReport:
-        """Report what a look at all files has found, if none has changed since it; else counts."""
-        skipped = {file: why for found in self._skipped.values() for file, why in found.items()}
+        """Report the scanned files; only counts if a file was not scanned or has changed."""
+        skipped = {
+            file: reason for found in self._skipped.values() for file, reason in found.items()
+        }
         skip, entries = self.unreadable == "skip", [*self._list_entries()]
         return describe_folder(self.data_path, self.classes, entries, skip, skipped)
 
     def _list_entries(self) -> Iterator[FileEntry]:
-        """List each file of the splits that are set up; of all splits if none is."""
+        """List the files of the splits that are set up, or of all splits if none is."""
         splits = [split for split in SPLIT_NAMES if split in vars(self)] or [*SPLIT_NAMES]
         folders = find_splits(self.data_path)
         for source in dict.fromkeys(map(self._find_source, splits)):
@@ -382,7 +407,7 @@ class ImageFolderDataModule(ImageDataModule):
         """List the paths of the training images that are held out for validation."""
         if source != "train" or self._find_source("val") != "train":
             return set()
-        with suppress(MisconfigurationException):  # too few, as `setup` says
+        with suppress(MisconfigurationException):  # too few images, which `setup` reports
             readable = self._list(source)
             return {readable.files[index] for index in self._hold_out(readable)["val"].tolist()}
         return set()
@@ -392,16 +417,16 @@ class ImageFolderDataModule(ImageDataModule):
         self.report_path = write_report(report, self.data_path / REPORT_NAME)
         if report.damaged and self.unreadable != "skip":
             raise MisconfigurationException(
-                f"{self.data_path}: {format_damaged(report.damaged)} (all of them are listed in "
-                f"{self.report_path}); repair or delete them, or leave them out by "
-                "--data.unreadable skip"
+                f"{self.data_path}: {format_damaged(report.damaged)}; {self.report_path} lists "
+                "every such file. Repair or remove these files, or skip them by "
+                "--data.unreadable=skip"
             )
 
     def check(self) -> None:
-        """Check all splits of the folder before a training, and warn of what can't be right.
+        """Check all splits of the folder before training; warn of what is probably wrong.
 
         Raises:
-            MisconfigurationException: The folder can't be what the user meant.
+            MisconfigurationException: The layout of the folder is wrong.
         """
         folders = check_root(self.data_path, self._classes_given)
         splits: dict[str, ListedSplit] = {}
@@ -414,14 +439,14 @@ class ImageFolderDataModule(ImageDataModule):
                 check_split(self._find_split("test"), self._classes_given)
                 splits["test"] = self._list("test")
             except MisconfigurationException as error:
-                if is_test_needed:  # which is known now, rather than after the last epoch
+                if is_test_needed:  # report the error now, rather than after the last epoch
                     raise
-                rank_zero_info(f"{error} (the test images are not needed here)")
+                rank_zero_info(f"{error} (this command does not need test images)")
         self._left_out.update(list_beside_splits(self.data_path, folders.values()))
         self._report_left_out()
         self.data_warnings = check_splits(splits, self._classes_given)
         if "val" not in splits:
-            self._hold_out(splits["train"])  # or raises, as it would in `setup`
+            self._hold_out(splits["train"])  # raises the error that `setup` would raise later
         for text in self.data_warnings:
             rank_zero_warn(text)
 
@@ -432,7 +457,7 @@ class ImageFolderDataModule(ImageDataModule):
             self._set_up_predict()
             return
         for split in SPLITS[stage]:
-            self._share_skipped(self._find_source(split))
+            self._broadcast_skipped(self._find_source(split))
         self._set_up(stage)
 
     def _set_up(self, stage: str) -> None:
@@ -461,11 +486,11 @@ class ImageFolderDataModule(ImageDataModule):
         self._predict_files = UnlabeledImageFiles(self.data_path, files, size, skip)
 
     def _cache_images(self, images: ImageFiles) -> CachedImageFiles:
-        if self._cached is None:  # once, since checking a cache file digests all of it
+        if self._cached is None:  # once, because checking a cache file digests the whole file
             try:
                 self._cached = cache_images(images, self.classes, self.num_workers)
             except UnreadableImageError as error:
-                self.check_files()  # names all of them, instead of one a try
+                self.check_files()  # reports all such files at once
                 raise MisconfigurationException(str(error)) from error
         return self._cached
 
@@ -473,8 +498,8 @@ class ImageFolderDataModule(ImageDataModule):
         files = self._predict_files
         if self.trainer is not None and len(files) < self.trainer.world_size:
             raise MisconfigurationException(
-                f"{self.data_path} has {len(files)} images for {self.trainer.world_size} "
-                f"processes; give at most --devices {len(files)}"
+                f"{self.data_path} has {len(files)} images, fewer than the "
+                f"{self.trainer.world_size} processes; give --devices {len(files)} or fewer"
             )
         if files.size is not None:
             return self._make_loader(files)
@@ -483,14 +508,14 @@ class ImageFolderDataModule(ImageDataModule):
         return self._make_loader(files, batch_size=batch_size, collate=collate_varying_sizes)
 
     def _list(self, split: str) -> ListedSplit:
-        """List the images of a split's folder, without those that `unreadable` leaves out."""
+        """List the images in the folder of a split, without those that `unreadable` skips."""
         if split not in self._readable:
             listed = self._list_all(split)
             if skipped := self._find_skipped(split):
                 names = [os.path.relpath(file, self.data_path) for file in listed.files]
-                kept = [index for index, name in enumerate(names) if name not in skipped]
-                files = PackedPaths(listed.files[index] for index in kept)
-                listed = replace(listed, files=files, labels=listed.labels[kept])
+                indices = [index for index, name in enumerate(names) if name not in skipped]
+                files = PackedPaths(listed.files[index] for index in indices)
+                listed = replace(listed, files=files, labels=listed.labels[indices])
             counts = listed.count_by_class()
             empty = [name for name in counts if counts[name] == 0]
             if not listed.files or (split == "train" and empty):
@@ -499,48 +524,48 @@ class ImageFolderDataModule(ImageDataModule):
                     reason += f" ({format_damaged(skipped)})"
                 folder = listed.folder / empty[0] if split == "train" else listed.folder
                 raise MisconfigurationException(
-                    f"{folder} has no images{reason}; add those of the class, or remove the folder"
+                    f"{folder} has no images{reason}; add images, or remove the folder"
                 )
             self._readable[split] = listed
         return self._readable[split]
 
     def _list_all(self, split: str) -> ListedSplit:
-        # Listed once, since a cluster's file system takes minutes to list a large folder.
+        # Listed once, because a cluster's file system takes minutes to list a large folder.
         if split not in self._listed:
-            if not hasattr(self, "classes"):  # train/ is missing, as the error of this call says
+            if not hasattr(self, "classes"):  # train/ is missing: this call raises the error
                 self.classes = list_classes(self._find_split("train"))
             self._listed[split] = list_split(self._find_split(split), self.classes)
             self._left_out.update(self._listed[split].sum_left_out())
         return self._listed[split]
 
     def _find_skipped(self, split: str) -> dict[str, str]:
-        """Find what is left out of a split's folder, by a look at all files that are not known."""
+        """Find the files of a split to skip; scan those that are new or have changed."""
         if self.unreadable != "skip":
             return {}
         if split not in self._skipped:
             self._skipped[split] = find_damaged(self._list_all(split).files, self.data_path)
         return self._skipped[split]
 
-    def _share_skipped(self, split: str) -> None:
-        """Leave out in all processes what the first does: a file may be damaged on one node."""
-        if self.unreadable != "skip" or self.trainer is None or split in self._shared:
+    def _broadcast_skipped(self, split: str) -> None:
+        """Skip the same files in all processes: a file may be damaged on one node only."""
+        if self.unreadable != "skip" or self.trainer is None or split in self._broadcast_splits:
             return
         found = self._find_skipped(split) if self.trainer.is_global_zero else {}
         found = self.trainer.strategy.broadcast(found)
         if found != self._skipped.get(split):
             self._skipped[split], self._cached = found, None
             self._readable.pop(split, None)
-        self._shared.add(split)
+        self._broadcast_splits.add(split)
 
     def _find_source(self, split: str) -> str:
-        """Find the split whose folder a split is read from: without val/ a part of train/."""
+        """Find the split whose folder a split is read from: without val/, "train" for "val"."""
         return "train" if split == "val" and "val" not in find_splits(self.data_path) else split
 
     def _find_split(self, split: str) -> Path:
         return find_splits(self.data_path).get(split, self.data_path / split)
 
     def _report_left_out(self) -> None:
-        """Report once, in one line, what no split has of the files in its folder."""
+        """Report once, in one line, which entries of the folder are left out."""
         if self._left_out.total:
             text = self._left_out.describe(self.data_path)
             noun = "entry" if self._left_out.total == 1 else "entries"

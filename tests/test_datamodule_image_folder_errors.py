@@ -26,11 +26,11 @@ def test_undecodable_image_is_named_from_process_and_worker(num_workers, tmp_pat
     ("parts", "stage", "words"),
     [
         # the form of this message
-        ([], "fit", r"train is not a folder; data_path takes a folder with train/<class>/<image>"),
-        (["train"], "fit", r"train .*no folders.* class "),
-        (["train/.git"], "fit", r"train .*no folders"),
-        (["train/cat", "val/cow"], "fit", r"val .*class 'cow'.* train/ "),
-        (["train/cat", "test/cow"], "test", r"test .*class 'cow'.* classes are cat; .*train/"),
+        ([], "fit", r"train is not a folder; data_path must be a folder .* train/<class>/<image>"),
+        (["train"], "fit", r"train .*no class folders.*<class>/<image>"),
+        (["train/.git"], "fit", r"train .*no class folders"),
+        (["train/cat", "val/cow"], "fit", r"val .*class 'cow'.* train/, "),
+        (["train/cat", "test/cow"], "test", r"test .*class 'cow' \(expected cat\); .*train/"),
         (["train/cat"], "test", r"test is not a folder; data_path .*test/.* val/"),
     ],
 )

@@ -116,7 +116,7 @@ def test_check_files_names_all_damaged_files_and_writes_the_report(folder):
         data.check_files()
 
     # the form of this message
-    assert mentions(str(caught.value), "3 files do not decode", *DAMAGED, "--data.unreadable skip")
+    assert mentions(str(caught.value), "3 files do not decode", *DAMAGED, "--data.unreadable=skip")
     assert data.report_path == folder / REPORT_NAME
     assert all(f"`{name}`" in data.report_path.read_text() for name in DAMAGED)
 
@@ -157,7 +157,7 @@ def test_training_without_a_look_names_the_command_that_looks_at_all(folder):
     with pytest.raises(MisconfigurationException) as caught:
         [*data.train_dataloader(), *data.val_dataloader()]
 
-    assert mentions(str(caught.value), "pyclassify prepare", "--data.unreadable skip")
+    assert mentions(str(caught.value), "pyclassify prepare", "--data.unreadable=skip")
 
 
 def test_report_without_a_look_has_the_counts_alone(whole):

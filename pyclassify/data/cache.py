@@ -1,8 +1,8 @@
-"""A data set in one memory-mapped file, and digests that identify images by their content.
+"""Cache a data set in one memory-mapped file, and digest images by their content.
 
-A cache file is used only where its digest matches its content, and its source is the expected one
-(for example the checksums of a download). An interrupted write, a truncated file and a flipped bit
-are detected, and the file is written again.
+A cache file is used only if its digest matches its content and its source is the expected one (for
+example the checksums of a download). After an interrupted write, a truncation or a flipped bit, the
+file is invalid and is rewritten.
 """
 
 import errno
@@ -39,7 +39,13 @@ _T = TypeVar("_T")
 
 
 class LabeledImages(NamedTuple):
-    """Images (uint8 [n, channels, height, width]), labels (int64 [n]) and names of the classes."""
+    """Images with their labels.
+
+    Attributes:
+        images: uint8 [n, channels, height, width].
+        labels: int64 [n].
+        classes: The names of the classes, by label.
+    """
 
     images: Tensor
     labels: Tensor
@@ -47,10 +53,10 @@ class LabeledImages(NamedTuple):
 
 
 def load_cached_images(path: Path, source: str, read: Callable[[], LabeledImages]) -> LabeledImages:
-    """Map a data set from its cache file, and write that file first where it is not valid.
+    """Map a data set from its cache file; write the file first if it is missing or invalid.
 
-    A mapped data set takes memory once, however many processes map it. A process that writes to
-    the tensors gets its own copy of those pages (mmap(2), MAP_PRIVATE).
+    All processes that map the file share its memory. A process that writes to the tensors gets its
+    own copy of those pages (mmap(2), MAP_PRIVATE).
 
     Args:
         path: The cache file.
@@ -58,7 +64,7 @@ def load_cached_images(path: Path, source: str, read: Callable[[], LabeledImages
         read: Reads the data set into memory.
 
     Returns:
-        The data set, mapped; in memory where the file can't be read or written.
+        The mapped data set; a data set in memory if the file can't be read or written.
     """
     try:
         return _map_file(path, source)
@@ -68,8 +74,8 @@ def load_cached_images(path: Path, source: str, read: Callable[[], LabeledImages
         _log_fallback(path, "read", error)
         return read()
     try:
-        # One writer at a time: on a network file system, the other machines that have mapped a
-        # file lose it when it is replaced.
+        # One writer at a time: on a network file system, other machines lose a file that they have
+        # mapped when it is replaced.
         with FileLock(path.with_name(".lock")):
             with suppress(_InvalidCacheError):
                 return _map_file(path, source)
@@ -87,7 +93,8 @@ class _InvalidCacheError(Exception):
 def _log_fallback(path: Path, what: str, error: Exception) -> None:
     reason = getattr(error, "strerror", None) or str(error)
     rank_zero_info(
-        f"{path} can't be {what} ({reason}): each process has the images in its own memory"
+        f"the cache file {path} can't be {what} ({reason}); each process holds its own copy of the "
+        "images in memory"
     )
 
 
@@ -101,19 +108,19 @@ def _map_file(path: Path, source: str) -> LabeledImages:
         # EINVAL: a seek beyond the end of a truncated file.
         if isinstance(error, OSError) and error.errno != errno.EINVAL:
             raise
-        raise _InvalidCacheError(f"it does not hold the images: {error}") from error
+        raise _InvalidCacheError(f"{path} is not a cache file: {error}") from error
     if not valid:
-        raise _InvalidCacheError("it holds other images")
+        raise _InvalidCacheError(f"{path} has other images")
     return content
 
 
 def _check_mappable(path: Path) -> None:
-    # torch raises the same error for a file that can't be mapped as for a damaged one.
+    # torch raises the same error for a file that can't be mapped and for a damaged file.
     try:
         with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY):
             pass
     except (FileNotFoundError, NotADirectoryError, ValueError) as error:  # ValueError: it is empty
-        raise _InvalidCacheError(f"it does not hold the images: {error}") from error
+        raise _InvalidCacheError(f"{path} is not a cache file: {error}") from error
 
 
 def _write_file(path: Path, source: str, content: LabeledImages) -> None:
@@ -131,12 +138,12 @@ def _digest_content(content: LabeledImages) -> str:
 
 
 def digest_tensors(images: Tensor, labels: Tensor, index: Tensor) -> str:
-    """Digest images in memory, without copying all of them.
+    """Digest images in memory, without a copy of all of them.
 
     Args:
         images: Any type, [n, ...].
         labels: [n].
-        index: Which of the n belong to the set, in order, int64.
+        index: The indices of the images that belong to the data set, in order, int64 [up to n].
 
     Returns:
         32 hexadecimal digits.
@@ -153,9 +160,9 @@ def digest_tensors(images: Tensor, labels: Tensor, index: Tensor) -> str:
 def digest_files(files: Sequence[str], folder: Path) -> str:
     """Digest image files: their relative paths, which name the class, and their content.
 
-    Digests are saved in digests.json in the user's cache folder, by the files' absolute paths,
-    sizes, modification times and inode change times (a copy can preserve the former, not the
-    latter). Files that match are not read again.
+    Digests are saved in digests.json in the user's cache folder, by the absolute paths, sizes,
+    modification times and inode change times of the files (a copy can preserve the modification
+    time, not the inode change time). Files that match are not reread.
 
     Args:
         files: The paths of the images.
@@ -184,10 +191,10 @@ def _digest_contents(files: Sequence[str], folder: Path) -> str:
 
 
 def map_in_threads(function: Callable[[str], _T], files: Sequence[str]) -> Iterator[_T]:
-    """Call a function for each file, many at once; the results come in the files' order."""
+    """Call a function for each file, in threads; results have the order of the files."""
 
-    # Threads, as each call may wait for a network file system; hundreds of files a task, as
-    # submitting one file takes as long as reading it.
+    # Threads, as each call may wait for a network file system. Hundreds of files per task, as
+    # submitting a task takes as long as reading a file.
     def call_all(start: int) -> list[_T]:
         return [function(file) for file in files[start : start + _FILES_PER_TASK]]
 
@@ -216,7 +223,7 @@ def _load_digests(path: Path) -> dict[str, str]:
 
 
 def _save_digests(path: Path, digests: dict[str, str]) -> None:
-    # Without the file, images are read again at the next run: slower, otherwise the same.
+    # Without the file, the next run rereads the images: it starts later, and is otherwise equal.
     with suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
         latest = dict([*digests.items()][-_MAX_SAVED_DIGESTS:])

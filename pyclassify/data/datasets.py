@@ -1,4 +1,4 @@
-"""Data sets of images in memory and in files, with the capabilities that each of them has."""
+"""Data sets of images in memory and of image files, and what each of them supports."""
 
 import os
 from collections.abc import Iterable, Sequence
@@ -27,16 +27,17 @@ UNREADABLE = -1  # the label of an image that does not decode
 
 
 class ImageDataset(Dataset[Any]):
-    """A data set of (image, label, index), with the capabilities that loaders and tracking ask for.
+    """The base class of data sets of (image, label, index), which declare what they support.
 
-    The reader of a new format is a subclass, which states here what it can do.
+    To read a new format, write a subclass. Loaders and tracking use the attributes and methods.
 
     Attributes:
-        in_memory: Whether `__getitems__` returns a whole batch; it is then loaded without workers.
-        can_skip: Whether an item is the same when the items before it were not read, so that
-            training resumes in the middle of an epoch without reading them.
-        has_unreadable: Whether an image that does not decode has the label `UNREADABLE`; the
-            data set then has the paths of its images as `files`.
+        in_memory: Whether `__getitems__` returns a whole batch, which is then loaded without worker
+            processes. False by default.
+        can_skip: Whether an item does not depend on the items that were read before it, so that
+            training resumes in the middle of an epoch without reading them. False by default.
+        has_unreadable: Whether an image that does not decode has the label `UNREADABLE`. The data
+            set must then have the paths of its images as `files`. False by default.
 
     Example:
         >>> class BlackImages(ImageDataset):
@@ -57,30 +58,31 @@ class ImageDataset(Dataset[Any]):
     has_unreadable: ClassVar[bool] = False
 
     def digest(self) -> str | None:
-        """Digest the images and labels; None where the content is not known."""
+        """Digest the images and labels; None if the content is not known."""
         return None
 
     def names(self) -> list[str] | None:
-        """Name each image, in order; None where images have an index alone."""
+        """Return the name of each image, in order; None if images have only an index."""
         return None
 
     def list_labels(self) -> Tensor | None:
-        """List the label of each image, in order, int64 [n]; None where reading them takes long."""
+        """Return the label of each image, in order, int64 [n]; None if reading them takes long."""
         return None
 
     def read_original(self, item: int) -> tuple[Tensor, int]:
-        """Read an image before any resize, uint8 [1 or 3, height, width], and its label."""
+        """Read an image in its original size, uint8 [1 or 3, height, width], and its label."""
         image, label, *_ = self[item]
         return image, int(label)
 
 
 class ImageTensors(ImageDataset):
-    """Images of one size in memory, fetched a batch at a time without copying the data set.
+    """Images of equal size in memory, read a batch at a time without a copy of the data set.
 
     Args:
         images: uint8 [n, 1 or 3, height, width].
         labels: int64 [n].
-        index: Which of the n images belong to this data set, int64; all of them by default.
+        index: The indices of the images that belong to this data set, int64 [up to n]; all of them
+            by default.
 
     Example:
         >>> images = torch.zeros(10, 3, 32, 32, dtype=torch.uint8)
@@ -104,7 +106,7 @@ class ImageTensors(ImageDataset):
         return self.images[index], self.labels[index], index
 
     def __getitems__(self, items: list[int]) -> tuple[Tensor, Tensor, Tensor]:
-        """Fetch a batch at once (the protocol of torch's map-style fetcher)."""
+        """Read a whole batch: torch's DataLoader calls this method if a data set has it."""
         index = self.index[items]
         return self.images[index], self.labels[index], index
 
@@ -126,14 +128,18 @@ class ImageFiles(ImageDataset):
         files: The paths of n images.
         labels: Their labels, int64 [n].
         size: The side of the squares, in pixels.
-        index: Which of the files belong to this data set, int64; all of them by default.
+        index: The indices of the files that belong to this data set, int64 [up to n]; all of them
+            by default.
         float_resize: Whether images are resized in floats, to pixels that are bitwise identical to
             those of the served model. Otherwise they are resized as bytes, in half the time.
 
     Example:
         >>> folder = Path("photos/train")
-        >>> files = [str(folder / "cat/1.jpg"), str(folder / "dog/1.jpg")]
+        >>> files = [str(folder / "cat/1.png"), str(folder / "dog/1.png")]
         >>> dataset = ImageFiles(folder, files, labels=[0, 1], size=70)
+        >>> image, label, index = dataset[1]
+        >>> image.shape, label, index
+        (torch.Size([3, 70, 70]), 1, 1)
     """
 
     can_skip = True
@@ -175,7 +181,7 @@ class ImageFiles(ImageDataset):
 
 
 class CachedImageFiles(ImageTensors):
-    """Image files that were decoded and resized before; their digest is that of the files.
+    """Image files in a cache, decoded and resized; the digest is that of the files.
 
     Args:
         images: uint8 [n, 3, size, size], one for each file of `source`.
@@ -196,14 +202,14 @@ class CachedImageFiles(ImageTensors):
 class UnlabeledImageFiles(ImageDataset):
     """Image files of any size and mode, without labels.
 
-    An item is the image, 0 (`UNREADABLE` where it does not decode), and its index.
+    An item is the image, 0 as its label (`UNREADABLE` if it does not decode), and its index.
 
     Args:
         folder: The folder that `names` are relative to.
         files: The paths of the images.
-        size: The side of the squares, in pixels: float [3, size, size]. None gives the largest
-            central square of each image in its own size, uint8 [3, side, side].
-        skip: Whether a file that does not decode becomes a black image; otherwise it raises.
+        size: The side of the squares, in pixels; images are float [3, size, size]. With None,
+            images are the largest central square in the original size, uint8 [3, side, side].
+        skip: Whether a file that does not decode becomes a black image; otherwise it is an error.
     """
 
     has_unreadable = True
@@ -228,12 +234,12 @@ class UnlabeledImageFiles(ImageDataset):
         return resize(image[None], self.size)[0], label, item
 
     def names(self) -> list[str]:
-        """List the paths in the folder, in order, with bytes that are not UTF-8 escaped."""
+        """Return the paths in the folder, in order; bytes that are not UTF-8 are escaped."""
         relative = (os.path.relpath(file, self.folder) for file in self.files)
         return [os.fsencode(name).decode(errors="backslashreplace") for name in relative]
 
     def estimate_mean_pixels(self, max_files: int = 100) -> float:
-        """Estimate the mean number of pixels an image from the headers of at most `max_files`."""
+        """Estimate the mean number of pixels per image, from the headers of some files."""
         pixels = []
         for file in self.files[:: -(-len(self.files) // max_files)]:
             try:
@@ -245,10 +251,10 @@ class UnlabeledImageFiles(ImageDataset):
 
 
 class PackedPaths(Sequence[str]):
-    """Paths in one array of bytes, which workers share.
+    """Paths in one array of bytes, which worker processes share.
 
-    Reading an item of a list changes its reference count, so that each worker would soon have its
-    own copy of the whole list (copy-on-write).
+    In a list, reading an item changes its reference count: each worker would soon have its own copy
+    of the whole list (copy-on-write).
     """
 
     def __init__(self, paths: Iterable[str]) -> None:
@@ -267,7 +273,7 @@ class PackedPaths(Sequence[str]):
 
 
 def read_image(path: str) -> Tensor:
-    """Decode an image file to RGB, as a served model decodes it.
+    """Decode an image file to RGB, to the pixels that the served model gets.
 
     Returns:
         uint8 [3, height, width].
@@ -279,18 +285,18 @@ def read_image(path: str) -> Tensor:
         pixels = read_rgb(path)
     except UnreadableImageError as error:
         raise MisconfigurationException(
-            f"{error}, or leave out what does not decode by --data.unreadable skip; `pyclassify "
-            "prepare` looks at every file"
+            f"{error}, or skip files that do not decode by --data.unreadable=skip; `pyclassify "
+            "prepare` checks every file"
         ) from error
     return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
 
 
 def read_resized(path: str, size: int) -> Tensor:
-    """Decode an image file and resize its central square, in less than half the time of `resize`.
+    """Decode an image file and resize its central square as bytes, twice as fast as in floats.
 
-    JPEGs are decoded by torchvision: its libjpeg-turbo gives the same pixels as Pillow without
-    Pillow's copies. Images are resized as bytes. Pixels differ from `resize` of `read_image` by
-    about one of 256 levels at most.
+    JPEGs are decoded by torchvision: its libjpeg-turbo gives the same pixels as Pillow, without
+    Pillow's copies. Pixels differ from those of `resize(read_image(path))` by at most about one of
+    256 levels.
 
     Returns:
         float [3, size, size], whole numbers of 0 to 255.
@@ -302,7 +308,7 @@ def read_resized(path: str, size: int) -> Tensor:
 
 
 def read_quickly(path: str) -> Tensor:
-    """Decode an image file to the pixels of `read_image`, JPEGs in less time."""
+    """Decode an image file to the pixels of `read_image`; JPEGs are decoded faster."""
     try:
         return _decode_jpeg(read_content(path))
     except Exception:  # `read_image` decodes it, or raises the error that names the file

@@ -1,4 +1,4 @@
-"""Download data sets of torchvision: complete, checked and once for all processes."""
+"""Download data sets of torchvision: once for all processes, verified by checksums."""
 
 import io
 import socket
@@ -24,9 +24,8 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 from torchvision.datasets.utils import check_integrity
 
 TIMEOUT_SECONDS = 60.0  # without a byte from the server
-# torchvision raises RuntimeError for files that are missing or corrupt, and any of the next three
-# for an unpacked file of MNIST that is truncated, as those have no checksum. Transfers raise the
-# others.
+# torchvision raises RuntimeError for missing or corrupt files, and one of the next three for a
+# truncated file of MNIST, as extracted files have no checksum. Transfers raise the others.
 _DOWNLOAD_ERRORS = (
     RuntimeError,
     ValueError,
@@ -40,15 +39,15 @@ _DOWNLOAD_ERRORS = (
 
 
 def fetch_dataset(name: str, root: Path, train: bool) -> Any:
-    """Load the train or the test split of one of torchvision's data sets; download it if needed.
+    """Load the training or test split of a data set of torchvision; download it if needed.
 
-    A download that arrives incomplete or corrupt is removed and retried once. Of the processes
-    that share the folder, one downloads and the others wait.
+    An incomplete or corrupt download is removed and retried once. Of the processes that share the
+    folder, one downloads and the others wait.
 
     Args:
         name: The class in `torchvision.datasets`.
         root: The folder of the files.
-        train: Whether to load the train split; otherwise the test split.
+        train: Whether to load the training split; otherwise the test split.
 
     Returns:
         The data set of torchvision.
@@ -60,10 +59,10 @@ def fetch_dataset(name: str, root: Path, train: bool) -> Any:
     with suppress(*_DOWNLOAD_ERRORS):
         return _build_dataset(name, root, train)
     with _lock(root):
-        with suppress(*_DOWNLOAD_ERRORS):  # another process may have downloaded it meanwhile
+        with suppress(*_DOWNLOAD_ERRORS):  # another process may have downloaded it
             return _build_dataset(name, root, train)
         _remove_corrupt(name, root, train)
-        rank_zero_info(f"Fetching {name} into {root}")
+        rank_zero_info(f"Downloading {name} to {root}")
         return _download(name, root, train)
 
 
@@ -72,7 +71,7 @@ def list_checksums(name: str, train: bool) -> list[str]:
 
     Args:
         name: The class in `torchvision.datasets`.
-        train: Whether the train split; otherwise the test split.
+        train: Whether to list those of the training split; otherwise of the test split.
     """
     return _list_files(name, train).sums
 
@@ -81,8 +80,8 @@ class _DatasetFiles(NamedTuple):
     """The files of a split, as paths in the folder of the data set."""
 
     downloads: dict[str, str]  # with their MD5 sums
-    sums: list[str]  # of the files that are read, packed or unpacked
-    unchecked: list[str]  # unpacked, and read by torchvision without a check
+    sums: list[str]  # of the files that torchvision reads, archives or extracted files
+    unchecked: list[str]  # extracted files, which torchvision reads without a checksum
 
 
 def _list_files(name: str, train: bool) -> _DatasetFiles:
@@ -110,7 +109,7 @@ def _lock(root: Path) -> AbstractContextManager[Any]:
         return FileLock(root / ".lock").acquire()
     except OSError as error:
         raise MisconfigurationException(
-            f"data_path {root} can't be written ({error.strerror}); give a folder of your own: "
+            f"data_path {root} can't be written ({error.strerror}); give a writable folder by "
             "--data_path FOLDER"
         ) from error
 
@@ -123,21 +122,21 @@ def _download(name: str, root: Path, train: bool, retry: bool = True) -> Any:
         reason = (str(error).strip() or repr(error)).splitlines()[-1].strip("<>")
         corrupt = _remove_corrupt(name, root, train)
         if corrupt:
-            reason = f"{', '.join(corrupt)} arrived incomplete or corrupt: {reason}"
+            reason = f"the download of {', '.join(corrupt)} is incomplete or corrupt: {reason}"
         if not (corrupt and retry):
             data = "" if name == "CIFAR10" else f"--data=TorchvisionDataModule --data.name={name} "
             raise MisconfigurationException(
-                f"{name} can't be fetched ({reason}); on a machine with network run `pyclassify "
-                f"prepare {data}--data_path {root}`, or name a folder of images "
-                "(--data=ImageFolderDataModule --data_path FOLDER), or the set drawn on the spot "
+                f"{name} can't be downloaded ({reason}); run `pyclassify prepare {data}"
+                f"--data_path {root}` on a machine with network access, or train on a folder of "
+                "images (--data=ImageFolderDataModule --data_path FOLDER) or on synthetic images "
                 "(--config configs/synthetic.yaml)"
             ) from error
-    rank_zero_warn(f"{reason}; removed, fetching {name} once more")
+    rank_zero_warn(f"{reason}; the file is removed, and {name} is downloaded a second time")
     return _download(name, root, train, retry=False)
 
 
 def _remove_corrupt(name: str, root: Path, train: bool) -> list[str]:
-    """Remove corrupt downloads, whose names are returned, and unpacked files without a checksum."""
+    """Remove corrupt downloads, and extracted files without a checksum; name the downloads."""
     files = _list_files(name, train)
     for file in files.unchecked:
         (root / file).unlink(missing_ok=True)
@@ -150,7 +149,7 @@ def _remove_corrupt(name: str, root: Path, train: bool) -> list[str]:
 
 @contextmanager
 def _quiet_download() -> Iterator[None]:
-    """Limit how long torchvision waits for a server, and hide its progress bar from log files."""
+    """Set a timeout for torchvision's transfers, and hide its progress bar from log files."""
     before = socket.getdefaulttimeout()
     socket.setdefaulttimeout(TIMEOUT_SECONDS)  # torchvision waits forever
     try:

@@ -1,7 +1,7 @@
-"""Check that a folder of images is what its user meant, before a training starts.
+"""Check that a folder of images has the expected layout, before training starts.
 
-What no training can use is refused; what may be meant is warned of. Either names the folders, and
-what to do.
+A folder that no training can use is an error; a folder that is probably wrong gives warnings. Every
+message names the folders and the next step.
 """
 
 import os
@@ -30,18 +30,26 @@ from pyclassify.data.image_folder import (
 )
 from pyclassify.utils.text import join_some
 
-# The folders of sets for object detection and segmentation, which have no folder for each class.
+# The folders of data sets for object detection and segmentation, which have no class folders.
 _TASK_FOLDERS = {
     *("images", "image", "imgs", "img", "jpegimages", "labels", "label", "annotations"),
     *("annotation", "masks", "mask", "bboxes", "xmls", "segmentationclass", "segmentationobject"),
 }
-# Where the splits are looked for, in folders below.
+# How far below the folder the splits are searched, to suggest them.
 _MAX_LEVELS, _MAX_LEVEL_FOLDERS = 3, 100
-_END_BYTES = 4096  # of a file's start and of its end, which are compared first
+_END_BYTES = 4096  # at the start and at the end of a file, which are compared first
 
 
-class SharedFiles(NamedTuple):
-    """Files of one split that are also in a split before it: their number, and a pair of them."""
+class DuplicatedFiles(NamedTuple):
+    """Files of one split that are also in an earlier split.
+
+    Attributes:
+        split: The later split.
+        other: The earlier split.
+        number: How many files of the later split are also in the earlier one.
+        file: One of them.
+        twin: The file of the earlier split with the same content.
+    """
 
     split: str
     other: str
@@ -51,18 +59,18 @@ class SharedFiles(NamedTuple):
 
 
 def check_root(folder: Path, classes_given: bool = False) -> dict[str, Path]:
-    """Find the splits of a folder that is to be trained on.
+    """Find the splits of a folder, and check that training and validation have class folders.
 
     Args:
-        folder: The folder.
-        classes_given: Whether the user named the classes, so that they are what was meant.
+        folder: The folder that contains train/.
+        classes_given: Whether the user named the classes; their names are then not questioned.
 
     Returns:
-        The folders by "train", "val" and "test", of those that are there.
+        The folder of each split that exists, by "train", "val" and "test".
 
     Raises:
-        MisconfigurationException: There are no images for training or validation where they should
-            be; the message says where they seem to be.
+        MisconfigurationException: The images of training or validation are not where they are
+            expected; the message names where they may be.
     """
     check_is_folder(folder, EXPECTED)
     splits = find_splits(folder)
@@ -78,30 +86,31 @@ def check_split(folder: Path, classes_given: bool = False) -> None:
     """Check that the folder of a split has a folder for each class.
 
     Args:
-        folder: The folder.
-        classes_given: Whether the user named the classes, so that they are what was meant.
+        folder: The folder of a split, such as train/.
+        classes_given: Whether the user named the classes; their names are then not questioned.
 
     Raises:
-        MisconfigurationException: It is missing, or its images lie in it, or in folders of another
-            task.
+        MisconfigurationException: The folder is missing, has no class folders, or has the folders
+            of another task.
     """
     check_is_folder(folder, EXPECTED)
     inner = list_folders(folder)
     if not inner:
         images = list_images_beside(folder)
         if images:
+            noun = "image" if len(images) == 1 else "images"
             raise MisconfigurationException(
-                f"{folder} has {len(images)} images and no folders in it; put the images of each "
-                f"class in a folder of its own, {folder}/<class>/{images[0]}"
+                f"{folder} has {len(images)} {noun} and no class folders; put the images of each "
+                f"class in a separate folder, {folder}/<class>/{images[0]}"
             )
         raise MisconfigurationException(
-            f"{folder} has no folders in it; put the images of each class in a folder of its own, "
+            f"{folder} has no class folders; put the images of each class in a separate folder, "
             f"{folder}/<class>/<image>"
         )
     if not classes_given and all(read_split_name(name)[1] for name in inner):
         raise MisconfigurationException(
-            f"{folder} has the folders {join_some(inner)}, which are splits; give --data_path "
-            f"{folder}, or name the classes by --data.classes"
+            f"{folder} has the folders {join_some(inner)}, which are names of splits; give "
+            f"--data_path {folder}, or name the classes by --data.classes"
         )
     if not classes_given and _is_other_task(inner):
         raise MisconfigurationException(f"{folder} {_describe_task(inner)}")
@@ -112,10 +121,10 @@ def check_splits(splits: Mapping[str, ListedSplit], classes_given: bool = False)
 
     Args:
         splits: The listed splits, by "train", "val" and "test".
-        classes_given: Whether the user named the classes, so that they are what was meant.
+        classes_given: Whether the user named the classes; their names are then not questioned.
 
     Returns:
-        Warnings: what can't be right, although a training would run.
+        Warnings about images that training can use, but that are probably wrong.
 
     Raises:
         MisconfigurationException: There is only one class, or a file is empty.
@@ -131,24 +140,25 @@ def check_splits(splits: Mapping[str, ListedSplit], classes_given: bool = False)
     sizes = {name: list(map_in_threads(_get_size, split.files)) for name, split in splits.items()}
     _check_sizes(splits, sizes)
     files = {name: split.files for name, split in splits.items()}
-    for shared in find_shared_files(files, sizes):
-        warnings.append(_describe_shared(shared, splits))
+    for duplicated in find_duplicated_files(files, sizes):
+        warnings.append(_describe_duplicated(duplicated, splits))
     return warnings
 
 
-def find_shared_files(
+def find_duplicated_files(
     splits: Mapping[str, Sequence[str]], sizes: Mapping[str, Sequence[int]]
-) -> list[SharedFiles]:
-    """Find the files of each split that are also in a split before it, by their content.
+) -> list[DuplicatedFiles]:
+    """Find the files of each split that are also in an earlier split, by their content.
 
-    Sizes are compared first, then the ends of files, and then what is left as a whole.
+    Sizes are compared first, then the start and the end of files of equal size, and then the whole
+    content of files that are still equal.
 
     Args:
         splits: The paths of each split.
         sizes: Their sizes, in bytes.
 
     Returns:
-        One entry for each two splits that share files.
+        One entry for each pair of splits with common files.
     """
     names = list(splits)
     owners = [name for name in names for _ in splits[name]]
@@ -162,15 +172,15 @@ def find_shared_files(
     by_key: dict[object, dict[str, list[int]]] = {}
     for index in _find_candidates(keys, owners):
         by_key.setdefault(keys[index], {}).setdefault(owners[index], []).append(index)
-    shared = []
+    duplicated = []
     for position, split in enumerate(names):
         for other in names[:position]:
             groups = [group for group in by_key.values() if split in group and other in group]
             if groups:
                 number = sum(len(group[split]) for group in groups)
                 file, twin = files[groups[0][split][0]], files[groups[0][other][0]]
-                shared.append(SharedFiles(split, other, number, file, twin))
-    return shared
+                duplicated.append(DuplicatedFiles(split, other, number, file, twin))
+    return duplicated
 
 
 def _find_candidates(keys: Sequence[object], owners: Sequence[str]) -> list[int]:
@@ -198,62 +208,67 @@ def _digest_whole(file: str) -> bytes:
         return sha256(stream.read()).digest()
 
 
-def _describe_shared(shared: SharedFiles, splits: Mapping[str, ListedSplit]) -> str:
-    split, other = splits[shared.split].folder, splits[shared.other].folder
+def _describe_duplicated(duplicated: DuplicatedFiles, splits: Mapping[str, ListedSplit]) -> str:
+    split, other = splits[duplicated.split].folder, splits[duplicated.other].folder
     root = split.parent
+    advice = f"remove these images from {split.name}/"
     if os.path.realpath(split) == os.path.realpath(other):
-        what = f"{split.name}/ and {other.name}/ are one folder"
+        what = f"{split.name}/ and {other.name}/ are the same folder"
+        advice = f"put other images in {split.name}/"
     else:
-        total = len(splits[shared.split].files)
-        example = f"{format_path(shared.file, root)} is {format_path(shared.twin, root)}"
+        total = len(splits[duplicated.split].files)
+        example = f"{format_path(duplicated.file, root)} = {format_path(duplicated.twin, root)}"
+        verb = "is" if duplicated.number == 1 else "are"
         what = (
-            f"{shared.number} of the {total} images in {split.name}/ are also in {other.name}/ "
-            f"({example})"
+            f"{duplicated.number} of the {total} images in {split.name}/ {verb} also in "
+            f"{other.name}/ ({example})"
         )
-    learned = "were trained on" if shared.other == "train" else "chose the checkpoint"
-    return f"{what}, so that {shared.split}_accuracy is of images that {learned}; remove them there"
+    used = "that the network was trained on"
+    if duplicated.other != "train":
+        used = "that selected the best checkpoint"
+    return f"{what}: {duplicated.split}_accuracy then includes images {used}; {advice}"
 
 
 def _describe_no_train(folder: Path) -> str:
     """Describe a folder without training images, by where they seem to be."""
     inner = list_folders(folder)
-    expected = f"{folder} has no folder train"
+    problem = f"{folder} has no folder train"
     if not any(folder.iterdir()):
         return f"{folder} is empty; {EXPECTED}"
     if _is_other_task(inner):
-        return f"{expected}; it {_describe_task(inner)}"
+        return f"{problem}; it {_describe_task(inner)}"
     if hint := _find_above(folder) or _find_below(folder, inner):
-        return f"{expected}; {hint}"
+        return f"{problem}; {hint}"
     with_images = [name for name in inner if _list_names(list_images_beside, folder / name)]
     if with_images:
         return (
-            f"{expected}: its folders {join_some(with_images)} have images in them; if these are "
-            f"the classes, move them into {folder}/train (and images for the test into "
-            f"{folder}/test/<class>)"
+            f"{problem}; its folders {join_some(with_images)} contain images. If these are the "
+            f"classes, move them into {folder}/train, and the test images into "
+            f"{folder}/test/<class>"
         )
     names = sorted(path.name for path in folder.iterdir())
     archives = [name for name in names if name.lower().endswith(ARCHIVES)]
     if archives:
-        return f"{expected}, and the archive {archives[0]}; unpack it there. {EXPECTED}"
+        return f"{problem}, but the archive {archives[0]}; extract it there. {EXPECTED}"
     if inner:
         close = [name for name in inner if get_close_matches(name.lower(), ("train", "training"))]
-        nearest = f" (nearest: {close[0]})" if close else ""
-        return f"{expected}{nearest}, and the folders {join_some(inner, 8)}; {EXPECTED}"
-    return f"{expected}; {EXPECTED}"
+        hint = f". Did you mean {close[0]!r}?" if close else ""
+        return f"{problem}, but the folders {join_some(inner, 8)}; {EXPECTED}{hint}"
+    return f"{problem}; {EXPECTED}"
 
 
 def _find_above(folder: Path) -> str | None:
-    """Find out whether a folder is one of a split or of a class; the folder to give instead."""
+    """Suggest a folder above, if this one seems to be the folder of a split or of a class."""
     absolute = Path(os.path.abspath(folder))
     if read_split_name(absolute.name)[0] and list_folders(folder):
-        return f"it seems to be a split itself; give --data_path {absolute.parent}"
+        return f"it seems to be the folder of a split; give --data_path {absolute.parent}"
     if read_split_name(absolute.parent.name)[0] and list_images_beside(folder):
-        return f"it seems to be one class; give --data_path {absolute.parent.parent}"
+        return f"it seems to be the folder of a class; give --data_path {absolute.parent.parent}"
     return None
 
 
 def _find_below(folder: Path, inner: Sequence[str]) -> str | None:
-    """Find out whether the splits are in a folder below; the folder to give instead."""
+    """Suggest a folder below, if the splits are there."""
     below = []
     level = [folder / name for name in inner]
     for _ in range(_MAX_LEVELS):
@@ -266,14 +281,15 @@ def _find_below(folder: Path, inner: Sequence[str]) -> str | None:
     train = find_splits(below[0])["train"]
     if len(below) > 1 and not list_folders(train):
         return (
-            f"the splits are in the classes ({train.relative_to(folder)}); move the images to "
-            f"{folder}/train/<class> and {folder}/test/<class>"
+            f"the splits are inside the class folders ({train.relative_to(folder)}); move the "
+            f"images to {folder}/train/<class> and {folder}/test/<class>"
         )
-    return f"it is further down; give --data_path {join_some([str(path) for path in below], 3)}"
+    paths = join_some([str(path) for path in below], 3)
+    return f"a folder below has one; give --data_path {paths}"
 
 
 def _list_names(list_them: Callable[[Path], Iterable[str]], folder: Path) -> list[str]:
-    """List a folder, as empty where it may not be listed: it may be another user's."""
+    """List a folder; a folder that can't be listed, such as another user's, counts as empty."""
     with suppress(MisconfigurationException):
         return list(list_them(folder))
     return []
@@ -285,16 +301,16 @@ def _is_other_task(names: Sequence[str]) -> bool:
 
 def _describe_task(names: Sequence[str]) -> str:
     return (
-        f"has the folders {join_some(names)}, as sets for object detection or segmentation have; "
-        "put the images of each class in a folder of its own, train/<class>/<image>"
+        f"has the folders {join_some(names)}, as data sets for object detection or segmentation "
+        "do; put the images of each class in a separate folder, train/<class>/<image>"
     )
 
 
 def _check_sizes(splits: Mapping[str, ListedSplit], sizes: Mapping[str, Sequence[int]]) -> None:
-    """Refuse empty files, at which a training would stop later.
+    """Check that no file is empty: training would end with an error when it reads the file.
 
     Raises:
-        MisconfigurationException: There are some.
+        MisconfigurationException: At least one file is empty.
     """
     empty = [
         file
@@ -306,8 +322,8 @@ def _check_sizes(splits: Mapping[str, ListedSplit], sizes: Mapping[str, Sequence
         root = next(iter(splits.values())).folder.parent
         names = [format_path(file, root) for file in empty]
         raise MisconfigurationException(
-            f"{root} has empty files: {join_some(names)}; copy them again or remove them, or leave "
-            "out what does not decode by --data.unreadable skip"
+            f"{root} has empty files: {join_some(names)}; copy the files once more, remove them, "
+            "or skip files that do not decode by --data.unreadable=skip"
         )
 
 
@@ -317,17 +333,17 @@ def _describe_one_class(train: ListedSplit) -> str:
     inner = list_folders(folder)
     if len(inner) > 1 and not list_images_beside(folder):
         return (
-            f"{train.folder} has one folder, {name!r}, and in that {len(inner)} folders "
-            f"({join_some(inner)}); if these are the classes, move them up into {train.folder}"
+            f"{train.folder} has one folder, {name!r}, which has {len(inner)} folders "
+            f"({join_some(inner)}); if these are the classes, move them into {train.folder}"
         )
     return (
-        f"{train.folder} has one class, {name!r}; a network learns to tell at least two apart, "
-        f"each in a folder of its own, {train.folder}/<class>/<image>"
+        f"{train.folder} has one class, {name!r} (expected at least two); put the images of each "
+        f"class in a separate folder, {train.folder}/<class>/<image>"
     )
 
 
 def _find_nested_classes(train: ListedSplit) -> list[str]:
-    """Warn where every class has folders alone, which may be the classes."""
+    """Warn if every class folder has only folders in it: these may be the classes."""
     inner: dict[str, list[str]] = {}
     for name in train.classes:
         folder = train.folder / name
@@ -336,37 +352,36 @@ def _find_nested_classes(train: ListedSplit) -> list[str]:
             return []
     example = train.classes[0]
     return [
-        f"the folders of {train.folder} ({join_some(train.classes)}) have no images in them, but "
-        f"folders ({example}/{inner[example][0]}, {example}/{inner[example][1]}); if those are the "
-        "classes, move them up; if not, name the classes by --data.classes "
-        f"'[{join_some(train.classes, 2)}, ...]'"
+        f"the folders of {train.folder} ({join_some(train.classes)}) have no images directly in "
+        f"them, only folders ({example}/{inner[example][0]}, {example}/{inner[example][1]}); if "
+        f"those are the classes, move them into {train.folder}; otherwise name the classes by "
+        f"--data.classes '[{join_some(train.classes, 2)}, ...]'"
     ]
 
 
 def _find_similar_classes(train: ListedSplit) -> list[str]:
-    """Warn of two classes whose names differ by case, blanks or accents alone."""
+    """Warn of two classes whose names differ only by case, spaces or the form of accents."""
     seen: dict[str, str] = {}
     for name in train.classes:
-        key = normalize_class(
-            name, fold_case=len(name) > 1
-        )  # a letter may be a class, and be small
+        # Single letters may be classes, as in data sets of handwriting: a and A differ.
+        key = normalize_class(name, fold_case=len(name) > 1)
         if key in seen:
             return [
-                f"{train.folder} has the classes {seen[key]!r} and {name!r}, which seem to be one; "
-                "move the images of one into the other"
+                f"{train.folder} has the classes {seen[key]!r} and {name!r}, which seem to be the "
+                "same class; move the images of one into the folder of the other"
             ]
         seen[key] = name
     return []
 
 
 def _find_missing_classes(split: ListedSplit) -> list[str]:
-    """Warn of the classes that a split has no images of."""
+    """Warn of classes without images in a split."""
     counts = split.count_by_class()
     missing = [name for name, count in counts.items() if count == 0]
     if not missing:
         return []
     return [
         f"{split.folder} has no images of {join_some(missing)}{describe_left_out(split, missing)}, "
-        f"which train/ has: its accuracy says nothing of {'it' if len(missing) == 1 else 'them'}; "
-        "add some"
+        f"but train/ has: the accuracy on {split.folder.name}/ does not cover "
+        f"{'this class' if len(missing) == 1 else 'these classes'}; add images"
     ]

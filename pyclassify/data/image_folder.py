@@ -26,24 +26,29 @@ from pyclassify.utils.text import escape_path, join_some, shorten
 
 _BATCH_SIZE = 64  # images that a worker returns at once
 _FORMAT_VERSION = 2  # raise it with any change of the pixels of `transforms.resize_rounded`
-_MAX_END_LENGTH = 20  # of a file's name
-_MAX_REASONS = 6  # that one line names
+_MAX_EXTENSION_LENGTH = 20
+_MAX_REASONS = 6  # in one message
 
 ARCHIVES = (".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".zst", ".7z", ".rar")
-EXPECTED = "data_path takes a folder with train/<class>/<image> (and test/, and val/ or none) in it"
+EXPECTED = (
+    "data_path must be a folder with the images as train/<class>/<image>, and likewise test/ and "
+    "(optional) val/"
+)
 
-# The names of the splits' folders, in any case: those of Hugging Face's imagefolder and more.
+_EXTENSIONS = "images are files with the extension .jpg, .png or another of docs/images.md"
+
+# The names of split folders, in any case: those of Hugging Face's imagefolder and more.
 # https://huggingface.co/docs/hub/datasets-file-names-and-splits
 SPLIT_NAMES = {
     "train": ("train", "training", "trn"),
     "val": ("val", "valid", "validation", "validate", "dev"),
     "test": ("test", "testing", "tst", "eval", "evaluation"),
 }
-# What else such a name may have, as in training_set or test-images.
+# Words that such a name may have besides, as in training_set or test-images.
 _FILLERS = {"set", "data", "dataset", "image", "images", "img", "imgs", "seg", "split"}
 
-# What file servers and operating systems put beside images, in lower case: thumbnails that Synology
-# (@eaDir) and QNAP (@__thumb) write with an image's own name, trash, metadata.
+# Folders that file servers and operating systems add, in lower case: trash, metadata, and the
+# thumbnails of Synology (@eaDir) and QNAP (@__thumb), which have the names of the images.
 _SYSTEM_FOLDERS = {
     *("@eadir", "@__thumb", "@tmp", "@recycle", "@recently-snapshot", "@sharebin", "@sharesnap"),
     *("#recycle", "#snapshot", "~snapshot", "$recycle.bin", "recycler", "recycled", "_gsdata_"),
@@ -51,28 +56,28 @@ _SYSTEM_FOLDERS = {
     *("__macosx", "network trash folder", "temporary items", "thevolumesettingsfolder"),
     *("__pycache__", "cvs"),
 }
-# Never images, and never missed: no line names them.
+# Files that nobody takes for images; no message counts them.
 _METADATA_FILES = {
     *("thumbs.db", "ehthumbs.db", "ehthumbs_vista.db", "desktop.ini", "icon\r", "picasa.ini"),
     *(".ds_store", ".directory", ".localized", ".gitkeep", ".keep", ".gitignore", ".picasa.ini"),
     *(".apdisk", ".nomedia"),
 }
 
-# Why an entry of a folder is left out, beside the ends of files' names.
-HIDDEN, SYSTEM_FOLDER = "hidden", "in the system's folders"
-BROKEN_LINK, LINK_LOOP, NOT_A_FILE = "broken links", "links to a folder above", "not files"
-NO_EXTENSION, NO_CLASS = "without an extension", "in no class's folder"
-NO_SPLIT = "beside the splits"
+# Why an entry of a folder is left out, if not for the extension of its name.
+HIDDEN, SYSTEM_FOLDER = "hidden", "in system folders"
+BROKEN_LINK, LINK_LOOP = "broken links", "links to a parent folder"
+NOT_A_FILE, NO_EXTENSION = "not regular files", "without an extension"
+NO_CLASS, NO_SPLIT = "outside of the class folders", "outside of the split folders"
 
 
 @dataclass
 class LeftOut:
-    """What is left out of a folder's images, by reason.
+    """Files and folders that are not read as images, by reason.
 
     Args:
-        counts: The number of entries by reason: the end of a file's name in lower case, such as
-            ".heic", or one of this module's reasons.
-        examples: One path by reason.
+        counts: The number of entries by reason: the extension of a file in lower case, such as
+            ".heic", or one of this module's reasons, such as "hidden".
+        examples: The path of one entry, by reason.
 
     Example:
         >>> left_out = LeftOut()
@@ -97,7 +102,7 @@ class LeftOut:
         return sum(self.counts.values())
 
     def describe(self, folder: Path) -> str:
-        """Describe the reasons in one line, the most frequent first, with an example of each."""
+        """Describe the reasons in one line, the most frequent first, each with an example."""
         reasons = sorted(self.counts, key=lambda reason: (-self.counts[reason], reason))
         texts = [
             f"{self.counts[reason]} {reason} ({format_path(self.examples[reason], folder)})"
@@ -111,17 +116,17 @@ class ListedSplit:
     """The images of a split, in the same order on every machine, and what was left out.
 
     Args:
-        folder: The split's folder.
+        folder: The folder of the split.
         classes: The names of the classes, by label.
-        files: The paths of the images, class by class.
-        labels: Their labels, int64.
-        left_out: What was left out of the folder of each class that it was left out of; under ""
-            what lies in no class.
+        files: The paths of the n images, class by class.
+        labels: Their labels, int64 [n].
+        left_out: What was left out, by class, for classes where something was; the key "" has what
+            is outside of the class folders.
 
     Example:
         >>> split = list_split(Path("photos/train"))
-        >>> split.classes, len(split.files), split.left_out["cat"].counts
-        (['cat', 'dog'], 14, {'.heic': 2})
+        >>> split.count_by_class(), split.left_out
+        ({'cat': 10, 'dog': 10}, {})
     """
 
     folder: Path
@@ -131,12 +136,12 @@ class ListedSplit:
     left_out: dict[str, LeftOut]
 
     def count_by_class(self) -> dict[str, int]:
-        """Count the images of each class, also of those that have none."""
+        """Count the images of each class; 0 for a class without images."""
         counts = self.labels.bincount(minlength=len(self.classes)).tolist()
         return dict(zip(self.classes, counts, strict=True))
 
     def sum_left_out(self) -> LeftOut:
-        """Sum what was left out over the classes."""
+        """Sum up what was left out of all classes."""
         total = LeftOut()
         for left_out in self.left_out.values():
             total.update(left_out)
@@ -146,13 +151,14 @@ class ListedSplit:
 def find_splits(folder: Path) -> dict[str, Path]:
     """Find the folders of the splits, by any of their usual names.
 
-    A name as it stands in SPLIT_NAMES wins over one with a word beside, such as training_set.
+    A name in SPLIT_NAMES, such as train, has priority over one with another word, such as
+    training_set.
 
     Returns:
-        The folders by "train", "val" and "test", in this order, of those that are there.
+        The folder of each split that exists, by "train", "val" and "test", in this order.
 
     Raises:
-        MisconfigurationException: The folder can't be listed, or two folders are of one split.
+        MisconfigurationException: The folder can't be listed, or has two folders for one split.
     """
     if not folder.is_dir():
         return {}
@@ -168,27 +174,27 @@ def find_splits(folder: Path) -> dict[str, Path]:
         names = found[split].get(True) or found[split][False]
         if len(names) > 1:
             raise MisconfigurationException(
-                f"{folder} has {len(names)} folders for the split {split!r}: {', '.join(names)}; "
-                "keep one of them, and merge or rename the others"
+                f"{folder} has {len(names)} folders for the split {split!r}: {', '.join(names)} "
+                "(expected one); merge them, or rename those that are not this split"
             )
         splits[split] = folder / names[0]
     return splits
 
 
 def list_beside_splits(folder: Path, splits: Iterable[Path]) -> LeftOut:
-    """List the folders and images beside those of the splits, which nothing reads."""
+    """List the folders and images outside of the split folders; nothing reads them."""
     left_out, names = LeftOut(), {split.name for split in splits}
     for entry in _scan(folder):
-        if entry.name not in names and _explain_left_out(entry) is None:
+        if entry.name not in names and _get_reason(entry) is None:
             left_out.add(NO_SPLIT, entry.path)
     return left_out
 
 
 def read_split_name(name: str) -> tuple[str | None, bool]:
-    """Read which split a folder's name is of: None where it is of none.
+    """Read the name of a folder as that of a split.
 
     Returns:
-        The split, and whether the name is one of SPLIT_NAMES as it stands.
+        The split, or None, and whether the name is in SPLIT_NAMES without another word.
     """
     lower = name.lower()
     for split, names in SPLIT_NAMES.items():
@@ -204,14 +210,14 @@ def read_split_name(name: str) -> tuple[str | None, bool]:
 
 
 def check_is_folder(folder: Path, expected: str) -> None:
-    """Check that a path is of a folder.
+    """Check that a path is a folder.
 
     Args:
         folder: The path.
-        expected: What it takes, for the message.
+        expected: What is expected, for the message.
 
     Raises:
-        MisconfigurationException: There is nothing, or something else.
+        MisconfigurationException: The path does not exist, or is not a folder.
     """
     if folder.is_dir():
         return
@@ -219,36 +225,34 @@ def check_is_folder(folder: Path, expected: str) -> None:
     if folder.is_symlink() and not folder.exists():
         text = f"{folder} is a link to {os.readlink(folder)}, which does not exist"
     elif folder.is_file() and folder.name.lower().endswith(ARCHIVES):
-        text = (
-            f"{folder} is an archive; unpack it, and give the folder that it makes by --data_path"
-        )
+        text = f"{folder} is an archive; extract it, and give the extracted folder by --data_path"
     raise MisconfigurationException(text)
 
 
 def list_classes(folder: Path) -> list[str]:
     """List the classes of a split: the names of its subfolders, sorted.
 
-    Hidden folders and those of the system, such as @eaDir, are no classes.
+    Hidden folders and system folders, such as @eaDir, are not classes.
 
     Args:
         folder: The folder of a split, such as train/.
 
     Raises:
-        MisconfigurationException: The folder is missing, has no subfolders, or one with a name
-            that is not UTF-8.
+        MisconfigurationException: The folder is missing, has no subfolders, or has a subfolder
+            whose name is not UTF-8 or contains a line break.
     """
     check_is_folder(folder, EXPECTED)
     classes = list_folders(folder)
     if not classes:
         raise MisconfigurationException(
-            f"{folder} has no folders in it; put the images of each class in a folder of its own, "
+            f"{folder} has no class folders; put the images of each class in a separate folder, "
             f"{folder}/<class>/<image>"
         )
     for name in classes:
         if not name.isprintable() and format_path(name) != name:
             raise MisconfigurationException(
-                f"{folder} has a class with a name that is not UTF-8, or has line breaks in it: "
-                f"{format_path(name)}; rename its folder"
+                f"{folder} has a class whose name is not UTF-8 or contains a line break: "
+                f"{format_path(name)}; rename this folder"
             )
     return classes
 
@@ -258,11 +262,11 @@ def list_split(folder: Path, classes: Sequence[str] | None = None) -> ListedSpli
 
     Args:
         folder: The folder of a split, with <class>/<image> at any depth below each class.
-        classes: The names of the classes, by label; the folder may lack some. By default those of
-            the folder.
+        classes: The names of the classes, by label; the folder may lack some. By default the
+            subfolders, sorted.
 
     Raises:
-        MisconfigurationException: There is no image, or a class that is not in `classes`.
+        MisconfigurationException: The folder has no images, or a class that is not in `classes`.
     """
     present = list_classes(folder)
     classes = present if classes is None else list(classes)
@@ -280,8 +284,7 @@ def list_split(folder: Path, classes: Sequence[str] | None = None) -> ListedSpli
     split = ListedSplit(folder, classes, PackedPaths(files), torch.tensor(labels), left_out)
     if not files:
         raise MisconfigurationException(
-            f"{folder} has no images in its folders{describe_left_out(split)}; files that end in "
-            ".jpg, .png and the like count"
+            f"{folder} has no images in its class folders{describe_left_out(split)}; {_EXTENSIONS}"
         )
     return split
 
@@ -298,20 +301,19 @@ def list_all_images(folder: Path) -> tuple[list[str], LeftOut]:
     Raises:
         MisconfigurationException: The folder is missing or has no images.
     """
-    check_is_folder(folder, "to predict, data_path takes one with images in it, at any depth")
+    check_is_folder(folder, "to predict, data_path must be a folder with images, at any depth")
     left_out = LeftOut()
     files = list(_list_files(str(folder), left_out))
     if not files:
         reason = f" ({left_out.describe(folder)} left out)" if left_out.total else ""
         raise MisconfigurationException(
-            f"{folder} has no images, nor have the folders in it{reason}; files that end in .jpg, "
-            ".png and the like count"
+            f"{folder} has no images, at any depth{reason}; {_EXTENSIONS}"
         )
     return files, left_out
 
 
 def describe_left_out(split: ListedSplit, classes: Iterable[str] | None = None) -> str:
-    """Describe what was left out, as a remark in parentheses; empty where nothing was."""
+    """Describe what was left out, in parentheses; empty if nothing was."""
     left_out = LeftOut()
     for name in split.left_out if classes is None else classes:
         left_out.update(split.left_out.get(name, LeftOut()))
@@ -320,26 +322,26 @@ def describe_left_out(split: ListedSplit, classes: Iterable[str] | None = None) 
 
 
 def normalize_class(name: str, fold_case: bool = True) -> str:
-    """Normalize a class's name, so that names that are meant to be the same are equal.
+    """Normalize the name of a class, so that different spellings of one name are equal.
 
-    They may differ by case, blanks, hyphens, underscores and the form of accents: macOS writes a
-    letter and its accent one after the other.
+    Spellings differ by case, spaces, hyphens, underscores and the form of accents: macOS stores a
+    letter and its accent as two characters.
     """
     text = re.sub(r"[\s_-]+", " ", unicodedata.normalize("NFKC", name)).strip()
     return text.casefold() if fold_case else text
 
 
 def list_folders(folder: Path) -> list[str]:
-    """List the names of the folders in a folder, sorted, without hidden ones and the system's."""
+    """List the names of the folders in a folder, sorted, without hidden and system folders."""
     return [entry.name for entry in _list_folders(folder)]
 
 
 def list_images_beside(folder: Path) -> list[str]:
-    """List the names of the images that lie in a folder itself, sorted."""
+    """List the names of the images directly in a folder, sorted."""
     return [
         entry.name
         for entry in _scan(folder)
-        if not _is_folder(entry) and _explain_left_out(entry) is None
+        if not _is_folder(entry) and _get_reason(entry) is None
     ]
 
 
@@ -352,18 +354,17 @@ def format_path(path: str, folder: Path | None = None) -> str:
 def cache_images(files: ImageFiles, classes: Sequence[str], num_workers: int) -> CachedImageFiles:
     """Decode and resize all images once, into a cache file that later epochs and runs map.
 
-    The pixels are those of `files`. The cache file's name depends on the content of the files:
-    another process may still train on the cache of what the folder held before.
+    The pixels are those of `files`. The name of the cache file depends on the content of the files:
+    another process may still train on the cache of the earlier content.
 
     Args:
-        files: The images, with `float_resize=False`: their pixels are whole numbers, which fit in
-            bytes.
+        files: The images, with `float_resize=False`, so that their pixels fit in bytes.
         classes: The names of the classes, by label.
-        num_workers: Processes that decode.
+        num_workers: The number of processes that decode.
 
     Raises:
         MisconfigurationException: The images do not fit in memory.
-        UnreadableImageError: One does not decode.
+        UnreadableImageError: An image does not decode.
     """
     made_by = [f"{library} {version(library)}" for library in ("pillow", "torch", "torchvision")]
     digest = digest_files(files.files, files.folder)
@@ -383,17 +384,21 @@ def _decode_images(files: ImageFiles, classes: Sequence[str], num_workers: int) 
     needed, free = 3 * files.size**2 * len(dataset), psutil.virtual_memory().available
     if needed > free:
         raise MisconfigurationException(
-            f"{len(dataset)} images of {files.size} pixels take {needed / 1e9:.1f} GB, and "
-            f"{free / 1e9:.1f} GB of memory are free; lower data.resize, or leave data.cache out"
+            f"data.cache needs {needed / 1e9:.1f} GB of memory for {len(dataset)} images of "
+            f"{files.size} x {files.size} pixels, and {free / 1e9:.1f} GB are available; lower "
+            "data.resize, or train without data.cache"
         )
-    rank_zero_info(f"{files.folder}: scaling {len(dataset)} images, once ({needed / 1e9:.1f} GB)")
+    rank_zero_info(
+        f"{files.folder}: decoding and resizing {len(dataset)} images once, into a cache of "
+        f"{needed / 1e9:.1f} GB"
+    )
     images = torch.empty(len(dataset), 3, files.size, files.size, dtype=torch.uint8)
     loader = DataLoader(
         dataset,
         _BATCH_SIZE,
         num_workers=num_workers,
         worker_init_fn=init_worker,
-        # The default generator would advance in the run that writes the cache alone.
+        # The default generator would advance only in the run that writes the cache.
         generator=torch.Generator(),
     )
     try:
@@ -405,25 +410,25 @@ def _decode_images(files: ImageFiles, classes: Sequence[str], num_workers: int) 
 
 
 def _describe_unknown(folder: Path, unknown: list[str], classes: list[str]) -> str:
-    """Describe a class that is not in `classes`, and the one of them that it may be."""
+    """Describe a class that is not in `classes`, and the class of another spelling."""
     name, others = unknown[0], f" and {len(unknown) - 1} more" if len(unknown) > 1 else ""
     twins = [known for known in classes if normalize_class(known) == normalize_class(name)]
     if twins:
         return (
-            f"{folder} has the class {name!r}, which train/ or --data.classes writes {twins[0]!r}; "
+            f"{folder} has the class {name!r}, which train/ or --data.classes spells {twins[0]!r}; "
             "rename one of them"
         )
     return (
-        f"{folder} has the class {name!r}{others}, and the classes are {join_some(classes, 20)}; "
-        "they are the folders of train/ or those that --data.classes names"
+        f"{folder} has the class {name!r}{others} (expected {join_some(classes, 20)}); the classes "
+        "are the folders of train/, or those that --data.classes names"
     )
 
 
 def _list_beside_classes(folder: Path) -> LeftOut:
-    """List what lies in a split's folder itself, in no class."""
+    """List what is in the folder of a split, outside of its class folders."""
     left_out = LeftOut()
     for entry in _scan(folder):
-        reason = _explain_left_out(entry)
+        reason = _get_reason(entry)
         if reason is None and not _is_folder(entry):
             reason = NO_CLASS
         if reason is not None and entry.name.lower() not in _METADATA_FILES:
@@ -432,22 +437,22 @@ def _list_beside_classes(folder: Path) -> LeftOut:
 
 
 def _list_folders(folder: Path) -> list[os.DirEntry[str]]:
-    return [entry for entry in _scan(folder) if _is_folder(entry) and not _explain_left_out(entry)]
+    return [entry for entry in _scan(folder) if _is_folder(entry) and not _get_reason(entry)]
 
 
 def _list_files(
     folder: str, left_out: LeftOut, trail: tuple[str, ...] | None = None
 ) -> Iterator[str]:
-    """List the images in a folder at any depth, and note what is left out.
+    """List the images in a folder at any depth, and record what is left out.
 
     Args:
         folder: The folder.
-        left_out: Takes what is left out.
-        trail: The real path of the folder, before it those of the folders that links led out of.
+        left_out: Gets what is left out.
+        trail: The real paths of the folders from which links led here, and of this folder.
     """
     trail = trail or (os.path.realpath(folder),)
     for entry in _scan(folder):
-        reason = _explain_left_out(entry)
+        reason = _get_reason(entry)
         if reason is None and _is_folder(entry):
             inner = _follow(entry, trail)
             if inner is not None:
@@ -461,7 +466,7 @@ def _list_files(
 
 
 def _follow(entry: os.DirEntry[str], trail: tuple[str, ...]) -> tuple[str, ...] | None:
-    """Extend a trail by a folder; None where that is a link to a folder of the trail, or above."""
+    """Extend a trail by a folder; None for a link to a folder of the trail or a parent of one."""
     if not entry.is_symlink():
         return (*trail[:-1], os.path.join(trail[-1], entry.name))
     target = os.path.realpath(entry.path)
@@ -470,16 +475,18 @@ def _follow(entry: os.DirEntry[str], trail: tuple[str, ...]) -> tuple[str, ...] 
     return (*trail, target)
 
 
-def _explain_left_out(entry: os.DirEntry[str]) -> str | None:
-    """Explain why an entry is left out; None where it is a folder or an image."""
+def _get_reason(entry: os.DirEntry[str]) -> str | None:
+    """Return why an entry is left out; None for a folder or an image."""
     name = entry.name
     if name.startswith("."):
         return HIDDEN
     if _is_folder(entry):
         return SYSTEM_FOLDER if name.lower() in _SYSTEM_FOLDERS else None
     if not is_readable(name):
-        end = shorten(format_path(os.path.splitext(name)[1].lower()), _MAX_END_LENGTH)
-        return end if len(end) > 1 else NO_EXTENSION
+        extension = os.path.splitext(name)[1].lower()
+        if len(extension) > 1:
+            return shorten(format_path(extension), _MAX_EXTENSION_LENGTH)
+        return NO_EXTENSION
     if _is_file(entry):
         return None
     return BROKEN_LINK if entry.is_symlink() else NOT_A_FILE
@@ -488,7 +495,7 @@ def _explain_left_out(entry: os.DirEntry[str]) -> str | None:
 def _is_folder(entry: os.DirEntry[str]) -> bool:
     try:
         return entry.is_dir()
-    except OSError:  # a link that leads in circles, or where nobody may look
+    except OSError:  # a link to itself, or into a folder without permission
         return False
 
 
@@ -503,14 +510,16 @@ def _scan(folder: Path | str) -> list[os.DirEntry[str]]:
     """List a folder, sorted by name.
 
     Raises:
-        MisconfigurationException: It can't be listed, as nothing may be left out for that.
+        MisconfigurationException: The folder can't be listed: its images must not be left out.
     """
     try:
         with os.scandir(folder) as entries:
             return sorted(entries, key=lambda entry: entry.name)
     except OSError as error:
-        advice = "give yourself the permission" if error.errno == errno.EACCES else "check the disk"
+        advice = "check the file system"
+        if error.errno == errno.EACCES:
+            advice = "change its permissions (chmod u+rx)"
         raise MisconfigurationException(
-            f"{format_path(str(folder))} can't be listed ({error.strerror}); {advice}, or move it "
-            "out of the images"
+            f"{format_path(str(folder))} can't be listed ({error.strerror}); {advice}, or move the "
+            "folder elsewhere"
         ) from error

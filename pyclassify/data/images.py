@@ -1,7 +1,7 @@
 """Decode images from files and requests to RGB, identically for folders and served models.
 
-Training, validation, prediction and served models decode with this file alone. A served model holds
-a copy of it, so that it imports nothing but Pillow and numpy. docs/images.md has its rules.
+Training, validation, prediction and served models decode only with this file. A served model has a
+copy of it, so the file imports nothing except Pillow and numpy. docs/images.md has the rules.
 """
 
 import binascii
@@ -24,10 +24,10 @@ from PIL import Image, ImageCms, UnidentifiedImageError
 
 Pixels = npt.NDArray[np.uint8]
 
-# The formats that are read, as Pillow names them, and the ends of their files' names. A file is
-# read by its content: the end of its name decides only whether the listing of a folder takes it.
-# Not here: formats that start a program (EPS), that hold no pixels (BUFR, GRIB, HDF5, MPEG), those
-# of one system (WMF), and those without a signature, which other content is mistaken for (IM).
+# The supported formats, by Pillow's names, and their extensions. A file is read by its content: the
+# extension decides only whether the listing of a folder includes it. Not supported: formats that
+# start a program (EPS), without pixels (BUFR, GRIB, HDF5, MPEG), of one operating system (WMF), and
+# without a signature, which other content is mistaken for (IM).
 _EXTENSIONS = {
     "JPEG": (".jpg", ".jpeg", ".jpe", ".jfif", ".jif", ".jfi", ".pjpeg", ".pjp", ".mpo"),
     "PNG": (".png", ".apng"),
@@ -57,50 +57,50 @@ _EXTENSIONS = {
     "PIXAR": (".pxr",),
     "XBM": (".xbm",),
     "XPM": (".xpm",),
-    "TGA": (".tga", ".icb", ".vda", ".vst"),  # last: only a plausible header tells it
+    "TGA": (".tga", ".icb", ".vda", ".vst"),  # last: recognized only by a plausible header
 }
 _FORMATS = tuple(_EXTENSIONS)
 
 # In lower case.
 READABLE_EXTENSIONS = frozenset(end for ends in _EXTENSIONS.values() for end in ends)
 
-# Images with more pixels are refused: Pillow's own limit, beyond which it suspects an attack.
+# Images with more pixels are refused: Pillow's limit, above which it suspects an attack.
 MAX_PIXELS = 178_956_970
 
 _SHAPE = re.compile(r"([1-9]\d{0,8})x([1-9]\d{0,8})(?:x([13]))?")
 
 _ORIENTATION = 0x0112  # the tag of EXIF and TIFF
 _BITS, _PHOTOMETRIC, _SAMPLE_FORMAT = 258, 262, 339  # tags of TIFF
-# Of TIFF: the tags that decide the pixels, and the orientation as one number of 16 or 32 bits.
+# The tags of TIFF that decide the pixels.
 _TIFF_NEEDED = {
     *(256, 257, _BITS, 259, _PHOTOMETRIC, 266, 273, 277, 278, 279, 284, 292, 293, 317, 320),
     *(322, 323, 324, 325, 332, 338, _SAMPLE_FORMAT, 347, *range(512, 522), *range(529, 533)),
 }
 _TIFF_SIGNATURES = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _JPEG_SIGNATURE = b"\xff\xd8\xff"
-# The start of the first scan, and what has no length.
+# The start of the first scan, and segments without a length.
 _JPEG_LAST_SEGMENTS = (*range(0xD0, 0xDB), 0x00, 0x01, 0xFF)
-# Of application segments: which colors the components are, and the orientation.
+# The application segments with the color space of the components, or with the orientation.
 _JPEG_NEEDED = (b"JFIF\0", b"Adobe", b"Exif\0\0", b"http://ns.adobe.com/xap/1.0/\0")
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _PNG_ORIENTATION_TEXTS = (b"XML:com.adobe.xmp", b"Raw profile type exif")
-_MAX_TEXT_BYTES = 2**20  # of a text in a PNG, unpacked; of more Pillow refuses the file
+_MAX_TEXT_BYTES = 2**20  # of a decompressed text in a PNG; Pillow refuses files with more
 
 _REFUSAL = "does not decode as an image"
 _MAX_REASON_LENGTH = 120
 
 
 class UnreadableImageError(ValueError):
-    """A file is not an image that is read; the message has the reason."""
+    """A file can't be read or is not a supported image; the message has the reason."""
 
 
 def digest_decoder() -> str:
-    """Digest the code of this file: what caches pixels decodes again when another file decodes."""
+    """Digest the code of this file, so that caches of pixels become invalid when it changes."""
     return sha256(Path(__file__).read_bytes()).hexdigest()[:12]
 
 
 def is_readable(name: str) -> bool:
-    """Return whether a file's name ends as that of an image which is decoded, in any case."""
+    """Whether the name of a file has the extension of a supported format, in any case."""
     return os.path.splitext(name)[1].lower() in READABLE_EXTENSIONS
 
 
@@ -121,10 +121,11 @@ def read_rgb(path: str) -> Pixels:
 
 
 def read_content(path: str) -> bytes:
-    """Read a file whole.
+    """Read the content of a file.
 
     Raises:
-        UnreadableImageError: It can't be read. The message continues a sentence that names it.
+        UnreadableImageError: The file can't be read. The message continues a sentence that begins
+            with the name of the file.
     """
     with _refuse_with_reason(), open(path, "rb", buffering=0) as file:
         return file.read()
@@ -134,20 +135,20 @@ def decode_rgb(content: bytes, max_pixels: int = MAX_PIXELS) -> Pixels:
     """Decode the content of an image file to RGB.
 
     Args:
-        content: The file. The extension that it had does not matter.
+        content: The content of the file; its extension does not matter.
         max_pixels: Images with more pixels are refused before they are decoded.
 
     Returns:
         uint8 [height, width, 3].
 
     Raises:
-        UnreadableImageError: It is not a complete image. The message continues a sentence that
-            names it: "does not decode as an image (REASON)".
+        UnreadableImageError: The content is not a complete image. The message continues a sentence
+            that begins with the name of the file: "does not decode as an image (REASON)".
     """
     with _refuse_with_reason(content), _open(content, max_pixels) as image:
         image.load()
         pixels = np.asarray(_convert_to_eight_bits(image))
-        # Not before the image is loaded, when Pillow applies the orientation of a TIFF itself.
+        # After the image is loaded, because Pillow then applies the orientation of a TIFF itself.
         return np.array(turn_upright(pixels, read_orientation(image)))
 
 
@@ -155,7 +156,7 @@ def open_image(content: bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
     """Open the content of an image file, to read its header: `format`, `mode` and `size`.
 
     Raises:
-        UnreadableImageError: As `decode_rgb`.
+        UnreadableImageError: The content has no header of a supported format.
     """
     with _refuse_with_reason(content):
         return _open(content, max_pixels)
@@ -167,7 +168,7 @@ def _open(content: bytes, max_pixels: int) -> Image.Image:
     image = Image.open(io.BytesIO(_drop_metadata(content)), formats=_FORMATS)
     if image.height * image.width > max_pixels:
         size = f"{image.width} x {image.height} pixels"
-        raise ValueError(f"{size}, and at most {max_pixels} are decoded: make it smaller")
+        raise ValueError(f"{size}, expected at most {max_pixels}: reduce the image")
     return image
 
 
@@ -178,7 +179,7 @@ def _refuse_with_reason(content: bytes = b"") -> Iterator[None]:
     except UnidentifiedImageError as error:
         raise UnreadableImageError(f"{_REFUSAL} ({_describe_start(content)})") from error
     except Image.DecompressionBombError as error:
-        reason = "more pixels than Pillow decodes, as it may be a decompression bomb"
+        reason = "more pixels than Pillow allows, possibly a decompression bomb"
         raise UnreadableImageError(f"{_REFUSAL} ({reason})") from error
     except Exception as error:  # decoders raise anything for a damaged file
         reason = " ".join((str(error) or repr(error)).split())[:_MAX_REASON_LENGTH]
@@ -189,15 +190,15 @@ def _describe_start(content: bytes) -> str:
     for name in _FORMATS:
         accept = Image.OPEN[name][1]
         if accept and accept(content[:16].ljust(16, b"\0")) is True:
-            return f"a damaged {name} file, or of a kind that Pillow does not read"
-    return f"not an image file of a known format: it begins with {content[:12]!r}"
+            return f"a damaged {name} file, or a variant of {name} that Pillow can't read"
+    return f"not a supported image format: the content begins with {content[:12]!r}"
 
 
 def read_orientation(image: Image.Image) -> int:
-    """Read the orientation in EXIF or XMP: 1 to 8; 1 where there is none or it is damaged."""
+    """Read the orientation in EXIF or XMP: 1 to 8; 1 if it is missing or damaged."""
     try:
         orientation = image.getexif().get(_ORIENTATION)
-    except Exception:  # parsers raise anything for damaged metadata, which no viewer refuses
+    except Exception:  # parsers raise anything for damaged metadata, which viewers ignore
         return 1
     return orientation if isinstance(orientation, int) and 1 <= orientation <= 8 else 1
 
@@ -214,12 +215,12 @@ def turn_upright(pixels: Pixels, orientation: int) -> Pixels:
 
 
 def _convert_to_eight_bits(image: Image.Image) -> Image.Image:
-    """Convert to RGB, of the meaning that docs/images.md gives each mode."""
+    """Convert to RGB by the rules of docs/images.md for each mode."""
     if image.mode == "F" or image.mode.startswith("I"):
         return Image.fromarray(_scale_to_bytes(image)).convert("RGB")
     if image.mode == "LAB":
         return _make_lab_transform().apply(image)
-    # Pillow converts premultiplied colors by way of straight ones alone. It warns of a palette with
+    # Pillow converts premultiplied colors only to straight ones. It warns of a palette with
     # transparency that is not converted to RGBA first.
     straight = {"La": "LA", "RGBa": "RGBA", "P": "RGBA"}.get(image.mode)
     return (image.convert(straight) if straight else image).convert("RGB")
@@ -234,8 +235,8 @@ def _make_lab_transform() -> ImageCms.ImageCmsTransform:
 def _scale_to_bytes(image: Image.Image) -> Pixels:
     """Scale pixels of 12, 16 or 32 bits, or floats, which Pillow would clip.
 
-    The range is 0 to 1 for floats and 16 bits for integers; where a pixel is outside of it, the
-    range is that of the image's finite pixels.
+    The range is 0 to 1 for floats and 16 bits for integers. If a pixel is outside, the range is
+    that of the image's finite pixels.
     """
     tags: Mapping[int, Any] = getattr(image, "tag_v2", {})  # of a TIFF
     values = np.asarray(image)
@@ -248,28 +249,28 @@ def _scale_to_bytes(image: Image.Image) -> Pixels:
         low, high = 0.0, float(top)
     clipped = np.nan_to_num(values.astype(np.float64), nan=low).clip(low, high)
     scaled = (clipped - low) / (((high - low) or 1) / 255)
-    if tags.get(_PHOTOMETRIC) == 0:  # white is zero, which Pillow inverts up to 8 bits alone
+    if tags.get(_PHOTOMETRIC) == 0:  # white is zero, which Pillow inverts only up to 8 bits
         scaled = 255 - scaled
     return scaled.round().astype(np.uint8)
 
 
 def _drop_metadata(content: bytes) -> bytes:
-    """Drop what decides neither pixels nor orientation, from a PNG, JPEG or TIFF.
+    """Drop everything except pixels and orientation from a PNG, JPEG or TIFF.
 
-    Pillow refuses a file for a large text or color profile in it, or damaged metadata.
+    Pillow refuses a file with a large text or color profile, or with damaged metadata.
     """
     if content.startswith(_PNG_SIGNATURE):
         return _drop_png_metadata(content)
     if content.startswith(_JPEG_SIGNATURE):
         return _drop_jpeg_metadata(content)
     if content.startswith(_TIFF_SIGNATURES):
-        with suppress(struct.error):  # the file is cut, as Pillow will find too
+        with suppress(struct.error):  # the file is truncated, which Pillow reports
             return _drop_tiff_metadata(content)
     return content
 
 
 def _drop_jpeg_metadata(content: bytes) -> bytes:
-    kept, start = [content[:2]], 2
+    segments, start = [content[:2]], 2
     while content[start : start + 1] == b"\xff" and start + 4 <= len(content):
         if content[start + 1] in _JPEG_LAST_SEGMENTS:
             break
@@ -277,41 +278,41 @@ def _drop_jpeg_metadata(content: bytes) -> bytes:
         marker, data = content[start + 1], content[start + 4 : end]
         is_metadata = 0xE0 <= marker <= 0xEF or marker == 0xFE
         if not is_metadata or (data.startswith(_JPEG_NEEDED) and len(data) >= 12):
-            kept.append(content[start:end])
+            segments.append(content[start:end])
         start = end
-    return b"".join([*kept, content[start:]])
+    return b"".join([*segments, content[start:]])
 
 
 def _drop_tiff_metadata(content: bytes) -> bytes:
-    """Keep the needed tags of the first page alone: the data that tags point to stay in place."""
+    """Drop all tags except the needed ones of the first page; the data they point to stay."""
     order = "<" if content.startswith(b"II") else ">"
     is_big = b"+" in content[:4]  # BigTIFF
-    count, word, entry_size, place = ("Q", "Q", 20, 8) if is_big else ("H", "L", 12, 4)
-    (start,) = struct.unpack_from(order + word, content, place)
+    count, word, entry_size, offset = ("Q", "Q", 20, 8) if is_big else ("H", "L", 12, 4)
+    (start,) = struct.unpack_from(order + word, content, offset)
     (length,) = struct.unpack_from(order + count, content, start)
     first = start + struct.calcsize(order + count)
     orientations = tuple(struct.pack(f"{order}HH{word}", _ORIENTATION, kind, 1) for kind in (3, 4))
-    kept = []
+    entries = []
     for position in range(first, first + length * entry_size, entry_size):
         (tag,) = struct.unpack_from(order + "H", content, position)
         entry = content[position : position + entry_size]
         if tag in _TIFF_NEEDED or entry.startswith(orientations):
-            kept.append(entry)
-    directory = struct.pack(order + count, len(kept)) + b"".join(kept)
+            entries.append(entry)
+    directory = struct.pack(order + count, len(entries)) + b"".join(entries)
     directory += bytes(struct.calcsize(order + word))  # no next page
     return content[:start] + directory + content[start + len(directory) :]
 
 
 def _drop_png_metadata(content: bytes) -> bytes:
-    kept, start = [_PNG_SIGNATURE], len(_PNG_SIGNATURE)
+    chunks, start = [_PNG_SIGNATURE], len(_PNG_SIGNATURE)
     while start + 8 <= len(content):
         kind = content[start + 4 : start + 8]
         end = start + 12 + int.from_bytes(content[start : start + 4])
         chunk = content[start:end]
         if kind[:1].isupper() or _may_hold_orientation(kind, chunk):
-            kept.append(chunk)
+            chunks.append(chunk)
         start = end
-    return b"".join(kept)
+    return b"".join(chunks)
 
 
 def _may_hold_orientation(kind: bytes, chunk: bytes) -> bool:
@@ -348,13 +349,13 @@ def decode_image(text: Any, max_pixels: int) -> Pixels:
         uint8 [height, width, 3].
 
     Raises:
-        ValueError: It is none of these. The message continues a sentence that names the image:
-            "is ...".
+        ValueError: The text is none of these. The message continues a sentence that begins with
+            the name of the image, such as "image 3".
     """
     if not isinstance(text, str):
         # MLflow's table has NaN where a row has no image.
         kind = "null" if text is None or text != text else f"of type {type(text).__name__}"
-        raise ValueError(f"is {kind}; it takes a text, the base64 of a JPEG, PNG or WebP file")
+        raise ValueError(f"is {kind} (expected a string: the base64 of a JPEG, PNG or WebP file)")
     attributes: list[str] = []
     if text.startswith("data:"):
         head, comma, text = text.partition(",")
@@ -368,17 +369,17 @@ def decode_image(text: Any, max_pixels: int) -> Pixels:
     try:
         return decode_rgb(content, max_pixels)
     except UnreadableImageError as error:
-        raise ValueError(f"{error}; send a whole file, such as JPEG, PNG or WebP") from None
+        raise ValueError(f"{error}; send a complete JPEG, PNG or WebP file") from None
 
 
 def _decode_base64(text: str) -> bytes:
     try:
-        # The command base64 writes line breaks.
+        # The command `base64` writes line breaks.
         content = binascii.a2b_base64("".join(text.split()), strict_mode=True)
     except ValueError:
         raise ValueError(
             "is not base64 (letters, digits, + and /, padded by =); "
-            "encode the file's bytes, as the command base64 does"
+            "encode the bytes of the file with base64"
         ) from None
     if not content:
         raise ValueError("is empty; send the base64 of a JPEG, PNG or WebP file")
@@ -389,18 +390,18 @@ def _decode_raw(content: bytes, shape: str, max_pixels: int) -> Pixels:
     match = _SHAPE.fullmatch(shape)
     if not match:
         raise ValueError(
-            f"has the shape {shape[:40]!r}; raw pixels take HEIGHTxWIDTHx3, or HEIGHTxWIDTH of gray"
+            f"has the shape {shape[:40]!r} (expected HEIGHTxWIDTHx3, or HEIGHTxWIDTH for grayscale)"
         )
     height, width, channels = (int(size or 1) for size in match.groups())
     if height * width > max_pixels:
         raise ValueError(
-            f"has {width} x {height} pixels, and at most {max_pixels} are decoded; make it smaller"
+            f"has {width} x {height} pixels (expected at most {max_pixels}); reduce the image"
         )
     expected = math.prod((height, width, channels))
     if len(content) != expected:
         raise ValueError(
-            f"has {len(content)} bytes, and the shape {shape} takes {expected}; "
-            "send uint8, a byte for each channel of each pixel"
+            f"has {len(content)} bytes (expected {expected} for the shape {shape}); "
+            "send uint8, one byte per channel of each pixel"
         )
     pixels = np.frombuffer(content, np.uint8).reshape(height, width, channels)
     return np.broadcast_to(pixels, (height, width, 3))

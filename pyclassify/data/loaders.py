@@ -1,4 +1,4 @@
-"""Load, split and batch images, and prepare the batches on the device."""
+"""Load, split and batch images, and preprocess the batches on the device."""
 
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -21,12 +21,12 @@ from pyclassify.utils.signals import ignore_sigterm
 
 _BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 
-# The splits that each stage of Lightning needs; prediction without a folder uses the test split.
+# The splits of each of Lightning's stages; prediction without a folder uses the test split.
 SPLITS = {"fit": ("train", "val"), "validate": ("val",), "test": ("test",), "predict": ("test",)}
 
 
 class Batch(tuple[Tensor, Tensor]):
-    """A batch (images, labels), as any LightningModule unpacks it, with the indices of its images.
+    """A batch (images, labels) that any LightningModule can unpack, with the indices of its images.
 
     Attributes:
         indices: The index of each image in its data set, int64 [batch].
@@ -39,7 +39,7 @@ class _ResumableDistributedSampler(DistributedSampler[Any]):
     """A DistributedSampler that can skip the first samples of an epoch, to resume within it.
 
     Attributes:
-        can_skip: Whether samples are the same when those before them were not read.
+        can_skip: Whether samples do not depend on the samples that were read before them.
     """
 
     _skipped = 0
@@ -49,10 +49,10 @@ class _ResumableDistributedSampler(DistributedSampler[Any]):
         return getattr(self.dataset, "can_skip", False)
 
     def skip(self, count: int) -> None:
-        """Skip the first samples of the next epoch, and of that epoch alone.
+        """Skip the first samples of the next epoch, and only of that epoch.
 
         Args:
-            count: How many samples of this process to skip.
+            count: The number of samples of this process to skip.
         """
         self._skipped = count
 
@@ -62,11 +62,11 @@ class _ResumableDistributedSampler(DistributedSampler[Any]):
 
 
 class _NormalizableBatchSampler(BatchSampler):
-    """A BatchSampler that adds a last batch of one image to the batch before.
+    """A BatchSampler that merges a last batch of one image into the previous batch.
 
-    In training, BatchNorm needs two values of each channel, and a network that ends in one pixel
-    has as many of them as the batch has images: "Expected more than 1 value per channel when
-    training" (https://github.com/pytorch/pytorch/issues/4534).
+    In training, BatchNorm needs at least two values per channel. A network whose last feature map
+    has one pixel has one value per image: "Expected more than 1 value per channel when training"
+    (https://github.com/pytorch/pytorch/issues/4534).
     """
 
     def __iter__(self) -> Iterator[list[int]]:
@@ -82,39 +82,55 @@ class _NormalizableBatchSampler(BatchSampler):
 
     def __len__(self) -> int:
         images: int = len(self.sampler)  # type: ignore[arg-type]
-        is_joined = images % self.batch_size == 1 < min(images, self.batch_size)
-        return super().__len__() - int(is_joined)
+        is_merged = images % self.batch_size == 1 < min(images, self.batch_size)
+        return super().__len__() - int(is_merged)
 
 
 class ImageDataModule(LightningDataModule):
     """The base class of data modules: data loaders, and preprocessing on the device.
 
-    A subclass assigns `train`, `val` and `test` in `setup`: data sets of (image, label, index) with
-    images uint8 [1 or 3, height, width], best `ImageDataset`s. It defines `classes`, the names of
-    the classes by label. It may find in `prepare_data` that the data can't be what the user meant,
-    and assign `data_warnings`: runs are tagged with them, and do not become champion by themselves.
+    A subclass defines `classes`, the names of the classes by label. In `setup` it assigns `train`,
+    `val` and `test`: data sets of (image, label, index) with images uint8 [1 or 3, height, width],
+    preferably `ImageDataset`s. In `prepare_data` it may assign `data_warnings`, if the data are
+    probably wrong: runs get the warnings as a tag, and their models do not become champion without
+    `pyclassify promote --force`.
 
     Args:
-        batch_size: Images in a batch of each process.
+        batch_size: The number of images in a batch of each process.
         resize: The side of the square that images are resized to, in pixels.
-        crop: The side of the square cropped from it, in pixels: random in training, else central.
+        crop: The side of the square that is cropped from it, in pixels, at most `resize`. The crop
+            is random in training, and central otherwise.
         horizontal_flip: Whether training flips each image horizontally with a probability of 0.5.
         mean: The mean of each channel, in 0..1, that normalization subtracts.
         std: The standard deviation of each channel, in 0..1, that normalization divides by.
         random_crop_padding: The width of the reflection padding around an image before the random
-            crop of training, in pixels. Usually 4 for images of 32 pixels that are not enlarged.
-        cutout: The side of the random square that training sets to the mean (cutout), in pixels.
-            About a quarter of `crop` reduces overfitting in many epochs.
-        color_jitter: The maximum relative change of brightness, contrast and saturation in training
-            (color jitter), 0 to 1: 0.2 is mild.
+            crop of training, in pixels, less than `resize`. Usually 4 for images of 32 pixels that
+            are not enlarged; 0 turns it off.
+        cutout: The side of the random square that training sets to the mean, in pixels, at most
+            `crop`. About a quarter of `crop` reduces overfitting in many epochs; 0 turns it off.
+        color_jitter: The maximum relative change of brightness, contrast and saturation in
+            training, 0 to 1. A change of 0.2 is mild; 0 turns it off.
+
+    Raises:
+        MisconfigurationException: `batch_size` is less than 1.
+        ValueError: `crop`, `random_crop_padding`, `cutout` or `color_jitter` is out of range.
 
     Example:
+        >>> import torch
+        >>> from pyclassify import ImageDataModule
+        >>> from pyclassify.data.datasets import ImageTensors
+        >>>
         >>> class BlackImages(ImageDataModule):
         ...     classes = ("night", "cellar")
         ...
         ...     def setup(self, stage):
         ...         images = torch.zeros(100, 3, 32, 32, dtype=torch.uint8)
         ...         self.train = self.val = self.test = ImageTensors(images, torch.arange(100) % 2)
+        >>>
+        >>> data = BlackImages(batch_size=10, resize=32, crop=32, random_crop_padding=4)
+        >>> data.setup("fit")
+        >>> len(data.train_dataloader()), data.num_classes
+        (10, 2)
     """
 
     train: Dataset[Any]
@@ -122,7 +138,7 @@ class ImageDataModule(LightningDataModule):
     test: Dataset[Any]
     classes: Sequence[str]
     data_warnings: Sequence[str] = ()
-    report_path: Path | None = None  # where `check_files` has written its report
+    report_path: Path | None = None  # of the report that `check_files` wrote
 
     def __init__(
         self,
@@ -153,14 +169,14 @@ class ImageDataModule(LightningDataModule):
         return len(self.classes)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the classes and the preprocessing, which predictions by a checkpoint reuse."""
+        """Return the classes and the preprocessing, for predictions with a checkpoint."""
         return {
             "classes": [str(name) for name in getattr(self, "classes", ())],
             **self._preprocessing,
         }
 
     def digest(self) -> dict[str, str]:
-        """Digest each split that is set up, where its data set supports that."""
+        """Digest each split that is set up and whose data set supports it."""
         digests = {}
         for split in ("train", "val", "test"):
             dataset = vars(self).get(split)
@@ -170,10 +186,10 @@ class ImageDataModule(LightningDataModule):
         return digests
 
     def check_files(self) -> None:
-        """Look at every file and report what there is, for `prepare`; nothing without files."""
+        """Decode every file and write a report, for `prepare`; without files do nothing."""
 
     def make_report(self) -> DataReport | None:
-        """Report the images of each class and split that is set up; None without known labels."""
+        """Count the images of each class in the splits that are set up; None without labels."""
         labels, sizes = {}, set()
         for split in ("train", "val", "test"):
             dataset = vars(self).get(split)
@@ -187,26 +203,26 @@ class ImageDataModule(LightningDataModule):
         return describe_counts(name, self.classes, labels, _describe_sizes(sizes))
 
     def train_dataloader(self) -> DataLoader[Any]:
-        """Make the loader of training; with BatchNorm, no process gets a last batch of one image.
+        """Make the training loader; with BatchNorm, no process has a last batch of one image.
 
-        Where one image is left for the last batch of a process, the batch before has it too. As
-        every process gets as many images, all do so or none. With SyncBatchNorm they do so where
-        one process would, as n processes can normalize n images.
+        If the last batch of a process had one image, the image is added to the previous batch. As
+        all processes get the same number of images, all of them do so or none. With SyncBatchNorm
+        they do so only if one process alone would, as n processes can normalize n images.
         """
         sampler = self._make_sampler(self.train, shuffle=True)
         loader = self._make_loader(self.train, sampler)
         if self._needs_normalizable_batches(sampler):
-            # A loader that is given a batch sampler has neither batch_size nor sampler, by which
-            # a resumed training skips batches; and it lets no one assign them.
+            # Not DataLoader(batch_sampler=...): it sets neither batch_size nor sampler, which a
+            # resumed training needs to skip batches, and refuses to have them assigned.
             batches = _NormalizableBatchSampler(sampler, self.batch_size, drop_last=False)
             object.__setattr__(loader, "batch_sampler", batches)
         return loader
 
     def _needs_normalizable_batches(self, sampler: _ResumableDistributedSampler) -> bool:
         network: Any = getattr(self.trainer, "lightning_module", None) or nn.Module()
-        norms = [part for part in network.modules() if isinstance(part, _BATCH_NORMS)]
+        norms = [module for module in network.modules() if isinstance(module, _BATCH_NORMS)]
         processes = sampler.num_replicas
-        if processes > 1 and all(isinstance(part, nn.SyncBatchNorm) for part in norms):
+        if processes > 1 and all(isinstance(norm, nn.SyncBatchNorm) for norm in norms):
             images: int = len(self.train)  # type: ignore[arg-type]
             return bool(norms) and images % (self.batch_size * processes) == 1
         return bool(norms)
@@ -221,15 +237,15 @@ class ImageDataModule(LightningDataModule):
         return self._make_loader(self.test)  # Lightning's own sampler repeats no image
 
     def _network_takes_bytes(self) -> bool:
-        """Whether the network prepares bytes itself, as an exported one does."""
+        """Whether the network preprocesses bytes itself, as an exported network does."""
         network = self.trainer and self.trainer.lightning_module
         return getattr(network, "takes_bytes", False)
 
     def _make_sampler(
         self, dataset: Dataset[Any], shuffle: bool = False
     ) -> _ResumableDistributedSampler:
-        # The same sampler for any number of processes, so that n processes share the permutation
-        # that one process would use. Lightning sets its epoch.
+        # The same sampler for any number of processes, so that n processes share the permutation of
+        # one process. Lightning sets its epoch.
         return _ResumableDistributedSampler(
             dataset,
             num_replicas=self.trainer.world_size if self.trainer else 1,
@@ -249,7 +265,7 @@ class ImageDataModule(LightningDataModule):
         workers = 0 if in_memory else self.num_workers
         return DataLoader(
             dataset,
-            # By keyword: Lightning constructs the loader again to predict.
+            # By keyword: Lightning reconstructs the loader for prediction.
             batch_size=batch_size or self.batch_size,
             sampler=sampler,
             num_workers=workers,
@@ -260,7 +276,7 @@ class ImageDataModule(LightningDataModule):
         )
 
     def on_after_batch_transfer(self, batch: Sequence[Tensor], dataloader_idx: int) -> Batch:
-        """Prepare (images, labels, indices) on the device; in training, augment the images."""
+        """Preprocess (images, labels, indices) on the device; in training, augment the images."""
         images, labels, indices = batch
         if self._network_takes_bytes():
             if not isinstance(images, Tensor):
@@ -291,7 +307,7 @@ def _make_batch(images: Any, labels: Tensor, indices: Tensor) -> Batch:
 
 
 def _get_run_seed() -> int:
-    """Return the seed that `seed_everything` was given, 0 without it."""
+    """Return the seed given to `seed_everything`; 0 if it was not called."""
     return int(os.environ.get("PL_GLOBAL_SEED", "0"))
 
 
@@ -302,7 +318,7 @@ def _return_batch(batch: Any) -> Any:
 def collate_varying_sizes(items: list[tuple[Tensor, int, int]]) -> list[Any]:
     """Collate square images of different sizes.
 
-    Their pixels become one tensor: each tensor that a worker returns takes a file descriptor.
+    All pixels are in one tensor, because each tensor from a worker takes a file descriptor.
 
     Args:
         items: (image uint8 [3, side, side], label, index) of each of n images.
@@ -326,7 +342,7 @@ def init_worker(worker_id: int) -> None:
     """Initialize a worker: ignore SIGTERM, and seed it where `seed_everything` seeds workers.
 
     Args:
-        worker_id: Its number in the data loader, from 0.
+        worker_id: The number of the worker in the data loader, from 0.
     """
     ignore_sigterm()
     if os.environ.get("PL_SEED_WORKERS", "0") != "0":  # Lightning does so without worker_init_fn
@@ -337,12 +353,12 @@ def count_unpadded(loader: Any, batch_idx: int, batch_size: int) -> int:
     """Count the images of a batch that are not padding.
 
     A DistributedSampler repeats images so that every process gets the same number. The repeated
-    images end the last batch, and an evaluation must not count them twice.
+    images are at the end of the last batch; an evaluation must not count them twice.
 
     Args:
         loader: Any data loader.
-        batch_idx: The number of the batch, from 0.
-        batch_size: The number of images in it.
+        batch_idx: The index of the batch, from 0.
+        batch_size: The number of images in the batch.
 
     Returns:
         0 to `batch_size`.
@@ -363,52 +379,52 @@ def split_indices(
 
     Args:
         count: The number of images.
-        held_out: How many of them are for validation.
+        held_out: The number of images for validation.
         seed: The seed of the split.
-        labels: The label of each image, int64 [count]. Each class then keeps an image for training:
-            another image is held out in its place, and fewer where there is none. A split that
-            leaves each class one without that is the same as without `labels`.
+        labels: The label of each image, int64 [count]. Each class then has at least one training
+            image: other images are held out instead, or fewer if there are no others. Where the
+            random split leaves each class an image, the result is the same as without `labels`.
 
     Returns:
         The indices of "train" and "val", each int64, sorted.
 
     Raises:
-        MisconfigurationException: Training or validation would get no image.
+        MisconfigurationException: Training or validation has no image.
 
     Example:
-        >>> split_indices(4, 2, seed=0, labels=torch.tensor([0, 0, 0, 1]))["train"]
-        tensor([0, 3])
+        >>> split_indices(4, 2, seed=0, labels=torch.tensor([1, 0, 0, 0]))["train"]
+        tensor([0, 2])
     """
     if not 0 < held_out < count:
         raise MisconfigurationException(
-            f"{held_out} images can't be held out of {count} for validation; change val_size so "
-            "that both training and validation get some"
+            f"can't hold out {held_out} of {count} images for validation; change data.val_size so "
+            "that training and validation each have at least one image"
         )
     order = torch.randperm(count, generator=torch.Generator().manual_seed(seed))
     if labels is not None:
-        order, held_out = _keep_every_class(order, held_out, labels)
+        order, held_out = _leave_one_per_class(order, held_out, labels)
     return {"train": order[held_out:].sort().values, "val": order[:held_out].sort().values}
 
 
-def _keep_every_class(order: Tensor, held_out: int, labels: Tensor) -> tuple[Tensor, int]:
-    """Reorder images so that each class has one behind the first `held_out`, or hold out fewer.
+def _leave_one_per_class(order: Tensor, held_out: int, labels: Tensor) -> tuple[Tensor, int]:
+    """Reorder images so that each class has one after the first `held_out`, or hold out fewer.
 
-    The last image of each class in `order` is the one that stays for training, so that an order in
-    which each class has an image behind the first `held_out` does not change.
+    The last image of each class in `order` stays in training, so that an order in which each class
+    has an image after the first `held_out` does not change.
 
     Raises:
         MisconfigurationException: No class has a second image.
     """
-    last = {label: place for place, label in enumerate(labels[order].tolist())}
-    if all(place >= held_out for place in last.values()):
+    last = {label: position for position, label in enumerate(labels[order].tolist())}
+    if all(position >= held_out for position in last.values()):
         return order, held_out
     held_out = min(held_out, len(order) - len(last))
     if held_out < 1:
         raise MisconfigurationException(
-            f"no image can be held out of {len(order)} for validation, as no class has a second "
-            "one; add images, or a folder val/"
+            f"can't hold out any of {len(order)} images for validation, because no class has a "
+            "second image; add images, or a folder val/"
         )
-    may_go = torch.ones(len(order), dtype=torch.bool)
-    may_go[list(last.values())] = False
-    chosen = may_go & (may_go.cumsum(0) <= held_out)
+    is_candidate = torch.ones(len(order), dtype=torch.bool)
+    is_candidate[list(last.values())] = False
+    chosen = is_candidate & (is_candidate.cumsum(0) <= held_out)
     return torch.cat([order[chosen], order[~chosen]]), held_out

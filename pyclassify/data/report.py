@@ -1,7 +1,7 @@
-"""Report what a data set holds and its flaws, as Markdown and as lines for the terminal.
+"""Report the content and the flaws of a data set, as Markdown and as lines for the terminal.
 
-Of files that were looked at (`data/scan`) the report has sizes, modes, what does not decode and
-duplicates; of any other data set it has the number of images of each class and split.
+For scanned files (`data/scan`) the report has sizes, modes, files that do not decode, duplicates
+and similar images. For other data sets it has the number of images of each class and split.
 """
 
 import os
@@ -22,16 +22,16 @@ from pyclassify.utils.files import find_cache_folder, write_atomically
 from pyclassify.utils.text import escape_markdown, escape_path, format_code, join_some
 
 REPORT_NAME = "data.md"
-# The end of a report, by which it is told from a file of the same name that a person wrote.
-_MARK = '\n\n[pyclassify]: # "data report"\n'
-_NOT_LOOKED_AT = (
-    "The files were counted, not decoded: `pyclassify prepare` looks at each, and a training that "
-    "follows has its report."
+# The end of each report, which a file of the same name from another source does not have.
+_SIGNATURE = '\n\n[pyclassify]: # "data report"\n'
+_NOT_SCANNED = (
+    "The files were counted, not decoded. `pyclassify prepare` decodes every file; runs after it "
+    "have the complete report."
 )
-_MAX_CLASSES = 1000  # rows of the table of classes
-_MAX_GROUPS = 50  # duplicates that are listed, of those that are counted
-_MAX_FILES = 10  # of such a group
-_MAX_NAME = 1000
+_MAX_CLASSES = 1000  # rows in the table of classes
+_MAX_GROUPS = 50  # rows in a table of duplicates; all groups are counted
+_MAX_FILES = 10  # files and classes in such a row
+_MAX_PATH_LENGTH = 1000
 _T = TypeVar("_T", int, tuple[int, int, int])
 
 
@@ -44,7 +44,7 @@ class FileEntry(NamedTuple):
 
 
 class ImageFile(NamedTuple):
-    """A file of a data set: its path in the folder, its split, its class and what it holds."""
+    """A file of a data set: its path in the folder, its split, its class and its content."""
 
     path: str
     split: str
@@ -54,13 +54,13 @@ class ImageFile(NamedTuple):
 
 @dataclass(frozen=True)
 class DataReport:
-    """A report.
+    """A report of a data set.
 
     Attributes:
         text: The report in Markdown.
-        lines: Its figures for the terminal, by name.
-        damaged: The path of each file that does not decode, and the reason.
-        skipped: How many of them are left out of the data set.
+        lines: The figures for the terminal, by name.
+        damaged: The reason of each file that does not decode, by its path.
+        skipped: The number of such files that are left out of the data set.
     """
 
     text: str
@@ -79,11 +79,11 @@ def describe_counts(
     """Describe a data set by the number of its images.
 
     Args:
-        name: The data set, or its folder.
+        name: The name of the data set, or its folder.
         classes: The names of the classes, by label.
         labels: The label of each image, by split.
-        note: What else is to be said of it.
-        skipped: The files that do not decode and are left out, with the reasons.
+        note: A paragraph below the title.
+        skipped: The reason of each file that does not decode and is left out, by its path.
     """
     damaged = dict(skipped or {})
     counts = {split: Counter(str(classes[label]) for label in labels[split]) for split in labels}
@@ -102,14 +102,14 @@ def describe_folder(
     skip: bool,
     skipped: Mapping[str, str],
 ) -> DataReport:
-    """Describe the files of a folder, by what a look at them has found if none has changed since.
+    """Describe a folder by its scanned files; by counts if a file was not scanned or has changed.
 
     Args:
         folder: The folder.
         classes: The names of the classes, by label.
         entries: The files of all splits.
         skip: Whether files that do not decode are left out.
-        skipped: Those that are, by their paths in the folder, with the reasons.
+        skipped: The reason of each file that is left out, by its path in the folder.
     """
     names = [os.path.relpath(entry.file, folder) for entry in entries]
     facts = load_facts([entry.file for entry in entries], folder)
@@ -123,20 +123,20 @@ def describe_folder(
     for name, entry in zip(names, entries, strict=True):
         if name not in skipped:
             labels[entry.split].append(entry.label)
-    note = "" if skip else _NOT_LOOKED_AT
+    note = "" if skip else _NOT_SCANNED
     return describe_counts(str(folder), classes, labels, note, skipped)
 
 
 def describe_files(
     folder: Path, classes: Sequence[str], files: Sequence[ImageFile], skip: bool
 ) -> DataReport:
-    """Describe the files of a folder, all of which were looked at.
+    """Describe the scanned files of a folder.
 
     Args:
         folder: The folder.
         classes: The names of the classes, by label.
         files: The files of all splits.
-        skip: Whether files that do not decode are left out; otherwise a training stops at them.
+        skip: Whether files that do not decode are left out; otherwise they are an error.
     """
     damaged = {file.path: file.facts.error for file in files if file.facts.error}
     images = [file for file in files if not file.facts.error]
@@ -145,47 +145,48 @@ def describe_files(
         split: Counter(file.class_name for file in images if file.split == split)
         for split in splits
     }
-    same = _Groups(images, group_equal([file.facts.digest for file in images]))
+    duplicates = _Groups(images, group_equal([file.facts.digest for file in images]))
     similar = _Groups(images, _find_similar(images))
-    size = sum(file.facts.stamp[0] for file in files)
+    size = sum(file.facts.status[0] for file in files)
     sections = [
         f"# Data: {format_code(escape_path(str(folder)), 300)}",
-        f"{_count_files(len(files))}, {_format_bytes(size)}, all looked at.",
+        f"{_count_files(len(files))}, {_format_bytes(size)}. Every file was decoded.",
         _format_counts(classes, counts),
         _format_damaged(damaged, skip),
         _format_sizes(images),
         _format_modes(images),
-        f"## The same file twice\n\n{same.format('The bytes are the same (SHA-256).')}",
-        "## Images that look alike\n\n"
+        f"## Duplicate files\n\n{duplicates.format('Their bytes are identical (SHA-256).')}",
+        "## Similar images\n\n"
         + similar.format(
-            f"Their difference hashes differ by {MAX_DISTANCE} of 64 bits at most, directly or by "
-            "others of the group: a hint, as some are different pictures."
+            f"Their difference hashes differ in at most {MAX_DISTANCE} of 64 bits, directly or "
+            "through other images of the group. Some groups have different pictures: look at the "
+            "images before you remove any."
         ),
     ]
     lines = _list_counts(counts, len(classes))
     lines["unreadable"] = f"{len(damaged):,}{' left out' if damaged and skip else ''}"
-    lines["same file"] = same.summarize()
-    lines["look alike"] = similar.summarize()
+    lines["duplicates"] = duplicates.summarize()
+    lines["similar images"] = similar.summarize()
     return DataReport(_join(sections), lines, damaged, len(damaged) if skip else 0)
 
 
 def write_report(report: DataReport, path: Path) -> Path:
-    """Write a report, or else into the user's cache folder.
+    """Write a report; if that is impossible, write it to the user's cache folder.
 
-    A file of that name that a person wrote is left alone.
+    A file of the same name that is not a report is not replaced.
 
     Args:
         report: The report.
-        path: Where it belongs.
+        path: The file to write.
 
     Returns:
-        Where it is.
+        The file that was written.
 
     Raises:
-        OSError: It can't be written to the cache folder either.
+        OSError: The report can't be written to the cache folder either.
     """
     with suppress(OSError):
-        if not path.exists() or path.read_bytes().endswith(_MARK.encode()):
+        if not path.exists() or path.read_bytes().endswith(_SIGNATURE.encode()):
             write_atomically(path, report.text)
             return path
     folder = path.parent.absolute()
@@ -193,22 +194,23 @@ def write_report(report: DataReport, path: Path) -> Path:
     other = find_cache_folder() / "reports" / f"{folder.name[:100]}-{key}-{path.name}"
     other.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(other, report.text)
-    rank_zero_info(f"{path} can't be written or is a file of your own: the report is {other}")
+    reason = "exists and is not a report of pyclassify" if path.exists() else "can't be written"
+    rank_zero_info(f"{path} {reason}; the report is in {other}")
     return other
 
 
 def format_damaged(damaged: Mapping[str, str]) -> str:
-    """Format how many files do not decode and the first of them, in one line."""
-    named = [f"{escape_path(path)} ({reason})" for path, reason in damaged.items()]
-    verb = "does" if len(named) == 1 else "do"
-    return f"{_count_files(len(named))} {verb} not decode: {join_some(named)}"
+    """Format the number of files that do not decode, and the first of them, in one line."""
+    files = [f"{escape_path(path)} ({reason})" for path, reason in damaged.items()]
+    negation = "does not" if len(files) == 1 else "do not"
+    return f"{_count_files(len(files))} {negation} decode: {join_some(files)}"
 
 
 # Sections
 
 
 def _join(sections: Iterable[str]) -> str:
-    return "\n\n".join(section for section in sections if section) + _MARK
+    return "\n\n".join(section for section in sections if section) + _SIGNATURE
 
 
 def _format_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
@@ -240,11 +242,11 @@ def _format_balance(names: Sequence[str], counts: Mapping[str, Counter[str]]) ->
     elif train[least]:
         yield (
             f"The largest class in training, {escape_markdown(most)}, has "
-            f"{train[most] / train[least]:.1f} times the images of the smallest, "
+            f"{train[most] / train[least]:.1f} times as many images as the smallest, "
             f"{escape_markdown(least)}."
         )
     else:
-        yield f"The class {escape_markdown(least)} has no training image."
+        yield f"The class {escape_markdown(least)} has no training images."
 
 
 def _list_counts(counts: Mapping[str, Counter[str]], num_classes: int) -> dict[str, str]:
@@ -255,8 +257,8 @@ def _list_counts(counts: Mapping[str, Counter[str]], num_classes: int) -> dict[s
 
 def _format_damaged(damaged: Mapping[str, str], skip: bool) -> str:
     if not damaged:
-        return "## Files that do not decode\n\nThere are none."
-    effect = "They are left out" if skip else "A training stops at them"
+        return "## Files that do not decode\n\nNone."
+    effect = "They are left out" if skip else "Training refuses them"
     option = f"`--data.unreadable {'skip' if skip else 'stop'}`"
     rows = [[_format_path(path), escape_markdown(damaged[path], 200)] for path in damaged]
     table = _format_table(["file", "reason"], rows)
@@ -279,12 +281,12 @@ def _format_sizes(images: Sequence[ImageFile]) -> str:
                 [(fact.width * fact.height, fact.width, fact.height) for fact in facts]
             )
         ],
-        "file": [_format_bytes(size) for size in _summarize([fact.stamp[0] for fact in facts])],
+        "file": [_format_bytes(size) for size in _summarize([fact.status[0] for fact in facts])],
     }
     table = _format_table(
         ["", "smallest", "median", "largest"], [[key, *row] for key, row in values.items()]
     )
-    by_size = sorted(images, key=lambda file: file.facts.stamp[0])
+    by_size = sorted(images, key=lambda file: file.facts.status[0])
     by_pixels = sorted(images, key=lambda file: file.facts.width * file.facts.height)
     return (
         f"## Sizes\n\n{table}\n\n"
@@ -311,7 +313,7 @@ def _summarize(values: Sequence[_T]) -> tuple[_T, _T, _T]:
 
 
 def _find_similar(images: Sequence[ImageFile]) -> list[list[int]]:
-    """Group images that look alike, of copies of one file the first alone."""
+    """Group similar images; of duplicate files, only the first is in a group."""
     first = {file.facts.digest: index for index, file in reversed([*enumerate(images)])}
     indices = sorted(first.values())
     groups = group_similar([images[index].facts.hash for index in indices])
@@ -319,7 +321,7 @@ def _find_similar(images: Sequence[ImageFile]) -> list[list[int]]:
 
 
 class _Groups:
-    """Groups of images, those of several classes first, then those of several splits."""
+    """Groups of images: first groups of several classes, then groups of several splits."""
 
     def __init__(self, images: Sequence[ImageFile], groups: Sequence[Sequence[int]]) -> None:
         members = [[images[index] for index in group] for group in groups]
@@ -345,7 +347,7 @@ class _Groups:
 
     def format(self, explanation: str) -> str:
         if not self._groups:
-            return "There are none."
+            return "None."
         rows = [self._format_group(group) for group in self._groups[:_MAX_GROUPS]]
         more = ""
         if len(self._groups) > _MAX_GROUPS:
@@ -364,8 +366,8 @@ class _Groups:
 
 
 def _format_path(path: str) -> str:
-    # Markdown shows several blanks as one.
-    return format_code(escape_path(path).replace("  ", r" \x20"), _MAX_NAME)
+    # Markdown shows several spaces as one.
+    return format_code(escape_path(path).replace("  ", r" \x20"), _MAX_PATH_LENGTH)
 
 
 def _count_files(count: int) -> str:

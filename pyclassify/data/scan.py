@@ -1,7 +1,7 @@
-"""Look at every image file of a folder, with all cores: its size, mode and digests, or its error.
+"""Scan the image files of a folder on all cores: size, mode and digests, or why they do not decode.
 
-What was found is saved in the user's cache folder by the file's size and times, so that a file that
-did not change is read once: `prepare` looks, and a training knows.
+Results are cached in the user's cache folder by the size and times of each file. Training reuses
+the results of `prepare`, and only files that are new or have changed are reread.
 """
 
 import json
@@ -41,29 +41,30 @@ from pyclassify.utils.signals import stop_with_parent
 from pyclassify.utils.text import format_error
 
 _FORMAT_VERSION = 1  # raise it with any change of `FileFacts` or of the difference hash
-_CHUNK_FILES, _CHUNK_BYTES = 64, 2**20  # that a process reads before it reports
-_CHUNKS_PER_PROCESS = 2  # one that is read, and one that waits
-_LINE_SECONDS = 30.0  # between two lines of progress where there is no terminal
+_CHUNK_FILES, _CHUNK_BYTES = 64, 2**20  # maximum of the files of one task
+_CHUNKS_PER_PROCESS = 2  # one running, one pending
+_LINE_SECONDS = 30.0  # between two lines of progress, if output is not a terminal
 _REASON = re.compile(r"does not decode as an image \((.*)\)")
 _HASH_SIZE = 8
-_KILLED = "the process that decoded it was killed; is there memory for an image of its size?"
+_KILLED = "the decoding process was killed, probably for lack of memory for an image of this size"
 
 
 class FileFacts(NamedTuple):
-    """What a file holds.
+    """The result of scanning a file.
 
     Attributes:
-        stamp: Its size in bytes, modification time and inode change time in ns; all 0 for a file
-            that can't be opened.
-        error: Why it does not decode; empty for an image, and what follows is empty for others.
-        digest: The SHA-256 of its bytes, in hexadecimal.
-        width: Pixels, before the EXIF orientation is applied.
-        height: As the width.
-        mode: Pillow's name of its pixel type, such as RGB.
+        status: The size in bytes, the modification time and the inode change time in ns; all 0 for
+            a file that can't be opened.
+        error: Why the file does not decode; empty for an image. If it is not empty, the attributes
+            below are.
+        digest: The SHA-256 of the bytes, in hexadecimal.
+        width: The width in pixels, before the EXIF orientation is applied.
+        height: The height in pixels, before the EXIF orientation is applied.
+        mode: Pillow's name of the pixel type, such as RGB.
         hash: The difference hash, 64 bits.
     """
 
-    stamp: tuple[int, int, int]
+    status: tuple[int, int, int]
     error: str
     digest: str = ""
     width: int = 0
@@ -73,14 +74,14 @@ class FileFacts(NamedTuple):
 
 
 def scan_files(files: Sequence[str], folder: Path, retry: bool = False) -> list[FileFacts]:
-    """Look at all files that are new or have changed since the last time, with all cores.
+    """Scan all files that are new or have changed since the last scan, on all cores.
 
-    Progress is a bar on a terminal, else a line each 30 s.
+    Progress is a bar in a terminal, and otherwise a line every 30 s.
 
     Args:
         files: The paths of the images.
-        folder: The folder that holds them, by which the results are saved.
-        retry: Whether to look again at files that did not decode the last time.
+        folder: The folder of the images; the cache has one file per folder.
+        retry: Whether to rescan files that did not decode in the last scan.
 
     Returns:
         The facts of each file, in order.
@@ -90,7 +91,7 @@ def scan_files(files: Sequence[str], folder: Path, retry: bool = False) -> list[
     todo = [
         file
         for file, facts in found.items()
-        if facts is None or facts.stamp != _read_stamp(file) or (retry and facts.error)
+        if facts is None or facts.status != _read_status(file) or (retry and facts.error)
     ]
     if todo:
         try:
@@ -98,18 +99,18 @@ def scan_files(files: Sequence[str], folder: Path, retry: bool = False) -> list[
                 for file, facts in _read_in_processes(todo):
                     found[file] = facts
                     progress.update()
-        finally:  # after a stop the next look goes on from here
+        finally:  # after an interruption, the next scan resumes here
             known = {_name(file, folder): facts for file, facts in found.items() if facts}
             _save(folder, saved | known)
     return [facts for facts in found.values() if facts is not None]
 
 
 def load_facts(files: Sequence[str], folder: Path) -> list[FileFacts] | None:
-    """Load what an earlier look found, without reading a file.
+    """Load the results of earlier scans, without reading an image.
 
     Args:
         files: The paths of the images.
-        folder: The folder that holds them.
+        folder: The folder of the images.
 
     Returns:
         The facts of each file, in order; None if a file is new or has changed.
@@ -118,71 +119,71 @@ def load_facts(files: Sequence[str], folder: Path) -> list[FileFacts] | None:
     facts = []
     for file in files:
         known = saved.get(_name(file, folder))
-        if known is None or known.stamp != _read_stamp(file):
+        if known is None or known.status != _read_status(file):
             return None
         facts.append(known)
     return facts
 
 
 def find_damaged(files: Sequence[str], folder: Path) -> dict[str, str]:
-    """Find the files that do not decode, by a look at those that are new or have changed.
+    """Find the files that do not decode; scan files that are new or have changed.
 
     Args:
         files: The paths of the images.
-        folder: The folder that holds them.
+        folder: The folder of the images.
 
     Returns:
-        The reason of each, by its path in the folder.
+        The reason of each such file, by its path in the folder.
     """
     facts = zip(files, scan_files(files, folder), strict=True)
     return {_name(file, folder): found.error for file, found in facts if found.error}
 
 
-# One file
+# Scan one file
 
 
 def read_facts(file: str) -> FileFacts:
-    """Read a file: what it holds, or why it does not decode."""
-    stamp = _read_stamp(file)
+    """Scan a file: its content, or why it does not decode."""
+    status = _read_status(file)
     try:
-        if not stat.S_ISREG(os.stat(file).st_mode):  # a pipe would be waited for
+        if not stat.S_ISREG(os.stat(file).st_mode):  # reading a pipe blocks
             raise UnreadableImageError("is not a regular file")
         content = read_content(file)
         pixels = decode_rgb(content)
         with open_image(content) as image:
             width, height, mode = image.width, image.height, image.mode
     except (OSError, UnreadableImageError) as error:
-        return FileFacts(stamp, _format_reason(error))
+        return FileFacts(status, _format_reason(error))
     digest = sha256(content).hexdigest()
-    return FileFacts(stamp, "", digest, width, height, mode, compute_difference_hash(pixels))
+    return FileFacts(status, "", digest, width, height, mode, compute_difference_hash(pixels))
 
 
 def _format_reason(error: Exception) -> str:
     cause = error.__cause__ or error
-    if isinstance(cause, OSError) and cause.strerror:  # without the path, which stands beside it
+    if isinstance(cause, OSError) and cause.strerror:  # without the path, which is next to it
         return cause.strerror
     reason = _REASON.fullmatch(message := format_error(error))
     return reason[1] if reason else message
 
 
 def compute_difference_hash(pixels: Pixels) -> int:
-    """Compute the difference hash of an image: alike images have alike bits.
+    """Compute the difference hash of an image: similar images have similar bits.
 
-    The image is reduced to 9 x 8 gray pixels, and each bit says whether a pixel is brighter than
-    its left neighbor (N. Krawetz, "Kind of Like That", 2013; `imagehash.dhash`).
+    The image is reduced to 9 x 8 gray pixels; each bit is 1 if a pixel is brighter than its left
+    neighbor (N. Krawetz, "Kind of Like That", 2013; `imagehash.dhash`).
 
     Args:
         pixels: uint8 [height, width, 3].
 
     Returns:
-        64 bits, the top left first.
+        64 bits, from the top left.
     """
     gray = Image.fromarray(pixels).convert("L")
     small = np.asarray(gray.resize((_HASH_SIZE + 1, _HASH_SIZE), Image.Resampling.LANCZOS))
     return int.from_bytes(np.packbits(small[:, 1:] > small[:, :-1]).tobytes(), "big")
 
 
-def _read_stamp(file: str) -> tuple[int, int, int]:
+def _read_status(file: str) -> tuple[int, int, int]:
     try:
         status = os.stat(file)
     except OSError:
@@ -190,39 +191,39 @@ def _read_stamp(file: str) -> tuple[int, int, int]:
     return (status.st_size, status.st_mtime_ns, status.st_ctime_ns)
 
 
-# All files
+# Scan all files, in processes
 
 
 def _read_in_processes(files: Sequence[str]) -> Iterator[tuple[str, FileFacts]]:
-    """Read files in processes, also those after a file whose process is killed."""
-    waiting, count = deque(_make_chunks(files)), count_cores(1)
-    while waiting:
+    """Read files in processes; continue after a file whose process is killed."""
+    pending, count = deque(_make_chunks(files)), count_cores(1)
+    while pending:
         running: dict[Future[list[FileFacts]], list[str]] = {}
         try:
-            with _start_processes(min(count, len(waiting))) as pool:
-                while waiting or running:
-                    while waiting and len(running) < count * _CHUNKS_PER_PROCESS:
-                        future = pool.submit(_read_chunk, waiting[0])
-                        running[future] = waiting.popleft()
+            with _start_processes(min(count, len(pending))) as pool:
+                while pending or running:
+                    while pending and len(running) < count * _CHUNKS_PER_PROCESS:
+                        future = pool.submit(_read_chunk, pending[0])
+                        running[future] = pending.popleft()
                     for future in wait(running, return_when=FIRST_COMPLETED).done:
                         facts = future.result()
                         yield from zip(running.pop(future), facts, strict=True)
         except BrokenProcessPool:
-            # The kernel kills for memory: one of these may be huge, or too many at once.
+            # The kernel kills processes that are out of memory: one of these files may be huge.
             for chunk in running.values():
                 yield from _read_one_by_one(chunk)
 
 
 def _read_one_by_one(files: Iterable[str]) -> Iterator[tuple[str, FileFacts]]:
-    waiting = deque(files)
-    while waiting:
+    pending = deque(files)
+    while pending:
         try:
             with _start_processes(1) as pool:
-                while waiting:
-                    facts = pool.submit(_read_chunk, [waiting[0]]).result()
-                    yield waiting.popleft(), facts[0]
+                while pending:
+                    facts = pool.submit(_read_chunk, [pending[0]]).result()
+                    yield pending.popleft(), facts[0]
         except BrokenProcessPool:
-            yield (file := waiting.popleft()), FileFacts(_read_stamp(file), _KILLED)
+            yield (file := pending.popleft()), FileFacts(_read_status(file), _KILLED)
 
 
 def _make_chunks(files: Sequence[str]) -> Iterator[list[str]]:
@@ -230,7 +231,7 @@ def _make_chunks(files: Sequence[str]) -> Iterator[list[str]]:
     size = 0
     for file in files:
         chunk.append(file)
-        size += _read_stamp(file)[0]
+        size += _read_status(file)[0]
         if len(chunk) == _CHUNK_FILES or size > _CHUNK_BYTES:
             yield chunk
             chunk, size = [], 0
@@ -244,7 +245,7 @@ def _read_chunk(files: Sequence[str]) -> list[FileFacts]:
 
 @contextmanager
 def _start_processes(count: int) -> Iterator[ProcessPoolExecutor]:
-    """Start processes, which end with this context, at once if by an error or a signal."""
+    """Start processes that end with this context, immediately after an error or a signal."""
     before = set(multiprocessing.active_children())
     pool = ProcessPoolExecutor(count, initializer=_start_process)
     try:
@@ -253,21 +254,21 @@ def _start_processes(count: int) -> Iterator[ProcessPoolExecutor]:
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
         for process in set(multiprocessing.active_children()) - before:
-            process.kill()  # a SIGTERM is lost on a process that has just been forked
+            process.kill()  # a process that was just forked may miss SIGTERM
 
 
 def _start_process() -> None:
     stop_with_parent()
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    for signum in (signal.SIGINT, signal.SIGUSR1):  # of a terminal or a job: the parent ends us
+    for signum in (signal.SIGINT, signal.SIGUSR1):  # the parent handles them and ends this process
         signal.signal(signum, signal.SIG_IGN)
     warnings.simplefilter("ignore")
-    # libtiff writes what it thinks of a file to stderr, into the progress bar.
+    # libtiff writes warnings to stderr, into the progress bar.
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
 
 
 class _Progress:
-    """A bar on a terminal, else a line now and then."""
+    """A progress bar in a terminal, and otherwise a line every 30 s."""
 
     def __init__(self, folder: Path, total: int) -> None:
         self._folder, self._total, self._count = folder, total, 0
@@ -278,7 +279,7 @@ class _Progress:
         self._count += 1
         self._bar.update()
         if self._bar.disable and time.monotonic() > self._next_line:
-            rank_zero_info(f"{self._folder}: looked at {self._count:,} of {self._total:,} files")
+            rank_zero_info(f"{self._folder}: checked {self._count:,} of {self._total:,} files")
             self._next_line = time.monotonic() + _LINE_SECONDS
 
     def close(self) -> None:
@@ -294,7 +295,7 @@ def _show_progress(folder: Path, total: int) -> Iterator[_Progress]:
         progress.close()
 
 
-# What was found the last time
+# The cache of results
 
 
 def _find_file(folder: Path) -> Path:
@@ -316,15 +317,15 @@ def _load(folder: Path) -> dict[str, FileFacts]:
         saved = json.loads(_find_file(folder).read_text())
         if saved["source"] == _describe_source():
             return {
-                name: FileFacts(tuple(stamp), *rest)
-                for name, (stamp, *rest) in saved["files"].items()
+                name: FileFacts(tuple(status), *rest)
+                for name, (status, *rest) in saved["files"].items()
             }
     return {}
 
 
 def _save(folder: Path, files: dict[str, FileFacts]) -> None:
     path = _find_file(folder)
-    # Without it, the next look reads all files again: slower, otherwise the same.
+    # Without the file, the next scan rereads all files: slower, and otherwise equal.
     with suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
         content = {"source": _describe_source(), "files": files}

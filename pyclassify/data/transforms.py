@@ -1,12 +1,13 @@
 """Preprocess and augment images: one implementation for training, evaluation and serving.
 
-Images in memory move to the device as bytes, and are prepared there as a whole batch. Images of
+Images in memory move to the device as bytes, and are preprocessed there as a batch. Images of
 folders are resized by the same functions in the workers that decode them. Evaluation and serving
-resize in floats, so that pixels are identical wherever they are resized. Training on a CPU rounds
-resized pixels to bytes, which is much faster and changes them less than augmentation does.
+resize in floats, so that pixels are identical on every device. Training on a CPU resizes bytes,
+which is much faster and changes pixels less than augmentation does.
 
-Random numbers of augmentation depend on the run's seed, the epoch and the image alone (per-sample
-seeds): neither the order of the images nor the number of workers or processes changes them.
+The random numbers of augmentation depend only on the seed of the run, the epoch and the image
+(per-sample seeds): neither the order of the images nor the number of workers or processes changes
+them.
 """
 
 from collections.abc import Sequence
@@ -20,10 +21,10 @@ _GOLDEN = 0x9E3779B97F4A7C15 - 2**64  # as a signed integer, which torch's int64
 
 
 def resize(images: Tensor, size: int) -> Tensor:
-    """Crop the central square and resize it, bilinear with antialiasing, in floats.
+    """Crop the central square and resize it in floats, bilinear with antialiasing.
 
-    The crop comes first, so that the size of the output does not depend on that of the input:
-    `torch.export` accepts it with dynamic sizes.
+    The crop comes first, so that the size of the output does not depend on the size of the input:
+    `torch.export` accepts the function with dynamic sizes.
 
     Args:
         images: uint8 [batch, channels, height, width].
@@ -35,7 +36,7 @@ def resize(images: Tensor, size: int) -> Tensor:
     height, width = images.shape[-2:]
     shorter = torch.sym_min(height, width)
     side = torch.arange(shorter, device=images.device)
-    # torch.export can't keep the guard on strides that slicing adds; index_select adds none.
+    # Slicing adds a guard on strides that torch.export rejects; index_select adds none.
     images = images.index_select(-2, side + (height - shorter) // 2)
     images = images.index_select(-1, side + (width - shorter) // 2)
     return F.interpolate(
@@ -44,21 +45,21 @@ def resize(images: Tensor, size: int) -> Tensor:
 
 
 def resize_rounded(images: Tensor, size: int) -> Tensor:
-    """Crop and resize as `resize` does, rounded to whole numbers: on a CPU much faster.
+    """Crop and resize like `resize`, but on a CPU in bytes, which is much faster.
 
     Args:
         images: uint8 [batch, channels, height, width].
         size: The side of the square, in pixels.
 
     Returns:
-        float [batch, channels, size, size]; pixels differ from those of `resize` by about one of
-        256 levels at most.
+        float [batch, channels, size, size]: whole numbers on a CPU, which differ from the pixels of
+        `resize` by at most about one of 256 levels.
     """
-    if images.device.type != "cpu":  # torch interpolates bytes on a CPU alone
+    if images.device.type != "cpu":  # torch interpolates bytes only on a CPU
         return resize(images, size)
     square = center_crop(images, min(images.shape[-2:]))
     if square.shape[-1] != size:
-        # Of channels-last bytes, torch computes bytes directly, as Pillow does.
+        # In channels-last format torch interpolates bytes without floats, as Pillow does.
         square = F.interpolate(
             square.contiguous(memory_format=torch.channels_last),
             size=(size, size),
@@ -76,7 +77,10 @@ def center_crop(images: Tensor, size: int) -> Tensor:
 
 
 class Preprocess(nn.Module):
-    """Prepare images for the network: resize, crop and normalize; in training, augment.
+    """Preprocess images for the network: resize, crop and normalize; in training, augment.
+
+    Augmentation is a random crop, with padding if given, a horizontal flip, cutout and color
+    jitter.
 
     Args:
         resize: The side of the square that images are resized to, in pixels.
@@ -86,16 +90,18 @@ class Preprocess(nn.Module):
         mean: The mean of each channel, in 0..1, that normalization subtracts.
         std: The standard deviation of each channel, in 0..1, that normalization divides by.
         random_crop_padding: The width of the reflection padding around an image before the random
-            crop of training, in pixels, less than `resize`.
+            crop of training, in pixels, less than `resize`; 0 turns it off.
         cutout: The side of the random square that training sets to the mean, in pixels, at most
-            `crop`.
+            `crop`; 0 turns it off.
         color_jitter: The maximum relative change of brightness, contrast and saturation in
-            training, 0 to 1.
+            training, 0 to 1; 0 turns it off.
 
     Raises:
         ValueError: `crop`, `random_crop_padding`, `cutout` or `color_jitter` is out of range.
 
     Example:
+        >>> import torch
+        >>> from pyclassify import Preprocess
         >>> preprocess = Preprocess(resize=32, crop=32, random_crop_padding=4)
         >>> images = torch.zeros(2, 3, 48, 64, dtype=torch.uint8)
         >>> numbers = preprocess.generate_random_numbers(seed=1, epoch=0, index=torch.arange(2))
@@ -147,20 +153,20 @@ class Preprocess(nn.Module):
         numbers = generate_integers(seed, epoch, index, count=3)
         if not (self.cutout or self.color_jitter):
             return numbers
-        # A separate stream: crops and flips are the same with cutout and color jitter as without.
+        # A separate stream, so that crops and flips do not depend on cutout and color jitter.
         more = generate_integers(seed, epoch, index, count=5, stream=1)
         return torch.cat([numbers, more], dim=1)
 
     def forward(self, images: Tensor, random_numbers: Tensor | None = None) -> Tensor:
-        """Prepare a batch.
+        """Preprocess a batch.
 
         Args:
-            images: [batch, 1 or 3, height, width], values 0 to 255: uint8 of any size, or float
-                that `resize` returned. Grayscale images become three equal channels.
-            random_numbers: Integers of 0 to 2^31 - 1 for training, int64 [batch, 3]: the row and
-                column of the crop, and the flip. With cutout or color jitter [batch, 8]: also the
-                row and column of the cutout, brightness, contrast and saturation. None for
-                evaluation: a central crop and no augmentation.
+            images: [batch, 1 or 3, height, width], values 0 to 255: uint8 of any size, or the
+                floats that `resize` returned. Grayscale images become three equal channels.
+            random_numbers: For training, integers of 0 to 2^31 - 1, int64 [batch, 3]: the row and
+                column of the crop, and the flip. With cutout or color jitter, int64 [batch, 8]:
+                also the row and column of the cutout, brightness, contrast and saturation. For
+                evaluation, None: a central crop and no augmentation.
 
         Returns:
             float [batch, 3, crop, crop], normalized.
@@ -204,7 +210,8 @@ def _compute_offsets(random_numbers: Tensor, side: int, size: int) -> tuple[Tens
 def crop_and_flip(images: Tensor, top: Tensor, left: Tensor, flip: Tensor, size: int) -> Tensor:
     """Crop a square from each image at its own offset, and flip some of them horizontally.
 
-    Pixels outside of an image, by less than its size, are reflected at its edge.
+    A crop may extend beyond the image by less than the size of the image; pixels are reflected at
+    its edge.
 
     Args:
         images: float [batch, channels, height, width].
@@ -220,7 +227,7 @@ def crop_and_flip(images: Tensor, top: Tensor, left: Tensor, flip: Tensor, size:
     side = torch.arange(size, device=images.device)
     rows = _reflect(top[:, None] + side, height)
     columns = _reflect(left[:, None] + torch.where(flip[:, None], side.flip(0), side), width)
-    # One gather over flattened pixels is 6 times faster than indexing by four broadcast tensors.
+    # One gather over flattened pixels is 6 times as fast as indexing by four broadcast tensors.
     pixels = (rows[:, :, None] * width + columns[:, None, :]).view(batch, 1, -1)
     crops = images.flatten(2).gather(2, pixels.expand(-1, channels, -1))
     return crops.view(batch, channels, size, size)
@@ -235,7 +242,7 @@ def _cut_out(images: Tensor, top: Tensor, left: Tensor, size: int) -> Tensor:
     """Set a square in each image to 0, the mean of normalized images (cutout).
 
     DeVries and Taylor, "Improved regularization of convolutional neural networks with cutout",
-    arXiv:1708.04552; here the whole square lies in the image.
+    arXiv:1708.04552. Here the whole square is inside the image.
 
     Args:
         images: float [batch, channels, height, width].
@@ -257,7 +264,7 @@ def _cut_out(images: Tensor, top: Tensor, left: Tensor, size: int) -> Tensor:
 def jitter_colors(images: Tensor, factors: Tensor) -> Tensor:
     """Change brightness, contrast and saturation of each image, in this order.
 
-    torchvision's ColorJitter on a whole batch, with separate factors for each image.
+    Like torchvision's ColorJitter, but on a batch with separate factors for each image.
 
     Args:
         images: float [batch, 1 or 3, height, width], values 0 to 255.
@@ -283,7 +290,7 @@ def _to_grayscale(images: Tensor) -> Tensor:
 
 
 def generate_integers(seed: int, epoch: int, index: Tensor, count: int, stream: int = 0) -> Tensor:
-    """Generate random integers that depend on the seed, the epoch and the image alone.
+    """Generate random integers that depend only on the seed, the epoch and the image.
 
     A counter-based generator: SplitMix64 (Steele, Lea and Flood, "Fast splittable pseudorandom
     number generators", OOPSLA 2014).
@@ -292,15 +299,15 @@ def generate_integers(seed: int, epoch: int, index: Tensor, count: int, stream: 
         seed: The seed of the run.
         epoch: The epoch, from 0.
         index: The index of each image in its data set, int64 [batch].
-        count: How many numbers each image gets.
+        count: The number of integers for each image.
         stream: Selects one of several independent sequences, from 0.
 
     Returns:
         Uniform integers of 0 to 2^31 - 1, int64 [batch, count].
     """
-    # The stream takes the bits above the 32 of a seed that seed_everything accepts.
+    # The stream uses the bits above the 32 bits of a seed that seed_everything accepts.
     start = seed ^ (stream << 32)
-    # Filled on the device: copying a number to it would wait for the work that is queued there.
+    # Filled on the device: copying a number to the device would wait for the work queued there.
     key = _mix(torch.full((), start, dtype=torch.int64, device=index.device))
     key = _mix(key + torch.full_like(key, epoch) * _GOLDEN)
     counter = index[:, None] * count + torch.arange(1, count + 1, device=index.device)
@@ -319,5 +326,5 @@ def _shift_right(z: Tensor, bits: int) -> Tensor:
 
 
 def generate_global_integers(batch: int, device: torch.device) -> Tensor:
-    """Generate integers by torch's global generator, int64 [batch, 3], for images without index."""
+    """Generate int64 [batch, 3] with torch's global generator, for images without an index."""
     return torch.randint(2**31, (batch, 3), device=device)

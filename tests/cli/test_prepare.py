@@ -44,8 +44,8 @@ def test_prepare_with_skip_prints_what_the_data_hold(folder, cli):
         "\n"
         "images         train 9, val 1, test 11; 2 classes\n"
         "unreadable     3 left out\n"
-        "same file      none\n"
-        "look alike     none\n"
+        "duplicates     none\n"
+        "similar images none\n"
         f"report         {folder / 'data.md'}\n"
         "The data is in place; next: pyclassify train\n"
     )

@@ -152,7 +152,7 @@ def test_folder_that_can_not_be_written_leaves_the_images_in_memory(tmp_path, ca
 
     assert_same(content, CONTENT)
     # the form of this message
-    message = "set.mapped can't be written (File exists): each process has the images in its"
+    message = "set.mapped can't be written (File exists); each process holds its own copy of the "
     assert message in caplog.text
 
 

@@ -51,20 +51,20 @@ def test_truncated_download_is_removed_and_retried_once(name, server, monkeypatc
     whole = server.bodies[file][0]
     server.bodies[file] = [whole[:100], whole]
 
-    with pytest.warns(UserWarning, match=f"{file} arrived .*removed, fetching {name} once more"):
+    with pytest.warns(UserWarning, match=f"download of {file} .*, and {name} is downloaded a sec"):
         dataset = fetch_dataset(name, tmp_path, train=True)
 
     assert len(dataset) == servers.TRAIN
     assert server.fetched.count(file) == 2
 
 
-@pytest.mark.filterwarnings("ignore:.*fetching CIFAR10 once more")
+@pytest.mark.filterwarnings("ignore:.*CIFAR10 is downloaded a second time")
 def test_second_corrupt_download_is_an_error_and_removed(server, monkeypatch, tmp_path):
     servers.offer(monkeypatch, server, "CIFAR10")
     whole = server.bodies[CIFAR10][0]
     server.bodies[CIFAR10] = [bytes(len(whole)), bytes(len(whole)), whole]
 
-    with pytest.raises(MisconfigurationException, match=rf"CIFAR10 can't be .*{CIFAR10} arrived"):
+    with pytest.raises(MisconfigurationException, match=rf"CIFAR10 can't be .*{CIFAR10} is inc"):
         fetch_dataset("CIFAR10", tmp_path, train=True)
 
     assert server.fetched == [CIFAR10] * 2
@@ -72,7 +72,7 @@ def test_second_corrupt_download_is_an_error_and_removed(server, monkeypatch, tm
     assert len(fetch_dataset("CIFAR10", tmp_path, train=True)) == servers.TRAIN
 
 
-@pytest.mark.filterwarnings("ignore:.*fetching SVHN once more")
+@pytest.mark.filterwarnings("ignore:.*SVHN is downloaded a second time")
 def test_corrupt_download_removes_no_other_file(server, monkeypatch, tmp_path):
     servers.offer(monkeypatch, server, "SVHN")
     fetch_dataset("SVHN", tmp_path, train=True)
@@ -106,9 +106,9 @@ def test_unreachable_server_error_names_the_alternatives(
         with pytest.raises(
             MisconfigurationException,
             # the form of this message
-            match=rf"^{name} can't be fetched \(.*{error}\); on a machine with network run "
-            rf"`pyclassify prepare {data}--data_path {tmp_path}`, or name a folder of images "
-            r"\(--data=ImageFolderDataModule --data_path FOLDER\), or the set drawn on the spot "
+            match=rf"^{name} can't be downloaded \(.*{error}\); run `pyclassify prepare {data}"
+            rf"--data_path {tmp_path}` on a machine with network access, or train on a folder of "
+            r"images \(--data=ImageFolderDataModule --data_path FOLDER\) or on synthetic images "
             r"\(--config configs/synthetic\.yaml\)$",
         ):
             fetch_dataset(name, tmp_path, train=True)

@@ -10,7 +10,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from pyclassify.data import folder_checks
-from pyclassify.data.folder_checks import check_root, check_splits, find_shared_files
+from pyclassify.data.folder_checks import check_root, check_splits, find_duplicated_files
 from pyclassify.data.image_folder import find_splits, list_split
 from pyclassify.datamodule import ImageFolderDataModule
 from tests.support.phrases import mentions
@@ -55,27 +55,31 @@ def test_folder_as_it_should_be_has_no_warnings(tmp_path):
     [
         # what the path names
         ([], "none", ["none is not a folder", "train/<class>/<image>"]),
-        (["photos.zip"], "photos.zip", ["photos.zip is an archive", "unpack it", "--data_path"]),
+        (["photos.zip"], "photos.zip", ["photos.zip is an archive", "extract it", "--data_path"]),
         (["a.tar.gz"], "a.tar.gz", ["a.tar.gz is an archive"]),
         (["a.csv"], "a.csv", ["a.csv is not a folder", "train/<class>/<image>"]),
         (["set/.DS_Store"], "set", ["set has no folder train"]),
-        (["set/photos.zip"], "set", ["set has no folder train", "archive photos.zip", "unpack"]),
+        (["set/photos.zip"], "set", ["set has no folder train", "archive photos.zip", "extract"]),
         # one level off
         (["set/train/a/1.png", "set/train/b/1.png"], ".", ["--data_path {}/set"]),
         (["set/set/train/a/1.png", "set/x/1.png"], "set", ["--data_path {}/set/set"]),
         (["one/train/a/1.png", "two/train/a/1.png"], ".", ["{}/one", "{}/two"]),
         (["set/train/a/1.png", "set/train/b/1.png"], "set/train", ["--data_path {}/set"]),
         (["set/train/a/1.png", "set/train/b/1.png"], "set/train/a", ["--data_path {}/set"]),
-        (["a/train/1.png", "b/train/1.png"], ".", ["in the classes", "a/train", "{}/train/<"]),
+        (
+            ["a/train/1.png", "b/train/1.png"],
+            ".",
+            ["inside the class folders", "a/train", "{}/train/<"],
+        ),
         (["a/1.png", "b/1.png"], ".", ["no folder train", "a, b", "{}/train", "{}/test/<class>"]),
         (["images/train/1.png", "labels/train/1.txt"], ".", ["object detection", "images, labels"]),
-        (["trian/a/1.png"], ".", ["no folder train", "nearest: trian"]),
-        (["train/x/a/1.png", "train/x/b/1.png"], ".", ["one folder, 'x'", "a, b", "move them up"]),
+        (["trian/a/1.png"], ".", ["no folder train", "Did you mean 'trian'?"]),
+        (["train/x/a/1.png", "train/x/b/1.png"], ".", ["one folder, 'x'", "a, b", "move them"]),
         (["train/train/a/1.png", "train/train/b/1.png"], ".", ["--data_path {}/train"]),
         (["x/set/train/a/1.png", "x/set/train/b/1.png"], ".", ["--data_path {}/x/set"]),
         # in the folder of a split
         (["train/1.png", "train/2.png"], ".", ["train has 2 images", "train/<class>/1.png"]),
-        (["train/a/1.png", "train/b/1.png", "val/1.png"], ".", ["val has 1 images", "<class>"]),
+        (["train/a/1.png", "train/b/1.png", "val/1.png"], ".", ["val has 1 image ", "<class>"]),
         (["train/train/a/1.png", "train/val/a/1.png"], ".", ["splits", "--data_path {}/train"]),
         (["train/images/1.png", "train/labels/1.txt"], ".", ["images, labels", "detection"]),
         (["train/a/1.png"], ".", ["train has one class, 'a'", "at least two"]),
@@ -105,7 +109,7 @@ def test_folder_that_cannot_be_meant_is_refused_by_name(files, given, facts, tmp
     ("files", "facts"),
     [
         ([], ["test is not a folder"]),
-        (["test/1.png"], ["test has 1 images", "test/<class>/1.png"]),
+        (["test/1.png"], ["test has 1 image ", "test/<class>/1.png"]),
         (["test/c/1.png"], ["test has the class 'c'", "a, b"]),
         (["test/A2/1.png", "test/images/2.png"], ["test has the class 'A2'"]),
     ],
@@ -115,7 +119,7 @@ def test_test_images_are_refused_where_they_are_needed(files, facts, tmp_path, c
     data = ImageFolderDataModule(str(tmp_path))
     with caplog.at_level(logging.INFO):
         data.prepare_data()  # of fit
-    assert not files or mentions(caplog.text, *facts, "not needed here")
+    assert not files or mentions(caplog.text, *facts, "does not need test images")
 
     state = SimpleNamespace(fn=TrainerFn.FITTING)
     data.trainer = SimpleNamespace(state=state, tests_after_fit=True)
@@ -128,11 +132,11 @@ def test_empty_files_are_refused_by_name(tmp_path):
     grow(tmp_path, "train", "test")
     (tmp_path / "test/bee/7.png").touch()
 
-    refuse(tmp_path, f"{tmp_path} has empty files: test/bee/7.png", "--data.unreadable skip")
+    refuse(tmp_path, f"{tmp_path} has empty files: test/bee/7.png", "--data.unreadable=skip")
 
 
 def test_classes_of_one_image_are_refused_before_the_split(tmp_path):
-    refuse(grow(tmp_path, "train", count=1), "no image can be held out of 3", "val/")
+    refuse(grow(tmp_path, "train", count=1), "can't hold out any of 3 images", "val/")
     assert check(grow(tmp_path / "more", "train", "val", count=1)) == []
 
 
@@ -157,8 +161,8 @@ def test_classes_that_the_user_names_are_meant(tmp_path):
             ["test/ant/1.png", "test/bee/1.png", "test/cat/1.heic"],
             ["test", "no images of cat", "1 .heic (test/cat/1.heic)"],
         ),
-        (["train/ant /1.png"], ["'ant'", "'ant '", "seem to be one"]),
-        (["train/ANT/1.png"], ["'ANT'", "'ant'", "seem to be one"]),
+        (["train/ant /1.png"], ["'ant'", "'ant '", "the same class"]),
+        (["train/ANT/1.png"], ["'ANT'", "'ant'", "the same class"]),
     ],
 )
 def test_folder_that_may_be_meant_is_warned_of(files, facts, tmp_path):
@@ -198,7 +202,13 @@ def test_file_of_two_splits_is_warned_of(share, tmp_path):
 
     (warning,) = check(tmp_path, classes=list(ANIMALS))
 
-    assert mentions(warning, "1 of the 7 images", "test/ant/", "train/bee/1.png", "test_accuracy")
+    assert mentions(
+        warning,
+        "1 of the 7 images in test/ is also in train/",
+        "test/ant/",
+        "train/bee/1.png",
+        "test_accuracy",
+    )
 
 
 @pytest.mark.parametrize(("split", "link"), [("train", "val"), ("train", "test"), ("val", "test")])
@@ -208,7 +218,7 @@ def test_folder_of_two_splits_is_warned_of(split, link, tmp_path):
 
     (warning,) = check(tmp_path)
 
-    assert mentions(warning, f"{link}/ and {split}/ are one folder", f"{link}_accuracy")
+    assert mentions(warning, f"{link}/ and {split}/ are the same folder", f"{link}_accuracy")
 
 
 def test_shared_files_are_found_by_content_of_any_size(tmp_path, monkeypatch):
@@ -230,7 +240,7 @@ def test_shared_files_are_found_by_content_of_any_size(tmp_path, monkeypatch):
         splits.setdefault(name[0], []).append(str(tmp_path / name))
 
     sizes = {name: [os.path.getsize(file) for file in splits[name]] for name in splits}
-    shared = [(s.split, s.other, s.number) for s in find_shared_files(splits, sizes)]
+    shared = [(s.split, s.other, s.number) for s in find_duplicated_files(splits, sizes)]
 
     assert shared == [("b", "a", 1), ("c", "a", 2), ("c", "b", 1)]
 

@@ -120,9 +120,9 @@ def test_links_and_what_is_no_file_are_listed_once_or_left_out(tmp_path):
 
     assert names(split) == ["a/2.png", "a/store/1.png", "a/x.jpg/1.png"]
     assert split.left_out["a"].counts == {
-        "not files": 1,
+        "not regular files": 1,
         "broken links": 2,
-        "links to a folder above": 3,
+        "links to a parent folder": 3,
     }
 
 
@@ -198,13 +198,13 @@ def test_splits_are_found_by_any_name(tmp_path):
         "test": tmp_path / "TEST",
     }
     beside = list_beside_splits(tmp_path, splits.values())
-    assert beside.counts == {"beside the splits": 2}
+    assert beside.counts == {"outside of the split folders": 2}
 
 
 def test_two_folders_of_one_split_are_an_error(tmp_path):
     grow(tmp_path, "train/a/1.png", "valid/a/1.png", "val/a/1.png")
 
-    with pytest.raises(MisconfigurationException, match=f"^{tmp_path} .*'val': val, valid;"):
+    with pytest.raises(MisconfigurationException, match=rf"^{tmp_path} .*'val': val, valid \("):
         find_splits(tmp_path)
 
 

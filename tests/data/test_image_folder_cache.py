@@ -114,7 +114,9 @@ def test_cache_larger_than_memory_is_an_error(folder, monkeypatch):
     little = SimpleNamespace(available=1000)
     monkeypatch.setattr(image_folder.psutil, "virtual_memory", lambda: little)
 
-    with pytest.raises(MisconfigurationException, match=r"13 images of 10 pixels .* data\.resize"):
+    with pytest.raises(
+        MisconfigurationException, match=r"13 images of 10 x 10 pixels.* data\.resize"
+    ):
         module(folder, cache=True).setup("fit")
 
 

@@ -86,7 +86,7 @@ def test_damaged_files_are_all_listed_and_not_counted():
     assert rows(stop.text, "Images of each class")[0] == ["**all**", "**1**"]
     assert len(stop.damaged) == len(skip.damaged) == 200
     assert (stop.skipped, skip.skipped) == (0, 200)
-    assert mentions(stop.text, "stops at them")
+    assert mentions(stop.text, "refuses them")
     assert mentions(skip.text, "left out")
     assert mentions(skip.lines["unreadable"], "200", "left out")
 
@@ -102,12 +102,12 @@ def test_copies_are_counted_within_and_across_splits_and_classes():
 
     report = describe_files(FOLDER, ["cat", "dog"], files, skip=False)
 
-    assert rows(report.text, "The same file twice") == [
+    assert rows(report.text, "Duplicate files") == [
         ["`train/cat/who.jpg`, `train/dog/who.jpg`", "cat, dog", "train"],
         ["`train/cat/leak.jpg`, `test/cat/leak.jpg`", "cat", "train, test"],
         ["`train/cat/x.jpg`, `train/cat/y.jpg`, `train/cat/z.jpg`", "cat", "train"],
     ]
-    assert mentions(report.lines["same file"], "3 groups", "7 files", "1 in several splits")
+    assert mentions(report.lines["duplicates"], "3 groups", "7 files", "1 in several splits")
 
 
 def test_alike_images_are_listed_without_copies_of_one_file():
@@ -120,7 +120,7 @@ def test_alike_images_are_listed_without_copies_of_one_file():
 
     report = describe_files(FOLDER, ["cat"], files, skip=False)
 
-    assert rows(report.text, "Images that look alike") == [
+    assert rows(report.text, "Similar images") == [
         ["`train/cat/a.jpg`, `test/cat/a.jpg`", "cat", "train, test"]
     ]
 
@@ -134,17 +134,17 @@ def test_long_lists_are_cut_and_counted():
 
     report = describe_files(FOLDER, ["cat"], files, skip=False)
 
-    listed = rows(report.text, "The same file twice")
+    listed = rows(report.text, "Duplicate files")
     assert len(listed) == 50
     assert mentions(listed[0][0], "and 2 more")
     assert mentions(report.text, "And 10 more groups")
-    assert mentions(report.lines["same file"], "60 groups of 720 files")
+    assert mentions(report.lines["duplicates"], "60 groups of 720 files")
 
 
 def test_no_files_make_a_report():
     report = describe_files(FOLDER, ["cat"], [], skip=False)
 
-    assert mentions(report.text, "0 files", "There are none")
+    assert mentions(report.text, "0 files", "None.")
 
 
 def test_odd_names_stay_in_their_cells():

@@ -41,7 +41,7 @@ def test_read_facts_has_the_size_the_mode_and_the_digests(tmp_path):
 
     assert (facts.width, facts.height, facts.mode, facts.hash) == (5, 3, "LA", 0)
     assert facts.digest == sha256(path.read_bytes()).hexdigest()
-    assert facts.stamp[0] == path.stat().st_size
+    assert facts.status[0] == path.stat().st_size
     assert facts.error == ""
 
 

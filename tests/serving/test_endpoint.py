@@ -104,9 +104,9 @@ def test_top_k_is_the_number_of_classes(params, count, ask):
         # the forms of these messages
         (
             {"inputs": [TEXTS[0], "YWJj"]},
-            ["image 1 does not decode as an image (not an image file of a"],
+            ["image 1 does not decode as an image (not a supported image format: the"],
         ),
-        ({"inputs": [TEXTS[0], None]}, ["image 1 is null; it takes a text"]),
+        ({"inputs": [TEXTS[0], None]}, ["image 1 is null (expected a string: "]),
         ({"inputs": TEXTS[:1] * 21}, ["images in the request: 21 (expected 1 to 20"]),
         (
             {"inputs": TEXTS[0]},
