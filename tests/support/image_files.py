@@ -356,7 +356,7 @@ def _list_refused():
     for name in ("rgb.png", "rgb.jpg", "rgb.webp", "palette.gif", "rgb.tif", "rgb.bmp", "rgb.jp2"):
         content = READ[name].content
         yield f"cut-{name}", Sample(content[: len(content) // 2])  # in the decoder's own words
-    unknown = "not an image file"
+    unknown = "not a supported image format"
     yield "empty.jpg", Sample(b"", refusal="empty")
     yield "page.jpg", Sample(b"<!DOCTYPE html><html><body>404", refusal=unknown)
     yield "text.png", Sample(b"a note\n" * 99, refusal=unknown)
