@@ -176,9 +176,9 @@ def _check_model(client: "MlflowClient", name: str) -> None:
         if error.error_code != "RESOURCE_DOES_NOT_EXIST":
             raise
         names = [model.name for model in client.search_registered_models(max_results=1000)]
-        suggestion = suggest_names(name, names) if names else "it has no registered models"
         raise ValueError(
-            f"there is no registered model {name!r} at {_get_registry_uri()}; {suggestion}"
+            f"there is no registered model {name!r} at {_get_registry_uri()}"
+            f"{suggest_names(name, names, 'registered models')}"
         ) from error
 
 

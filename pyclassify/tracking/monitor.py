@@ -1,23 +1,23 @@
-"""Watch a training from a process that outlives it, so that its run always gets a true status.
+"""Monitor a training from a second process, so that its run always gets the correct status.
 
-A process that is ended by SIGKILL, aborts in C++ code or calls `os._exit` can't say how it ended,
-and `mlflow run` overwrites what it did say. `start` starts this module as a program of its own, in
-a session of its own. It reads what the training reports through a pipe, one JSON object a line:
+A process can't report its end after SIGKILL, an abort in C++ code or `os._exit`, and `mlflow run`
+overwrites the status that a process has set. `start` runs this module as a separate process, in a
+new session. It reads messages of the training through a pipe, one JSON object per line:
 
-    run_id, spool_root, tracking_uri, start_id   where the run is, as far as it is known
-    expected, reason                             the status if the process ends before it is set
-    final                                        the run's final status, which has been set
+    run_id, spool_root, tracking_uri, start_id   where the run is, as far as known
+    expected, reason                             the status if the process ends without setting one
+    final                                        the final status that the process has set
     is_abandoned                                 whether the process can't set the status
-    watches_exit                                 whether to go on until the process has ended
-    enforces                                     whether `mlflow run` may overwrite that status
+    watches_exit                                 whether to wait until the process has exited
+    enforces                                     whether `mlflow run` may overwrite the status
 
-Lines that are not JSON are the stack that `faulthandler` writes when the process crashes; they are
-copied to the standard error. Once the process is gone without a final status, the program sets
-FAILED and the tag `status_reason`. It loads MLflow only then.
+Lines that are not JSON are the stack that `faulthandler` writes in a crash; they are copied to the
+standard error. If the process ends without a final status, the monitor sets FAILED and the tag
+`status_reason`. It imports MLflow only then.
 
-`mlflow run` means to leave a status that the training set, but compares its name with numbers
-(`mlflow.projects._maybe_set_run_terminated`, MLflow 3.17). It marks a run as FAILED whenever its
-process exits with an error, and as FINISHED after exit code 0. So a status is enforced for a while.
+`mlflow run` should not overwrite a final status, but it compares the status's name with numbers
+(`mlflow.projects._maybe_set_run_terminated`, MLflow 3.17): it sets FAILED after a nonzero exit code
+and FINISHED after 0. Therefore the monitor enforces the status for a while.
 """
 
 import faulthandler
@@ -36,14 +36,16 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import subprocess
 
-TIMEOUT_SECONDS = 30.0  # for `mlflow run` to set its status, once the training has exited
+    from mlflow import MlflowClient
+
+TIMEOUT_SECONDS = 30.0  # for `mlflow run` to set its status after the training has exited
 _POLL_SECONDS = 0.2
-_EXIT_SECONDS = 2.0  # for the parent of a process that has ended to read its exit status
+_EXIT_SECONDS = 2.0  # for the parent of a process that has exited to read its exit status
 _CHUNK_BYTES = 1 << 16
 _MAX_DUMP_LINES = 2000
 # `PIDFD_GET_INFO` of linux/pidfd.h, with the size of the first version of its struct.
 _GET_INFO, _INFO_BYTES, _INFO_EXIT, _EXIT_OFFSET = 0xC040FF0B, 64, 1 << 3, 60
-# What faulthandler calls the signals that it handles.
+# faulthandler's names of the signals that it handles.
 _CRASHES = {
     "Segmentation fault": "SIGSEGV",
     "Floating-point exception": "SIGFPE",
@@ -52,18 +54,18 @@ _CRASHES = {
     "Bus error": "SIGBUS",
     "Illegal instruction": "SIGILL",
 }
-_STOPS = ("SIGHUP", "SIGINT", "SIGTERM")  # of these a process dies before its handlers stand
-_UNKNOWN = "ended without leaving a status: SIGKILL (often the out-of-memory killer), or os._exit"
+_STOPS = ("SIGHUP", "SIGINT", "SIGTERM")  # they end a process that has no handlers yet
+_UNKNOWN = "no final status (SIGKILL, often by the out-of-memory killer, or os._exit)"
 
 _open: "list[Monitor]" = []
-_started: "list[subprocess.Popen[bytes]]" = []  # polled, so that none stays as a zombie
+_started: "list[subprocess.Popen[bytes]]" = []  # polled, so that none remains a zombie
 
 
 class Monitor:
-    """The training's end of the pipe to its monitor.
+    """The training's end of the pipe to its monitor process.
 
     Args:
-        process: The monitor.
+        process: The monitor process.
 
     Example:
         >>> monitor = start(run_id="0123", tracking_uri="http://server:5000")
@@ -83,23 +85,27 @@ class Monitor:
         self.handle_crashes()
 
     def handle_crashes(self) -> None:
-        """Have crashes reported to the monitor, unless the user handles them.
+        """Send the stack of a crash to the monitor, unless the user has enabled `faulthandler`.
 
-        Lightning sets all handlers back after each command, and does not know this one.
+        Call it after a Trainer has ended: Lightning resets all signal handlers.
         """
         if self._handles_crashes:
             faulthandler.disable()
             faulthandler.enable(self._pipe)
 
     def report(self, **message: Any) -> None:
-        """Report what the monitor has to know; does nothing if the monitor is gone."""
+        """Send a message to the monitor; do nothing if the monitor has ended.
+
+        Args:
+            **message: Keys and values as in the module's description.
+        """
         data = f"{json.dumps(message)}\n".encode()
         with suppress(OSError):
             while data and self._pipe >= 0:
                 data = data[os.write(self._pipe, data) :]
 
     def close(self) -> None:
-        """Let the monitor end, unless it has something left to do."""
+        """Close the pipe, so that the monitor finishes its work and exits."""
         if self not in _open:
             return
         _open.remove(self)
@@ -111,7 +117,7 @@ class Monitor:
 
 
 def _close_in_child() -> None:
-    # Otherwise the end of the training would not be seen before that of a worker that outlives it.
+    # Otherwise the pipe stays open until the last data worker exits, maybe after the training.
     for monitor in [*_open]:
         monitor.close()
 
@@ -120,13 +126,13 @@ os.register_at_fork(after_in_child=_close_in_child)
 
 
 def start(**facts: Any) -> Monitor:
-    """Start a monitor of this process, and report first facts to it.
+    """Start a monitor of this process, and send it a first message.
 
     Args:
-        facts: As in the module's description.
+        **facts: Keys and values as in the module's description.
 
     Raises:
-        OSError: No process can be started.
+        OSError: The process can't be started.
     """
     import subprocess
 
@@ -136,10 +142,10 @@ def start(**facts: Any) -> Monitor:
         os.fstat(2)
     except OSError:  # it is closed
         stderr = subprocess.DEVNULL
-    # A signal to a whole job or terminal is for the training: the monitor keeps these blocked.
+    # A signal to a whole job or terminal must end the training only: the monitor blocks these.
     blocked = {signal.SIGHUP, signal.SIGINT, signal.SIGTERM, signal.SIGUSR1}
     before = signal.pthread_sigmask(signal.SIG_BLOCK, blocked)
-    pidfds = _open_pidfd()  # here, as this process may end before its monitor has begun
+    pidfds = _open_pidfd()  # opened here, as this process may end before the monitor starts
     try:
         process = subprocess.Popen(
             [sys.executable, "-IS", __file__, str(os.getpid()), *map(str, pidfds)],
@@ -160,30 +166,30 @@ def start(**facts: Any) -> Monitor:
 
 
 def _open_pidfd() -> list[int]:
-    """Open a descriptor of this process; none before Linux 5.3 or on another system."""
+    """Open a file descriptor of this process; empty before Linux 5.3 and on other systems."""
     with suppress(OSError, AttributeError):
         return [os.pidfd_open(os.getpid())]
     return []
 
 
 class _Training:
-    """The process that is watched, as its monitor sees it.
+    """The training process, from the view of its monitor.
 
     Args:
-        pid: The process, which is this one's parent.
-        pidfd: A descriptor of the process; -1 where there is none.
+        pid: The process, the parent of this one.
+        pidfd: A file descriptor of the process; -1 if there is none.
     """
 
     def __init__(self, pid: int, pidfd: int) -> None:
         self.pid, self.facts = pid, dict[str, Any]()
-        self.dump: list[str] = []  # of faulthandler
+        self.dump: list[str] = []  # lines of faulthandler
         self._pidfd = pidfd
         self._text = b""
         self._is_open = True
 
     def watch(self) -> None:
-        """Read what the training reports until it is over and nothing more is to be seen."""
-        # Without a pidfd a worker process that has the pipe too may hide the end.
+        """Read messages until the training has ended, or has released its monitor."""
+        # Without a pidfd, poll: a worker process that inherited the pipe may keep it open.
         timeout = None if self._pidfd >= 0 else _POLL_SECONDS
         while not self._has_died() and (self._is_open or not self._may_leave()):
             watched = [0] if self._is_open else []
@@ -219,14 +225,14 @@ class _Training:
     def _add_to_dump(self, line: str) -> None:
         if len(self.dump) < _MAX_DUMP_LINES:
             self.dump.append(line)
-        if not line.startswith("Extension modules:"):  # hundreds, in one line
+        if not line.startswith("Extension modules:"):  # one line with hundreds of names
             _write_stderr(line)
 
     def find_outcome(self) -> tuple[str, str]:
         """Find how the process ended.
 
         Returns:
-            The run's status and the reason; both are empty if the run has its status.
+            The run's status and the reason; both are empty if the run already has its status.
         """
         final, exit_code = self.facts.get("final"), self._read_exit_code()
         if final and (final != "FINISHED" or not (exit_code or self.dump)):
@@ -235,13 +241,13 @@ class _Training:
             return self.facts["expected"], self.facts.get("reason", "")
         status, reason = describe_end(exit_code, self.dump)
         if final:
-            reason += ", after everything was logged"
+            reason += ", after the run was complete"
         elif exit_code is not None and exit_code >= 0:
-            reason += " without leaving a status, by os._exit"
+            reason += " without a final status (os._exit)"
         return status, reason
 
     def _read_exit_code(self) -> int | None:
-        """Read the exit code, negative for a signal; None where the kernel does not tell it."""
+        """Read the exit code, negative for a signal; None if the kernel can't report it."""
         if self._pidfd < 0 or not self._has_died():
             return None
         import fcntl
@@ -262,9 +268,9 @@ class _Training:
 
 
 def _read_zombie_status(pid: int) -> int | None:
-    """Read the wait status of a process whose parent has not read it yet, from proc(5)."""
+    """Read the wait status of a zombie process, which its parent has not read yet, from proc(5)."""
     try:
-        # The name before, in parentheses, may have spaces and parentheses in it.
+        # The process name comes before, in parentheses, and may contain spaces and parentheses.
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:
         return None
@@ -272,14 +278,14 @@ def _read_zombie_status(pid: int) -> int | None:
 
 
 def describe_end(exit_code: int | None, dump: Sequence[str] = ()) -> tuple[str, str]:
-    """Describe the end of a process that left no status.
+    """Describe how a process without a final status ended.
 
     Args:
-        exit_code: Its exit code, negative for a signal; None if it is not known.
+        exit_code: The exit code, negative for a signal; None if it is unknown.
         dump: The lines that faulthandler wrote.
 
     Returns:
-        The run's status, and the reason.
+        The run's status, FAILED or KILLED, and the reason.
     """
     crash, place = _parse_dump(dump)
     if exit_code is not None and exit_code < 0:
@@ -298,7 +304,7 @@ def describe_end(exit_code: int | None, dump: Sequence[str] = ()) -> tuple[str, 
 
 
 def _parse_dump(dump: Sequence[str]) -> tuple[str, str]:
-    """Parse what faulthandler wrote: the signal, and where the thread was that got it."""
+    """Parse the lines of faulthandler: the signal, and the top frame of the current thread."""
     crash = place = ""
     for number, line in enumerate(dump):
         if line.startswith("Fatal Python error: "):
@@ -316,23 +322,25 @@ def _write_stderr(line: str) -> None:
 
 
 def _close_stderr() -> None:
-    """Close the training's standard error, for whose end another process may wait."""
+    """Close the inherited standard error, since another process may wait for its end."""
     null = os.open(os.devnull, os.O_RDWR)
     os.dup2(null, 2)
     os.close(null)
 
 
 def enforce_final_status(
-    client: Any, run_id: str, status: str, parent: int, spool: Path | None = None
+    client: "MlflowClient", run_id: str, status: str, parent: int, spool: Path | None = None
 ) -> None:
-    """Wait until another process ends the run with another status, and restore its status.
+    """Wait until another process overwrites the run's final status, and restore the status.
 
     Args:
-        client: The store.
+        client: The client of the run's store.
         run_id: The run.
         status: The run's final status.
-        parent: The id of the process that set it. The wait ends `TIMEOUT_SECONDS` after its exit.
-        spool: The run's folder in the spool; while a process writes there, the run was resumed.
+        parent: The ID of the process that set the status. The wait ends `TIMEOUT_SECONDS` after
+            this process has exited.
+        spool: The run's folder in the spool. A run that another process writes to was resumed, and
+            its status is not changed.
     """
     from pyclassify.spool import lock
 
@@ -351,11 +359,11 @@ def enforce_final_status(
 
 
 def main(pid: int, pidfd: int = -1) -> None:
-    """Watch a process, and give its run the status that it could not set itself.
+    """Monitor a process, and set the final status of its run if the process could not.
 
     Args:
-        pid: The process, this one's parent.
-        pidfd: A descriptor of the process; -1 where there is none.
+        pid: The process, the parent of this one.
+        pidfd: A file descriptor of the process; -1 if there is none.
     """
     training = _Training(pid, pidfd)
     training.watch()
@@ -365,7 +373,7 @@ def main(pid: int, pidfd: int = -1) -> None:
     status, reason = ("", "") if is_alive else training.find_outcome()
     is_reported = bool(facts.get("expected"))  # by the training
     if status and not is_reported and (facts.get("run_id") or facts.get("start_id")):
-        _write_stderr(f"pyclassify: error: the training has ended: {reason}; its run is {status}")
+        _write_stderr(f"pyclassify: error: the training ended with {reason}; its run is {status}")
     _close_stderr()
     enforces = final == "KILLED" and facts.get("enforces")
     if not facts.get("sys_path") or not (status or enforces):

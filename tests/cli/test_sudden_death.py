@@ -97,7 +97,7 @@ def test_death_after_everything_was_logged_fails_the_run(store, tmp_path):
     run = wait_for_status(store)
     assert run.info.status == "FAILED"
     assert run.data.tags["status_reason"].startswith("SIGABRT")
-    assert "after everything was logged" in run.data.tags["status_reason"]
+    assert "after the run was complete" in run.data.tags["status_reason"]
     assert "test_accuracy" in run.data.metrics
 
 

@@ -300,6 +300,7 @@ def test_rerun_of_a_parent_names_its_seeds(cli):
         (f"--experiment tested {NOWHERE}", ["ids", "--experiment"]),
         (f"--best 3 {NOWHERE}", ["--best", "--experiment"]),
         ("--exp tested", ["unknown option '--exp'"]),
+        (f"best {NOWHERE}", ["invalid run ID: 'best' (expected 32 hexadecimal digits, or the "]),
     ],
 )
 def test_invalid_command_line_exits_2(line, facts, cli):
@@ -311,8 +312,11 @@ def test_invalid_command_line_exits_2(line, facts, cli):
     [
         (f"{NOWHERE} {NOWHERE[::-1]}", [f"no run {NOWHERE} at sqlite:///"]),
         ("01234567 76543210", ["no run", "01234567", "sqlite:///"]),
-        ("--experiment testet", ["no experiment 'testet' at sqlite:///", "tested"]),
-        ("--experiment x", ["no experiment 'x' at sqlite:///", "Default, tested"]),
+        ("--experiment testet", ["no experiment 'testet' at", "Did you mean 'tested'?"]),
+        (
+            "--experiment x",
+            ["no experiment 'x' at sqlite:///", "existing experiments: Default, tested"],
+        ),
         ("--experiment tested", ["experiment 'tested'", "no finished runs"]),
     ],
 )
@@ -379,7 +383,7 @@ def test_ambiguous_first_digits_fail(cli, tmp_path):
             database.commit()
     database.close()
 
-    assert_refused(cli("compare abcdef01 12345678"), "abcdef01", "more than one")
+    assert_refused(cli("compare abcdef01 12345678"), "abcdef01", "more than one", "more digits")
 
 
 def test_missing_database_fails_and_is_not_created(capsys, tmp_path, monkeypatch):
@@ -387,8 +391,8 @@ def test_missing_database_fails_and_is_not_created(capsys, tmp_path, monkeypatch
 
     assert main(["compare", NOWHERE, NOWHERE[::-1]]) == 1
     assert capsys.readouterr().err == (  # the form of this message
-        f"pyclassify: error: there are no runs at sqlite:///{tmp_path}/none.db; go to the folder "
-        "where they were made, or name their place by MLFLOW_TRACKING_URI\n"
+        f"pyclassify: error: there is no database at sqlite:///{tmp_path}/none.db; run the "
+        "command in the folder of the runs, or set MLFLOW_TRACKING_URI\n"
     )
     assert not (tmp_path / "none.db").exists()
 

@@ -250,7 +250,7 @@ def test_status_of_a_run_of_another_backend_fails(slurm, capsys):
 def test_command_with_an_unknown_run_fails(capsys, command, empty_store, monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{empty_store}")
     code, _, err = run_command(capsys, command, "0123")
-    assert (code, err.count("\n")) == (1, 1)
+    assert (code, err.count("\n")) == (2, 1)
     assert mentions(err, "'0123'", "32 hexadecimal digits", "first 8")
 
     assert f"no run {'0' * 32} at" in run_command(capsys, command, "0" * 32)[2]
@@ -259,7 +259,7 @@ def test_command_with_an_unknown_run_fails(capsys, command, empty_store, monkeyp
 def test_status_with_a_missing_store_fails_and_makes_none(capsys, monkeypatch, tmp_path):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/nowhere.db")
 
-    assert "there are no runs at sqlite:///" in run_command(capsys, "status", "0" * 32)[2]
+    assert "there is no database at sqlite:///" in run_command(capsys, "status", "0" * 32)[2]
     assert not (tmp_path / "nowhere.db").exists()
 
 

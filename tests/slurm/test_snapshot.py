@@ -271,7 +271,9 @@ def test_clear_without_a_store_says_so(tmp_path, monkeypatch, capsys):
 
     assert main(["slurm", "clear", f"{tmp_path}/work"]) == 1
 
-    assert mentions(capsys.readouterr().err, "pyclassify: error: there are no runs at ", "none.db")
+    assert mentions(
+        capsys.readouterr().err, "pyclassify: error: there is no database at ", "none.db"
+    )
     assert not (tmp_path / "none.db").exists()
 
 

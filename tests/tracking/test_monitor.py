@@ -1,4 +1,4 @@
-"""The monitor: how it describes an end, and that a killed run stays KILLED against `mlflow run`."""
+"""The monitor: the description of an end, and a KILLED run that `mlflow run` marks as FAILED."""
 
 import os
 import signal
@@ -34,7 +34,7 @@ def test_enforcing_without_another_status_ends_after_its_timeout(
 
 
 def test_mlflow_run_still_overwrites_a_status():
-    # Once this fails, MLflow is mended and pyclassify/tracking/monitor.py can go.
+    # Once this fails, MLflow is fixed, and enforce_final_status can be removed.
     assert not RunStatus.is_terminated("KILLED")
 
 
@@ -70,7 +70,7 @@ def test_describe_end_of_an_unknown_end_names_what_it_may_be():
     status, reason = monitor.describe_end(None)
 
     assert status == "FAILED"
-    assert mentions(reason, "SIGKILL", "os._exit", "without leaving a status")
+    assert mentions(reason, "SIGKILL", "os._exit", "no final status")
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="proc(5) is Linux's")
