@@ -13,6 +13,7 @@ from pyclassify.serving.export import PROGRAM_PATH
 from pyclassify.spool.store_errors import describe_server_error
 from pyclassify.tracking.logger import BEST_WEIGHTS_PATH
 from pyclassify.utils.masking import mask
+from pyclassify.utils.options import UsageError
 
 # A model of MLflow's registry, and how errors spell it.
 _REGISTERED = r"models:/[^/@]+(@[^/@]+|/[^/@]+)"
@@ -23,47 +24,48 @@ def check_resume_path(given: str | Path | None, command: str) -> None:
     """Check that a checkpoint to resume from exists.
 
     Raises:
-        MisconfigurationException: It is neither a file, nor a URL or keyword of Lightning's.
+        MisconfigurationException: It is neither a file, nor a URL, nor a keyword of Lightning's.
     """
     keywords = re.compile(r"best|last|hpc|registry(:.*)?|\w+://.*")
     if given is not None and not keywords.fullmatch(str(given)) and not Path(given).exists():
         raise MisconfigurationException(
-            f"ckpt_path {given} is no file; {command} goes on from a checkpoint file (a run's id "
-            "is not enough: a run keeps its best weights, without the optimizer's state)"
+            f"--ckpt_path {given} is not a file; {command} resumes from a checkpoint file (to "
+            "resume a run, use `pyclassify resume RUN_ID`)"
         )
 
 
 def resolve_checkpoint(
     given: str | None, command: str, downloads: str, tracking_uri: str | None = None
 ) -> str:
-    """Resolve a checkpoint's path or a run's id to a path.
+    """Resolve a checkpoint's path or a run's ID to a path.
 
     Args:
-        given: The path or the id.
+        given: The path or the ID.
         command: The command that evaluates it.
         downloads: The folder that a run's weights are downloaded to.
         tracking_uri: The run's tracking server; MLflow's own by default.
 
     Raises:
-        MisconfigurationException: None was given, or there is none.
+        UsageError: No checkpoint was given, or a registered model that the command can't evaluate.
+        MisconfigurationException: There is no such checkpoint.
     """
     predicts = command == "predict"
+    expected = "a checkpoint file or a run's ID"
+    if predicts:
+        expected = f"a checkpoint file, a run's ID or a registered model, {_MODEL_FORMS}"
     if given is None:
-        raise MisconfigurationException(
-            f"{command} scores a trained network; give --ckpt_path, a checkpoint file or a run's id"
-            + (f", or a registered model ({_MODEL_FORMS})" if predicts else "")
-        )
+        raise UsageError(f"{command} requires --ckpt_path: {expected}")
     if Path(given).is_file():
         return given
     if given.startswith("models:") and not predicts:
-        raise MisconfigurationException(
-            f"ckpt_path {given} is a registered model, which only predict takes; give {command} a "
-            "checkpoint file or a run's id"
+        raise UsageError(
+            f"invalid --ckpt_path: {given}, a registered model, which only predict can evaluate "
+            f"(expected {expected})"
         )
     if not re.fullmatch(r"[0-9a-f]{32}", given):
         raise MisconfigurationException(
-            f"ckpt_path {given} is neither a file nor a run's id (32 hexadecimal digits)"
-            + (f" nor a registered model ({_MODEL_FORMS})" if predicts else "")
+            f"--ckpt_path {given} is not a file (expected {expected}; a run's ID has 32 "
+            "hexadecimal digits)"
         )
     import mlflow
 
@@ -77,7 +79,7 @@ def resolve_checkpoint(
         where = mask(tracking_uri or mlflow.get_tracking_uri())
         raise MisconfigurationException(
             f"run {given} has no {BEST_WEIGHTS_PATH} at {where} ({describe_server_error(error)}); "
-            "`mlflow ui` lists the runs there, MLFLOW_TRACKING_URI names another place"
+            "`mlflow ui` lists the runs, and MLFLOW_TRACKING_URI selects another server"
         ) from error
 
 
@@ -94,7 +96,7 @@ def apply_data_state(chosen: Any, saved: Mapping[str, Any], given: Mapping[str, 
         MisconfigurationException: The number of classes is neither saved nor given.
     """
     options, network = (chosen[part].get("init_args", {}) for part in ("data", "model"))
-    # Of no use here, and where a run's config.yaml is given, perhaps of another data module.
+    # Not needed to predict, and in a run's config.yaml perhaps an option of another data module.
     options.pop("val_size", None)
     for name, value in saved.items():
         if value and name in options and f"data.{name}" not in given:
@@ -105,11 +107,14 @@ def apply_data_state(chosen: Any, saved: Mapping[str, Any], given: Mapping[str, 
         count = given.get("model.num_classes")
         if count is None:
             raise MisconfigurationException(
-                f"ckpt_path {chosen.ckpt_path} does not tell its classes; give their names by "
-                "--data.classes='[cat, dog]', or their number by --model.num_classes"
+                f"checkpoint {chosen.ckpt_path} does not contain the names of the classes; give "
+                "--data.classes='[cat, dog]' or --model.num_classes N"
             )
         options["classes"] = [str(number) for number in range(int(count))]
-        rank_zero_warn("the checkpoint does not name its classes: the labels are numbers")
+        rank_zero_warn(
+            "the checkpoint does not contain the names of the classes: labels are written as "
+            "numbers; give --data.classes"
+        )
 
 
 def read_model_config(
@@ -141,7 +146,7 @@ def download_program(given: str, downloads: str, tracking_uri: str | None = None
         tracking_uri: The registry's server; MLflow's own by default.
 
     Raises:
-        MisconfigurationException: There is no such model, or it has no program.
+        MisconfigurationException: The model does not exist, or has no exported program.
     """
     import mlflow
 
@@ -154,6 +159,6 @@ def download_program(given: str, downloads: str, tracking_uri: str | None = None
     except (mlflow.exceptions.MlflowException, OSError) as error:
         where = mask(tracking_uri or mlflow.get_registry_uri())
         raise MisconfigurationException(
-            f"{given} can't be had from {where} ({describe_server_error(error)}); `mlflow ui` "
-            "lists the models there, and predict takes those that were registered here"
+            f"can't download {given} from {where} ({describe_server_error(error)}); `mlflow ui` "
+            "lists the models, and predict takes those that pyclassify registered"
         ) from error

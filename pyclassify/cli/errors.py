@@ -1,19 +1,21 @@
-"""Format the parser's errors in one line that names the remedy."""
+"""Translate errors of the parser and of constructors to usage errors in one line."""
 
 import json
 import re
 from ast import literal_eval
 from collections.abc import Iterator
-from difflib import get_close_matches
+from contextlib import contextmanager
 from pkgutil import resolve_name
+from traceback import walk_tb
 
 from jsonargparse import ArgumentParser
 from lightning.pytorch import LightningDataModule, LightningModule
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from pyclassify.utils.options import SHORT_OPTIONS
-from pyclassify.utils.text import join_lines
+from pyclassify.utils.options import SHORT_OPTIONS, UsageError, add_help_hint
+from pyclassify.utils.text import join_lines, suggest
 
 _BASE_CLASSES = {
     "model": LightningModule,
@@ -21,17 +23,50 @@ _BASE_CLASSES = {
     "optimizer": Optimizer,
     "lr_scheduler": LRScheduler,
 }
+# What Lightning says of an accelerator that this machine lacks.
+_MACHINE_ERROR = re.compile("not available|your machine|backend found|not installed")
 
 
-def format_parser_error(text: str, known: list[str]) -> str:
+@contextmanager
+def refuse_invalid_options() -> Iterator[None]:
+    """Raise a UsageError in place of what constructors and checks raise about options.
+
+    Errors that depend on files, installed packages or the machine stay as they are.
+    """
+    try:
+        yield
+    except (MisconfigurationException, ValueError, TypeError) as error:
+        if isinstance(error, UsageError) or not _is_about_options(error):
+            raise
+        raise UsageError(join_lines(str(error))) from error
+
+
+def _is_about_options(error: BaseException) -> bool:
+    """Whether a constructor refused its arguments, of this package or as Lightning does."""
+    frames = [frame for frame, _ in walk_tb(error.__traceback__)]
+    module = str(frames[-1].f_globals.get("__name__"))
+    if not (isinstance(error, MisconfigurationException) or module.startswith("pyclassify.")):
+        return False
+    cause = error.__cause__
+    while cause is not None:
+        if isinstance(cause, (OSError, ImportError)):
+            return False
+        frames += [frame for frame, _ in walk_tb(cause.__traceback__)]
+        cause = cause.__cause__
+    is_of_constructor = any(frame.f_code.co_name == "__init__" for frame in frames)
+    return is_of_constructor and not _MACHINE_ERROR.search(str(error))
+
+
+def format_parser_error(text: str, known: list[str], command: str = "train") -> str:
     """Format an error message of jsonargparse in one line.
 
     Args:
         text: The message; the lines of a kind not known here are joined.
         known: The dotted keys of all options.
+        command: The training command, whose help is named.
     """
     return (
-        _unknown_option(text, known)
+        _unknown_option(text, known, command)
         or _unknown_argument(text)
         or _missing_argument(text)
         or _missing_value(text)
@@ -40,20 +75,23 @@ def format_parser_error(text: str, known: list[str]) -> str:
     )
 
 
-def _unknown_option(text: str, known: list[str]) -> str | None:
+def _unknown_option(text: str, known: list[str], command: str) -> str | None:
     found = re.search(r"unrecognized arguments: ([^\s=]+)|accept option '([^']+)'", text)
     if not found:
         return None
     if found[1] and not found[1].startswith("-"):
-        return f"{found[1]!r} is no option's value; options are given as --name value"
-    name = (found[1] or found[2]).lstrip("-").removesuffix(".class_path")
-    return (
-        f"there is no option {name!r}; {_nearest(name, [*SHORT_OPTIONS, *_BASE_CLASSES, *known])}"
-    )
+        return f"unexpected argument {found[1]!r}; give options as --NAME VALUE"
+    names = [*SHORT_OPTIONS, *_BASE_CLASSES, *known]
+    if found[1]:
+        kind, name, names = "option", found[1], [f"--{known}" for known in names]
+    else:
+        kind, name = "setting", found[2].removesuffix(".class_path")
+    message = f"unknown {kind} {name!r}{suggest(name, names)}"
+    return add_help_hint(message, f"pyclassify {command} --help-all")
 
 
 def _unknown_argument(text: str) -> str | None:
-    """An option that is not an argument of its class."""
+    """Format the error of an option that is not an argument of its class."""
     found = re.search(r"Option '([^']+)' is not accepted", text)
     if not found:
         return None
@@ -63,11 +101,24 @@ def _unknown_argument(text: str) -> str | None:
         return None
     class_path = paths[-1]
     name = _option(text, found[1])
-    part = name.removesuffix(f".{found[1]}")
+    group = name.removesuffix(f".{found[1]}")
     its_class = resolve_name(class_path)
     arguments = ArgumentParser().add_class_arguments(its_class, fail_untyped=False)
-    takes = _nearest(name, [f"{part}.{argument}" for argument in arguments])
-    return f"{class_path.rpartition('.')[2]} has no option {name!r}; {takes}"
+    return format_unknown_argument(
+        class_path.rpartition(".")[2], name, [f"{group}.{argument}" for argument in arguments]
+    )
+
+
+def format_unknown_argument(class_name: str, option: str, known: list[str]) -> str:
+    """Format the error of an option that its class does not have.
+
+    Args:
+        class_name: The class or function.
+        option: The option, without dashes.
+        known: The options that it has.
+    """
+    message = f"{class_name} has no option {option!r}{suggest(option, known)}"
+    return add_help_hint(message, f"--{option.rpartition('.')[0]}.help")
 
 
 def _missing_argument(text: str) -> str | None:
@@ -75,13 +126,15 @@ def _missing_argument(text: str) -> str | None:
     if not found:
         return None
     option = f"{_option(text)}.{found[2]}"
-    short = next((f" (or --{name})" for name, full in SHORT_OPTIONS.items() if full == option), "")
-    return f"{found[1].rpartition('.')[2]} needs {found[2]}; give --{option}{short}"
+    short = next(
+        (f" (short: --{key})" for key, full in SHORT_OPTIONS.items() if full == option), ""
+    )
+    return f"{found[1].rpartition('.')[2]} requires {found[2]}; give --{option} VALUE{short}"
 
 
 def _missing_value(text: str) -> str | None:
     found = re.search(r"argument (\S+): expected (?:one|at least one) argument", text)
-    return f"{found[1]} was given no value; give it as {found[1]}=VALUE" if found else None
+    return f"option {found[1]} requires a value: {found[1]} VALUE" if found else None
 
 
 def _wrong_value(text: str) -> str | None:
@@ -96,19 +149,18 @@ def _wrong_value(text: str) -> str | None:
     name, value = _option(text), given[1].strip()
     if expected := list(_types(innermost)):
         if "str" in expected and (quoted := _quote_items(value)):
-            return f"{name} is {value}, and its items are texts; quote them: --{name}='{quoted}'"
+            return f"invalid {name}: {value} (expected strings; quote them: --{name}='{quoted}')"
         if expected == ["list"]:
-            return f'{name} is {value!r}; it takes a list: --{name}=\'["a", "b"]\''
-        return f"{name} is {value!r}; it takes {' or '.join(expected)}"
+            return f'invalid {name}: {value!r} (expected a list: --{name}=\'["a", "b"]\')'
+        return f"invalid {name}: {value!r} (expected {' or '.join(expected)})"
     return format_import_error(name, value)
 
 
 def format_import_error(option: str, path: str) -> str:
     """Format the error of an option whose value is not the path of a class or function."""
-    near = get_close_matches(path, _importable(option, path))
     return (
-        f"{option} is {path!r}, which can't be imported; it takes the import path of a class or "
-        f"function, package.module.name{_list(' (nearest: ', near, ')')}"
+        f"invalid {option}: {path!r} can't be imported (expected the import path of a class or "
+        f"function, package.module.Name){suggest(path, _importable(option, path))}"
     )
 
 
@@ -124,7 +176,7 @@ def _quote_items(value: str) -> str | None:
 
 
 def _option(text: str, unknown: str | None = None) -> str:
-    """The full name of the option that a message is about."""
+    """Find the full name of the option that a message is about."""
     outer, *inner = re.findall(r'Parser key "([^"]+)"', text)
     if nested := re.search(r"NestedArg\(key='([^']+)'", text):
         return f"{outer}.{nested[1]}"
@@ -140,26 +192,17 @@ def _types(text: str) -> Iterator[str]:
             yield re.sub(r",\s*", " or ", name)
 
 
-def _importable(part: str, value: str) -> list[str]:
-    """Candidates for a mistyped path: names in its module, or classes by bare name."""
+def _importable(option: str, value: str) -> list[str]:
+    """List candidates for a mistyped path: names in its module, or classes by bare name."""
     module = value.rpartition(".")[0]
     if module:
         try:
             return [f"{module}.{name}" for name in dir(resolve_name(module))]
         except (ImportError, AttributeError, ValueError):
             return []
-    classes, names = [_BASE_CLASSES[part]] if part in _BASE_CLASSES else [], []
+    classes, names = [_BASE_CLASSES[option]] if option in _BASE_CLASSES else [], []
     while classes:
         candidate = classes.pop()
         names.append(candidate.__name__)
         classes += candidate.__subclasses__()
     return names
-
-
-def _nearest(name: str, known: list[str]) -> str:
-    near = get_close_matches(name, set(known))
-    return _list("nearest: ", near, "; ") + "--print_config shows what there is"
-
-
-def _list(before: str, names: list[str], after: str) -> str:
-    return f"{before}{', '.join(names)}{after}" if names else ""

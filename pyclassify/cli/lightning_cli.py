@@ -32,7 +32,8 @@ from pyclassify.cli.ckpt_path import (
     read_model_config,
     resolve_checkpoint,
 )
-from pyclassify.cli.errors import format_parser_error
+from pyclassify.cli.errors import format_parser_error, refuse_invalid_options
+from pyclassify.cli.help import clean_docstring
 from pyclassify.cli.network import merge_network_options, register_network_type
 from pyclassify.cli.options import HELP_TITLES, get_parser_kwargs
 from pyclassify.cli.summary import write_data_summary, write_prediction_summary, write_summary
@@ -53,8 +54,8 @@ from pyclassify.training.prediction_writer import PredictionWriter, check_output
 from pyclassify.training.trainer import LaunchCheck, Trainer, check_processes
 from pyclassify.utils.duplicate_keys import check_duplicate_keys
 from pyclassify.utils.mlflow_settings import configure_mlflow
-from pyclassify.utils.options import UNSET, list_settings
-from pyclassify.utils.text import join_lines, shorten
+from pyclassify.utils.options import UNSET, UsageError, list_settings
+from pyclassify.utils.text import format_error, join_lines, shorten
 
 # A setting of each group, to name in errors.
 _EXAMPLES = {
@@ -109,6 +110,8 @@ class TrainingCli(LightningCLI):
         )
         for key, group in (parser.groups or {}).items():
             group.title = HELP_TITLES.get(key, group.title)
+        for action in parser._actions:
+            action.help = clean_docstring(action.help) if action.help else action.help
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         self.given_settings = dict(list_settings(args))
@@ -119,12 +122,14 @@ class TrainingCli(LightningCLI):
             self.config = parser.parse_args(merge_network_options(args))
         except ArgumentError as error:
             raise self._translate_error(error, parser, args[0]) from None
+        except MisconfigurationException as error:
+            raise UsageError(join_lines(str(error))) from error
         chosen = self.config[self.config.subcommand]
         for key in _EXAMPLES:
             if not isinstance(chosen[key], Namespace):
-                raise MisconfigurationException(
-                    f"{key} is {chosen[key]!r}; it takes settings of its own, such as "
-                    f"{key}.{_EXAMPLES[key]}"
+                raise UsageError(
+                    f"invalid {key}: {chosen[key]!r} (expected settings, such as "
+                    f"{key}.{_EXAMPLES[key]})"
                 )
         if chosen.trainer.enable_checkpointing is False:
             self._subcommand_parsers[self.config.subcommand].callback_keys[:] = ["register"]
@@ -140,9 +145,9 @@ class TrainingCli(LightningCLI):
 
     def _translate_error(
         self, error: ArgumentError, parser: LightningArgumentParser, command: str
-    ) -> MisconfigurationException:
+    ) -> UsageError:
         keys = self._subcommand_parsers.get(command, parser).get_defaults().keys()
-        return MisconfigurationException(format_parser_error(str(error), list(keys)))
+        return UsageError(format_parser_error(str(error), list(keys), command))
 
     def _resolve_ckpt_path(
         self, parser: LightningArgumentParser, command: str, chosen: Namespace
@@ -182,7 +187,7 @@ class TrainingCli(LightningCLI):
             super()._parse_ckpt_path()
         except (pickle.UnpicklingError, RuntimeError, EOFError, AttributeError) as error:
             raise MisconfigurationException(
-                f"ckpt_path {path} is no checkpoint; give a file that a run saved, or a run's id"
+                f"{path} is not a checkpoint; give --ckpt_path a checkpoint file or a run's ID"
             ) from error
         if self.config.subcommand == "predict":
             chosen = self.config.predict
@@ -193,7 +198,7 @@ class TrainingCli(LightningCLI):
 
     def before_instantiate_classes(self) -> None:
         if self.given_ckpt_path is not None:
-            # The run records what was given: what was found may be gone after it.
+            # The run records the given path: the downloaded file is removed at the end.
             self.config[self.config.subcommand].ckpt_path = self.given_ckpt_path
 
     def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
@@ -206,7 +211,7 @@ class TrainingCli(LightningCLI):
     def configure_optimizers(
         lightning_module: pl.LightningModule, optimizer: Any, lr_scheduler: Any = None
     ) -> Any:
-        """Restrict a named optimizer, which LightningCLI makes of all, to what is trained."""
+        """Restrict a named optimizer to the trainable parameters: LightningCLI gives it all."""
         for group in optimizer.param_groups:
             group["params"][:] = trainable_parameters(group["params"])
         if not getattr(lightning_module, "decay_bias_and_norm", True):
@@ -215,31 +220,44 @@ class TrainingCli(LightningCLI):
             return lr_scheduler.configure(count_steps(lightning_module.trainer))
         return LightningCLI.configure_optimizers(lightning_module, optimizer, lr_scheduler)
 
+    def instantiate_classes(self) -> None:
+        with refuse_invalid_options():
+            super().instantiate_classes()
+
+    def _add_configure_optimizers_method_to_model(self, subcommand: str | None) -> None:
+        try:  # which makes the optimizer and the schedule
+            super()._add_configure_optimizers_method_to_model(subcommand)
+        except (TypeError, ValueError) as error:
+            raise UsageError(f"invalid optimizer or lr_scheduler: {format_error(error)}") from error
+
     def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
         try:
             trainer = super().instantiate_trainer(**kwargs)
-        # How Lightning refuses a setting's value, or one that asks for what is not installed.
+        # How Lightning refuses a setting's value, or one that needs a package to be installed.
         except (TypeError, ValueError, RuntimeError, ImportError) as error:
-            raise MisconfigurationException(f"the trainer can't be made: {error}") from error
+            raise MisconfigurationException(
+                f"invalid trainer settings: {format_error(error)}"
+            ) from error
         if self.config.subcommand != "prepare":
             chosen = self.config[self.config.subcommand].trainer
             check_processes(trainer, chosen.devices, chosen.num_nodes)
         return trainer
 
     def after_instantiate_classes(self) -> None:
-        if self.given_settings.get("model.freeze") not in UNSET:  # of parts that are meant to be so
+        if self.given_settings.get("model.freeze") not in UNSET:  # of what is frozen on purpose
             warnings.filterwarnings("ignore", message=r"Found \d+ module\(s\) in eval mode")
         given = self.given_settings.get("model.num_classes")
         number = getattr(self.datamodule, "num_classes", given)
         if given is not None and str(given) != str(number):
-            rank_zero_warn(
-                f"the data have {number} classes; --model.num_classes {given} is ignored"
-            )
+            rank_zero_warn(f"--model.num_classes {given} is ignored: the data has {number} classes")
         is_checked = self.config.subcommand not in ("prepare", "predict")
         if is_checked and isinstance(self.model, Classifier):
             size = getattr(getattr(self.datamodule, "preprocess", None), "crop", None)
             if isinstance(size, int):
-                check_network(self.model.model, self.model.num_classes, size)
+                try:
+                    check_network(self.model.model, self.model.num_classes, size)
+                except MisconfigurationException as error:
+                    raise UsageError(str(error)) from error
 
     @rank_zero_only
     def after_fit(self) -> None:
@@ -269,7 +287,7 @@ class TrainingCli(LightningCLI):
     def after_prepare(self) -> None:
         if isinstance(self.datamodule, ImageDataModule):
             write_data_summary(self.datamodule)
-        sys.stdout.write("The data is in place; next: pyclassify train\n")
+        sys.stdout.write("The data is ready; next: pyclassify train\n")
 
     def _write_summary(self, metric: str) -> None:
         value = self.trainer.callback_metrics.get(metric)
@@ -289,8 +307,8 @@ def run_training_command(args: list[str], given: list[str] | None = None) -> Non
     """Run a training command.
 
     Args:
-        args: The command and its options in full, as `expand_options` returns them.
-        given: The command line as it was given, to record with the run; `args` by default.
+        args: The command and its expanded options, as `expand_options` returns them.
+        given: The command line as it was typed, to record with the run; `args` by default.
     """
     _silence_advertisements()
     _record_defining_modules()
@@ -340,9 +358,9 @@ def _load_without_duplicates(text: str, path: str = "") -> Any:
 
 
 def _record_defining_modules() -> None:
-    """Have configurations name a class by its module, and not by the package's shorter export.
+    """Have configurations name a class by its module, not by the package's shorter export.
 
-    Else a run's parameters would depend on whether the class was given by its path or bare name.
+    Otherwise a run's parameters would depend on whether the class was given by path or bare name.
     Releases of jsonargparse without this private name give the shorter one in either case.
     """
     try:
@@ -355,7 +373,7 @@ def _record_defining_modules() -> None:
 
 
 def _silence_advertisements() -> None:
-    """Silence what tells a user nothing: advertisements, and notes to Lightning's developers."""
+    """Silence advertisements, and notes to Lightning's developers."""
     configure_mlflow()
     logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(_is_not_advertisement)
     logging.getLogger("mlflow.pyfunc").setLevel(logging.WARNING)
@@ -370,40 +388,43 @@ def _is_not_advertisement(record: logging.LogRecord) -> bool:
 
 
 def _check_devices(devices: Any, accelerator: str) -> None:
-    """Refuse a number of devices that this machine can't give.
+    """Refuse a number of devices that is invalid, or that this machine does not have.
 
     Raises:
-        MisconfigurationException: There are fewer, or none was asked for.
+        UsageError: The number is below 1, or the accelerator has no such devices.
+        MisconfigurationException: This machine has fewer devices.
     """
     if devices == "auto":
         return
     kinds = [kind for kind in (CUDAAccelerator, MPSAccelerator) if kind.is_available()]
     gpus = kinds[0].auto_device_count() if kinds else 0
     on_gpu = accelerator in ("gpu", "cuda", "mps") or (accelerator == "auto" and gpus > 0)
+    kind_of_error = UsageError if accelerator == "cpu" else MisconfigurationException
     if re.search(r"[\[,]", str(devices)):
         if not on_gpu:
-            raise MisconfigurationException(
-                f"devices is {devices}, a list of GPUs, and the accelerator is the CPU; give 1 or "
-                "more"
+            raise kind_of_error(
+                f"invalid devices: {devices}, a list of GPUs, on the CPU (expected 1 or more)"
             )
-        return  # Lightning checks which there are
+        return  # Lightning checks that they exist
     count = int(devices) if re.fullmatch(r"-?\d+", str(devices)) else 0
-    if count < 1 and not (count == -1 and on_gpu):
-        raise MisconfigurationException(
-            f"devices is {devices}; give 1 or more, a list of GPU indices, or auto"
+    if count < -1 or count == 0:
+        raise UsageError(
+            f"invalid devices: {devices} (expected 1 or more, a list of GPU indices, or auto)"
         )
+    if count == -1 and not on_gpu:
+        raise kind_of_error("invalid devices: -1, all GPUs, on the CPU (expected 1 or more)")
     if on_gpu and count > gpus:
         raise MisconfigurationException(
-            f"devices is {devices} and this machine has {gpus} GPUs; give at most as many, or "
+            f"devices is {devices}, and this machine has {gpus} GPUs; reduce --devices, or give "
             "--accelerator cpu"
         )
 
 
 def _check_seed(seed: int | bool) -> None:
-    """Refuse a seed that some random generator does not take.
+    """Refuse a seed that a random number generator does not accept.
 
     Raises:
-        MisconfigurationException: It is not among those of numpy's.
+        UsageError: It is not in NumPy's range.
     """
     if not 0 <= seed < 2**32:
-        raise MisconfigurationException(f"seed is {seed}; give a whole number from 0 to 2^32 - 1")
+        raise UsageError(f"invalid seed: {seed} (expected a whole number from 0 to 2^32 - 1)")

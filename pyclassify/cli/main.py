@@ -1,6 +1,8 @@
-"""The entry point: choose the command, end its run, and turn errors into lines and exit codes.
+"""The entry point: dispatch the command, end its run, and turn errors into lines and exit codes.
 
-Commands are imported when they run: only those that train load torch.
+Exit codes: 0 for success, 1 for a failure or a stop, 2 for an invalid command line, and 75
+(EX_TEMPFAIL) where the job script is to start the command again. Commands are imported when they
+run: only those that train load torch.
 """
 
 import os
@@ -14,7 +16,8 @@ from functools import partial
 from pathlib import Path
 from pkgutil import resolve_name
 
-from pyclassify.cli.options import COMMANDS, expand_options
+from pyclassify.cli.help import COMMANDS, format_help
+from pyclassify.cli.options import expand_options
 from pyclassify.spool.store_errors import format_store_error, is_store_error
 from pyclassify.tracking import run
 from pyclassify.utils import launch_check, launcher, options
@@ -25,27 +28,30 @@ from pyclassify.utils.text import format_error, format_reason
 
 _TURN_SECONDS = 3.0  # in which another process may run into the same error
 # How many times as long a process that trains several seeds has to stop: it waits for its child,
-# which may have a checkpoint to write before it leaves.
+# which may have a checkpoint to write before it exits.
 _SEEDS_GRACE_FACTOR = 60.0
 
-_USAGE_EXIT_CODE = 2  # as argparse, click and bash have it
-
 _MAX_REASON = 200  # characters of another library's message
-_LOST_PROCESS = "another process of this run has ended; its own message says why"
+_LOST_PROCESS = "another process of this run ended; see its error message for the cause"
 
 
 def main(args: Sequence[str] | None = None) -> int:
     """Run a command.
 
     Args:
-        args: The command and its options; those of this process by default.
+        args: The command and its options; the arguments of this process by default.
 
     Returns:
-        The exit code: 0, 1 after an error or a stop, 2 where the command line is invalid, or 75
-        (EX_TEMPFAIL) where the job's script is to start the command again.
+        The exit code: 0, 1 after a failure or a stop, 2 where the command line is invalid, or 75
+        where the job script is to start the command again.
     """
     argv = list(sys.argv[1:] if args is None else args)
-    if argv and argv[0] in COMMANDS:
+    if argv[:1] == ["help"]:
+        argv = [*argv[1:], "--help"]
+    if text := format_help(argv):
+        sys.stdout.write(text)
+        return 0
+    if argv[0] in COMMANDS and COMMANDS[argv[0]].function:
         return _run_command(argv[0], argv[1:])
     launch_check.drop_ranks_beside_srun()
     if args is None:  # this process makes one run at most, and ends with `main`
@@ -72,7 +78,7 @@ def _end_failed_run(argv: list[str], error: BaseException) -> int | None:
 
     Returns:
         The exit code; None where the error is to be raised again: it needs its stack trace, or
-        it is an exit with a code of its own.
+        it is a SystemExit with an exit code.
     """
     if stop := _find_stop(error):
         _end_run("KILLED", format_reason(stop))
@@ -81,7 +87,7 @@ def _end_failed_run(argv: list[str], error: BaseException) -> int | None:
         if error.code in (0, None) and options.only_shows(argv):
             _end_run("FINISHED", "")
             return None
-        if error.code in (0, None):  # of somebody's code, which can't know that all is done
+        if error.code in (0, None):  # of a user's code, before the training has ended
             message: str | None = "sys.exit() was called before the end of the training"
         else:
             message = None
@@ -95,35 +101,35 @@ def _end_failed_run(argv: list[str], error: BaseException) -> int | None:
 
 
 def _get_failure_code(error: BaseException) -> int:
-    return _USAGE_EXIT_CODE if isinstance(error, options.UsageError) else 1
+    return options.USAGE_EXIT_CODE if isinstance(error, options.UsageError) else 1
 
 
 def _end_run(status: str, reason: str) -> None:
     """End this process's run; if that fails too, the run's monitor does it."""
     try:
         run.end_run(status, reason)
-    except (Exception, SystemExit) as error:  # of the disk, the server or somebody's code
-        _print_error(f"the run's status could not be set ({format_reason(error)})")
+    except (Exception, SystemExit) as error:  # of the disk, the server or a user's code
+        _print_error(f"can't set the status of the run ({format_reason(error)})")
 
 
 def _find_stop(error: BaseException | None) -> KeyboardInterrupt | None:
-    """Find the stop that an error comes from: its own, or that of an exit or of a clean-up."""
+    """Find the stop that caused an error: the error itself, or one that it was raised after."""
     while error is not None and not isinstance(error, KeyboardInterrupt):
         error = error.__context__
     return error
 
 
 def _get_exit_code(stop: KeyboardInterrupt) -> int:
-    """The exit code after a stop: SIGUSR1, near a job's time limit, asks for a requeue."""
+    """Get the exit code after a stop: SIGUSR1, near a job's time limit, asks for a requeue."""
     return launcher.REQUEUE_EXIT_CODE if str(stop) == "SIGUSR1" else 1
 
 
 def _run_command(command: str, argv: list[str]) -> int:
-    """Run a command that does not train; it leaves a run of MLFLOW_RUN_ID to its owner."""
+    """Run a command that does not train; the run of MLFLOW_RUN_ID is left alone."""
     try:
         if command in ("rerun", "resume"):
             launch_check.check_single(command)
-        exit_code: int = resolve_name(COMMANDS[command])(argv)
+        exit_code: int = resolve_name(COMMANDS[command].function)(argv)
         return exit_code
     except KeyboardInterrupt:
         return _print_error("stopped by SIGINT")
@@ -136,7 +142,7 @@ def _run_command(command: str, argv: list[str]) -> int:
 
 
 def sync(argv: list[str]) -> int:
-    """Run `pyclassify sync`, with the registry to make the versions that runs asked for."""
+    """Run `pyclassify sync`, which also registers the model versions that runs asked for."""
     from pyclassify.registry.champion import register_and_promote
     from pyclassify.spool import sync
 
@@ -144,11 +150,11 @@ def sync(argv: list[str]) -> int:
 
 
 def _report_stop(argv: list[str], signal_name: str) -> None:
-    """Print that a signal stopped the run, and how to resume it; mark the run as killed."""
+    """Print that a signal stopped the run, and how to resume it; set its status to KILLED."""
     if launcher.is_rank_zero():
         run_id = run.get_resumable_run()
         resumable = run_id is not None and not {"fit", "train"}.isdisjoint(argv)
-        hint = f"; `pyclassify resume {run_id}` goes on with it" if resumable else ""
+        hint = f"; resume with: pyclassify resume {run_id}" if resumable else ""
         _print_error(f"stopped by {signal_name}{hint}")
         run.set_final_status("KILLED", signal_name)
 
@@ -160,7 +166,7 @@ def _train(argv: list[str]) -> None:
         from pyclassify.runs import seeds
 
         count, argv = seeds.read_seed_count(argv)
-    args = expand_options(argv)  # refuses a wrong command line before any run is made
+    args = expand_options(argv)  # refuses an invalid command line before any run is made
     if not options.only_shows(args) and args[0] != "prepare":
         settings = dict(options.list_settings(args))
         launch_check.check_settings(settings)
@@ -173,7 +179,7 @@ def _train(argv: list[str]) -> None:
     # Pages of 2 MB where the kernel gives them on request: AlexNet's gradients are 228 MB, and
     # allocated in each step. torch reads it when it first allocates, which some imports do.
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
-    # torch writes a C++ stack trace as a warning where another process of the run has ended.
+    # torch writes a C++ stack trace as a warning where another process of the run ended.
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     from pyclassify.cli import lightning_cli
 
@@ -181,21 +187,21 @@ def _train(argv: list[str]) -> None:
 
 
 def _format_error(error: BaseException | None) -> str | None:
-    """Format an expected error, or the first such among its causes, in one line.
+    """Format an expected error, or the first one among its causes, in one line.
 
     Returns:
         The line; None for an unexpected error, whose stack trace is needed.
     """
     if reason := _find_lost_worker(error):
         return (
-            f"a process that loads data has ended ({reason}); if memory ran out, give fewer "
-            "--data.num_workers or a smaller --data.batch_size"
+            f"a data loading process ended ({reason}); if memory ran out, reduce "
+            "--data.num_workers or --data.batch_size"
         )
     while error is not None:
         kind = type(error).__name__
         if is_disk_error(error):
             return describe_disk_error(error)
-        if kind == "MisconfigurationException" or (
+        if kind in ("MisconfigurationException", "UsageError") or (
             isinstance(error, (ValueError, OSError)) and _is_raised_here(error)
         ):
             # A data worker's error arrives with its stack trace before it.
@@ -208,26 +214,29 @@ def _format_error(error: BaseException | None) -> str | None:
         ):
             return _LOST_PROCESS
         if kind == "DistStoreError":
-            return f"the other processes of this run have not come ({error}); are they started?"
+            return (
+                f"the other processes of this run did not connect ({error}); check that all of "
+                "them were started"
+            )
         if kind in ("OutOfMemoryError", "MemoryError") or "can't allocate memory" in str(error):
             reason = format_error(error, _MAX_REASON)
             return (
-                f"out of memory ({reason}); give a smaller --data.batch_size (with "
-                "--trainer.accumulate_grad_batches for the same steps), a smaller --data.crop, or "
-                "--trainer.precision bf16-mixed"
+                f"out of memory ({reason}); reduce --data.batch_size "
+                "(--trainer.accumulate_grad_batches keeps the images per step) or --data.crop, or "
+                "give --trainer.precision bf16-mixed"
             )
         if str(error).startswith("Error(s) in loading state_dict"):
             detail = str(error).partition("\n")[2].split("\n")[0]
             return (
-                f"the checkpoint's weights are another network's ({detail.strip()}); give the "
-                "--config and options of the run that it is of (its artifact config.yaml)"
+                f"the checkpoint does not fit the network ({detail.strip()}); give --config with "
+                "the config.yaml among the artifacts of the run that saved the checkpoint"
             )
         error = error.__cause__
     return None
 
 
 def _find_lost_worker(error: BaseException | None) -> str:
-    """Find how a data worker ended that its DataLoader lost, with the signal if it is known."""
+    """Find how a worker process of a DataLoader ended, with the signal if it is known."""
     reason = ""
     while error is not None:
         found = re.search(r"DataLoader worker \(pid.*?\) (is killed by|exited)[^.;]*", str(error))
@@ -247,7 +256,7 @@ def _print_error(message: str, turn: int = 0) -> int:
     Args:
         message: The line.
         turn: How many other processes may print first. An error of all processes is printed by
-            rank zero, which ends the others while they wait; one that lost its peer prints last.
+            rank zero, which ends the others while they wait; a lost connection is printed last.
 
     Returns:
         The exit code of a failure.
@@ -255,7 +264,7 @@ def _print_error(message: str, turn: int = 0) -> int:
     who = "pyclassify"
     if not launcher.is_rank_zero():
         who += f" (rank {os.environ.get('RANK') or os.environ.get('LOCAL_RANK')})"
-    with suppress(KeyboardInterrupt, OSError, ValueError):  # nobody may read it any more
+    with suppress(KeyboardInterrupt, OSError, ValueError):  # stderr may be closed
         time.sleep(turn * _TURN_SECONDS)
         sys.stderr.write(f"{who}: error: {message}\n")
     return 1

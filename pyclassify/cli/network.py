@@ -1,9 +1,9 @@
 """Read the network that `--model.model` names: a class, or a function that makes it, with options.
 
 jsonargparse reads the options of a class that a `Callable` returns. It reads none of a function's,
-and leaves out a class's first argument, whatever its name, in place of num_classes. Here its
-parsers of classes and of functions read both alike: from the signature, and from the signatures of
-what `**kwargs` is passed on to.
+and leaves out a class's first argument, whatever its name, instead of num_classes. Here its
+parsers of classes and of functions read both in the same way: from the signature, and from the
+signatures of what `**kwargs` is passed on to.
 """
 
 import inspect
@@ -27,7 +27,11 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import nn
 from torchvision.models import WeightsEnum, get_model_weights, list_models
 
-from pyclassify.cli.errors import format_import_error, format_parser_error
+from pyclassify.cli.errors import (
+    format_import_error,
+    format_parser_error,
+    format_unknown_argument,
+)
 from pyclassify.model import NetworkFactory
 from pyclassify.module import Classifier
 from pyclassify.utils.options import (
@@ -75,8 +79,8 @@ class NetworkSpec:
         )
         if task and task[1] in _OTHER_TASKS:
             raise MisconfigurationException(
-                f"{self._path} makes a network for {task[1].replace('_', ' ')}; {OPTION} takes one "
-                "that classifies images, such as torchvision.models.resnet50"
+                f"invalid {OPTION}: {self._path} makes a network for {task[1].replace('_', ' ')} "
+                "(expected one that classifies images, such as torchvision.models.resnet50)"
             )
         made = self._parser.instantiate(self._read, instantiate_groups=False)
         arguments = {**self._unread, **dict(made.items(branches=True, nested=False))}
@@ -94,8 +98,8 @@ class NetworkSpec:
             raise MisconfigurationException(message) from error
         if not isinstance(network, nn.Module):
             raise MisconfigurationException(
-                f"{self._path} makes a {type(network).__name__}; {OPTION} takes a class or "
-                "function that makes a torch.nn.Module"
+                f"invalid {OPTION}: {self._path} makes a {type(network).__name__} (expected a "
+                "class or function that makes a torch.nn.Module)"
             )
         self._check_unread(network)
         return network
@@ -118,13 +122,13 @@ class NetworkSpec:
     def format_help(self) -> str:
         """List the options, one a line."""
         defaults = self._parser.get_defaults()
-        lines = [f"{self._path} takes num_classes, which follows the data, and"]
+        lines = [f"options of {self._path} (num_classes is set from the data):"]
         for name in self._known:
             default = defaults.get(name)
             shown = getattr(default, "class_path", default)
             lines.append(f"  --{OPTION}.{name} (default: {shown})")
         if _takes_any_option(self._make):
-            lines.append(f"  --{OPTION}.NAME, what it passes on by **kwargs")
+            lines.append(f"  --{OPTION}.NAME (passed on by **kwargs)")
         return "\n".join(lines) + "\n"
 
     @cached_property
@@ -132,8 +136,8 @@ class NetworkSpec:
         path = self._value.get("class_path") if isinstance(self._value, Mapping) else self._value
         if not isinstance(path, str):
             raise MisconfigurationException(
-                f"{OPTION} is {self._value!r}; give the import path of a class or function, or a "
-                "mapping with its class_path"
+                f"invalid {OPTION}: {self._value!r} (expected the import path of a class or "
+                "function, or a mapping with its class_path)"
             )
         return _find_path(path)
 
@@ -146,8 +150,8 @@ class NetworkSpec:
         found = _import_object(self._path)
         if not callable(found) or isinstance(found, nn.Module):
             raise MisconfigurationException(
-                f"{OPTION} is {self._path!r}, of type {type(found).__name__}; give the import path "
-                "of a class or function that makes the network, given num_classes"
+                f"invalid {OPTION}: {self._path!r} is of type {type(found).__name__} (expected the "
+                "import path of a class or function that makes the network, given num_classes)"
             )
         return found
 
@@ -175,7 +179,9 @@ class NetworkSpec:
     def _check(self, options: Any) -> Iterator[tuple[str, Any]]:
         for name, value in options:
             if name == _NUM_CLASSES:
-                rank_zero_warn(f"num_classes follows the data; {OPTION}.num_classes is ignored")
+                rank_zero_warn(
+                    f"--{OPTION}.num_classes is ignored: num_classes is set from the data"
+                )
                 continue
             known = name.partition(".")[0] in self._known
             is_legacy = name == "pretrained" and _get_weights_enum(self._make) is not None
@@ -196,7 +202,7 @@ class NetworkSpec:
         for name in _list_required(self._make):
             if name not in (*self._given, *dict(self._typed)):
                 raise MisconfigurationException(
-                    f"{self._name} needs {name}; give --{OPTION}.{name}"
+                    f"{self._name} requires {name}; give --{OPTION}.{name} VALUE"
                 )
         defaults = inspect.isclass(self._make)
         try:
@@ -234,30 +240,29 @@ class NetworkSpec:
         if isinstance(error, TypeError) and unexpected:
             if unexpected[2] == _NUM_CLASSES:
                 return (
-                    f"{self._path} takes no num_classes; {OPTION} takes a class or function that "
-                    "makes a network of num_classes outputs"
+                    f"invalid {OPTION}: {self._path} does not accept num_classes (expected a class "
+                    "or function that makes a network of num_classes outputs)"
                 )
             if unexpected[2] in arguments:
                 inner = _list_arguments(unexpected[1], error)
                 return self._format_unknown(unexpected[2], [*self._known, *inner])
         if isinstance(error, ImportError):
-            return f"{self._path} can't be made: {format_error(error)}; install what is missing"
+            return f"can't make {self._path}: {format_error(error)}; install the missing package"
         if not arguments and not isinstance(error, (TypeError, ValueError)):
             return None
         given = [f"{name}={value}" for name, value in arguments.items()]
         return (
-            f"{self._name} can't be made with {join_some([*given, f'num_classes={num_classes}'])}: "
-            f"{format_error(error, _MAX_CHARACTERS)}; --{OPTION}.help lists its options"
+            f"can't make {self._name} with {join_some([*given, f'num_classes={num_classes}'])}: "
+            f"{format_error(error, _MAX_CHARACTERS)}; see `--{OPTION}.help`"
         )
 
     def _format_unknown(self, name: str, known: Sequence[str]) -> str:
         option = f"{OPTION}.{name}"
         if name == "pretrained" and _get_weights_enum(self._make) is not None:
             return f"{self._name} has no option {option!r}; give --{OPTION}.weights=DEFAULT"
-        near = [f"{OPTION}.{each}" for each in get_close_matches(name, {*known})]
-        nearest = f"nearest: {', '.join(near)}; " if near else ""
-        takes = f"--{OPTION}.help lists its options" if known else "it takes num_classes alone"
-        return f"{self._name} has no option {option!r}; {nearest}{takes}"
+        if not known:
+            return f"{self._name} has no option {option!r}; it accepts num_classes only"
+        return format_unknown_argument(self._name, option, [f"{OPTION}.{each}" for each in known])
 
     def _format_parser_error(self, error: Exception) -> str:
         text = str(error)
@@ -278,7 +283,7 @@ def merge_network_options(args: list[str]) -> list[str]:
 
     Raises:
         MisconfigurationException: The options are not those of the network.
-        SystemExit: The options were asked for, and are printed.
+        SystemExit: The command line has --model.model.help, and the options are printed.
     """
     module: Any = None
     network: Any = _serialize(inspect.signature(Classifier.__init__).parameters["model"].default)
@@ -322,7 +327,7 @@ def _as_mapping(value: Any) -> Mapping[str, Any]:
 
 
 def _merge(before: Any, value: Any) -> Any:
-    """Merge what two recipes say of the network: the later one holds."""
+    """Merge the network's settings of two recipes: the later one wins."""
     before, value = _as_mapping(before), _as_mapping(value)
     path = before["class_path"]
     if value.get("class_path", path) != path:
@@ -365,15 +370,13 @@ def _load(text: Any) -> Any:
 
 
 def _find_path(path: str) -> str:
-    """Find the path of what a path or a bare name stands for: of a class, its shortest one."""
+    """Find the import path of a path or a bare name: of a class, the shortest one."""
     if "." not in path:
         found = [each for each in _list_subclasses(nn.Module) if each.__name__ == path]
         if not found:
-            near = get_close_matches(path.lower(), list_models(torchvision.models))
-            hint = f" (nearest: {', '.join(f'torchvision.models.{name}' for name in near)})"
-            raise MisconfigurationException(
-                format_import_error(OPTION, path) + (hint if near else "")
-            )
+            near = get_close_matches(path.lower(), list_models(torchvision.models), n=1)
+            hint = f". Did you mean 'torchvision.models.{near[0]}'?" if near else ""
+            raise MisconfigurationException(format_import_error(OPTION, path) + hint)
         return _shorten_path(found[0])
     try:
         resolved = _import_object(path)
@@ -382,7 +385,7 @@ def _find_path(path: str) -> str:
         is_elsewhere = not isinstance(error, (ImportError, AttributeError, ValueError))
         if is_elsewhere or (missing and not f"{path}.".startswith(f"{missing}.")):
             raise MisconfigurationException(
-                f"{OPTION} is {path!r}, which can't be imported: {type(error).__name__}: "
+                f"invalid {OPTION}: {path!r} can't be imported: {type(error).__name__}: "
                 f"{format_error(error, _MAX_CHARACTERS)}"
             ) from error
         raise MisconfigurationException(format_import_error(OPTION, path)) from error

@@ -9,7 +9,7 @@ import argparse
 import json
 import re
 import textwrap
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -42,18 +42,23 @@ CLASS_OPTIONS = (*DEFAULT_CLASSES, "optimizer", "lr_scheduler")
 # The settings that are paths; a relative one counts from where the command line was typed,
 # in a SLURM job see slurm/topology.
 PATH_OPTIONS = ("data.data_path", "ckpt_path", "model.weights")
-# Those that may be something else too: a run's id, or a word that the model knows.
+# Those that may also be something else: a run's id, or the name of weights.
 MAYBE_PATH_OPTIONS = ("ckpt_path", "model.weights")
 UNSET = (None, "null", "None")  # the spellings of no value, in a file and on the command line
-FLAGS = ("-h", "--help", "--print_config")  # options without a value
+HELP_FLAGS = ("-h", "--help")
+FLAGS = (*HELP_FLAGS, "--help-all", "--print_config")  # options without a value
 CONFIG_OPTIONS = ("--config", "-c")
 
-# As argparse reports a word that none of the subcommands has.
-_UNKNOWN_COMMAND = re.compile(r"argument \w+: invalid choice: '(.*?)' \(choose from (.*)\)")
+USAGE_EXIT_CODE = 2  # of an invalid command line, as argparse, click and bash have it
+_CONFIG_EXAMPLE = "a YAML file, such as configs/alexnet-cifar10.yaml"
+# As argparse reports a word that is not among its choices.
+_INVALID_CHOICE = re.compile(r"argument ([\w-]+): invalid choice: '(.*?)' \(choose from (.*)\)")
 
 
 class UsageError(ValueError):
-    """A command line that can't be run as it was given: exit code 2, not 1.
+    """An invalid command line or option: exit code 2, where a failure has 1.
+
+    It is for what is known to be wrong without a look at data, stores, files or the machine.
 
     Example:
         >>> raise UsageError("unknown option '--lats'. Did you mean '--last'?")
@@ -61,17 +66,18 @@ class UsageError(ValueError):
 
 
 class CommandParser(argparse.ArgumentParser):
-    """The parser of one command, which raises a UsageError in place of leaving the process.
+    """Parse the command line of one command; raise a UsageError instead of exiting.
 
     Its help ends with examples, and each option that has a default shows it.
 
     Args:
+        prog: The command as it is typed, such as "pyclassify sync".
         examples: Command lines that end the help, at least two for a command.
         **kwargs: Those of `argparse.ArgumentParser`.
 
     Raises:
         UsageError: From `parse_args`: the command line is invalid. The message names the option,
-            what is allowed or the nearest that exists, and the command that shows the help.
+            what is expected or the nearest name, and the command that shows the help.
 
     Example:
         >>> parser = CommandParser("pyclassify sync", examples=["pyclassify sync runs/3f2a"])
@@ -109,13 +115,12 @@ class CommandParser(argparse.ArgumentParser):
         self.error(f"unknown option {name!r}{suggest(name, self._option_string_actions)}")
 
     def error(self, message: str) -> NoReturn:
-        if found := re.match(
-            r"argument \w+: invalid choice: '(.*?)' \(choose from (.*)\)", message
-        ):
-            choices = re.findall(r"[\w-]+", found[2])
-            message = f"unknown command {found[1]!r}{suggest(found[1], choices)}"
-        see = " See" if message.endswith("?") else "; see"
-        raise UsageError(f"{message}{see} `{self.prog} --help`")
+        if found := _INVALID_CHOICE.match(message):
+            name, given, choices = found[1], found[2], re.findall(r"[\w-]+", found[3])
+            message = f"unknown command {given!r}{suggest(given, choices)}"
+            if name.startswith("-"):
+                message = f"invalid {name}: {given!r} (expected {' or '.join(choices)})"
+        raise UsageError(add_help_hint(message, f"{self.prog} --help"))
 
 
 class _HelpFormatter(argparse.RawDescriptionHelpFormatter):
@@ -132,8 +137,22 @@ class _HelpFormatter(argparse.RawDescriptionHelpFormatter):
 
     def _get_help_string(self, action: argparse.Action) -> str:
         text = action.help or ""
-        shows = action.default not in (None, False, argparse.SUPPRESS, "") and "default" not in text
-        return f"{text} (default: %(default)s)" if shows and action.option_strings else text
+        has_default = action.default not in (None, False, argparse.SUPPRESS, "")
+        if not (has_default and action.option_strings) or "default" in text:
+            return text
+        stop = "." if text.endswith(".") else ""
+        return f"{text.removesuffix('.')} (default: %(default)s){stop}"
+
+    def _format_action_invocation(self, action: argparse.Action) -> str:
+        if not action.option_strings or action.nargs == 0:
+            return super()._format_action_invocation(action)
+        value = self._format_args(action, self._get_default_metavar_for_optional(action))
+        return f"{', '.join(action.option_strings)} {value}"
+
+
+def add_help_hint(message: str, command: str) -> str:
+    """Add the command that shows the help to an error message."""
+    return f"{message}{' See' if message.endswith('?') else '; see'} `{command}`"
 
 
 def split_options(argv: list[str]) -> Iterator[list[str]]:
@@ -150,7 +169,7 @@ def split_options(argv: list[str]) -> Iterator[list[str]]:
 def sort_options(options: Iterable[list[str]]) -> list[list[str]]:
     """Sort options so that LightningCLI can read them: files, classes, then their arguments.
 
-    Of two files, or of one option given twice, the later one still stands later.
+    Two files, or one option given twice, keep their order.
 
     Args:
         options: As `split_options` yields them.
@@ -168,11 +187,11 @@ def sort_options(options: Iterable[list[str]]) -> list[list[str]]:
 
 
 def list_settings(argv: list[str]) -> Iterator[tuple[str, Any]]:
-    """List what configuration files and options set: dotted names and values, the last one holds.
+    """List what configuration files and options set: dotted names and values; the last one wins.
 
     Raises:
-        OSError: A configuration file can't be read.
-        ValueError: One is no mapping in YAML, or gives a key twice.
+        UsageError: A configuration file can't be read, is not a mapping in YAML, or gives a key
+            twice.
     """
     for option in sort_options(split_options(argv)):
         name, equals, value = option[0].partition("=")
@@ -181,7 +200,7 @@ def list_settings(argv: list[str]) -> Iterator[tuple[str, Any]]:
         if name in CONFIG_OPTIONS:
             yield from flatten_config(load_config(value))
         elif name.startswith("--"):
-            check_settings_file(value, Path())
+            _check_once(check_settings_file, value, Path())
             yield ".".join(_drop_class_keys(name.removeprefix("--").split("."))), value
 
 
@@ -189,29 +208,40 @@ def load_config(path: str) -> dict[str, Any]:
     """Load a configuration file.
 
     Raises:
-        OSError: It can't be read.
-        ValueError: It is not a mapping in YAML, or gives a key twice.
+        UsageError: It can't be read, is not a mapping in YAML, or gives a key twice.
     """
-    takes = "--config takes a YAML file, such as configs/alexnet-cifar10.yaml"
     if not path:
-        raise ValueError(f"--config was given no file; {takes}")
+        raise UsageError(f"option --config requires a value: {_CONFIG_EXAMPLE}")
+    expected = f"expected {_CONFIG_EXAMPLE}"
     try:
         with open(path, encoding="utf-8") as file:
             text = file.read()
         config = yaml.safe_load(text)
     except OSError as error:
-        raise OSError(f"{path} can't be read ({error.strerror}); {takes}") from error
+        raise UsageError(f"can't read --config {path}: {error.strerror} ({expected})") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is no YAML file ({error}); {takes}") from error
+        raise UsageError(f"--config {path} is not YAML: {error} ({expected})") from error
     if not isinstance(config, dict):
-        raise ValueError(
-            f"{path} holds {type(config).__name__} where settings are expected, `trainer:` and "
-            f"others; {takes}"
+        raise UsageError(
+            f"invalid --config {path}: the file holds {_describe_type(config)} (expected settings, "
+            "such as `trainer: {max_epochs: 5}`)"
         )
-    check_duplicate_keys(text, path)
+    _check_once(check_duplicate_keys, text, path)
     for _, setting in walk_config(config):
-        check_settings_file(setting, Path(path).parent)
+        _check_once(check_settings_file, setting, Path(path).parent)
     return config
+
+
+def _check_once(check: Callable[..., None], *args: object) -> None:
+    """Check for keys given twice: part of the command line, so a UsageError."""
+    try:
+        check(*args)
+    except ValueError as error:
+        raise UsageError(str(error)) from None
+
+
+def _describe_type(value: object) -> str:
+    return "nothing" if value is None else f"a value of type {type(value).__name__}"
 
 
 def flatten_config(config: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
@@ -221,7 +251,7 @@ def flatten_config(config: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
 
 
 def walk_config(config: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
-    """Walk through a configuration, to each value that is no mapping.
+    """Walk through a configuration, to each value that is not a mapping.
 
     Args:
         config: The configuration, or a part of it.
@@ -253,7 +283,7 @@ def format_options(config: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
 
 
 def has_seeds_option(argv: list[str]) -> bool:
-    """Whether a command line has --seeds in it, be it right or wrong."""
+    """Whether a command line has --seeds, with a valid value or not."""
     return any(word.partition("=")[0] == "--seeds" for word in argv)
 
 
@@ -273,6 +303,6 @@ def find_logger_settings(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def only_shows(argv: list[str]) -> bool:
-    """Whether a command line asks for help or for the configuration, and so trains nothing."""
+    """Whether a command line asks for help or the configuration, and so trains nothing."""
     names = [option[0].partition("=")[0] for option in split_options(argv)]
     return any(name in FLAGS or name.endswith(".help") for name in names)

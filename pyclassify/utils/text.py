@@ -18,7 +18,7 @@ def format_error(error: BaseException, max_length: int = 0) -> str:
     """Format an error's message in one line, without credentials.
 
     Args:
-        error: The error; its class stands for a message that is empty.
+        error: The error; an empty message is replaced by the name of its class.
         max_length: Characters; with 0 the message is not cut.
     """
     message = str(mask(join_lines(str(error)))) or type(error).__name__
@@ -28,7 +28,7 @@ def format_error(error: BaseException, max_length: int = 0) -> str:
 def format_reason(error: BaseException) -> str:
     """Format why an error ended a run in one line: its class and its message.
 
-    Of a stop, which is a KeyboardInterrupt with the signal's name, it is that name.
+    For a stop, a KeyboardInterrupt with the signal's name, it is that name.
     """
     name = type(error).__name__
     message = format_error(error, _MAX_REASON)
@@ -48,7 +48,7 @@ def join_some(names: Sequence[str], max_names: int = 3, noun: str = "") -> str:
     Args:
         names: The names.
         max_names: How many are named.
-        noun: What follows "more", such as "files".
+        noun: The word after "more", such as "files".
     """
     text = ", ".join(names[:max_names])
     if len(names) > max_names:
@@ -57,18 +57,18 @@ def join_some(names: Sequence[str], max_names: int = 3, noun: str = "") -> str:
 
 
 def suggest(given: str, names: Iterable[str]) -> str:
-    """Suggest the nearest of some names: ". Did you mean 'train'?", or "" where none is near."""
+    """Suggest the nearest of some names: ". Did you mean 'train'?", or "" if none is similar."""
     matches = get_close_matches(given, [*names], n=1)
     return f". Did you mean {matches[0]!r}?" if matches else ""
 
 
 def shorten(text: str, length: int) -> str:
-    """Cut a text to a length in characters; an ellipsis, one of them, stands for the rest."""
+    """Cut a text to a length in characters, the last of which is then an ellipsis."""
     return text if len(text) <= length else f"{text[: length - 1]}…"
 
 
 def escape_path(path: str) -> str:
-    """Escape what a line can't show of a path: line breaks, and bytes that are not UTF-8."""
+    """Escape the characters of a path that a line can't show: line breaks and invalid UTF-8."""
     text = os.fsencode(path).decode(errors="backslashreplace")
     return _CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 

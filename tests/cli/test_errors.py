@@ -1,4 +1,4 @@
-"""What is said of a wrong command line: one line, and no run that looks as if it went well."""
+"""The error messages of training commands: one line, the exit code, and no run that succeeds."""
 
 import mlflow
 import pytest
@@ -15,39 +15,46 @@ SETTINGS = {
     "misspelt_argument.yaml": "data:\n  class_path: MNISTDataModule\n  init_args: {batchsize: 3}",
     "wrong_type.yaml": "data:\n  class_path: MNISTDataModule\n  init_args: {batch_size: many}",
     "scalar.yaml": "trainer: 3",
+    "empty.yaml": "",
 }
 UNKNOWN_RUN = "0123456789abcdef" * 2
 
-# The form of each kind of message, as it begins.
-FORMS = {
-    "": "no command was given; give one of train, fit, validate, test, predict, prepare, compare",
-    "trian": "there is no command 'trian' (nearest: train); give one of train, fit",
-    "fit now": "'now' is no option's value; options are given as --name value",
-    "fit --max_epoch 3": "there is no option 'max_epoch'; nearest: max_epochs, ",
-    "fit --model.model.droput 0": "AlexNet has no option 'model.model.droput'; nearest: "
-    "model.model.dropout",
-    "fit --optimizer.lr 1": "optimizer.lr is given and no optimizer; name its class by --optimizer",
-    "fit --data=ImageFolderDataModule": "ImageFolderDataModule needs data_path; give "
-    "--data.data_path (or --data_path)",
-    "fit --data=MNISTDataModul": "data is 'MNISTDataModul', which can't be imported; it takes the "
-    "import path of a class or function, package.module.name (nearest: MNISTDataModule",
-    "fit --max_epochs three": "trainer.max_epochs is 'three'; it takes int",
-    "fit --max_epochs": "--trainer.max_epochs was given no value; give it as --trainer.max_epochs=",
-    "fit --devices 0": "devices is 0; give 1 or more, a list of GPU indices, or auto",
-    f"fit {SHAPES} --num_nodes 0": "the trainer can't be made: `num_nodes` must be a positive",
-    "fit --config": "--config was given no file; --config takes a YAML file, such as configs/",
-    "fit --config none.yaml": "none.yaml can't be read (No such file or directory); --config takes",
-    "fit --config broken.yaml": "broken.yaml is no YAML file (while parsing",
-    "fit --config list.yaml": "list.yaml holds list where settings are expected, `trainer:` and",
-    "test": "test scores a trained network; give --ckpt_path, a checkpoint file or a run's id",
-    "test --ckpt_path no.ckpt": "ckpt_path no.ckpt is neither a file nor a run's id (32 hexadec",
-    "train --ckpt_path no.ckpt": "ckpt_path no.ckpt is no file; train goes on from a checkpoint",
+# The form of each kind of message, as it begins: of an invalid command line, exit code 2.
+USAGE_FORMS = {
+    "--max_epochs 3": "missing command; see `pyclassify --help`",
+    "trian": "unknown command 'trian'. Did you mean 'train'? See `pyclassify --help`",
+    "cook --max_epochs 3": "unknown command 'cook'; see `pyclassify --help`",
+    "--json compare": "give the options of compare after it: pyclassify compare ...",
+    "fit now": "unexpected argument 'now'; give options as --NAME VALUE",
+    "fit --max_epoch 3": "unknown option '--max_epoch'. Did you mean '--max_epochs'? See "
+    "`pyclassify fit --help-all`",
+    "test --zzz=3": "unknown option '--zzz'; see `pyclassify test --help-all`",
+    "fit --config misspelt.yaml": "unknown setting 'trainer.max_epoch'. Did you mean "
+    "'trainer.max_epochs'? See `pyclassify fit --help-all`",
+    "fit --model.model.droput 0": "AlexNet has no option 'model.model.droput'. Did you mean "
+    "'model.model.dropout'? See `--model.model.help`",
+    "fit --optimizer.lr 1": "--optimizer.lr requires --optimizer; give --optimizer CLASS",
+    "fit --data=ImageFolderDataModule": "ImageFolderDataModule requires data_path; give "
+    "--data_path VALUE",
+    "fit --data=MNISTDataModul": "invalid data: 'MNISTDataModul' can't be imported (expected the "
+    "import path of a class or function, package.module.Name). Did you mean 'MNISTDataModule'?",
+    "fit --max_epochs three": "invalid trainer.max_epochs: 'three' (expected int)",
+    "fit --max_epochs": "option --trainer.max_epochs requires a value: --trainer.max_epochs VALUE",
+    "fit --devices 0": "invalid devices: 0 (expected 1 or more, a list of GPU indices, or auto)",
+    f"fit {SHAPES} --num_nodes 0": "invalid trainer settings: `num_nodes` must be a positive",
+    f"fit {SHAPES} --optimizer SGD --learning_rate -1": "invalid optimizer or lr_scheduler: ",
+    "fit --config": "option --config requires a value: a YAML file, such as configs/",
+    "fit --config none.yaml": "can't read --config none.yaml: No such file or directory (expected "
+    "a YAML file",
+    "fit --config broken.yaml": "--config broken.yaml is not YAML: while parsing",
+    "fit --config list.yaml": "invalid --config list.yaml: the file holds a value of type list "
+    "(expected settings, such as `trainer: {max_epochs: 5}`)",
+    "fit --config empty.yaml": "invalid --config empty.yaml: the file holds nothing (expected",
+    "test": "test requires --ckpt_path: a checkpoint file or a run's ID",
 }
 # Of the same kinds: what each has to name.
-FACTS = {
-    "--max_epochs 3": ["train", "fit", "validate", "test", "predict", "prepare", "compare"],
-    "cook --max_epochs 3": ["'cook'", "train", "fit"],
-    "fit --trainer.max_epoch=3": ["'trainer.max_epoch'", "trainer.max_epochs"],
+USAGE_FACTS = {
+    "fit --trainer.max_epoch=3": ["'--trainer.max_epoch'", "--trainer.max_epochs"],
     "fit --data.batchsize 3": ["CIFAR10DataModule", "'data.batchsize'", "data.batch_size"],
     "fit --optimizer SGD --optimizer.momentun 1": [
         "SGD",
@@ -55,6 +62,7 @@ FACTS = {
         "optimizer.momentum",
     ],
     "fit --optimizer Adam --lr_scheduler StepLR": ["StepLR", "--lr_scheduler.step_size"],
+    "fit --lr_scheduler StepLR --lr_scheduler.step_size 1": ["--lr_scheduler", "--optimizer"],
     "fit --model.model=torchvision.models.resnet19": [
         "model.model",
         "'torchvision.models.resnet19'",
@@ -62,18 +70,25 @@ FACTS = {
     ],
     "fit --model=nowhere.Net": ["model", "'nowhere.Net'", "import"],
     "fit --batch_size=x": ["data.batch_size", "'x'", "int"],
+    f"fit {SHAPES} --batch_size 0": ["batch_size", "0"],
+    f"fit {SHAPES} --model.label_smoothing 1": ["label_smoothing", "1"],
+    f"fit {SHAPES} --freeze nothing": ["freeze", "'nothing'", "Linear"],
+    f"fit {SHAPES} --checkpoint.save_top_k=-3": ["save_top_k", "-3"],
+    f"fit {SHAPES} --data.crop 3 --model.model pyclassify.model.AlexNet": ["AlexNet", "3"],
     "fit --learning_rate x": ["model.learning_rate", "'x'", "float"],
     "fit --optimizer SGD --learning_rate x": ["optimizer.lr", "'x'", "float"],
     "fit --seed -1": ["seed", "-1", "0 to 2^32 - 1"],
     "fit --seed x": ["seed_everything", "'x'", "bool", "int"],
+    "train --seeds 0": ["seeds", "0"],
+    "train --seeds": ["seeds", "value"],
+    "test --seeds 2": ["seeds", "test", "train"],
     "fit --precision 17": ["trainer.precision", "'17'", "64", "32", "16", "'transformer-engine'"],
     "fit --devices=-3": ["devices", "-3", "1 or more"],
     "fit --devices two": ["devices", "two", "1 or more"],
-    "fit --devices 99 --accelerator gpu": ["devices", "99", "this machine"],
+    "fit --accelerator cpu --devices [0]": ["devices", "[0]", "CPU"],
     f"fit {SHAPES} --accelerator abacus": ["trainer", "invalid accelerator", "abacus"],
-    "fit --config .": ["--config", ". can't be read", "Is a directory", "YAML"],
+    "fit --config .": ["--config", "can't read --config .", "Is a directory", "YAML"],
     "fit --config binary.yaml": ["binary.yaml", "YAML"],
-    "fit --config misspelt.yaml": ["'trainer.max_epoch'", "trainer.max_epochs"],
     "fit --config misspelt_part.yaml": ["'modle'", "model"],
     "fit --config misspelt_argument.yaml": [
         "MNISTDataModule",
@@ -81,22 +96,43 @@ FACTS = {
         "data.batch_size",
     ],
     "fit --data=ImageFolderDataModule --data_path=. --data.classes=[0,1]": [
-        "data.classes is [0, 1]",
+        "data.classes: [0, 1]",
         """--data.classes='["0", "1"]'""",
     ],
     "fit --data=ImageFolderDataModule --data_path=. --data.classes=[cat,true]": [
         """--data.classes='["cat", "true"]'""",
     ],
     "fit --data=ImageFolderDataModule --data_path=. --data.classes=0,1": [
-        "data.classes is '0,1'",
+        "data.classes: '0,1'",
         """--data.classes='["a", "b"]'""",
     ],
     "fit --config wrong_type.yaml": ["data.batch_size", "'many'", "int"],
     "fit --config scalar.yaml": ["trainer", "3", "trainer.max_epochs"],
     "validate": ["validate", "--ckpt_path"],
-    "predict": ["predict", "--ckpt_path"],
-    "test --ckpt_path list.yaml": ["ckpt_path", "list.yaml", "checkpoint"],
+    "predict": ["predict", "--ckpt_path", "models:/NAME@ALIAS"],
+    "test --ckpt_path models:/alexnet@champion": ["models:/alexnet@champion", "predict"],
+    # of the other commands
+    "compare --bset 3": ["'--bset'", "--best", "pyclassify compare --help"],
+    "compare --metric": ["--metric", "pyclassify compare --help"],
+    "resume": ["pyclassify resume --help"],
+    "rerun": ["RUN_ID"],
+    "sync --folow": ["'--folow'", "--follow", "pyclassify sync --help"],
+    "promote alexnet": ["VERSION", "pyclassify promote --help"],
+    "promote alexnet 1 --alpha x": ["--alpha", "'x'"],
+    "rollback": ["NAME", "pyclassify rollback --help"],
+    "slurm": ["pyclassify slurm --help"],
+    "slurm stauts": ["'stauts'", "status"],
+    "slurm clear --days x": ["--days", "'x'"],
+}
+# What is known only from files, the store or the machine is a failure, exit code 1.
+FAILURES = {
+    "test --ckpt_path no.ckpt": ["no.ckpt", "is not a file", "32 hexadecimal digits"],
+    "train --ckpt_path no.ckpt": ["no.ckpt", "is not a file", "pyclassify resume RUN_ID"],
+    "test --ckpt_path list.yaml": ["list.yaml", "is not a checkpoint"],
     f"test --ckpt_path {UNKNOWN_RUN}": [UNKNOWN_RUN, "weights/best.ckpt", "sqlite:///"],
+    "fit --devices 99 --accelerator gpu": ["devices", "99", "this machine"],
+    f"fit {SHAPES} --accelerator tpu": ["not available"],
+    f"fit --data=ImageFolderDataModule --data_path nowhere {QUIET}": ["nowhere"],
 }
 
 
@@ -107,24 +143,32 @@ def settings_files(tmp_path):
         (tmp_path / name).write_bytes(data)
 
 
-@pytest.mark.parametrize("line", FORMS)
-def test_mistake_is_answered_in_one_line(line, settings_files, cli):
+@pytest.mark.parametrize("line", USAGE_FORMS)
+def test_invalid_command_line_exits_2_with_one_line(line, settings_files, cli):
     done = cli(line)
 
     assert done.runs == []
-    assert refusal(done).startswith(FORMS[line])
+    assert refusal(done, code=2).startswith(USAGE_FORMS[line])
 
 
-@pytest.mark.parametrize("line", FACTS)
-def test_mistake_is_named_with_the_way_out(line, settings_files, cli):
+@pytest.mark.parametrize("line", USAGE_FACTS)
+def test_invalid_command_line_exits_2_and_names_the_remedy(line, settings_files, cli):
     done = cli(line)
 
     assert done.runs == []
-    assert mentions(refusal(done), *FACTS[line])
+    assert mentions(refusal(done, code=2), *USAGE_FACTS[line])
 
 
-@pytest.mark.parametrize("line", ["fit --max_epochs three", "", "trian"])
-def test_run_of_mlflow_run_fails_with_the_mistake(line, cli, monkeypatch):
+@pytest.mark.parametrize("line", FAILURES)
+def test_missing_file_or_device_exits_1_and_names_the_remedy(line, settings_files, cli):
+    done = cli(line)
+
+    assert done.runs == []
+    assert mentions(refusal(done, code=1), *FAILURES[line])
+
+
+@pytest.mark.parametrize("line", ["fit --max_epochs three", "trian"])
+def test_run_of_mlflow_run_with_an_invalid_command_line_fails(line, cli, monkeypatch):
     made = mlflow.MlflowClient().create_run(mlflow.get_experiment_by_name("tested").experiment_id)
     monkeypatch.setenv("MLFLOW_RUN_ID", made.info.run_id)
 

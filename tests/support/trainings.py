@@ -41,7 +41,10 @@ def train_beside(store, options):
 
 
 def refusal(done, code=1):
-    """What a command line is refused with: one line, which is all that stderr has."""
+    """The error message of a command: one line, which is all that stderr has.
+
+    The exit code is 1 for a failure, and 2 for an invalid command line.
+    """
     assert (done.code, done.err.count("\n")) == (code, 1), done.err
     assert done.err.startswith(ERROR)
     return done.err.removeprefix(ERROR)
