@@ -24,7 +24,7 @@ _BASE_CLASSES = {
     "lr_scheduler": LRScheduler,
 }
 # What Lightning says of an accelerator that this machine lacks.
-_MACHINE_ERROR = re.compile("not available|your machine|backend found|not installed")
+_MACHINE_ERROR = re.compile("not available|your machine|backend found|Requirement .* not met")
 
 
 @contextmanager
@@ -36,25 +36,32 @@ def refuse_invalid_options() -> Iterator[None]:
     try:
         yield
     except (MisconfigurationException, ValueError, TypeError) as error:
-        if isinstance(error, UsageError) or not _is_about_options(error):
+        refusal = _find_refusal(error)
+        if refusal is None:
             raise
-        raise UsageError(join_lines(str(error))) from error
+        raise UsageError(join_lines(str(refusal))) from error
 
 
-def _is_about_options(error: BaseException) -> bool:
-    """Whether a constructor refused its arguments, of this package or as Lightning does."""
-    frames = [frame for frame, _ in walk_tb(error.__traceback__)]
-    module = str(frames[-1].f_globals.get("__name__"))
-    if not (isinstance(error, MisconfigurationException) or module.startswith("pyclassify.")):
-        return False
-    cause = error.__cause__
-    while cause is not None:
-        if isinstance(cause, (OSError, ImportError)):
-            return False
-        frames += [frame for frame, _ in walk_tb(cause.__traceback__)]
-        cause = cause.__cause__
-    is_of_constructor = any(frame.f_code.co_name == "__init__" for frame in frames)
-    return is_of_constructor and not _MACHINE_ERROR.search(str(error))
+def _find_refusal(error: BaseException | None) -> BaseException | None:
+    """Find the error of a constructor of this package or of Lightning that refused an argument."""
+    chain: list[BaseException] = []
+    while error is not None:
+        chain.append(error)
+        error = error.__cause__
+    for index, candidate in enumerate(chain):
+        if isinstance(candidate, MisconfigurationException) or _is_raised_here(candidate):
+            rest = chain[index:]
+            frames = [frame for each in rest for frame, _ in walk_tb(each.__traceback__)]
+            is_of_constructor = any(frame.f_code.co_name == "__init__" for frame in frames)
+            is_of_machine = any(isinstance(each, (OSError, ImportError)) for each in rest)
+            is_of_machine = is_of_machine or bool(_MACHINE_ERROR.search(str(candidate)))
+            return candidate if is_of_constructor and not is_of_machine else None
+    return None
+
+
+def _is_raised_here(error: BaseException) -> bool:
+    modules = [frame.f_globals.get("__name__", "") for frame, _ in walk_tb(error.__traceback__)]
+    return bool(modules) and modules[-1].startswith("pyclassify.")
 
 
 def format_parser_error(text: str, known: list[str], command: str = "train") -> str:

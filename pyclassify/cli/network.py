@@ -388,7 +388,7 @@ def _find_path(path: str) -> str:
                 f"invalid {OPTION}: {path!r} can't be imported: {type(error).__name__}: "
                 f"{format_error(error, _MAX_CHARACTERS)}"
             ) from error
-        raise MisconfigurationException(format_import_error(OPTION, path)) from error
+        raise MisconfigurationException(format_import_error(OPTION, path)) from None
     return _shorten_path(resolved) if inspect.isclass(resolved) else path
 
 

@@ -24,7 +24,7 @@ USAGE_FORMS = {
     "--max_epochs 3": "missing command; see `pyclassify --help`",
     "trian": "unknown command 'trian'. Did you mean 'train'? See `pyclassify --help`",
     "cook --max_epochs 3": "unknown command 'cook'; see `pyclassify --help`",
-    "--json compare": "give the options of compare after it: pyclassify compare ...",
+    "--json=1 compare": "give the options of compare after it: pyclassify compare ...",
     "fit now": "unexpected argument 'now'; give options as --NAME VALUE",
     "fit --max_epoch 3": "unknown option '--max_epoch'. Did you mean '--max_epochs'? See "
     "`pyclassify fit --help-all`",
@@ -131,7 +131,7 @@ FAILURES = {
     "test --ckpt_path list.yaml": ["list.yaml", "is not a checkpoint"],
     f"test --ckpt_path {UNKNOWN_RUN}": [UNKNOWN_RUN, "weights/best.ckpt", "sqlite:///"],
     "fit --devices 99 --accelerator gpu": ["devices", "99", "this machine"],
-    f"fit {SHAPES} --accelerator tpu": ["not available"],
+    f"fit {SHAPES} --accelerator tpu": ["trainer", "torch_xla"],
     f"fit --data=ImageFolderDataModule --data_path nowhere {QUIET}": ["nowhere"],
 }
 
