@@ -23,6 +23,7 @@ _BASE_CLASSES = {
     "optimizer": Optimizer,
     "lr_scheduler": LRScheduler,
 }
+_NETWORK = "pyclassify.cli.network"  # which makes the network of the options
 # What Lightning says of an accelerator that this machine lacks.
 _MACHINE_ERROR = re.compile("not available|your machine|backend found|Requirement .* not met")
 
@@ -52,7 +53,10 @@ def _find_refusal(error: BaseException | None) -> BaseException | None:
         if isinstance(candidate, MisconfigurationException) or _is_raised_here(candidate):
             rest = chain[index:]
             frames = [frame for each in rest for frame, _ in walk_tb(each.__traceback__)]
-            is_of_constructor = any(frame.f_code.co_name == "__init__" for frame in frames)
+            is_of_constructor = any(
+                frame.f_code.co_name == "__init__" or frame.f_globals.get("__name__") == _NETWORK
+                for frame in frames
+            )
             is_of_machine = any(isinstance(each, (OSError, ImportError)) for each in rest)
             is_of_machine = is_of_machine or bool(_MACHINE_ERROR.search(str(candidate)))
             return candidate if is_of_constructor and not is_of_machine else None
@@ -133,10 +137,9 @@ def _missing_argument(text: str) -> str | None:
     if not found:
         return None
     option = f"{_option(text)}.{found[2]}"
-    short = next(
-        (f" (short: --{key})" for key, full in SHORT_OPTIONS.items() if full == option), ""
-    )
-    return f"{found[1].rpartition('.')[2]} requires {found[2]}; give --{option} VALUE{short}"
+    names = [f"--{short}" for short, full in SHORT_OPTIONS.items() if full == option]
+    name = names[0] if names else f"--{option}"
+    return f"{found[1].rpartition('.')[2]} requires {found[2]}; give {name} VALUE"
 
 
 def _missing_value(text: str) -> str | None:

@@ -110,14 +110,15 @@ class TrainingCli(LightningCLI):
         )
         for key, group in (parser.groups or {}).items():
             group.title = HELP_TITLES.get(key, group.title)
-        for action in parser._actions:
-            action.help = clean_docstring(action.help) if action.help else action.help
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         self.given_settings = dict(list_settings(args))
         self.given_ckpt_path: str | None = None
         self.resolved_ckpt_path: str | None = None
         register_network_type()
+        if "--help" in args:
+            for action in self._subcommand_parsers[args[0]]._actions:
+                action.help = clean_docstring(action.help or "")
         try:
             self.config = parser.parse_args(merge_network_options(args))
         except ArgumentError as error:

@@ -265,9 +265,8 @@ class NetworkSpec:
         return format_unknown_argument(self._name, option, [f"{OPTION}.{each}" for each in known])
 
     def _format_parser_error(self, error: Exception) -> str:
-        text = str(error)
-        message = format_parser_error(text, [])
-        return f"{OPTION}.{message}" if text.startswith("Parser key") else message
+        text = str(error).replace('Parser key "', f'Parser key "{OPTION}.', 1)
+        return format_parser_error(text, [])
 
 
 def register_network_type() -> None:

@@ -16,6 +16,7 @@ from pyclassify.data.datasets import UNREADABLE, ImageDataset
 from pyclassify.data.images import UnreadableImageError, read_rgb
 from pyclassify.training.distributed import gather_tensors
 from pyclassify.utils.files import open_atomically
+from pyclassify.utils.options import UsageError
 from pyclassify.utils.text import join_some
 
 _MAX_NAMED = 10  # files that do not decode, in the warning
@@ -175,11 +176,12 @@ def check_output(given: str | Path) -> Path:
         The path, with ~ expanded.
 
     Raises:
-        MisconfigurationException: The ending is unknown, the folder is missing, or the file exists.
+        UsageError: The ending of the file's name is unknown.
+        MisconfigurationException: The folder is missing, or the file exists.
     """
     path = Path(given).expanduser()
     if path.suffix not in _SUFFIXES:
-        raise MisconfigurationException(
+        raise UsageError(
             f"invalid output: {given} (expected a file that ends in {' or '.join(_SUFFIXES)})"
         )
     if not path.parent.is_dir():

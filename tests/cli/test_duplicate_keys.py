@@ -15,9 +15,9 @@ RECIPE = "trainer:\n  max_epochs: 1\ndata:\n  class_path: SyntheticDataModule\nt
 def test_command_with_a_key_twice_in_its_recipe_names_both_lines(command, cli, tmp_path):
     (tmp_path / "recipe.yaml").write_text(RECIPE)
 
-    told = refusal(done := cli(f"{command} --config recipe.yaml"))
+    message = refusal(done := cli(f"{command} --config recipe.yaml"), code=2)
 
-    assert mentions(told, "recipe.yaml", "trainer", 1, 5)
+    assert mentions(message, "recipe.yaml", "trainer", 1, 5)
     assert done.runs == []
 
 
@@ -25,12 +25,16 @@ def test_command_with_a_key_twice_in_its_recipe_names_both_lines(command, cli, t
 def test_fit_with_a_key_twice_in_a_file_of_an_option_names_both_lines(options, cli, tmp_path):
     (tmp_path / "data.yaml").write_text(DATA)
 
-    assert mentions(refusal(cli("fit", *options)), "data.yaml", "init_args.train_size", 3, 4)
+    message = refusal(cli("fit", *options), code=2)
+
+    assert mentions(message, "data.yaml", "init_args.train_size", 3, 4)
 
 
 @pytest.mark.parametrize("text", [DATA, "{class_path: A, init_args: {a: 1,\n a: 2}}"])
 def test_fit_with_a_key_twice_in_an_option_is_refused(text, cli):
-    assert mentions(refusal(cli("fit", f"--data={text}")), "init_args.", "twice", "line")
+    message = refusal(cli("fit", f"--data={text}"), code=2)
+
+    assert mentions(message, "init_args.", "twice", "line")
 
 
 def test_fit_with_an_anchor_and_a_merge_key_trains(cli, tmp_path):

@@ -4,8 +4,7 @@ import pytest
 import yaml
 
 from pyclassify.cli.options import expand_options
-from pyclassify.utils.options import SHORT_OPTIONS
-from tests.support.phrases import mentions
+from pyclassify.utils.options import SHORT_OPTIONS, UsageError
 
 PARTS = ["--data=pyclassify.datamodule.CIFAR10DataModule", "--model=pyclassify.module.Classifier"]
 
@@ -71,12 +70,12 @@ def test_options_of_equal_depth_keep_their_order():
     assert expand_options(["fit", *callbacks])[-3:] == callbacks
 
 
-def test_value_is_no_verb():
+def test_value_is_not_the_command():
     assert expand_options(["--data_path", "train", "fit"])[0] == "fit"
 
 
 def test_schedule_without_an_optimizer_is_refused():
-    with pytest.raises(ValueError, match=r"lr_scheduler StepLR .*optimizer"):
+    with pytest.raises(UsageError, match=r"--lr_scheduler requires --optimizer"):
         expand_options(["fit", "--lr_scheduler", "StepLR", "--lr_scheduler.step_size", "1"])
 
 
@@ -146,19 +145,3 @@ def test_optimizer_and_schedule_are_chosen_as_lightning_has_it(cli):
 @pytest.mark.parametrize("name", ["MNISTDataModule", "pyclassify.datamodule.MNISTDataModule"])
 def test_class_is_named_barely_or_in_full(name, cli):
     assert shown(cli, f"fit --data={name}")["data"]["class_path"].endswith(".MNISTDataModule")
-
-
-@pytest.mark.parametrize(
-    ("line", "facts"),
-    [
-        ("--help", ["Score a trained network"]),
-        ("fit --help", ["--max_epochs for --trainer.max_epochs"]),
-        ("fit --model.help", ["--model.num_classes", "How many classes"]),
-        ("test --data=SyntheticDataModule --data.help", ["--data.train_size", "training images"]),
-    ],
-)
-def test_help_tells_what_the_docstrings_say(line, facts, cli):
-    helped = cli(line)
-
-    assert helped.code == 0
-    assert mentions(" ".join(helped.out.split()), *facts)
