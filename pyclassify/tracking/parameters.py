@@ -1,12 +1,12 @@
 """The parameters of a run, by which runs are compared, and the name of its recipe.
 
-Parameters are a flat view of the configuration. Their names are those of the options with slashes
-for dots, `model/learning_rate`: no `-P` of `mlflow run` can have such a name, and what it stored as
-typed ("1e-3") can't be stored again in the one spelling that all runs share ("0.001"). A class is
-named by its option alone, `model/model`, and so is a function in its place; only at the top, where
-`-P model=...` has that name, it is `model/class`.
+Parameters are a flat view of the configuration. Their names are the names of the options with
+slashes instead of dots: `model/learning_rate`. `mlflow run -P` can't set a parameter with a slash.
+This matters since it logs a value as typed ("1e-3"), and MLflow does not allow to change it to the
+common spelling ("0.001"). A class or function is the value of its option, `model/model`. At the top
+level, where `-P model=...` takes the name, it is `model/class`.
 
-A recipe is what a run trains: all parameters except its seed and where and how it is executed.
+A recipe is all parameters of a run except the seed and those of the execution, such as devices.
 """
 
 import hashlib
@@ -25,15 +25,15 @@ if TYPE_CHECKING:
 
 RECIPE_TAG = "pyclassify.recipe"
 
-# Of these sections only settings that differ from the default become parameters, ...
+# Settings in these sections become parameters only if they differ from the default, ...
 _SECTIONS_BY_DIFFERENCE = ("trainer", "checkpoint")
-# ... except these, which always do, ...
+# ... except these, which are always parameters, ...
 _ALWAYS = ("trainer/accelerator", "trainer/devices", "trainer/max_epochs", "trainer/num_nodes")
-# ... and these of the trainer, which never do.
+# ... and these settings of the trainer, which never are.
 _NEVER = ("logger", "enable_progress_bar", "enable_model_summary")
-_REFUSED_CHARACTERS = re.compile(r"[^\w. :-]|^\.+", re.ASCII)  # in a name, by MLflow's SQL store
+_INVALID_CHARACTERS = re.compile(r"[^\w. :-]|^\.+", re.ASCII)  # in names, for MLflow's SQL store
 
-# Parameters that say where and how a run is executed and logged, and don't change the recipe.
+# Parameters of the execution and the logging, which don't belong to the recipe.
 _EXECUTION = {
     "seed_everything",
     "data/num_workers",
@@ -45,12 +45,12 @@ _EXECUTION = {
     "trainer/log_every_n_steps",
     "trainer/profiler",
 }
-_AFTER_TRAINING = "register/"  # parameters of what is done with the trained network
-# Paths tell the recipe only if no digest tells the content of the images or of the weights.
+_AFTER_TRAINING = "register/"  # the prefix of parameters for the trained network
+# Paths belong to the recipe only if there is no digest of the images or of the weights.
 _DATA_PATH = "data/data_path"
 _WEIGHTS_PATH = "model/weights"
-# The values that options had before they existed, so that runs from before an upgrade and after it
-# have the same recipe.
+# Values of options that are equivalent to the behavior before these options existed, so that runs
+# before and after an upgrade have the same recipe.
 _INITIAL_VALUES = {
     ("trainer/precision", "32-true"),
     ("trainer/precision", "32"),
@@ -61,11 +61,11 @@ _INITIAL_VALUES = {
     ("model/label_smoothing", "0.0"),
     ("model/decay_bias_and_norm", "true"),
     ("model/compile", "false"),
-    # Which images were left out is told by the digest of the others.
+    # The digest of the images shows which files were skipped.
     ("data/unreadable", "stop"),
     ("data/unreadable", "skip"),
 }
-# Options of the data that change how images are read and transformed, but not which images.
+# Options that change how images are read and transformed, but don't select other images.
 _SAME_IMAGES = {
     *(name for name in _EXECUTION if name.startswith("data/")),
     _DATA_PATH,
@@ -86,10 +86,14 @@ def flatten_parameters(config: Mapping[str, Any], defaults: Mapping[str, Any]) -
 
     Args:
         config: The resolved configuration.
-        defaults: The default configuration, for the sections of which only differences count.
+        defaults: The default configuration, for sections whose default values are omitted.
 
     Returns:
-        Names and values as MLflow accepts them, without the logger and the progress bar.
+        Names and values that MLflow accepts, without those of the logger and the progress bar.
+
+    Example:
+        >>> flatten_parameters({"model": {"init_args": {"learning_rate": 0.001}}}, {})
+        {'model/learning_rate': '0.001'}
     """
     default_parameters = dict(_flatten(defaults))
     return {
@@ -102,14 +106,14 @@ def flatten_parameters(config: Mapping[str, Any], defaults: Mapping[str, Any]) -
 
 
 def make_weights_parameters(weights: Mapping[str, str] | None) -> dict[str, str]:
-    """Make the parameter that identifies the initial weights, which a file's name does not."""
+    """Make the parameter with the SHA-256 of the initial weights; empty without weights."""
     return {"model/weights_sha256": weights["sha256"]} if weights else {}
 
 
 def log_parameters(client: "MlflowClient", run_id: str, params: Mapping[str, str]) -> None:
     """Log the parameters that a run does not have yet.
 
-    What `mlflow run` was given without a slash, such as ckpt_path, is there as it was typed.
+    `mlflow run -P` has already logged those without a slash, such as ckpt_path, as typed.
     """
     from mlflow.entities import Param
 
@@ -127,11 +131,11 @@ def name_recipe(
 
     Args:
         config: The resolved configuration.
-        data: The data, as `record.describe_data` describes them.
-        weights: The initial weights, as `describe_weights` describes them.
+        data: The result of `record.describe_data`.
+        weights: The result of `describe_weights`.
 
     Returns:
-        The names of network and data, and a digest of everything else.
+        The names of network and data, and 6 digits of a digest of all other parameters.
     """
     sets = data["splits"] if data else {}
     ignored = {*_EXECUTION, *([_DATA_PATH] if sets else []), *([_WEIGHTS_PATH] if weights else [])}
@@ -146,20 +150,20 @@ def name_recipe(
 
 
 def name_network_and_data(params: Mapping[str, str]) -> str:
-    """Name network and data by a run's parameters: `AlexNet-CIFAR10`."""
+    """Name the network and the data of a run: `AlexNet-CIFAR10`."""
     network = params.get("model/model", params["model/class"])
     parts = [path.rsplit(".", 1)[-1] for path in (network, params["data/class"])]
     return "-".join(part.removesuffix("DataModule") for part in parts)
 
 
 def describe_weights(config: Mapping[str, Any]) -> dict[str, str] | None:
-    """Describe the initial weights of a network by their content.
+    """Describe the file of a network's initial weights.
 
     Args:
-        config: The resolved configuration, whose model may have an argument `weights`.
+        config: The resolved configuration. Its model may have an argument `weights`.
 
     Returns:
-        The `file` and its `sha256`; None if the argument names no file.
+        The `file` and its `sha256`; None if the argument is missing or does not name a file.
     """
     weights = (config["model"].get("init_args") or {}).get("weights")
     if not isinstance(weights, str) or not Path(weights).expanduser().is_file():
@@ -169,7 +173,7 @@ def describe_weights(config: Mapping[str, Any]) -> dict[str, str] | None:
 
 
 def may_change_images(options: str) -> bool:
-    """Whether command line options (`--data.val_size 10`) may change which images there are."""
+    """Whether command line options such as `--data.val_size 10` may select other images."""
     words = [word for word in shlex.split(options) if word.startswith("--")]
     names = [word.partition("=")[0].removeprefix("--").removesuffix("+") for word in words]
     return any(
@@ -187,7 +191,7 @@ def _flatten(config: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
 
 def _name_parameter(path: Sequence[str], prefix: str = "") -> str:
     keys = [
-        _REFUSED_CHARACTERS.sub("_", key) for key in path if key not in ("init_args", "dict_kwargs")
+        _INVALID_CHARACTERS.sub("_", key) for key in path if key not in ("init_args", "dict_kwargs")
     ]
     if keys[-1] == "class_path":
         keys[-1:] = ["class"] if len(keys) == 2 and not prefix else []
@@ -196,7 +200,7 @@ def _name_parameter(path: Sequence[str], prefix: str = "") -> str:
 
 def _flatten_value(name: str, value: Any) -> Iterator[tuple[str, str]]:
     if isinstance(value, list) and value and all(map(_is_class, value)):
-        # Callbacks and the like are named by their classes, since their order has no meaning.
+        # Callbacks and similar lists are named by class, since their order has no meaning.
         counts: Counter[str] = Counter()
         for item in value:
             class_name = str(item["class_path"]).rsplit(".", 1)[-1]
@@ -215,10 +219,10 @@ def _is_class(value: Any) -> bool:
 
 
 def _shorten(text: str) -> str:
-    """Cut a value that MLflow would cut, and say so in the value."""
+    """Truncate a value that is too long for MLflow, with a note in the value."""
     from mlflow.utils.validation import MAX_PARAM_VAL_LENGTH
 
     if len(text) <= MAX_PARAM_VAL_LENGTH:
         return text
-    note = f"... ({len(text):,} characters, whole in config.yaml)"
+    note = f"... ({len(text):,} characters; see config.yaml)"
     return text[: MAX_PARAM_VAL_LENGTH - len(note)] + note

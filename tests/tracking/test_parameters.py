@@ -68,7 +68,7 @@ def test_flatten_parameters_cuts_a_long_value_and_says_so():
 
     assert len(value) == 6000
     assert value.startswith("[0.1, 0.1,")
-    assert value.endswith("... (10,000 characters, whole in config.yaml)")
+    assert value.endswith("... (10,000 characters; see config.yaml)")
 
 
 @pytest.mark.parametrize(
