@@ -1,9 +1,9 @@
-"""Open MLflow's databases, so that several processes may be the first to do so at one moment.
+"""Open MLflow's databases under an exclusive lock, so that several processes may open a new one.
 
-MLflow makes the tables of a new database, and migrates those of an old one, without a lock: of two
-processes that open it first, one dies in Alembic's migration. Here one process at a time opens a
-database. MLflow calls these functions for SQLite in all that starts with it, such as `mlflow run`
-(entry points in pyproject.toml), and for PostgreSQL in our own commands.
+MLflow creates the tables of a new database, and migrates those of an old one, without a lock: of
+two processes that open it first, one fails in Alembic's migration. Here one process at a time opens
+a database. MLflow calls these functions for SQLite in all its programs, such as `mlflow run` (entry
+points in pyproject.toml), and for PostgreSQL in our own commands.
 """
 
 import os
@@ -15,16 +15,16 @@ from typing import Any
 from urllib.parse import unquote
 
 _SQLITE = "sqlite:///"
-_LOCK_SECONDS = 300.0  # after which the holder is thought to hang; a migration takes seconds
-_POSTGRES_LOCK = 0x70796C6D  # of pg_advisory_lock; any number that no other program locks
+_LOCK_TIMEOUT_SECONDS = 300.0  # then the holder is assumed to hang; a migration takes seconds
+_POSTGRES_LOCK = 0x70796C6D  # key of pg_advisory_lock, not used by other programs
 
 
 def open_tracking_store(store_uri: str, artifact_uri: str | None = None) -> Any:
     """Open the tracking store of a database, as MLflow's own builder does, one process at a time.
 
     Raises:
-        mlflow.exceptions.MlflowException: The file can't be a database, or the server does not
-            answer.
+        mlflow.exceptions.MlflowException: The file can't be opened, or the database server does not
+            respond.
     """
     from mlflow.tracking._tracking_service.utils import _get_sqlalchemy_store
 
@@ -45,7 +45,7 @@ def open_registry_store(store_uri: str) -> Any:
 
 
 def register_databases() -> None:
-    """Have MLflow open databases by these functions in this process, PostgreSQL's too."""
+    """Register these functions with MLflow in this process, for SQLite and PostgreSQL."""
     from mlflow.tracking._tracking_service.utils import _tracking_store_registry
 
     for scheme in ("sqlite", "postgresql"):
@@ -60,12 +60,12 @@ def _lock_database(uri: str) -> Iterator[None]:
     elif path := find_file(uri):
         with _lock_file(path):
             yield
-    else:  # in memory, or a database that is not ours to lock
+    else:  # in memory, or another kind of database, which has no lock here
         yield
 
 
 def find_file(uri: str) -> Path | None:
-    """Find the file of a SQLite database; None where there is none, or SQLite itself finds it."""
+    """Find the file of an SQLite database; None for one in memory or given by a `file:` URI."""
     name = unquote(uri.removeprefix(_SQLITE).partition("?")[0])
     is_path = uri.startswith(_SQLITE) and name and not name.startswith((":memory:", "file:"))
     return Path(name).absolute() if is_path else None
@@ -73,30 +73,30 @@ def find_file(uri: str) -> Path | None:
 
 @contextmanager
 def _lock_file(database: Path) -> Iterator[None]:
-    """Hold the lock beside a database's file, except in a folder that can't be written."""
+    """Hold the lock beside a database's file, unless the folder can't be written."""
     _check_file(database)
     try:
         from filelock import FileLock, Timeout
-    except ImportError:  # beside MLflow alone, as on a login node
+    except ImportError:  # only MLflow is installed, as on a login node
         yield
         return
-    lock = FileLock(database.with_name(f".{database.name}.lock"), timeout=_LOCK_SECONDS)
+    lock = FileLock(database.with_name(f".{database.name}.lock"), timeout=_LOCK_TIMEOUT_SECONDS)
     try:
         lock.acquire()
     except (OSError, NotImplementedError, Timeout):
-        yield  # as without this module: who may not write makes no tables either
+        yield  # without a lock: who can't write to the folder creates no tables either
         return
     try:
         yield
     finally:
-        # Who waits for it sees, once it has it, that the file is gone, and takes a new one.
+        # A process that waits for the lock notices that the file was removed, and locks a new one.
         with suppress(OSError):
             os.unlink(lock.lock_file)
         lock.release()
 
 
 def _check_file(database: Path) -> None:
-    """Refuse what SQLite can't open; MLflow would try for two minutes, with a page for each try."""
+    """Check that SQLite can open a file; MLflow would retry for two minutes."""
     from mlflow.exceptions import MlflowException
     from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE
 
@@ -104,11 +104,11 @@ def _check_file(database: Path) -> None:
         database.parent.mkdir(parents=True, exist_ok=True)
         if database.exists():
             if stat.S_ISDIR(database.stat().st_mode):
-                raise IsADirectoryError(f"{database} is a folder and not a database")
+                raise IsADirectoryError(f"{database} is a directory, not a database")
             with database.open("rb"):
                 pass
         elif not os.access(database.parent, os.W_OK):
-            raise PermissionError(f"{database.parent} can't be written")
+            raise PermissionError(f"{database.parent} is not writable")
     except OSError as error:
         reason = f"{database}: {error.strerror}" if error.strerror else str(error)
         raise MlflowException(
@@ -118,7 +118,7 @@ def _check_file(database: Path) -> None:
 
 @contextmanager
 def _lock_in_postgres(uri: str) -> Iterator[None]:
-    """Hold an advisory lock of the database, which it releases if this process dies."""
+    """Hold an advisory lock of the database, which releases it if this process dies."""
     import sqlalchemy
     from mlflow.exceptions import MlflowException
     from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE, TEMPORARILY_UNAVAILABLE
@@ -127,9 +127,9 @@ def _lock_in_postgres(uri: str) -> Iterator[None]:
     try:
         connection = engine.connect()
     except sqlalchemy.exc.OperationalError as error:
-        # Whom the server refuses it refuses again.
-        refused = any(sign in str(error) for sign in ("FATAL", "password", "pg_hba"))
-        code = INVALID_PARAMETER_VALUE if refused else TEMPORARILY_UNAVAILABLE
+        # A rejected login is permanent; MLflow retries only TEMPORARILY_UNAVAILABLE.
+        is_rejected = any(sign in str(error) for sign in ("FATAL", "password", "pg_hba"))
+        code = INVALID_PARAMETER_VALUE if is_rejected else TEMPORARILY_UNAVAILABLE
         raise MlflowException(str(error), code) from error
     with connection:
         connection.execute(

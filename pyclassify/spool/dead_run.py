@@ -1,8 +1,8 @@
-"""Give a run its final status after the process that wrote it has died.
+"""Set the final status of a run whose process has died.
 
-The status goes into the run's spool first, so that it is not lost where the server is away. Then it
-is set directly, within a second, where the server is one that can be told without MLflow, which
-takes seconds to load. At last all that the dead process has logged is uploaded.
+The status is written to the run's spool first, so that it is not lost if the server is unreachable.
+Then it is set at the server directly, within a second, by SQL or HTTP: MLflow takes seconds to
+import. Finally everything that the dead process has logged is uploaded.
 """
 
 import base64
@@ -25,9 +25,9 @@ from pyclassify.spool.records import REASON_TAG, START_TAG
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
-_DIRECT_SECONDS = 5.0  # for the server to take the status
-_UPLOAD_PAUSES = (0.0, 2.0, 5.0, 10.0)  # before each attempt to upload what is left
-# With these MLflow signs or proves its requests in ways that are left to it.
+_DIRECT_TIMEOUT_SECONDS = 5.0
+_UPLOAD_PAUSES_SECONDS = (0.0, 2.0, 5.0, 10.0)  # before each attempt to upload the rest
+# With these settings only MLflow can authenticate a request.
 _OTHER_AUTHENTICATION = ("MLFLOW_TRACKING_AUTH", "MLFLOW_TRACKING_AWS_SIGV4")
 _OTHER_TLS = ("MLFLOW_TRACKING_CLIENT_CERT_PATH", "MLFLOW_TRACKING_SERVER_CERT_PATH")
 
@@ -36,11 +36,11 @@ class DeadRun:
     """A run whose process has died.
 
     Args:
-        run_id: The run's id in the spool; None where its process died before it knew it.
+        run_id: The run's ID in the spool; None if the process died before it was known.
         start_id: The value of the tag `START_TAG`, by which such a run is found.
         root: The folder of spools.
-        tracking_uri: The server; empty for MLflow's own choice, `spool:` where another process
-            uploads the run.
+        tracking_uri: The server; empty for MLflow's default, `spool:` if another process uploads
+            the run.
 
     Example:
         >>> run = DeadRun("0123", "", Path("runs/spool"), "http://server:5000")
@@ -54,7 +54,7 @@ class DeadRun:
         self.run_id, self.root = run_id, root
         self.tracking_uri = tracking_uri or os.environ.get("MLFLOW_TRACKING_URI", "")
         self._start_id = start_id
-        # A run has the tag `START_TAG` until its process knows the run's id.
+        # A run has the tag `START_TAG` until its process knows the run's ID.
         self._tags: dict[str, str | None] = {} if run_id else {START_TAG: None}
         if not run_id and root is not None:
             self.run_id = _find_started(root, start_id)
@@ -66,10 +66,14 @@ class DeadRun:
         return folder if folder and records.is_spool(folder) else None
 
     def close(self, status: str, reason: str) -> bool:
-        """Give the run its final status, in the spool and at the server.
+        """Set the run's final status in the spool and at the server.
+
+        Args:
+            status: FAILED or KILLED.
+            reason: The reason, for the tag `status_reason`.
 
         Returns:
-            Whether the run is still this one's: no other process has begun to write to it.
+            False if another process has acquired the run's lock, so that the run is running again.
         """
         now = int(time.time() * 1000)
         is_recorded = False
@@ -82,9 +86,9 @@ class DeadRun:
             return False
         run_id = self._find_server_id()
         if run_id is not None:
-            with suppress(Exception):  # MLflow tries again below
+            with suppress(Exception):  # retried by MLflow below
                 set_status_directly(self.tracking_uri, run_id, status, reason, now)
-        for pause in _UPLOAD_PAUSES:
+        for pause in _UPLOAD_PAUSES_SECONDS:
             time.sleep(pause)
             if self._upload(status, reason, now, is_recorded):
                 break
@@ -93,7 +97,7 @@ class DeadRun:
         return True
 
     def connect(self) -> "MlflowClient | None":
-        """Connect to the server; None where another process uploads the run."""
+        """Connect to the server; None if another process uploads the run."""
         import mlflow
 
         from pyclassify.utils.mlflow_settings import limit_requests
@@ -104,10 +108,10 @@ class DeadRun:
         return mlflow.MlflowClient(self.tracking_uri or None)
 
     def _record(self, status: str, reason: str, now: int) -> bool:
-        """Write the status to the spool; returns whether it is there.
+        """Write the status to the spool; return whether it is written.
 
         Raises:
-            RunLockedError: Another process writes to the run.
+            RunLockedError: Another process holds the run's lock.
         """
         folder = self.folder
         if folder is None:
@@ -128,27 +132,27 @@ class DeadRun:
         return True
 
     def _find_server_id(self) -> str | None:
-        """Find the run's id at the server; None where it is not known without asking."""
+        """Find the run's ID at the server; None if it is not known without a request."""
         folder = self.folder
-        if folder is None or not records.load_json(folder / records.SPOOL_FILE)["made_here"]:
+        if folder is None or records.load_json(folder / records.SPOOL_FILE)["is_at_server"]:
             return self.run_id
         with suppress(OSError):
             return str(records.load_json(folder / records.PROGRESS_FILE)["run_id"]) or None
         return None
 
     def _upload(self, status: str, reason: str, now: int, is_recorded: bool) -> bool:
-        """Upload what the process has logged, and set the status; returns whether that is done."""
+        """Upload what the process has logged, and set the status; return whether that is done."""
         from pyclassify.spool.uploader import PendingError, Uploader
 
         try:
             client = self.connect()
             if client is None:
                 return True
-            self.run_id = self.run_id or self._ask_for_started(client)
+            self.run_id = self.run_id or self._search_started(client)
             if self.run_id is None:
-                return True  # it was never made
+                return True  # it was never created
             if self.folder is not None:
-                with suppress(PendingError):  # files, which `pyclassify sync` stores later
+                with suppress(PendingError):  # files, which `pyclassify sync` uploads later
                     Uploader(self.folder, client).upload()
             run_id = self._find_server_id()
             if run_id is not None and not is_recorded:
@@ -158,30 +162,30 @@ class DeadRun:
                     client.delete_tag(run_id, name)
         except BlockingIOError:  # another process uploads it, with the status
             return True
-        except Exception:  # whatever the server answers
+        except Exception:  # of the server, the network or the disk
             return False
         return True
 
-    def _ask_for_started(self, client: "MlflowClient") -> str | None:
+    def _search_started(self, client: "MlflowClient") -> str | None:
         experiments = [experiment.experiment_id for experiment in client.search_experiments()]
         runs = client.search_runs(experiments, f"tags.`{START_TAG}` = '{self._start_id}'")
         return str(runs[0].info.run_id) if runs else None
 
     def _record_offline(self, status: str, reason: str, now: int) -> None:
-        """Make a spool of a run that has none, for `pyclassify sync`."""
+        """Create a spool with the status of a run that has none, for `pyclassify sync`."""
         if self.folder is not None or self.root is None or self.run_id is None:
             return
         experiment = os.environ.get("MLFLOW_EXPERIMENT_ID", "name:Default")
         with suppress(OSError):
-            name = f"away-from-{now // 1000}"
+            name = f"offline-{now // 1000}"
             uri = self.tracking_uri
             folder = self.root / self.run_id
-            records.create_spool(folder, experiment, name, {}, now, uri, given_id=True)
+            records.create_spool(folder, experiment, name, {}, now, uri, is_at_server=True)
             self._record(status, reason, now)
 
 
 def _find_started(root: Path, start_id: str) -> str | None:
-    """Find a spool that was made by a process that died before it could report that."""
+    """Find the spool of a process that died before it reported the run's ID."""
     with suppress(OSError):
         for folder in root.iterdir() if start_id else ():
             with suppress(OSError):
@@ -191,18 +195,18 @@ def _find_started(root: Path, start_id: str) -> str | None:
 
 
 def set_status_directly(uri: str, run_id: str, status: str, reason: str, now: int) -> None:
-    """Set a run's status and reason without MLflow, if the server is SQLite or speaks HTTP.
+    """Set a run's status and reason without MLflow, in an SQLite database or by HTTP.
 
     Args:
-        uri: The tracking URI.
+        uri: The tracking URI; one of another kind is ignored.
         run_id: The run.
         status: The final status.
-        reason: Why.
+        reason: The reason, for the tag `status_reason`.
         now: When the run ended, in milliseconds since 1970.
 
     Raises:
-        OSError: The server does not answer, or refuses.
-        sqlite3.Error: The database does.
+        OSError: The server does not respond, or rejects the request.
+        sqlite3.Error: The database can't be written.
     """
     setters: dict[str, Callable[..., None]] = {
         "sqlite": _set_in_sqlite,
@@ -217,7 +221,7 @@ def _set_in_sqlite(uri: str, run_id: str, status: str, reason: str, now: int) ->
     path = find_file(uri)
     if path is None or not path.is_file():
         return
-    with closing(sqlite3.connect(path, timeout=_DIRECT_SECONDS)) as database, database:
+    with closing(sqlite3.connect(path, timeout=_DIRECT_TIMEOUT_SECONDS)) as database, database:
         values = (status, now, run_id)
         database.execute("UPDATE runs SET status = ?, end_time = ? WHERE run_uuid = ?", values)
         tag = (REASON_TAG, reason, run_id)
@@ -247,5 +251,5 @@ def _post(uri: str, endpoint: str, content: dict[str, Any]) -> None:
     elif token := os.environ.get("MLFLOW_TRACKING_TOKEN"):
         headers["Authorization"] = f"Bearer {token}"
     request = urllib.request.Request(address, json.dumps(content).encode(), headers)
-    with urllib.request.urlopen(request, timeout=_DIRECT_SECONDS):
+    with urllib.request.urlopen(request, timeout=_DIRECT_TIMEOUT_SECONDS):
         pass

@@ -5,12 +5,13 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from pyclassify.utils.masking import mask
+from pyclassify.utils.options import UsageError
 from pyclassify.utils.text import shorten
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
-# In characters; some databases take more, and others would refuse the run when it is uploaded.
+# In characters. Some databases accept more; others would reject the run when it is uploaded.
 _MAX_EXPERIMENT_NAME = 500
 _MAX_RUN_NAME = 250
 _MAX_TAG_NAME = 250
@@ -21,10 +22,10 @@ _MAX_SHOWN = 40
 def check_names(
     experiment_name: str | None, run_name: str | None, tags: Mapping[str, Any] | None
 ) -> None:
-    """Refuse names and tags that MLflow does not store.
+    """Check that names and tags are not too long for MLflow.
 
     Raises:
-        ValueError: One is too long.
+        UsageError: One is too long.
     """
     name = experiment_name or os.environ.get("MLFLOW_EXPERIMENT_NAME")
     option = "--trainer.logger.{}"
@@ -37,9 +38,9 @@ def check_names(
 
 def _check_length(what: str, text: str | None, length: int, option: str) -> None:
     if text and len(text) > length:
-        raise ValueError(
-            f"the {what} has {len(text)} characters ({shorten(text, _MAX_SHOWN)!r}) and MLflow "
-            f"takes {length}; give a shorter one by {option}"
+        raise UsageError(
+            f"the {what} is too long: {len(text)} characters ({shorten(text, _MAX_SHOWN)!r}), "
+            f"expected at most {length}; give a shorter one by {option}"
         )
 
 
@@ -47,22 +48,22 @@ def open_experiment(client: "MlflowClient", name: str | None) -> str | None:
     """Find the experiment of a new run, or create it.
 
     Args:
-        client: The tracking server.
+        client: A client of the tracking server.
         name: The experiment; by default that of MLFLOW_EXPERIMENT_NAME.
 
     Returns:
-        Its id; None where no name is given, and MLflow chooses.
+        The experiment's ID; None if no name is given, and MLflow chooses the experiment.
 
     Raises:
-        ValueError: The experiment is deleted, or what answers is no MLflow server.
-        mlflow.exceptions.MlflowException: The server does not answer, or refuses.
+        ValueError: The experiment is deleted, or the address is not that of an MLflow server.
+        mlflow.exceptions.MlflowException: The server does not respond, or rejects the request.
     """
     chosen = name or os.environ.get("MLFLOW_EXPERIMENT_NAME")
     experiment = client.get_experiment_by_name(chosen or "Default")
     if experiment is not None and not experiment.experiment_id:
         raise ValueError(
-            f"{mask(client.tracking_uri)} answers, but not as an MLflow server does; see that "
-            "MLFLOW_TRACKING_URI is the address at which its page opens"
+            f"{mask(client.tracking_uri)} is not an MLflow server; set MLFLOW_TRACKING_URI to the "
+            "address at which the server's web page opens"
         )
     if chosen is None:
         return None
@@ -70,15 +71,15 @@ def open_experiment(client: "MlflowClient", name: str | None) -> str | None:
         return create_experiment(client, chosen)
     if experiment.lifecycle_stage == "deleted":
         raise ValueError(
-            f"experiment {chosen!r} is deleted; `mlflow experiments restore --experiment-id "
-            f"{experiment.experiment_id}` brings it back, or give another "
+            f"experiment {chosen!r} is deleted; restore it by `mlflow experiments restore "
+            f"--experiment-id {experiment.experiment_id}`, or give another "
             "--trainer.logger.experiment_name"
         )
     return str(experiment.experiment_id)
 
 
 def create_experiment(client: "MlflowClient", name: str) -> str:
-    """Create an experiment, unless another process has just done so; returns its id."""
+    """Create an experiment, unless another process has just created it; return its ID."""
     from mlflow.exceptions import MlflowException
 
     try:

@@ -1,7 +1,8 @@
-"""One writer of a run at a time: `flock(2)` on a file in the run's folder of the spool.
+"""An exclusive lock for the writer of a run: `flock(2)` on a file in the run's spool.
 
-The file, `writer.lock`, stays there; the run is locked while a process holds the lock. The kernel
-releases it when that process ends, however it ends. The file has one line of JSON: its last holder.
+The file, `writer.lock`, is not removed; the run is locked while a process holds the lock. The
+kernel releases the lock when that process ends for any reason. The file has one line of JSON, which
+names the last holder.
 """
 
 import errno
@@ -15,27 +16,27 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 LOCK_FILE = "writer.lock"
-# For the monitor of an attempt that has died, which holds the lock while it writes the status.
-_PATIENCE_SECONDS = 0.5
-# A file system without such locks; Lustre is mounted without them by default.
+# For the monitor of a run whose process has died: it holds the lock while it writes the status.
+_TIMEOUT_SECONDS = 0.5
+# The errors of a file system without locks; Lustre is mounted without them by default.
 _UNSUPPORTED = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK, errno.EINVAL)
 
 _locked: dict[Path, int] = {}  # the descriptors of this process's lock files
 
 
 class RunLockedError(OSError):
-    """Another process writes to the run."""
+    """Another process holds the lock of the run."""
 
 
 @dataclass(frozen=True)
 class Holder:
-    """The process that writes to a run.
+    """The process that holds the lock of a run.
 
     Args:
-        pid: The process's number.
-        host: The machine that it runs on.
-        job_id: SLURM's number of its job; empty outside of jobs.
-        since: Seconds since 1970.
+        pid: The process ID.
+        host: The machine.
+        job_id: The ID of its SLURM job; empty outside of jobs.
+        since: When the lock was acquired, in seconds since 1970.
     """
 
     pid: int
@@ -50,15 +51,15 @@ class Holder:
 
 
 def acquire(folder: Path) -> None:
-    """Lock a run until `release`, or until this process ends; a second call changes nothing.
+    """Acquire the lock of a run until `release`, or until this process ends.
 
-    Processes that this one forks or starts don't hold the lock.
+    A second call has no effect. Child processes do not hold the lock.
 
     Args:
-        folder: The run's folder, which is made where it is missing; its name is the run's id.
+        folder: The run's folder, created if it is missing; its name is the run's ID.
 
     Raises:
-        RunLockedError: Another process holds the lock; the message says which, and what to do.
+        RunLockedError: Another process holds the lock; the message names it and the remedy.
         OSError: The file can't be written.
     """
     path = folder.resolve() / LOCK_FILE
@@ -67,13 +68,13 @@ def acquire(folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     descriptor = _open(path)
     try:
-        end = time.monotonic() + _PATIENCE_SECONDS
+        end = time.monotonic() + _TIMEOUT_SECONDS
         while not (is_locked := _lock(descriptor, path)) and time.monotonic() < end:
             time.sleep(0.05)
         if not is_locked:
             raise RunLockedError(
-                f"the run {folder.name} is being written by {_read_holder(path)}; let it go on, or "
-                f"stop it and then `pyclassify resume {folder.name}`"
+                f"the run {folder.name} is locked by {_read_holder(path)}; wait until it ends, or "
+                f"stop it and run `pyclassify resume {folder.name}`"
             )
         _write_holder(descriptor)
     except BaseException:
@@ -83,14 +84,14 @@ def acquire(folder: Path) -> None:
 
 
 def release(folder: Path) -> None:
-    """Let another process write to the run, before this one ends."""
+    """Release the lock of a run, so that another process may write to it."""
     descriptor = _locked.pop(folder.resolve() / LOCK_FILE, None)
     if descriptor is not None:
         os.close(descriptor)
 
 
 def find_holder(folder: Path) -> str:
-    """Describe the process that writes to a run; empty if there is none that this machine sees."""
+    """Describe the process that holds the lock of a run; empty if this machine sees none."""
     path = folder.resolve() / LOCK_FILE
     if not path.exists():
         return ""
@@ -104,7 +105,7 @@ def find_holder(folder: Path) -> str:
 
 
 def _open(path: Path) -> int:
-    # Closed when another program replaces this process or a child of it (PEP 446).
+    # Not inherited by programs that this process or its children execute (PEP 446).
     return os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
 
 
@@ -117,7 +118,7 @@ def _lock(descriptor: int, path: Path) -> bool:
         if error.errno not in _UNSUPPORTED:
             raise
         warnings.warn(
-            f"{path} can't be locked ({error.strerror}); see to it that no two processes write to "
+            f"{path} can't be locked ({error.strerror}); make sure that only one process writes to "
             "this run",
             stacklevel=3,
         )
@@ -134,12 +135,12 @@ def _write_holder(descriptor: int) -> None:
 def _read_holder(path: Path) -> str:
     try:
         return str(Holder(**json.loads(path.read_text())))
-    except (OSError, ValueError, TypeError):  # it is writing the line at this moment
-        return "another process, which has just begun"
+    except (OSError, ValueError, TypeError):  # the holder has not written its line yet
+        return "another process, which has just started"
 
 
 def _release_in_child() -> None:
-    # Otherwise a data worker that outlives its parent would keep the run locked.
+    # Otherwise a data worker that is still alive after its parent holds the lock.
     while _locked:
         os.close(_locked.popitem()[1])
 

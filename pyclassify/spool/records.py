@@ -1,31 +1,32 @@
-"""The write-ahead log of a run: what it logs, as records in files that are only appended to.
+"""The write-ahead log of a run: everything that it logs, as records in append-only files.
 
-One folder a run, `ROOT/<run_id>/`:
+Each run has one folder, `ROOT/<run_id>/`:
 
-    spool.json       the run as it was when the folder was made, and where it is to be uploaded
-    000001.records   what the first process wrote, 000002.records the second, and so on
-    artifacts/       the files, by their paths in the run, until it is over and they are uploaded
-    delivered.json   how far the server has all: an offset in bytes for each file of records, and
-                     the records of files that could not be stored yet
-    refused.records  the rejected records, with the server's words: JSON, a line each
-    writer.lock      held by the process that writes, delivery.lock by the one that uploads
-    done             how many bytes the records had when the run was over and nothing was left
+    spool.json        the run when the folder was created, and the server to upload it to
+    000001.records    the segment of the first process, 000002.records of the second, and so on
+    artifacts/        the files, by their paths in the run, until the run has ended and is uploaded
+    uploaded.json     the progress: `offsets`, the uploaded bytes of each segment, and `pending`,
+                      the records of files that could not be stored yet
+    rejected.records  the rejected records (quarantine), each with the server's message, as JSON
+    writer.lock       the lock of the process that writes
+    upload.lock       the lock of the process that uploads
+    done              the size of the records in bytes when the run had ended and was uploaded
 
 A record is a line: the CRC-32 of the rest in eight hexadecimal digits, a space, and a JSON object
-(RFC 8259, and NaN and Infinity as Python writes them) with `kind` and
+(RFC 8259, with NaN and Infinity as Python writes them). Its `kind` decides the other keys:
 
     metrics    points: [name, value, milliseconds since 1970, step], each (name, step) once
     params     values: {name: value}
-    tags       values: {name: value}, None for one that is deleted
-    name       name: the run's
-    status     status, time: when it was said, end_time: the run's, or None
-    inputs     datasets: [{dataset, tags}], as MLflow's own entities write them
-    experiment_tag  name, value: one that its experiment may have already
+    tags       values: {name: value}, None for a deleted tag
+    name       name: the run's name
+    status     status, time: when it was set, end_time: of the run, or None
+    inputs     datasets: [{dataset, tags}], as MLflow's entities write them
+    experiment_tag  name, value: set unless the experiment has the tag
     artifact   path: in the run, size in bytes, sha256
     version    name: the registered model's, path: of the files, tags, and how
                it is compared with the champion: min_accuracy, alpha, compare_on
 
-A file has one writer. A last line that is not whole is where its process died while writing.
+A segment has one writer. Its last line may be incomplete if the process died while writing it.
 """
 
 import json
@@ -44,25 +45,26 @@ from pyclassify.utils.masking import mask
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
-FINAL_STATUSES = ("FINISHED", "FAILED", "KILLED")  # with which a run has ended, in MLflow's words
-REASON_TAG = "status_reason"  # the tag that says why a run is FAILED or KILLED
-START_TAG = "pyclassify.start"  # of a run that is being made, until its maker knows its id
+FINAL_STATUSES = ("FINISHED", "FAILED", "KILLED")  # MLflow's statuses of a run that has ended
+REASON_TAG = "status_reason"  # the tag with the reason why a run is FAILED or KILLED
+START_TAG = "pyclassify.start"  # of a run that is being created, until its ID is known
 SPOOL_FILE = "spool.json"
-PROGRESS_FILE = "delivered.json"
-REJECTED_FILE = "refused.records"
+PROGRESS_FILE = "uploaded.json"
+REJECTED_FILE = "rejected.records"
+UPLOAD_LOCK_FILE = "upload.lock"
 DONE_FILE = "done"
 MAX_POINTS = 1000  # MLflow's limit for a batch of metrics
-_MAX_RECORDS = 5000  # of one batch; their metrics may take several calls
+_MAX_RECORDS = 5000  # of one batch; its metrics may take several requests
 _SEGMENT_NAME = re.compile(r"(\d{6})\.records")
-# PostgreSQL takes no NUL, and half of a surrogate pair, as Python reads a name of a file that is
-# not of UTF-8, can't be sent: the server would fail at each try, and get nothing of the run.
+# PostgreSQL rejects NUL, and a lone surrogate (Python's reading of a file name that is not UTF-8)
+# can't be encoded: each retry would fail, and nothing of the run would be uploaded.
 _UNSTORABLE = re.compile("[\0\ud800-\udfff]")
 
 Record = dict[str, Any]
 
 
 class DamagedRecord(ValueError):
-    """A line whose checksum is another: the file was changed, or its disk is failing."""
+    """A line with a wrong checksum: the file was changed, or the disk is failing."""
 
 
 def encode(record: Record) -> bytes:
@@ -75,7 +77,7 @@ def decode(line: bytes) -> Record:
     """Decode a line.
 
     Raises:
-        DamagedRecord: The line is not one that `encode` made.
+        DamagedRecord: The checksum is wrong.
     """
     checksum, _, text = line.rstrip(b"\n").partition(b" ")
     if checksum != b"%08x" % crc32(text):
@@ -94,7 +96,7 @@ def is_spool(folder: Path) -> bool:
 
 
 def list_segments(folder: Path) -> dict[int, Path]:
-    """List the files of a run's records by their numbers, in order."""
+    """List the segments of a run by their numbers, in order."""
     segments = {
         int(match[1]): path
         for path in folder.iterdir()
@@ -104,22 +106,22 @@ def list_segments(folder: Path) -> dict[int, Path]:
 
 
 def count_bytes(folder: Path) -> int:
-    """Count the bytes of a run's records; as many as before means that nothing was logged."""
+    """Count the bytes of a run's records; the count grows with each record."""
     return sum(path.stat().st_size for path in list_segments(folder).values())
 
 
 def is_uploaded(folder: Path) -> bool:
-    """Whether the server has all that was written, be the run over or not."""
+    """Whether all records written so far are uploaded, of a running run too."""
     size = count_bytes(folder)
     try:
         progress = load_json(folder / PROGRESS_FILE)
-        return size == sum(progress["places"].values()) and not progress.get("waiting")
+        return size == sum(progress["offsets"].values()) and not progress.get("pending")
     except FileNotFoundError:
         return size == 0
 
 
 def is_done(folder: Path) -> bool:
-    """Whether a run was over and uploaded, and nothing was written since."""
+    """Whether a run had ended and was uploaded, and nothing was written since."""
     try:
         return int((folder / DONE_FILE).read_text()) == count_bytes(folder)
     except (OSError, ValueError):
@@ -127,7 +129,7 @@ def is_done(folder: Path) -> bool:
 
 
 def read_records(path: Path, offset: int = 0) -> Iterator[tuple[int, Record | DamagedRecord]]:
-    """Read the whole lines of a file from an offset on, without one that is still being written.
+    """Read the complete lines of a segment from an offset on.
 
     Yields:
         The offset after each line, and its record.
@@ -145,7 +147,7 @@ def read_records(path: Path, offset: int = 0) -> Iterator[tuple[int, Record | Da
 
 
 class Segment:
-    """A file of records, open for this process alone.
+    """A file of records that only this process writes to.
 
     Args:
         folder: The run's folder.
@@ -168,7 +170,7 @@ class Segment:
         """Write lines, all or none.
 
         Raises:
-            OSError: The disk is full, or away.
+            OSError: The disk is full or not available.
         """
         written = 0
         try:
@@ -189,7 +191,7 @@ class Segment:
 
 
 def save_json(path: Path, content: dict[str, Any]) -> None:
-    """Write a small JSON file whole or not at all."""
+    """Write a small JSON file atomically."""
     files.write_atomically(path, json.dumps(content, indent=2))
 
 
@@ -203,7 +205,7 @@ class Batch:
     """Some records of a run, by their kind.
 
     Attributes:
-        offsets: How many bytes of each file of records are read with this batch, by its number.
+        offsets: The bytes of each segment that are read with this batch, by the segment's number.
         count: The number of records.
     """
 
@@ -221,7 +223,7 @@ class Batch:
     count: int = 0
 
     def add(self, record: Record | DamagedRecord) -> None:
-        """Add a record; of what can be logged again the latest counts."""
+        """Add a record; the latest value of a parameter, a tag or an artifact counts."""
         self.count += 1
         if isinstance(record, DamagedRecord):
             self.damaged.append(str(record))
@@ -280,7 +282,7 @@ def read_batches(folder: Path, offsets: Mapping[int, int]) -> Iterator[Batch]:
 
 
 def create_from_server(root: Path, client: "MlflowClient", run_id: str) -> Path:
-    """Create the spool of a run that the server has, unless there is one.
+    """Create the spool of a run that exists at the server, unless the run has a spool.
 
     Args:
         root: The folder of the spools.
@@ -291,7 +293,7 @@ def create_from_server(root: Path, client: "MlflowClient", run_id: str) -> Path:
         The run's folder.
 
     Raises:
-        mlflow.exceptions.MlflowException: The server does not know the run, or does not answer.
+        mlflow.exceptions.MlflowException: The run does not exist, or the server does not respond.
         OSError: The folder can't be written.
     """
     folder = root / run_id
@@ -315,7 +317,7 @@ def create_from_server(root: Path, client: "MlflowClient", run_id: str) -> Path:
         "params": data.params,
         "tags": data.tags,
         "metrics": [[m.key, m.value, m.timestamp, m.step] for m in data._metric_objs],
-        "steps": {  # that are not to be logged again
+        "steps": {  # already logged: the first value of each step counts
             name: [metric.step for metric in client.get_metric_history(run_id, name)]
             for name in data.metrics
         },
@@ -332,18 +334,18 @@ def create_spool(
     tags: dict[str, str],
     start_time: int,
     tracking_uri: str = "",
-    given_id: bool = False,
+    is_at_server: bool = False,
 ) -> Path:
-    """Create the spool of a run that no server was asked about.
+    """Create the spool of a run offline, without a request to the server.
 
     Args:
-        folder: The run's folder, called by its id.
-        experiment_id: The experiment's id; `name:` and its name where that alone is known.
+        folder: The run's folder, named by the run's ID.
+        experiment_id: The experiment's ID, or `name:` and its name if the ID is not known.
         run_name: The run's name.
         tags: Its tags.
         start_time: When it started, in milliseconds since 1970.
-        tracking_uri: Where it is to be uploaded; nothing where MLFLOW_TRACKING_URI shall say.
-        given_id: Whether the server has a run of this id; else the upload makes one.
+        tracking_uri: The server to upload it to; empty for that of MLFLOW_TRACKING_URI.
+        is_at_server: Whether the run exists at the server; otherwise the upload creates it.
 
     Returns:
         The run's folder.
@@ -363,16 +365,16 @@ def create_spool(
     name = experiment_id.removeprefix("name:")
     spool_info |= {"metrics": [], "inputs": []}
     spool_info |= {"experiment": {"name": name, "creation_time": start_time, "tags": {}}}
-    _write(folder, spool_info, tracking_uri, made_here=not given_id)
+    _write(folder, spool_info, tracking_uri, is_at_server)
     return folder
 
 
 def _write(
-    folder: Path, spool_info: dict[str, Any], tracking_uri: str, made_here: bool = False
+    folder: Path, spool_info: dict[str, Any], tracking_uri: str, is_at_server: bool = True
 ) -> None:
     (folder / "artifacts").mkdir(parents=True, exist_ok=True, mode=0o700)
     uri = mask(_make_absolute(tracking_uri))
-    target = {"layout": 1, "tracking_uri": uri, "made_here": made_here}
+    target = {"layout": 1, "tracking_uri": uri, "is_at_server": is_at_server}
     save_json(folder / SPOOL_FILE, {**target, **spool_info})
 
 

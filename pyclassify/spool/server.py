@@ -1,7 +1,7 @@
-"""Talk to the tracking server: send a run's records, and tell failures that pass from rejections.
+"""Send a run's records to the tracking server, and tell temporary errors from permanent ones.
 
-What the server will never take is rejected: its record goes to `refused.records` in the run's
-folder, and the rest of the run is uploaded. All other failures pass, and are tried again later.
+A record with a permanent error, such as an invalid name, is rejected: it goes to `rejected.records`
+in the run's folder (quarantine), and the rest of the run is uploaded. All other errors are retried.
 """
 
 import json
@@ -19,16 +19,16 @@ if TYPE_CHECKING:
     from mlflow.entities import RunInfo
 
 _MAX_TAGS = 100  # MLflow's limit for a batch of tags or parameters
-# The codes of a request that the server will never take, and the statuses of a proxy's refusal.
+# MLflow's codes of an invalid request, and the HTTP status codes by which a proxy rejects one.
 _INVALID_CODES = ("INVALID_PARAMETER_VALUE", "BAD_REQUEST", "MALFORMED_REQUEST")
 _REJECTED_STATUSES = (400, 413, 414, 422)
 # SQLAlchemy ends a message with the address of its page about the kind of error; 9h9h is its
-# DataError, of values that no further attempt will store.
+# DataError: invalid values, for which a retry is useless.
 _FAILING_DATABASE = re.compile(r"https://sqlalche\.me/e/\d+/(?!9h9h)")
 
 
 class RejectedRecords:
-    """The records of a run that the server will never take (quarantine).
+    """The records of a run that the server has permanently rejected (quarantine).
 
     Args:
         folder: The run's folder.
@@ -40,8 +40,12 @@ class RejectedRecords:
     def add(self, record: Record, message: str) -> None:
         """Add a record, and warn that it is not uploaded."""
         with self._file.open("a") as file:
-            file.write(json.dumps({**record, "words": message}) + "\n")
-        warnings.warn(f"{self._run_id}: not delivered: {message}", stacklevel=2)
+            file.write(json.dumps({**record, "message": message}) + "\n")
+        warnings.warn(
+            f"{self._run_id}: a record was rejected and is not uploaded: {message} (saved in "
+            f"{self._file})",
+            stacklevel=2,
+        )
 
     def find_file(self, folder: str) -> str:
         """Find a rejected artifact in a folder of the run's artifacts; empty if there is none."""
@@ -54,7 +58,7 @@ class RejectedRecords:
 
 
 class Sender:
-    """Sends a run's records to the server, and rejects what the server will never take.
+    """Sends a run's records to the server, and quarantines those that it permanently rejects.
 
     Args:
         client: A client of the server.
@@ -67,14 +71,14 @@ class Sender:
 
     @cached_property
     def run_info(self) -> "RunInfo":
-        """The run's info as first read: its experiment and its artifact URI don't change."""
+        """The run's info, read once: its experiment and artifact URI don't change."""
         return self.client.get_run(self.run_id).info
 
     def send(self, batch: Batch) -> None:
-        """Send a batch, all but its artifacts, its versions and its status.
+        """Send a batch, except its artifacts, its versions and its status.
 
         Raises:
-            mlflow.exceptions.MlflowException: The server does not answer, or the run is deleted.
+            mlflow.exceptions.MlflowException: The server does not respond, or the run is deleted.
         """
         self._log(batch)
         if batch.name:
@@ -87,7 +91,7 @@ class Sender:
             self.send_or_reject(record, self._tag_experiment, name, value)
 
     def send_or_reject(self, record: Record, send: Callable[..., None], *args: Any) -> None:
-        """Send a record by a function, and reject it if the server will never take it."""
+        """Send a record by a function, and quarantine it if the server permanently rejects it."""
         try:
             send(*args)
         except Exception as error:
@@ -95,7 +99,7 @@ class Sender:
             self.rejected.add(record, str(error))
 
     def set_status(self, record: Record) -> None:
-        """Set the run's status, unless somebody has set a final one since."""
+        """Set the run's status, unless a final status was set later."""
         info = self.client.get_run(self.run_id).info
         if info.status in FINAL_STATUSES and (info.end_time or 0) > record["time"]:
             return
@@ -119,7 +123,7 @@ class Sender:
             self._delete_tag(name)
 
     def _log_entities(self, kind: str, entities: list[Any]) -> None:
-        """Log a batch; if the server rejects it, both halves, down to the entity that is wrong."""
+        """Log a batch; if the server rejects it, bisect it down to the invalid entity."""
         try:
             self.client.log_batch(self.run_id, **{kind: entities}, synchronous=True)
         except Exception as error:
@@ -132,15 +136,15 @@ class Sender:
             self._log_entities(kind, entities[half:])
 
     def _raise_unless_permanent(self, error: Exception) -> None:
-        """Raise an error that may pass, such as that of a deleted run, which can be restored."""
+        """Raise a temporary error, such as that of a deleted run, which can be restored."""
         from mlflow.exceptions import MlflowException
 
         if not is_permanent(error):
             raise error
         if self.client.get_run(self.run_id).info.lifecycle_stage == "deleted":
             raise MlflowException(
-                f"the run {self.run_id} is deleted there; `mlflow runs restore --run-id "
-                f"{self.run_id}` brings it back"
+                f"the run {self.run_id} is deleted at the server; restore it by `mlflow runs "
+                f"restore --run-id {self.run_id}`"
             ) from error
 
     def _delete_tag(self, name: str) -> None:
@@ -151,7 +155,7 @@ class Sender:
         except MlflowException as error:
             if error.error_code != "RESOURCE_DOES_NOT_EXIST":
                 raise
-            self.client.get_run(self.run_id)  # if it was not the run that does not exist
+            self.client.get_run(self.run_id)  # raises if it is the run that does not exist
 
     def _rename(self, name: str) -> None:
         self.client.update_run(self.run_id, name=name)
@@ -172,16 +176,16 @@ class Sender:
         except MlflowException as error:
             if error.error_code not in ("PERMISSION_DENIED", *_INVALID_CODES):
                 raise
-            # A user who may write runs need not be allowed to change what all of them share; and
-            # the next run writes what a failing database did not take.
+            # A user who may write runs need not have permission to change the experiment; and after
+            # a failure of the database the next run writes the tag.
             self.rejected.add({"kind": "experiment_tag", "name": name}, str(error))
 
 
 def open_artifacts(client: "MlflowClient", artifact_uri: str) -> Any:
     """Open the repository of a run's artifacts, MLflow's `ArtifactRepository`.
 
-    The client's own methods remember a repository for each run's id: in a process that writes the
-    run to a spool that would be the spool, whichever store is asked.
+    The client's own methods cache a repository for each run ID: in a process that writes the run to
+    a spool, they would return the spool for the server too.
 
     Args:
         client: A client of the run's server.
@@ -193,22 +197,22 @@ def open_artifacts(client: "MlflowClient", artifact_uri: str) -> Any:
 
 
 def is_permanent(error: Exception) -> bool:
-    """Whether an error says that the server will never take the record."""
+    """Whether an error is permanent: the server rejects the record, and a retry is useless."""
     from mlflow.exceptions import MlflowException
 
     if isinstance(error, MlflowException):
         message = str(error)
         is_rejected = error.error_code in _INVALID_CODES and not _is_database_failing(message)
-        # A proxy's own page has no code of MLflow's.
+        # A proxy's own page has none of MLflow's error codes.
         return is_rejected or "failed with error code 413" in message
     status = getattr(getattr(error, "response", None), "status_code", None)
     return status in _REJECTED_STATUSES
 
 
 def _is_database_failing(message: str) -> bool:
-    """Whether the database could not do something now, and the values are not at fault.
+    """Whether the database failed temporarily, and the values are valid.
 
-    MLflow answers BAD_REQUEST to both: also where the database is read-only for a while, has
-    closed the connection, or has fewer connections than there are requests at once.
+    MLflow responds with BAD_REQUEST to both: also if the database is read-only for a while, has
+    closed the connection, or has fewer connections than there are concurrent requests.
     """
     return _FAILING_DATABASE.search(message) is not None

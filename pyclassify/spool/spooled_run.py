@@ -1,7 +1,7 @@
 """Open a run for writing, upload it while it is written, and close it.
 
-What is logged goes into the run's spool first, its write-ahead log, and from there to the server.
-What writes and uploads is imported when a run is opened: other commands start without it.
+Records are written to the run's spool first, its write-ahead log, and uploaded from there. The
+writer and the uploader are imported when a run is opened: other commands start without them.
 """
 
 import os
@@ -21,11 +21,11 @@ if TYPE_CHECKING:
 
     from pyclassify.spool.upload_thread import UploadThread
 
-NO_STATUS_NOTE = "The run was made, and could not be given a final status."
-_ATTEMPTS_TAG = "attempts"  # how often training was started in a run
-_END_TIMEOUT_SECONDS = 60.0  # for the server to take what is left when the run ends
+NO_STATUS_NOTE = "The run was created, but its final status could not be set."
+_ATTEMPTS_TAG = "attempts"  # the number of times that training was started in a run
+_END_TIMEOUT_SECONDS = 60.0  # for the last upload when the run ends
 STOP_TIMEOUT_SECONDS = 4.0  # if a signal ends the run: its sender may soon kill this process
-# MLflow's codes for a server that is not there, or not well; other codes are the server's answer.
+# MLflow's codes for a server that is unreachable or failing; other codes are permanent.
 _OFFLINE_CODES = ("INTERNAL_ERROR", "TEMPORARILY_UNAVAILABLE", "IO_ERROR")
 
 
@@ -34,13 +34,13 @@ class SpooledRun:
 
     Args:
         folder: Its folder in the spool.
-        tracking_uri: Where it is uploaded; empty if another process uploads it.
-        active: Whether it is MLflow's active run too.
+        tracking_uri: The server to upload it to; empty if another process uploads it.
+        active: Whether it is also MLflow's active run.
 
     Attributes:
         client: A client of the spool, which logs to the run.
         upload_thread: Uploads the run; None if another process does.
-        attempts: How often training was started in the run, with this time.
+        attempts: The number of times that training was started in the run, including this one.
 
     Example:
         >>> run = open_run(None, "experiment", "name", {}, "http://server:5000", Path("runs/spool"))
@@ -78,7 +78,7 @@ class SpooledRun:
 
     @property
     def server_id(self) -> str:
-        """The run's id at the server: another one if the run was begun without the server."""
+        """The run's ID at the server, which differs if the run was started offline."""
         return (self.upload_thread and self.upload_thread.server_id) or self.run_id
 
     def get_run(self) -> "Run":
@@ -92,20 +92,20 @@ class SpooledRun:
         return MlflowClient(self.tracking_uri) if self.tracking_uri else self.client
 
     def is_offline(self) -> bool:
-        """Whether what is logged does not reach the server at the moment."""
+        """Whether records do not reach the server at the moment."""
         return self.upload_thread is None or bool(self.upload_thread.last_error)
 
     def append(self, record: records.Record) -> None:
-        """Append a record of a kind that MLflow's store does not have."""
+        """Append a record of a kind for which MLflow's store has no method."""
         from pyclassify.spool.writer import open_writer
 
         open_writer(self.folder).append(record)
 
     def sync(self) -> None:
-        """Have the disk store what was logged, unless the run is over.
+        """Store all records on the disk (fsync), unless the run has ended.
 
         Raises:
-            OSError: The disk takes nothing at the moment.
+            OSError: The disk can't be written at the moment.
         """
         from pyclassify.spool.writer import open_writer
 
@@ -113,18 +113,18 @@ class SpooledRun:
             return
         writer = open_writer(self.folder)
         if not writer.flush():
-            raise OSError(f"{self.folder} can't be written, so that the log would be behind")
+            raise OSError(f"{self.folder} can't be written; records are still in memory")
         writer.sync()
 
     def close(self, status: str, reason: str = "") -> bool:
-        """Give the run its final status and upload what is left; returns whether nothing is left.
+        """Set the run's final status and upload the rest; return whether everything is uploaded.
 
         Args:
             status: The final status; empty if another process sets it.
             reason: Why a run is FAILED or KILLED, for the tag `status_reason`.
 
         Raises:
-            OSError: Of a run that was to be FINISHED something that was logged is lost.
+            OSError: The status is FINISHED, and some records are lost.
         """
         if reason:
             self.client.set_tag(self.run_id, records.REASON_TAG, reason)
@@ -138,13 +138,13 @@ class SpooledRun:
             return True
         self._report_unsent(self.upload_thread)
         if status == "FINISHED" and self.upload_thread.writer.list_pending():
-            raise OSError(f"{self.folder} can't be written, and some of what was logged is lost")
+            raise OSError(f"{self.folder} can't be written, and some records of the run are lost")
         return False
 
     def release(self) -> None:
-        """Close the spool and release its lock, and take the run off MLflow's list of active runs.
+        """Close the spool, release its lock, and remove the run from MLflow's active runs.
 
-        MLflow gives the runs of that list the status FINISHED when Python exits.
+        MLflow sets the status of active runs to FINISHED when Python exits.
         """
         from mlflow.tracking._tracking_service import utils
 
@@ -152,7 +152,7 @@ class SpooledRun:
 
         if self._is_active:
             _leave_active_run()
-        # MLflow finds a run's artifacts by its id alone, in whichever store the run is.
+        # MLflow caches the repository of a run's artifacts by its ID, whatever the store.
         utils._artifact_repos_cache.pop(self.run_id, None)
         close_writer(self.folder)
         lock.release(self.folder)
@@ -160,11 +160,11 @@ class SpooledRun:
 
     def _report_unsent(self, upload_thread: "UploadThread") -> None:
         size, files = upload_thread.find_unsent()
-        unsent = f"{size:,} bytes" if size else join_some(files)
+        unsent = f"{size:,} bytes of records" if size else join_some(files)
         message = (
-            f"{unsent} of what run {self.run_id} logged have not reached {mask(self.tracking_uri)} "
-            f"({upload_thread.last_error or 'it is slow'}); they are in {self.folder}, and when it "
-            f"can be reached: pyclassify sync {self.folder}"
+            f"run {self.run_id} is not completely uploaded to {mask(self.tracking_uri)} "
+            f"({upload_thread.last_error or 'the server is slow'}). Saved in {self.folder}: "
+            f"{unsent}. Upload them later: pyclassify sync {self.folder}"
         )
         if lost := len(upload_thread.writer.list_pending()):
             message += f"; {lost:,} records that could not be written there are lost"
@@ -179,22 +179,23 @@ def open_run(
     tracking_uri: str,
     root: Path,
 ) -> SpooledRun:
-    """Open a run for writing, or make one; without the server, too.
+    """Open a run for writing, or create one, even while the server is unreachable.
 
     Args:
-        run_id: The run that `mlflow run` made; None makes a run.
-        experiment_name: The experiment of a run that is made here.
-        run_name: The run's name; without it MLflow's random one, `away-from-<time>` where
-            the server can't be reached, or `spooled-<id>` in a spool that another process uploads.
+        run_id: The run that `mlflow run` created; None creates a run.
+        experiment_name: The experiment of a new run.
+        run_name: The name of a new run. By default it is MLflow's random name, `offline-<time>` if
+            the server is unreachable, or `spooled-<id>` in a spool that another process uploads.
         tags: Tags to set.
-        tracking_uri: The server; or a spool, which another process uploads.
+        tracking_uri: The server, or a spool that another process uploads.
         root: The folder of spools; not used if `tracking_uri` is a spool.
 
     Raises:
-        RunLockedError: Another process writes to the run.
-        OSError: The spool can't be written. A run that was made here is FAILED then.
+        RunLockedError: Another process holds the run's lock.
+        OSError: The spool can't be written. A new run is FAILED then.
         ValueError: A name is too long, or the experiment is deleted.
-        mlflow.exceptions.MlflowException: The server refuses, or is not one of MLflow's.
+        mlflow.exceptions.MlflowException: The server rejects the request, or is not an MLflow
+            server.
     """
     import mlflow
     from mlflow import MlflowClient
@@ -212,7 +213,7 @@ def open_run(
         check_names(experiment_name, run_name, tags)
     is_spool = tracking_uri.startswith("spool:")
     root = parse_spool_uri(tracking_uri) if is_spool else root
-    if run_id is not None:  # before the server is told that the run runs
+    if run_id is not None:  # before the run's status is set to RUNNING
         lock.acquire(root / run_id)
     if is_spool:
         if run_id is None:
@@ -231,8 +232,8 @@ def open_run(
             raise
         warnings.warn(
             f"the tracking server {mask(tracking_uri)} can't be reached "
-            f"({describe_server_error(error)}); what is logged is kept in {root} and delivered "
-            "when it can",
+            f"({describe_server_error(error)}); the run is saved in {root} and uploaded when the "
+            "server is available",
             stacklevel=2,
         )
     folder = _create_offline(run_id, experiment_name, run_name, tags, tracking_uri, root)
@@ -257,13 +258,13 @@ def _open_at_server(
         if users is None and is_new:
             try:
                 _fail_new_run(client, tags or {}, error)
-            except Exception:  # the server's, which the error may be about
+            except Exception:  # of the server, which may be the cause of the error too
                 error.add_note(NO_STATUS_NOTE)
         raise
 
 
 def _leave_active_run() -> None:
-    """Take the run off MLflow's list of active runs, which are FINISHED when Python exits."""
+    """Remove the run from MLflow's active runs, which are FINISHED when Python exits."""
     import mlflow
 
     if stack := mlflow.tracking.fluent._active_run_stack.get():
@@ -271,7 +272,7 @@ def _leave_active_run() -> None:
 
 
 def _fail_new_run(client: "MlflowClient", tags: dict[str, Any], error: BaseException) -> None:
-    """Give a run that was made and can't be opened its final status."""
+    """Set the final status of a new run that can't be opened."""
     experiments = [experiment.experiment_id for experiment in client.search_experiments()]
     start_id = tags.get(records.START_TAG, "")
     for run in client.search_runs(experiments, f"tags.`{records.START_TAG}` = '{start_id}'"):
@@ -287,7 +288,7 @@ def _create_in_spool(
     run_name: str | None,
     tags: dict[str, Any] | None,
 ) -> str:
-    """Create a run in a spool that another process uploads; returns its id."""
+    """Create a run in a spool that another process uploads; return its ID."""
     from mlflow import MlflowClient
 
     run = MlflowClient(spool_uri).create_run(
@@ -304,7 +305,7 @@ def _create_offline(
     tracking_uri: str,
     root: Path,
 ) -> Path:
-    """Create a spool without the server, unless there is one."""
+    """Create a run's spool offline, unless the run has one."""
     import uuid
 
     from mlflow.tracking.context.registry import resolve_tags
@@ -316,11 +317,11 @@ def _create_offline(
     return records.create_spool(
         folder,
         experiment_id or f"name:{_choose_experiment(experiment_name)}",
-        run_name or f"away-from-{int(time.time())}",
+        run_name or f"offline-{int(time.time())}",
         resolve_tags(tags),
         int(time.time() * 1000),
         tracking_uri,
-        given_id=run_id is not None,
+        is_at_server=run_id is not None,
     )
 
 

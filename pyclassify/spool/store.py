@@ -1,6 +1,6 @@
-"""A spool as MLflow's tracking and artifact store, so that all that logs to MLflow can log to it.
+"""A spool as MLflow's tracking and artifact store, so that any code can log to it through MLflow.
 
-`spool:///ROOT` is the URI: MLFLOW_TRACKING_URI for a whole process, or of one `MlflowClient`.
+Its URI is `spool:///ROOT`, as MLFLOW_TRACKING_URI of a process or the URI of one `MlflowClient`.
 """
 
 import os
@@ -48,19 +48,19 @@ def parse_spool_uri(uri: str) -> Path:
     """Parse the URI of a spool to its folder.
 
     Raises:
-        MlflowException: The URI names no folder, or a relative one.
+        MlflowException: The URI has no absolute path.
     """
     parts = urlsplit(uri)
     if parts.netloc or not parts.path.startswith("/"):
         raise MlflowException(
-            f"{uri} names no folder by its absolute path; give spool:///FOLDER",
+            f"invalid spool URI: {uri} (expected an absolute path: spool:///FOLDER)",
             INVALID_PARAMETER_VALUE,
         )
     return Path(unquote(parts.path))
 
 
 class SpoolStore(AbstractStore):
-    """The tracking store of the runs in a folder of spools, which are uploaded later.
+    """A tracking store that writes runs to a folder of spools, which are uploaded later.
 
     Args:
         store_uri: `spool:///ROOT`.
@@ -75,8 +75,8 @@ class SpoolStore(AbstractStore):
         folder = self.root / run_id
         if not records.is_spool(folder):
             raise MlflowException(
-                f"there is no run {run_id} in the spool {self.root}; where there is a network, "
-                "`mlflow run` or MLFLOW_TRACKING_URI of the server makes one",
+                f"run {run_id} does not exist in the spool {self.root}; create the run at the "
+                "server by `mlflow run`, on a machine that can reach the server",
                 RESOURCE_DOES_NOT_EXIST,
             )
         return open_writer(folder)
@@ -104,8 +104,8 @@ class SpoolStore(AbstractStore):
             for param in params:
                 if logged.get(param.key, param.value) != param.value:
                     raise MlflowException(
-                        f"parameter {param.key!r} is {logged[param.key]!r} and can't become "
-                        f"{param.value!r}: a run's parameters don't change",
+                        f"parameter {param.key!r} is {logged[param.key]!r} and can't be changed to "
+                        f"{param.value!r}: parameters of a run are immutable",
                         INVALID_PARAMETER_VALUE,
                     )
             new = {param.key: str(param.value) for param in params if param.key not in logged}
@@ -129,7 +129,7 @@ class SpoolStore(AbstractStore):
 
     def log_inputs(self, run_id: str, datasets: Any = None, models: Any = None) -> None:
         if models:
-            _raise_unsupported("log a model as an input")
+            _raise_unsupported("logging a model as an input")
         if datasets:
             record = {
                 "kind": "inputs",
@@ -153,7 +153,7 @@ class SpoolStore(AbstractStore):
         """Do nothing: the model's files are among the run's artifacts."""
 
     def search_logged_models(self, *args: Any, **kwargs: Any) -> PagedList[Any]:
-        """Find none; MLflow searches for models too where a run's artifacts are listed."""
+        """Return an empty list; MLflow calls this when it lists a run's artifacts."""
         return PagedList([], None)
 
     def get_metric_history(
@@ -180,7 +180,7 @@ class SpoolStore(AbstractStore):
                 record = {"kind": "experiment_tag", "name": tag.key, "value": tag.value}
                 open_writer(state.folder).append(record)
                 return
-        _raise_unsupported("tag an experiment that it has no run of")
+        _raise_unsupported("tagging an experiment without a run in the spool")
 
     def get_experiment_by_name(self, experiment_name: str) -> Experiment:
         return _make_experiment(f"name:{experiment_name}", experiment_name)
@@ -189,19 +189,19 @@ class SpoolStore(AbstractStore):
         return f"name:{name}"
 
     def search_experiments(self, *args: Any, **kwargs: Any) -> Any:
-        _raise_unsupported("list experiments")
+        _raise_unsupported("searching experiments")
 
     def search_runs(self, *args: Any, **kwargs: Any) -> Any:
-        _raise_unsupported("search runs")
+        _raise_unsupported("searching runs")
 
     def shut_down_async_logging(self) -> None:
-        """Do nothing: whatever is logged is in the spool at once."""
+        """Do nothing: records are written to the spool at once."""
 
 
-def _raise_unsupported(what: str) -> None:
+def _raise_unsupported(request: str) -> None:
     raise MlflowException(
-        f"a spool can't {what}, as it knows what this job logged and no more; ask the server that "
-        "`pyclassify sync` delivers to",
+        f"{request} is not supported by a spool, which has only what this job logged; use the "
+        "server to which `pyclassify sync` uploads it",
         INVALID_PARAMETER_VALUE,
     )
 
@@ -214,7 +214,7 @@ def _make_experiment(
 
 
 def _make_entity(state: RunState) -> Run:
-    """Make MLflow's entity of a run."""
+    """Make MLflow's entity of a run from its state."""
     info = state.info
     return Run(
         RunInfo(
@@ -238,13 +238,13 @@ def _make_entity(state: RunState) -> Run:
 
 
 def make_dataset_input(record: dict[str, Any]) -> DatasetInput:
-    """Make MLflow's entity of an input of a run, from its dictionary."""
+    """Make MLflow's entity of a dataset input from its dictionary."""
     tags = [InputTag(*tag) for tag in record["tags"].items()]
     return DatasetInput(Dataset(**record["dataset"]), tags)
 
 
 class SpoolArtifacts(ArtifactRepository):
-    """A run's artifacts: copied into its spool, then recorded, so that a record's file is whole.
+    """A run's artifacts: each is copied into the spool before its record is written.
 
     Args:
         artifact_uri: `spool:///ROOT/<run_id>/artifacts`.
@@ -264,7 +264,7 @@ class SpoolArtifacts(ArtifactRepository):
             digest, size = _copy(Path(local_file), temporary)
             temporary.replace(target)
         finally:
-            temporary.unlink(missing_ok=True)  # half a file on a disk that is full
+            temporary.unlink(missing_ok=True)  # an incomplete copy on a full disk
         record = {"kind": "artifact", "path": name.as_posix(), "size": size, "sha256": digest}
         open_writer(self.folder.parent).append(record)
 
@@ -290,7 +290,9 @@ class SpoolArtifacts(ArtifactRepository):
         shutil.copyfile(self.folder / remote_file_path, local_path)
 
     def delete_artifacts(self, artifact_path: str | None = None) -> None:
-        raise NotImplementedError("a spool deletes nothing; delete it at the server")
+        raise NotImplementedError(
+            "deleting artifacts is not supported by a spool; delete them at the server"
+        )
 
 
 def _copy(source: Path, target: Path) -> tuple[str, int]:
@@ -305,7 +307,7 @@ def _copy(source: Path, target: Path) -> tuple[str, int]:
 
 
 def register_scheme() -> None:
-    """Have MLflow know the URI scheme `spool`, and lock databases, in this process."""
+    """Register the URI scheme `spool` and locked databases with MLflow in this process."""
     from mlflow.store.artifact.artifact_repository_registry import _artifact_repository_registry
     from mlflow.tracking._tracking_service.utils import _tracking_store_registry
 

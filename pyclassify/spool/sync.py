@@ -1,5 +1,6 @@
-"""`pyclassify sync`: deliver what jobs have logged where they could not reach the server."""
+"""`pyclassify sync`: upload what runs logged while they could not reach the tracking server."""
 
+import argparse
 import os
 import sys
 import time
@@ -13,6 +14,18 @@ from pyclassify.spool.uploader import MakeVersion, Uploader
 from pyclassify.utils.mlflow_settings import configure_mlflow, limit_requests
 from pyclassify.utils.options import CommandParser
 
+_DESCRIPTION = """\
+Upload what runs logged while they could not reach the tracking server.
+
+Each run has a spool, its write-ahead log, in the folder runs/spool. The runs are
+uploaded to the server of MLFLOW_TRACKING_URI, or else to the one they were started
+with. The exit code is 1 if something could not be uploaded; run the command again
+to retry it. No value is uploaded twice."""
+_EXAMPLES = (
+    "pyclassify sync",
+    "pyclassify sync runs/spool/RUN_ID",
+    "pyclassify sync --follow WORK_DIR",
+)
 _MAX_DEPTH = 3  # folders below the one given: WORK_DIR/<run>/spool/<run>
 _POLL_SECONDS = 2.0  # between two uploads, with --follow
 _MAX_POLL_SECONDS = 60.0  # while a server does not answer
@@ -24,21 +37,21 @@ def main(argv: Sequence[str], make_version: MakeVersion | None = None) -> int:
 
     Args:
         argv: The command line after `sync`.
-        make_version: Makes the versions of registered models that runs asked for; without it their
-            records stay pending.
+        make_version: Registers the model versions that runs requested; without it their records
+            stay pending.
 
     Returns:
-        The exit code: 1 where something is left that the server did not take.
+        The exit code: 1 if something could not be uploaded.
 
     Raises:
-        ValueError: The command line is wrong.
-        OSError: There is no such folder.
+        UsageError: The command line is invalid.
+        OSError: The folder does not exist.
     """
     args = _parse(argv)
     if not args.folder.is_dir():
         raise OSError(
-            f"there is no folder {args.folder}; give the one where runs are trained (it has "
-            'runs/spool), or "work_dir" of the SLURM backend'
+            f"{args.folder} is not a directory; give the folder where runs are trained (it "
+            'contains runs/spool), or "work_dir" of the SLURM backend'
         )
     configure_mlflow()
     limit_requests()
@@ -52,23 +65,30 @@ def main(argv: Sequence[str], make_version: MakeVersion | None = None) -> int:
         time.sleep(pause)
 
 
-def _parse(argv: Sequence[str]) -> Any:
-    parser = CommandParser(prog="pyclassify sync", description=__doc__, allow_abbrev=False)
+def _parse(argv: Sequence[str]) -> argparse.Namespace:
+    parser = CommandParser("pyclassify sync", description=_DESCRIPTION, examples=_EXAMPLES)
     parser.add_argument(
         "folder",
         nargs="?",
         type=Path,
         default=Path("runs/spool" if Path("runs/spool").is_dir() else "."),
-        help="where to look for spools, three folders deep (default: runs/spool, or this folder)",
+        help=f"Upload all spools in this folder, up to {_MAX_DEPTH} levels deep (default: "
+        "runs/spool if it exists, else the current folder).",
     )
-    parser.add_argument("-f", "--follow", action="store_true", help="go on until it is stopped")
+    parser.add_argument(
+        "-f",
+        "--follow",
+        action="store_true",
+        help=f"Continue to upload new records, every {_POLL_SECONDS:g} seconds, until interrupted "
+        "(default: upload once and exit).",
+    )
     return parser.parse_args(argv)
 
 
 def find_spools(folder: Path, max_depth: int = _MAX_DEPTH) -> Iterator[Path]:
-    """Find the spools in a folder, except those of ended runs that are known to be uploaded.
+    """Find the spools in a folder, except those of runs that have ended and are fully uploaded.
 
-    A folder that can't be read is among them, so that reading its records raises the reason.
+    An unreadable folder is yielded too, so that reading its records raises the reason.
     """
     if records.is_spool(folder):
         if not records.is_done(folder):
@@ -97,12 +117,12 @@ class Sync:
 
     def __init__(self, folder: Path, make_version: MakeVersion | None = None) -> None:
         self.folder, self.make_version = folder, make_version
-        self._errors: dict[Path, str] = {}  # reported already
-        self._sizes: dict[Path, int] = {}  # of what was uploaded whole
+        self._errors: dict[Path, str] = {}  # already reported
+        self._sizes: dict[Path, int] = {}  # bytes of records that were uploaded completely
         self._uploaded, self._reported_at, self._line = 0, time.monotonic(), ""
 
     def upload_all(self) -> int:
-        """Upload what is there; returns how many spools have something left."""
+        """Upload all spools; return the number of those with something left to upload."""
         pending = 0
         for spool in find_spools(self.folder):
             try:
@@ -111,9 +131,9 @@ class Sync:
                     self._upload(spool, size)
                     self._sizes[spool] = size
                 self._errors.pop(spool, None)
-            except BlockingIOError:  # its own training, or another sync, uploads it
+            except BlockingIOError:  # its training or another sync is uploading it
                 continue
-            except Exception as error:  # of one server or disk; another spool's may be well
+            except Exception as error:  # one spool's server or disk; others may work
                 pending += 1
                 self._report_error(spool, error)
         return pending
@@ -138,11 +158,12 @@ class Sync:
             uploader.mark_done(size)
 
     def _report(self, uploader: Uploader, count: int, end: str = "") -> None:
-        """Show progress: one line that changes on a terminal, lines in a log."""
+        """Print progress: one line that is updated in a terminal, separate lines in a log."""
         self._reported_at = time.monotonic()
         run_id, spool_id = uploader.server_id, uploader.folder.name
         name = spool_id if run_id == spool_id else f"{spool_id} as run {run_id}"
-        line = f"{name}: {count:,} records delivered, {self._uploaded + count:,} in all"
+        noun = "record" if count == 1 else "records"
+        line = f"{name}: uploaded {count:,} {noun} ({self._uploaded + count:,} in total)"
         if sys.stdout.isatty():
             sys.stdout.write(f"\r\033[K{line}{end}")
         elif line != self._line:
@@ -151,12 +172,12 @@ class Sync:
         self._line = line
 
     def _report_error(self, spool: Path, error: Exception) -> None:
-        from pyclassify.spool.upload_thread import describe_accepted
+        from pyclassify.spool.upload_thread import describe_failure
 
         message = describe_server_error(error)
         if self._errors.get(spool) != message:
             sys.stderr.write(
-                f"pyclassify: {spool.name}: {describe_accepted(error)} delivered: {message}\n"
+                f"pyclassify: error: {spool.name}: {describe_failure(error)}: {message}\n"
             )
         self._errors[spool] = message
 
@@ -167,7 +188,7 @@ def _has_ended(uploader: Uploader) -> bool:
 
 
 def _choose_server(spool_info: dict[str, Any]) -> str:
-    """The server: that of the environment, which has the credentials, or the one at the start."""
+    """Choose the server of MLFLOW_TRACKING_URI, which has the credentials, or the run's own."""
     import mlflow
 
     uri = os.environ.get("MLFLOW_TRACKING_URI", "")

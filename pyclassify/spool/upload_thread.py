@@ -14,17 +14,18 @@ from pyclassify.spool.store_errors import describe_server_error
 from pyclassify.spool.uploader import BUSY, MakeVersion, PendingError, Uploader
 from pyclassify.spool.writer import open_writer
 
-UPLOAD_SECONDS = 2.0  # between two uploads: how far what a person watches is behind
-_MAX_PAUSE_SECONDS = 60.0  # between two attempts at a server that does not answer
+UPLOAD_SECONDS = 2.0  # between two uploads: the delay of the curves in `mlflow ui`
+_MAX_PAUSE_SECONDS = 60.0  # between two retries while the server does not respond
 REFRESH_TIMEOUT_SECONDS = 5.0  # that a reader waits for the server
-_RETRY_PAUSES_SECONDS = (0.0, 1.0, 3.0)  # at the end: the server may be restarting just now
+_RETRY_PAUSES_SECONDS = (0.0, 1.0, 3.0)  # at the end of the run: the server may be restarting
 
-# Each time, not only the first one, unless the user asked otherwise: a server may go away again.
+# Show the warning each time, unless the user has configured otherwise: Python's default hides a
+# second outage of the server.
 warnings.filterwarnings("always", module=re.escape(__name__), append=True)
 
 
 class UploadThread(threading.Thread):
-    """Uploads what is written, until `finish`.
+    """Uploads a run's records every `UPLOAD_SECONDS` until `finish` is called.
 
     Args:
         folder: The run's folder.
@@ -32,9 +33,9 @@ class UploadThread(threading.Thread):
 
     Attributes:
         writer: The run's spool, open for writing.
-        make_version: As `Uploader` takes it; the callback that registers models sets it.
-        last_error: What the server answered last, where it took nothing, or `BUSY`, where another
-            process uploads; empty where all is well.
+        make_version: As in `Uploader`; set by the callback that registers models.
+        last_error: Why the last upload failed; `BUSY` while another process uploads the run; empty
+            after an upload that succeeded.
 
     Example:
         >>> thread = UploadThread(Path("runs/spool/RUN_ID"), "http://server:5000")
@@ -54,7 +55,7 @@ class UploadThread(threading.Thread):
         self._is_over = False
         self._uploader: Uploader | None = None
         self._reported_id = ""
-        self._unanswered = 0  # the request for which a reader did not wait any longer
+        self._unanswered = 0  # the request whose reader timed out
 
     @property
     def server_id(self) -> str:
@@ -75,7 +76,7 @@ class UploadThread(threading.Thread):
                     self._condition.wait(pause * random.uniform(0.8, 1.2))
 
     def wait_until_uploaded(self, timeout_seconds: float) -> bool:
-        """Upload all that is written now; returns whether that is done in time."""
+        """Upload all records written so far; return whether that is done in time."""
         end = time.monotonic() + timeout_seconds
         with self._condition:
             self._requested += 1
@@ -87,7 +88,7 @@ class UploadThread(threading.Thread):
         return not self.last_error
 
     def finish(self, timeout_seconds: float) -> bool:
-        """Upload what is left, and end the thread; returns whether nothing is left."""
+        """Upload the remaining records and end the thread; return whether none is left."""
         end = time.monotonic() + timeout_seconds
         self.writer.sync()
         for pause in _RETRY_PAUSES_SECONDS:
@@ -100,28 +101,28 @@ class UploadThread(threading.Thread):
         return is_uploaded and (self.writer.flush() or self._upload_unwritten())
 
     def find_unsent(self) -> tuple[int, list[str]]:
-        """Find what the server may not have: the bytes of records, and the pending artifacts."""
+        """Find what is not uploaded: bytes of records, and paths of pending artifacts."""
         size = records.count_bytes(self.folder)
         if self._uploader is None:
             return size, []
         return size - sum(self._uploader.offsets.values()), [*self._uploader.pending.records]
 
     def remove_copies(self, is_over: bool) -> None:
-        """Remove the copies of artifacts, once all is uploaded.
+        """Remove the copies of artifacts if everything is uploaded.
 
         Args:
-            is_over: Whether the run is over, so that `pyclassify sync` may skip it.
+            is_over: Whether the run has ended, so that `pyclassify sync` may skip it.
         """
         if self._uploader is None:
             return
-        with suppress(OSError):  # another process uploads, and will remove them
+        with suppress(OSError):  # another process uploads the run and will remove them
             size = records.count_bytes(self.folder)
             self._uploader.remove_copies()
             if is_over and self._uploader.is_done():
                 self._uploader.mark_done(size)
 
     def refresh(self) -> None:
-        """Read from the server what others wrote to the run, such as a person's description."""
+        """Read tags and parameters from the server: users edit them in `mlflow ui`."""
         is_unanswered = self._unanswered > self._answered
         if self.last_error or threading.current_thread() is self or is_unanswered:
             return
@@ -133,11 +134,11 @@ class UploadThread(threading.Thread):
             return
         try:
             run = uploader.client.get_run(uploader.server_id)
-        except Exception:  # it went away this moment: what is known here has to do
+        except Exception:  # the server has just become unreachable: use the local state
             return
         state = self.writer.state
         state.tags, state.params = dict(run.data.tags), dict(run.data.params)
-        state.info["experiment_id"] = run.info.experiment_id  # a name before it is known
+        state.info["experiment_id"] = run.info.experiment_id  # "name:..." until now
 
     def _upload(self) -> None:
         from mlflow import MlflowClient
@@ -149,17 +150,20 @@ class UploadThread(threading.Thread):
             self._uploader.make_version = self.make_version
             self._uploader.upload()
             if self.last_error and self.last_error != BUSY:
-                warnings.warn("the tracking server takes what is logged again", stacklevel=2)
+                warnings.warn(
+                    "the upload to the tracking server succeeds again; nothing was lost",
+                    stacklevel=2,
+                )
             self._report_id(self._uploader.server_id)
             self.last_error = ""
         except BlockingIOError:
             self.last_error = BUSY
-        except Exception as error:  # whatever the server answers
+        except Exception as error:  # of the server, the network or the disk
             message = describe_server_error(error)
             if self.last_error in ("", BUSY):
                 warnings.warn(
-                    f"the tracking server takes {describe_accepted(error)} ({message}); what is "
-                    f"logged is kept in {self.folder} and delivered when it does",
+                    f"{describe_failure(error)} ({message}); what the run logs is saved in "
+                    f"{self.folder}, and the upload is retried",
                     stacklevel=2,
                 )
             self.last_error = message
@@ -167,8 +171,8 @@ class UploadThread(threading.Thread):
     def _report_id(self, server_id: str) -> None:
         if server_id not in (self.folder.name, self._reported_id):
             warnings.warn(
-                f"the run {self.folder.name}, which was begun without the tracking server, is "
-                f"{server_id} there",
+                f"the run {self.folder.name}, which was started while the tracking server could "
+                f"not be reached, has the ID {server_id} there",
                 stacklevel=2,
             )
             self._reported_id = server_id
@@ -181,11 +185,11 @@ class UploadThread(threading.Thread):
             if self._uploader is not None:
                 self._uploader.upload_unwritten(batch)
                 return True
-        except Exception as error:  # whatever the server answers
+        except Exception as error:  # of the server, the network or the disk
             self.last_error = describe_server_error(error)
         return False
 
 
-def describe_accepted(error: BaseException) -> str:
-    """Name what the server takes in spite of an error: "nothing", "no file" or "no version"."""
-    return error.kind if isinstance(error, PendingError) else "nothing"
+def describe_failure(error: BaseException) -> str:
+    """Describe in a few words which part of an upload failed."""
+    return error.failure if isinstance(error, PendingError) else "upload failed"

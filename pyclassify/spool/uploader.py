@@ -1,4 +1,4 @@
-"""Upload a spool to the server: in order, in batches, and again until the server has all of it."""
+"""Upload a spool to the server: in order, in batches, retried until the server has all records."""
 
 import fcntl
 import shutil
@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from pyclassify.spool import records
 from pyclassify.spool.experiments import create_experiment
@@ -17,26 +17,26 @@ from pyclassify.spool.server import RejectedRecords, Sender, open_artifacts
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
-# Makes a version of a registered model of a run; returns a message that says which.
-MakeVersion = Callable[[Any, str, Record], str]
+# Registers a model version, given a client, the run's ID and a record; returns a message.
+MakeVersion = Callable[["MlflowClient", str, Record], str]
 
-BUSY = "another process delivers this run"
-SPOOL_TAG = "pyclassify.spool"  # of a run that an upload made: the id that it had in the spool
-# For files that can't be stored: each may take a timeout, and metrics have to be uploaded too.
+BUSY = "another process is uploading this run"
+SPOOL_TAG = "pyclassify.spool"  # of a run that an upload created: its ID in the spool
+# For files that can't be stored: each may take a timeout, and must not delay the metrics.
 _MAX_FAILING_SECONDS = 10.0
 
 
 class PendingError(OSError):
-    """Files can't be stored or a version can't be made at the moment; all else is uploaded.
+    """Files can't be stored or a model can't be registered now; everything else is uploaded.
 
     Args:
-        kind: What is not taken: "no file", or "no version".
-        message: Why.
+        failure: Which part failed, such as "file upload failed".
+        message: The reason.
     """
 
-    def __init__(self, kind: str, message: str) -> None:
+    def __init__(self, failure: str, message: str) -> None:
         super().__init__(message)
-        self.kind = kind
+        self.failure = failure
 
 
 class Uploader:
@@ -45,13 +45,13 @@ class Uploader:
     Args:
         folder: The run's folder.
         client: A client of the server.
-        make_version: Called with the client, the run's id at the server and a record of the kind
+        make_version: Called with the client, the run's ID at the server and a record of the kind
             `version`; without it such records stay pending for another uploader.
 
     Attributes:
-        offsets: How many bytes the server has of each file of records, by the file's number. A
-            process that is about to end may write while the next one does already.
-        messages: What `make_version` returned, a line for each version.
+        offsets: The number of uploaded bytes of each segment, by the segment's number. A process
+            that is about to end may still write while the next one already does.
+        messages: What `make_version` returned, one line for each version.
 
     Example:
         >>> Uploader(Path("runs/spool/RUN_ID"), MlflowClient("http://server:5000")).upload()
@@ -69,7 +69,7 @@ class Uploader:
         self.messages: list[str] = []
         self._spool_info = records.load_json(folder / records.SPOOL_FILE)
         self._rejected = RejectedRecords(folder)
-        server_id = "" if self._spool_info["made_here"] else self.run_id
+        server_id = self.run_id if self._spool_info["is_at_server"] else ""
         self._sender = Sender(client, server_id, self._rejected)
         self.pending = _PendingRecords(self._sender.send_or_reject)
         self._load_progress()
@@ -80,24 +80,25 @@ class Uploader:
         return self._sender.run_id
 
     def is_done(self) -> bool:
-        """Whether nothing is left to upload."""
+        """Whether everything is uploaded."""
         if not self.server_id or self.pending.records:
             return False
         return next(read_batches(self.folder, self.offsets), None) is None
 
     def upload(self, on_progress: Callable[[int], None] = lambda count: None) -> int:
-        """Upload all that is there.
+        """Upload all new records. The upload is idempotent: what the server has is not added twice.
 
         Args:
             on_progress: Called after each batch with the number of records uploaded so far.
 
         Returns:
-            The number of records.
+            The number of uploaded records.
 
         Raises:
-            mlflow.exceptions.MlflowException: The server does not answer, or refuses.
-            BlockingIOError: Another process uploads them now.
-            PendingError: Files can't be stored, or no version made; all else is uploaded.
+            mlflow.exceptions.MlflowException: The server does not respond, or rejects the request.
+            BlockingIOError: Another process is uploading this run.
+            PendingError: Files can't be stored or a model can't be registered; everything else is
+                uploaded.
             OSError: The folder can't be read.
         """
         with exclusive_upload(self.folder):
@@ -118,11 +119,11 @@ class Uploader:
             return count
 
     def upload_unwritten(self, batch: Batch) -> None:
-        """Upload records that are in no file, since the disk is full.
+        """Upload records from memory that could not be written to the full disk.
 
         Raises:
-            mlflow.exceptions.MlflowException: The server does not answer, or refuses.
-            PendingError: Files can't be stored, or no version made.
+            mlflow.exceptions.MlflowException: The server does not respond, or rejects the request.
+            PendingError: Files can't be stored, or a model can't be registered.
         """
         if not self.server_id:
             self._make_run()
@@ -131,11 +132,11 @@ class Uploader:
         self.pending.check()
 
     def remove_copies(self) -> None:
-        """Remove the copies of artifacts, if all is uploaded; the records say what there was.
+        """Remove the copies of artifacts if everything is uploaded; their records stay.
 
         Raises:
-            BlockingIOError: Another process uploads.
-            OSError: They can't be removed.
+            BlockingIOError: Another process is uploading this run.
+            OSError: The copies can't be removed.
         """
         with exclusive_upload(self.folder):
             self._load_progress()
@@ -144,35 +145,35 @@ class Uploader:
                 (self.folder / "artifacts").mkdir(mode=0o700)
 
     def mark_done(self, size: int) -> None:
-        """Have `pyclassify sync` skip the spool, as long as no more is written.
+        """Have `pyclassify sync` skip the spool until more is written to it.
 
         Args:
-            size: How many bytes its records had before it was seen that all are uploaded.
+            size: The size of its records in bytes, read before they were found to be uploaded.
         """
         (self.folder / records.DONE_FILE).write_text(f"{size}\n")
 
     def _load_progress(self) -> None:
-        """See how far the server has all; another process may have uploaded since."""
+        """Read how much is uploaded; another process may have continued the upload."""
         with suppress(FileNotFoundError):
             progress = records.load_json(self.folder / records.PROGRESS_FILE)
-            for number, offset in progress["places"].items():
+            for number, offset in progress["offsets"].items():
                 self.offsets[int(number)] = max(offset, self.offsets.get(int(number), 0))
             self._sender.run_id = self.server_id or progress["run_id"]
-            self.pending.records = progress.get("waiting", {})
+            self.pending.records = progress.get("pending", {})
 
     def _save_progress(self, offsets: Mapping[int, int]) -> None:
         offsets = {**self.offsets, **offsets}
         progress = {
             "run_id": self.server_id,
-            "places": offsets,
-            "waiting": self.pending.records,
+            "offsets": offsets,
+            "pending": self.pending.records,
         }
-        with suppress(OSError):  # a full disk; what is uploaded twice is there once
+        with suppress(OSError):  # a full disk; uploads are idempotent
             records.save_json(self.folder / records.PROGRESS_FILE, progress)
             self.offsets = offsets
 
     def _make_run(self) -> None:
-        """Make the run that no server was asked about, or find it where that was done before."""
+        """Create the run of an offline spool at the server, or find it if it was created before."""
         info, tags = self._spool_info["info"], self._spool_info["tags"]
         experiment_id = info["experiment_id"]
         if experiment_id.startswith("name:"):
@@ -207,7 +208,7 @@ class Uploader:
 
     @property
     def _senders(self) -> dict[str, Callable[[Record], None]]:
-        """What sends the records of each kind that are not for the tracking server itself."""
+        """The functions that send artifacts and model versions, by the kind of record."""
         if self.make_version is None:
             return {"artifact": self._upload_artifact}
         make_version = partial(self._make_version, self.make_version)
@@ -216,7 +217,7 @@ class Uploader:
     def _upload_artifact(self, record: Record) -> None:
         path = self.folder / "artifacts" / record["path"]
         if not path.is_file():
-            self._rejected.add(record, f"{path} is gone")
+            self._rejected.add(record, f"{path} does not exist any more")
             return
         parent = Path(record["path"]).parent.as_posix()
         artifacts = open_artifacts(self.client, self._sender.run_info.artifact_uri)
@@ -224,21 +225,21 @@ class Uploader:
 
     def _make_version(self, make_version: MakeVersion, record: Record) -> None:
         if lost := self._rejected.find_file(record["path"]):
-            self._rejected.add(record, f"the model lacks {lost}, which was not stored")
+            self._rejected.add(record, f"the model lacks {lost}, which could not be stored")
         else:
             self.messages.append(make_version(self.client, self.server_id, record))
 
 
 class _PendingRecords:
-    """The records of artifacts and versions that are not stored yet.
+    """The records of artifacts and model versions that are not stored yet.
 
-    What can't be stored holds up nothing but the versions that are made of it.
+    A file that can't be stored delays only the model versions that contain it.
 
     Args:
-        send_or_reject: Sends a record by the function that follows it, or rejects it for good.
+        send_or_reject: Sends a record by the function that follows it, or rejects it permanently.
 
     Attributes:
-        records: The records, those of artifacts by their paths.
+        records: The records; those of artifacts by their paths.
     """
 
     def __init__(self, send_or_reject: Callable[..., None]) -> None:
@@ -247,15 +248,15 @@ class _PendingRecords:
         self.restart()
 
     def restart(self) -> None:
-        """Try again what could not be stored, and reset the time that failures may take."""
+        """Allow a retry of what could not be stored, and reset the time that failures may take."""
         self._failed: dict[str, Exception] = {}
         self._failing_seconds = 0.0
 
     def send_all(self, senders: Mapping[str, Callable[[Record], None]]) -> None:
-        """Store what can be, each thing once after a `restart`: all artifacts, then versions.
+        """Store what can be stored, each record once after a `restart`: artifacts, then versions.
 
         Args:
-            senders: What stores a record of each kind, in order; other kinds stay pending.
+            senders: The function for each kind of record, in order; other kinds stay pending.
         """
         for kind in senders:
             for key, record in [*self.records.items()]:
@@ -269,30 +270,31 @@ class _PendingRecords:
         """Raise the first failure since `restart`.
 
         Raises:
-            PendingError: Something can't be stored.
+            PendingError: A file can't be stored, or a model can't be registered.
         """
         for key, error in self._failed.items():
-            kind = "no file" if self.records[key]["kind"] == "artifact" else "no version"
-            raise PendingError(kind, f"{key}: {error}") from error
+            is_file = self.records[key]["kind"] == "artifact"
+            failure = "file upload failed" if is_file else "model registration failed"
+            raise PendingError(failure, f"{key}: {error}") from error
 
     def _try(self, key: str, record: Record, send: Callable[[Record], None]) -> None:
         start = time.monotonic()
         try:
             self._send_or_reject(record, send, record)
             del self.records[key]
-        except Exception as error:  # each kind of store fails in its own way
+        except Exception as error:  # each kind of artifact store has its own errors
             self._failed[key] = error
             self._failing_seconds += time.monotonic() - start
 
 
 @contextmanager
 def exclusive_upload(folder: Path) -> Iterator[None]:
-    """Within this context no other process uploads a spool.
+    """Hold the exclusive lock of a spool's upload within this context.
 
     Raises:
-        BlockingIOError: One does.
+        BlockingIOError: Another process holds the lock.
     """
-    with (folder / "delivery.lock").open("a") as file:
+    with (folder / records.UPLOAD_LOCK_FILE).open("a") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
@@ -300,5 +302,5 @@ def exclusive_upload(folder: Path) -> Iterator[None]:
         try:
             yield
         finally:
-            # Closing it is not enough where a data worker was forked meanwhile and has it too.
+            # Closing the file is not enough: a data worker forked meanwhile inherited it.
             fcntl.flock(file, fcntl.LOCK_UN)

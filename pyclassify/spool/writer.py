@@ -1,4 +1,4 @@
-"""A run's spool, open for writing in this process."""
+"""Write to a run's spool, its write-ahead log, in this process."""
 
 import threading
 import warnings
@@ -12,17 +12,17 @@ from typing import Any
 from pyclassify.spool import records
 from pyclassify.spool.records import DamagedRecord, Record, Segment
 
-MAX_PENDING_BYTES = 1 << 28  # kept in memory while the disk takes nothing
+MAX_PENDING_BYTES = 1 << 28  # buffered in memory while the disk can't be written
 
 _lock = threading.Lock()
 _writers: dict[Path, "RunWriter"] = {}
 
 
 def open_writer(folder: Path) -> "RunWriter":
-    """Open a run's folder for writing, once a process.
+    """Open a run's folder for writing, once per process.
 
     Raises:
-        OSError: There is none, or it can't be read.
+        OSError: The folder does not exist, or can't be read.
     """
     with _lock:
         if folder not in _writers:
@@ -46,15 +46,15 @@ def list_open_runs(root: Path) -> list["RunState"]:
 
 
 class RunWriter:
-    """A run's state, and this process's file of records, which is made when it is first needed.
+    """A run's state, and this process's segment of its log, created with the first record.
 
-    While the disk takes nothing, records are kept in memory.
+    While the disk can't be written, records are buffered in memory, up to `MAX_PENDING_BYTES`.
 
     Args:
         folder: The run's folder.
 
     Attributes:
-        refresh: Called before the run is read; reads what others wrote to the run at the server.
+        refresh: Called before the run is read, to update it from the server.
 
     Example:
         >>> writer = open_writer(Path("runs/spool/RUN_ID"))
@@ -69,7 +69,7 @@ class RunWriter:
         self._pending: deque[bytes] = deque()
         self._pending_bytes = 0
         self._has_warned = self._is_dropping = False
-        # The results of a finished run, at step 0, may be logged once more.
+        # A finished run that is trained for longer replaces its results, which are at step 0.
         results = (point for point in self.state.metrics.values() if point[3] == 0)
         self._renewable = {point[0]: point[1] for point in results if self.state.finished}
 
@@ -80,7 +80,7 @@ class RunWriter:
             self._append_line(records.encode(record))
 
     def append_points(self, points: list[list[Any]]) -> None:
-        """Append points of metrics (name, value, milliseconds, step), each step's first one."""
+        """Append metric values [name, value, milliseconds, step]; the first of each step counts."""
         with self._lock:
             new = [point for point in points if self._is_new(point)]
             for point in new:
@@ -89,7 +89,7 @@ class RunWriter:
                 self._append_line(records.encode({"kind": "metrics", "points": new}))
 
     def flush(self) -> bool:
-        """Write what is in memory; returns whether all of it is written."""
+        """Write the records in memory to the disk; return whether none is left in memory."""
         with self._lock:
             try:
                 while self._pending:
@@ -99,8 +99,8 @@ class RunWriter:
             except OSError as error:
                 if not self._has_warned:
                     warnings.warn(
-                        f"{self.folder} can't be written ({error.strerror}); what is logged is "
-                        "kept in memory until it can",
+                        f"{self.folder} can't be written ({error.strerror}); what the run logs is "
+                        f"buffered in memory, up to {MAX_PENDING_BYTES >> 20} MB",
                         stacklevel=2,
                     )
                 self._has_warned = True
@@ -111,7 +111,7 @@ class RunWriter:
             return True
 
     def list_pending(self) -> list[Record]:
-        """List the records that are in memory only."""
+        """List the records that are only in memory."""
         with self._lock:
             return [records.decode(line) for line in self._pending]
 
@@ -122,7 +122,7 @@ class RunWriter:
                 self._segment.sync()
 
     def close(self) -> None:
-        """Write what is in memory, and close the file."""
+        """Write the records in memory, and close the file."""
         with self._lock:
             self.flush()
             if self._segment is not None:
@@ -133,7 +133,7 @@ class RunWriter:
         name, value, _, step = point
         if self.state.steps.setdefault(name, _StepSet()).add(step):
             return True
-        # More epochs after the end: the last result counts, and an equal one is the same.
+        # A finished run was trained for more epochs: its new result counts, unless it is equal.
         return step == 0 and name in self._renewable and self._renewable.pop(name) != value
 
     def _append_line(self, line: bytes) -> None:
@@ -145,18 +145,18 @@ class RunWriter:
         self.flush()
 
     def _drop(self) -> None:
-        """Training is worth more than its log."""
+        """Drop a record rather than stop the training."""
         if not self._is_dropping:
             warnings.warn(
-                f"{self.folder} can't be written and {MAX_PENDING_BYTES >> 20} MB wait for it in "
-                "memory: what is logged from now on is lost until there is room on its disk",
+                f"{self.folder} can't be written and {MAX_PENDING_BYTES >> 20} MB are buffered in "
+                "memory; what the run logs from now on is lost. Free space on the disk",
                 stacklevel=2,
             )
         self._is_dropping = True
 
 
 class RunState:
-    """What is known of a run: what the server had when its spool was made, and its records.
+    """The state of a run: what the server had when the spool was created, and its records since.
 
     Args:
         folder: The run's folder.
@@ -171,7 +171,7 @@ class RunState:
         self.metrics: dict[str, list[Any]] = {point[0]: point for point in spool_info["metrics"]}
         self.inputs: list[Any] = spool_info["inputs"]
         self.experiment: dict[str, Any] = spool_info["experiment"]
-        self.finished = self.info["status"] == "FINISHED"  # at any time so far
+        self.finished = self.info["status"] == "FINISHED"  # now or at an earlier time
         self.steps: dict[str, _StepSet] = {}
         for name, steps in spool_info.get("steps", {}).items():
             for step in steps:
@@ -207,20 +207,20 @@ class RunState:
                 self.inputs += record["datasets"]
 
     def update_latest(self, point: list[Any]) -> None:
-        """Make a point the metric's latest, as MLflow does: by step, then by time and value."""
+        """Make a point the metric's latest, in MLflow's order: by step, then by time."""
         latest = self.metrics.get(point[0])
         if latest is None or (point[3], point[2]) >= (latest[3], latest[2]):
             self.metrics[point[0]] = point
 
 
 class _StepSet:
-    """The steps that a metric has a value for, in eight bytes each."""
+    """The steps at which a metric has a value, in eight bytes each."""
 
     def __init__(self) -> None:
         self._steps = array("q")
 
     def add(self, step: int) -> bool:
-        """Add a step; returns whether it is new."""
+        """Add a step; return whether it is new."""
         steps = self._steps
         if not steps or step > steps[-1]:
             steps.append(step)

@@ -1,24 +1,24 @@
-"""Refuse a mapping in YAML or JSON that gives a key twice, of which readers take the last one."""
+"""Check YAML and JSON for duplicate keys: their readers silently use the last value."""
 
 from collections.abc import Iterator
 from pathlib import Path
 
 import yaml
 
-# Written in C where PyYAML was built so.
+# The loader in C, if PyYAML was built with it.
 _Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-_MERGE_TAG = "tag:yaml.org,2002:merge"  # of the key `<<`, which may stand twice: nothing is lost
+_MERGE_TAG = "tag:yaml.org,2002:merge"  # of the key `<<`, which may be given twice
 _MAX_NAME = 40
 _SUFFIXES = (".yaml", ".yml", ".json")
-_MAX_BYTES = 1 << 20  # of a file of settings; a larger one holds data
+_MAX_BYTES = 1 << 20  # of a file of settings; a larger file holds data
 
 
 def check_duplicate_keys(text: str, source: str) -> None:
-    """Refuse a text in YAML or JSON in which a mapping, at whatever level, has a key twice.
+    """Check that no mapping in a text of YAML or JSON, at any level, has a key twice.
 
     Args:
-        text: The text; one that is neither is left to its reader.
-        source: What the text is, for the message, such as the file's path.
+        text: The text; invalid YAML is not checked, as its reader reports it.
+        source: The name of the text in the message, such as the file's path.
 
     Raises:
         ValueError: A key is given twice.
@@ -26,23 +26,23 @@ def check_duplicate_keys(text: str, source: str) -> None:
     if ":" not in text:
         return
     try:
-        # JSON is YAML but for tabs, which indent there and are not in its strings.
+        # JSON is YAML except for tabs, which may indent it and can't be in its strings.
         root = yaml.compose(text.replace("\t", " "), Loader=_Loader)
     except yaml.YAMLError:
         return
     for path, first, second in _find_duplicates(root, (), set()):
         raise ValueError(
-            f"{source} gives the key {'.'.join(path)} twice, on line {first} and on line {second}, "
-            "and the second would replace the first; make one of the two"
+            f"duplicate key {'.'.join(path)!r} in {source}: given twice, on line {first} and on "
+            f"line {second}; remove one of them"
         )
 
 
 def check_settings_file(value: object, folder: Path) -> None:
-    """Refuse a file of settings that an option names, `--data data.yaml`, and that has a key twice.
+    """Check a file of settings that an option names, `--data data.yaml`, for duplicate keys.
 
     Args:
-        value: The option's value, which may be anything else.
-        folder: The folder that a relative path is relative to.
+        value: The option's value; a value that is not such a file is ignored.
+        folder: The folder for a relative path.
 
     Raises:
         ValueError: A key is given twice.
@@ -52,7 +52,7 @@ def check_settings_file(value: object, folder: Path) -> None:
     path = folder / value
     try:
         text = path.read_text(encoding="utf-8") if path.stat().st_size < _MAX_BYTES else ""
-    except (OSError, ValueError):  # which its reader refuses
+    except (OSError, ValueError):  # its reader reports it
         return
     check_duplicate_keys(text, str(path))
 
@@ -60,8 +60,8 @@ def check_settings_file(value: object, folder: Path) -> None:
 def _find_duplicates(
     node: yaml.Node | None, path: tuple[str, ...], seen: set[int]
 ) -> Iterator[tuple[tuple[str, ...], int, int]]:
-    """Find keys that are given twice, with the lines of both, from 1 on."""
-    if id(node) in seen:  # an alias of what was looked through
+    """Find duplicate keys, with the lines of both, counted from 1."""
+    if id(node) in seen:  # an alias of a node that was searched
         return
     seen.add(id(node))
     if isinstance(node, yaml.SequenceNode):

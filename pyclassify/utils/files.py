@@ -1,4 +1,4 @@
-"""Write files whole or not at all, and find the folder of cached ones."""
+"""Write files atomically, describe errors of disks, and find the cache folder."""
 
 import errno
 import os
@@ -18,16 +18,16 @@ _DISK_ERRORS = (
     *(errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.ELOOP),
     *(errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EPIPE, errno.EBUSY, errno.ENOTEMPTY),
 )
-# How torch says that a file could not be written.
+# torch's messages for a file that could not be written.
 _FAILED_WRITE = re.compile("PytorchStreamWriter failed|file write failed|unexpected pos")
-_PROBE_BYTES = 4096  # a page, which a full file system of pages has not
+_PROBE_BYTES = 4096  # a page: a file of fewer bytes may fit on a full file system
 
 
 def write_atomically(path: Path, text: str) -> None:
     """Write a small text file, as `open_atomically` does.
 
     Raises:
-        OSError: It can't be written; the file that was there before is still there.
+        OSError: The file can't be written; its previous version is unchanged.
     """
     with open_atomically(path) as file:
         file.write(text.encode())
@@ -38,9 +38,9 @@ def open_atomically(path: Path) -> Iterator[IO[bytes]]:
     """Open a file for writing under another name, and rename it once the disk has stored it.
 
     Raises:
-        OSError: It can't be written; the file that was there before is still there.
+        OSError: The file can't be written; its previous version is unchanged.
     """
-    # Processes of two machines that share the folder may have the same number.
+    # Processes on two machines that share the folder may have the same process ID.
     temporary = path.with_name(f".{path.name}.{uuid4().hex}.part")
     try:
         with temporary.open("wb") as file:
@@ -54,10 +54,10 @@ def open_atomically(path: Path) -> Iterator[IO[bytes]]:
 
 
 def check_writable(folder: Path) -> None:
-    """Check that files can be written to a folder, which is made where it is missing.
+    """Check that files can be written to a folder, which is created if it is missing.
 
     Raises:
-        OSError: They can't; its message names the folder and the reason.
+        OSError: The folder can't be written; the message names it and the reason.
     """
     probe = folder / f".{os.getpid()}.probe"
     try:
@@ -74,23 +74,23 @@ def check_writable(folder: Path) -> None:
 
 
 def _describe(error: OSError, probe: Path) -> str:
-    """Describe an error, with the file that it is about unless that is `probe`."""
+    """Describe an error, with its file unless that is `probe`."""
     reason = error.strerror or str(error)
     return f"{reason} ({error.filename})" if error.filename not in (None, str(probe)) else reason
 
 
 def is_disk_error(error: BaseException) -> bool:
-    """Whether an error is one of a disk, a folder or a file, which no program can help."""
+    """Whether an error is one of a disk, a folder or a file, and not of a program."""
     if isinstance(error, RuntimeError):
         return _FAILED_WRITE.search(str(error)) is not None
     return isinstance(error, OSError) and error.errno in _DISK_ERRORS
 
 
 def describe_disk_error(error: BaseException) -> str:
-    """Describe an error of a disk in one line, with the file, or with the folders that it may be.
+    """Describe an error of a disk in one line, with the file; if the disk is full, with a remedy.
 
     Args:
-        error: One of those that `is_disk_error` knows.
+        error: An error for which `is_disk_error` is true.
     """
     number = getattr(error, "errno", None) or errno.ENOSPC
     reason = getattr(error, "strerror", None) or os.strerror(number)
@@ -99,9 +99,9 @@ def describe_disk_error(error: BaseException) -> str:
     message = f"{' and '.join(files)}: {reason}" if files else reason
     if number in _FULL_DISK:
         folders = [Path.cwd(), Path(tempfile.gettempdir())]
-        free = [f"{folder} has {_count_free_mb(folder):,} MB" for folder in folders]
+        free = [f"{_count_free_mb(folder):,} MB in {folder}" for folder in folders]
         message += (
-            f" (free: {', '.join(free)}); make room, or give another folder for runs by "
+            f" (free: {', '.join(free)}); free space, or give another folder for runs by "
             "--trainer.logger.save_dir, or for temporary files by TMPDIR"
         )
     return message

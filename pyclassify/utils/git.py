@@ -1,9 +1,9 @@
-"""Run git with settings of our own, and make checkouts that change nothing in their repository.
+"""Run git independently of the user's settings, and make checkouts without changing a repository.
 
-What git reads or writes for us must not depend on the settings of the user or of the repository:
-neither a diff that nobody can apply (`diff.context=0`) nor line ends that differ from those that
-ran (`core.autocrlf`, gitattributes(5)). So files are compared and written in a git folder of our
-own, which borrows the objects of the repository by git's `objects/info/alternates`.
+Diffs and checkouts must not depend on the settings of the user or of the repository, such as a diff
+that can't be applied (`diff.context=0`) or converted line endings (`core.autocrlf`,
+gitattributes(5)). So files are compared and written in a separate git folder, which borrows the
+objects of the repository by git's `objects/info/alternates`.
 """
 
 import hashlib
@@ -20,24 +20,24 @@ from typing import NamedTuple
 from pyclassify.utils.masking import mask
 
 _TIMEOUT_SECONDS = 120.0
-# They come before those of any file.
+# They override the settings of all files.
 _SETTINGS = (
     *("core.hooksPath=/dev/null", "core.fsmonitor=false", "core.autocrlf=false", "core.eol=lf"),
     *("core.safecrlf=false", "core.splitIndex=false", "core.untrackedCache=false"),
     *("apply.whitespace=nowarn", "apply.ignoreWhitespace=no", "diff.suppressBlankEmpty=false"),
     *("submodule.recurse=false", "color.ui=false"),
-    # Others may own a repository in a container or a shared folder. git refuses those since their
-    # settings can name programs; none that can is read here where it would be started.
+    # Another user may own a repository in a container or a shared folder. git refuses it because
+    # its settings can name programs; the commands that run here start none of them.
     "safe.directory=*",
 )
-# git sets variables for its hooks, and users set some that change diffs (GIT_DIFF_OPTS).
+# All others are dropped: git sets variables for its hooks, and GIT_DIFF_OPTS changes diffs.
 _PASSED_VARIABLES = (
     *("GIT_CONFIG_GLOBAL", "GIT_CONFIG_SYSTEM", "GIT_CONFIG_NOSYSTEM", "GIT_EXEC_PATH"),
     *("GIT_CEILING_DIRECTORIES", "GIT_DISCOVERY_ACROSS_FILESYSTEM"),
 )
 # Files are compared and written byte for byte; "!" since git refuses an encoding that is unset.
 _RAW_ATTRIBUTES = "* -text -ident !working-tree-encoding\n"
-_PARTS = ("objects", "shallow", "lfs", "index")
+_GIT_PATHS = ("objects", "shallow", "lfs", "index")
 _LIST_ENTRIES = ("ls-files", "-v", "--stage", "-z")
 _HIDING_TAGS = ("h", "s", "S")  # assume-unchanged, skip-worktree or both
 _CONVERSIONS = ("text", "crlf", "eol", "ident", "working-tree-encoding", "filter")
@@ -63,14 +63,14 @@ def run_git(
         argv: The command line after `git`.
         stdin: What git reads.
         settings: Settings, `name=value`, that override those of all files.
-        variables: Environment variables of git's own, in addition.
+        variables: Additional environment variables for git.
 
     Returns:
-        What git writes to standard output.
+        The standard output.
 
     Raises:
         FileNotFoundError: git is not installed.
-        OSError: It fails; the message has git's reason and remedy in one line.
+        OSError: git fails; the message has git's reason and remedy in one line.
     """
     inherited = {
         name: value
@@ -90,18 +90,18 @@ def run_git(
     except FileNotFoundError as error:
         raise FileNotFoundError("git is not installed") from error
     except subprocess.TimeoutExpired as error:
-        raise OSError(f"git {argv[0]} took more than {_TIMEOUT_SECONDS:.0f} s") from error
+        raise OSError(f"git {argv[0]} timed out after {_TIMEOUT_SECONDS:.0f} s") from error
     if process.returncode:
         raise OSError(f"git {argv[0]} failed: {_format_reason(process.stderr)}")
     return process.stdout
 
 
 def _format_reason(stderr: bytes) -> str:
-    """Format in one line what git wrote: from its first error on, with the remedy that follows."""
+    """Format git's stderr in one line: from its first error on, with the remedy that follows."""
     lines = [line.strip() for line in stderr.decode(errors="replace").splitlines() if line.strip()]
     errors = [i for i, line in enumerate(lines) if line.startswith(("fatal: ", "error: "))]
     reason = " ".join(lines[errors[0] :] if errors else lines[-1:])
-    return mask(reason.removeprefix("fatal: ").removeprefix("error: ")) or "it does not say why"
+    return mask(reason.removeprefix("fatal: ").removeprefix("error: ")) or "no error message"
 
 
 def find_root(folder: Path, needs_git: bool = True) -> Path | None:
@@ -109,10 +109,10 @@ def find_root(folder: Path, needs_git: bool = True) -> Path | None:
 
     Args:
         folder: The folder.
-        needs_git: Whether it is an error that git is not installed.
+        needs_git: Whether to raise an error if git is not installed.
 
     Raises:
-        OSError: git is not installed, or refuses the repository.
+        OSError: git is not installed, or can't read the repository.
     """
     try:
         return Path(os.fsdecode(run_git(folder, "rev-parse", "--show-toplevel").rstrip(b"\n")))
@@ -126,10 +126,10 @@ def find_root(folder: Path, needs_git: bool = True) -> Path | None:
 
 
 class Repository:
-    """A git repository; nothing here changes it.
+    """A git repository, which is only read.
 
     Args:
-        root: Its root.
+        root: The root of its working tree.
     """
 
     def __init__(self, root: Path) -> None:
@@ -137,10 +137,10 @@ class Repository:
 
     @cached_property
     def commit(self) -> str:
-        """The hash of the commit that it is at.
+        """The hash of the current commit.
 
         Raises:
-            OSError: There is none yet.
+            OSError: The repository has no commit.
         """
         try:
             return run_git(self.root, "rev-parse", "--verify", "HEAD^{commit}").decode().strip()
@@ -149,19 +149,19 @@ class Repository:
 
     @property
     def remote(self) -> str | None:
-        """The address that it is fetched from, without credentials; None if it has none."""
+        """The URL of the remote `origin`, without credentials; None if there is none."""
         return mask(self.settings.get("remote.origin.url"))
 
     @cached_property
     def settings(self) -> dict[str, str]:
-        """The settings of git here, those of the user too, by their names in lower case."""
+        """The settings of the repository and the user, by their names in lower case."""
         listed = run_git(self.root, "config", "--list", "-z", settings=("safe.directory=*",))
         pairs = (os.fsdecode(pair).partition("\n") for pair in listed.split(b"\0") if pair)
         return {name: value for name, _, value in pairs}
 
     @property
     def object_format(self) -> str:
-        """The algorithm of its hashes, sha1 or sha256."""
+        """The hash algorithm of its objects, sha1 or sha256."""
         return self.settings.get("extensions.objectformat", "sha1")
 
     @cached_property
@@ -175,11 +175,11 @@ class Repository:
 
     @cached_property
     def paths(self) -> dict[str, Path]:
-        """The paths of parts of its git folder: objects, shallow, lfs and index."""
-        options = [word for name in _PARTS for word in ("--git-path", name)]
+        """The paths in its git folder of objects, shallow, lfs and index."""
+        options = [word for name in _GIT_PATHS for word in ("--git-path", name)]
         listed = run_git(self.root, "rev-parse", *options).splitlines()
         paths = ((self.root / os.fsdecode(path)).resolve() for path in listed)
-        return dict(zip(_PARTS, paths, strict=True))
+        return dict(zip(_GIT_PATHS, paths, strict=True))
 
     def find_attributes(self, *options: str) -> dict[str, dict[str, str]]:
         """Find the files that git converts, with the values of their gitattributes(5)."""
@@ -193,19 +193,19 @@ class Repository:
         return found
 
     def find_resized_files(self) -> set[str]:
-        """Find the files whose size is not that of git's object.
+        """Find the files whose size differs from that of git's object.
 
-        git calls a file unchanged that it wrote with other line ends, also where the setting
-        `core.autocrlf` has been changed since.
+        git reports a file as unchanged that it wrote with other line endings, even if the setting
+        `core.autocrlf` was changed afterwards.
         """
         sizes = {}
         for name, entry in self.entries.items():
-            with suppress(OSError):  # it was removed
+            with suppress(OSError):  # the file was removed
                 if entry.mode != _GITLINK:
                     sizes[name] = os.lstat(self.root / name).st_size
         blobs = "".join(f"{self.entries[name].blob}\n" for name in sizes).encode()
         listed = run_git(self.root, "cat-file", "--batch-check=%(objectsize)", stdin=blobs)
-        stored = listed.splitlines()  # not a number where the repository lacks the object
+        stored = listed.splitlines()  # not a number if the repository lacks the object
         return {
             name for name, size in zip(sizes, stored, strict=True) if size != b"%d" % sizes[name]
         }
@@ -214,13 +214,13 @@ class Repository:
 def make_checkout(
     repository: Repository, target: Path, commit: str, copies_objects: bool = False
 ) -> Repository:
-    """Make a folder a checkout of a commit; its files are left as they are.
+    """Make a folder a checkout of a commit, without writing its files.
 
     Args:
         repository: A repository that has the commit.
-        target: The folder, which exists.
+        target: The folder, which must exist.
         commit: The commit's hash.
-        copies_objects: Whether the objects are copied, since the repository may be removed.
+        copies_objects: Whether to copy the objects, so that the repository may be removed.
 
     Returns:
         The checkout.
@@ -244,20 +244,20 @@ def make_checkout(
 def write_files(checkout: Repository) -> None:
     """Write the files of a checkout's commit as git stores them, byte for byte.
 
-    Only files of git-lfs(1) are converted, from pointers.
+    Only files of git-lfs(1) are converted: their pointers become files.
     """
     run_git(checkout.root, "checkout-index", "--all", "--force", "--quiet", "--index")
 
 
 class Comparison:
-    """The tracked files of a repository against its commit, byte for byte.
+    """A comparison of the tracked files of a repository with its commit, byte for byte.
 
     Args:
         repository: The repository.
-        folder: A folder for a git folder of our own.
+        folder: A folder for a separate git folder.
 
     Raises:
-        OSError: There is no commit, or git fails.
+        OSError: The repository has no commit, or git fails.
 
     Example:
         >>> with compare(Repository(root)) as comparison:
@@ -283,10 +283,10 @@ class Comparison:
         return self._run(*_DIFF, "--patch", "HEAD", *paths)
 
     def list_lost_changes(self, names: Sequence[str], diff: bytes) -> list[str]:
-        """List the files that a diff would not restore, by applying it to the commit's index.
+        """List the files that a diff does not restore, by applying it to the commit's index.
 
         Args:
-            names: The files that it is of.
+            names: The files in the diff.
             diff: The diff.
         """
         if not names:
@@ -302,19 +302,19 @@ class Comparison:
         if self._attributes.get(name, {}).get("filter") == "lfs":  # git's object is a pointer
             return True
         path = self._repository.root / name
-        is_there = path.is_symlink() or path.is_file()  # not where a folder replaced it
-        if entry is None or not is_there:
-            return entry is None and not is_there
+        exists = path.is_symlink() or path.is_file()  # false if a folder replaced it
+        if entry is None or not exists:
+            return entry is None and not exists
         content = os.fsencode(os.readlink(path)) if path.is_symlink() else path.read_bytes()
         blob = b"blob %d\0" % len(content) + content
         algorithm = self._repository.object_format
         return entry.blob == hashlib.new(algorithm, blob, usedforsecurity=False).hexdigest()
 
     def _copy_index(self) -> None:
-        """Take over the index, which knows which files are unchanged, without what it may hide.
+        """Copy the index, which knows the unchanged files, without the changes that it may hide.
 
-        The commit's entries replace staged ones; files that the commit does not have stay in it.
-        Files that git converts, or was told to take as unchanged, are read again.
+        The commit's entries replace staged ones; files that the commit lacks stay in it. Files that
+        git converts, or that are marked as unchanged (assume-unchanged), are read again.
         """
         index = self._repository.paths["index"]
         for file in (index, *index.parent.glob("sharedindex.*")):
@@ -325,7 +325,7 @@ class Comparison:
         staged = self._repository.entries
         lines = []
         for name in self._find_unsure_files(staged) & committed.keys():
-            entry = committed[name]  # removed and added, since a replaced entry keeps its flags
+            entry = committed[name]  # removed and added: a replaced entry retains its flags
             lines += [f"0 {'0' * len(entry.blob)}\t{name}", f"{entry.mode} {entry.blob}\t{name}"]
         for name, entry in staged.items():
             if name not in committed and entry.mode != _GITLINK:
@@ -336,7 +336,7 @@ class Comparison:
         self._run("update-index", "-q", "--refresh", "--ignore-submodules")
 
     def _find_unsure_files(self, staged: "Mapping[str, _Entry]") -> set[str]:
-        """Find the files whose bytes may differ from git's object where git finds no change."""
+        """Find the files whose bytes may differ from git's object although git sees no change."""
         lfs_files = {
             name for name, values in self._attributes.items() if values == {"filter": "lfs"}
         }
@@ -383,7 +383,7 @@ def _parse_entries(listed: bytes) -> dict[str, _Entry]:
 
 
 def _make_git_folder(repository: Repository, git_folder: Path, commit: str) -> None:
-    """Make a git folder at a commit that borrows the objects of a repository."""
+    """Make a git folder at a commit, which borrows the objects of a repository."""
     settings = repository.settings
     config = {
         "core.repositoryformatversion": "0",
@@ -417,7 +417,7 @@ def _format_setting(setting: tuple[str, str]) -> str:
 
 
 def _write_attributes(git_folder: Path, attributes: Mapping[str, Mapping[str, str]]) -> None:
-    """Write the attributes by which git converts no file, except those of git-lfs."""
+    """Write attributes by which git converts no file, except those of git-lfs."""
     converted = [n for n, values in attributes.items() if values.get("filter", "lfs") != "lfs"]
     lines = [f"{_quote_pattern(name)} -filter\n" for name in converted]
     content = _RAW_ATTRIBUTES + "".join(lines)

@@ -1,4 +1,4 @@
-"""Mask credentials in what is stored or shown, and find files that hold some."""
+"""Mask credentials in texts that are stored or shown, and find files with credentials."""
 
 import re
 from collections.abc import Iterator, Sequence
@@ -7,8 +7,8 @@ from typing import Any
 
 MASK = "***"
 
-# The user and password of a URI. A password may have slashes and @ in it, as SQLAlchemy reads it:
-# rather too much is masked than too little. A port is not a password.
+# The user and password of a URI. A password may contain slashes and @, as SQLAlchemy reads it; when
+# in doubt, too much is masked. A port is not a password.
 _USER = re.compile(r"""(?<=://)(?:[^\s/:@"]*:(?!\d+(?:/|$))[^\s"]*|[^\s/"]+)@""")
 _SECRET_NAMES = (
     r"(?:pass(?:word|wd)?|pwd|secret|token|signature|credentials?|(?:api|access|account)_?key)"
@@ -16,7 +16,7 @@ _SECRET_NAMES = (
 _QUERY = re.compile(rf"""([?&;][\w.-]*{_SECRET_NAMES}[\w.-]*=)[^&;\s"'#]+""", re.IGNORECASE)
 _NAMED = re.compile(rf"(?:^|[._-]){_SECRET_NAMES}$", re.IGNORECASE)
 
-# In files the names of variables (`{user}:{password}@`) are no credentials, nor is what is masked.
+# In files, names of variables (`{user}:{password}@`) and masked values are not credentials.
 _CONTENT_PATTERN = re.compile(
     rb"""://[^\s/:@"'{}$<>*]*:[^\s/@"'{}$<>*]+@|://\w{16,}@"""
     rb"""|-----BEGIN [A-Z ]*PRIVATE KEY-----|\bAKIA[0-9A-Z]{16}\b|\bgh[opsu]_\w{36}|\bhf_\w{30}"""
@@ -34,11 +34,11 @@ _FILE_PATTERNS = (
 
 
 def mask(value: Any, name: str = "") -> Any:
-    """Mask the credentials in a setting's value, and in all that it holds.
+    """Mask the credentials in a setting's value, and in nested lists and mappings.
 
     Args:
         value: Text, or lists and mappings of it; other values are returned as they are.
-        name: The setting's name: text named `token` or `password` is masked whole.
+        name: The setting's name: the whole value of `token` or `password` is masked.
     """
     if isinstance(value, dict):
         return {key: mask(item, str(key)) for key, item in value.items()}
@@ -52,7 +52,7 @@ def mask(value: Any, name: str = "") -> Any:
 
 
 def mask_command(argv: Sequence[str]) -> Iterator[str]:
-    """Mask the credentials in a command line, `--token=abc` and `--token abc` too."""
+    """Mask the credentials in a command line, also in `--token=abc` and `--token abc`."""
     option = ""
     for word in argv:
         name, equals, value = word.partition("=")
@@ -65,7 +65,7 @@ def mask_command(argv: Sequence[str]) -> Iterator[str]:
 
 
 def holds_credentials(name: str, content: bytes) -> bool:
-    """Whether a file holds credentials, by its name or by its content."""
+    """Whether a file contains credentials, by its name or its content."""
     base_name = name.rsplit("/", 1)[-1]
     return any(fnmatch(base_name, pattern) for pattern in _FILE_PATTERNS) or bool(
         _CONTENT_PATTERN.search(content)

@@ -1,6 +1,6 @@
-"""Settings that MLflow reads from the environment: its requests' limits and its progress bar.
+"""Set MLflow's environment variables: the limits of its requests, and its progress bar.
 
-What the user has set stays as it is.
+Variables that the user has set are not changed.
 """
 
 import logging
@@ -8,23 +8,21 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-# What MLflow does when a server does not answer; its defaults add up to minutes.
+# MLflow's retries and timeout if a server does not respond; its defaults add up to minutes.
 _RETRIES_ENV, _TIMEOUT_ENV = "MLFLOW_HTTP_REQUEST_MAX_RETRIES", "MLFLOW_HTTP_REQUEST_TIMEOUT"
 REQUEST_LIMITS = {_RETRIES_ENV: "1", _TIMEOUT_ENV: "30"}  # the uploader retries by itself
 SHORT_REQUEST_LIMITS = {_RETRIES_ENV: "0", _TIMEOUT_ENV: "8"}
 
 
 def configure_mlflow(retries: int | None = None, timeout_seconds: int | None = None) -> None:
-    """Set what MLflow reads from the environment in a command, where the user has not set it.
-
-    MLflow shows no progress bar for each artifact, and no stack trace of a database's error.
+    """Configure MLflow for a command, without progress bars and tracebacks of database errors.
 
     Args:
-        retries: How often a request is repeated; without it MLflow's default of seven.
-        timeout_seconds: How long the server may take to answer; without it MLflow's default.
+        retries: The maximum number of retries of a request; by default MLflow's seven.
+        timeout_seconds: The timeout of a request; by default MLflow's 120 s.
     """
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
-    # It logs the stack trace of each error that it raises, and that becomes one line here.
+    # It logs the traceback of each error that it raises, which is reported in one line here.
     logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
     if retries is not None:
         os.environ.setdefault(_RETRIES_ENV, str(retries))
@@ -33,14 +31,14 @@ def configure_mlflow(retries: int | None = None, timeout_seconds: int | None = N
 
 
 def limit_requests() -> None:
-    """Have MLflow give up on a server within seconds, unless the user has set how long."""
+    """Limit MLflow's retries to one and its timeout to 30 s, unless the user has set them."""
     for name, value in REQUEST_LIMITS.items():
         os.environ.setdefault(name, value)
 
 
 @contextmanager
 def short_request_limits() -> Iterator[None]:
-    """Within this context give up on a server sooner, since somebody waits."""
+    """Within this context limit requests to 8 s without a retry, as a user is waiting."""
     names = [name for name, value in REQUEST_LIMITS.items() if os.environ.get(name) == value]
     os.environ.update({name: SHORT_REQUEST_LIMITS[name] for name in names})
     try:

@@ -1,8 +1,8 @@
-"""The code of a project: describe the code of a run, list its files, restore it.
+"""Describe, list and restore the code of a project.
 
-The files of a project are the tracked ones, and those untracked ones that git does not ignore and
-that no run left there; those of its submodules, and of other repositories within it, too.
-`describe_code` describes them for a capsule, each repository as a commit, a diff and a tar;
+The files of a project are the tracked files, and the untracked files that git does not ignore and
+that are not output of runs; also those of its submodules and of other repositories within it.
+`describe_code` describes them for a capsule, each repository as a commit, a diff and a tar archive;
 `list_project_files` lists them for the snapshot of a job.
 """
 
@@ -26,17 +26,17 @@ from pyclassify.utils.git import (
 )
 from pyclassify.utils.masking import holds_credentials
 
-MAX_FILE_BYTES = 50 * 2**20  # of an untracked file in a snapshot: a larger one is data
-MAX_CHANGES_BYTES = 50 * 2**20  # of the diff in a capsule, and as many of untracked files
-# Names of files and folders that runs leave behind, or that are made anew; SQLite writes -wal, -shm
-# and -journal beside its file.
-_LEFT_BY_RUNS = (
+MAX_FILE_BYTES = 50 * 2**20  # of an untracked file in a snapshot: a larger file is data
+MAX_CHANGES_BYTES = 50 * 2**20  # of the diff in a capsule, and the same for its untracked files
+# Files and folders that runs or Python generate; SQLite writes -wal, -shm and -journal files.
+_GENERATED = (
     *("mlruns", "mlartifacts", "mlflow.db", "mlflow.db-*", "lightning_logs"),
     *("__pycache__", ".git"),
 )
-_NOT_A_FILE = "is no plain file"
-_CREDENTIALS = "may have credentials in it"
-_LOST = "has changes that its diff would not restore"
+# Reasons, which follow a file's name.
+_NOT_A_FILE = "is not a regular file"
+_CREDENTIALS = "may contain credentials"
+_LOST = "has changes that its diff can't restore"
 
 
 @dataclass
@@ -46,12 +46,12 @@ class Code:
     Args:
         commit: The commit's hash.
         folder: The folder that the run was started in, relative to the repository's root.
-        remote: Where the commit may be fetched from, without credentials.
-        changes: The diff of the tracked files against the commit, as git applies it.
-        untracked: The untracked, unignored files, as a tar.
-        left_out: What of the two is missing, and why.
+        remote: The URL to fetch the commit from, without credentials.
+        changes: The diff of the tracked files against the commit, for `git apply`.
+        untracked: The untracked files that are not ignored, as a tar archive.
+        left_out: The files that are missing in the diff or the archive, with the reasons.
         repositories: The submodules and other repositories within this one, by their folders
-            relative to its root. A repository without a commit counts as untracked files.
+            relative to its root. Files of a repository without a commit are untracked files.
     """
 
     commit: str
@@ -63,7 +63,7 @@ class Code:
     repositories: dict[str, "Code"] = field(default_factory=dict)
 
     def walk(self, parent: str = "") -> "Iterator[tuple[str, Code]]":
-        """Walk through this repository and all within it, with their folders; "" is this one's."""
+        """Walk through this repository, whose folder is "", and all repositories within it."""
         yield parent, self
         for folder, code in self.repositories.items():
             yield from code.walk(os.path.join(parent, folder))
@@ -73,18 +73,18 @@ def describe_code(folder: Path, package: Path, output_folders: Sequence[str] = (
     """Describe the code of a run: the repository of its folder, or else that of the package.
 
     Args:
-        folder: Where the run was started.
-        package: Where this package is.
+        folder: The folder in which the run was started.
+        package: The folder of this package.
         output_folders: Folders that runs write to, relative to `folder` or absolute.
 
     Raises:
-        OSError: There is no git, no repository or no commit; the message says which.
+        OSError: git, a repository or a commit is missing; the message names which.
     """
     root = find_root(folder)
     if root is None and _is_tracked(package / "__init__.py"):
         root = find_root(package)
     if root is None:
-        raise OSError(f"{folder} is in no git repository")
+        raise OSError(f"{folder} is not in a git repository")
     started_in = folder.resolve()
     code = _describe_repository(Repository(root), [started_in / name for name in output_folders])
     if started_in.is_relative_to(root):
@@ -104,18 +104,18 @@ def _describe_repository(repository: Repository, excluded: Sequence[Path]) -> Co
 
 @contextmanager
 def check_out_code(root: Path, code: Code, folder: Path) -> Iterator[Path]:
-    """Restore a run's code in a folder of its own, which is removed afterwards.
+    """Restore a run's code in a new folder, which is removed afterwards.
 
     Args:
         root: The root of a repository that has the commit.
         code: The code.
-        folder: Where to; it must not exist.
+        folder: The new folder; it must not exist.
 
     Yields:
-        The folder in it that stands for the one that the run was started in.
+        The folder in it that corresponds to the one in which the run was started.
 
     Raises:
-        OSError: git fails, or an untracked file would lie outside the folder.
+        OSError: git fails, or the path of an untracked file is outside the folder.
     """
     try:
         for name, repository in code.walk():
@@ -137,15 +137,15 @@ def _restore_repository(root: Path, code: Code, folder: Path) -> None:
 
 
 def list_repositories(root: Path) -> list[str]:
-    """List the folders of a repository and of all within it that git does not ignore.
+    """List the folders of a repository and of all repositories within it that git does not ignore.
 
-    Those that have no commit, and submodules that are not checked out, are not listed.
+    Repositories without a commit, and submodules that are not checked out, are not listed.
 
     Args:
         root: The repository's root.
 
     Returns:
-        The folders, relative to the root; the first is its own, "".
+        The folders, relative to the root; the first is "".
 
     Raises:
         OSError: git fails.
@@ -160,16 +160,16 @@ def list_repositories(root: Path) -> list[str]:
 def list_project_files(
     project: Path, without: Path | None = None
 ) -> tuple[list[str], dict[str, str]]:
-    """List the files of a project that are to be copied.
+    """List the files of a project for a snapshot.
 
-    They are all of them where there is no git or no repository, except what runs leave there.
+    Without git or a repository these are all files, except the output of runs.
 
     Args:
-        project: Its folder.
-        without: A folder of which nothing is copied: that of the snapshots.
+        project: The project's folder.
+        without: A folder to exclude: that of the snapshots.
 
     Returns:
-        Their names, relative to it, and the names of files left out, with the reason.
+        The names, relative to the folder, and the names of files left out, with the reasons.
 
     Raises:
         OSError: git fails.
@@ -199,11 +199,11 @@ def list_project_files(
 
 
 def diff_tracked_files(repository: Repository, left_out: dict[str, str]) -> bytes:
-    """Diff the tracked files against the commit, as `git apply` takes it.
+    """Diff the tracked files against the commit, for `git apply`.
 
     Args:
         repository: The repository.
-        left_out: Gets the files whose changes are not in it, and why.
+        left_out: Gets the files whose changes are not in the diff, with the reasons.
 
     Raises:
         OSError: git fails.
@@ -229,10 +229,10 @@ def _is_tracked(file: Path) -> bool:
 def _list_untracked_files(
     repository: Repository, excluded: Sequence[Path]
 ) -> tuple[list[str], list[str]]:
-    """List the untracked, unignored files in a repository that no run left there.
+    """List the untracked files in a repository that are neither ignored nor output of runs.
 
-    The files of a repository within it that has no commit count, and those of a submodule that is
-    not checked out.
+    They include the files of a repository within it that has no commit, and those of a submodule
+    that is not checked out.
 
     Returns:
         The files, and the folders of the submodules and other repositories within it.
@@ -260,14 +260,14 @@ def _has_commit(folder: Path) -> bool:
 
 
 def _list_all_files(folder: Path, excluded: Sequence[Path]) -> list[str]:
-    """List the files in a folder of no repository, or of one without a commit."""
+    """List the files in a folder that is not in a repository with a commit."""
     return [name for name in _walk(folder) if not _is_excluded(folder, name, excluded)]
 
 
 def _is_excluded(folder: Path, name: str, excluded: Sequence[Path]) -> bool:
     path = Path(os.path.abspath(folder / name))
     is_excluded = any(path.is_relative_to(os.path.abspath(parent)) for parent in excluded)
-    return is_excluded or any(map(_is_left_by_runs, Path(name).parts))
+    return is_excluded or any(map(_is_generated, Path(name).parts))
 
 
 def _walk(folder: Path) -> Iterator[str]:
@@ -275,14 +275,14 @@ def _walk(folder: Path) -> Iterator[str]:
         subfolders[:] = [
             name
             for name in subfolders
-            if not _is_left_by_runs(name) and not _is_environment(Path(parent, name))
+            if not _is_generated(name) and not _is_environment(Path(parent, name))
         ]
         for name in names:
             yield str(Path(parent, name).relative_to(folder))
 
 
-def _is_left_by_runs(name: str) -> bool:
-    return any(fnmatch(name, pattern) for pattern in _LEFT_BY_RUNS)
+def _is_generated(name: str) -> bool:
+    return any(fnmatch(name, pattern) for pattern in _GENERATED)
 
 
 def _is_environment(folder: Path) -> bool:
@@ -296,12 +296,12 @@ def _find_objection(path: Path) -> str:
     if not path.is_file():
         return _NOT_A_FILE
     if path.stat().st_size > MAX_FILE_BYTES:
-        return f"is over {MAX_FILE_BYTES // 2**20} MB"
+        return f"is larger than {MAX_FILE_BYTES // 2**20} MB"
     return _CREDENTIALS if holds_credentials(path.name, path.read_bytes()) else ""
 
 
 def _pack_files(root: Path, names: Sequence[str], left_out: dict[str, str]) -> bytes:
-    """Pack files as a tar, or as nothing where there are none."""
+    """Pack files as a tar archive; empty if there are none."""
     sizes = {}
     for name in names:
         if not _is_file_within(root / name, root):
@@ -319,7 +319,7 @@ def _pack_files(root: Path, names: Sequence[str], left_out: dict[str, str]) -> b
 
 
 def _is_file_within(path: Path, root: Path) -> bool:
-    """Whether a path is a regular file, or a link to one in the same folder of code."""
+    """Whether a path is a regular file, or a link to one within the same root."""
     return path.is_file() and (
         not path.is_symlink() or path.resolve().is_relative_to(root.resolve())
     )
@@ -328,12 +328,12 @@ def _is_file_within(path: Path, root: Path) -> bool:
 def _choose(
     sizes: dict[str, int], read: Callable[[str], bytes], left_out: dict[str, str]
 ) -> dict[str, bytes]:
-    """Take as many as fit, the small ones first since code is small, and none with credentials."""
+    """Choose files up to the limit, the smallest first, and none with credentials."""
     chosen: dict[str, bytes] = {}
     space = MAX_CHANGES_BYTES
     for name in sorted(sizes, key=sizes.__getitem__):
         if sizes[name] > space:
-            left_out[name] = f"is over the limit of {MAX_CHANGES_BYTES // 2**20} MB in all"
+            left_out[name] = f"exceeds the limit of {MAX_CHANGES_BYTES // 2**20} MB in total"
             continue
         try:
             content = read(name)
@@ -349,18 +349,18 @@ def _choose(
 
 
 def _unpack_files(packed: bytes, folder: Path) -> None:
-    """Write the files of a tar, with their modes, as safely as the filter "data" of tarfile.
+    """Extract a tar archive, with modes, as safely as the filter "data" of tarfile.
 
-    Python 3.11 has that filter from 3.11.4 on alone, and Debian 12 has 3.11.2.
+    Python 3.11 has that filter only since 3.11.4, and Debian 12 has 3.11.2.
     """
     with tarfile.open(fileobj=BytesIO(packed)) as tar:
         for member in tar:
             path = (folder / member.name).resolve()  # through the links that the commit has
             if not path.is_relative_to(folder.resolve()):
-                raise OSError(f"the untracked file {member.name} would lie outside {folder}")
+                raise OSError(f"the path of the untracked file {member.name} is outside {folder}")
             content = tar.extractfile(member) if member.isreg() else None
             if content is None:
-                raise OSError(f"the untracked {member.name} is no regular file")
+                raise OSError(f"the untracked {member.name} is not a regular file")
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(content.read())
             path.chmod(member.mode & 0o777)

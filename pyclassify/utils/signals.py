@@ -1,6 +1,6 @@
 """Stop a process on a signal, at once or between two steps, so that its run gets a final status.
 
-Nothing heavy is imported here: the handlers stand before torch is loaded.
+Nothing expensive is imported here: the handlers are installed before torch is imported.
 """
 
 import ctypes
@@ -18,17 +18,17 @@ from typing import NoReturn
 
 from pyclassify.utils.launcher import REQUEUE_EXIT_CODE
 
-# A batch system sends SIGUSR1, if it is asked to, some time before a job's time is up.
-# A terminal that is closed, or a connection that is lost, sends SIGHUP, which nohup has ignored.
+# A batch system can be configured to send SIGUSR1 some time before a job's time limit.
+# A closed terminal or a lost connection sends SIGHUP, which nohup ignores.
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
 GRACE_SECONDS = 5.0  # for the main thread to stop, and for other threads to end
-_CHILD_SECONDS = 180.0  # for a child to write a checkpoint and to end
-WORKER_SECONDS = 60.0  # for which a data worker may be needed after a SIGTERM
+_CHILD_SECONDS = 180.0  # for a child to write a checkpoint and exit
+WORKER_SECONDS = 60.0  # for which a data worker may be needed after SIGTERM
 _PR_SET_PDEATHSIG = 1
 
 
 class _Deferral:
-    """Whether a stop waits until the main thread is between two steps, and how long it may."""
+    """Whether stop signals are deferred until the main thread is between two steps."""
 
     def __init__(self) -> None:
         self.is_on = False
@@ -37,7 +37,7 @@ class _Deferral:
 
     def is_silent(self, signum: int) -> bool:
         """Whether the main thread sent no heartbeat for twice its longest pause so far."""
-        # SIGUSR1 comes well before the time is up; the kill that follows a SIGTERM comes soon.
+        # SIGUSR1 is sent minutes before the time limit; SIGKILL follows SIGTERM within seconds.
         grace = GRACE_SECONDS * (12 if signum == signal.SIGUSR1 else 1)
         timeout = max(grace, 2 * self.longest_pause)
         return time.monotonic() > max(self.last_heartbeat + timeout, self.silent_until)
@@ -55,7 +55,7 @@ def raise_on_stop() -> None:
 
 
 def _raise(signum: int, frame: FrameType | None) -> None:
-    # A second signal (mlflow run sends SIGTERM after Ctrl-C) must not interrupt the clean-up.
+    # A second signal (`mlflow run` sends SIGTERM after Ctrl-C) must not interrupt the clean-up.
     for stop_signal in STOP_SIGNALS:
         signal.signal(stop_signal, signal.SIG_IGN)
     if _deferral.is_on:
@@ -65,13 +65,13 @@ def _raise(signum: int, frame: FrameType | None) -> None:
 
 
 def defer_signals() -> None:
-    """Let stops wait for `stop_now` or `restore_handlers` while `send_heartbeat` is called."""
+    """Defer stop signals to `stop_now` or `restore_handlers` while heartbeats are sent."""
     _deferral.__init__()  # type: ignore[misc]
     _deferral.is_on, _deferral.last_heartbeat = True, time.monotonic()
 
 
 def send_heartbeat() -> None:
-    """Show that the main thread is alive: while it sends none, a stop ends it as one that hangs."""
+    """Send a heartbeat of the main thread; without heartbeats a stop signal ends the process."""
     now = time.monotonic()
     _deferral.longest_pause = max(_deferral.longest_pause, now - _deferral.last_heartbeat)
     _deferral.last_heartbeat = now
@@ -79,50 +79,50 @@ def send_heartbeat() -> None:
 
 @contextmanager
 def pause_heartbeat(seconds: float) -> Iterator[None]:
-    """Within this context let the main thread send no heartbeat: a file is being written.
+    """Within this context the main thread may send no heartbeat, such as while it writes a file.
 
     Args:
-        seconds: How long it may take.
+        seconds: The maximum duration.
     """
     _deferral.silent_until = time.monotonic() + seconds
     try:
         yield
     finally:
-        # A long pause here says nothing about the pauses elsewhere.
+        # This pause does not count as the longest pause between heartbeats.
         _deferral.last_heartbeat, _deferral.silent_until = time.monotonic(), 0.0
 
 
 def get_pending_signal() -> int:
-    """Get the number of the stop signal that waits, 0 for none."""
+    """Get the number of the deferred stop signal, or 0."""
     return _deferral.pending_signal
 
 
 def stop_now(signum: int) -> NoReturn:
-    """Stop now, by a signal that waited in this process or in another one of the run.
+    """Stop now by a signal that was deferred in this process or another one of the run.
 
     Raises:
-        KeyboardInterrupt: Always; its text is the signal's name.
+        KeyboardInterrupt: Always; its message is the signal's name.
     """
     pending, _deferral.is_on, _deferral.pending_signal = _deferral.pending_signal, False, 0
     if not pending:
-        signal.raise_signal(signum)  # so that this process is ended as well if it hangs from here
+        signal.raise_signal(signum)  # so that the watcher ends this process if it hangs from here
     raise KeyboardInterrupt(signal.Signals(signum).name)
 
 
 def _get_exit_code(name: str) -> int:
-    """The exit code after a stop: after SIGUSR1 the one that has a job's script requeue the job.
+    """Get the exit code after a stop signal: after SIGUSR1 the one that requests a requeue.
 
-    It is meant for ending a process from outside its main thread; the main thread ends with 1 after
-    the other signals.
+    It is used to end a process from outside its main thread; the main thread exits with 1 after the
+    other signals.
     """
     return REQUEUE_EXIT_CODE if name == "SIGUSR1" else 128 + signal.Signals[name]
 
 
 def restore_handlers() -> None:
-    """Let stop signals act at once again, one that waits too.
+    """Restore immediate stop signals, and raise a deferred one.
 
     Raises:
-        KeyboardInterrupt: One waits.
+        KeyboardInterrupt: A stop signal was deferred.
     """
     pending, _deferral.is_on, _deferral.pending_signal = _deferral.pending_signal, False, 0
     if pending:
@@ -130,12 +130,12 @@ def restore_handlers() -> None:
 
 
 def _cancel_deferral() -> None:
-    """Let stop signals act at once again, except one that waits: the process ends anyway."""
+    """Restore immediate stop signals, and drop a deferred one: the process is ending."""
     _deferral.is_on, _deferral.pending_signal = False, 0
 
 
 def wait_for_child(child: subprocess.Popen[bytes]) -> int:
-    """Wait for a process; pass a stop on to it, and raise it again when the process has ended.
+    """Wait for a process; forward a stop signal to it, and raise it when the process has ended.
 
     Returns:
         The exit code, negative if a signal ended the process.
@@ -151,11 +151,11 @@ def wait_for_child(child: subprocess.Popen[bytes]) -> int:
 
 @contextmanager
 def stop_on_signals(on_stop: Callable[[str], None], grace_factor: float = 1.0) -> Iterator[None]:
-    """Within this context a stop signal ends the process, whatever it is doing.
+    """Within this context a stop signal ends the process, even if its main thread hangs.
 
-    The main thread gets a KeyboardInterrupt. It may be deep in a collective that never returns,
-    where Python runs no handler; so a thread calls `on_stop` at once, and exits the process when
-    the main thread has not left after `GRACE_SECONDS`, or when other threads outlive it by that.
+    The main thread gets a KeyboardInterrupt. It may be in a collective that never returns, where
+    Python runs no handler; so a thread calls `on_stop` at once, and exits the process if the main
+    thread has not left after `GRACE_SECONDS`, or if other threads are alive that long after it.
 
     Args:
         on_stop: Called with the signal's name, at most once, in another thread.
@@ -199,7 +199,7 @@ def _watch(
             while _deferral.is_on and not _deferral.is_silent(signals[0]):
                 if has_left.wait(0.05):
                     break
-            # In a thread too, as it may fail, or wait for a server that does not answer.
+            # In another thread, as it may fail, or wait for a server that does not respond.
             reporter = threading.Thread(target=on_stop, args=(name,), daemon=True)
             reporter.start()
             limit = time.monotonic() + grace_factor * GRACE_SECONDS
@@ -213,15 +213,15 @@ def _watch(
 
 
 def _end(exit_code: int) -> None:
-    """End the process `GRACE_SECONDS` after its main thread, whatever other threads wait for."""
+    """End the process `GRACE_SECONDS` after its main thread, even if other threads are alive."""
     threading.main_thread().join()
     time.sleep(GRACE_SECONDS)
     os._exit(exit_code)
 
 
 def _restore_handlers_in_child() -> None:
-    # A worker process shares the socket, and the SIGTERM that ends it is no stop of the run. The
-    # others are sent to a whole job or terminal: a worker continues until the run does not need it.
+    # A worker process inherits the socket, and the SIGTERM that ends it does not stop the run. The
+    # other signals are sent to a whole job or terminal: a worker continues while the run needs it.
     signal.set_wakeup_fd(-1)
     for signum in STOP_SIGNALS:
         if signal.getsignal(signum) in (_raise, signal.SIG_IGN):
@@ -230,9 +230,9 @@ def _restore_handlers_in_child() -> None:
 
 
 def ignore_sigterm() -> None:
-    """Ignore SIGTERM for `WORKER_SECONDS`, in a worker process: a batch system sends it to all.
+    """Ignore SIGTERM in a worker process for `WORKER_SECONDS`: a batch system sends it to all.
 
-    Otherwise the run would fail for a lost worker before it is between two steps.
+    Otherwise the run fails with a lost worker before the main thread is between two steps.
     """
     signal.signal(signal.SIGTERM, lambda *_: _exit_later())
 
@@ -247,9 +247,9 @@ os.register_at_fork(after_in_child=_restore_handlers_in_child)
 
 
 def stop_with_parent() -> None:
-    """Ask the kernel for SIGTERM when the parent process ends (Linux; prctl(2)).
+    """Have the kernel send SIGTERM when the parent process ends (Linux; prctl(2)).
 
-    `mlflow run` passes no signal on: killed by SIGTERM alone, it would leave the training behind.
+    `mlflow run` forwards no signal: if it is killed by SIGTERM, the training would continue.
     """
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, int(signal.SIGTERM))

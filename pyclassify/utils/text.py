@@ -1,4 +1,4 @@
-"""Short texts for messages and pages: an error in one line, some of many names, Markdown."""
+"""Format texts for messages and pages: errors in one line, shortened lists, Markdown."""
 
 import os
 import re
@@ -18,17 +18,17 @@ def format_error(error: BaseException, max_length: int = 0) -> str:
     """Format an error's message in one line, without credentials.
 
     Args:
-        error: The error; an empty message is replaced by the name of its class.
-        max_length: Characters; with 0 the message is not cut.
+        error: The error; its class name is used if its message is empty.
+        max_length: The maximum number of characters; 0 for no limit.
     """
     message = str(mask(join_lines(str(error)))) or type(error).__name__
     return shorten(message, max_length) if max_length else message
 
 
 def format_reason(error: BaseException) -> str:
-    """Format why an error ended a run in one line: its class and its message.
+    """Format the reason why a run failed in one line: the error's class and message.
 
-    For a stop, a KeyboardInterrupt with the signal's name, it is that name.
+    For a stop signal, which is a KeyboardInterrupt with the signal's name, it is that name.
     """
     name = type(error).__name__
     message = format_error(error, _MAX_REASON)
@@ -38,7 +38,7 @@ def format_reason(error: BaseException) -> str:
 
 
 def join_lines(text: str) -> str:
-    """Join the lines of a text to one, with single spaces."""
+    """Join the lines of a text to one line, with single spaces."""
     return " ".join(text.split())
 
 
@@ -47,8 +47,8 @@ def join_some(names: Sequence[str], max_names: int = 3, noun: str = "") -> str:
 
     Args:
         names: The names.
-        max_names: How many are named.
-        noun: The word after "more", such as "files".
+        max_names: The maximum number of names that are listed.
+        noun: The noun after "more", such as "files".
     """
     text = ", ".join(names[:max_names])
     if len(names) > max_names:
@@ -63,18 +63,18 @@ def suggest(given: str, names: Iterable[str]) -> str:
 
 
 def shorten(text: str, length: int) -> str:
-    """Cut a text to a length in characters, the last of which is then an ellipsis."""
+    """Shorten a text to a length in characters, including an ellipsis at its end."""
     return text if len(text) <= length else f"{text[: length - 1]}…"
 
 
 def escape_path(path: str) -> str:
-    """Escape the characters of a path that a line can't show: line breaks and invalid UTF-8."""
+    """Escape line breaks, control characters and bytes that are not UTF-8 in a path."""
     text = os.fsencode(path).decode(errors="backslashreplace")
     return _CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 
 
 def escape_markdown(text: str, max_length: int = 100) -> str:
-    """Escape text so that it is rendered as it is.
+    """Escape text so that Markdown renders it unchanged.
 
     Args:
         text: Any text; line breaks become spaces.
@@ -85,7 +85,7 @@ def escape_markdown(text: str, max_length: int = 100) -> str:
 
 
 def format_code(text: str, max_length: int = 100) -> str:
-    """Format text as code, or as escaped text if Markdown can't show it as code."""
+    """Format text as Markdown code, or as escaped text if that is not possible."""
     shortened = shorten(join_lines(text), max_length)
     if _CODE_TEXT.fullmatch(shortened):
         return f"`{shortened}`"

@@ -53,4 +53,4 @@ def test_slurm_render_with_a_key_twice_in_its_config_is_refused(form, cli, tmp_p
 
     told = refusal(cli("slurm render .", "--backend-config", given))
 
-    assert mentions(told, "key time", 2, 3)
+    assert mentions(told, "key 'time'", 2, 3)

@@ -64,15 +64,18 @@ STORES = {
     ),
     "another schema": (database_of_another_schema, ["ffffffffffff", "mlflow db upgrade sqlite:"]),
     "damaged": (damaged_database, ["other.db", "damaged", "MLFLOW_TRACKING_URI"]),
-    "folder": (folder_in_place_of_a_database, ["other.db", "is a folder", "MLFLOW_TRACKING_URI"]),
+    "folder": (
+        folder_in_place_of_a_database,
+        ["other.db", "is a directory", "MLFLOW_TRACKING_URI"],
+    ),
     "scheme": (address("htp://server:5000"), ["htp://server:5000", "http://HOST:PORT"]),
     "slashes": (address("sqlite://mlflow.db"), ["sqlite://mlflow.db", "sqlite:///relative.db"]),
     "driver": (
         address("mysql+nodriver://ada:lovelace@127.0.0.1:1/runs"),
         ["mysql+nodriver://***@127.0.0.1:1/runs", "nodriver"],
     ),
-    "401": (page(401), ["user and a password", "Sign in", "MLFLOW_TRACKING_USERNAME"]),
-    "403": (page(403), ["refuses permission", "Sign in"]),
+    "401": (page(401), ["authentication failed", 401, "Sign in", "MLFLOW_TRACKING_USERNAME"]),
+    "403": (page(403), ["permission denied", 403, "Sign in"]),
     "404": (page(404), [404, "not an MLflow server", "MLFLOW_TRACKING_URI"]),
     "login": (page(200, "/login"), ["page", "Sign in", "not an MLflow server"]),
     "empty": (empty_answers, ["127.0.0.1", "MLflow server", "MLFLOW_TRACKING_URI"]),
@@ -94,8 +97,8 @@ def bad_store(request, cli, monkeypatch, tmp_path, empty_store):
         yield facts
 
 
-def is_one_line(done, facts):
-    assert done.code == 1
+def is_one_line(done, facts, code=1):
+    assert done.code == code
     lines = [line for line in done.err.splitlines() if "Warning" not in line]
     assert [line for line in lines if line.startswith(ERROR)] == lines[-1:], done.err
     assert "Traceback" not in done.err
@@ -132,7 +135,7 @@ def test_promote_with_a_server_that_refuses_is_one_line(cli, monkeypatch):
         monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
         done = cli("promote alexnet 1")
 
-    assert is_one_line(done, ["registry", "refuses permission", "MLFLOW_REGISTRY_URI"])
+    assert is_one_line(done, ["registry", "permission denied", "MLFLOW_REGISTRY_URI"])
 
 
 def test_fit_in_a_deleted_experiment_names_the_command_that_restores_it(cli, store):
@@ -177,5 +180,5 @@ def test_fit_as_a_deleted_run_names_the_command_that_restores_it(cli, store, mon
 def test_fit_with_a_name_of_600_letters_is_one_line_and_makes_no_run(option, cli):
     done = cli(f"fit {SHAPES} --trainer.logger.{option} {'n' * 600}")
 
-    assert is_one_line(done, [600, f"--trainer.logger.{option}"])
+    assert is_one_line(done, [600, f"--trainer.logger.{option}"], code=2)
     assert done.runs == []

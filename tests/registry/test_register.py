@@ -158,7 +158,7 @@ def test_model_that_can_not_be_registered_stays_in_the_run(train, monkeypatch):
     monkeypatch.setenv("MLFLOW_REGISTRY_URI", "http://127.0.0.1:9")
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     # the form of this message
-    message = r"to the run, and not yet registered as 'shapes' \(.*nothing listens.*\); .+ sync "
+    message = r"to the run, and not yet registered as 'shapes' \(.*connection refused.*\); .+ sync "
 
     with pytest.warns(UserWarning, match=message):
         _, run = train()

@@ -404,7 +404,7 @@ def test_unreachable_server_is_named_without_its_password(capsys, monkeypatch):
     assert main(["compare", NOWHERE, NOWHERE[::-1]]) == 1
     output = capsys.readouterr().err
     assert output.startswith("pyclassify: error: ")
-    assert mentions(output, "http://***@127.0.0.1:9", "nothing listens")
+    assert mentions(output, "http://***@127.0.0.1:9", "connection refused")
     assert output.count("\n") == 1
     assert "secret" not in output
 

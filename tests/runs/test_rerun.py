@@ -305,7 +305,7 @@ def test_compare_capsules_lists_what_can_change_a_loss(changed, facts, tmp_path)
 
 
 def test_compare_capsules_names_missing_files(tmp_path):
-    facts = {"git": {"left_out": {"a.bin": "is over the limit"}}}
+    facts = {"git": {"left_out": {"a.bin": "exceeds the limit"}}}
     then, now = write_capsule(tmp_path / "then", facts), write_capsule(tmp_path / "now")
 
     (line,) = compare_capsules(then, now)

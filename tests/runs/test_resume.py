@@ -12,7 +12,7 @@ from pyclassify.tracking import capsule
 from tests.support import processes
 from tests.support.phrases import mentions
 from tests.support.processes import PIPE, ROOT
-from tests.support.spooled import TAKE
+from tests.support.spooled import ACQUIRE
 from tests.support.stores import experiment_id
 from tests.support.trainings import SHAPES
 
@@ -187,7 +187,9 @@ def lock_run():
     started = []
 
     def run(folder):
-        code = TAKE.format(folder=str(folder)) + "import time; print(flush=True); time.sleep(600)"
+        code = (
+            ACQUIRE.format(folder=str(folder)) + "import time; print(flush=True); time.sleep(600)"
+        )
         process = processes.start("-c", code, fresh=True, cwd=ROOT, stdout=PIPE)
         started.append(process)
         process.stdout.readline()

@@ -49,7 +49,7 @@ def test_tracked_and_unignored_files_are_copied_as_they_are(tmp_path):
     assert files == {".gitignore", "train.py", "package/run.sh", "untracked.py"}
     assert (folder / "project/train.py").read_text() == "new"
     assert os.access(folder / "project/package/run.sh", os.X_OK)
-    assert left_out == {".env": "may have credentials in it"}
+    assert left_out == {".env": "may contain credentials"}
 
 
 def test_commit_and_diff_are_noted(tmp_path):
@@ -87,7 +87,7 @@ def test_project_in_no_repository_is_copied_without_what_runs_and_installs_leave
     _, copied, left_out = take(project, tmp_path)
 
     assert copied == {"MLproject", "a/b.py"}
-    assert left_out == {"big.bin": "is over 50 MB"}
+    assert left_out == {"big.bin": "is larger than 50 MB"}
 
 
 def test_file_that_is_not_regular_is_left_out(tmp_path):
@@ -99,7 +99,7 @@ def test_file_that_is_not_regular_is_left_out(tmp_path):
     _, copied, left_out = take(project, tmp_path)
 
     assert copied == {"MLproject"}
-    assert left_out == {"pipe": "is no plain file"}
+    assert left_out == {"pipe": "is not a regular file"}
 
 
 def test_project_is_copied_whole_where_git_is_not_installed(tmp_path, monkeypatch):

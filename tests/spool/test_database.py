@@ -1,4 +1,4 @@
-"""Several processes that are the first to open a database, and to make an experiment in it."""
+"""Several processes may open a new database, and create an experiment in it, at one moment."""
 
 import sys
 import time
@@ -14,7 +14,7 @@ from tests.support.processes import PIPE, STDOUT
 from tests.support.waiting import wait_until
 
 PROCESSES = 4
-# Everything is loaded before the start, so that all open the database at the same moment.
+# Everything is imported before the start, so that all open the database at the same moment.
 OPEN = """
 import sys, time
 from pathlib import Path
@@ -50,15 +50,15 @@ def test_open_tracking_store_by_several_first_processes_makes_one_database(tmp_p
 
 
 def test_open_tracking_store_waits_for_another_process(tmp_path, monkeypatch):
-    path, held = tmp_path / "new.db", []
-    monkeypatch.setattr(database, "_LOCK_SECONDS", 0.2)
+    path, seconds = tmp_path / "new.db", []
+    monkeypatch.setattr(database, "_LOCK_TIMEOUT_SECONDS", 0.2)
 
     with database._lock_file(path):
         start = time.monotonic()
-        with database._lock_file(path):  # which hangs: the second goes on without the lock
-            held.append(time.monotonic() - start)
+        with database._lock_file(path):  # whose holder hangs: the second continues without the lock
+            seconds.append(time.monotonic() - start)
 
-    assert held[0] >= 0.2
+    assert seconds[0] >= 0.2
 
 
 def test_open_tracking_store_in_a_folder_that_can_not_be_written_takes_no_lock(tmp_path):
@@ -91,7 +91,7 @@ def test_open_tracking_store_of_an_address_without_a_path_makes_no_file(
 
 
 @pytest.mark.parametrize("name", ["folder", "file/new.db"])
-def test_open_tracking_store_refuses_what_can_be_no_database_at_once(name, tmp_path):
+def test_open_tracking_store_of_an_invalid_file_raises_at_once(name, tmp_path):
     (tmp_path / "folder").mkdir()
     (tmp_path / "file").touch()
     start = time.monotonic()
@@ -99,7 +99,7 @@ def test_open_tracking_store_refuses_what_can_be_no_database_at_once(name, tmp_p
     with pytest.raises(mlflow.MlflowException, match=name.partition("/")[0]):
         database.open_tracking_store(f"sqlite:///{tmp_path}/{name}")
 
-    assert time.monotonic() - start < 30  # MLflow would try for 100 s
+    assert time.monotonic() - start < 30  # MLflow retries for 100 s
 
 
 @pytest.mark.parametrize("kind", ["tracking", "registry"])
@@ -111,19 +111,19 @@ def test_plain_mlflow_opens_sqlite_through_the_lock(kind):
     assert values["sqlite"] == f"pyclassify.spool.database:open_{kind}_store"
 
 
-def test_open_tracking_store_of_a_server_that_is_away_does_not_wait():
+def test_open_tracking_store_of_an_unreachable_server_raises_at_once():
     database.register_databases()
     start = time.monotonic()
 
     with pytest.raises(mlflow.MlflowException, match="Connection refused") as error:
         mlflow.MlflowClient("postgresql+psycopg2://ada:lovelace@127.0.0.1:1/runs").get_experiment(0)
 
-    assert error.value.error_code == "TEMPORARILY_UNAVAILABLE"  # so that a training goes on
-    assert time.monotonic() - start < 60  # MLflow would try for 100 s
+    assert error.value.error_code == "TEMPORARILY_UNAVAILABLE"  # so that a training continues
+    assert time.monotonic() - start < 60  # MLflow retries for 100 s
 
 
-def test_database_is_opened_without_the_package_of_locks(tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "filelock", None)  # as beside MLflow alone
+def test_database_is_opened_without_filelock(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "filelock", None)  # only MLflow is installed
 
     with database._lock_file(tmp_path / "mlflow.db"):
         assert list(tmp_path.iterdir()) == []

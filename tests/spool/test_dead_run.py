@@ -1,4 +1,4 @@
-"""A run whose process has died gets its status through its spool, or directly."""
+"""The final status of a run whose process has died is set through its spool, or directly."""
 
 import subprocess
 import sys
@@ -10,7 +10,7 @@ from pyclassify.spool.dead_run import DeadRun, set_status_directly
 from pyclassify.spool.records import REASON_TAG
 from pyclassify.spool.spooled_run import SpooledRun
 from tests.support.processes import ROOT
-from tests.support.spooled import TAKE, begin_again, points
+from tests.support.spooled import ACQUIRE, begin_again, points
 from tests.support.stores import experiment_id
 
 
@@ -18,7 +18,7 @@ def make_dead(spool, uri=None):
     return DeadRun(spool.run_id, "", spool.root, uri or spool.there.tracking_uri)
 
 
-def test_close_delivers_what_was_logged_and_sets_status_and_reason(spool):
+def test_close_uploads_the_records_and_sets_status_and_reason(spool):
     spool.client.log_metric(spool.run_id, "loss", 0.5, step=1)
     begin_again(spool.folder)
 
@@ -28,8 +28,9 @@ def test_close_delivers_what_was_logged_and_sets_status_and_reason(spool):
     assert points(spool.there, spool.run_id, "loss") == [(1, 0.5)]
 
 
-def test_close_leaves_a_run_that_another_process_writes_to(spool):
-    code = f"import sys; {TAKE.format(folder=str(spool.folder))}print('taken', flush=True); input()"
+def test_close_of_a_run_that_another_process_has_locked_changes_nothing(spool):
+    acquire = ACQUIRE.format(folder=str(spool.folder))
+    code = f"import sys; {acquire}print('locked', flush=True); input()"
     with subprocess.Popen(
         [sys.executable, "-c", code],
         cwd=ROOT,
@@ -37,7 +38,7 @@ def test_close_leaves_a_run_that_another_process_writes_to(spool):
         stdout=subprocess.PIPE,
         text=True,
     ) as other:
-        assert other.stdout.readline() == "taken\n"
+        assert other.stdout.readline() == "locked\n"
 
         assert not make_dead(spool).close("FAILED", "SIGKILL")
         other.communicate("\n")
@@ -45,7 +46,7 @@ def test_close_leaves_a_run_that_another_process_writes_to(spool):
 
 
 def test_close_without_a_server_leaves_the_status_in_the_spool(spool, monkeypatch):
-    monkeypatch.setattr("pyclassify.spool.dead_run._UPLOAD_PAUSES", (0.0,))
+    monkeypatch.setattr("pyclassify.spool.dead_run._UPLOAD_PAUSES_SECONDS", (0.0,))
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
 
     assert make_dead(spool, "http://127.0.0.1:9").close("FAILED", "SIGKILL")
@@ -68,7 +69,7 @@ def test_next_attempt_of_a_dead_run_has_no_reason(spool):
     assert lock.find_holder(spool.folder) == ""
 
 
-@pytest.mark.parametrize("reason", ["SIGKILL", "a 'quoted' reason, of ∞ letters"])
+@pytest.mark.parametrize("reason", ["SIGKILL", "a 'quoted' reason with ∞"])
 def test_status_in_sqlite_is_what_mlflow_reads(reason, store):
     run_id = store.create_run(experiment_id(store)).info.run_id
 

@@ -1,4 +1,4 @@
-"""One process writes to a run at a time, whatever becomes of it and of those that it started."""
+"""The lock of a run is exclusive, and is released when its holder ends for any reason."""
 
 import fcntl
 import json
@@ -12,11 +12,11 @@ import pytest
 
 from pyclassify.spool import lock
 from tests.support import processes
-from tests.support.spooled import TAKE
+from tests.support.spooled import ACQUIRE
 
-# One child by fork, as a data worker is, and one by exec; their numbers are written once both run
-# code of their own: a fork has let go of the lock by then.
-BREED = """
+# One child by fork, as a data worker is, and one by exec; their process IDs are printed once both
+# are running: the fork has released the lock by then.
+START_CHILDREN = """
 import os, subprocess, sys, time
 read, write = os.pipe()
 forked = os.fork()
@@ -37,12 +37,12 @@ def folder(tmp_path):
 
 @pytest.fixture
 def start(folder):
-    """Start a process that takes the run, runs some code and is killed in the end."""
+    """Start a process that acquires the lock, runs some code and is killed in the end."""
     started = []
 
     def run(code="import time; print(flush=True); time.sleep(60)", **variables):
         process = processes.start(
-            *("-c", TAKE.format(folder=str(folder)) + f"exec({code!r})"),
+            *("-c", ACQUIRE.format(folder=str(folder)) + f"exec({code!r})"),
             cwd=processes.ROOT,
             env=os.environ | variables,
             stdout=processes.PIPE,
@@ -61,11 +61,11 @@ def test_acquire_by_a_second_writer_raises_with_the_holder_and_the_next_step(fol
     process, _ = start(SLURM_JOB_ID="77")
 
     # the form of this message
-    who = rf"process {process.pid} on {re.escape(socket.gethostname())} \(SLURM job 77\), since 2"
-    with pytest.raises(lock.RunLockedError, match=rf"0123abcd .* {who}") as error:
+    holder = rf"process {process.pid} on {re.escape(socket.gethostname())} \(SLURM job 77\), since "
+    with pytest.raises(lock.RunLockedError, match=rf"0123abcd is locked by {holder}2") as error:
         lock.acquire(folder)
     assert str(error.value).endswith("`pyclassify resume 0123abcd`")
-    assert re.match(who, lock.find_holder(folder))
+    assert re.match(holder, lock.find_holder(folder))
 
 
 def test_lock_of_a_killed_writer_is_released(folder, start):
@@ -79,8 +79,8 @@ def test_lock_of_a_killed_writer_is_released(folder, start):
     lock.release(folder)
 
 
-def test_lock_is_not_held_by_children_that_outlive_their_parent(folder, start):
-    process, line = start(BREED)
+def test_lock_is_not_held_by_children_of_a_killed_parent(folder, start):
+    process, line = start(START_CHILDREN)
     children = [int(word) for word in line.split()]
     try:
         assert lock.find_holder(folder)
@@ -100,7 +100,7 @@ def test_lock_stays_with_the_parent_when_a_child_ends(folder, start):
     assert lock.find_holder(folder)
 
 
-def test_find_holder_while_the_holder_writes_its_line_names_nobody(folder):
+def test_acquire_while_the_holder_writes_its_line_raises_without_its_name(folder):
     folder.mkdir(parents=True)
     with (folder / lock.LOCK_FILE).open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
@@ -118,10 +118,10 @@ def test_acquire_twice_is_released_once(folder):
 
 
 def test_acquire_on_a_file_system_without_locks_warns(folder, monkeypatch):
-    def refuse(*_):
+    def flock(*_):
         raise OSError(38, "Function not implemented")
 
-    monkeypatch.setattr(lock.fcntl, "flock", refuse)
+    monkeypatch.setattr(lock.fcntl, "flock", flock)
     with pytest.warns(UserWarning, match=r"can't be locked \(Function not implemented\)"):
         lock.acquire(folder)
     lock.release(folder)

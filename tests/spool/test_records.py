@@ -1,4 +1,4 @@
-"""The files that a run's records are in: what is torn, damaged, or finds no room."""
+"""The segments of a run's log: torn and damaged records, and a full disk."""
 
 import math
 
@@ -52,14 +52,14 @@ def test_record_torn_anywhere_is_dropped_and_all_before_it_are_read(tmp_path):
 def test_damaged_record_is_reported_with_its_offset_and_the_others_are_read(tmp_path):
     path = write(tmp_path)
     content = bytearray(path.read_bytes())
-    place = len(records.encode(RECORDS[0]))
-    content[place + 20] ^= 1
+    offset = len(records.encode(RECORDS[0]))
+    content[offset + 20] ^= 1
     path.write_bytes(content)
 
     first, damaged, last = read(path)
     assert [first, last] == [RECORDS[0], RECORDS[2]]
     assert isinstance(damaged, DamagedRecord)
-    assert str(damaged).startswith(f"{path} at byte {place}: ")
+    assert str(damaged).startswith(f"{path} at byte {offset}: ")
 
 
 def test_read_records_starts_at_an_offset(tmp_path):
@@ -96,7 +96,7 @@ def opened(tmp_path):
     return RunWriter(records.create_spool(tmp_path / "run", "0", "name", {}, 0))
 
 
-def log_without_room(opened, size, steps):
+def log_on_a_full_disk(opened, size, steps):
     with files_of_at_most(size):
         for step in range(steps):
             opened.append_points([["loss", step / 2, 0, step]])
@@ -104,22 +104,22 @@ def log_without_room(opened, size, steps):
 
 def test_records_on_a_full_disk_are_pending_and_written_later(opened):
     with pytest.warns(UserWarning, match="can't be written .* in memory"):
-        log_without_room(opened, size=100, steps=1000)
+        log_on_a_full_disk(opened, size=100, steps=1000)
     with pytest.warns(UserWarning, match="written again"):
         opened.append({"kind": "name", "name": "last"})
 
     (path,) = records.list_segments(opened.folder).values()
     *metrics, last = read(path)
-    assert [each["points"][0][3] for each in metrics] == [*range(1000)]
+    assert [record["points"][0][3] for record in metrics] == [*range(1000)]
     assert last["name"] == "last"
 
 
 def test_pending_records_over_the_limit_are_dropped_with_a_warning(opened, monkeypatch):
     monkeypatch.setattr("pyclassify.spool.writer.MAX_PENDING_BYTES", 1000)
-    with pytest.warns(UserWarning, match="lost until there is room") as said:
-        log_without_room(opened, size=0, steps=100)
+    with pytest.warns(UserWarning, match="lost.*Free space") as warned:
+        log_on_a_full_disk(opened, size=0, steps=100)
 
-    assert len(said) == 2
+    assert len(warned) == 2
     with pytest.warns(UserWarning, match="written again"):
         assert opened.flush()
     (path,) = records.list_segments(opened.folder).values()

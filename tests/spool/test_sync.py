@@ -1,4 +1,4 @@
-"""`pyclassify sync`: what jobs have logged where they could not reach the server."""
+"""`pyclassify sync` uploads what runs logged while they could not reach the server."""
 
 import json
 import threading
@@ -35,8 +35,9 @@ def test_sync_uploads_and_reports_the_runs_of_a_work_dir(work_dir, spool, capsys
 
     run = spool.there.get_run(spool.run_id)
     assert (run.info.status, run.data.metrics) == ("FINISHED", {"loss": 0.5})
-    assert [each.path for each in spool.there.list_artifacts(spool.run_id)] == ["a.txt"]
-    assert capsys.readouterr().out == f"{spool.run_id}: 3 records delivered, 3 in all\n"
+    assert [file.path for file in spool.there.list_artifacts(spool.run_id)] == ["a.txt"]
+    # the form of this message
+    assert capsys.readouterr().out == f"{spool.run_id}: uploaded 3 records (3 in total)\n"
 
 
 def test_sync_skips_an_uploaded_run_and_removes_its_copies(work_dir, spool, capsys):
@@ -58,17 +59,18 @@ def test_sync_uploads_what_is_written_after_the_end_of_a_run(work_dir, spool):
 
 
 @pytest.mark.parametrize(
-    ("code", "words"),
-    [(500, "it answers with error 500"), (403, "it refuses permission ('Error response')")],
+    ("code", "reason"),
+    [(500, "HTTP error 500"), (403, "permission denied (HTTP 403) ('Error response')")],
 )
 def test_sync_with_a_failing_server_reports_it_and_loses_nothing(
-    code, words, work_dir, spool, monkeypatch, capsys
+    code, reason, work_dir, spool, monkeypatch, capsys
 ):
     with answering(code) as address:
         monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
         assert main(["sync", str(work_dir)]) == 1
     # the form of this message
-    assert capsys.readouterr().err == f"pyclassify: {spool.run_id}: nothing delivered: {words}\n"
+    error = f"pyclassify: error: {spool.run_id}: upload failed: {reason}\n"
+    assert capsys.readouterr().err == error
 
     monkeypatch.setenv("MLFLOW_TRACKING_URI", spool.there.tracking_uri)
     assert main(["sync", str(work_dir)]) == 0
@@ -81,13 +83,13 @@ def test_sync_reports_an_unreadable_spool_and_uploads_the_others(work_dir, spool
     (broken / records.SPOOL_FILE).write_text("{")
 
     assert main(["sync", str(work_dir)]) == 1
-    assert capsys.readouterr().err.startswith("pyclassify: 0: nothing delivered: ")
+    assert capsys.readouterr().err.startswith("pyclassify: error: 0: upload failed: ")
     assert spool.there.get_run(spool.run_id).info.status == "FINISHED"
 
 
 def test_sync_reports_a_folder_that_is_gone(tmp_path, capsys):
     assert Sync(tmp_path / "gone").upload_all() == 1
-    assert mentions(capsys.readouterr().err, "gone", "nothing delivered", "No such file")
+    assert mentions(capsys.readouterr().err, "gone", "upload failed", "No such file")
 
 
 def test_sync_reports_a_failing_server_once(work_dir, spool, monkeypatch, capsys):
@@ -102,14 +104,14 @@ def test_sync_reports_a_failing_server_once(work_dir, spool, monkeypatch, capsys
     assert points(spool.there, spool.run_id, "loss") == [(1, 0.5)]
 
 
-def test_sync_uploads_a_running_run_again_when_more_is_written(work_dir, spool, monkeypatch):
+def test_sync_uploads_what_is_written_to_a_running_run_later(work_dir, spool, monkeypatch):
     spool.client.update_run(spool.run_id, status="RUNNING")
     sync = Sync(work_dir)
     assert sync.upload_all() == 0
 
     with answering(500) as address:
         monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
-        assert sync.upload_all() == 0  # it has nothing to ask
+        assert sync.upload_all() == 0  # without a request
         spool.client.log_metric(spool.run_id, "loss", 0.25, step=2)
         assert sync.upload_all() == 1
 
@@ -117,11 +119,11 @@ def test_sync_uploads_a_running_run_again_when_more_is_written(work_dir, spool, 
 def test_two_syncs_at_once_upload_each_record_once(work_dir, spool):
     for step in range(2, 3000):
         spool.client.log_metric(spool.run_id, "loss", step, step=step)
-    both = [threading.Thread(target=Sync(work_dir).upload_all) for _ in range(2)]
-    for each in both:
-        each.start()
-    for each in both:
-        each.join()
+    threads = [threading.Thread(target=Sync(work_dir).upload_all) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
 
     assert len(points(spool.there, spool.run_id, "loss")) == 2999
 
@@ -135,9 +137,9 @@ def test_sync_follow_uploads_what_is_logged_meanwhile(work_dir, spool):
     )
     try:
         (first,) = read_lines(follower, 1)
-        assert first.startswith(f"{spool.run_id}: 3 records delivered")
+        assert first.startswith(f"{spool.run_id}: uploaded 3 records")
         spool.client.log_metric(spool.run_id, "loss", 0.25, step=2)
-        assert read_lines(follower, 2)[1] == f"{spool.run_id}: 1 records delivered, 4 in all\n"
+        assert read_lines(follower, 2)[1] == f"{spool.run_id}: uploaded 1 record (4 in total)\n"
 
         follower.send_signal(2)
         assert follower.communicate()[1].endswith("stopped by SIGINT\n")
@@ -174,13 +176,28 @@ def test_find_spools_skips_done_runs_without_reading_their_records(tmp_path, mon
 
 def test_sync_of_a_missing_folder_names_the_folders_to_give(tmp_path, capsys):
     assert main(["sync", str(tmp_path / "none")]) == 1
-    said = capsys.readouterr().err
-    assert mentions(said, tmp_path / "none", "runs/spool", '"work_dir"', "SLURM")
+    error = capsys.readouterr().err
+    assert mentions(error, tmp_path / "none", "runs/spool", '"work_dir"', "SLURM")
+
+
+def test_sync_help_has_defaults_and_examples_and_loads_no_mlflow():
+    code = "import sys; from pyclassify.cli.main import main; main(sys.argv[1:]); "
+    code += "print(sorted({'mlflow', 'torch'} & sys.modules.keys()))"
+    process = processes.start("-c", code, "sync", "--help", stdout=processes.PIPE, fresh=True)
+    output, _ = process.communicate()
+
+    assert mentions(output, "write-ahead log", "--follow", "default:", "examples:", "work_dir")
+    assert output.endswith("[]\n")
+
+
+def test_sync_of_an_unknown_option_is_a_usage_error(capsys):
+    assert main(["sync", "--folow"]) == 2
+    assert mentions(capsys.readouterr().err, "'--folow'", "Did you mean '--follow'?")
 
 
 def test_database_named_from_a_folder_is_found_from_any(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     records.create_spool(tmp_path / "run", "0", "name", {}, 0, tracking_uri="sqlite:///mlflow.db")
 
-    known = json.loads((tmp_path / "run" / records.SPOOL_FILE).read_text())
-    assert known["tracking_uri"] == f"sqlite:///{tmp_path}/mlflow.db"
+    spool_info = json.loads((tmp_path / "run" / records.SPOOL_FILE).read_text())
+    assert spool_info["tracking_uri"] == f"sqlite:///{tmp_path}/mlflow.db"

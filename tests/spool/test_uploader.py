@@ -1,4 +1,4 @@
-"""Delivery of a spool: nothing lost and nothing doubled, whatever the server says and does."""
+"""The upload of a spool is idempotent and loses nothing, whatever fails at the server."""
 
 import os
 import time
@@ -13,6 +13,7 @@ from pyclassify.spool.records import Segment, encode
 from pyclassify.spool.upload_thread import UploadThread
 from pyclassify.spool.uploader import BUSY, SPOOL_TAG, PendingError, Uploader, exclusive_upload
 from pyclassify.spool.writer import open_writer
+from tests.support.phrases import mentions
 from tests.support.runs import MetaDataset
 from tests.support.spooled import answering, deliver, points
 from tests.support.waiting import scale, wait_until
@@ -52,7 +53,7 @@ def test_records_uploaded_twice_are_there_once(spool):
     dataset = MetaDataset(source, name="images", digest="abc")._to_mlflow_entity()
     spool.client.log_inputs(spool.run_id, [mlflow.entities.DatasetInput(dataset, [])])
     deliver(spool)
-    (spool.folder / "delivered.json").unlink()
+    (spool.folder / records.PROGRESS_FILE).unlink()
     assert deliver(spool) == 4
 
     assert points(spool.there, spool.run_id, "loss") == [(n, n / 8) for n in range(1500)]
@@ -70,7 +71,7 @@ def test_process_that_ends_may_write_while_the_next_one_does(spool):
     assert deliver(spool) == 1
 
 
-LONG = "x" * 300  # a name that MLflow does not take
+LONG = "x" * 300  # a name that MLflow rejects
 
 
 @pytest.mark.parametrize(
@@ -94,16 +95,16 @@ def test_rejected_record_is_stored_and_the_rest_is_uploaded(log, spool):
     log_losses(spool, 700)
     log(spool.client, spool.run_id)
     log_losses(spool, 700, first=700)
-    with pytest.warns(UserWarning, match=f"{spool.run_id}: not delivered: "):
+    with pytest.warns(UserWarning, match=f"{spool.run_id}: .*rejected.*{records.REJECTED_FILE}"):
         deliver(spool)
 
     assert points(spool.there, spool.run_id, "loss") == [(n, n / 8) for n in range(1400)]
-    (refused,) = (spool.folder / "refused.records").read_text().splitlines()
-    assert LONG in refused
+    (rejected,) = (spool.folder / records.REJECTED_FILE).read_text().splitlines()
+    assert LONG in rejected
     assert deliver(spool) == 0
 
 
-def test_run_that_is_deleted_meanwhile_loses_nothing(spool):
+def test_run_that_is_deleted_and_restored_loses_nothing(spool):
     log_losses(spool, 10)
     spool.there.delete_run(spool.run_id)
     with pytest.raises(
@@ -116,7 +117,7 @@ def test_run_that_is_deleted_meanwhile_loses_nothing(spool):
     assert len(points(spool.there, spool.run_id, "loss")) == 10
 
 
-def test_artifacts_that_can_not_be_stored_hold_nothing_else_up(spool, tmp_path):
+def test_artifacts_that_can_not_be_stored_delay_nothing_else(spool, tmp_path):
     stored = Path(spool.there.get_run(spool.run_id).info.artifact_uri).parent
     stored.parent.mkdir(exist_ok=True)
     stored.touch()  # no folder can be made below a file, not even by root
@@ -133,8 +134,8 @@ def test_artifacts_that_can_not_be_stored_hold_nothing_else_up(spool, tmp_path):
 
     stored.unlink()
     deliver(spool)
-    kept = [each.path for each in spool.there.list_artifacts(spool.run_id)]
-    assert kept == ["a.txt", "b.txt"]
+    paths = [file.path for file in spool.there.list_artifacts(spool.run_id)]
+    assert paths == ["a.txt", "b.txt"]
     assert records.is_uploaded(spool.folder)
 
 
@@ -150,7 +151,7 @@ def test_version_is_pending_without_make_version_and_made_of_each_model(spool):
     deliver(spool)
     assert not records.is_uploaded(spool.folder)
 
-    uploader = Uploader(spool.folder, spool.there, lambda *asked: made.append(asked) or "made")
+    uploader = Uploader(spool.folder, spool.there, lambda *args: made.append(args) or "made")
     uploader.upload()
     assert [(run_id, record["path"]) for _, run_id, record in made] == [
         (spool.run_id, "model"),
@@ -193,21 +194,21 @@ def test_status_is_not_set_over_a_later_end(spool):
     assert spool.there.get_run(spool.run_id).info.status == "RUNNING"
 
 
-def test_run_begun_without_a_server_is_made_once(spool):
-    run_id = spool.client.create_run("name:anew", run_name="mine").info.run_id
+def test_run_started_offline_is_made_once(spool):
+    run_id = spool.client.create_run("name:created", run_name="mine").info.run_id
     spool.client.log_metric(run_id, "loss", 0.5, step=1)
     folder = spool.root / run_id
     Uploader(folder, spool.there)._make_run()
-    (folder / "delivered.json").unlink()  # as if it had died before it could note it
+    (folder / records.PROGRESS_FILE).unlink()  # as if the process had died before it was written
     Uploader(folder, spool.there).upload()
 
-    experiment = spool.there.get_experiment_by_name("anew")
+    experiment = spool.there.get_experiment_by_name("created")
     (made,) = spool.there.search_runs([experiment.experiment_id])
     assert (made.info.run_name, made.data.metrics) == ("mine", {"loss": 0.5})
     assert made.data.tags[SPOOL_TAG] == run_id
 
 
-def test_run_begun_without_a_server_goes_to_the_experiment_of_its_number(spool):
+def test_run_started_offline_goes_to_the_experiment_of_its_number(spool):
     number = spool.there.create_experiment("numbered")
     run_id = spool.client.create_run(number).info.run_id
     Uploader(spool.root / run_id, spool.there).upload()
@@ -216,15 +217,15 @@ def test_run_begun_without_a_server_goes_to_the_experiment_of_its_number(spool):
     assert made.data.tags[SPOOL_TAG] == run_id
 
 
-def test_run_begun_without_a_server_is_reported_by_its_id_there(spool):
-    run_id = spool.client.create_run("name:anew").info.run_id
+def test_run_started_offline_is_reported_by_its_id_there(spool):
+    run_id = spool.client.create_run("name:created").info.run_id
     upload_thread = UploadThread(spool.root / run_id, spool.there.tracking_uri)
-    with pytest.warns(UserWarning, match=f"the run {run_id}, ") as told:
+    with pytest.warns(UserWarning, match=f"the run {run_id}, ") as warned:
         run_to_the_end(upload_thread)
 
     made = spool.there.get_run(upload_thread.server_id)
     assert made.data.tags[SPOOL_TAG] == run_id != upload_thread.server_id
-    (warning,) = (str(each.message) for each in told)
+    (warning,) = (str(warning.message) for warning in warned)
     assert upload_thread.server_id in warning
 
 
@@ -249,7 +250,7 @@ def test_upload_continues_when_another_process_has_ended_its_own(spool, recwarn)
     assert not [str(each.message) for each in recwarn if "server" in str(each.message)]
 
 
-def test_tag_that_was_deleted_before_its_upload_holds_nothing_up(spool):
+def test_tag_that_was_deleted_before_its_upload_delays_nothing(spool):
     spool.client.set_tag(spool.run_id, "gone", "soon")
     spool.client.delete_tag(spool.run_id, "gone")
     log_losses(spool, 10)
@@ -270,8 +271,8 @@ def test_damaged_record_is_reported_and_the_others_are_uploaded(spool):
     with pytest.warns(UserWarning, match="000001.records at byte"):
         assert deliver(spool) == 3
 
-    kept = [step for step, _ in points(spool.there, spool.run_id, "loss")]
-    assert kept == [*range(1000), *range(2000, 3000)]
+    steps = [step for step, _ in points(spool.there, spool.run_id, "loss")]
+    assert steps == [*range(1000), *range(2000, 3000)]
 
 
 def test_worker_forked_during_an_upload_does_not_hold_its_lock(spool):
@@ -289,31 +290,29 @@ def test_worker_forked_during_an_upload_does_not_hold_its_lock(spool):
 
 
 def log_and_finish(spool, upload_thread):
-    """Log meanwhile: the first half before, and the other half after it was refused."""
+    """Log before and after the first upload fails."""
     upload_thread.start()
     for step in range(20):
         log_losses(spool, 1, first=step)
         if step == 10:
-            wait_until(lambda: upload_thread.last_error, "the server's refusal")
+            wait_until(lambda: upload_thread.last_error, "the failed upload")
     assert not upload_thread.finish(1.5)
     upload_thread.join(scale(10))
 
 
-@pytest.mark.parametrize(
-    ("code", "words"), [(500, "500"), (403, "it refuses permission"), (404, "404")]
-)
+@pytest.mark.parametrize(("code", "fact"), [(500, "500"), (403, "permission denied"), (404, "404")])
 def test_upload_thread_warns_once_of_a_failing_server_and_logging_continues(
-    code, words, spool, monkeypatch
+    code, fact, spool, monkeypatch
 ):
     monkeypatch.setattr("pyclassify.spool.upload_thread.UPLOAD_SECONDS", 0.05)
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     with answering(code) as address:
         upload_thread = UploadThread(spool.folder, address)
-        with pytest.warns(UserWarning, match="takes nothing") as said:
+        with pytest.warns(UserWarning, match="upload failed") as warned:
             log_and_finish(spool, upload_thread)
 
-    (warning,) = (str(each.message) for each in said)
-    assert words in warning
+    (warning,) = (str(warning.message) for warning in warned)
+    assert mentions(warning, fact, spool.folder, "retried")
     assert upload_thread.find_unsent() == ((spool.folder / "000001.records").stat().st_size, [])
     deliver(spool)
     assert len(points(spool.there, spool.run_id, "loss")) == 20

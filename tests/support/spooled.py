@@ -29,9 +29,9 @@ class Meeting:
         assert self._words.readline(), "the other process has ended"
 
 
-# Code that has a process take a spool.
-TAKE = "from pathlib import Path; from pyclassify.spool import lock; "
-TAKE += "lock.acquire(Path({folder!r})); "
+# Code with which a process acquires the lock of a spool.
+ACQUIRE = "from pathlib import Path; from pyclassify.spool import lock; "
+ACQUIRE += "lock.acquire(Path({folder!r})); "
 
 
 def open_store(empty_store, folder):

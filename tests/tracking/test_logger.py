@@ -14,6 +14,7 @@ from pyclassify.cli.main import main
 from pyclassify.spool.uploader import Uploader
 from pyclassify.tracking import run
 from pyclassify.tracking.logger import RunLogger
+from tests.support.phrases import mentions
 from tests.support.spooled import answering
 from tests.support.stores import using
 from tests.support.trainings import QUIET, SHAPES
@@ -149,11 +150,11 @@ def test_training_without_an_artifact_store_finishes_and_syncs_later(
     assert {"train_loss", "val_accuracy", "test_accuracy"} < run.data.metrics.keys()
     assert run.data.params["model/learning_rate"] == "0.0001"
     messages = {str(warning.message) for warning in recwarn}
-    (message,) = {text for text in messages if "takes no file" in text}
+    (message,) = {text for text in messages if "file upload failed" in text}
     assert "Not a directory" in message
     last = done.err.splitlines()[-1]
-    assert re.search(r"^pyclassify: config.yaml, .+ and \d+ more ", last)
-    assert run.info.run_id in last
+    assert mentions(last, run.info.run_id, "not completely uploaded")
+    assert re.search(r": config.yaml, .+ and \d+ more\. ", last)
 
     blocked.unlink()
     assert main(last.split("pyclassify ")[-1].split()) == 0

@@ -80,7 +80,7 @@ def test_views_that_the_store_refuses_cost_only_a_warning(cli):
             "BEGIN SELECT RAISE(ABORT, 'no permission'); END"
         )
 
-    with pytest.warns(UserWarning, match=r"not delivered: .*no permission"):
+    with pytest.warns(UserWarning, match=r"rejected.*: .*no permission"):
         done = cli(f"fit {SHAPES}")
 
     assert done.code == 0

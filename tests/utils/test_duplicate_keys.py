@@ -1,4 +1,4 @@
-"""A key that is given twice, of which PyYAML and json take the last one without a word."""
+"""Duplicate keys raise an error; PyYAML and json silently use the last value."""
 
 import json
 
@@ -36,20 +36,20 @@ def test_check_duplicate_keys_names_the_file_the_key_and_both_lines(name):
     with pytest.raises(ValueError, match="recipe") as error:
         check_duplicate_keys(text, "recipe.yaml")
 
-    assert mentions(str(error.value), "recipe.yaml", f"key {key} ", first, second)
+    assert mentions(str(error.value), "recipe.yaml", f"duplicate key {key!r}", first, second)
 
 
 @pytest.mark.parametrize("text", ONCE)
-def test_check_duplicate_keys_takes_anchors_merges_and_what_is_not_yaml(text):
+def test_check_duplicate_keys_accepts_anchors_merges_and_invalid_yaml(text):
     check_duplicate_keys(text, "recipe.yaml")
 
 
-def test_check_duplicate_keys_takes_a_text_that_holds_itself():
+def test_check_duplicate_keys_accepts_a_recursive_text():
     check_duplicate_keys("&a\nb: *a\n", "recipe.yaml")
 
 
 @pytest.mark.parametrize("suffix", ["yaml", "json"])
-def test_load_config_refuses_a_key_twice_in_a_file_that_it_names(suffix, tmp_path):
+def test_load_config_raises_for_a_duplicate_key_in_a_file_that_it_names(suffix, tmp_path):
     (tmp_path / f"data.{suffix}").write_text('{"class_path": "A",\n"class_path": "B"}')
     (tmp_path / "recipe.yaml").write_text(f"data: data.{suffix}\n")
 
@@ -57,11 +57,11 @@ def test_load_config_refuses_a_key_twice_in_a_file_that_it_names(suffix, tmp_pat
         load_config(str(tmp_path / "recipe.yaml"))
 
 
-def test_load_config_keeps_what_a_merge_key_merges(tmp_path):
+def test_load_config_applies_merge_keys(tmp_path):
     (tmp_path / "recipe.yaml").write_text("a: &a {x: 1, y: 2}\nb:\n  <<: *a\n  x: 3\n")
 
     assert load_config(str(tmp_path / "recipe.yaml"))["b"] == {"x": 3, "y": 2}
 
 
-def test_readers_take_the_last_one_which_is_why():
+def test_readers_silently_use_the_last_value():
     assert yaml.safe_load("a: 1\na: 2") == json.loads('{"a": 1, "a": 2}') == {"a": 2}

@@ -1,4 +1,4 @@
-"""What counts as a credential, and what does not."""
+"""Credentials are masked, and nothing else is."""
 
 import pytest
 
@@ -26,7 +26,7 @@ def test_credentials_in_addresses_are_masked_and_nothing_else(text, masked):
 
 def test_settings_are_masked_by_their_names():
     config = {"token": "abc", "db": {"api_key": "abc", "tokens": 3, "password": None}}
-    config |= {"passwords": ["kept"], "token_size": "kept", "monkey": "kept"}
+    config |= {"passwords": ["shown"], "token_size": "shown", "monkey": "shown"}
 
     masked = {"token": "***", "db": {"api_key": "***", "tokens": 3, "password": None}}
     assert mask(config) == {**config, **masked}

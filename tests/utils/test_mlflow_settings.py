@@ -1,4 +1,4 @@
-"""What MLflow reads from the environment."""
+"""MLflow's environment variables are set, unless the user has set them."""
 
 import os
 
@@ -12,13 +12,13 @@ PROGRESS_BAR = "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR"
 
 @pytest.fixture(autouse=True)
 def unset(monkeypatch):
-    """The user has set nothing; what a test sets is gone after it."""
+    """Unset the variables; they are restored after the test."""
     for name in (RETRIES, TIMEOUT, PROGRESS_BAR):
-        monkeypatch.setenv(name, "")  # which restores it afterwards
+        monkeypatch.setenv(name, "")  # so that it is restored afterwards
         del os.environ[name]
 
 
-def test_configure_mlflow_without_limits_leaves_those_of_mlflow():
+def test_configure_mlflow_without_limits_leaves_mlflows_defaults():
     configure_mlflow()
 
     assert os.environ[PROGRESS_BAR] == "false"

@@ -1,4 +1,4 @@
-"""The code in a run's capsule: the commit, what was changed, and what was new."""
+"""The code in a run's capsule: the commit, the diff and the untracked files."""
 
 import io
 import os
@@ -250,7 +250,7 @@ def test_settings_for_submodules_change_nothing(setting, nested, write_capsule, 
     assert restore(folder, facts, nested, tmp_path / "tree") == read_files(nested)
 
 
-def test_submodule_that_is_gone_is_named_with_the_command(nested, write_capsule, tmp_path):
+def test_missing_submodule_is_named_with_the_command(nested, write_capsule, tmp_path):
     folder, facts = write_capsule(nested)
     git(nested, "submodule", "deinit", "--force", "libs/net")
     shutil.rmtree(nested / "libs/net", ignore_errors=True)
@@ -331,7 +331,7 @@ def test_programs_that_a_repository_names_are_not_started(write_capsule, tmp_pat
     assert not (tmp_path / "started").exists()
 
 
-def test_repository_that_git_refuses_is_warned_of_with_the_reason(write_capsule, tmp_path):
+def test_repository_that_git_can_not_read_is_a_warning_with_the_reason(write_capsule, tmp_path):
     repo = repositories.start(tmp_path / "repo", {"net.py": "a\n"})
     repositories.write(repo, {".git/config": "[core\n"})
 
@@ -359,7 +359,7 @@ def test_untracked_file_is_unpacked_with_its_mode_but_no_special_bits(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("packed", "words"),
+    ("packed", "message"),
     [
         (pack("../x"), r"untracked file \.\./x .*outside .*tree"),
         (pack("/x/y"), "untracked file /x/y .*outside .*tree"),
@@ -369,19 +369,19 @@ def test_untracked_file_is_unpacked_with_its_mode_but_no_special_bits(tmp_path):
         (pack("x", tarfile.FIFOTYPE), "untracked x .*regular file"),
     ],
 )
-def test_tar_that_reaches_beyond_its_folder_raises(packed, words, tmp_path):
+def test_tar_with_a_path_outside_its_folder_raises(packed, message, tmp_path):
     tree = tmp_path / "tree"
     tree.mkdir()
     (tree / "out").symlink_to(tmp_path)  # as a commit may have it
 
-    with pytest.raises(OSError, match=words):
+    with pytest.raises(OSError, match=message):
         repository._unpack_files(packed, tree)
 
-    assert [each.name for each in tmp_path.iterdir()] == ["tree"]
-    assert [each.name for each in tree.iterdir()] == ["out"]
+    assert [path.name for path in tmp_path.iterdir()] == ["tree"]
+    assert [path.name for path in tree.iterdir()] == ["out"]
 
 
-def test_users_settings_of_diffs_do_not_spoil_them(write_capsule, tmp_path):
+def test_settings_of_the_user_do_not_change_the_diff(write_capsule, tmp_path):
     repo = repositories.start(tmp_path / "repo", {"net.py": "a\n"})
     for setting in ("diff.noprefix=true", "color.ui=always", "diff.external=false"):
         git(repo, "config", *setting.split("="))
@@ -398,11 +398,11 @@ def test_clean_tree_has_neither_diff_nor_tar(write_capsule, tmp_path):
     assert sorted(os.listdir(folder)) == ["capsule.json", "config.yaml", "packages.txt"]
 
 
-def test_files_left_by_runs_and_ignored_files_are_not_packed(write_capsule, tmp_path):
+def test_outputs_of_runs_and_ignored_files_are_not_packed(write_capsule, tmp_path):
     repo = repositories.start(tmp_path / "repo", {".gitignore": "data/\n"})
-    kept = {"net.py": "n"}
-    left = {"mlflow.db": "1", "mlruns/0/x": "2", "runs/0/best.ckpt": "3", "data/1.png": "4"}
-    repositories.write(repo, {**kept, **left})
+    code = {"net.py": "n"}
+    outputs = {"mlflow.db": "1", "mlruns/0/x": "2", "runs/0/best.ckpt": "3", "data/1.png": "4"}
+    repositories.write(repo, {**code, **outputs})
 
     folder, _ = write_capsule(repo)
 
@@ -436,23 +436,25 @@ def test_files_over_the_limit_are_left_out_and_small_ones_packed(
 
 
 @pytest.mark.parametrize(
-    ("start", "words"),
+    ("start", "reason"),
     [
-        (lambda folder: None, "is in no git repository"),
+        (lambda folder: None, "is not in a git repository"),
         (lambda folder: git(folder, "init", "--quiet"), "has no commit yet"),
     ],
 )
-def test_without_a_commit_the_capsule_says_why(start, words, write_capsule, tmp_path, monkeypatch):
+def test_capsule_without_a_commit_has_the_reason(
+    start, reason, write_capsule, tmp_path, monkeypatch
+):
     monkeypatch.setattr(capsule, "PACKAGE_FOLDER", tmp_path)
     (tmp_path / "plain").mkdir()
     start(tmp_path / "plain")
 
     _, facts = write_capsule(tmp_path / "plain")
 
-    assert words in facts["git"]["missing"]
+    assert reason in facts["git"]["missing"]
 
 
-def test_without_git_the_capsule_says_so(write_capsule, tmp_path, monkeypatch):
+def test_capsule_without_git_has_the_reason(write_capsule, tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
 
     _, facts = write_capsule(tmp_path)

@@ -1,4 +1,4 @@
-"""Stopping on a signal, in processes of their own."""
+"""Stop signals, tested in separate processes."""
 
 import signal
 from pathlib import Path
@@ -43,33 +43,33 @@ def test_second_signal_does_not_interrupt_the_clean_up(script):
     assert rest(process)[-1] == "cleaned up"
 
 
-def processor_ticks(pid):
-    """What a process has taken of a processor, in hundredths of a second."""
+def count_cpu_ticks(pid):
+    """The CPU time of a process, in hundredths of a second."""
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return int(fields[11]) + int(fields[12])
 
 
-def test_process_ends_though_its_main_thread_hangs(script):
+def test_process_with_a_hanging_main_thread_ends(script):
     stuck = "hashlib.pbkdf2_hmac('sha256', b'word', b'salt', 2**31 - 1)"  # for many minutes
     process = script(
         "import hashlib\nsignals.GRACE_SECONDS = 0.5\n" + SLEEP.replace("time.sleep(60)", stuck)
     )
-    start = processor_ticks(process.pid)
-    wait_until(lambda: processor_ticks(process.pid) > start + 20, "it is well inside")
+    start = count_cpu_ticks(process.pid)
+    wait_until(lambda: count_cpu_ticks(process.pid) > start + 20, "the main thread hangs")
     process.send_signal(signal.SIGTERM)
 
     assert rest(process) == ["marked SIGTERM"]
     assert process.returncode == 128 + signal.SIGTERM
 
 
-def test_process_ends_though_on_stop_fails_or_hangs(script):
-    for trouble in ("1 / 0", "time.sleep(60)"):
+def test_process_whose_on_stop_fails_or_hangs_ends(script):
+    for fault in ("1 / 0", "time.sleep(60)"):
         process = script(
             f"""
 signals.GRACE_SECONDS = 0.3
-def tell(name):
-    {trouble}
-with signals.stop_on_signals(tell):
+def on_stop(name):
+    {fault}
+with signals.stop_on_signals(on_stop):
     try:
         say("ready")
         time.sleep(60)
@@ -82,11 +82,11 @@ with signals.stop_on_signals(tell):
         assert process.wait(scale(60)) == 128 + signal.SIGTERM
 
 
-def test_process_ends_though_another_thread_never_does(script):
-    # A stop in a thread pool's `submit` leaves a worker that waits for ever, and Python for it.
-    left = "import threading\n"
-    left += "threading.Thread(target=threading.Event().wait).start()\n"
-    process = script(left + SLEEP + "        signals.GRACE_SECONDS = 0.3\n")
+def test_process_with_another_thread_that_never_ends_ends(script):
+    # A stop in a thread pool's `submit` leaves a worker that waits forever, and Python for it.
+    thread = "import threading\n"
+    thread += "threading.Thread(target=threading.Event().wait).start()\n"
+    process = script(thread + SLEEP + "        signals.GRACE_SECONDS = 0.3\n")
     process.send_signal(signal.SIGTERM)
 
     assert rest(process)[-1] == "cleaned up"
@@ -112,14 +112,14 @@ with signals.stop_on_signals(lambda name: say("marked", name)):
     assert rest(process) == [f"worker died of {signal.SIGTERM.value}"]
 
 
-def test_handlers_are_as_before_afterwards(script):
+def test_handlers_are_restored_afterwards(script):
     process = script(
         """
-before = [signal.getsignal(each) for each in signals.STOP_SIGNALS]
+before = [signal.getsignal(signum) for signum in signals.STOP_SIGNALS]
 with signals.stop_on_signals(lambda name: say("marked", name)):
-    inside = [signal.getsignal(each) for each in signals.STOP_SIGNALS]
+    inside = [signal.getsignal(signum) for signum in signals.STOP_SIGNALS]
 say("ready")
-say([signal.getsignal(each) for each in signals.STOP_SIGNALS] == before, inside == before)
+say([signal.getsignal(signum) for signum in signals.STOP_SIGNALS] == before, inside == before)
 """
     )
 

@@ -1,4 +1,4 @@
-"""Short texts of messages."""
+"""Texts of messages and Markdown pages."""
 
 import os
 import re
@@ -21,7 +21,7 @@ from pyclassify.utils.text import (
 @pytest.mark.parametrize(
     ("error", "message"),
     [
-        (OSError("no\n  room"), "no room"),
+        (OSError("no\n  space"), "no space"),
         (ValueError("at http://me:secret@host/"), "at http://***@host/"),
         (KeyboardInterrupt(), "KeyboardInterrupt"),
     ],
@@ -31,17 +31,17 @@ def test_format_error_is_one_line_without_credentials(error, message):
 
 
 def test_format_error_with_a_limit_is_cut():
-    assert format_error(OSError("no room"), max_length=5) == "no r…"
+    assert format_error(OSError("no space"), max_length=5) == "no s…"
 
 
 @pytest.mark.parametrize(
     ("names", "text"), [("", ""), ("a", "a"), ("abc", "a, b, c"), ("abcde", "a, b, c and 2 more")]
 )
-def test_join_some_counts_the_names_that_it_leaves_out(names, text):
+def test_join_some_counts_the_names_that_are_not_listed(names, text):
     assert join_some(list(names)) == text
 
 
-def test_join_some_with_a_noun_says_what_is_left_out():
+def test_join_some_with_a_noun_ends_with_it():
     assert join_some(["a", "b", "c"], 1, "files") == "a and 2 more files"
 
 
@@ -49,7 +49,7 @@ def test_join_lines_has_single_spaces():
     assert join_lines(" a\n\t b ") == "a b"
 
 
-def test_shorten_keeps_a_text_that_fits():
+def test_shorten_leaves_a_text_that_fits():
     assert (shorten("cat", 3), shorten("cats", 3)) == ("cat", "ca…")
 
 

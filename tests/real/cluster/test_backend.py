@@ -113,7 +113,7 @@ def test_submission_warns_of_files_left_out_and_of_a_database_on_a_network(
     submitted = submit_project(project, config, forks=False)
 
     warned = [each.getMessage() for each in caplog.records if each.levelname == "WARNING"]
-    assert mentions("\n".join(warned), ".env may have credentials", "mlflow.db", "(nfs4)")
+    assert mentions("\n".join(warned), ".env may contain credentials", "mlflow.db", "(nfs4)")
     run = get_run(submitted)
     assert (run.info.status, run.data.tags["slurm_job_id"]) == ("SCHEDULED", "8")
     copied = {path.name for path in (tmp_path / "runs" / submitted.run_id / "project").iterdir()}

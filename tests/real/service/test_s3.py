@@ -77,7 +77,7 @@ def test_weights_arrive_in_parts_though_the_bucket_is_busy_at_first(
 @pytest.mark.parametrize(
     ("bucket", "error", "facts"),
     [
-        ("unmade", 0, ["no bucket unmade", "artifact location"]),
+        ("unmade", 0, ["bucket unmade does not exist", "artifact location"]),
         (BUCKET, 403, [f"bucket {BUCKET}", "permission", "s3:PutObject"]),
         (BUCKET, 503, [f"bucket {BUCKET}", "503"]),
     ],
@@ -92,7 +92,7 @@ def test_bucket_that_takes_nothing_is_told_in_a_line_and_gets_it_later(
     with proxy.answering(error):
         assert main(["sync", str(run.folder)]) == 1
     (line,) = capsys.readouterr().err.splitlines()
-    assert mentions(line, f"pyclassify: {run.run_id}: no file", *facts)
+    assert mentions(line, f"pyclassify: error: {run.run_id}: file upload failed", *facts)
     assert run.there.get_run(run.run_id).data.metrics == {"loss": 0.5}
 
     service.bucket.create_bucket(Bucket=bucket)  # which is there already, but for the first
