@@ -186,7 +186,7 @@ def test_sync_help_has_defaults_and_examples_and_loads_no_mlflow():
     process = processes.start("-c", code, "sync", "--help", stdout=processes.PIPE, fresh=True)
     output, _ = process.communicate()
 
-    assert mentions(output, "write-ahead log", "--follow", "default:", "examples:", "work_dir")
+    assert mentions(output, "write-ahead log", "--follow", "default:", "examples:", "WORK_DIR")
     assert output.endswith("[]\n")
 
 
