@@ -1,16 +1,11 @@
-"""Ablation of a recipe: short trainings, each without one part of the recipe.
+"""Measure what each ingredient of a recipe contributes, by short trainings without it (ablation).
 
-    python -m benchmarks.ablation alexnet-bn-cifar10.yaml FOLDER [--images 5000] [--epochs 4]
-        [--seeds 1] [--json FILE] [-- OPTION ...]
-
-FOLDER holds train/<class>/<image>. Each training is `pyclassify fit` with the recipe on the first
-images of each class, by its last validation accuracy on as many others as --validated says; the
-test images are not read. Options after `--` apply to all trainings, such as --batch_size 128: few
-images make few steps. Such a short training shows what speeds up learning; regularization can only
-cost accuracy in it.
+Each training is `pyclassify fit` with the recipe on the first images of each class. The result is
+its last validation accuracy on other images of the folder; the test images are not read. Options
+after `--` are passed to all trainings, such as --batch_size 128, since few images make few steps.
+A short training shows what makes learning faster; regularization can only lower its accuracy.
 """
 
-import argparse
 import json
 import sys
 import tempfile
@@ -18,8 +13,9 @@ from pathlib import Path
 
 import yaml
 
-from benchmarks.accuracy import ROOT, choose, run
+from benchmarks.accuracy import ROOT, link_images, run
 from benchmarks.parts import report
+from benchmarks.parts.command import BenchmarkParser
 
 RECIPES = ("alexnet-bn-cifar10.yaml", "alexnet-cifar10-best.yaml")
 
@@ -29,57 +25,65 @@ COMMON = {
     "no random crop": ["--data.random_crop_padding=0"],
     "no horizontal flip": ["--data.horizontal_flip=false"],
     "no weight decay": ["--optimizer.weight_decay=0"],
-    "a constant rate": ["--lr_scheduler=ConstantLR", "--lr_scheduler.factor=1"],
+    "constant learning rate": ["--lr_scheduler=ConstantLR", "--lr_scheduler.factor=1"],
 }
 
 
-def leave_out(recipe, callback):
-    """Make the option for all callbacks of a recipe except one."""
-    callbacks = yaml.safe_load((ROOT / "configs" / recipe).read_text())["trainer"]["callbacks"]
-    remaining = [c for c in callbacks if not c["class_path"].endswith(f".{callback}")]
-    return f"--trainer.callbacks={json.dumps(remaining)}"
+def remove_callback(recipe, name):
+    """Make the option with all callbacks of a recipe except one."""
+    config = yaml.safe_load((ROOT / "configs" / recipe).read_text())
+    callbacks = config["trainer"]["callbacks"]
+    others = [each for each in callbacks if not each["class_path"].endswith(f".{name}")]
+    return f"--trainer.callbacks={json.dumps(others)}"
 
 
-def without(recipe):
-    """List the options that leave out one part of a recipe, for each line of its table."""
-    lines = COMMON | {"no EMA of the weights": [leave_out(recipe, "EMAWeights")]}
+def list_ablations(recipe):
+    """List the rows of a recipe's table, with the options that remove one ingredient."""
+    ablations = COMMON | {"no EMA of the weights": [remove_callback(recipe, "EMAWeights")]}
     if recipe == "alexnet-bn-cifar10.yaml":
-        learnt = [leave_out(recipe, "WhitenStem"), "--model.freeze=null"]
-        return lines | {"trainable stem": learnt}
-    return lines | {
+        trainable = [remove_callback(recipe, "WhitenStem"), "--model.freeze=null"]
+        return ablations | {"trainable stem": trainable}
+    return ablations | {
         "63 pixels": ["--data.resize=63", "--data.crop=63", "--data.random_crop_padding=8"]
     }
 
 
 def main(args=None):
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    examples = (f"{RECIPES[0]} FOLDER", f"{RECIPES[0]} FOLDER --epochs 2 -- --batch_size 128")
+    parser = BenchmarkParser("ablation", __doc__, examples)
+    parser.add_argument("recipe", choices=RECIPES, help="Train with this recipe of configs/.")
+    parser.add_argument("folder", type=Path, help="Read images from train/<class>/ in this folder.")
+    parser.add_argument("--images", type=int, default=5_000, help="Train on this number of images.")
+    parser.add_argument(
+        "--validation-ratio",
+        type=float,
+        default=0.4,
+        help="Validate on this number of images, as a fraction of --images.",
     )
-    parser.add_argument("recipe", choices=RECIPES)
-    parser.add_argument("folder", type=Path)
-    parser.add_argument("--images", type=int, default=5_000, help="to train on")
-    parser.add_argument("--validated", type=float, default=0.4, help="images, in parts of those")
-    parser.add_argument("--epochs", type=int, default=4)
-    parser.add_argument("--seeds", type=int, default=1)
-    parser.add_argument("--only", nargs="+", help="these lines of the table")
-    parser.add_argument("--json", help="a file for all figures")
-    given, options = parser.parse_known_args(args)
-    options = [each for each in options if each != "--"]
-    lines = without(given.recipe)
-    if unknown := set(given.only or ()) - set(lines):
-        parser.error(f"--only has {sorted(unknown)}; its lines are {', '.join(map(repr, lines))}")
-    lines = {name: own for name, own in lines.items() if name in (given.only or lines)}
-    found = {name: [] for name in lines}
-    with tempfile.TemporaryDirectory() as own:
-        choose(given.folder, Path(own), given.images, given.validated)
-        always = [f"--max_epochs={given.epochs}", *options]
-        for seed in range(given.seeds):
-            for name, changed in lines.items():
-                told = run("fit", given.recipe, own, *always, *changed, f"--seed={seed}")
-                found[name].append(told["val_accuracy"])
-                sys.stderr.write(json.dumps(found) + "\n")
-    rows = [{"recipe": name, "val_accuracy": values} for name, values in found.items()]
-    report.tell(rows, {"found": found}, given.json)
+    parser.add_argument("--epochs", type=int, default=4, help="Train for this number of epochs.")
+    parser.add_argument("--seeds", type=int, default=1, help="Repeat with this number of seeds.")
+    parser.add_argument("--only", nargs="+", metavar="ROW", help="Train only these table rows.")
+    parser.add_json_option()
+    args, options = parser.parse_known_args(args)
+    options = [option for option in options if option != "--"]
+    ablations = list_ablations(args.recipe)
+    if unknown := set(args.only or ()) - set(ablations):
+        parser.error(
+            f"invalid --only: {', '.join(sorted(unknown))} (expected some of "
+            f"{', '.join(map(repr, ablations))})"
+        )
+    ablations = {name: ablations[name] for name in ablations if name in (args.only or ablations)}
+    accuracies = {name: [] for name in ablations}
+    with tempfile.TemporaryDirectory() as folder:
+        link_images(args.folder, Path(folder), args.images, args.validation_ratio)
+        common = [f"--max_epochs={args.epochs}", *options]
+        for seed in range(args.seeds):
+            for name, changes in ablations.items():
+                metrics = run("fit", args.recipe, folder, *common, *changes, f"--seed={seed}")
+                accuracies[name].append(metrics["val_accuracy"])
+                sys.stderr.write(json.dumps(accuracies) + "\n")
+    rows = [{"recipe": name, "val_accuracy": values} for name, values in accuracies.items()]
+    report.print_table(rows, {"val_accuracy": accuracies}, args.json)
 
 
 if __name__ == "__main__":

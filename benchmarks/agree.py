@@ -1,12 +1,9 @@
-"""Ask a served model for the images that its run was tested on: the same answer to each?
+"""Compare the predictions of a served model with those of its run's test.
 
-    python -m benchmarks.agree RUN_ID FOLDER [--port 5000] [--images 1000]
-
-FOLDER is the run's `data_path` (ImageFolderDataModule), whose test images are sent as the files
-that they are. MLFLOW_TRACKING_URI names the run's store.
+The test images of the run's `data_path` (ImageFolderDataModule) are sent as files to a server that
+`mlflow models serve` has started. The run is read from the store of MLFLOW_TRACKING_URI.
 """
 
-import argparse
 import base64
 import http.client
 import json
@@ -14,54 +11,57 @@ import sys
 
 import mlflow
 
+from benchmarks.parts.command import BenchmarkParser
 from benchmarks.serve import invoke
 from pyclassify.datamodule import ImageFolderDataModule
 
-REQUEST = 50  # images in each
+IMAGES_PER_REQUEST = 50
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("run")
-    parser.add_argument("folder")
-    parser.add_argument("--port", type=int, default=5000)
-    parser.add_argument("--images", type=int, default=1000)
-    given = parser.parse_args()
-    run = mlflow.get_run(given.run)
+    parser = BenchmarkParser("agree", __doc__, ("RUN_ID FOLDER", "RUN_ID FOLDER --port 5001"))
+    parser.add_argument("run", metavar="RUN_ID", help="Compare with the test of this run.")
+    parser.add_argument("folder", help="Read the test images of the run's data_path.")
+    parser.add_argument("--port", type=int, default=5000, help="Send requests to this port.")
+    parser.add_argument("--images", type=int, default=1000, help="Send this number of images.")
+    args = parser.parse_args(sys.argv[1:])
+    run = mlflow.get_run(args.run)
     table = json.loads(mlflow.artifacts.load_text(f"{run.info.artifact_uri}/predictions.json"))
-    data = ImageFolderDataModule(data_path=given.folder)
+    data = ImageFolderDataModule(data_path=args.folder)
     data.setup("test")
-    step = max(1, len(table["data"]) // given.images)  # some of each class, as files are sorted
+    step = max(1, len(table["data"]) // args.images)  # some of each class, as files are sorted
     tested = [dict(zip(table["columns"], row, strict=True)) for row in table["data"]]
-    tested = tested[::step][: given.images]
-    answers = list(ask([data.test.files[each["index"]] for each in tested], given.port))
-    same = sum(a["classes"][0] == t["predicted"] for a, t in zip(answers, tested, strict=True))
-    right = sum(a["classes"][0] == t["label"] for a, t in zip(answers, tested, strict=True))
-    apart = (
-        abs(a["probabilities"][0] - t["probability"])
-        for a, t in zip(answers, tested, strict=True)
-        if a["classes"][0] == t["predicted"]
+    tested = tested[::step][: args.images]
+    files = [data.test.files[row["index"]] for row in tested]
+    pairs = list(zip(predict(files, args.port), tested, strict=True))
+    same = sum(served["classes"][0] == row["predicted"] for served, row in pairs)
+    correct = sum(served["classes"][0] == row["label"] for served, row in pairs)
+    differences = (
+        abs(served["probabilities"][0] - row["probability"])
+        for served, row in pairs
+        if served["classes"][0] == row["predicted"]
     )
     result = {
         "images": len(tested),
-        "the_same_class": same,
-        "accuracy_served": right / len(tested),
-        "accuracy_in_the_run": sum(t["label"] == t["predicted"] for t in tested) / len(tested),
-        "largest_difference_of_probabilities": max(apart),
+        "same_class": same,
+        "served_accuracy": correct / len(tested),
+        "run_accuracy": sum(row["label"] == row["predicted"] for row in tested) / len(tested),
+        "max_probability_difference": max(differences),
         "test_accuracy": run.data.metrics["test_accuracy"],
     }
     sys.stdout.write(json.dumps(result, indent=2) + "\n")
 
 
-def ask(files, port):
+def predict(files, port):
+    """Send image files to the server; yield its predictions."""
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=120)
-    for start in range(0, len(files), REQUEST):
-        texts = []
-        for path in files[start : start + REQUEST]:
+    for start in range(0, len(files), IMAGES_PER_REQUEST):
+        images = []
+        for path in files[start : start + IMAGES_PER_REQUEST]:
             with open(path, "rb") as file:
-                texts.append(base64.b64encode(file.read()).decode())
-        answer = invoke(connection, json.dumps({"inputs": texts}).encode())
-        yield from json.loads(answer)["predictions"]
+                images.append(base64.b64encode(file.read()).decode())
+        content = invoke(connection, json.dumps({"inputs": images}).encode())
+        yield from json.loads(content)["predictions"]
 
 
 if __name__ == "__main__":

@@ -1,44 +1,43 @@
-"""Time to accuracy: when tracked runs came to 75%, 85% and 90% of their validation images.
+"""Measure the time to accuracy of tracked runs, and plot their learning curves.
 
-    python -m benchmarks.curves RUN_ID [RUN_ID ...] [--accuracy 0.75 0.85 0.9] [--picture FILE]
-
-As DAWNBench (Coleman et al., 2017) has it, the time is all of it: from the run's first moment to
-the end of the first epoch that reached an accuracy, its start, validation and tracking included.
-The picture has the validation accuracy of each run by epoch and by time.
+As in DAWNBench (Coleman et al., 2017) it is the total time: from the start of the run to the end of
+the first epoch that reached a validation accuracy, including start-up, validation and tracking. The
+figure has the validation accuracy of each run by epoch and by time.
 """
 
-import argparse
 import itertools
+import sys
 
 from matplotlib.figure import Figure
 
 from benchmarks.parts import report
+from benchmarks.parts.command import BenchmarkParser
 from pyclassify.tracking.search import find_run, open_store
 
-COLOURS = ("#2b6cb0", "#c05621", "#2f855a", "#6b46c1", "#b83280")
+COLORS = ("#2b6cb0", "#c05621", "#2f855a", "#6b46c1", "#b83280")
 
 
 def read(client, run):
-    """At each validation of a run its accuracy, its epoch and the minutes since the run's start.
+    """Read the accuracy, epoch and minutes since the run's start of each validation.
 
     Raises:
-        ValueError: The run has none.
+        ValueError: The run has no validation accuracy.
     """
     found = client.get_metric_history(run.info.run_id, "val_accuracy")
     if not found:
         raise ValueError(f"run {run.info.run_id} has no val_accuracy; give runs of a training")
     epochs = {
-        each.step: int(each.value) + 1
-        for each in client.get_metric_history(run.info.run_id, "epoch")
+        metric.step: int(metric.value) + 1
+        for metric in client.get_metric_history(run.info.run_id, "epoch")
     }
     return [
-        (each.value, epochs[each.step], (each.timestamp - run.info.start_time) / 60_000)
-        for each in sorted(found, key=lambda each: each.step)
+        (metric.value, epochs[metric.step], (metric.timestamp - run.info.start_time) / 60_000)
+        for metric in sorted(found, key=lambda metric: metric.step)
     ]
 
 
-def reach(curve, accuracy):
-    """When a curve first comes to an accuracy, in words."""
+def format_time_to_accuracy(curve, accuracy):
+    """Format when a curve first reaches an accuracy."""
     for value, epoch, minutes in curve:
         if value >= accuracy:
             return f"{60 * minutes:,.0f} s (epoch {epoch})"
@@ -46,17 +45,17 @@ def reach(curve, accuracy):
 
 
 def draw(curves):
-    """The curves side by side, by epoch and by minutes."""
+    """Plot the curves by epoch and by minutes."""
     figure = Figure(figsize=(10, 4.2), dpi=100, layout="constrained")
     by_epoch, by_time = figure.subplots(1, 2, sharey=True)
-    for (name, curve), colour in zip(curves.items(), itertools.cycle(COLOURS), strict=False):
+    for (name, curve), color in zip(curves.items(), itertools.cycle(COLORS), strict=False):
         accuracies, epochs, minutes = zip(*curve, strict=True)
-        values = [100 * each for each in accuracies]
-        for axes, places in ((by_epoch, epochs), (by_time, minutes)):
-            axes.plot(places, values, marker="o", markersize=4, color=colour, label=name)
-        beside = {"xytext": (6, -3), "textcoords": "offset points", "fontsize": 9}
-        by_time.annotate(f"{values[-1]:.1f}", (minutes[-1], values[-1]), color=colour, **beside)
-    by_epoch.set_ylabel("validation images recognised, %")
+        values = [100 * accuracy for accuracy in accuracies]
+        for axes, positions in ((by_epoch, epochs), (by_time, minutes)):
+            axes.plot(positions, values, marker="o", markersize=4, color=color, label=name)
+        offset = {"xytext": (6, -3), "textcoords": "offset points", "fontsize": 9}
+        by_time.annotate(f"{values[-1]:.1f}", (minutes[-1], values[-1]), color=color, **offset)
+    by_epoch.set_ylabel("validation accuracy, %")
     by_epoch.set_xlabel("epoch")
     by_time.set_xlabel("minutes since the run's start")
     by_time.legend(loc="lower right", frameon=False)
@@ -68,40 +67,51 @@ def draw(curves):
     return figure
 
 
-def find(asked, names):
-    """The curves of runs by name.
+def find_curves(run_ids, names):
+    """Find the curves of runs by name.
 
     Raises:
-        OSError, ValueError: There is no such run, it has no curve, or a name is another's too.
+        OSError, ValueError: A run does not exist or has no curve, or names are not unique.
     """
     client = open_store()
-    runs = [find_run(client, each) for each in asked]
+    runs = [find_run(client, run_id) for run_id in run_ids]
     names = names or [run.info.run_name for run in runs]
     if not len(set(names)) == len(names) == len(runs):
-        raise ValueError(f"{len(runs)} runs are called {names}; give --names, another for each")
+        raise ValueError(
+            f"invalid names: {', '.join(names)} (expected {len(runs)} different ones); give --names"
+        )
     return {name: read(client, run) for name, run in zip(names, runs, strict=True)}
 
 
 def main(args=None):
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("runs", nargs="+", metavar="RUN_ID")
-    parser.add_argument("--accuracy", nargs="+", type=float, default=[0.75, 0.85, 0.9])
-    parser.add_argument("--names", nargs="+", help="what the runs are called, instead of their own")
-    parser.add_argument("--picture", help="a file for the learning curves")
-    parser.add_argument("--json", help="a file for all figures")
-    given = parser.parse_args(args)
+    examples = ("RUN_ID RUN_ID --names AlexNet ResNet", "RUN_ID --accuracy 0.9 --figure curves.png")
+    parser = BenchmarkParser("curves", __doc__, examples)
+    parser.add_argument("runs", nargs="+", metavar="RUN_ID", help="Compare these runs.")
+    parser.add_argument(
+        "--accuracy",
+        nargs="+",
+        type=float,
+        default=[0.75, 0.85, 0.9],
+        help="Measure the time to these validation accuracies.",
+    )
+    parser.add_argument("--names", nargs="+", help="Label the runs with these names.")
+    parser.add_argument(
+        "--figure", metavar="FILE", help="Plot the learning curves to this image file."
+    )
+    parser.add_json_option()
+    args = parser.parse_args(sys.argv[1:] if args is None else args)
     try:
-        curves = find(given.runs, given.names)
+        curves = find_curves(args.runs, args.names)
     except (OSError, ValueError) as error:
-        parser.error(str(error))
+        parser.exit(1, f"{parser.prog}: error: {error}\n")
     rows = [
         {"run": name, "epochs": str(curve[-1][1]), "best": f"{max(curve)[0]:.4f}"}
-        | {f"{100 * accuracy:g}%": reach(curve, accuracy) for accuracy in given.accuracy}
+        | {f"{100 * a:g}%": format_time_to_accuracy(curve, a) for a in args.accuracy}
         for name, curve in curves.items()
     ]
-    report.tell(rows, {"curves": curves}, given.json)
-    if given.picture:
-        draw(curves).savefig(given.picture)
+    report.print_table(rows, {"curves": curves}, args.json)
+    if args.figure:
+        draw(curves).savefig(args.figure)
 
 
 if __name__ == "__main__":

@@ -1,19 +1,17 @@
-"""Images a second of each data module without a network, over PIL in one process.
+"""Measure images per second of each data module without a network, and compare them with PIL.
 
-    python -m benchmarks.data [--folder FOLDER] [--repeats 5] [--seconds 5] [--short] [--json FILE]
-
-Ours: the data module's loader and what it prepares on the device, driven by Lightning's Trainer,
-with a step that does nothing. PIL in one process: each image a PIL image, made ready by
-torchvision's Resize, RandomCrop, RandomHorizontalFlip, ToTensor and Normalize in a DataLoader
-without workers. Both give batches of 64 and take turns; the images are the same. CIFAR-10's are
-drawn, as nothing is downloaded; JPEGs of 32 and 256 pixels are made on the spot, or those of
-FOLDER/train/<class> are taken: read in each epoch, and kept by `cache` (after the first reading).
+`ours` is the data module's loader and its transforms on the device, driven by Lightning's Trainer,
+with a step that does nothing. `PIL` is one process: torchvision's Resize, RandomCrop,
+RandomHorizontalFlip, ToTensor and Normalize of each PIL image in a DataLoader without workers. Both
+use batches of 64 of the same images, and alternate. Images of CIFAR-10's size are synthetic. JPEGs
+of 32 and 256 pixels are generated, or those of --folder are used: read in each epoch, and cached
+(after the first epoch).
 """
 
-import argparse
 import itertools
 import logging
 import os
+import sys
 import tempfile
 import time
 import warnings
@@ -27,7 +25,8 @@ from torch.utils.data import DataLoader
 from torchvision.datasets import ImageFolder
 
 from benchmarks.parts import jpegs, report
-from benchmarks.parts.reference import PILImages, prepare_as
+from benchmarks.parts.command import BenchmarkParser
+from benchmarks.parts.reference import PILImages, make_transform
 from pyclassify.data import synthetic
 from pyclassify.data.datasets import ImageTensors
 from pyclassify.datamodule import (
@@ -37,13 +36,13 @@ from pyclassify.datamodule import (
 )
 
 BATCH = 64
-PROCESSOR = "_by_processor"  # a second of a processor: what else the machine does counts little
-WAYS = ("ours", f"ours{PROCESSOR}", "plain", f"plain{PROCESSOR}")
-WARM_UP = 5  # batches, in which workers start
+PER_CPU = "_per_cpu_second"  # depends little on other programs on the machine
+RATES = ("ours", f"ours{PER_CPU}", "pil", f"pil{PER_CPU}")
+WARM_UP_BATCHES = 5  # in which workers start
 
 
-class Nothing(pl.LightningModule):
-    """Takes batches for some seconds, and keeps how many images a second there were."""
+class EmptyModule(pl.LightningModule):
+    """Counts images per second for some seconds, and trains nothing."""
 
     def __init__(self, seconds):
         super().__init__()
@@ -59,7 +58,7 @@ class Nothing(pl.LightningModule):
 
 
 class Meter:
-    """Counts images a second, and a second of a processor, from the end of the first batches on."""
+    """Counts images per second and per CPU second, after the warm-up batches."""
 
     def __init__(self, seconds):
         self.seconds, self.batches, self.images, self.rates = seconds, 0, 0, None
@@ -69,30 +68,31 @@ class Meter:
             torch.cuda.synchronize()
         now = time.perf_counter()
         self.batches += 1
-        if self.batches <= WARM_UP:
-            self.started, self.worked = now, processor_seconds()
+        if self.batches <= WARM_UP_BATCHES:
+            self.started, self.cpu_started = now, measure_cpu_seconds()
             return False
         self.images += len(images)
         if now - self.started < self.seconds:
             return False
-        worked = processor_seconds() - self.worked
-        self.rates = self.images / (now - self.started), self.images / worked
+        cpu_seconds = measure_cpu_seconds() - self.cpu_started
+        self.rates = self.images / (now - self.started), self.images / cpu_seconds
         return True
 
 
-def processor_seconds():
-    """What this process and its workers have had of all processors."""
-    me = psutil.Process()
-    times = [each.cpu_times() for each in (me, *me.children())]
+def measure_cpu_seconds():
+    """Measure the CPU time of this process and its workers."""
+    process = psutil.Process()
+    times = [each.cpu_times() for each in (process, *process.children())]
     return sum(each.user + each.system for each in times)
 
 
-def ours(data, seconds):
-    network = Nothing(seconds)
+def measure_ours(data, seconds):
+    """Measure the rates of a data module."""
+    network = EmptyModule(seconds)
     trainer = pl.Trainer(
         devices=1,
         max_epochs=-1,
-        min_epochs=0,  # else it ends no earlier than the images
+        min_epochs=0,  # otherwise it ends after one epoch
         logger=False,
         limit_val_batches=0,
         enable_checkpointing=False,
@@ -103,7 +103,8 @@ def ours(data, seconds):
     return network.meter.rates
 
 
-def plain(dataset, seconds):
+def measure_pil(dataset, seconds):
+    """Measure the rates of PIL and torchvision's transforms."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     meter = Meter(seconds)
     loader = DataLoader(dataset, BATCH, shuffle=True)
@@ -112,8 +113,8 @@ def plain(dataset, seconds):
             return meter.rates
 
 
-def drawn_cifar10(count=45_000):
-    """CIFAR10DataModule, with as many drawn images in the place of the download's."""
+def make_synthetic_cifar10(count=45_000):
+    """Make a CIFAR10DataModule with synthetic images instead of the downloaded ones."""
     data = CIFAR10DataModule(batch_size=BATCH)
     data.train = ImageTensors(*synthetic.generate_images(count, seed=0))
     data.prepare_data = lambda: None
@@ -121,82 +122,88 @@ def drawn_cifar10(count=45_000):
     return data
 
 
-def in_memory(data):
+def pair_in_memory(data):
+    """Pair a data module in memory with torchvision's data set of its images."""
     data.setup("fit")
-    return data, PILImages(data.train.images, data.train.labels, prepare_as(data.preprocess))
+    return data, PILImages(data.train.images, data.train.labels, make_transform(data.preprocess))
 
 
-def in_folder(folder, **options):
+def pair_in_folder(folder, **options):
+    """Pair a data module of an image folder with torchvision's data set of it."""
     data = ImageFolderDataModule(str(folder), batch_size=BATCH, **options)
-    return data, ImageFolder(folder / "train", prepare_as(data.preprocess))
+    return data, ImageFolder(folder / "train", make_transform(data.preprocess))
 
 
-def sets(given, own):
-    """The pairs to compare, by name: our data module, and torchvision's set of its images."""
+def make_pairs(args, work_dir):
+    """Make the pairs to compare: data modules, and torchvision's data sets of the same images."""
     pairs = {
-        "CIFAR10DataModule": in_memory(drawn_cifar10(1000 if given.short else 45_000)),
-        "SyntheticDataModule": in_memory(SyntheticDataModule(batch_size=BATCH)),
+        "CIFAR10DataModule": pair_in_memory(make_synthetic_cifar10(1000 if args.short else 45_000)),
+        "SyntheticDataModule": pair_in_memory(SyntheticDataModule(batch_size=BATCH)),
     }
-    folders = {given.folder.name: given.folder} if given.folder else {}
-    for side in () if given.folder else (32, 256):
-        folders[f"JPEGs of {side} pixels"] = own / str(side)
-        few = {"count": 100, "canvas_side": 512} if given.short else {"count": 4000}
-        jpegs.make(own / str(side), side=side, **few)
+    folders = {args.folder.name: args.folder} if args.folder else {}
+    for side in () if args.folder else (32, 256):
+        folders[f"JPEGs of {side} pixels"] = work_dir / str(side)
+        size = {"count": 100, "canvas_side": 512} if args.short else {"count": 4000}
+        jpegs.make(work_dir / str(side), side=side, **size)
     for name, folder in folders.items():
-        pairs[f"ImageFolderDataModule, {name}"] = in_folder(folder)
-        pairs[f"ImageFolderDataModule, {name}, cache"] = in_folder(folder, cache=True)
+        pairs[f"ImageFolderDataModule, {name}"] = pair_in_folder(folder)
+        pairs[f"ImageFolderDataModule, {name}, cache"] = pair_in_folder(folder, cache=True)
     return pairs
 
 
-def measure(given):
-    """Images a second by set and way, their ratios, and the machine."""
-    # What `cache` keeps goes with the JPEGs.
-    with tempfile.TemporaryDirectory() as own, patch.dict(os.environ, XDG_CACHE_HOME=own):
-        pairs = sets(given, Path(own))
-        figures = {name: {way: [] for way in WAYS} for name in pairs}
-        for _ in range(given.repeats):
+def measure(args):
+    """Measure images per second and their ratios, by data set."""
+    # The cache is removed with the JPEGs.
+    with tempfile.TemporaryDirectory() as folder, patch.dict(os.environ, XDG_CACHE_HOME=folder):
+        pairs = make_pairs(args, Path(folder))
+        figures = {name: {rate: [] for rate in RATES} for name in pairs}
+        for _ in range(args.repeats):
             for name, (data, dataset) in pairs.items():
-                both = (*ours(data, given.seconds), *plain(dataset, given.seconds))
-                for way, rate in zip(WAYS, both, strict=True):
-                    figures[name][way].append(rate)
+                rates = (*measure_ours(data, args.seconds), *measure_pil(dataset, args.seconds))
+                for rate_name, rate in zip(RATES, rates, strict=True):
+                    figures[name][rate_name].append(rate)
     for rates in figures.values():
-        for per in ("", PROCESSOR):
-            pairs_of = zip(rates[f"ours{per}"], rates[f"plain{per}"], strict=True)
-            rates[f"ratio{per}"] = [a / b for a, b in pairs_of]
+        for per in ("", PER_CPU):
+            repeats = zip(rates[f"ours{per}"], rates[f"pil{per}"], strict=True)
+            rates[f"ratio{per}"] = [ours / pil for ours, pil in repeats]
     workers = {name: data.train_dataloader().num_workers for name, (data, _) in pairs.items()}
-    return {"sets": figures, "num_workers": workers}
+    return {"datasets": figures, "num_workers": workers}
 
 
-def lines_of(result):
-    """The table's lines, one a set; the second ratio is that of images a second of a processor."""
+def make_rows(result):
+    """Make the table, a row per data set."""
     return [
         {
             "images/s": name,
             "ours": rates["ours"],
-            "PIL": rates["plain"],
+            "PIL": rates["pil"],
             "ratio": rates["ratio"],
-            "by processor": rates[f"ratio{PROCESSOR}"],
+            "ratio per CPU second": rates[f"ratio{PER_CPU}"],
             "workers": result["num_workers"][name],
         }
-        for name, rates in result["sets"].items()
+        for name, rates in result["datasets"].items()
     ]
 
 
 def main(args=None):
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--folder", type=Path, help="holds train/<class>/<image>")
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--seconds", type=float, default=5, help="of each measurement")
-    parser.add_argument("--short", action="store_true", help="a try of a few seconds")
-    parser.add_argument("--json", help="a file for all figures")
-    given = parser.parse_args(args)
-    if given.short:
-        given.repeats, given.seconds = 1, 0.1
-    result = measure(given)
-    report.tell(lines_of(result), result, given.json)
+    parser = BenchmarkParser("data", __doc__, ("--repeats 3", "--folder ~/photos --seconds 10"))
+    parser.add_argument(
+        "--folder", type=Path, help="Read JPEGs from train/<class>/ in this folder."
+    )
+    parser.add_argument("--repeats", type=int, default=5, help="Repeat each measurement.")
+    parser.add_argument(
+        "--seconds", type=float, default=5, help="Measure for this number of seconds."
+    )
+    parser.add_argument("--short", action="store_true", help="Run a test of a few seconds.")
+    parser.add_json_option()
+    args = parser.parse_args(sys.argv[1:] if args is None else args)
+    if args.short:
+        args.repeats, args.seconds = 1, 0.1
+    result = measure(args)
+    report.print_table(make_rows(result), result, args.json)
 
 
 if __name__ == "__main__":
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
-    warnings.simplefilter("ignore")  # that a network that does nothing does not train
+    warnings.simplefilter("ignore")  # Lightning warns that EmptyModule trains nothing
     main()

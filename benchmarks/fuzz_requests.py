@@ -1,12 +1,9 @@
-"""Send odd and broken requests to a served model, and tell what it answers.
+"""Send invalid and random requests to a served model (fuzzing), and check its responses.
 
-    python -m benchmarks.odd_requests [--count 10000] [--seed 0] [--url http://HOST:PORT]
-
-Without --url it serves a tiny network of its own. What MLflow's server says before the model is
-asked is told apart; behind the proxy of docs/serving.md, to be named by --url, nothing must be.
+Without --url it serves a tiny network. Errors of MLflow's server before the model is called are
+counted separately; behind the proxy of docs/serving.md, given by --url, there must be none.
 """
 
-import argparse
 import base64
 import collections
 import http.client
@@ -23,6 +20,7 @@ import numpy as np
 from PIL import Image
 from torch import nn
 
+from benchmarks.parts.command import BenchmarkParser
 from benchmarks.parts.server import running
 from pyclassify.data.transforms import Preprocess
 from pyclassify.serving.artifact import save_model
@@ -30,81 +28,99 @@ from pyclassify.serving.artifact import save_model
 JSON = "application/json"
 CLASSES = list("abcdefghij")
 LIMITS = {"max_images": 20, "max_pixels": 100_000}
-WORDS = [None, True, 0, -1, 1.5, 1e308, "", "a", "NaN", "\x00", "é", [], {}, [[]], {"b64": "aaaa"}]
-MLFLOWS = ("Failed to predict data", "Invalid input.", "The input must be")
+ODD_VALUES = [
+    None,
+    True,
+    0,
+    -1,
+    1.5,
+    1e308,
+    "",
+    "a",
+    "NaN",
+    "\x00",
+    "é",
+    [],
+    {},
+    [[]],
+    {"b64": "aaaa"},
+]
+MLFLOW_MESSAGES = ("Failed to predict data", "Invalid input.", "The input must be")
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--count", type=int, default=10_000)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--url", help="of a proxy before a server of some ten classes")
-    given = parser.parse_args()
+    parser = BenchmarkParser("fuzz_requests", __doc__, ("--count 1000", "--url http://HOST:PORT"))
+    parser.add_argument("--count", type=int, default=10_000, help="Send this number of requests.")
+    parser.add_argument("--seed", type=int, default=0, help="Set the seed of the requests.")
+    parser.add_argument("--url", help="Send requests to this server of a model with 10 classes.")
+    args = parser.parse_args(sys.argv[1:])
     with ExitStack() as stack:
-        if given.url is None:
+        if args.url is None:
             folder = stack.enter_context(tempfile.TemporaryDirectory()) + "/model"
             save_tiny_model(folder)
             port, _ = stack.enter_context(running(folder, "--env-manager", "local"))
-            place = f"127.0.0.1:{port}"
+            host = f"127.0.0.1:{port}"
         else:
-            place = urllib.parse.urlparse(given.url).netloc
-        result = bombard(place, given.count, given.seed, behind_proxy=given.url is not None)
+            host = urllib.parse.urlparse(args.url).netloc
+        result = send_requests(host, args.count, args.seed, behind_proxy=args.url is not None)
     result["wrong"] = result["wrong"][:10]
     sys.stdout.write(json.dumps(result, indent=2) + "\n")
 
 
 def save_tiny_model(folder, limits=LIMITS):
-    """A network of ten classes that is as small as they get."""
+    """Save a tiny network of ten classes as a model."""
     network = nn.Sequential(nn.AdaptiveAvgPool2d(4), nn.Flatten(), nn.Linear(48, len(CLASSES)))
     save_model(folder, network, Preprocess(10, 8), CLASSES, limits)
 
 
-def bombard(place, count, seed, behind_proxy=False):
-    """Send requests and judge the answers.
+def send_requests(host, count, seed, behind_proxy=False):
+    """Send random requests and check the responses.
 
     Args:
-        place: The server's host and port.
-        count: How many requests.
-        seed: Decides which.
-        behind_proxy: Whether a proxy mends what MLflow's server says by itself.
+        host: The server's host and port.
+        count: The number of requests.
+        seed: The seed of the requests.
+        behind_proxy: Whether a proxy replaces the error messages of MLflow's server.
 
     Returns:
-        How many answers of each kind there were, and the requests behind what must not be.
+        The number of responses of each kind, and the requests with wrong responses.
     """
-    draw = random.Random(seed)
+    rng = random.Random(seed)
     seen, wrong = collections.Counter(), []
-    good = json.dumps({"inputs": [picture(random.Random(0))]}).encode()
-    expected = ask(place, good, JSON)
+    valid = json.dumps({"inputs": [encode_image(random.Random(0))]}).encode()
+    expected = post(host, valid, JSON)
     for number in range(count):
-        kind, body, content_type = request(draw)
-        status, text = ask(place, body, content_type)
-        faults = judge(status, text)
-        own = kind.startswith("mlflow") and not behind_proxy
+        kind, body, content_type = make_request(rng)
+        status, text = post(host, body, content_type)
+        faults = find_faults(status, text)
+        is_mlflows = kind.startswith("mlflow") and not behind_proxy
         seen[f"{kind}: {status}"] += 1
-        if faults and own:
+        if faults and is_mlflows:
             seen[f"{kind}: {', '.join(faults)}"] += 1
         elif faults:
-            wrong.append({"number": number, "kind": kind, "faults": faults, "answer": text[:300]})
+            fault = {"number": number, "kind": kind, "faults": faults, "response": text[:300]}
+            wrong.append(fault)
     return {
         "requests": count,
-        "answers": dict(sorted(seen.items())),
+        "responses": dict(sorted(seen.items())),
         "wrong": wrong,
-        "alive": expected[0] == 200 and ask(place, good, JSON) == expected,
+        "alive": expected[0] == 200 and post(host, valid, JSON) == expected,
     }
 
 
-def ask(place, body, content_type):
-    connection = http.client.HTTPConnection(place, timeout=60)
+def post(host, body, content_type):
+    """Send a request; return status and text of the response."""
+    connection = http.client.HTTPConnection(host, timeout=60)
     headers = {} if content_type is None else {"Content-Type": content_type}
     connection.request("POST", "/invocations", body, headers)
-    answer = connection.getresponse()
-    text = answer.read().decode("utf-8", "replace")
+    response = connection.getresponse()
+    text = response.read().decode("utf-8", "replace")
     connection.close()
-    return answer.status, text
+    return response.status, text
 
 
-def judge(status, text):
-    """What is wrong with an answer."""
+def find_faults(status, text):
+    """Find what is wrong with a response."""
     faults = []
     if status >= 500:
         faults.append("5xx")
@@ -114,120 +130,125 @@ def judge(status, text):
         faults.append("path")
     if 400 <= status < 500 and text.startswith("{"):
         message = json.loads(text).get("message", "")
-        ours = not message.startswith(MLFLOWS)
+        ours = not message.startswith(MLFLOW_MESSAGES)
         if ours and (len(message) > 500 or "\n" in message):
             faults.append("long")
     return faults
 
 
-def request(draw):
-    """Draw a request: its kind, body and content type."""
-    kinds = [whole, whole, odd_images, odd_images, odd_shapes, odd_params, broken_json, noise]
-    return draw.choice([*kinds, before_the_model])(draw)
+def make_request(rng):
+    """Make a random request: its kind, body and content type."""
+    kinds = [
+        *(make_valid, make_valid, make_odd_images, make_odd_images, make_odd_shapes),
+        *(make_odd_params, make_broken_json, make_noise, make_error_before_model),
+    ]
+    return rng.choice(kinds)(rng)
 
 
-def whole(draw):
-    form = draw.choice(["inputs", "instances", "split", "records", "named"])
-    texts = [draw.choice([picture, raw])(draw) for _ in range(draw.randint(1, 8))]
+def make_valid(rng):
+    form = rng.choice(["inputs", "instances", "split", "records", "named"])
+    texts = [rng.choice([encode_image, encode_raw])(rng) for _ in range(rng.randint(1, 8))]
     body = {
         "inputs": {"inputs": texts},
         "instances": {"instances": texts},
         "named": {"inputs": {"image": texts}},
-        "split": {"dataframe_split": {"columns": ["image"], "data": [[each] for each in texts]}},
-        "records": {"dataframe_records": [{"image": each} for each in texts]},
+        "split": {"dataframe_split": {"columns": ["image"], "data": [[text] for text in texts]}},
+        "records": {"dataframe_records": [{"image": text} for text in texts]},
     }[form]
-    if draw.random() < 0.5:
-        body["params"] = {"top_k": draw.randint(1, 10)}
-    return f"whole {form}", json.dumps(body).encode(), JSON
+    if rng.random() < 0.5:
+        body["params"] = {"top_k": rng.randint(1, 10)}
+    return f"valid {form}", json.dumps(body).encode(), JSON
 
 
-def odd_images(draw):
-    texts = [draw.choice([picture, raw, damaged, word])(draw) for _ in range(draw.randint(0, 24))]
-    form = draw.choice(["inputs", "records"])
+def make_odd_images(rng):
+    kinds = [encode_image, encode_raw, encode_damaged, choose_odd_value]
+    texts = [rng.choice(kinds)(rng) for _ in range(rng.randint(0, 24))]
+    form = rng.choice(["inputs", "records"])
     body = {"inputs": texts}
     if form == "records":
-        body = {"dataframe_records": [{"image": each} for each in texts]}
+        body = {"dataframe_records": [{"image": text} for text in texts]}
     return f"odd images {form}", json.dumps(body).encode(), JSON
 
 
-def odd_shapes(draw):
+def make_odd_shapes(rng):
     def nest(depth):
-        if depth == 0 or draw.random() < 0.3:
-            return draw.choice([word, picture])(draw)
-        parts = [nest(depth - 1) for _ in range(draw.randint(0, 3))]
+        if depth == 0 or rng.random() < 0.3:
+            return rng.choice([choose_odd_value, encode_image])(rng)
+        items = [nest(depth - 1) for _ in range(rng.randint(0, 3))]
         names = ["image", "columns", "data", "index", "b64", "shape", ""]
-        return parts if draw.random() < 0.5 else {draw.choice(names): each for each in parts}
+        return items if rng.random() < 0.5 else {rng.choice(names): item for item in items}
 
     names = ["inputs", "instances", "dataframe_split", "dataframe_records", "messages", "prompt"]
-    keys = draw.choices([*names, "input", "params", "image"], k=draw.randint(0, 2))
+    keys = rng.choices([*names, "input", "params", "image"], k=rng.randint(0, 2))
     return "odd shapes", json.dumps({key: nest(3) for key in keys}).encode(), JSON
 
 
-def odd_params(draw):
-    params = word(draw)
-    if draw.random() < 0.8:
-        params = {draw.choice(["top_k", "k"]): draw.choice([0, -1, 11, 10**30, "3", word(draw)])}
-    return "odd params", json.dumps({"inputs": [picture(draw)], "params": params}).encode(), JSON
+def make_odd_params(rng):
+    params = choose_odd_value(rng)
+    if rng.random() < 0.8:
+        values = [0, -1, 11, 10**30, "3", choose_odd_value(rng)]
+        params = {rng.choice(["top_k", "k"]): rng.choice(values)}
+    body = {"inputs": [encode_image(rng)], "params": params}
+    return "odd params", json.dumps(body).encode(), JSON
 
 
-def broken_json(draw):
-    _, body, _ = whole(draw)
-    changed = bytearray(body[: draw.randint(0, len(body))])
-    for _ in range(draw.randint(0, 3)):
+def make_broken_json(rng):
+    _, body, _ = make_valid(rng)
+    changed = bytearray(body[: rng.randint(0, len(body))])
+    for _ in range(rng.randint(0, 3)):
         if changed:
-            changed[draw.randrange(len(changed))] = draw.randrange(256)
+            changed[rng.randrange(len(changed))] = rng.randrange(256)
     return "broken JSON", bytes(changed), JSON
 
 
-def noise(draw):
-    return "noise", draw.randbytes(draw.randint(0, 200)), JSON
+def make_noise(rng):
+    return "noise", rng.randbytes(rng.randint(0, 200)), JSON
 
 
-def before_the_model(draw):
-    """What MLflow's server stumbles over by itself."""
-    _, body, _ = whole(draw)
-    return draw.choice(
+def make_error_before_model(rng):
+    """Make a request that fails in MLflow's server before the model is called."""
+    _, body, _ = make_valid(rng)
+    return rng.choice(
         [
             ("mlflow no content type", body, None),
             ("mlflow deep JSON", b'{"inputs": ' + b"[" * 20_000 + b"]" * 20_000 + b"}", JSON),
             ("mlflow long number", b'{"inputs": [' + b"9" * 5000 + b"]}", JSON),
             ("mlflow CSV", b"image\naaaa\n", "text/csv"),
-            ("mlflow parquet", draw.randbytes(50), "application/vnd.apache.parquet"),
-            ("other content type", body, draw.choice(["image/png", "", "text/plain", "a;b=c"])),
+            ("mlflow parquet", rng.randbytes(50), "application/vnd.apache.parquet"),
+            ("other content type", body, rng.choice(["image/png", "", "text/plain", "a;b=c"])),
             ("other charset", body, f"{JSON}; charset=latin-1"),
         ]
     )
 
 
-def word(draw):
-    return draw.choice(WORDS)
+def choose_odd_value(rng):
+    return rng.choice(ODD_VALUES)
 
 
-def picture(draw):
+def encode_image(rng):
     content = io.BytesIO()
-    kind = draw.choice(["PNG", "JPEG", "WEBP"])
-    Image.fromarray(pixels(draw)).save(content, kind)
+    kind = rng.choice(["PNG", "JPEG", "WEBP"])
+    Image.fromarray(make_pixels(rng)).save(content, kind)
     return base64.b64encode(content.getvalue()).decode()
 
 
-def raw(draw):
-    image = pixels(draw)
+def encode_raw(rng):
+    image = make_pixels(rng)
     height, width, _ = image.shape
     text = base64.b64encode(image.tobytes()).decode()
     return f"data:application/octet-stream;shape={height}x{width}x3;base64,{text}"
 
 
-def damaged(draw):
-    text = draw.choice([picture, raw])(draw)
-    place = draw.randrange(len(text))
-    return draw.choice(
-        [text[:place], text[:place] + draw.choice("!\n=A,;") + text[place + 1 :], text[place:]]
-    )
+def encode_damaged(rng):
+    text = rng.choice([encode_image, encode_raw])(rng)
+    index = rng.randrange(len(text))
+    changed = text[:index] + rng.choice("!\n=A,;") + text[index + 1 :]
+    return rng.choice([text[:index], changed, text[index:]])
 
 
-def pixels(draw):
-    shape = draw.randint(1, 40), draw.randint(1, 40), 3
-    return np.frombuffer(draw.randbytes(shape[0] * shape[1] * 3), np.uint8).reshape(shape)
+def make_pixels(rng):
+    shape = rng.randint(1, 40), rng.randint(1, 40), 3
+    return np.frombuffer(rng.randbytes(shape[0] * shape[1] * 3), np.uint8).reshape(shape)
 
 
 if __name__ == "__main__":

@@ -1,13 +1,10 @@
-"""Images a second of `mlflow models serve` under load, over the exported program alone.
+"""Measure images per second of `mlflow models serve` under load, relative to the exported program.
 
-    python -m benchmarks.serve [--model URI] [--workers 2] [--threads 1]
-
-Without --model it serves an AlexNet that was never trained, which is as fast. The program alone
-runs in as many processes with as many threads, on the same bytes. The clients take their share of
-this machine's processors; images per second of a processor's time leave that out.
+Without --model it serves an untrained AlexNet, which is as fast. The program alone runs in as many
+processes with as many threads, on the same bytes. The clients use a part of this machine's CPU
+time; images per CPU second of the server exclude it.
 """
 
-import argparse
 import base64
 import contextlib
 import http.client
@@ -17,6 +14,7 @@ import multiprocessing
 import os
 import resource
 import statistics
+import sys
 import tempfile
 import threading
 import time
@@ -27,7 +25,8 @@ import torch
 from PIL import Image
 
 from benchmarks.parts import report
-from benchmarks.parts.server import running, tree
+from benchmarks.parts.command import BenchmarkParser
+from benchmarks.parts.server import list_processes, running
 from pyclassify.data.transforms import Preprocess
 from pyclassify.model import AlexNet
 from pyclassify.serving.artifact import save_model
@@ -36,17 +35,39 @@ SIDE = 32
 
 
 def main(args=None):
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--model", help="its address or folder")
-    parser.add_argument("--env-manager", default="local", help="uv or virtualenv: a fresh one")
-    parser.add_argument("--workers", type=int, default=os.cpu_count())
-    parser.add_argument("--threads", type=int, default=1, help="of each worker")
-    parser.add_argument("--clients", type=int, nargs="+", default=[1, 8, 64])
-    parser.add_argument("--images", type=int, default=64, help="in each request")
-    parser.add_argument("--kinds", nargs="+", default=["raw", "png"], choices=["raw", "png"])
-    parser.add_argument("--seconds", type=float, default=60)
-    parser.add_argument("--json", help="a file for all figures")
-    given = parser.parse_args(args)
+    examples = ("--workers 2 --threads 1", "--model models:/alexnet@champion --env-manager uv")
+    parser = BenchmarkParser("serve", __doc__, examples)
+    parser.add_argument("--model", metavar="URI", help="Serve this model.")
+    parser.add_argument(
+        "--env-manager",
+        default="local",
+        choices=["local", "uv", "virtualenv"],
+        help="Serve in this environment; uv and virtualenv create a new one.",
+    )
+    parser.add_argument(
+        "--workers", type=int, default=os.cpu_count(), help="Set the number of workers."
+    )
+    parser.add_argument("--threads", type=int, default=1, help="Set the threads per worker.")
+    parser.add_argument(
+        "--clients",
+        type=int,
+        nargs="+",
+        default=[1, 8, 64],
+        help="Measure with these numbers of concurrent clients.",
+    )
+    parser.add_argument("--images", type=int, default=64, help="Set the images per request.")
+    parser.add_argument(
+        "--kinds",
+        nargs="+",
+        default=["raw", "png"],
+        choices=["raw", "png"],
+        help="Send raw pixels, PNG files or both.",
+    )
+    parser.add_argument(
+        "--seconds", type=float, default=60, help="Measure for this number of seconds."
+    )
+    parser.add_json_option()
+    given = parser.parse_args(sys.argv[1:] if args is None else args)
     os.environ["OMP_NUM_THREADS"] = str(given.threads)
     with contextlib.ExitStack() as stack:
         folder = given.model
@@ -68,44 +89,48 @@ def main(args=None):
             ],
         }
     for each in result["served"]:
-        for figure in ("images_per_second", "images_per_processor_second"):
+        for figure in ("images_per_second", "images_per_cpu_second"):
             each[f"{figure}_over_alone"] = round(each[figure] / result["alone"][figure], 3)
     columns = ("kind", "clients", "images_per_second", "images_per_second_over_alone", "errors")
-    columns += ("p50_seconds", "p99_seconds", "clients_processors", "memory_mb")
-    report.tell(
+    columns += ("p50_seconds", "p99_seconds", "clients_cpus", "memory_mb")
+    report.print_table(
         [{key: each[key] for key in columns} for each in result["served"]], result, given.json
     )
 
 
 def measure_served(server, port, kind, clients, given):
-    """Load the server for a while."""
+    """Measure the server under load."""
     body = make_body(kind, given.images)
     invoke(http.client.HTTPConnection("127.0.0.1", port, timeout=120), body)
     started = [threading.Event(), threading.Event()]
     seconds, errors, stop = [], [], time.monotonic() + given.seconds + 2
 
-    def ask():
+    def send_requests():
         connection = http.client.HTTPConnection("127.0.0.1", port, timeout=120)
-        while (asked := time.monotonic()) < stop:
+        while (sent := time.monotonic()) < stop:
             try:
                 invoke(connection, body)
             except (OSError, http.client.HTTPException, RuntimeError) as error:
                 errors.append(repr(error)[:200])
                 connection.close()
             if started[0].is_set() and not started[1].is_set():
-                seconds.append(time.monotonic() - asked)
+                seconds.append(time.monotonic() - sent)
 
-    threads = [threading.Thread(target=ask) for _ in range(clients)]
+    threads = [threading.Thread(target=send_requests) for _ in range(clients)]
     for thread in threads:
         thread.start()
     time.sleep(2)  # to warm up
-    before, memory, own = spent(server), resident(server), processor_seconds()
+    before, memory, own = (
+        measure_cpu_seconds_of(server),
+        measure_memory(server),
+        measure_cpu_seconds(),
+    )
     begun = time.monotonic()
     started[0].set()
     time.sleep(given.seconds)
     started[1].set()
     wall = time.monotonic() - begun
-    after, own = spent(server), processor_seconds() - own
+    after, own = measure_cpu_seconds_of(server), measure_cpu_seconds() - own
     for thread in threads:
         thread.join()
     images = len(seconds) * given.images
@@ -114,11 +139,11 @@ def measure_served(server, port, kind, clients, given):
         "clients": clients,
         "requests_per_second": round(len(seconds) / wall, 2),
         "images_per_second": round(images / wall, 1),
-        "images_per_processor_second": round(images / (after - before), 1),
+        "images_per_cpu_second": round(images / (after - before), 1),
         "p50_seconds": round(statistics.median(seconds), 4),
         "p99_seconds": round(float(np.quantile(seconds, 0.99)), 4),
-        "memory_mb": [round(memory / 1e6), round(resident(server) / 1e6)],
-        "clients_processors": round(own / wall, 3),
+        "memory_mb": [round(memory / 1e6), round(measure_memory(server) / 1e6)],
+        "clients_cpus": round(own / wall, 3),
         "errors": len(errors),
         "first_error": errors[:1],
     }
@@ -141,15 +166,15 @@ def make_body(kind, count):
 
 def invoke(connection, body):
     connection.request("POST", "/invocations", body, {"Content-Type": "application/json"})
-    answer = connection.getresponse()
-    content = answer.read()
-    if answer.status != 200:
+    response = connection.getresponse()
+    content = response.read()
+    if response.status != 200:
         raise RuntimeError(content.decode())
     return content
 
 
 def measure_alone(folder, given):
-    """Run the program in as many processes as the server has, at once."""
+    """Run the program concurrently in as many processes as the server has workers."""
     context = multiprocessing.get_context("spawn")
     seconds = min(given.seconds, 20)
     job = (str(Path(folder, "artifacts", "program.pt2")), given.images, given.threads, seconds)
@@ -157,7 +182,7 @@ def measure_alone(folder, given):
         found = pool.starmap(run_alone, [job] * given.workers, chunksize=1)
     return {
         "images_per_second": round(sum(images / wall for images, wall, _ in found), 1),
-        "images_per_processor_second": round(
+        "images_per_cpu_second": round(
             sum(images for images, _, _ in found) / sum(spent for *_, spent in found), 1
         ),
     }
@@ -170,24 +195,27 @@ def run_alone(path, batch, threads, seconds):
     with torch.inference_mode():
         for _ in range(5):
             program(images)
-        count, spent, begun = 0, processor_seconds(), time.monotonic()
+        count, spent, begun = 0, measure_cpu_seconds(), time.monotonic()
         while time.monotonic() < begun + seconds:
             program(images)
             count += batch
-    return count, time.monotonic() - begun, processor_seconds() - spent
+    return count, time.monotonic() - begun, measure_cpu_seconds() - spent
 
 
-def processor_seconds():
-    used = resource.getrusage(resource.RUSAGE_SELF)
-    return used.ru_utime + used.ru_stime
+def measure_cpu_seconds():
+    """Measure the CPU time of this process."""
+    usage = resource.getrusage(resource.RUSAGE_SELF)
+    return usage.ru_utime + usage.ru_stime
 
 
-def spent(server):
-    return sum(sum(each.cpu_times()[:2]) for each in tree(server))
+def measure_cpu_seconds_of(server):
+    """Measure the CPU time of a process and its descendants."""
+    return sum(sum(process.cpu_times()[:2]) for process in list_processes(server))
 
 
-def resident(server):
-    return sum(each.memory_info().rss for each in tree(server))
+def measure_memory(server):
+    """Measure the resident memory of a process and its descendants in bytes."""
+    return sum(process.memory_info().rss for process in list_processes(server))
 
 
 if __name__ == "__main__":

@@ -1,15 +1,11 @@
-"""Fifty runs at once against the group's server of docs/service.md, counted in its database.
+"""Log 50 concurrent runs to the group's server of docs/service.md, and check its database.
 
-    python -m benchmarks.service --database postgresql --by spool
-    python -m benchmarks.service --database sqlite --by client
-
-A few processes log 1,000 values a second together for 2 minutes: as trainings do, through a spool
-that a thread of each run delivers; or by MLflow's own client, a batch a second. Needs what the
-tests of the service need. Prints the values that the database lacks or has twice, the seconds that
-the server took for a batch, and the memory and CPU time of it and its database.
+Several processes log 1,000 values per second in total for 2 minutes: through a spool with an upload
+thread per run, as trainings do, or by MLflow's own client, one batch per second. It needs the same
+programs as the tests of the service. It prints the number of lost and duplicate values, the seconds
+per batch, and the memory and CPU time of the server and its database.
 """
 
-import argparse
 import json
 import os
 import sqlite3
@@ -22,21 +18,22 @@ from pathlib import Path
 
 import numpy as np
 
+from benchmarks.parts.command import BenchmarkParser
+from benchmarks.parts.resource_monitor import ResourceMonitor
 from benchmarks.parts.service_runs import log
-from benchmarks.parts.watch import Watch
 from tests.support.service import ADMIN, Service, commands, is_up
 
 POSTGRES = "postgresql+psycopg2:///mlflow"
 
 
 class OnSqlite(Service):
-    """The same server with its runs and accounts in a file."""
+    """The same server with its runs and accounts in SQLite files."""
 
     def start(self):
         self.uris = {name: f"sqlite:///{self.folder}/{name}.db" for name in ("runs", "accounts")}
         accounts = self.folder / "auth.ini"
-        given = Path(self.env["MLFLOW_AUTH_CONFIG_PATH"]).read_text()
-        accounts.write_text(given.replace(POSTGRES, self.uris["accounts"]))
+        config = Path(self.env["MLFLOW_AUTH_CONFIG_PATH"]).read_text()
+        accounts.write_text(config.replace(POSTGRES, self.uris["accounts"]))
         self.env["MLFLOW_AUTH_CONFIG_PATH"] = str(accounts)
         self.start_server()
 
@@ -53,25 +50,29 @@ class OnSqlite(Service):
 DATABASES = {"postgresql": Service, "sqlite": OnSqlite}
 
 
-def measure(service, asked, folder):
-    """Have the runs log, and count what the database has of them."""
-    runs = make_runs(service, asked.runs)
-    with Watch(service.daemons) as watch, logging(service, runs, asked, folder) as logs:
-        done = [each.result() for each in logs]
-    took = np.array([seconds for each in done for seconds in each["batches"]])
-    counted = count(service, done)
+def measure(service, args, folder):
+    """Log to all runs, and count their values in the database."""
+    runs = make_runs(service, args.runs)
+    with (
+        ResourceMonitor(service.daemons) as monitor,
+        log_concurrently(service, runs, args, folder) as futures,
+    ):
+        results = [future.result() for future in futures]
+    seconds = np.array([batch for result in results for batch in result["batch_seconds"]])
+    counts = count(service, results)
+    percentiles = {f"p{n}": round(float(np.percentile(seconds, n)), 3) for n in (50, 99, 100)}
     return {
-        "database": asked.database,
-        "by": asked.by,
+        "database": args.database,
+        "by": args.by,
         "runs": len(runs),
-        "seconds": round(watch.seconds),
-        **counted,
-        "batches": took.size,
-        "values_a_batch": round(counted["logged"] / took.size, 1),
-        "batch_seconds": {f"p{n}": round(float(np.percentile(took, n)), 3) for n in (50, 99, 100)},
-        **watch.tell(),
+        "seconds": round(monitor.seconds),
+        **counts,
+        "batches": seconds.size,
+        "values_per_batch": round(counts["logged"] / seconds.size, 1),
+        "batch_seconds": percentiles,
+        **monitor.summarize(),
         "cpus": os.cpu_count(),
-        "load_of_the_machine": round(os.getloadavg()[1], 1),
+        "load_average": round(os.getloadavg()[1], 1),
     }
 
 
@@ -84,49 +85,58 @@ def make_runs(service, number):
 
 
 @contextmanager
-def logging(service, runs, asked, folder, **more):
-    """Processes that log to the runs; what they will return."""
-    shares = [runs[number :: asked.processes] for number in range(asked.processes)]
-    arguments = (service.uri, asked.by, asked.rate / asked.runs, asked.seconds, folder)
-    with ProcessPoolExecutor(asked.processes, mp_context=get_context("spawn")) as pool:
-        yield [pool.submit(log, share, *arguments, **more) for share in shares]
+def log_concurrently(service, runs, args, folder, **options):
+    """Start processes that log to the runs; yield their futures."""
+    groups = [runs[number :: args.processes] for number in range(args.processes)]
+    arguments = (service.uri, args.by, args.rate / args.runs, args.seconds, folder)
+    with ProcessPoolExecutor(args.processes, mp_context=get_context("spawn")) as pool:
+        yield [pool.submit(log, group, *arguments, **options) for group in groups]
 
 
-def count(service, done):
-    """What the database lacks, what it has twice, and how the runs ended there."""
-    logged = sum(each["logged"] for each in done)
+def count(service, results):
+    """Count the lost and duplicate values in the database, and the final statuses."""
+    logged = sum(result["logged"] for result in results)
     (row,) = service.sql(
         "SELECT count(*), count(DISTINCT run_uuid || '/' || key || '/' || step) FROM metrics "
         "WHERE key LIKE 'load_%'"
     )
-    there, different = map(int, row.split("|"))
-    ended = service.sql("SELECT status, count(*) FROM runs GROUP BY status")
+    total, unique = map(int, row.split("|"))
+    statuses = service.sql("SELECT status, count(*) FROM runs GROUP BY status")
     return {
         "logged": logged,
-        "lost": logged - different,
-        "doubled": there - different,
-        "statuses": dict(each.split("|") for each in ended),
-        "batches_failed": sum(each["failed"] for each in done),
-        "longest_call_of_a_run": round(max(each["longest_call"] for each in done), 4),
+        "lost": logged - unique,
+        "duplicate": total - unique,
+        "statuses": dict(line.split("|") for line in statuses),
+        "batches_failed": sum(result["failed"] for result in results),
+        "max_call_seconds": round(max(result["max_call_seconds"] for result in results), 4),
     }
 
 
-def options(description):
-    """The options that all benchmarks of the service have, in a parser."""
-    parser = argparse.ArgumentParser(description=description)
-    parser.add_argument("--database", choices=[*DATABASES], default="postgresql")
-    parser.add_argument("--by", choices=["spool", "client"], default="spool")
-    parser.add_argument("--runs", type=int, default=50)
-    parser.add_argument("--processes", type=int, default=4)
-    parser.add_argument("--rate", type=float, default=1000, help="values a second of all runs")
-    parser.add_argument("--seconds", type=float, default=120)
-    parser.add_argument("--workers", type=int, default=4, help="of the server")
+def make_parser(name, description, examples):
+    """Make a parser with the options of all benchmarks of the service."""
+    parser = BenchmarkParser(name, description, examples)
+    parser.add_argument(
+        "--database", choices=[*DATABASES], default="postgresql", help="Use this database."
+    )
+    parser.add_argument(
+        "--by",
+        choices=["spool", "client"],
+        default="spool",
+        help="Log through spools, or directly by MLflow's client.",
+    )
+    parser.add_argument("--runs", type=int, default=50, help="Log to this number of runs.")
+    parser.add_argument("--processes", type=int, default=4, help="Log in this many processes.")
+    parser.add_argument(
+        "--rate", type=float, default=1000, help="Log this number of values per second in total."
+    )
+    parser.add_argument("--seconds", type=float, default=120, help="Log for this many seconds.")
+    parser.add_argument("--workers", type=int, default=4, help="Set the server's workers.")
     return parser
 
 
 @contextmanager
 def started(service):
-    """The service, started, with this process its admin; and a folder for spools."""
+    """Start the service, with this process as its admin; yield a folder for spools."""
     try:
         service.start()
         os.environ["MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT"] = "true"
@@ -137,17 +147,20 @@ def started(service):
         service.stop()
 
 
-def tell(found):
-    sys.stdout.write(json.dumps(found, indent=2) + "\n")
-    return bool(found["lost"] or found["doubled"] or [*found["statuses"]] != ["FINISHED"])
+def print_result(result):
+    """Print the result as JSON; return whether values are lost or duplicate, or a run failed."""
+    sys.stdout.write(json.dumps(result, indent=2) + "\n")
+    is_wrong = result["lost"] or result["duplicate"] or [*result["statuses"]] != ["FINISHED"]
+    return bool(is_wrong)
 
 
 def main():
-    asked = options(__doc__.splitlines()[0]).parse_args()
-    service = DATABASES[asked.database](asked.workers)
+    examples = ("--database postgresql --by spool", "--database sqlite --by client")
+    args = make_parser("service", __doc__, examples).parse_args(sys.argv[1:])
+    service = DATABASES[args.database](args.workers)
     with started(service) as folder:
-        found = measure(service, asked, folder)
-    return tell(found)
+        result = measure(service, args, folder)
+    return print_result(result)
 
 
 if __name__ == "__main__":

@@ -1,14 +1,11 @@
-"""A million values through the spool to a real server, and what a training pays for it.
+"""Measure the upload of a million values through a spool, and the overhead for a training.
 
-    python -m benchmarks.spool --points 1000000 --minutes 1
-
-Prints the seconds of delivering the values over those of sending the same batches to the same
-server by `MlflowClient.log_batch` alone, and the memory and the disk that it takes; and for a loop
-that logs as AlexNet's epochs do, the seconds in logging calls and the CPU seconds of all threads
-over the loop's own seconds, with the server up and with it down.
+It prints the seconds of the upload relative to `MlflowClient.log_batch` alone with the same batches
+and the same server, and the memory and disk usage. For a loop that logs like an epoch of AlexNet it
+prints the seconds in logging calls and the CPU seconds of all threads relative to the loop's
+duration, with the server up and down.
 """
 
-import argparse
 import json
 import os
 import resource
@@ -17,34 +14,35 @@ import tempfile
 import time
 from pathlib import Path
 
-from benchmarks.parts.tortured import Server
+from benchmarks.parts.command import BenchmarkParser
+from benchmarks.parts.submitted_training import Server
 
 NAMES = [f"metric_{number}" for number in range(10)]
-BATCH = 1000  # MLflow's limit
+BATCH_VALUES = 1000  # MLflow's limit
 
 
 def points(count):
-    """Values of ten metrics, as [name, value, milliseconds, step]."""
+    """Generate values of ten metrics: [name, value, milliseconds, step]."""
     for step in range(count // len(NAMES)):
         yield from ([name, step / 7, 1_700_000_000_000 + step, step] for name in NAMES)
 
 
 def send_bare(client, run_id, count):
-    """Send them by MLflow's own client, in batches as large as it takes."""
+    """Send values by MLflow's client, in the largest batches that it accepts."""
     from mlflow.entities import Metric
 
     batch = []
     started = time.perf_counter()
     for point in points(count):
         batch.append(Metric(*point))
-        if len(batch) == BATCH:
+        if len(batch) == BATCH_VALUES:
             client.log_batch(run_id, metrics=batch)
             batch = []
     return time.perf_counter() - started
 
 
 def send_spooled(client, run_id, root, count):
-    """Log them to a spool, then deliver them; seconds of both, memory and disk in MB."""
+    """Log values to a spool and upload it; return the seconds, and memory and disk in MB."""
     from mlflow import MlflowClient
     from mlflow.entities import Metric
 
@@ -59,38 +57,39 @@ def send_spooled(client, run_id, root, count):
         values = [Metric(name, step / 7, 1_700_000_000_000 + step, step) for name in NAMES]
         spool.log_batch(run_id, metrics=values)
     logged = time.perf_counter() - started
-    before = resident()
+    before = measure_memory()
     started = time.perf_counter()
     Uploader(folder, client).upload()
-    delivered = time.perf_counter() - started
-    size = sum(each.stat().st_size for each in folder.glob("*.records"))
+    uploaded = time.perf_counter() - started
+    size = sum(path.stat().st_size for path in folder.glob("*.records"))
     return {
         "logging_seconds": logged,
-        "delivery_seconds": delivered,
+        "upload_seconds": uploaded,
         "memory_before_mb": before,
-        "memory_after_mb": resident(),
+        "memory_after_mb": measure_memory(),
         "memory_peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
         "disk_mb": size / 1e6,
     }
 
 
-def resident():
+def measure_memory():
+    """Measure the resident memory of this process in MB."""
     pages = int(Path("/proc/self/statm").read_text().split()[1])
     return pages * resource.getpagesize() / 1e6
 
 
-def train_a_while(uri, root, seconds):
-    """Log as an epoch of AlexNet does: a step each 0.3 s, two values each tenth step."""
+def log_like_training(uri, root, seconds):
+    """Log like an epoch of AlexNet: a step every 0.3 s, two values every ten steps."""
     from mlflow import MlflowClient
 
     from pyclassify.tracking import run
 
-    written = run.start_run(None, None, None, uri, str(root))
-    client, run_id = MlflowClient(written.spool_uri), written.run_id
+    spooled_run = run.start_run(None, None, None, uri, str(root))
+    client, run_id = MlflowClient(spooled_run.spool_uri), spooled_run.run_id
     spent, step, cpu = 0.0, 0, time.process_time()
     end = time.monotonic() + seconds
     while time.monotonic() < end:
-        time.sleep(0.3)  # the loop's own CPU time is next to nothing: the rest is delivery's
+        time.sleep(0.3)  # the loop needs almost no CPU time: the rest is that of the upload
         step += 1
         if step % 10 == 0:
             started = time.perf_counter()
@@ -103,10 +102,15 @@ def train_a_while(uri, root, seconds):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--points", type=int, default=1_000_000)
-    parser.add_argument("--minutes", type=float, default=1.0)
-    asked = parser.parse_args()
+    examples = ("--points 1000000 --minutes 1", "--points 10000 --minutes 0.2")
+    parser = BenchmarkParser("spool", __doc__, examples)
+    parser.add_argument(
+        "--points", type=int, default=1_000_000, help="Upload this number of values."
+    )
+    parser.add_argument(
+        "--minutes", type=float, default=1.0, help="Run each loop for this number of minutes."
+    )
+    args = parser.parse_args(sys.argv[1:])
     os.environ["MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR"] = "false"
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -121,17 +125,17 @@ def main():
         try:
             client = MlflowClient(server.uri)
             bare, spooled = (client.create_run("0").info.run_id for _ in range(2))
-            found = {"bare_seconds": send_bare(client, bare, asked.points)}
-            found |= send_spooled(client, spooled, folder / "spool", asked.points)
-            found["delivery_over_bare"] = found["bare_seconds"] / found["delivery_seconds"]
-            found["up"] = train_a_while(server.uri, folder / "up", 60 * asked.minutes)
+            result = {"bare_seconds": send_bare(client, bare, args.points)}
+            result |= send_spooled(client, spooled, folder / "spool", args.points)
+            result["upload_over_bare"] = result["upload_seconds"] / result["bare_seconds"]
+            result["up"] = log_like_training(server.uri, folder / "up", 60 * args.minutes)
         finally:
             server.kill()
         from pyclassify.tracking import run
 
         run.end_run("KILLED")
-        found["down"] = train_a_while(server.uri, folder / "down", 60 * asked.minutes)
-        sys.stdout.write(json.dumps(found, indent=2) + "\n")
+        result["down"] = log_like_training(server.uri, folder / "down", 60 * args.minutes)
+        sys.stdout.write(json.dumps(result, indent=2) + "\n")
         run.end_run("KILLED")
 
 

@@ -1,13 +1,9 @@
-"""The time from `mlflow run` to the end of the first optimizer step, over what can't be less.
+"""Measure the time from `mlflow run` to the first optimizer step, relative to its lower bound.
 
-    python -m benchmarks.startup [--devices 2] [--repeats 3] [-P NAME=VALUE ...] [--json FILE]
-
-What can't be less: `mlflow run` of a project that does nothing, and one bare import of torch,
-lightning and mlflow for each process that is started after another. Beside it two verbs that a
-person waits for.
+The lower bound is `mlflow run` of an empty project, and one import of torch, lightning and mlflow
+for each process. The start-up time of two commands is measured too.
 """
 
-import argparse
 import os
 import subprocess
 import sys
@@ -18,28 +14,31 @@ from pathlib import Path
 import mlflow
 
 from benchmarks.parts import report
+from benchmarks.parts.command import BenchmarkParser
 
 ROOT = Path(__file__).parents[1]
-NOTHING = "name: nothing\nentry_points:\n  main:\n    command: 'true'\n"
+EMPTY_PROJECT = "name: empty\nentry_points:\n  main:\n    command: 'true'\n"
 
 
-def seconds(command, **options):
+def time_command(command, **options):
+    """Run a command; return its seconds."""
     started = time.perf_counter()
     subprocess.run(command, check=True, capture_output=True, **options)
     return time.perf_counter() - started
 
 
-def mlflow_run(project, folder, *options):
+def time_mlflow_run(project, folder, *options):
+    """Run a project; return the seconds."""
     command = [sys.executable, "-m", "mlflow", "run", project, "--env-manager", "local", *options]
     tools = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
     uri = f"sqlite:///{folder}/mlflow.db"
-    return seconds(
+    return time_command(
         command, cwd=folder, env={**os.environ, "PATH": tools, "MLFLOW_TRACKING_URI": uri}
     )
 
 
-def first_step(folder, devices, more):
-    """Seconds from the start of `mlflow run` to the first step's entry in the run."""
+def time_first_step(folder, devices, extra_parameters):
+    """Measure the seconds from the start of `mlflow run` to the metric of the first step."""
     started = time.time()
     options = {
         "config": "configs/synthetic.yaml",
@@ -51,53 +50,58 @@ def first_step(folder, devices, more):
         "trainer.log_every_n_steps": 1,
         "trainer.logger.save_dir": folder,
     }
-    parameters = [f"{name}={value}" for name, value in options.items()] + more
-    mlflow_run(ROOT, folder, *(word for each in parameters for word in ("-P", each)))
+    parameters = [f"{name}={value}" for name, value in options.items()] + extra_parameters
+    argv = [word for parameter in parameters for word in ("-P", parameter)]
+    time_mlflow_run(ROOT, folder, *argv)
     client = mlflow.MlflowClient(f"sqlite:///{folder}/mlflow.db")
     run = client.search_runs(["0"], max_results=1)[0]
     return client.get_metric_history(run.info.run_id, "train_loss")[0].timestamp / 1000 - started
 
 
-def measure(folder, nothing, devices, more):
+def measure(folder, project, devices, extra_parameters):
+    """Measure all times once."""
     return {
-        "nothing": mlflow_run(nothing, folder),
-        "import": seconds([sys.executable, "-c", "import torch, lightning, mlflow"]),
-        "first step": first_step(folder, devices, more),
-        "--help": seconds([sys.executable, "-m", "pyclassify", "--help"], cwd=ROOT),
-        "slurm status --help": seconds(
+        "empty project": time_mlflow_run(project, folder),
+        "import": time_command([sys.executable, "-c", "import torch, lightning, mlflow"]),
+        "first step": time_first_step(folder, devices, extra_parameters),
+        "--help": time_command([sys.executable, "-m", "pyclassify", "--help"], cwd=ROOT),
+        "slurm status --help": time_command(
             [sys.executable, "-m", "pyclassify", "slurm", "status", "--help"], cwd=ROOT
         ),
     }
 
 
 def main(args=None):
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--devices", type=int, default=2)
-    parser.add_argument("--repeats", type=int, default=3)
+    parser = BenchmarkParser("startup", __doc__, ("--devices 2", "-P max_epochs=2 --repeats 1"))
+    parser.add_argument("--devices", type=int, default=2, help="Train in this many processes.")
+    parser.add_argument("--repeats", type=int, default=3, help="Repeat each measurement.")
     parser.add_argument(
         "-P",
-        dest="more",
+        dest="parameters",
         action="append",
         default=[],
         metavar="NAME=VALUE",
-        help="another parameter of the training that `mlflow run` starts",
+        help="Pass this parameter to the training; repeatable.",
     )
-    parser.add_argument("--json", help="a file for all figures")
-    given = parser.parse_args(args)
+    parser.add_json_option()
+    args = parser.parse_args(sys.argv[1:] if args is None else args)
     with tempfile.TemporaryDirectory() as folder:
-        nothing = Path(folder, "nothing")
-        nothing.mkdir()
-        (nothing / "MLproject").write_text(NOTHING)
-        mlflow_run(nothing, folder)  # makes the database
-        rows = [measure(folder, nothing, given.devices, given.more) for _ in range(given.repeats)]
-    line = {
-        "processes": given.devices,
+        project = Path(folder, "project")
+        project.mkdir()
+        (project / "MLproject").write_text(EMPTY_PROJECT)
+        time_mlflow_run(project, folder)  # creates the database
+        rows = [
+            measure(folder, project, args.devices, args.parameters) for _ in range(args.repeats)
+        ]
+    table_row = {
+        "processes": args.devices,
         **{f"{name}, s": [row[name] for row in rows] for name in rows[0]},
         "ratio": [
-            row["first step"] / (row["nothing"] + given.devices * row["import"]) for row in rows
+            row["first step"] / (row["empty project"] + args.devices * row["import"])
+            for row in rows
         ],
     }
-    report.tell([line], {"rows": rows, "ratios": line["ratio"]}, given.json)
+    report.print_table([table_row], {"rows": rows, "ratios": table_row["ratio"]}, args.json)
 
 
 if __name__ == "__main__":

@@ -1,12 +1,9 @@
-"""The time of a submission through MLflow, over that of a bare `sbatch --parsable`.
+"""Measure the time of a submission through MLflow, relative to `sbatch --parsable` alone.
 
-    python -m benchmarks.submit
-
-Both submit the same nothing, in turns, to the tests' private cluster (as root, with Debian's
-slurm-wlm, munge, slurmdbd and mariadb-server). The jobs are held, so that none runs meanwhile.
+Both submit an empty job, alternately, to the tests' private cluster (as root, with Debian's
+slurm-wlm, munge, slurmdbd and mariadb-server). The jobs are held, so that none runs.
 """
 
-import argparse
 import contextlib
 import os
 import statistics
@@ -19,23 +16,26 @@ from pathlib import Path
 import mlflow
 
 from benchmarks.parts import report
+from benchmarks.parts.command import BenchmarkParser
 from tests.support.cluster import Cluster
 
 ROOT = Path(__file__).parents[1]
-NOTHING = "name: nothing\nentry_points:\n  main:\n    command: 'true'\n"
-IMPORT = (
+EMPTY_PROJECT = "name: empty\nentry_points:\n  main:\n    command: 'true'\n"
+IMPORT_CODE = (
     "import time, mlflow.projects, mlflow.tracking; started = time.perf_counter(); "
     "import pyclassify.slurm.submit; print(time.perf_counter() - started)"
 )
 
 
-def seconds(function, *args, **options):
+def time_call(function, *args, **options):
+    """Call a function; return its seconds."""
     started = time.perf_counter()
     function(*args, **options)
     return time.perf_counter() - started
 
 
-def submit(project):
+def submit_by_mlflow(project):
+    """Submit a project through MLflow."""
     mlflow.projects.run(
         str(project),
         backend="slurm",
@@ -45,38 +45,45 @@ def submit(project):
     )
 
 
-def bare(script):
-    words = ["sbatch", "--parsable", "--hold", "--output=/dev/null", str(script)]
-    subprocess.run(words, check=True, capture_output=True)
+def submit_by_sbatch(script):
+    """Submit a script by sbatch."""
+    argv = ["sbatch", "--parsable", "--hold", "--output=/dev/null", str(script)]
+    subprocess.run(argv, check=True, capture_output=True)
 
 
-def import_seconds():
-    """The backend's own import, beyond that of MLflow."""
-    return float(subprocess.check_output([sys.executable, "-c", IMPORT], cwd=ROOT, text=True))
+def time_import():
+    """Measure the seconds of importing the backend, after MLflow."""
+    command = [sys.executable, "-c", IMPORT_CODE]
+    return float(subprocess.check_output(command, cwd=ROOT, text=True))
 
 
 def measure(folder, count):
+    """Measure all times."""
     project = folder / "project"
     project.mkdir()
-    (project / "MLproject").write_text(NOTHING)
-    script = folder / "nothing.sh"
+    (project / "MLproject").write_text(EMPTY_PROJECT)
+    script = folder / "empty.sh"
     script.write_text("#!/bin/sh\ntrue\n")
     (folder / "submitted").mkdir()
-    os.chdir(folder / "submitted")  # beside which are the folders of the runs
+    os.chdir(folder / "submitted")  # the folders of the runs are created next to it
     mlflow.set_tracking_uri(f"sqlite:///{folder}/mlflow.db")
-    first = seconds(submit, project)  # with MLflow's imports and the tables of its database
-    bare(script)
+    first = time_call(submit_by_mlflow, project)  # includes imports and the database's tables
+    submit_by_sbatch(script)
     rows = [
-        {"mlflow": seconds(submit, project), "sbatch": seconds(bare, script)} for _ in range(count)
+        {
+            "mlflow": time_call(submit_by_mlflow, project),
+            "sbatch": time_call(submit_by_sbatch, script),
+        }
+        for _ in range(count)
     ]
-    return {"first": first, "rows": rows, "import": [import_seconds() for _ in range(5)]}
+    return {"first": first, "rows": rows, "import": [time_import() for _ in range(5)]}
 
 
 def main(args=None):
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--count", type=int, default=50)
-    parser.add_argument("--json", help="a file for all figures")
-    given = parser.parse_args(args)
+    parser = BenchmarkParser("submit", __doc__, ("--count 50", "--count 5 --json submit.json"))
+    parser.add_argument("--count", type=int, default=50, help="Submit this number of jobs by each.")
+    parser.add_json_option()
+    args = parser.parse_args(sys.argv[1:] if args is None else args)
     cluster = Cluster()
     with contextlib.ExitStack() as stack:
         stack.callback(cluster.stop)
@@ -84,16 +91,17 @@ def main(args=None):
         os.environ.update(cluster.env)
         folder = stack.enter_context(tempfile.TemporaryDirectory())
         stack.enter_context(contextlib.chdir(ROOT))
-        figures = measure(Path(folder), given.count)
-    took = {name: [row[name] for row in figures["rows"]] for name in ("mlflow", "sbatch")}
-    line = {
-        "submissions": given.count,
-        **{f"{name}, s": values for name, values in took.items()},
-        "ratio of medians": statistics.median(took["mlflow"]) / statistics.median(took["sbatch"]),
-        "the first, s": figures["first"],
-        "the backend's import, s": figures["import"],
+        figures = measure(Path(folder), args.count)
+    seconds = {name: [row[name] for row in figures["rows"]] for name in ("mlflow", "sbatch")}
+    medians = {name: statistics.median(values) for name, values in seconds.items()}
+    row = {
+        "submissions": args.count,
+        **{f"{name}, s": values for name, values in seconds.items()},
+        "ratio of medians": medians["mlflow"] / medians["sbatch"],
+        "first submission, s": figures["first"],
+        "import of the backend, s": figures["import"],
     }
-    report.tell([line], figures, given.json)
+    report.print_table([row], figures, args.json)
 
 
 if __name__ == "__main__":

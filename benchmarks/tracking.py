@@ -1,13 +1,10 @@
-"""What tracking costs: the seconds of its calls over those of the epochs, and those of the ends.
+"""Measure the overhead of tracking: seconds in its calls relative to the epochs, and at both ends.
 
-    python -m benchmarks.tracking
-
-Trains the drawn shapes on the CPU by the whole command line, in this process, with the calls that
-track timed: each without the ones that it makes of the others. Options that it does not know are
-handed to `pyclassify train`, such as --data.train_size=640.
+It trains on the synthetic data set on the CPU by the complete command line, in this process, and
+times each tracking function, without the tracking functions that it calls. Other options are passed
+to `pyclassify train`, such as --data.train_size=640.
 """
 
-import argparse
 import contextlib
 import functools
 import os
@@ -24,6 +21,7 @@ from lightning.pytorch.loops.fit_loop import _FitLoop
 from lightning.pytorch.trainer.connectors.logger_connector.logger_connector import _LoggerConnector
 
 from benchmarks.parts import report
+from benchmarks.parts.command import BenchmarkParser
 from pyclassify.cli.main import main as pyclassify
 from pyclassify.tracking import capsule, description, predictions, record, run
 from pyclassify.tracking.logger import RunLogger
@@ -63,14 +61,14 @@ TRACKING = {
 
 
 class Stopwatch:
-    """Seconds that functions take, each without those of the watched functions that it calls.
+    """Measures the seconds of functions, each without the timed functions that it calls.
 
     Args:
-        clock: Gives the time.
+        clock: Returns the time.
 
     Attributes:
-        spent: By place (loop, ends, or beside: in another thread) and name.
-        loop: How long training took.
+        spent: Seconds by phase (loop, ends, or thread for another thread) and name.
+        loop: The seconds of the training loop.
     """
 
     def __init__(self, clock):
@@ -79,11 +77,11 @@ class Stopwatch:
         self.reset()
 
     def reset(self):
-        self.spent = {place: Counter() for place in ("loop", "ends", "beside")}
+        self.spent = {phase: Counter() for phase in ("loop", "ends", "thread")}
         self.loop, self._training = 0.0, False
 
     def watch(self, name, owner, attribute):
-        """Time a function or method under a name, from now on."""
+        """Time a function or method under a name."""
         function = getattr(owner, attribute)
 
         @functools.wraps(function)
@@ -94,15 +92,15 @@ class Stopwatch:
             try:
                 return function(*args, **kwargs)
             finally:
-                whole = self.clock() - started
-                self.spent[self._place()][name] += whole - callers.pop()
+                total = self.clock() - started
+                self.spent[self._get_phase()][name] += total - callers.pop()
                 if callers:
-                    callers[-1] += whole
+                    callers[-1] += total
 
         setattr(owner, attribute, timed)
 
     def watch_loop(self, owner, attribute):
-        """Time what is the training itself."""
+        """Time the training loop."""
         function = getattr(owner, attribute)
 
         @functools.wraps(function)
@@ -115,65 +113,66 @@ class Stopwatch:
 
         setattr(owner, attribute, timed)
 
-    def _place(self):
+    def _get_phase(self):
         if threading.current_thread() is not threading.main_thread():
-            return "beside"
+            return "thread"
         return "loop" if self._training else "ends"
 
 
 def train(stopwatches, options):
-    for each in stopwatches:
-        each.reset()
-    with contextlib.redirect_stdout(sys.stderr):  # standard output is for the figures
+    for stopwatch in stopwatches:
+        stopwatch.reset()
+    with contextlib.redirect_stdout(sys.stderr):  # stdout is for the table
         code = pyclassify(["train", f"--config={RECIPE}", "--accelerator=cpu", *options])
     if code:
         raise SystemExit(code)
 
 
-def figures(stopwatch):
-    spent = {place: dict(times) for place, times in stopwatch.spent.items()}
+def make_figures(stopwatch):
+    spent = {phase: dict(seconds) for phase, seconds in stopwatch.spent.items()}
     weights = spent["ends"].pop("weights", 0.0)
     return {
         "loop": stopwatch.loop,
         "in the loop": spent["loop"],
         "percent of the loop": 100 * sum(spent["loop"].values()) / stopwatch.loop,
-        "beside, in a thread": spent["beside"],
+        "in another thread": spent["thread"],
         "at the ends": spent["ends"],
         "sum of the ends": sum(spent["ends"].values()),
-        "to keep the weights": weights,
+        "logging the weights": weights,
     }
 
 
 def measure(stopwatches, options, bare):
     train(stopwatches.values(), options)
-    row = {name: figures(each) for name, each in stopwatches.items()}
+    row = {name: make_figures(stopwatch) for name, stopwatch in stopwatches.items()}
     if bare:
         train(stopwatches.values(), [*options, "--trainer.logger=false"])
-        row["loop without a logger"] = {name: each.loop for name, each in stopwatches.items()}
+        loops = {name: stopwatch.loop for name, stopwatch in stopwatches.items()}
+        row["loop without a logger"] = loops
     return row
 
 
 def main(args=None):
-    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
-    parser.add_argument("--max_epochs", type=int, default=3)
-    parser.add_argument("--repeats", type=int, default=1)
-    parser.add_argument("--bare", action="store_true", help="train with no logger as well")
-    parser.add_argument("--json", help="a file for all figures")
-    given, more = parser.parse_known_args(args)
-    options = [f"--max_epochs={given.max_epochs}", *more]
-    # On a busy machine the second tells more: how long this thread computed, of the time it took.
+    parser = BenchmarkParser("tracking", __doc__, ("--repeats 3", "--bare --data.train_size=640"))
+    parser.add_argument("--max_epochs", type=int, default=3, help="Train for this many epochs.")
+    parser.add_argument("--repeats", type=int, default=1, help="Repeat the training.")
+    parser.add_argument("--bare", action="store_true", help="Train without a logger too.")
+    parser.add_json_option()
+    args, options = parser.parse_known_args(args)
+    options = [f"--max_epochs={args.max_epochs}", *options]
+    # CPU time of this thread depends less on other programs on the machine.
     stopwatches = {"seconds": Stopwatch(time.perf_counter), "CPU": Stopwatch(time.thread_time)}
-    for each in stopwatches.values():
-        each.watch_loop(_FitLoop, "run")
+    for stopwatch in stopwatches.values():
+        stopwatch.watch_loop(_FitLoop, "run")
         for name, functions in TRACKING.items():
             for owner, attribute in functions:
-                each.watch(name, owner, attribute)
-    with tempfile.TemporaryDirectory() as own, contextlib.chdir(own):
-        os.environ["MLFLOW_TRACKING_URI"] = f"sqlite:///{own}/mlflow.db"
-        mlflow.search_experiments()  # makes the database
-        rows = [measure(stopwatches, options, given.bare) for _ in range(given.repeats)]
-    # Of the ends the first: it pays for imports, as each run that has a process of its own does.
-    lines = [
+                stopwatch.watch(name, owner, attribute)
+    with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
+        os.environ["MLFLOW_TRACKING_URI"] = f"sqlite:///{folder}/mlflow.db"
+        mlflow.search_experiments()  # creates the database
+        rows = [measure(stopwatches, options, args.bare) for _ in range(args.repeats)]
+    # The ends of the first run include imports, as those of each run in its own process do.
+    table = [
         {
             "measured in": name,
             "epochs, s": [row[name]["loop"] for row in rows],
@@ -182,7 +181,7 @@ def main(args=None):
         }
         for name in stopwatches
     ]
-    report.tell(lines, {"rows": rows, "threads": torch.get_num_threads()}, given.json)
+    report.print_table(table, {"rows": rows, "threads": torch.get_num_threads()}, args.json)
 
 
 if __name__ == "__main__":

@@ -1,13 +1,10 @@
-"""Images a second of the whole training loop, beside its ceiling and the course's way.
+"""Measure images per second of a training, relative to its upper bound and a reference.
 
-    python -m benchmarks.train [--batch 64 256 1024] [--processes 1 2] [--repeats 3] [--json FILE]
-
-The ways are those of benchmarks.parts.loops; each is its own process (or several), and they take
-turns. Rates are from the first steps, which warm up, to the last. Where there is a GPU, all run on
-it: --precision bf16-mixed --compile --batch 1024 --steps 100 is for one.
+The loops are those of benchmarks.parts.loops. Each runs in its own processes, and they alternate.
+Rates exclude the first steps (warm-up). If there is a GPU, all loops use it. Other options, such as
+--precision and --compile, are passed to benchmarks.parts.loops.
 """
 
-import argparse
 import json
 import os
 import subprocess
@@ -16,45 +13,68 @@ import tempfile
 from pathlib import Path
 
 from benchmarks.parts import report
-from benchmarks.parts.loops import WAYS
+from benchmarks.parts.command import BenchmarkParser
+from benchmarks.parts.loops import LOOPS
 
-WARM_UP = 3  # steps
-STEPS = {64: 40, 256: 14, 1024: 8}  # about as long for each
-OVER = ("ceiling", "bare", "reference")
+WARM_UP_STEPS = 3
+STEPS = {64: 40, 256: 14, 1024: 8}  # of about the same duration
+BASELINES = ("upper_bound", "bare", "reference")
 
 
 def main(args=None):
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--batch", type=int, nargs="+", default=[64, 256, 1024])
-    parser.add_argument("--processes", type=int, nargs="+", default=[1, 2])
-    parser.add_argument("--ways", nargs="+", default=[*WAYS], choices=[*WAYS])
-    parser.add_argument("--steps", type=int, help="of each way")
-    parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--json", type=Path, help="a file for all figures")
-    given, options = parser.parse_known_args(args)  # the others are those of benchmarks.parts.loops
+    examples = (
+        "--batch 64 --processes 1",
+        "--batch 1024 --steps 100 --processes 1 --precision bf16-mixed --compile",
+    )
+    parser = BenchmarkParser("train", __doc__, examples)
+    parser.add_argument(
+        "--batch",
+        type=int,
+        nargs="+",
+        default=[64, 256, 1024],
+        help="Measure with these batch sizes per process.",
+    )
+    parser.add_argument(
+        "--processes",
+        type=int,
+        nargs="+",
+        default=[1, 2],
+        help="Measure with these numbers of processes.",
+    )
+    parser.add_argument(
+        "--loops", nargs="+", default=[*LOOPS], choices=[*LOOPS], help="Measure these loops."
+    )
+    parser.add_argument(
+        "--steps", type=int, help="Train for this number of steps (default: by the batch size)."
+    )
+    parser.add_argument("--repeats", type=int, default=3, help="Repeat each measurement.")
+    parser.add_json_option()
+    args, options = parser.parse_known_args(args)
     rows = [
-        compare(given, batch, processes, options)
-        for processes in given.processes
-        for batch in given.batch
+        compare(args, batch, processes, options)
+        for processes in args.processes
+        for batch in args.batch
     ]
-    report.tell([row_of(each) for each in rows], {"options": options, "rows": rows}, given.json)
+    table = [make_row(row) for row in rows]
+    report.print_table(table, {"options": options, "rows": rows}, args.json)
 
 
-def compare(given, batch, processes, options):
-    """Run the ways in turns; returns their images a second, ratios and memory, of each repeat."""
-    steps = given.steps or STEPS.get(batch, 20)
-    rates, memory = ({way: [] for way in given.ways} for _ in range(2))
-    for turn in range(given.repeats):
-        for way in given.ways[turn % len(given.ways) :] + given.ways[: turn % len(given.ways)]:
-            told = run(way, processes, ["--batch", batch, "--steps", steps, *options])
-            ended = told["ended"]
-            seconds = ended[-1] - ended[WARM_UP - 1]
-            rates[way].append(batch * processes * (len(ended) - WARM_UP) / seconds)
-            memory[way].append(told["memory"])
+def compare(args, batch, processes, options):
+    """Run the loops alternately; return images per second, ratios and memory of each repeat."""
+    steps = args.steps or STEPS.get(batch, 20)
+    rates, memory = ({loop: [] for loop in args.loops} for _ in range(2))
+    for repeat in range(args.repeats):
+        first = repeat % len(args.loops)
+        for loop in args.loops[first:] + args.loops[:first]:
+            result = run(loop, processes, ["--batch", batch, "--steps", steps, *options])
+            ends = result["step_ends"]
+            seconds = ends[-1] - ends[WARM_UP_STEPS - 1]
+            rates[loop].append(batch * processes * (len(ends) - WARM_UP_STEPS) / seconds)
+            memory[loop].append(result["memory"])
     ratios = {
-        way: [ours / other for ours, other in zip(rates["fit"], rates[way], strict=True)]
-        for way in OVER
-        if way in rates and "fit" in rates
+        loop: [ours / other for ours, other in zip(rates["fit"], rates[loop], strict=True)]
+        for loop in BASELINES
+        if loop in rates and "fit" in rates
     }
     return {
         "batch": batch,
@@ -65,42 +85,45 @@ def compare(given, batch, processes, options):
     }
 
 
-def run(way, processes, options):
-    with tempfile.TemporaryDirectory() as own:
-        words = ["-m", "benchmarks.parts.loops", way, f"{own}/told.json", "--processes", processes]
-        if processes > 1 and way != "fit":
+def run(loop, processes, options):
+    """Run a loop in its own processes; return its result."""
+    with tempfile.TemporaryDirectory() as folder:
+        argv = ["-m", "benchmarks.parts.loops", loop, f"{folder}/result.json"]
+        argv += ["--processes", processes]
+        if processes > 1 and loop != "fit":
             launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node"]
-            words = [*launcher, processes, *words]
+            argv = [*launcher, processes, *argv]
         root = str(Path(__file__).parents[1])
-        ended = subprocess.run(
-            [sys.executable, *map(str, words), *map(str, options)],
-            cwd=own,
+        process = subprocess.run(
+            [sys.executable, *map(str, argv), *map(str, options)],
+            cwd=folder,
             env={
                 **os.environ,
                 "PYTHONPATH": os.pathsep.join([root, os.environ.get("PYTHONPATH", "")]),
-                "MLFLOW_TRACKING_URI": f"sqlite:///{own}/mlflow.db",
+                "MLFLOW_TRACKING_URI": f"sqlite:///{folder}/mlflow.db",
                 "OMP_NUM_THREADS": str(max(len(os.sched_getaffinity(0)) // processes, 1)),
-                # pyclassify's choice, which its ceiling is to have too
-                "THP_MEM_ALLOC_ENABLE": str(int(way in ("fit", "ceiling"))),
+                # pyclassify sets it, so the upper bound needs it too.
+                "THP_MEM_ALLOC_ENABLE": str(int(loop in ("fit", "upper_bound"))),
             },
             capture_output=True,
             text=True,
         )
-        if ended.returncode:
-            raise RuntimeError(f"{way} ended with {ended.returncode}:\n{ended.stderr[-4000:]}")
-        return json.loads(Path(own, "told.json").read_text())
+        if process.returncode:
+            stderr = process.stderr[-4000:]
+            raise RuntimeError(f"{loop} failed with exit code {process.returncode}:\n{stderr}")
+        return json.loads(Path(folder, "result.json").read_text())
 
 
-def row_of(figures):
-    """A line of the table: images a second, and the medians of the ratios within each repeat."""
-    ratios = {f"fit / {way}": values for way, values in figures["ratios"].items()}
-    peak = max(each["host"] for each in figures["memory"].get("fit", [{"host": 0}])) / 1e9
+def make_row(figures):
+    """Make a row of the table: images per second, and their ratios."""
+    ratios = {f"fit / {loop}": values for loop, values in figures["ratios"].items()}
+    peak = max(memory["host"] for memory in figures["memory"].get("fit", [{"host": 0}])) / 1e9
     return {
         "batch": figures["batch"],
         "processes": figures["processes"],
         **figures["images_per_second"],
         **ratios,
-        "fit's memory, GB": peak,
+        "memory of fit, GB": peak,
     }
 
 

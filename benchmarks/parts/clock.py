@@ -1,30 +1,30 @@
-"""When training steps end."""
+"""Record the end of each training step."""
 
 import time
 
 import torch
 from lightning.pytorch import Callback
 
-ended: list[float] = []
+step_ends: list[float] = []
 
 
-def note():
-    """Note in `ended`, in seconds, that a step has ended."""
-    ended.append(time.perf_counter())
+def record_step():
+    """Append the time in seconds to `step_ends`."""
+    step_ends.append(time.perf_counter())
 
 
-def finish():
-    """Let the last step's time be when the device was done with it."""
-    if ended and torch.cuda.is_available():
+def record_last_step():
+    """Replace the time of the last step by the time when the device has finished it."""
+    if step_ends and torch.cuda.is_available():
         torch.cuda.synchronize()
-        ended[-1] = time.perf_counter()
+        step_ends[-1] = time.perf_counter()
 
 
 class StepClock(Callback):
-    """Notes each training step's end."""
+    """Records the end of each training step."""
 
     def on_train_batch_end(self, *_):
-        note()
+        record_step()
 
     def on_train_end(self, *_):
-        finish()
+        record_last_step()

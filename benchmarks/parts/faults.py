@@ -1,7 +1,7 @@
-"""What befalls a training on a cluster, each drawn from a seeded `random.Random`.
+"""Faults for a training on a cluster, with random parameters from a seeded `random.Random`.
 
-A kill takes the torture and its dice; it does its harm, undoes what a person would (a server that
-is started again, a job that is submitted again) and says in words what it did.
+A fault is a function of the `FaultInjector` and the random number generator. It injects the fault,
+restarts what a user would restart, such as the server, and returns a description.
 """
 
 import contextlib
@@ -12,140 +12,140 @@ import time
 from pyclassify.spool import records
 
 
-def kill_rank(torture, draw):
-    """SIGKILL of one process of the training."""
-    ranks = torture.training.ranks()
-    rank = draw.choice(sorted(ranks))
+def kill_rank(injector, rng):
+    """Send SIGKILL to one process of the training."""
+    ranks = injector.training.list_ranks()
+    rank = rng.choice(sorted(ranks))
     ranks[rank].kill()
-    torture.training.wait_for_end()
+    injector.training.wait_for_end()
     return f"rank {rank}"
 
 
-def kill_batch_shell(torture, draw):
-    """SIGKILL of the job's script, which can say nothing any more."""
-    torture.training.cluster.run(
-        *("scancel", "--signal=KILL", "--batch", torture.training.job),
+def kill_batch_shell(injector, rng):
+    """Send SIGKILL to the job's script, which can't report its end."""
+    injector.training.cluster.run(
+        *("scancel", "--signal=KILL", "--batch", injector.training.job),
     )
-    torture.training.wait_for_end()
-    return "nobody said the run's end"
+    injector.training.wait_for_end()
+    return "the end was not reported"
 
 
-def kill_server(torture, draw):
-    """SIGKILL of the tracking server, which is away for a while."""
-    seconds = draw.uniform(1, torture.away)
-    torture.server.kill()
+def kill_server(injector, rng):
+    """Send SIGKILL to the tracking server, and restart it after some seconds."""
+    seconds = rng.uniform(1, injector.max_downtime)
+    injector.server.kill()
     time.sleep(seconds)
-    torture.server.start()
-    return f"away {seconds:.0f} s"
+    injector.server.start()
+    return f"down for {seconds:.0f} s"
 
 
-def cancel(torture, draw):
-    """scancel, and `pyclassify slurm resume`."""
-    torture.training.cluster.run("scancel", torture.training.job)
-    torture.training.wait_for_end()
+def cancel(injector, rng):
+    """Cancel the job by `scancel`."""
+    injector.training.cluster.run("scancel", injector.training.job)
+    injector.training.wait_for_end()
     return "cancelled"
 
 
-def requeue(torture, draw):
-    """`scontrol requeue`, as an administrator does it."""
-    torture.training.cluster.run("scontrol", "requeue", torture.training.job)
+def requeue(injector, rng):
+    """Requeue the job by `scontrol requeue`, as an administrator does."""
+    injector.training.cluster.run("scontrol", "requeue", injector.training.job)
     return "by scontrol"
 
 
-def warn(torture, draw):
-    """The signal before the time limit: the training saves, leaves with 75 and is requeued."""
-    torture.training.cluster.run("scancel", "--signal=USR1", "--batch", torture.training.job)
+def send_time_limit_signal(injector, rng):
+    """Send the signal before the time limit: the training saves, exits with 75, is requeued."""
+    injector.training.cluster.run("scancel", "--signal=USR1", "--batch", injector.training.job)
     return "time limit near"
 
 
-def fill_disk(torture, draw):
-    """No byte free for the run's folder for a while."""
-    ballast, seconds = torture.disk / "ballast", draw.uniform(1, 5)
+def fill_disk(injector, rng):
+    """Fill the disk of the run's folder for some seconds."""
+    ballast, seconds = injector.disk / "ballast", rng.uniform(1, 5)
     with ballast.open("wb", buffering=0) as file, contextlib.suppress(OSError):
-        while True:  # the training takes what is left meanwhile
+        while True:  # the training may use the rest meanwhile
             file.write(bytes(1 << 16))
-    left = shutil.disk_usage(torture.disk).free
+    left = shutil.disk_usage(injector.disk).free
     time.sleep(seconds)
     ballast.unlink()
     return f"{left} bytes free for {seconds:.0f} s"
 
 
-def tear_record(torture, draw):
-    """A node lost while a record is written: the newest segment ends in the midst of one."""
-    step = torture.training.step  # none is saved any more: nobody is told
-    for process in torture.training.ranks().values():
+def tear_record(injector, rng):
+    """Lose a node while a record is written: the newest segment ends within a record."""
+    step = injector.training.step  # no checkpoint is saved after SIGKILL
+    for process in injector.training.list_ranks().values():
         process.kill()
-    torture.training.wait_for_end()
-    return tear(newest_segment(torture), draw, max(step, torture.training.step))
+    injector.training.wait_for_end()
+    return _tear(_find_newest_segment(injector), rng, max(step, injector.training.step))
 
 
-def truncate_checkpoint(torture, draw):
-    """The newest checkpoint is shorter than it was."""
-    kill_batch_shell(torture, draw)
-    path = torture.training.checkpoints()[0]
+def truncate_checkpoint(injector, rng):
+    """Truncate the newest checkpoint."""
+    kill_batch_shell(injector, rng)
+    path = injector.training.list_checkpoints()[0]
     size = path.stat().st_size
-    os.truncate(path, draw.randrange(size))
+    os.truncate(path, rng.randrange(size))
     return f"{path.name} cut from {size} to {path.stat().st_size} bytes"
 
 
-def flip_bit(torture, draw):
-    """One bit of the newest checkpoint is another."""
-    kill_batch_shell(torture, draw)
-    path = torture.training.checkpoints()[0]
-    place, bit = draw.randrange(path.stat().st_size), draw.randrange(8)
+def flip_bit(injector, rng):
+    """Flip one bit of the newest checkpoint."""
+    kill_batch_shell(injector, rng)
+    path = injector.training.list_checkpoints()[0]
+    offset, bit = rng.randrange(path.stat().st_size), rng.randrange(8)
     with path.open("r+b") as file:
-        file.seek(place)
+        file.seek(offset)
         byte = file.read(1)[0]
-        file.seek(place)
+        file.seek(offset)
         file.write(bytes([byte ^ 1 << bit]))
-    return f"{path.name}, bit {bit} of byte {place}"
+    return f"{path.name}, bit {bit} of byte {offset}"
 
 
-def newest_segment(torture):
-    """The segment of the spool that was written last."""
-    folder = torture.training.folder / "spool" / torture.training.run_id
+def _find_newest_segment(injector):
+    """Find the segment of the spool that was written last."""
+    folder = injector.training.folder / "spool" / injector.training.run_id
     return max(folder.glob("*.records"), key=lambda path: path.stat().st_mtime_ns)
 
 
-def tear(path, draw, step):
-    """Cut a file of records anywhere after the last that a checkpoint's training had logged.
+def _tear(path, rng, step):
+    """Truncate a segment at a random byte after the records before the last checkpoint.
 
-    What was logged before a checkpoint is on the disk when the checkpoint is.
+    Records that were logged before a checkpoint are on the disk when the checkpoint is.
     """
-    kept, size = 0, path.stat().st_size
+    min_size, size = 0, path.stat().st_size
     for offset, record in records.read_records(path):
         points = record["points"] if record["kind"] == "metrics" else []
         if record["kind"] != "metrics" or any(0 < point[3] < step for point in points):
-            kept = offset
-    if kept < size:
-        os.truncate(path, draw.randrange(kept, size))
+            min_size = offset
+    if min_size < size:
+        os.truncate(path, rng.randrange(min_size, size))
         return f"{path.name} cut from {size} to {path.stat().st_size} bytes"
-    torn = path.read_bytes().splitlines(keepends=True)[-1][: draw.randrange(1, 40)]
+    torn = path.read_bytes().splitlines(keepends=True)[-1][: rng.randrange(1, 40)]
     with path.open("ab") as file:
         file.write(torn)
     return f"{path.name} ends with {len(torn)} bytes of a record"
 
 
-KILLS = {
+FAULTS = {
     "SIGKILL of a rank": kill_rank,
     "SIGKILL of the batch shell": kill_batch_shell,
-    "kill -9 of the server": kill_server,
+    "SIGKILL of the server": kill_server,
     "scancel": cancel,
     "scontrol requeue": requeue,
-    "warning of the time limit": warn,
+    "signal before the time limit": send_time_limit_signal,
     "full disk": fill_disk,
     "torn record": tear_record,
     "truncated checkpoint": truncate_checkpoint,
     "flipped bit": flip_bit,
 }
 
-# What a job is to survive.
-LASTS = ("kill -9 of the server", "full disk")
+# After these faults the same job continues.
+SURVIVED_BY_JOB = ("SIGKILL of the server", "full disk")
 
 
-def draw_kills(count, draw, kinds=tuple(KILLS)):
-    """Draw kills: each kind once before any comes again."""
-    drawn = []
-    while len(drawn) < count:
-        drawn += draw.sample(kinds, len(kinds))
-    return drawn[:count]
+def choose_faults(count, rng, kinds=tuple(FAULTS)):
+    """Choose faults at random: each kind once before any is repeated."""
+    chosen = []
+    while len(chosen) < count:
+        chosen += rng.sample(kinds, len(kinds))
+    return chosen[:count]

@@ -1,13 +1,10 @@
-"""Make a folder of JPEGs on the spot, as large a set as is asked for.
+"""Generate an image folder of JPEGs.
 
-    python -m benchmarks.parts.jpegs FOLDER [--count 100000] [--side 256] [--classes 100]
-
-Each is cut out of a large picture of noise that has a photo's spectrum (amplitudes fall as
+Each image is a crop of a large image of noise with the spectrum of photos (amplitudes fall as
 1/frequency; Field, "Relations between the statistics of natural images", JOSA A 1987), so that
-files are as large and decode as slowly as photos do. All processors of the machine take part.
+files are as large and decode as slowly as photos. All CPU cores are used.
 """
 
-import argparse
 import os
 import sys
 from concurrent.futures import ProcessPoolExecutor
@@ -17,23 +14,27 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-CANVAS = 2048  # pixels
+from benchmarks.parts.command import BenchmarkParser
+
+CANVAS_PIXELS = 2048
 QUALITY = 85
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("folder", type=Path)
-    parser.add_argument("--count", type=int, default=100_000)
-    parser.add_argument("--side", type=int, default=256, help="of each image, in pixels")
-    parser.add_argument("--classes", type=int, default=100)
-    given = parser.parse_args()
-    size = make(given.folder, given.count, given.side, given.classes)
-    sys.stdout.write(f"{given.count} files of {size / given.count / 1000:.1f} kB on average\n")
+    parser = BenchmarkParser("parts.jpegs", __doc__, ("FOLDER", "FOLDER --count 1000 --side 64"))
+    parser.add_argument("folder", type=Path, help="Write to train/<class>/ in this folder.")
+    parser.add_argument(
+        "--count", type=int, default=100_000, help="Generate this number of images."
+    )
+    parser.add_argument("--side", type=int, default=256, help="Set height and width in pixels.")
+    parser.add_argument("--classes", type=int, default=100, help="Set the number of classes.")
+    args = parser.parse_args(sys.argv[1:])
+    size = make(args.folder, args.count, args.side, args.classes)
+    sys.stdout.write(f"{args.count} files of {size / args.count / 1000:.1f} kB on average\n")
 
 
-def make(folder, count, side, classes=10, canvas_side=CANVAS):
-    """Fill FOLDER/train/<class>; returns the files' bytes."""
+def make(folder, count, side, classes=10, canvas_side=CANVAS_PIXELS):
+    """Write images to FOLDER/train/<class>; return the size of all files in bytes."""
     names = [folder / "train" / f"class{number:04}" for number in range(classes)]
     for name in names:
         name.mkdir(parents=True)
@@ -48,7 +49,7 @@ def fill(seed, share, side, canvas_side):
     folder, count = share
     rng, size = np.random.default_rng(seed), 0
     for number in range(count):
-        left, top = (int(place) for place in rng.integers(0, canvas_side - side, 2))
+        left, top = (int(offset) for offset in rng.integers(0, canvas_side - side, 2))
         path = folder / f"{number:06}.jpg"
         box = (left, top, left + side, top + side)
         canvas(canvas_side).crop(box).save(path, quality=QUALITY)
@@ -60,8 +61,8 @@ def fill(seed, share, side, canvas_side):
 def canvas(side):
     rng = np.random.default_rng(0)
     total = np.zeros((side, side, 3), np.float32)
-    # Each octave has the same contrast, so that amplitudes fall as 1/frequency. The finest is left
-    # out: lenses blur it, and files would be twice as large as photos of as many pixels.
+    # Each octave has the same contrast, so that amplitudes fall as 1/frequency. The finest one is
+    # omitted: lenses blur it, and files would be twice as large as photos.
     for cells in (2**power for power in range(2, side.bit_length() - 1)):
         for channel in range(3):
             noise = Image.fromarray(rng.normal(size=(cells, cells)).astype(np.float32))

@@ -1,16 +1,13 @@
-"""One way to train AlexNet, timed step by step: what benchmarks.train starts, each in a process.
+"""Time each step of one training loop of AlexNet; `benchmarks.train` runs each in a process.
 
-    python -m benchmarks.parts.loops WAY FILE [--batch 64] [--steps 30] [--processes 1] [--folder F]
-
-WAY is `fit`, the whole command line with tracking and progress; `ceiling`, forward, backward and
-fused step in a bare loop on a batch that is on the device, all else as `fit` sets it; `bare`, the
-same without huge pages and views of gradients; or `reference`, the course's way: PIL and
-torchvision's transforms an image, a DataLoader without workers, Adam as it comes. The images are
-drawn ones of CIFAR-10's shape, or those of FOLDER/train. FILE gets the times. Several processes
-are started by torchrun but for `fit`.
+The loop is `fit`, the complete command line with tracking and progress; `upper_bound`, forward,
+backward and fused optimizer step in a bare loop on a batch on the device, with the same settings as
+`fit`; `bare`, the same without huge pages and gradient views; or `reference`: PIL and torchvision's
+transforms per image, a DataLoader without workers, and Adam with its defaults. The images are
+synthetic, of CIFAR-10's shape, or those of --folder. Except for `fit`, several processes must be
+started by torchrun.
 """
 
-import argparse
 import contextlib
 import json
 import os
@@ -28,7 +25,8 @@ from torchvision.datasets import ImageFolder
 from torchvision.models import alexnet
 
 from benchmarks.parts import clock
-from benchmarks.parts.reference import PILImages, prepare_as
+from benchmarks.parts.command import BenchmarkParser
+from benchmarks.parts.reference import PILImages, make_transform
 from pyclassify.cli.main import main as pyclassify
 from pyclassify.data import synthetic
 from pyclassify.data.transforms import Preprocess
@@ -67,8 +65,8 @@ def fit(given):
         sys.exit(code)
 
 
-def ceiling(given, views=True):
-    device = join()
+def upper_bound(given, views=True):
+    device = join_process_group()
     layout = torch.channels_last if given.channels_last else torch.contiguous_format
     network = AlexNet(CLASSES).to(device, memory_format=layout)
     images = torch.randn(given.batch, 3, 64, 64, device=device).to(memory_format=layout)
@@ -77,46 +75,46 @@ def ceiling(given, views=True):
         network.compile()
     optimizer = torch.optim.Adam(network.parameters(), lr=1e-4, fused=True)
     batches = ((images, labels) for _ in range(given.steps))
-    loop(given, share(network, views), optimizer, batches)
+    loop(given, wrap_in_ddp(network, views), optimizer, batches)
 
 
 def bare(given):
-    ceiling(given, views=False)
+    upper_bound(given, views=False)
 
 
 def reference(given):
-    device = join()
-    prepare = prepare_as(Preprocess())
+    device = join_process_group()
+    transform = make_transform(Preprocess())
     if given.folder:
-        dataset = ImageFolder(Path(given.folder, "train"), prepare)
+        dataset = ImageFolder(Path(given.folder, "train"), transform)
     else:
-        dataset = PILImages(*synthetic.generate_images(count_images(given), seed=0), prepare)
+        dataset = PILImages(*synthetic.generate_images(count_images(given), seed=0), transform)
     sampler = DistributedSampler(dataset) if given.processes > 1 else None
     loader = DataLoader(dataset, given.batch, shuffle=sampler is None, sampler=sampler)
     classes = getattr(dataset, "classes", synthetic.CLASSES)
     network = alexnet(num_classes=len(classes)).to(device)
     optimizer = torch.optim.Adam(network.parameters(), lr=1e-4)
-    batches = ([part.to(device) for part in batch] for batch in loader)
-    loop(given, share(network), optimizer, batches)
+    batches = ([tensor.to(device) for tensor in batch] for batch in loader)
+    loop(given, wrap_in_ddp(network), optimizer, batches)
 
 
-WAYS = {"fit": fit, "ceiling": ceiling, "bare": bare, "reference": reference}
+LOOPS = {"fit": fit, "upper_bound": upper_bound, "bare": bare, "reference": reference}
 
 
 def count_images(given):
     return given.batch * given.steps * given.processes
 
 
-def join():
-    """Meet the other processes of torchrun's, where there are several; this one's device."""
+def join_process_group():
+    """Initialize the process group of torchrun, if any; return this process's device."""
     on_gpu = torch.cuda.is_available()
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         dist.init_process_group("nccl" if on_gpu else "gloo")
     return torch.device(f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if on_gpu else "cpu")
 
 
-def share(network, views=False):
-    """Have all processes that have joined train the network."""
+def wrap_in_ddp(network, views=False):
+    """Wrap a network in DistributedDataParallel, if there is a process group."""
     if not dist.is_initialized():
         return network
     return DistributedDataParallel(network, gradient_as_bucket_view=views)
@@ -132,31 +130,39 @@ def loop(given, network, optimizer, batches):
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        clock.note()
-    clock.finish()
+        clock.record_step()
+    clock.record_last_step()
 
 
 def main(args=None):
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("way", choices=WAYS)
-    parser.add_argument("file", type=Path)
-    parser.add_argument("--batch", type=int, default=64, help="in each process")
-    parser.add_argument("--steps", type=int, default=30)
-    parser.add_argument("--processes", type=int, default=1)
-    parser.add_argument("--folder", help="holds train/<class>/<image>")
-    parser.add_argument("--precision", default="32-true", choices=["32-true", "bf16-mixed"])
-    parser.add_argument("--compile", action="store_true")
-    parser.add_argument("--channels-last", action="store_true")
+    examples = ("fit times.json", "upper_bound times.json --batch 256 --steps 14")
+    parser = BenchmarkParser("parts.loops", __doc__, examples)
+    parser.add_argument("loop", choices=LOOPS, help="Run this training loop.")
+    parser.add_argument("file", type=Path, help="Write the times and the memory to this JSON file.")
+    parser.add_argument("--batch", type=int, default=64, help="Set the batch size per process.")
+    parser.add_argument("--steps", type=int, default=30, help="Train for this number of steps.")
+    parser.add_argument("--processes", type=int, default=1, help="Train in this many processes.")
+    parser.add_argument("--folder", help="Read images from train/<class>/ in this folder.")
+    parser.add_argument(
+        "--precision",
+        default="32-true",
+        choices=["32-true", "bf16-mixed"],
+        help="Train with this precision.",
+    )
+    parser.add_argument("--compile", action="store_true", help="Compile the network.")
+    parser.add_argument(
+        "--channels-last", action="store_true", help="Use the memory format channels_last."
+    )
     given, given.options = parser.parse_known_args(args)
-    clock.ended.clear()
-    WAYS[given.way](given)
+    clock.step_ends.clear()
+    LOOPS[given.loop](given)
     if int(os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0"))) == 0:
         on_device = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else 0
         memory = {
             "host": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
             "device": on_device,
         }
-        given.file.write_text(json.dumps({"ended": clock.ended, "memory": memory}))
+        given.file.write_text(json.dumps({"step_ends": clock.step_ends, "memory": memory}))
     if dist.is_initialized():
         dist.destroy_process_group()
 

@@ -1,4 +1,4 @@
-"""Images as a first script has them: PIL's, made ready one by one by torchvision's transforms."""
+"""The reference implementation: PIL images, each transformed by torchvision."""
 
 from PIL import Image
 from torch.utils.data import Dataset
@@ -6,27 +6,27 @@ from torchvision import transforms
 
 
 class PILImages(Dataset):
-    """Images in memory as torchvision's sets hand them out.
+    """A data set of PIL images in memory, as in torchvision.
 
     Args:
         images: uint8 [n, 3, height, width].
         labels: int64 [n].
-        prepare: What is done to each PIL image.
+        transform: Applied to each PIL image.
     """
 
-    def __init__(self, images, labels, prepare):
+    def __init__(self, images, labels, transform):
         self.images = images.permute(0, 2, 3, 1).contiguous().numpy()
-        self.labels, self.prepare = labels.tolist(), prepare
+        self.labels, self.transform = labels.tolist(), transform
 
     def __len__(self):
         return len(self.labels)
 
     def __getitem__(self, item):
-        return self.prepare(Image.fromarray(self.images[item])), self.labels[item]
+        return self.transform(Image.fromarray(self.images[item])), self.labels[item]
 
 
-def prepare_as(preprocess, training=True):
-    """The transforms that do what a `Preprocess` of ours does in training, or where it tests."""
+def make_transform(preprocess, training=True):
+    """Make torchvision's transforms that correspond to a `Preprocess`, in training or testing."""
     crop = transforms.RandomCrop if training else transforms.CenterCrop
     return transforms.Compose(
         [

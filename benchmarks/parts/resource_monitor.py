@@ -1,4 +1,4 @@
-"""What daemons take of memory and processors while something is measured."""
+"""Measure the memory and CPU time of daemons while a benchmark runs."""
 
 import threading
 import time
@@ -7,10 +7,10 @@ from contextlib import suppress
 import psutil
 
 
-class Watch(threading.Thread):
-    """The most memory, and the CPU time, of daemons and all that they started.
+class ResourceMonitor(threading.Thread):
+    """Measures the peak memory and the CPU time of daemons and their child processes.
 
-    Memory is what they share counted once (PSS), in MB.
+    Memory is the proportional set size (PSS) in MB.
     """
 
     def __init__(self, daemons):
@@ -19,21 +19,22 @@ class Watch(threading.Thread):
         self.memory, self.cpu = {}, {}
 
     def __enter__(self):
-        self.look()
+        self.sample()
         self.began = time.monotonic()
         self.start()
         return self
 
     def __exit__(self, *_):
-        self.look()
+        self.sample()
         self.seconds = time.monotonic() - self.began
         self.over.set()
 
     def run(self):
         while not self.over.wait(2):
-            self.look()
+            self.sample()
 
-    def look(self):
+    def sample(self):
+        """Measure memory and CPU time now."""
         for name, process in self.daemons.processes.items():
             memory = cpu = 0.0
             with suppress(psutil.NoSuchProcess):
@@ -45,8 +46,9 @@ class Watch(threading.Thread):
             self.memory[name] = max(memory, self.memory.get(name, 0.0))
             self.cpu.setdefault(name, [cpu]).append(cpu)
 
-    def tell(self):
+    def summarize(self):
+        """Return the peak memory and the CPU time of each daemon."""
         return {
-            "memory_peak_mb": {name: round(most) for name, most in self.memory.items()},
-            "cpu_seconds": {name: round(all_[-1] - all_[0]) for name, all_ in self.cpu.items()},
+            "memory_peak_mb": {name: round(peak) for name, peak in self.memory.items()},
+            "cpu_seconds": {name: round(cpu[-1] - cpu[0]) for name, cpu in self.cpu.items()},
         }

@@ -1,4 +1,4 @@
-"""Two runs of one training compared, point by point and bit by bit."""
+"""Compare two runs of one training: each metric value, and the weights bit by bit."""
 
 import hashlib
 from collections import Counter
@@ -7,13 +7,13 @@ from pathlib import Path
 import mlflow
 import torch
 
-# Of the clock: as many points, of other values.
-CLOCK = ("epoch_seconds", "images_per_second", "wall_seconds")
-SYSTEM = "system/"
+# Durations: the same number of points, with different values.
+DURATIONS = ("epoch_seconds", "images_per_second", "wall_seconds")
+SYSTEM_PREFIX = "system/"
 
 
 def read_points(client, run_id):
-    """Every point that the server has of a run: {(metric, step): its values in order}."""
+    """Read all points of a run: {(metric, step): its values in order}."""
     points = {}
     for key in sorted(client.get_run(run_id).data.metrics):
         for each in client.get_metric_history(run_id, key):
@@ -22,36 +22,37 @@ def read_points(client, run_id):
 
 
 def compare(client, run_id, twin_id):
-    """Count what a run lacks of its twin's points, has twice, has besides, or has otherwise.
+    """Compare the points of a run with those of its twin.
 
     Returns:
-        Lists of (metric, step) by kind: `lost`, `doubled`, `besides`, `other values`.
+        The number of `points` of the twin, and lists of (metric, step) by kind of difference:
+        `lost`, `duplicate`, `unexpected` and `different`.
     """
     found, expected = (read_points(client, each) for each in (run_id, twin_id))
-    ours = {key for key in found if not key[0].startswith(SYSTEM)}
-    theirs = {key for key in expected if not key[0].startswith(SYSTEM)}
+    ours = {key for key in found if not key[0].startswith(SYSTEM_PREFIX)}
+    theirs = {key for key in expected if not key[0].startswith(SYSTEM_PREFIX)}
     return {
         "points": len(theirs),
         "lost": sorted(theirs - ours),
-        "doubled": sorted(key for key, values in found.items() if len(values) > 1),
-        "besides": sorted(ours - theirs),
-        "other values": sorted(
+        "duplicate": sorted(key for key, values in found.items() if len(values) > 1),
+        "unexpected": sorted(ours - theirs),
+        "different": sorted(
             key
             for key in ours & theirs
-            if key[0] not in CLOCK and set(found[key]) != set(expected[key])
+            if key[0] not in DURATIONS and set(found[key]) != set(expected[key])
         ),
     }
 
 
 def hash_weights(folder: Path):
-    """The hash of weights and optimizer in the newest checkpoint of a run's folder."""
+    """Hash the weights and the optimizer in the newest checkpoint of a run's folder."""
     newest = max(folder.rglob("resume/step=*.ckpt"))
     checkpoint = torch.load(newest, map_location="cpu", weights_only=True)
     return newest.name, hash_tensors([checkpoint["state_dict"], checkpoint["optimizer_states"]])
 
 
 def hash_best(run_id, folder: Path):
-    """The hash of the weights that the run keeps as its best."""
+    """Hash the best weights, which are an artifact of the run."""
     path = mlflow.artifacts.download_artifacts(
         run_id=run_id, artifact_path="weights/best.ckpt", dst_path=str(folder)
     )
@@ -75,12 +76,12 @@ def _flatten(value, path=""):
         yield path, value
 
 
-def in_words(counted):
-    """One line: how many points there are, and how many are wrong, by kind and first example."""
-    words = [f"{counted['points']} points"]
-    for kind in ("lost", "doubled", "besides", "other values"):
-        keys = counted[kind]
+def format_counts(comparison):
+    """Format in one line the number of points and of each kind of difference."""
+    counts = [f"{comparison['points']} points"]
+    for kind in ("lost", "duplicate", "unexpected", "different"):
+        keys = comparison[kind]
         names = Counter(key for key, _ in keys)
-        some = f" ({', '.join(f'{n} of {key}' for key, n in names.most_common(4))})" if keys else ""
-        words.append(f"{len(keys)} {kind}{some}")
-    return ", ".join(words)
+        examples = ", ".join(f"{count} of {key}" for key, count in names.most_common(4))
+        counts.append(f"{len(keys)} {kind} ({examples})" if examples else f"0 {kind}")
+    return ", ".join(counts)

@@ -1,4 +1,4 @@
-"""`mlflow models serve` on a free port of this machine, as long as it is needed."""
+"""Run `mlflow models serve` on a free port of this machine."""
 
 import contextlib
 import os
@@ -16,22 +16,22 @@ import psutil
 
 @contextlib.contextmanager
 def running(model, *options, seconds=600):
-    """Start a server; its port, and its first process.
+    """Start a server within this context; yield its port and its main process.
 
     Args:
-        model: The model's address or folder.
-        options: More options of `mlflow models serve`.
-        seconds: How long it may take to start.
+        model: The model's URI or folder.
+        options: Additional options of `mlflow models serve`.
+        seconds: The timeout of the start.
     """
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     command = [sys.executable, "-m", "mlflow", "models", "serve", "--model-uri", str(model)]
-    beside = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])  # uvicorn
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])  # for uvicorn
     with tempfile.TemporaryDirectory() as folder, Path(folder, "log").open("w+") as log:
         server = subprocess.Popen(
             [*command, "--port", str(port), *options],
             cwd=folder,  # which uvicorn imports from, too
-            env={**os.environ, "PATH": beside},
+            env={**os.environ, "PATH": path},
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,
@@ -62,6 +62,6 @@ def _wait(server, port, log, seconds):
         time.sleep(0.1)
 
 
-def tree(process):
-    """A process and all that it started."""
+def list_processes(process):
+    """List a process and all its descendants."""
     return [process, *process.children(recursive=True)]

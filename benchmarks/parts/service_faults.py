@@ -1,10 +1,8 @@
-"""Runs that log while the group's server fails them in all ways, counted in its database.
+"""Inject faults into the group's server while runs log to it, and check its database and bucket.
 
-    python -m benchmarks.parts.service_trouble --trouble 20
-
-The server is killed, its database restarted and made read-only, its disk filled and its bucket
-made to answer 503, each for `--trouble` seconds with as long a rest after it; `pyclassify sync`
-delivers what is left at the end. Prints what the database and the bucket lack or have twice.
+The server is killed, its database is restarted and made read-only, its disk is filled, and its
+bucket responds with 503, each for --fault-seconds with a pause of the same length. At the end
+`pyclassify sync` uploads the rest. It prints the number of lost and duplicate values and files.
 """
 
 import shutil
@@ -26,7 +24,7 @@ FILES_EVERY = 20  # steps
 
 
 class OnSmallDisk(Service):
-    """With its database on a disk of its own, and a `proxy` between server and bucket."""
+    """The service with its database on a small disk, and a `proxy` between server and bucket."""
 
     def __init__(self, workers):
         super().__init__(workers)
@@ -35,14 +33,14 @@ class OnSmallDisk(Service):
 
     def make_database(self):
         super().make_database()
-        data, aside = self.folder / "postgres", self.folder / "aside"
-        data.rename(aside)
+        data, original = self.folder / "postgres", self.folder / "original"
+        data.rename(original)
         data.mkdir()
         user = getpwnam("postgres")
         options = f"size={DISK_MB}m,uid={user.pw_uid},gid={user.pw_gid},mode=700"
-        subprocess.run(["mount", "-t", "tmpfs", "-o", options, "trouble", str(data)], check=True)
-        subprocess.run(["cp", "--archive", f"{aside}/.", str(data)], check=True)
-        shutil.rmtree(aside)
+        subprocess.run(["mount", "-t", "tmpfs", "-o", options, "faults", str(data)], check=True)
+        subprocess.run(["cp", "--archive", f"{original}/.", str(data)], check=True)
+        shutil.rmtree(original)
 
     def stop(self):
         subprocess.run(["umount", "--lazy", str(self.folder / "postgres")], check=True)
@@ -52,7 +50,7 @@ class OnSmallDisk(Service):
 
 @contextmanager
 def disk_full(service):
-    """The whole disk of the database is full, with its log of transactions."""
+    """Fill the disk of the database and its transaction log."""
     path = service.folder / "postgres" / "ballast"
     with path.open("wb", buffering=0) as ballast, suppress(OSError):
         while ballast.write(bytes(1 << 16)):
@@ -66,10 +64,13 @@ def disk_full(service):
 
 
 def main():
-    parser = load.options(__doc__.splitlines()[0])
-    parser.add_argument("--trouble", type=float, default=20, help="seconds of each kind")
-    asked = parser.parse_args()
-    service = OnSmallDisk(asked.workers)
+    examples = ("--fault-seconds 20", "--runs 10 --fault-seconds 5")
+    parser = load.make_parser("parts.service_faults", __doc__, examples)
+    parser.add_argument(
+        "--fault-seconds", type=float, default=20, help="Inject each fault for this many seconds."
+    )
+    args = parser.parse_args(sys.argv[1:])
+    service = OnSmallDisk(args.workers)
     faults = {
         "server killed": service_faults.server_killed,
         "database restarted": service_faults.database_restarted,
@@ -77,28 +78,30 @@ def main():
         "disk full": disk_full,
         "bucket busy": service_faults.bucket_busy(service.proxy),
     }
-    asked.seconds = (2 * len(faults) + 1) * asked.trouble
+    args.seconds = (2 * len(faults) + 1) * args.fault_seconds
     with load.started(service) as folder:
-        runs = load.make_runs(service, asked.runs)
-        with load.logging(service, runs, asked, folder, files_every=FILES_EVERY) as logs:
-            wait_until(lambda: len([*folder.iterdir()]) == asked.runs, 120)
+        runs = load.make_runs(service, args.runs)
+        options = {"files_every": FILES_EVERY}
+        with load.log_concurrently(service, runs, args, folder, **options) as futures:
+            wait_until(lambda: len([*folder.iterdir()]) == args.runs, "the spools of all runs")
             for fault in faults.values():
-                time.sleep(asked.trouble)
+                time.sleep(args.fault_seconds)
                 with fault(service):
-                    time.sleep(asked.trouble)
-            done = [each.result() for each in logs]
-        left = pyclassify(["sync", str(folder)])
-        found = {
+                    time.sleep(args.fault_seconds)
+            results = [future.result() for future in futures]
+        exit_code = pyclassify(["sync", str(folder)])
+        result = {
             "faults": [*faults],
-            "seconds_each": asked.trouble,
+            "fault_seconds": args.fault_seconds,
             "runs": len(runs),
-            "left_after_sync": left,
-            **load.count(service, done),
-            "files": sum(each["files"] for each in done),
+            "sync_exit_code": exit_code,
+            **load.count(service, results),
+            "files": sum(result["files"] for result in results),
             "files_in_bucket": count_files(service),
-            "answers_of_503": service.proxy.refused,
+            "responses_of_503": service.proxy.refused,
         }
-    return load.tell(found) or left or found["files"] != found["files_in_bucket"]
+    is_wrong = load.print_result(result)
+    return is_wrong or exit_code or result["files"] != result["files_in_bucket"]
 
 
 def count_files(service):

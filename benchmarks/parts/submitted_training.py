@@ -1,4 +1,4 @@
-"""The parts of a torture: a tracking server that can be killed, and one training in many jobs."""
+"""A tracking server that can be killed, and one training in many SLURM jobs."""
 
 import contextlib
 import io
@@ -41,25 +41,25 @@ class Server:
                 stderr=log,
                 start_new_session=True,
             )
-        wait_for(self.answers, "the server to answer", 90)
+        wait_for(self.responds, "a response of the server", 90)
 
     def kill(self):
         os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
 
-    def answers(self):
+    def responds(self):
         with contextlib.suppress(OSError):
             return urllib.request.urlopen(f"http://127.0.0.1:{self.port}/health", timeout=2)
         return False
 
 
 class Training:
-    """One run, and the jobs that it takes.
+    """One run and its jobs.
 
     Args:
         cluster: The cluster.
-        submitted: What `mlflow run --backend slurm` gave.
-        work_dir: The folder of all runs' folders.
+        submitted: The submitted run of `mlflow run --backend slurm`.
+        work_dir: The folder with the runs' folders.
     """
 
     def __init__(self, cluster, submitted, work_dir: Path):
@@ -69,7 +69,7 @@ class Training:
 
     @property
     def step(self):
-        """The step of the newest checkpoint to go on from."""
+        """The step of the newest checkpoint."""
         with contextlib.suppress(OSError, ValueError):
             return int((self.folder / "progress").read_text())
         return 0
@@ -84,32 +84,32 @@ class Training:
     def state(self):
         return self.cluster.state(self.job)
 
-    def ranks(self):
-        """The processes of the training, by rank."""
+    def list_ranks(self):
+        """List the processes of the training by rank."""
         found = {}
         for process in psutil.process_iter():
             with contextlib.suppress(psutil.Error):
-                words, environ = process.cmdline(), process.environ()
+                argv, environ = process.cmdline(), process.environ()
                 started_by = process.parent() and process.parent().name()
-                # Data workers and the like have the same words, and are started by Python.
-                ours = environ.get("MLFLOW_RUN_ID") == self.run_id and started_by == "bash"
-                if ours and "pyclassify" in words and "SLURM_PROCID" in environ:
+                # Data workers have the same command line, and are started by Python.
+                is_rank = environ.get("MLFLOW_RUN_ID") == self.run_id and started_by == "bash"
+                if is_rank and "pyclassify" in argv and "SLURM_PROCID" in environ:
                     found[int(environ["SLURM_PROCID"])] = process
         return found
 
-    def checkpoints(self):
-        """Those to go on from, the newest first."""
+    def list_checkpoints(self):
+        """List the checkpoints for a resume, the newest first."""
         return sorted(self.folder.rglob("resume/step=*.ckpt"), reverse=True)
 
-    def wait_for_end(self, seconds=90):
-        """Wait until the job has ended, or its next start can be had."""
-        wait_for(lambda: self.state in ENDED, f"job {self.job} to end", seconds)
+    def wait_for_end(self, timeout=90):
+        """Wait until the job has ended."""
+        wait_for(lambda: self.state in ENDED, f"the end of job {self.job}", timeout)
 
-    def go_on(self):
-        """Have the training run: release a job that waits, resubmit one that has ended."""
+    def ensure_running(self):
+        """Start a pending job soon, and resubmit a job that has ended."""
         state = self.state
         if state == "PENDING" and time.monotonic() > self._released + 10:
-            # Once: each time the start is put off anew.
+            # Not more often: each call delays the start.
             self._released = time.monotonic()
             with contextlib.suppress(RuntimeError):  # it has just started
                 self.cluster.run("scontrol", "update", f"jobid={self.job}", "starttime=now+2")
@@ -117,44 +117,45 @@ class Training:
             self.resume()
 
     def resume(self):
-        """`pyclassify slurm resume`, which a person would type."""
-        said, complained = io.StringIO(), io.StringIO()
-        with contextlib.redirect_stdout(said), contextlib.redirect_stderr(complained):
+        """Resume the training by `pyclassify slurm resume`, as a user does."""
+        stdout, stderr = io.StringIO(), io.StringIO()
+        with contextlib.redirect_stdout(stdout), contextlib.redirect_stderr(stderr):
             code = main.main(["slurm", "resume", self.run_id])
         if code:
-            raise RuntimeError(f"slurm resume: {said.getvalue()}{complained.getvalue()}")
-        self.job = re.search(r"SLURM job (\d+)", said.getvalue())[1]
+            raise RuntimeError(f"slurm resume: {stdout.getvalue()}{stderr.getvalue()}")
+        self.job = re.search(r"SLURM job (\d+)", stdout.getvalue())[1]
 
-    def start_again(self, attempt, seconds=120):
-        """Wait until an attempt after the given one has begun."""
-        end = time.monotonic() + seconds
+    def wait_for_attempt(self, attempt, timeout=120):
+        """Wait until an attempt after the given one has started."""
+        end = time.monotonic() + timeout
         while self.attempt <= attempt:
             if time.monotonic() > end:
-                raise RuntimeError(f"no new start in {seconds} s ({self.state})\n{self.tail()}")
-            self.go_on()
+                raise RuntimeError(f"no new attempt in {timeout} s ({self.state})\n{self.tail()}")
+            self.ensure_running()
             time.sleep(0.5)
 
-    def gain(self, steps, seconds=180):
-        """Wait until so many steps are gained, in however many jobs; False where it has ended."""
-        aim, end = self.step + steps, time.monotonic() + seconds
-        while self.step < aim:
+    def wait_for_steps(self, count, timeout=180):
+        """Wait for a number of steps, in any number of jobs; return False if training has ended."""
+        target, end = self.step + count, time.monotonic() + timeout
+        while self.step < target:
             if time.monotonic() > end:
-                raise RuntimeError(f"no step beyond {self.step} in {seconds} s\n{self.tail()}")
+                raise RuntimeError(f"no step after {self.step} in {timeout} s\n{self.tail()}")
             if self.state == "COMPLETED":
                 return False
-            self.go_on()
+            self.ensure_running()
             time.sleep(0.5)
         return True
 
     def tail(self, characters=3000):
-        """The last that its jobs wrote."""
+        """Read the end of the output of its jobs."""
         logs = sorted(self.folder.glob("*.[oe][ur][tr]"), key=os.path.getmtime)
         return "\n".join(log.read_text()[-characters:] for log in logs)
 
 
-def wait_for(condition, what, seconds):
-    end = time.monotonic() + seconds
+def wait_for(condition, what, timeout):
+    """Wait until a condition is true."""
+    end = time.monotonic() + timeout
     while not condition():
         if time.monotonic() > end:
-            raise RuntimeError(f"waited {seconds} s in vain for {what}")
+            raise RuntimeError(f"timed out after {timeout} s waiting for {what}")
         time.sleep(0.2)

@@ -1,4 +1,4 @@
-"""The ablation and the learning curves work, on few images and on runs of known times."""
+"""The ablation, on few images, and the time to accuracy, on runs with known times."""
 
 import json
 
@@ -17,7 +17,7 @@ CHANGED = {
     "no random crop": {"data.init_args.random_crop_padding"},
     "no horizontal flip": {"data.init_args.horizontal_flip"},
     "no weight decay": {"optimizer.init_args.weight_decay"},
-    "a constant rate": {"lr_scheduler"},
+    "constant learning rate": {"lr_scheduler"},
     "no EMA of the weights": {"trainer.callbacks"},
     "trainable stem": {"trainer.callbacks", "model.init_args.freeze"},
     "63 pixels": {f"data.init_args.{name}" for name in ("resize", "crop", "random_crop_padding")},
@@ -25,60 +25,61 @@ CHANGED = {
 
 
 def flatten(config, name=""):
-    """A configuration's values by their dotted names; a schedule is one value."""
+    """Flatten a configuration to dotted names; a schedule is one value."""
     if not isinstance(config, dict) or name == "lr_scheduler":
         return {name: config}
     return {
         key: value
-        for part, each in config.items()
-        for key, value in flatten(each, f"{name}.{part}".lstrip(".")).items()
+        for inner_name, inner in config.items()
+        for key, value in flatten(inner, f"{name}.{inner_name}".lstrip(".")).items()
     }
 
 
 @pytest.mark.parametrize("recipe", ablation.RECIPES)
-def test_each_line_leaves_one_thing_of_the_recipe_out(recipe, cli):
+def test_each_row_removes_one_ingredient_of_the_recipe(recipe, cli):
     config = f"--config={accuracy.ROOT / 'configs' / recipe}"
-    again = {*ablation.COMMON} - {"the recipe"} if recipe == ablation.RECIPES[1] else set()
-    found = {
+    # The first recipe tests the rows that both have.
+    common = {*ablation.COMMON} - {"the recipe"} if recipe == ablation.RECIPES[1] else set()
+    configs = {
         name: flatten(yaml.safe_load(cli("fit --print_config", config, *options).out))
-        for name, options in ablation.without(recipe).items()
-        if name not in again  # the first recipe has shown them
+        for name, options in ablation.list_ablations(recipe).items()
+        if name not in common
     }
 
-    whole = found["the recipe"]
-    for name, written in found.items():
-        changed = {key for key in {*whole, *written} if whole.get(key) != written.get(key)}
+    original = configs["the recipe"]
+    for name, ablated in configs.items():
+        keys = {*original, *ablated}
+        changed = {key for key in keys if original.get(key) != ablated.get(key)}
         assert changed == CHANGED[name], name
 
 
-def test_recipe_is_trained_without_one_thing(tmp_path, monkeypatch):
+def test_recipe_is_trained_without_one_ingredient(tmp_path, monkeypatch):
     replace_python(monkeypatch)
     grow(tmp_path / "photos", "train/cat", "train/dog", count=8)
-    few = [
-        "--images=8",
-        "--epochs=1",
-        "--only",
-        "no random crop",
-        f"--json={tmp_path / 'all.json'}",
-    ]
+    row = "no horizontal flip"
+    few = ["--images=8", "--epochs=1", "--only", row, f"--json={tmp_path / 'all.json'}"]
     options = ["--batch_size=4", "--data.num_workers=0"]
 
     ablation.main(["alexnet-bn-cifar10.yaml", f"{tmp_path}/photos", *few, "--", *options])
 
-    found = json.loads((tmp_path / "all.json").read_text())["found"]
-    assert [*found] == ["no random crop"]
-    assert len(found["no random crop"]) == 1
-    assert 0 <= found["no random crop"][0] <= 1
+    accuracies = json.loads((tmp_path / "all.json").read_text())["val_accuracy"]
+    assert [*accuracies] == [row]
+    assert len(accuracies[row]) == 1
+    assert 0 <= accuracies[row][0] <= 1
 
 
-def test_line_that_no_table_has_is_refused(capsys):
-    with pytest.raises(SystemExit):
+def test_unknown_row_is_a_usage_error(capsys):
+    with pytest.raises(SystemExit) as ended:
         ablation.main(["alexnet-bn-cifar10.yaml", "photos", "--only", "luck"])
-    assert mentions(capsys.readouterr().err, "--only", "luck", "'the recipe', ")
+
+    assert ended.value.code == 2
+    # the form of these messages
+    start = "python -m benchmarks.ablation: error: invalid --only: luck (expected some of "
+    assert capsys.readouterr().err.startswith(start + "'the recipe', ")
 
 
 @pytest.fixture
-def learnt(store):
+def trained(store):
     """A run of 3 epochs of a minute each: 0.6, 0.8 and 0.79."""
     run = store.create_run("0", start_time=1_000_000, run_name="quick").info.run_id
     values = [
@@ -90,30 +91,31 @@ def learnt(store):
     return run
 
 
-def test_time_to_accuracy_is_that_of_the_first_epoch_that_reaches_it(learnt, tmp_path, capsys):
-    picture = tmp_path / "curves.png"
+def test_time_to_accuracy_is_that_of_the_first_epoch_that_reaches_it(trained, tmp_path, capsys):
+    figure = tmp_path / "curves.png"
 
-    curves.main([learnt, "--accuracy", "0.75", "0.925", f"--picture={picture}"])
+    curves.main([trained, "--accuracy", "0.75", "0.925", f"--figure={figure}"])
 
     assert capsys.readouterr().out.splitlines()[-3:] == [
         "| run | epochs | best | 75% | 92.5% |",
         "| --- | --- | --- | --- | --- |",
         "| quick | 3 | 0.8000 | 120 s (epoch 2) | not reached |",
     ]
-    assert picture.read_bytes().startswith(b"\x89PNG")
+    assert figure.read_bytes().startswith(b"\x89PNG")
 
 
-def test_run_without_validation_is_refused(learnt, store, capsys):
+def test_run_without_validation_is_an_error(trained, store, capsys):
     other = store.create_run("0").info.run_id
 
-    with pytest.raises(SystemExit):
+    with pytest.raises(SystemExit) as ended:
         curves.main([other])
+    assert ended.value.code == 1
     assert mentions(capsys.readouterr().err, other, "val_accuracy")
 
 
 @pytest.mark.parametrize("names", [["a", "b"], []])
-def test_each_run_needs_a_name_of_its_own(learnt, names, capsys):
-    runs = [learnt] if names else [learnt, learnt]
+def test_each_run_needs_a_different_name(trained, names, capsys):
+    runs = [trained] if names else [trained, trained]
 
     with pytest.raises(SystemExit):
         curves.main([*runs, *(["--names", *names] if names else [])])

@@ -1,4 +1,4 @@
-"""The benchmark of the data modules works, in a short form."""
+"""The benchmark of the data modules, in a short form."""
 
 import json
 
@@ -12,7 +12,7 @@ def test_data_modules_and_pil_are_measured_on_the_same_images(tmp_path, capsys):
     data.main(["--short", f"--json={tmp_path / 'all.json'}"])
 
     result = json.loads((tmp_path / "all.json").read_text())
-    assert list(result["sets"]) == [
+    assert list(result["datasets"]) == [
         "CIFAR10DataModule",
         "SyntheticDataModule",
         "ImageFolderDataModule, JPEGs of 32 pixels",
@@ -20,13 +20,13 @@ def test_data_modules_and_pil_are_measured_on_the_same_images(tmp_path, capsys):
         "ImageFolderDataModule, JPEGs of 256 pixels",
         "ImageFolderDataModule, JPEGs of 256 pixels, cache",
     ]
-    for rates in result["sets"].values():
-        assert rates["ratio"] == [pytest.approx(rates["ours"][0] / rates["plain"][0])]
+    for rates in result["datasets"].values():
+        assert rates["ratio"] == [pytest.approx(rates["ours"][0] / rates["pil"][0])]
     lines = capsys.readouterr().out.splitlines()
     assert sum(line.startswith(("| CIFAR", "| Synth", "| Image")) for line in lines) == 6
 
 
-def test_made_jpegs_lie_in_classes_and_come_out_the_same_every_time(tmp_path):
+def test_generated_jpegs_are_in_classes_and_reproducible(tmp_path):
     sizes = [
         jpegs.make(tmp_path / name, 7, 16, classes=3, canvas_side=64) for name in ("one", "two")
     ]

@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 import requests
 
-from benchmarks.odd_requests import save_tiny_model
+from benchmarks.fuzz_requests import save_tiny_model
 from benchmarks.parts.server import running
 from pyclassify.serving.artifact import _make_example
 from tests.support.required import program

@@ -14,7 +14,7 @@ import yaml
 from mlflow.pyfunc.scoring_server import invocations
 from torchvision.models import resnet18
 
-from benchmarks.odd_requests import CLASSES, save_tiny_model
+from benchmarks.fuzz_requests import CLASSES, save_tiny_model
 from pyclassify.data.transforms import Preprocess
 from pyclassify.module import Classifier
 from pyclassify.serving.artifact import save_model

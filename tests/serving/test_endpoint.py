@@ -8,7 +8,7 @@ import pytest
 import requests
 import torch
 
-from benchmarks.odd_requests import CLASSES, bombard, save_tiny_model
+from benchmarks.fuzz_requests import CLASSES, save_tiny_model, send_requests
 from benchmarks.parts.server import running
 from tests.support.images import encode, file_of, raw
 from tests.support.phrases import mentions
@@ -152,7 +152,7 @@ def test_request_that_mlflow_rejects_is_a_400(body, ask):
 
 
 def test_malformed_requests_get_a_4xx_and_the_server_survives(address):
-    result = bombard(address, count=1000, seed=1)
+    result = send_requests(address, count=1000, seed=1)
 
     assert result["wrong"] == []
     assert result["alive"]

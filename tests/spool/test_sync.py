@@ -181,8 +181,9 @@ def test_sync_of_a_missing_folder_names_the_folders_to_give(tmp_path, capsys):
 
 
 def test_sync_help_has_defaults_and_examples_and_loads_no_mlflow():
-    code = "import sys; from pyclassify.cli.main import main; main(sys.argv[1:]); "
-    code += "print(sorted({'mlflow', 'torch'} & sys.modules.keys()))"
+    code = "import atexit, sys; from pyclassify.cli.main import main\n"
+    code += "atexit.register(lambda: print(sorted({'mlflow', 'torch'} & sys.modules.keys())))\n"
+    code += "main(sys.argv[1:])"
     process = processes.start("-c", code, "sync", "--help", stdout=processes.PIPE, fresh=True)
     output, _ = process.communicate()
 
