@@ -11,15 +11,19 @@ import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 from urllib.parse import unquote
+
+if TYPE_CHECKING:
+    from mlflow.store.model_registry.abstract_store import AbstractStore as AbstractRegistryStore
+    from mlflow.store.tracking.abstract_store import AbstractStore
 
 _SQLITE = "sqlite:///"
 _LOCK_TIMEOUT_SECONDS = 300.0  # then the holder is assumed to hang; a migration takes seconds
 _POSTGRES_LOCK = 0x70796C6D  # key of pg_advisory_lock, not used by other programs
 
 
-def open_tracking_store(store_uri: str, artifact_uri: str | None = None) -> Any:
+def open_tracking_store(store_uri: str, artifact_uri: str | None = None) -> "AbstractStore":
     """Open the tracking store of a database, as MLflow's own builder does, one process at a time.
 
     Raises:
@@ -32,7 +36,7 @@ def open_tracking_store(store_uri: str, artifact_uri: str | None = None) -> Any:
         return _get_sqlalchemy_store(store_uri, artifact_uri)
 
 
-def open_registry_store(store_uri: str) -> Any:
+def open_registry_store(store_uri: str) -> "AbstractRegistryStore":
     """Open the registry of a database, as MLflow's own builder does, one process at a time.
 
     Raises:

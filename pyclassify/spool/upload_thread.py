@@ -151,7 +151,7 @@ class UploadThread(threading.Thread):
             self._uploader.upload()
             if self.last_error and self.last_error != BUSY:
                 warnings.warn(
-                    "the upload to the tracking server succeeds again; nothing was lost",
+                    "the upload to the tracking server works again",
                     stacklevel=2,
                 )
             self._report_id(self._uploader.server_id)
