@@ -12,6 +12,7 @@ import traceback
 from functools import partial
 from pathlib import Path
 
+from pyclassify.spool import database
 from pyclassify.utils.masking import mask
 from pyclassify.utils.text import format_error, join_lines, shorten
 
@@ -195,6 +196,11 @@ _REMEDIES = (
     ),
     (r"WRONG_VERSION_NUMBER", "", "use an address of the form http://HOST:PORT"),
     (r"exceeds the maximum length|too long for type", "", "give a shorter value"),
+    (
+        r"Connection refused|timed out|No route|unreachable|name resolution|[Nn]ame or service",
+        "",
+        "check the address and that the server is running, or " + _OTHER_STORE,
+    ),
 )
 _HTTP_REMEDIES = {
     "401": "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN",
@@ -351,7 +357,7 @@ def _was_raised_below_mlflow(error: BaseException) -> bool:
 def _is_library(file: Path) -> bool:
     """Whether a file of a traceback belongs to Python or an installed package, except this one."""
     if file.is_relative_to(Path(__file__).parents[1]):
-        return False
+        return file == Path(database.__file__)  # MLflow opens databases by that module
     is_installed = not {"site-packages", "dist-packages"}.isdisjoint(file.parts)
     is_built_in = str(file).startswith("<") or file.is_relative_to(Path(traceback.__file__).parent)
     return is_installed or is_built_in

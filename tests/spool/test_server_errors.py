@@ -102,14 +102,20 @@ def test_is_store_error_of_a_bug_in_code_that_mlflow_calls_is_false(error, monke
     assert not is_store_error(raised.value)
 
 
-def test_is_store_error_of_a_library_that_mlflow_calls_is_true():
-    with pytest.raises(ImportError, match="pymysql") as missing_driver:
-        mlflow.MlflowClient("mysql+pymysql://127.0.0.1/runs").get_run("123")
-    with pytest.raises(ValueError, match="Invalid IPv6 URL") as invalid_address:
-        mlflow.MlflowClient("http://[::1").get_run("123")
+@pytest.mark.parametrize(
+    ("uri", "error", "message"),
+    [
+        ("mysql+pymysql://127.0.0.1/runs", ImportError, "pymysql"),
+        ("postgresql+psycopg://127.0.0.1/runs", ImportError, "psycopg"),
+        ("http://[::1", ValueError, "Invalid IPv6 URL"),
+    ],
+)
+def test_is_store_error_of_a_library_that_mlflow_calls_is_true(uri, error, message):
+    register_scheme()
+    with pytest.raises(error, match=message) as raised:
+        mlflow.MlflowClient(uri).get_run("123")
 
-    assert is_store_error(missing_driver.value)
-    assert is_store_error(invalid_address.value)
+    assert is_store_error(raised.value)
 
 
 UPLOAD = "a.txt: Failed to upload /spool/a.txt to kept/1/abc/artifacts/a.txt: An error occurred "
