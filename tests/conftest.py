@@ -130,8 +130,8 @@ def registry(registry_store):
 
 @pytest.fixture
 def spool(empty_store, tmp_path):
-    """A run in a store of its own, and its spool: see `spooled.a_run`."""
-    with spooled.a_run(empty_store, tmp_path) as made:
+    """A run in a store of its own, and its spool: see `spooled.open_run_with_spool`."""
+    with spooled.open_run_with_spool(empty_store, tmp_path) as made:
         yield made
 
 

@@ -23,7 +23,7 @@ from tests.support.runs import (
     register,
     tags,
 )
-from tests.support.spooled import answering
+from tests.support.spooled import responding_with
 
 FAIR, GOOD, EQUAL = "y" * 20 + "n" * 20, "y" * 30 + "n" * 10, "y" * 19 + "ny" + "n" * 19
 
@@ -332,5 +332,5 @@ def test_find_existing_version_raises_where_the_registry_fails(registry, monkeyp
 
     assert find_existing_version(registry, NAME, ["9", "1"]).number == "1"
     assert find_existing_version(registry, NAME, ["9"]) is None
-    with answering(500) as address, pytest.raises(MlflowException, match="500"):
+    with responding_with(500) as address, pytest.raises(MlflowException, match="500"):
         find_existing_version(MlflowClient(address), NAME, ["9", "1"])

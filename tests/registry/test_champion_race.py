@@ -16,7 +16,7 @@ from pyclassify.tracking.prediction_table import read_predictions
 from tests.support import processes
 from tests.support.promotions import promote_together
 from tests.support.runs import NAME, challenger, champion, read_decision, record, register
-from tests.support.spooled import Meeting
+from tests.support.spooled import Barrier
 from tests.support.waiting import scale
 
 ANSWERS = ["y" * right + "n" * (40 - right) for right in (10, 20, 30)]  # each better than the last
@@ -24,10 +24,10 @@ TRIES = 6
 OTHER = """
 import socket
 from tests.support.promotions import promote_together
-from tests.support.spooled import Meeting
+from tests.support.spooled import Barrier
 
 with socket.create_connection({address!r}) as connection:
-    promote_together({uri!r}, Meeting(connection), {cases!r})
+    promote_together({uri!r}, Barrier(connection), {cases!r})
 """
 
 
@@ -45,7 +45,7 @@ def test_better_of_two_simultaneous_promotions_is_champion(registry):
         code = OTHER.format(address=server.getsockname(), uri=uri, cases=cases["3"])
         other = processes.start("-c", code, cwd=processes.ROOT)
         with server.accept()[0] as connection:
-            promote_together(uri, Meeting(connection), cases["2"])
+            promote_together(uri, Barrier(connection), cases["2"])
     other.wait()
 
     assert other.returncode == 0

@@ -10,7 +10,7 @@ from pyclassify.registry.champion import promote_if_better
 from pyclassify.registry.lock import lock_model
 from tests.support.phrases import mentions
 from tests.support.runs import NAME, champion, register
-from tests.support.spooled import answering
+from tests.support.spooled import responding_with
 
 FAIR = "y" * 10 + "n" * 30
 
@@ -75,7 +75,7 @@ def test_lock_requested_twice_is_held(registry, monkeypatch):
 def test_denied_lock_raises_at_once(monkeypatch):
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     with (
-        answering(403) as address,
+        responding_with(403) as address,
         pytest.raises(MlflowException) as refused,
         lock_model(MlflowClient(address), NAME),
     ):

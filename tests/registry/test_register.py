@@ -20,7 +20,7 @@ from pyclassify.registry.versions import register_version
 from tests.support import networks
 from tests.support.images import encode, file_of
 from tests.support.phrases import mentions
-from tests.support.spooled import a_run
+from tests.support.spooled import open_run_with_spool
 from tests.support.stores import using
 from tests.support.trainings import QUIET, SHAPES, train_beside
 
@@ -135,7 +135,7 @@ def test_run_of_an_offline_job_is_registered_when_it_is_uploaded(
     empty_store, tmp_path, cli, monkeypatch, capsys
 ):
     (tmp_path / "there").mkdir()
-    with a_run(empty_store, tmp_path / "there") as spool:
+    with open_run_with_spool(empty_store, tmp_path / "there") as spool:
         monkeypatch.setenv("MLFLOW_TRACKING_URI", f"spool://{spool.root}")
         monkeypatch.setenv("MLFLOW_RUN_ID", spool.run_id)
         with pytest.warns(UserWarning, match="not yet .+ 'shapes' .+`pyclassify sync"):

@@ -10,7 +10,7 @@ from pyclassify.spool.dead_run import DeadRun, set_status_directly
 from pyclassify.spool.records import REASON_TAG
 from pyclassify.spool.spooled_run import SpooledRun
 from tests.support.processes import ROOT
-from tests.support.spooled import ACQUIRE, begin_again, points
+from tests.support.spooled import ACQUIRE, close_spool, points
 from tests.support.stores import experiment_id
 
 
@@ -20,7 +20,7 @@ def make_dead(spool, uri=None):
 
 def test_close_uploads_the_records_and_sets_status_and_reason(spool):
     spool.client.log_metric(spool.run_id, "loss", 0.5, step=1)
-    begin_again(spool.folder)
+    close_spool(spool.folder)
 
     assert make_dead(spool).close("FAILED", "SIGKILL")
     run = spool.there.get_run(spool.run_id)
@@ -50,14 +50,14 @@ def test_close_without_a_server_leaves_the_status_in_the_spool(spool, monkeypatc
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
 
     assert make_dead(spool, "http://127.0.0.1:9").close("FAILED", "SIGKILL")
-    begin_again(spool.folder)
+    close_spool(spool.folder)
     run = spool.client.get_run(spool.run_id)
     assert (run.info.status, run.data.tags[REASON_TAG]) == ("FAILED", "SIGKILL")
 
 
 def test_next_attempt_of_a_dead_run_has_no_reason(spool):
     make_dead(spool).close("FAILED", "SIGKILL")
-    begin_again(spool.folder)
+    close_spool(spool.folder)
     written = SpooledRun(spool.folder, spool.there.tracking_uri)
     assert written.upload_thread.wait_until_uploaded(300)
     run = spool.there.get_run(spool.run_id)

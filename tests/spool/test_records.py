@@ -7,7 +7,7 @@ import pytest
 from pyclassify.spool import records
 from pyclassify.spool.records import DamagedRecord, Segment
 from pyclassify.spool.writer import RunWriter
-from tests.support.spooled import files_of_at_most
+from tests.support.spooled import limit_file_size
 
 RECORDS = [
     {"kind": "metrics", "points": [["loss", 0.5, 1_700_000_000_000, 3]]},
@@ -84,7 +84,7 @@ def test_append_on_a_full_disk_leaves_no_byte_of_the_record(tmp_path):
     segment = Segment(tmp_path)
     line = records.encode(RECORDS[0])
     segment.append(line)
-    with files_of_at_most(len(line) + 10), pytest.raises(OSError, match="File too large"):
+    with limit_file_size(len(line) + 10), pytest.raises(OSError, match="File too large"):
         segment.append(line)
 
     segment.append(records.encode(RECORDS[1]))
@@ -97,7 +97,7 @@ def opened(tmp_path):
 
 
 def log_on_a_full_disk(opened, size, steps):
-    with files_of_at_most(size):
+    with limit_file_size(size):
         for step in range(steps):
             opened.append_points([["loss", step / 2, 0, step]])
 

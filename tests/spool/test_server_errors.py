@@ -9,7 +9,7 @@ from pyclassify.spool.server import is_permanent
 from pyclassify.spool.store import SpoolStore, register_scheme
 from pyclassify.spool.store_errors import describe_server_error, is_store_error
 from tests.support.phrases import mentions
-from tests.support.spooled import deliver
+from tests.support.spooled import upload_spool
 
 
 def make_database_error(kind, message):
@@ -165,7 +165,7 @@ def test_character_that_no_database_stores_is_replaced(character, spool):
     client.set_tag(run_id, "text", f"a{character}b")
     client.log_param(run_id, "root", f"c{character}")
     client.log_metric(run_id, "loss", 0.5, step=1)
-    deliver(spool)
+    upload_spool(spool)
 
     data = spool.there.get_run(run_id).data
     assert data.tags["text"] == "a\N{REPLACEMENT CHARACTER}b"

@@ -18,7 +18,7 @@ from pyclassify.utils.mlflow_settings import REQUEST_LIMITS, SHORT_REQUEST_LIMIT
 from tests.support import waiting
 from tests.support.phrases import mentions
 from tests.support.restarting_server import Server
-from tests.support.spooled import begin_again, files_of_at_most, points
+from tests.support.spooled import close_spool, limit_file_size, points
 from tests.support.waiting import wait_until
 
 TIMEOUT = "MLFLOW_HTTP_REQUEST_TIMEOUT"
@@ -38,7 +38,7 @@ def serving(database):
     """The server of a database, in its own process, and a client of it."""
     server = Server(database, database.parent / "artifacts")
     try:
-        server.tell("there")
+        server.set_available(True)
         yield server, mlflow.MlflowClient(f"http://127.0.0.1:{server.port}")
     finally:
         server.stop()
@@ -68,7 +68,7 @@ def test_server_killed_during_an_upload_has_each_record_once(database, store):
 
     Uploader(folder, store).upload()
     assert points(store, run_id, "loss") == [(step, step / 8) for step in steps]
-    begin_again(folder)
+    close_spool(folder)
 
 
 def _until_it_dies(uploader, begun, killed):
@@ -86,7 +86,7 @@ def _until_it_dies(uploader, begun, killed):
 def test_training_without_its_server_is_uploaded_by_sync(database, monkeypatch, capsys):
     with serving(database) as (server, there):
         monkeypatch.setenv("MLFLOW_TRACKING_URI", there.tracking_uri)
-        server.tell("away")
+        server.set_available(False)
         with pytest.warns(UserWarning, match=r"can't be reached .connection refused"):
             run_id = log_a_run()
         folder = database.parent / "runs" / "spool" / run_id
@@ -96,7 +96,7 @@ def test_training_without_its_server_is_uploaded_by_sync(database, monkeypatch, 
         assert main(["sync"]) == 1
         assert mentions(capsys.readouterr().err, run_id, "upload failed", "connection refused")
 
-        server.tell("there")
+        server.set_available(True)
         assert main(["sync"]) == 0
         experiment = there.get_experiment_by_name("tested").experiment_id
         (made,) = there.search_runs([experiment])
@@ -121,7 +121,7 @@ def test_server_that_comes_back_gets_what_was_logged_meanwhile(database, monkeyp
         failure = r"upload failed .(connection refused|connection closed)"
         with pytest.warns(UserWarning, match=failure):
             log_while_away(server, logger)
-        server.tell("there")
+        server.set_available(True)
         run.end_run("FINISHED")
 
         made = there.get_run(logger.run_id)
@@ -145,7 +145,7 @@ def full_disk(database, monkeypatch):
 
 def test_records_on_a_full_disk_are_uploaded_from_memory(full_disk):
     _, there, logger, size = full_disk
-    with files_of_at_most(size), pytest.warns(UserWarning, match="in memory"):
+    with limit_file_size(size), pytest.warns(UserWarning, match="in memory"):
         log_and_end(logger, "FINISHED")
 
     assert points(there, logger.run_id, "val_loss") == [(4, 0.25)]
@@ -154,8 +154,8 @@ def test_records_on_a_full_disk_are_uploaded_from_memory(full_disk):
 
 def test_records_without_disk_and_server_are_reported_as_lost(full_disk, capsys):
     server, _, logger, size = full_disk
-    server.tell("away")
-    with files_of_at_most(size), pytest.warns(UserWarning, match="in memory"):
+    server.set_available(False)
+    with limit_file_size(size), pytest.warns(UserWarning, match="in memory"):
         log_and_end(logger, "KILLED")
 
     error = capsys.readouterr().err
@@ -175,7 +175,7 @@ def test_second_attempt_without_a_server_continues_the_spool_of_the_first(databa
         experiment = there.get_experiment_by_name("tested").experiment_id
         run_id = there.create_run(experiment).info.run_id
         monkeypatch.setenv("MLFLOW_TRACKING_URI", there.tracking_uri)
-        server.tell("away")
+        server.set_available(False)
         for step in (3, 4):
             monkeypatch.setenv("MLFLOW_RUN_ID", run_id)
             logger = RunLogger()
@@ -185,7 +185,7 @@ def test_second_attempt_without_a_server_continues_the_spool_of_the_first(databa
             # Otherwise it would upload beside sync.
             logger.spooled_run.upload_thread.join(waiting.scale(10))
 
-        server.tell("there")
+        server.set_available(True)
         assert main(["sync"]) == 0
         made = there.get_run(run_id)
         assert (made.info.status, made.data.tags["attempts"]) == ("KILLED", "2")
@@ -193,7 +193,7 @@ def test_second_attempt_without_a_server_continues_the_spool_of_the_first(databa
 
 
 def log_while_away(server, logger):
-    server.tell("away")
+    server.set_available(False)
     logger.log_metrics({"val_loss": 0.25}, step=99)
     wait_until(logger.spooled_run.is_offline, "the upload thread to miss the server")
 

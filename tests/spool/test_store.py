@@ -13,7 +13,7 @@ from pyclassify.spool.records import create_from_server
 from pyclassify.spool.store import register_scheme
 from pyclassify.spool.uploader import Uploader
 from tests.support.runs import MetaDataset
-from tests.support.spooled import begin_again, points
+from tests.support.spooled import close_spool, points
 
 
 def test_everything_that_is_logged_is_read_from_the_spool(spool):
@@ -56,7 +56,7 @@ def test_data_set_is_an_input_of_the_run(spool):
     spool.client.log_inputs(
         spool.run_id, [DatasetInput(dataset, [InputTag("mlflow.data.context", "test")])]
     )
-    begin_again(spool.folder)
+    close_spool(spool.folder)
 
     (dataset_input,) = spool.client.get_run(spool.run_id).inputs.dataset_inputs
     assert (dataset_input.dataset.name, dataset_input.dataset.digest) == ("images", "abc")
@@ -68,7 +68,7 @@ def test_first_value_of_a_step_counts_over_all_attempts(spool):
     for attempt in (1, 2):
         for step in (0, 10, 5 * attempt):
             client.log_metric(run_id, "loss", attempt + step, timestamp=attempt, step=step)
-        begin_again(spool.folder)
+        close_spool(spool.folder)
 
     history = client.get_metric_history(run_id, "loss")
     assert len(history) == 3
@@ -84,7 +84,7 @@ def test_finished_run_that_resumes_has_its_last_results(spool):
             client.log_metric(run_id, name, -1, timestamp=attempt, step=0)  # not of a new attempt
         client.log_metric(run_id, "train_loss", accuracy, timestamp=attempt, step=7)
         client.set_terminated(run_id, "FINISHED")
-        begin_again(spool.folder)
+        close_spool(spool.folder)
 
     run = client.get_run(run_id)
     assert run.data.metrics == {"test_accuracy": 0.75, "parameters": 1000, "train_loss": 0.5}

@@ -11,7 +11,7 @@ from pyclassify.spool import records
 from pyclassify.spool.sync import Sync, find_spools
 from tests.support import processes
 from tests.support.phrases import mentions
-from tests.support.spooled import answering, begin_again, points
+from tests.support.spooled import close_spool, points, responding_with
 from tests.support.waiting import wait_until
 
 
@@ -27,7 +27,7 @@ def work_dir(spool, tmp_path, monkeypatch):
     spool.client.log_text(spool.run_id, "words", "a.txt")
     spool.client.set_terminated(spool.run_id, "FINISHED")
     yield tmp_path / "work"
-    begin_again(spool.folder)
+    close_spool(spool.folder)
 
 
 def test_sync_uploads_and_reports_the_runs_of_a_work_dir(work_dir, spool, capsys):
@@ -65,7 +65,7 @@ def test_sync_uploads_what_is_written_after_the_end_of_a_run(work_dir, spool):
 def test_sync_with_a_failing_server_reports_it_and_loses_nothing(
     code, reason, work_dir, spool, monkeypatch, capsys
 ):
-    with answering(code) as address:
+    with responding_with(code) as address:
         monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
         assert main(["sync", str(work_dir)]) == 1
     # the form of this message
@@ -94,7 +94,7 @@ def test_sync_reports_a_folder_that_is_gone(tmp_path, capsys):
 
 def test_sync_reports_a_failing_server_once(work_dir, spool, monkeypatch, capsys):
     sync = Sync(work_dir)
-    with answering(500) as address:
+    with responding_with(500) as address:
         monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
         assert [sync.upload_all(), sync.upload_all()] == [1, 1]
     assert capsys.readouterr().err.count("\n") == 1
@@ -109,7 +109,7 @@ def test_sync_uploads_what_is_written_to_a_running_run_later(work_dir, spool, mo
     sync = Sync(work_dir)
     assert sync.upload_all() == 0
 
-    with answering(500) as address:
+    with responding_with(500) as address:
         monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
         assert sync.upload_all() == 0  # without a request
         spool.client.log_metric(spool.run_id, "loss", 0.25, step=2)

@@ -15,7 +15,7 @@ from pyclassify.spool.uploader import BUSY, SPOOL_TAG, PendingError, Uploader, e
 from pyclassify.spool.writer import open_writer
 from tests.support.phrases import mentions
 from tests.support.runs import MetaDataset
-from tests.support.spooled import answering, deliver, points
+from tests.support.spooled import points, responding_with, upload_spool
 from tests.support.waiting import scale, wait_until
 
 
@@ -31,11 +31,11 @@ def test_server_has_all_that_was_logged(spool, tmp_path):
     log_losses(spool, 2500)
     client.log_param(run_id, "depth", 3)
     client.set_tag(run_id, "gone", "soon")
-    deliver(spool)
+    upload_spool(spool)
     client.delete_tag(run_id, "gone")
     client.log_text(run_id, "words", "notes/a.txt")
     client.set_terminated(run_id, "FINISHED", end_time=2_000_000_000_000)
-    deliver(spool)
+    upload_spool(spool)
 
     run = spool.there.get_run(run_id)
     assert points(spool.there, run_id, "loss") == [(step, step / 8) for step in range(2500)]
@@ -52,9 +52,9 @@ def test_records_uploaded_twice_are_there_once(spool):
     source = mlflow.data.http_dataset_source.HTTPDatasetSource("http://localhost/images")
     dataset = MetaDataset(source, name="images", digest="abc")._to_mlflow_entity()
     spool.client.log_inputs(spool.run_id, [mlflow.entities.DatasetInput(dataset, [])])
-    deliver(spool)
+    upload_spool(spool)
     (spool.folder / records.PROGRESS_FILE).unlink()
-    assert deliver(spool) == 4
+    assert upload_spool(spool) == 4
 
     assert points(spool.there, spool.run_id, "loss") == [(n, n / 8) for n in range(1500)]
     assert len(spool.there.get_metric_history(spool.run_id, "nan")) == 1
@@ -65,10 +65,10 @@ def test_process_that_ends_may_write_while_the_next_one_does(spool):
     first, second = Segment(spool.folder), Segment(spool.folder)
     line = encode({"kind": "tags", "values": {"a": "b"}})
     second.append(line)
-    assert deliver(spool) == 1
+    assert upload_spool(spool) == 1
 
     first.append(line)
-    assert deliver(spool) == 1
+    assert upload_spool(spool) == 1
 
 
 LONG = "x" * 300  # a name that MLflow rejects
@@ -96,12 +96,12 @@ def test_rejected_record_is_stored_and_the_rest_is_uploaded(log, spool):
     log(spool.client, spool.run_id)
     log_losses(spool, 700, first=700)
     with pytest.warns(UserWarning, match=f"{spool.run_id}: .*rejected.*{records.REJECTED_FILE}"):
-        deliver(spool)
+        upload_spool(spool)
 
     assert points(spool.there, spool.run_id, "loss") == [(n, n / 8) for n in range(1400)]
     (rejected,) = (spool.folder / records.REJECTED_FILE).read_text().splitlines()
     assert LONG in rejected
-    assert deliver(spool) == 0
+    assert upload_spool(spool) == 0
 
 
 def test_run_that_is_deleted_and_restored_loses_nothing(spool):
@@ -110,10 +110,10 @@ def test_run_that_is_deleted_and_restored_loses_nothing(spool):
     with pytest.raises(
         mlflow.MlflowException, match=f"mlflow runs restore --run-id {spool.run_id}"
     ):
-        deliver(spool)
+        upload_spool(spool)
 
     spool.there.restore_run(spool.run_id)
-    assert deliver(spool) == 1
+    assert upload_spool(spool) == 1
     assert len(points(spool.there, spool.run_id, "loss")) == 10
 
 
@@ -127,13 +127,13 @@ def test_artifacts_that_can_not_be_stored_delay_nothing_else(spool, tmp_path):
     spool.client.set_terminated(spool.run_id, "FINISHED")
     for _ in range(2):
         with pytest.raises(PendingError, match=r"a\.txt: .*Not a directory"):
-            deliver(spool)
+            upload_spool(spool)
     assert spool.there.get_run(spool.run_id).info.status == "FINISHED"
     assert len(points(spool.there, spool.run_id, "loss")) == 10
     assert not records.is_uploaded(spool.folder)
 
     stored.unlink()
-    deliver(spool)
+    upload_spool(spool)
     paths = [file.path for file in spool.there.list_artifacts(spool.run_id)]
     assert paths == ["a.txt", "b.txt"]
     assert records.is_uploaded(spool.folder)
@@ -148,7 +148,7 @@ def test_version_is_pending_without_make_version_and_made_of_each_model(spool):
     for path in ("model", "model-200"):
         spool.client.log_text(spool.run_id, "weights", f"{path}/MLmodel")
         open_writer(spool.folder).append(version_of(path))
-    deliver(spool)
+    upload_spool(spool)
     assert not records.is_uploaded(spool.folder)
 
     uploader = Uploader(spool.folder, spool.there, lambda *args: made.append(args) or "made")
@@ -185,12 +185,12 @@ def test_status_is_not_set_over_a_later_end(spool):
     spool.client.update_run(spool.run_id, status="RUNNING")
     end = int(time.time() * 1000) + 100
     spool.there.set_terminated(spool.run_id, "KILLED", end_time=end)
-    deliver(spool)
+    upload_spool(spool)
     assert spool.there.get_run(spool.run_id).info.status == "KILLED"
 
     wait_until(lambda: time.time() * 1000 > end + 1, "the end of the run")
     spool.client.update_run(spool.run_id, status="RUNNING")
-    deliver(spool)
+    upload_spool(spool)
     assert spool.there.get_run(spool.run_id).info.status == "RUNNING"
 
 
@@ -255,7 +255,7 @@ def test_tag_that_was_deleted_before_its_upload_delays_nothing(spool):
     spool.client.delete_tag(spool.run_id, "gone")
     log_losses(spool, 10)
     spool.client.set_terminated(spool.run_id, "FINISHED")
-    deliver(spool)
+    upload_spool(spool)
 
     run = spool.there.get_run(spool.run_id)
     assert ("gone" in run.data.tags, run.info.status) == (False, "FINISHED")
@@ -269,7 +269,7 @@ def test_damaged_record_is_reported_and_the_others_are_uploaded(spool):
     content[content.index(b"\n") + 30] ^= 1
     path.write_bytes(content)
     with pytest.warns(UserWarning, match="000001.records at byte"):
-        assert deliver(spool) == 3
+        assert upload_spool(spool) == 3
 
     steps = [step for step, _ in points(spool.there, spool.run_id, "loss")]
     assert steps == [*range(1000), *range(2000, 3000)]
@@ -306,7 +306,7 @@ def test_upload_thread_warns_once_of_a_failing_server_and_logging_continues(
 ):
     monkeypatch.setattr("pyclassify.spool.upload_thread.UPLOAD_SECONDS", 0.05)
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-    with answering(code) as address:
+    with responding_with(code) as address:
         upload_thread = UploadThread(spool.folder, address)
         with pytest.warns(UserWarning, match="upload failed") as warned:
             log_and_finish(spool, upload_thread)
@@ -314,5 +314,5 @@ def test_upload_thread_warns_once_of_a_failing_server_and_logging_continues(
     (warning,) = (str(warning.message) for warning in warned)
     assert mentions(warning, fact, spool.folder, "retried")
     assert upload_thread.find_unsent() == ((spool.folder / "000001.records").stat().st_size, [])
-    deliver(spool)
+    upload_spool(spool)
     assert len(points(spool.there, spool.run_id, "loss")) == 20

@@ -1,4 +1,4 @@
-"""MLflow's tracking server in a process of its own, which is there or away as it is told."""
+"""MLflow's tracking server in a separate process, which can be made unavailable."""
 
 import contextlib
 import os
@@ -14,7 +14,7 @@ from tests.support.waiting import wait_until
 class Server:
     """The server of a store.
 
-    `port` is its port, on every address of this host; it starts away.
+    `port` is its port, on every address of this host. At first it is not available.
     """
 
     def __init__(self, store, folder):
@@ -30,26 +30,28 @@ class Server:
             self.process = processes.start(__file__, port, env=environment)
             wait_until(lambda: self._has_come(listener), "the server's process to connect")
             self._connection, _ = listener.accept()
-        self._words = self._connection.makefile("rw")
-        self.port = int(self._words.readline())
+        self._messages = self._connection.makefile("rw")
+        self.port = int(self._messages.readline())
 
     def _has_come(self, listener):
         assert self.process.poll() is None, "the server's process has ended"
         return select.select([listener], [], [], 0)[0]
 
     @contextlib.contextmanager
-    def there(self):
-        """Within this context it answers."""
-        self.tell("there")
+    def available(self):
+        """Within this context the server is available."""
+        self.set_available(True)
         try:
             yield
         finally:
-            self.tell("away")
+            self.set_available(False)
 
-    def tell(self, word):
-        self._words.write(f"{word}\n")
-        self._words.flush()
-        assert self._words.readline() == f"{word}\n"
+    def set_available(self, is_available):
+        """Start or stop listening on the port."""
+        message = "start\n" if is_available else "stop\n"
+        self._messages.write(message)
+        self._messages.flush()
+        assert self._messages.readline() == message
 
     def stop(self):
         with contextlib.suppress(OSError):  # where it was killed
@@ -59,27 +61,27 @@ class Server:
 
 
 def serve(port):
-    """Send the port, and listen to it while the last word that was received is "there"."""
+    """Send the port, and listen on it from each message "start" to the next "stop"."""
     from mlflow.server import app
     from werkzeug.serving import make_server
 
-    words = socket.create_connection(("127.0.0.1", port)).makefile("rw")
-    held = socket.socket()  # the port, which nobody else gets in between
-    held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    held.bind(("0.0.0.0", 0))
-    port = held.getsockname()[1]
-    words.write(f"{port}\n")
-    words.flush()
-    for word in words:
-        if word == "there\n":
+    messages = socket.create_connection(("127.0.0.1", port)).makefile("rw")
+    reservation = socket.socket()  # of the port, while the server does not listen
+    reservation.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    reservation.bind(("0.0.0.0", 0))
+    port = reservation.getsockname()[1]
+    messages.write(f"{port}\n")
+    messages.flush()
+    for message in messages:
+        if message == "start\n":
             server = make_server("0.0.0.0", port, app, threaded=True)
             thread = threading.Thread(target=server.serve_forever, daemon=True)
             thread.start()
         else:
             server.shutdown()
-            thread.join()  # which closes the socket, a moment after
-        words.write(word)
-        words.flush()
+            thread.join()  # closes the socket
+        messages.write(message)
+        messages.flush()
 
 
 if __name__ == "__main__":

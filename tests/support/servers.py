@@ -220,7 +220,7 @@ class BucketProxy:
         self._server.server_close()
 
     @contextlib.contextmanager
-    def answering(self, status, most=1 << 30):
+    def responding_with(self, status, most=1 << 30):
         """Within this context requests are answered with an error, at most so many."""
         self.error, self.most = status, most
         try:

@@ -154,7 +154,7 @@ def bucket_busy(proxy):
 
     @contextlib.contextmanager
     def busy(_):
-        with proxy.answering(503):
+        with proxy.responding_with(503):
             yield
 
     return busy

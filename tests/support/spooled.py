@@ -1,4 +1,4 @@
-"""Spools of runs in a store, and servers that answer as they are told."""
+"""Spools of runs in a store, and servers that respond with an error."""
 
 import contextlib
 import http.server
@@ -15,18 +15,18 @@ from pyclassify.spool.writer import close_writer
 from tests.support import waiting
 
 
-class Meeting:
+class Barrier:
     """A barrier of two processes, each with its end of a connection."""
 
     def __init__(self, connection):
         connection.settimeout(waiting.scale(120))
-        self._words = connection.makefile("rw")
+        self._messages = connection.makefile("rw")
 
     def wait(self, _):
-        """Wait until the other one is here too."""
-        self._words.write("here\n")
-        self._words.flush()
-        assert self._words.readline(), "the other process has ended"
+        """Wait for the other process."""
+        self._messages.write("here\n")
+        self._messages.flush()
+        assert self._messages.readline(), "the other process has ended"
 
 
 # Code with which a process acquires the lock of a spool.
@@ -35,12 +35,12 @@ ACQUIRE += "lock.acquire(Path({folder!r})); "
 
 
 def open_store(empty_store, folder):
-    """A client of a new database in a folder."""
+    """Open a client of a new database in a folder."""
     return mlflow.MlflowClient(f"sqlite:///{shutil.copy(empty_store, folder)}")
 
 
 @contextlib.contextmanager
-def a_run(empty_store, folder):
+def open_run_with_spool(empty_store, folder):
     """A run in a database (`there`), its spool's `folder`, and the `client` that writes to it."""
     store.register_scheme()
     there, root = open_store(empty_store, folder), folder / "spool"
@@ -51,13 +51,13 @@ def a_run(empty_store, folder):
     close_writer(folder)
 
 
-def deliver(spool, there=None):
-    """Deliver what there is, as a process that has just begun."""
+def upload_spool(spool, there=None):
+    """Upload a spool, as a process that has just started; return the number of records."""
     return Uploader(spool.folder, there or spool.there).upload()
 
 
-def begin_again(folder):
-    """Let go of a spool, as a process does that ends: who writes to it next is another."""
+def close_spool(folder):
+    """Close a spool, as a process that ends does; the next writer opens a new segment."""
     close_writer(folder)
 
 
@@ -66,19 +66,19 @@ def points(client, run_id, name):
 
 
 @contextlib.contextmanager
-def files_of_at_most(size):
-    """Within this context no file of this process's grows further: writing fails, as on a disk."""
-    before, most = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, most))
+def limit_file_size(size):
+    """Limit the size of files in this process, so that writing fails as on a full disk."""
+    soft_limit, hard_limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard_limit))
     try:
         yield
     finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (before, most))
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft_limit, hard_limit))
 
 
 @contextlib.contextmanager
-def answering(code):
-    """The address of a server that answers all requests with a code."""
+def responding_with(code):
+    """Run a server that responds to all requests with a status code; yield its address."""
 
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_GET(self):

@@ -15,7 +15,7 @@ from pyclassify.spool.uploader import Uploader
 from pyclassify.tracking import run
 from pyclassify.tracking.logger import RunLogger
 from tests.support.phrases import mentions
-from tests.support.spooled import answering
+from tests.support.spooled import responding_with
 from tests.support.stores import using
 from tests.support.trainings import QUIET, SHAPES
 
@@ -69,7 +69,7 @@ def test_logger_with_a_spool_as_store_uploads_to_the_experiment_later(spool, mon
 def test_logger_without_permission_raises_and_writes_no_spool(store, tmp_path, monkeypatch):
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     monkeypatch.chdir(tmp_path)
-    with answering(403) as address:
+    with responding_with(403) as address:
         monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
         with pytest.raises(MlflowException) as refused:
             RunLogger().log_metrics({"val_loss": 0.5}, step=3)

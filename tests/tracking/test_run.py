@@ -9,7 +9,7 @@ from pyclassify.spool import records, spooled_run
 from pyclassify.spool.spooled_run import SpooledRun
 from pyclassify.tracking import run
 from tests.support import processes
-from tests.support.spooled import files_of_at_most, points
+from tests.support.spooled import limit_file_size, points
 from tests.support.stores import list_runs
 from tests.support.waiting import wait_until
 
@@ -21,7 +21,7 @@ def upload(spooled_run):
 
 def test_run_on_a_full_disk_raises_when_a_checkpoint_is_saved(spool):
     written = SpooledRun(spool.folder)
-    with files_of_at_most(0):
+    with limit_file_size(0):
         with pytest.warns(UserWarning, match="in memory"):
             written.client.log_metric(spool.run_id, "loss", 0.5, step=1)
         with pytest.raises(OSError, match=f"{spool.folder} can't be written"):

@@ -55,12 +55,12 @@ def run_while_away(slurm, server, monkeypatch):
 
     def run(host, submit):
         monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://{host}:{server.port}")
-        with server.there():
+        with server.available():
             tags = get_run(submit()).data.tags
         job_id, folder = tags["slurm_job_id"], Path(tags["slurm_folder"])
         slurm.run("scontrol", "release", job_id)
         slurm.wait_for(job_id, "COMPLETED", "FAILED")
-        with server.there():
+        with server.available():
             assert get_run(folder.name).info.status == "SCHEDULED"
             assert main.main(["sync", str(folder / "spool")]) == 0
             run = get_run(folder.name)

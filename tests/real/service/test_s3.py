@@ -15,7 +15,7 @@ from pyclassify.spool import records, store
 from tests.support.phrases import mentions
 from tests.support.servers import BucketProxy
 from tests.support.service import BUCKET, sign_in
-from tests.support.spooled import begin_again, deliver
+from tests.support.spooled import close_spool, upload_spool
 
 WEIGHTS = 28_000_000  # bytes
 PART = 8 << 20  # what boto3 sends in one request
@@ -49,7 +49,7 @@ def direct(service, proxy, tmp_path, monkeypatch):
 
     yield make
     for folder in made:
-        begin_again(folder)
+        close_spool(folder)
 
 
 def key_of(run, name):
@@ -64,8 +64,8 @@ def test_weights_arrive_in_parts_though_the_bucket_is_busy_at_first(
     run = direct()
     run.client.log_artifact(run.run_id, str(weights), "weights")
     proxy.asked.clear()
-    with proxy.answering(503, most=2):
-        deliver(run)
+    with proxy.responding_with(503, most=2):
+        upload_spool(run)
 
     parts = [line for line in proxy.asked if line.startswith("PUT") and "partNumber=" in line]
     assert len({line.split("?")[1] for line in parts}) == -(-weights.stat().st_size // PART)
@@ -89,7 +89,7 @@ def test_bucket_that_takes_nothing_is_told_in_a_line_and_gets_it_later(
     run = direct(bucket)
     run.client.log_text(run.run_id, "said", "a.txt")
     run.client.log_metric(run.run_id, "loss", 0.5, step=1)
-    with proxy.answering(error):
+    with proxy.responding_with(error):
         assert main(["sync", str(run.folder)]) == 1
     (line,) = capsys.readouterr().err.splitlines()
     assert mentions(line, f"pyclassify: error: {run.run_id}: file upload failed", *facts)
