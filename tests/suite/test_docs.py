@@ -32,7 +32,7 @@ def test_links_of_a_page_lead_to_files_and_headings(page):
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_files_that_a_page_names_exist(page):
     text = page.read_text()
-    names = re.findall(r"`((?:configs|deploy|slurm|tests|benchmarks)/[\w./-]+)`", text)
+    names = re.findall(r"`((?:(?:configs|deploy|tests|benchmarks)/|slurm/\w+\.py)[\w./-]*)`", text)
     names += [f"benchmarks/{name}.py" for name in re.findall(r"-m benchmarks\.(\w+)", text)]
     for name in names:  # architecture.md names modules from the package on
         assert (ROOT / name).exists() or (ROOT / "pyclassify" / name).exists(), name
