@@ -89,18 +89,21 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _make_parser() -> CommandParser:
+    width = max(len(name) for name in _HELP) + 2
+    listed = "\n".join(f"  {name:{width}}{summary}" for name, (summary, *_) in _HELP.items())
     parser = CommandParser(
         "pyclassify slurm",
-        description="Submit MLflow runs to a SLURM cluster, and manage their jobs.",
+        usage="%(prog)s [-h] COMMAND ...",
+        description="Submit MLflow runs to a SLURM cluster, and manage their jobs.\n\n"
+        f"commands:\n{listed}",
         examples=[f"pyclassify slurm check {_SUBMISSION}", "pyclassify slurm logs -f 3f2a91c0"],
     )
     commands = parser.add_subparsers(
-        dest="command", required=True, metavar="COMMAND", title="commands"
+        prog=parser.prog, dest="command", required=True, metavar="COMMAND", help=argparse.SUPPRESS
     )
     for name, (summary, *examples) in _HELP.items():
         command = commands.add_parser(
             name,
-            help=summary,
             description=summary,
             examples=[f"pyclassify slurm {name} {example}".rstrip() for example in examples],
         )
@@ -173,7 +176,13 @@ def _add_mlflow_arguments(command: CommandParser) -> None:
     add("--run-name", metavar="NAME", help="name the run")
     add("--run-id", metavar="ID", help="log to an existing run")
     add("--storage-dir", metavar="FOLDER", help="download to this folder; for the local backend")
-    add("-A", "--docker-args", action="append", metavar="NAME=VALUE", help="pass to docker run")
+    add(
+        "-A",
+        "--docker-args",
+        action="append",
+        metavar="NAME=VALUE",
+        help="pass an argument to docker run",
+    )
     add("--build-image", action="store_true", help="build a new Docker image")
 
 

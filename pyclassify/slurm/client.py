@@ -12,11 +12,12 @@ import subprocess
 import time
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
 from pathlib import Path
 
 from pyclassify.slurm.states import (
+    Attempt,
     Job,
+    JobAccounting,
     JobNotFoundError,
     SlurmError,
     SlurmUnavailableError,
@@ -64,57 +65,6 @@ _CLUSTER_VARIABLES = ("SLURM_CONF", "SLURM_CLUSTERS", "SLURM_JWT")
 # Defaults of a site or user -> the key of the configuration that overrides each.
 _SBATCH_DEFAULTS = {f"SBATCH_{name.upper()}": name for name in ("account", "partition", "qos")}
 _SBATCH_DEFAULTS |= {"SBATCH_RESERVATION": "reservation", "SBATCH_CONSTRAINT": "constraint"}
-
-
-@dataclass(frozen=True)
-class Attempt:
-    """One attempt of a job; each requeue begins a new one.
-
-    Args:
-        submitted: When the job was submitted or requeued, in seconds of Unix time.
-        started: When the attempt started, in seconds of Unix time; None if it did not start.
-        elapsed_seconds: How long the attempt ran.
-        gpus: The number of allocated GPUs.
-    """
-
-    submitted: float
-    started: float | None
-    elapsed_seconds: int
-    gpus: int
-
-
-@dataclass
-class JobAccounting:
-    """The state of a job, and what all its attempts used.
-
-    Args:
-        job: The job, in the state of its last attempt.
-        attempts: The attempts in order; empty while only squeue has the job.
-        max_rss_mb: The maximum resident memory of a process of the job, in MB; 0 where SLURM does
-            not record it.
-
-    Example:
-        >>> JobAccounting(Job("7", "COMPLETED"), [Attempt(0, 10, 3600, 2)]).compute_metrics()
-        {'attempts': 1, 'elapsed_seconds': 3600, 'gpu_hours': 2.0, 'queue_seconds': 10}
-    """
-
-    job: Job
-    attempts: list[Attempt] = field(default_factory=list)
-    max_rss_mb: float = 0.0
-
-    def compute_metrics(self) -> dict[str, float]:
-        """Sum up queue time, elapsed time and GPU hours of all attempts, as metrics of the run."""
-        started = [attempt for attempt in self.attempts if attempt.started is not None]
-        gpu_seconds = sum(attempt.elapsed_seconds * attempt.gpus for attempt in started)
-        metrics = {
-            "attempts": len(started),
-            "elapsed_seconds": sum(attempt.elapsed_seconds for attempt in started),
-            "gpu_hours": round(gpu_seconds / 3600, 4),
-            "queue_seconds": sum((attempt.started or 0) - attempt.submitted for attempt in started),
-        }
-        if self.max_rss_mb:
-            metrics["max_rss_mb"] = round(self.max_rss_mb, 1)
-        return metrics
 
 
 def submit_job(
@@ -237,7 +187,8 @@ def find_job_by_folder(folder: Path, earlier_jobs: Container[str] = ()) -> str:
     rows = [line.strip().split("|", 1) for line in result.stdout.splitlines() if "|" in line]
     # Elements of an array (7_1, 7_[2-9]) and components of a heterogeneous job (7+1) don't count.
     numbers = [number for number, path in rows if path == str(folder) and number.isdigit()]
-    return max((each for each in numbers if each not in earlier_jobs), key=int, default="")
+    new_jobs = (number for number in numbers if number not in earlier_jobs)
+    return max(new_jobs, key=int, default="")
 
 
 def cancel_job(job_id: str) -> None:

@@ -30,7 +30,7 @@ from pyclassify.utils.options import UsageError
 from pyclassify.utils.text import suggest
 
 # The keys that MLflow adds to the user's (mlflow.projects.utils, 3.17).
-MLFLOW_KEYS = (
+_MLFLOW_KEYS = (
     *("ENV_MANAGER", "SYNCHRONOUS", "DOCKER_ARGS", "STORAGE_DIR"),
     *("build_image", "docker_auth"),
 )
@@ -61,7 +61,7 @@ _REFUSED_OPTIONS = {
     "wrap": "the backend writes the script",
 }
 _LONG_OPTION = re.compile(r"--[a-z][a-z0-9-]*(=.*)?", re.DOTALL)
-_SIGNALS = "|".join(each.name.removeprefix("SIG") for each in signal.Signals)
+_SIGNALS = "|".join(number.name.removeprefix("SIG") for number in signal.Signals)
 _MAIL_TYPES = (
     *("NONE", "BEGIN", "END", "FAIL", "REQUEUE", "ALL", "INVALID_DEPEND", "STAGE_OUT"),
     *("TIME_LIMIT", "TIME_LIMIT_90", "TIME_LIMIT_80", "TIME_LIMIT_50"),
@@ -96,8 +96,8 @@ def _check_job_name(value: str) -> str:
 def _join_mail_types(value: Any) -> str:
     types = value.split(",") if isinstance(value, str) else value
     _require(isinstance(types, list) and bool(types))
-    _require(all(isinstance(each, str) and each.upper() in _MAIL_TYPES for each in types))
-    return ",".join(each.upper() for each in types)
+    _require(all(isinstance(name, str) and name.upper() in _MAIL_TYPES for name in types))
+    return ",".join(name.upper() for name in types)
 
 
 def _parse_exports(value: Any) -> tuple[tuple[str, str | None], ...]:
@@ -327,11 +327,7 @@ def parse_config(backend_config: Mapping[str, Any]) -> Config:
     Raises:
         UsageError: A key is unknown, or a value is invalid; the message has the valid ones.
     """
-    values = {
-        key: value
-        for key, value in backend_config.items()
-        if key not in MLFLOW_KEYS and value is not None
-    }
+    values = drop_mlflow_keys(backend_config)
     try:
         return Config.model_validate(values)
     except ValidationError as error:
@@ -339,6 +335,15 @@ def parse_config(backend_config: Mapping[str, Any]) -> Config:
         # The first error in the user's order; pydantic has them in the order of fields.
         first = min(error.errors(), key=lambda e: keys.index(str(e["loc"][0])) if e["loc"] else -1)
         raise UsageError(_format_error(first, values)) from None
+
+
+def drop_mlflow_keys(backend_config: Mapping[str, Any]) -> dict[str, Any]:
+    """Drop the keys that MLflow adds, and those whose value is None."""
+    return {
+        key: value
+        for key, value in backend_config.items()
+        if key not in _MLFLOW_KEYS and value is not None
+    }
 
 
 def parse_time_limit(value: str) -> str:
@@ -381,7 +386,7 @@ def describe_values(key: str) -> str:
     field = Config.model_fields[key]
     # Of `X | None` the metadata is with X.
     metadata = field.metadata or get_args(field.annotation)[0].__metadata__
-    return [each.text for each in metadata if isinstance(each, _Expected)][-1]
+    return [item.text for item in metadata if isinstance(item, _Expected)][-1]
 
 
 def _check_requeue(config: Config) -> None:

@@ -50,7 +50,8 @@ def list_gpu_options(config: Config, topology: Topology) -> list[str]:
         return []
     kind = f"{config.gpu_type}:" if config.gpu_type else ""
     if config.gpu_option == "gres":
-        others = [each.removeprefix(_GRES) for each in config.sbatch_args if each.startswith(_GRES)]
+        options = [option for option in config.sbatch_args if option.startswith(_GRES)]
+        others = [option.removeprefix(_GRES) for option in options]
         return [_GRES + ",".join([f"gpu:{kind}{topology.gpus}", *others])]
     return [
         f"--gpus={kind}{topology.nodes * topology.gpus}",
@@ -60,8 +61,9 @@ def list_gpu_options(config: Config, topology: Topology) -> list[str]:
 
 def list_other_options(config: Config, topology: Topology) -> list[str]:
     """List the configuration's options of sbatch, without those in `list_gpu_options`."""
-    has_gres = any(each.startswith(_GRES) for each in list_gpu_options(config, topology))
-    return [each for each in config.sbatch_args if not (has_gres and each.startswith(_GRES))]
+    if any(option.startswith(_GRES) for option in list_gpu_options(config, topology)):
+        return [option for option in config.sbatch_args if not option.startswith(_GRES)]
+    return [*config.sbatch_args]
 
 
 def check_offer(config: Config, topology: Topology) -> None:
@@ -147,10 +149,9 @@ def count_gpus(gpus: Mapping[str, int], gpu_type: str | None) -> int:
 
 def _find_clusters(config: Config) -> str:
     """The clusters that the job may be submitted to; empty for the one of this host."""
-    found = [
-        each.partition("=")[2] for each in config.sbatch_args if each.startswith("--clusters=")
-    ]
-    return found[-1] if found else ""
+    prefix = "--clusters="
+    options = [option for option in config.sbatch_args if option.startswith(prefix)]
+    return options[-1].removeprefix(prefix) if options else ""
 
 
 def _list_partitions(offer: _Offer, gpu_type: str | None, count: int) -> list[str]:

@@ -9,7 +9,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pyclassify.slurm.config import MLFLOW_KEYS, Config, parse_config
+from pyclassify.slurm.config import Config, drop_mlflow_keys, parse_config
 from pyclassify.slurm.credentials import check_parameters
 from pyclassify.slurm.environment import (
     Environment,
@@ -167,11 +167,7 @@ def make_plan(
     tracking_uri = mlflow.get_tracking_uri()
     return Plan(
         config=config,
-        raw_config={
-            key: value
-            for key, value in backend_config.items()
-            if key not in MLFLOW_KEYS and value is not None
-        },
+        raw_config=drop_mlflow_keys(backend_config),
         project_dir=project_dir,
         project=project,
         entry_point=entry_point,

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 
 from pyclassify.slurm import client
-from pyclassify.slurm.client import JobAccounting
+from pyclassify.slurm.states import JobAccounting
 from pyclassify.slurm.status import (
     JOB_ID_TAG,
     STATE_TAG,

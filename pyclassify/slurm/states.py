@@ -1,4 +1,4 @@
-"""SLURM's job states, and the MLflow status of a run whose job is in each of them.
+"""SLURM's job states and accounting, and the MLflow status of a run whose job is in each state.
 
 `STATES` has a line for each state in "JOB STATE CODES" of squeue(1) and sacct(1), from SLURM 2.6 to
 25.05; a new state is one more line there. `PENDING_ADVICE` has the reasons for which a job may stay
@@ -6,7 +6,7 @@ pending forever. It does not have those that pass by themselves, such as Priorit
 Dependency, BeginTime, Licenses and Reservation.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 
 _RESUME = "; run `pyclassify slurm resume`"
@@ -187,6 +187,57 @@ class Job:
             return ""
         found = (text for glob, text in PENDING_ADVICE.items() if fnmatchcase(self.reason, glob))
         return next(found, "").replace("JOB_ID", self.job_id.partition(";")[0])
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """One attempt of a job; each requeue begins a new one.
+
+    Args:
+        submitted: When the job was submitted or requeued, in seconds of Unix time.
+        started: When the attempt started, in seconds of Unix time; None if it did not start.
+        elapsed_seconds: How long the attempt ran.
+        gpus: The number of allocated GPUs.
+    """
+
+    submitted: float
+    started: float | None
+    elapsed_seconds: int
+    gpus: int
+
+
+@dataclass
+class JobAccounting:
+    """The state of a job, and what all its attempts used.
+
+    Args:
+        job: The job, in the state of its last attempt.
+        attempts: The attempts in order; empty while only squeue has the job.
+        max_rss_mb: The maximum resident memory of a process of the job, in MB; 0 where SLURM does
+            not record it.
+
+    Example:
+        >>> JobAccounting(Job("7", "COMPLETED"), [Attempt(0, 10, 3600, 2)]).compute_metrics()
+        {'attempts': 1, 'elapsed_seconds': 3600, 'gpu_hours': 2.0, 'queue_seconds': 10}
+    """
+
+    job: Job
+    attempts: list[Attempt] = field(default_factory=list)
+    max_rss_mb: float = 0.0
+
+    def compute_metrics(self) -> dict[str, float]:
+        """Sum up queue time, elapsed time and GPU hours of all attempts, as metrics of the run."""
+        started = [attempt for attempt in self.attempts if attempt.started is not None]
+        gpu_seconds = sum(attempt.elapsed_seconds * attempt.gpus for attempt in started)
+        metrics = {
+            "attempts": len(started),
+            "elapsed_seconds": sum(attempt.elapsed_seconds for attempt in started),
+            "gpu_hours": round(gpu_seconds / 3600, 4),
+            "queue_seconds": sum((attempt.started or 0) - attempt.submitted for attempt in started),
+        }
+        if self.max_rss_mb:
+            metrics["max_rss_mb"] = round(self.max_rss_mb, 1)
+        return metrics
 
 
 def make_job(

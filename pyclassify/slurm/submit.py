@@ -207,8 +207,8 @@ def _prepare_folder(plan: Plan, store: "MlflowClient", run: "Run", folder: Path)
     make_log_folders(folder, plan.config)
     names, left_out = plan.snapshot_files
     take_snapshot(plan.project_dir, folder, names, left_out)
-    for name, why in left_out.items():
-        _logger.warning("%s %s, and is not in the snapshot", name, why)
+    for name, reason in left_out.items():
+        _logger.warning("%s %s, and is not in the snapshot", name, reason)
     downloads = folder / "downloads"
     downloads.mkdir()
     script = folder / "job.sh"

@@ -65,7 +65,7 @@ class JobLogs:
         return list(dict.fromkeys(path for path in paths if path))
 
     def expected_paths(self) -> list[str]:
-        """List where the logs would be, with a * for what SLURM alone knows."""
+        """List the expected paths of the logs, with a * for what only SLURM knows."""
         paths = (
             expand_pattern(pattern, self.job_id, self.job_name, unknown="*")
             for pattern in self.patterns
@@ -77,7 +77,7 @@ class JobLogs:
         for path in self.list_files():
             with path.open("rb") as file:
                 offset = self._offsets.get(path, 0)
-                # A job that was requeued may have begun its log anew.
+                # A requeued job may have truncated its log.
                 file.seek(offset if offset <= file.seek(0, os.SEEK_END) else 0)
                 text = file.read()
                 self._offsets[path] = file.tell()

@@ -159,7 +159,7 @@ def test_help_of_the_group_has_one_line_for_each_command(capsys):
     shown = capsys.readouterr().out
     assert end.value.code == 0
     for name, (summary, *_) in cli._HELP.items():
-        assert re.search(rf"^ +{name}\s+{re.escape(summary)}$", shown, re.MULTILINE)
+        assert re.search(rf"^  {name} +{re.escape(summary)}$", shown, re.MULTILINE)
 
 
 @pytest.mark.parametrize("name", cli._HELP)

@@ -397,7 +397,7 @@ def test_runs_are_listed_beyond_the_first_page(store, answer, tmp_path, capsys):
 
 
 def fill(database, run_id, count):
-    """Copy a run many times, each newer than it and with the end of its job told."""
+    """Copy a run many times, each newer and with the final state of its job."""
     numbers = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < ?)"
     with sqlite3.connect(database) as connection:
         columns = [name for _, name, *_ in connection.execute("PRAGMA table_info(runs)")]

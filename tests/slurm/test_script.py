@@ -138,8 +138,8 @@ def test_values_in_script_are_not_executed(tmp_path, inside):
     assert {"module", "srun", "python" if inside is IN_CONDA else "apptainer"} <= {*called}
     assert {EVIL, f"--prolog={EVIL}", f"A={EVIL}"} <= {*called}
     after = {"conda": "activate", "module": "load"} if inside is IN_CONDA else {"module": "load"}
-    for program, verb in after.items():
-        assert [program, verb, EVIL] in [called[n : n + 3] for n in range(len(called))]
+    for program, subcommand in after.items():
+        assert [program, subcommand, EVIL] in [called[n : n + 3] for n in range(len(called))]
 
 
 def test_script_has_each_option_of_the_course():

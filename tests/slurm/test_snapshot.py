@@ -94,7 +94,7 @@ def test_file_that_is_not_regular_is_left_out(tmp_path):
     project = tmp_path / "project"
     project.mkdir()
     repositories.write(project, {"MLproject": ""})
-    os.mkfifo(project / "pipe")  # which nobody writes to: reading it would never end
+    os.mkfifo(project / "pipe")  # without a writer: a read would block forever
 
     _, copied, left_out = take(project, tmp_path)
 

@@ -1,4 +1,4 @@
-"""Submissions: the folders of logs, and `pyclassify slurm resume`, which submits a run again."""
+"""Submissions: the folders of logs, and `pyclassify slurm resume`."""
 
 import os
 import time

@@ -91,18 +91,18 @@ trap 'exit 143' TERM
 
 # Print an older job of this run that has not ended, after waiting while it is COMPLETING.
 find_older_job() {
-  local id state folder found
+  local id state folder older
   for _ in {1..60}; do
-    found=$(squeue -h -u "$(id -un)" -o '%i|%T|%Z' 2>/dev/null |
+    older=$(squeue -h -u "$(id -un)" -o '%i|%T|%Z' 2>/dev/null |
       while IFS='|' read -r id state folder; do
         [ "$folder" = "$run_folder" ] || continue
         # elements of an array (7_1) are other jobs
         [[ $id == *[!0-9]* ]] || [ "$id" -ge "$SLURM_JOB_ID" ] || echo "$id $state"
       done | head -n 1)
-    [[ $found == *COMPLETING ]] || break
+    [[ $older == *COMPLETING ]] || break
     sleep 1
   done
-  echo "$found"
+  echo "$older"
 }
 
 echo "job $SLURM_JOB_ID ($SLURM_JOB_NAME) in partition $SLURM_JOB_PARTITION"
