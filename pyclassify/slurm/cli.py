@@ -305,7 +305,7 @@ def _logs(args: argparse.Namespace) -> int:
         if count % _LOG_POLLS_PER_JOB_POLL == 0:
             job = run.poll_job() if args.follow else None
             is_last = not args.follow or run.has_ended(job)
-        for text in logs.read_new():
+        for text in logs.read_new(is_last):
             sys.stdout.write(text)
         sys.stdout.flush()
         if is_last:

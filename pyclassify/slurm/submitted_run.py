@@ -72,17 +72,25 @@ class JobLogs:
         )
         return list(dict.fromkeys(paths))
 
-    def read_new(self) -> Iterator[str]:
-        """Read what was written to the logs since the last call."""
+    def read_new(self, is_last: bool = False) -> Iterator[str]:
+        """Read the lines that were added to the logs since the last call.
+
+        Args:
+            is_last: Whether the job has ended. Before, a line that is not finished waits for its
+                rest, except a progress bar: a line with carriage returns.
+        """
         for path in self.list_files():
             with path.open("rb") as file:
                 offset = self._offsets.get(path, 0)
                 # A requeued job may have truncated its log.
-                file.seek(offset if offset <= file.seek(0, os.SEEK_END) else 0)
-                text = file.read()
-                self._offsets[path] = file.tell()
-            if text:
-                yield text.decode(errors="replace")
+                start = file.seek(offset if offset <= file.seek(0, os.SEEK_END) else 0)
+                content = file.read()
+            end = content.rfind(b"\n") + 1
+            if not is_last and b"\r" not in content[end:]:
+                content = content[:end]
+            self._offsets[path] = start + len(content)
+            if content:
+                yield content.decode(errors="replace")
 
 
 class SlurmRun(SubmittedRun):
@@ -120,13 +128,14 @@ class SlurmRun(SubmittedRun):
         logs, state, pause = self.make_logs(), "", _MIN_POLL_SECONDS
         while True:
             job = self.poll_job()
+            has_ended = self.has_ended(job)
             if self._verbose:
                 if job and job.state != state:
                     _logger.info("job %s: %s %s", self.job_id, job.state, job.reason)
-                for text in logs.read_new():
+                for text in logs.read_new(is_last=has_ended):
                     sys.stdout.write(text)
                 sys.stdout.flush()
-            if self.has_ended(job):
+            if has_ended:
                 break
             has_changed = job is not None and job.state != state
             pause = _MIN_POLL_SECONDS if has_changed else min(pause * 1.1, _MAX_POLL_SECONDS)

@@ -136,6 +136,19 @@ def test_job_logs_read_a_log_truncated_by_a_requeue_from_its_beginning(running, 
     assert [*logs.read_new()] == []
 
 
+def test_job_logs_read_whole_lines_and_bars_before_the_end(running, client, tmp_path):
+    logs = make_job_logs(client.get_run(running()).data.tags, "4")
+    log = tmp_path / "-4-n1.out"
+
+    log.write_text("epoch 1/2: val_acc")
+    assert [*logs.read_new()] == []
+    log.write_text("epoch 1/2: val_accuracy 0.5\nbar: 1/9\rbar: 2/9")
+    assert [*logs.read_new()] == ["epoch 1/2: val_accuracy 0.5\nbar: 1/9\rbar: 2/9"]
+    log.write_text(log.read_text() + "\nkilled")
+    assert [*logs.read_new()] == ["\n"]
+    assert [*logs.read_new(is_last=True)] == ["killed"]
+
+
 def test_status_of_an_ended_job_without_a_log_has_the_expected_path(running, tmp_path, capsys):
     run_id = running()
     where = f"no log: check that SLURM can write {tmp_path}/-4-*.out\n"
