@@ -1,6 +1,6 @@
 """Figures of a test by class: confusion matrix, accuracy by class, most confident errors.
 
-All are made of matplotlib's objects without pyplot, whose list of open figures would keep them.
+They are made of matplotlib's objects: pyplot would hold each figure in its list of open figures.
 """
 
 from __future__ import annotations
@@ -119,10 +119,10 @@ def plot_class_accuracy(predictions: Predictions, names: Sequence[str]) -> Figur
     axes.set_xticks(range(0, 101, 20))
     axes.set_ylim(len(shown) - 0.4, -0.6)
     axes.set_xlim(0, 106)
-    axes.set_xlabel("images of the class that are recognised, %", fontsize=10)
+    axes.set_xlabel("accuracy of the class, %", fontsize=10)
     axes.tick_params(axis="y", length=0)
     axes.spines[["top", "right", "left"]].set_visible(False)
-    title = f"{_format_accuracy(predictions)} (dashed line)"
+    title = f"{_format_accuracy(predictions)}, the dashed line"
     if len(shown) < len(order):
         title += f"\nThe best and the worst {_MAX_BARS // 2} of {len(order):,} classes"
     axes.set_title(title, fontsize=12, color=_DARK, loc="left")
@@ -151,9 +151,9 @@ def plot_confident_errors(predictions: Predictions, names: Sequence[str], datase
     bottom = 0.4 / float(figure.get_figheight())
     axes = figure.add_axes((0, 0, 1, 1 - bottom))
     axes.set_axis_off()
-    title = f"{len(errors):,} of {len(predictions.labels):,} test images are mistaken"
+    title = f"{len(errors):,} of {len(predictions.labels):,} test images are misclassified"
     if shown:
-        title += f". The {len(shown)} surest: above, what was predicted; below, what it is"
+        title += f". The {len(shown)} most confident: predicted class above, true class below"
     figure.text(0.01, 1 - bottom / 2, title, fontsize=12, color=_DARK, va="center")
     style: dict[str, Any] = {"ha": "center", "va": "center", "fontsize": 9.5}
     for number, row in enumerate(shown):
@@ -233,4 +233,4 @@ def _compute_class_accuracies(predictions: Predictions) -> dict[int, float]:
 
 def _format_accuracy(predictions: Predictions) -> str:
     percent = 100 * _compute_accuracy(predictions)
-    return f"{percent:.2f}% of {len(predictions.labels):,} test images are recognised"
+    return f"Test accuracy {percent:.2f}% ({len(predictions.labels):,} images)"

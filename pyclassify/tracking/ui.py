@@ -2,7 +2,7 @@
 
 By default the table of an experiment's runs has no column for a metric or a parameter. A view adds
 them: a tag of the experiment, as the page's own "Save view" writes it (MLflow 3.17), which is an
-envelope in JSON around the page's state, in JSON again. A printed link names its view.
+JSON envelope around the page's state, which is JSON too. A printed link names its view.
 """
 
 import hashlib
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from pyclassify.tracking.logger import RunLogger
 
 LOCAL_SERVER = "http://127.0.0.1:5000"  # the address of `mlflow ui`
-WORKFLOW_QUERY = "workflowType=machine_learning"  # the half of MLflow's pages that is not for LLMs
+WORKFLOW_QUERY = "workflowType=machine_learning"  # MLflow's other pages are for LLMs
 VIEW_TAG_PREFIX = "mlflow.sharedViewState."
 
 # Columns in their order, with their width in pixels.
@@ -192,7 +192,7 @@ def format_ui_command(tracking_uri: str) -> str:
 
 
 def format_fast_ui_command(tracking_uri: str) -> str:
-    """Format a command that opens `mlflow ui` without its half for language models.
+    """Format a command that opens `mlflow ui` without its workers for language models.
 
     MLflow's default start takes three times as long and six times the memory: it has a process for
     each of four workers and of nine kinds of jobs, which these runs don't need.

@@ -76,7 +76,7 @@ def test_confusion_matrix_counts_predictions_of_each_class():
     found = {tuple(reversed(text.get_position())): text.get_text() for text in axes.texts}
     assert found == {(0, 0): "2", (0, 2): "1", (1, 1): "1", (2, 1): "1"}  # (true, predicted)
     assert [label.get_text() for label in axes.get_yticklabels()] == ["cat", "dog", "cow"]
-    assert axes.get_title(loc="left") == "60.00% of 5 test images are recognised"
+    assert axes.get_title(loc="left") == "Test accuracy 60.00% (5 images)"
 
 
 def test_class_accuracy_shows_tested_classes_the_best_first():
@@ -111,7 +111,7 @@ def test_confident_errors_without_errors_say_so():
 
     figure = plot_confident_errors(tested, ["cat", "dog"], noise(tested))
 
-    assert figure.texts[0].get_text() == "0 of 4 test images are mistaken"
+    assert figure.texts[0].get_text() == "0 of 4 test images are misclassified"
 
 
 def test_confident_errors_of_a_set_with_other_labels_raise():
