@@ -4,7 +4,6 @@ import logging
 import os
 import pickle
 import re
-import sys
 import tempfile
 import warnings
 from argparse import ArgumentError
@@ -18,6 +17,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_only, rank_zero_warn
+from torch import Tensor
 from yaml import YAMLError
 
 import pyclassify
@@ -37,7 +37,6 @@ from pyclassify.cli.help import clean_docstring
 from pyclassify.cli.network import merge_network_options, register_network_type
 from pyclassify.cli.options import HELP_TITLES, get_parser_kwargs
 from pyclassify.cli.summary import write_data_summary, write_prediction_summary, write_summary
-from pyclassify.data.loaders import ImageDataModule
 from pyclassify.module import Classifier
 from pyclassify.registry.register import RegisterModel
 from pyclassify.tracking.logger import RunLogger
@@ -65,6 +64,8 @@ _EXAMPLES = {
     "register": "name",
 }
 _MAX_SHOWN = 60
+# Lines of Lightning that tell a user nothing: another line names the checkpoint that was loaded.
+_SILENCED = ("Tip:", "TPU available: False", "Restoring states from the checkpoint path")
 _load_yaml = get_loader("yaml")  # jsonargparse's own
 _RUN_LOGGER = "pyclassify.tracking.logger.RunLogger"
 _EXPORTED = "pyclassify.serving.export.ExportedClassifier"
@@ -264,17 +265,17 @@ class TrainingCli(LightningCLI):
     def after_fit(self) -> None:
         checkpoint = self.trainer.checkpoint_callback
         if isinstance(checkpoint, ModelCheckpoint) and checkpoint.best_model_score is not None:
-            write_summary(self.trainer, str(checkpoint.monitor), checkpoint.best_model_score)
+            self._write_summary(str(checkpoint.monitor), checkpoint.best_model_score)
         else:
             self.after_validate()
 
     @rank_zero_only
     def after_validate(self) -> None:
-        self._write_summary("val_accuracy")
+        self._write_summary("val_accuracy", self.trainer.callback_metrics.get("val_accuracy"))
 
     @rank_zero_only
     def after_test(self) -> None:
-        self._write_summary("test_accuracy")
+        self._write_summary("test_accuracy", self.trainer.callback_metrics.get("test_accuracy"))
 
     after_train = after_test
 
@@ -286,13 +287,11 @@ class TrainingCli(LightningCLI):
 
     @rank_zero_only
     def after_prepare(self) -> None:
-        if isinstance(self.datamodule, ImageDataModule):
-            write_data_summary(self.datamodule)
-        sys.stdout.write("The data is ready; next: pyclassify train\n")
+        write_data_summary(self.datamodule, self.save_config_kwargs["command"])
 
-    def _write_summary(self, metric: str) -> None:
-        value = self.trainer.callback_metrics.get(metric)
-        write_summary(self.trainer, metric, value, self.given_ckpt_path)
+    def _write_summary(self, metric: str, value: Tensor | None) -> None:
+        argv = self.save_config_kwargs["command"]
+        write_summary(self.trainer, argv, metric, value, self.given_ckpt_path)
 
 
 def _tracking_uri(chosen: Namespace) -> str | None:
@@ -376,16 +375,22 @@ def _record_defining_modules() -> None:
 def _silence_advertisements() -> None:
     """Silence advertisements, and notes to Lightning's developers."""
     configure_mlflow()
-    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(_is_not_advertisement)
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(_is_useful)
     logging.getLogger("mlflow.pyfunc").setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", module=r"lightning\.pytorch\.utilities\._pytree")
     # As in each run that resumes.
     warnings.filterwarnings("ignore", message=r"Checkpoint directory .* exists and is not empty")
     warnings.filterwarnings("ignore", message=r".*configure_optimizers` will be overridden by")
+    # `Classifier` has this hook, and no data module of this package.
+    warnings.filterwarnings(
+        "ignore", message=r"You have overridden `on_before_batch_transfer` in `L"
+    )
+    if "SLURM_JOB_ID" not in os.environ:  # on a login node: in a job `LaunchCheck` looks at it
+        warnings.filterwarnings("ignore", message=r"The `srun` command is available")
 
 
-def _is_not_advertisement(record: logging.LogRecord) -> bool:
-    return "Tip:" not in record.getMessage()
+def _is_useful(record: logging.LogRecord) -> bool:
+    return not any(start in record.getMessage() for start in _SILENCED)
 
 
 def _check_devices(devices: Any, accelerator: str) -> None:

@@ -1,16 +1,21 @@
-"""Write the summary of a training command: results, where they are, and what to do next."""
+"""Write the summary of a training command: results, where they are, and the next commands."""
 
 import os
+import shlex
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import TypeVar
 
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 
 from pyclassify.data.loaders import ImageDataModule
 from pyclassify.registry.register import RegisterModel
+from pyclassify.tracking.description import format_interval
 from pyclassify.tracking.logger import RunLogger, find_run_logger
+from pyclassify.tracking.predictions import PredictionLogger
 from pyclassify.tracking.ui import (
     BEST_VIEW,
     RECIPE_VIEW,
@@ -19,39 +24,48 @@ from pyclassify.tracking.ui import (
     link_runs,
 )
 from pyclassify.training.prediction_writer import PredictionWriter
+from pyclassify.utils.masking import mask_command
+from pyclassify.utils.options import TRAINING_COMMANDS, split_options
+
+_C = TypeVar("_C", bound=Callback)
+_SHORT_ID = 8  # characters of a run's id that commands take for it
+_TOLERANCE = 1e-4  # of an accuracy that is rounded
 
 
 def write_summary(
-    trainer: pl.Trainer, metric: str, value: Tensor | None, ckpt_path: str | None = None
+    trainer: pl.Trainer,
+    argv: Sequence[str],
+    metric: str,
+    value: Tensor | None,
+    ckpt_path: str | None = None,
 ) -> None:
-    """Write the accuracy, the checkpoint, the model, the run and the next command to stdout.
+    """Write the accuracy, the checkpoint, the model, the run and the next commands to stdout.
 
     Args:
         trainer: The trainer that is done.
+        argv: The command line as it was given, for the next command.
         metric: The name of the metric to show.
         value: Its value, float [], or None where it was not logged.
         ckpt_path: The checkpoint that was evaluated, as given; by default the best is shown.
     """
-    lines = {}
+    results = {}
     if value is not None:
-        lines[metric] = f"{value:.4f}"
+        results[metric] = _format_accuracy(trainer, metric, float(value))
     best = getattr(trainer.checkpoint_callback, "best_model_path", None)
     if path := ckpt_path or best:
         # Absolute, as `mlflow run` may have been started from another folder than this process's.
         local = path == best and "://" not in path
-        lines["checkpoint"] = os.path.abspath(path) if local else path
-    callbacks: list[Callback] = getattr(trainer, "callbacks", [])
-    for callback in callbacks:
-        if isinstance(callback, RegisterModel) and callback.result:
-            lines["model"] = callback.result
+        results["checkpoint"] = os.path.abspath(path) if local else path
+    register = _find_callback(trainer, RegisterModel)
+    if register is not None and register.result:
+        results["model"] = register.result
     logger = find_run_logger(trainer)
-    links: dict[str, str] = {}
-    if logger is not None and logger.run_id:
-        run_lines, links = _describe_run(logger)
-        lines |= run_lines
-    _write_lines(lines)
-    # Each link whole and on its own line, so that terminals recognize it.
-    sys.stdout.write("".join(f"\n{title}:\n{link}\n" for title, link in links.items()))
+    if logger is None or not logger.run_id:
+        _write_lines(results)
+        return
+    results["run"] = logger.spooled_run.server_id
+    _write_lines(results)
+    _write_lines(_list_next_commands(trainer, logger, register, argv))
 
 
 def write_prediction_summary(table: PredictionWriter) -> None:
@@ -62,32 +76,83 @@ def write_prediction_summary(table: PredictionWriter) -> None:
     _write_lines(lines)
 
 
-def write_data_summary(datamodule: ImageDataModule) -> None:
-    """Write what the data hold, and where the report of them is, to stdout."""
-    report = datamodule.make_report()
-    if report is not None:
+def write_data_summary(datamodule: pl.LightningDataModule | None, argv: Sequence[str]) -> None:
+    """Write what the data hold, where their report is, and the next command to stdout.
+
+    Args:
+        datamodule: The data module; of one that is not an `ImageDataModule` nothing is known.
+        argv: The command line as it was given.
+    """
+    report = datamodule.make_report() if isinstance(datamodule, ImageDataModule) else None
+    if report is not None and isinstance(datamodule, ImageDataModule):
         lines = dict(report.lines)
         if datamodule.report_path is not None:
             lines["report"] = str(datamodule.report_path.absolute())
         _write_lines(lines)
+    _write_lines({"train": _format_command("train", argv)})
 
 
-def _describe_run(logger: RunLogger) -> tuple[dict[str, str], dict[str, str]]:
-    """A run's lines of the summary, and its links, which need a server that has the run."""
+def _format_accuracy(trainer: pl.Trainer, metric: str, value: float) -> str:
+    """Format a metric; of a test's accuracy, with its interval."""
+    callback = _find_callback(trainer, PredictionLogger)
+    predictions = callback.predictions if callback else None
+    text = f"{value:.4f}"
+    if metric != "test_accuracy" or predictions is None:
+        return text
+    correct, total = int(predictions.correct.sum()), len(predictions.correct)
+    # A module may log something else by this name.
+    is_same = abs(correct / total - value) < _TOLERANCE
+    return f"{text} ({format_interval(correct, total)})" if is_same else text
+
+
+def _list_next_commands(
+    trainer: pl.Trainer, logger: RunLogger, register: RegisterModel | None, argv: Sequence[str]
+) -> dict[str, str]:
+    """List the links of a run and the commands that use it, with a server that has the run."""
     import mlflow
 
     run = logger.spooled_run
-    lines = {"run": run.server_id}
     if run.is_offline():
-        return lines | {"next": f"pyclassify sync {run.folder}"}, {}
+        return {"sync": f"pyclassify sync {shlex.quote(str(run.folder))}"}
     uri, experiment = mlflow.get_tracking_uri(), run.experiment_id
-    links = {
-        "This run": link_run(uri, experiment, run.server_id),
-        "All runs, the best first": link_runs(uri, experiment, BEST_VIEW.key),
-        "Recipes, each the mean of its runs": link_runs(uri, experiment, RECIPE_VIEW.key),
+    short_id = run.server_id[:_SHORT_ID]
+    lines = {
+        "look": format_fast_ui_command(uri),
+        # Each link whole and in its own line, so that terminals recognize it.
+        "this run": link_run(uri, experiment, run.server_id),
+        "all runs": link_runs(uri, experiment, BEST_VIEW.key),
+        "recipes": link_runs(uri, experiment, RECIPE_VIEW.key),
+        "compare": f"pyclassify compare {short_id} OTHER_RUN_ID",
     }
-    return lines | {"next": format_fast_ui_command(uri)}, links
+    if trainer.state.fn == TrainerFn.FITTING:
+        lines["test"] = _format_command("test", argv, "--ckpt_path", run.server_id)
+    elif register is not None and register.version is not None:
+        uri = f"models:/{register.name}/{register.version}"
+        lines["serve"] = f"mlflow models serve -m {shlex.quote(uri)} --env-manager uv"
+    elif register is not None and register.name is None and _is_trained(trainer):
+        lines["register"] = f"pyclassify rerun {short_id} --register NAME"
+    return lines
+
+
+def _format_command(command: str, argv: Sequence[str], *more: str) -> str:
+    """Format another command with the options of a command line."""
+    words = []
+    for name, *value in split_options([*argv]):
+        if name not in TRAINING_COMMANDS and name.partition("=")[0] != "--ckpt_path":
+            words += [name, *value]
+    return shlex.join(["pyclassify", command, *mask_command([*words, *more])])
+
+
+def _is_trained(trainer: pl.Trainer) -> bool:
+    """Whether this command trained the network: `fit` or `train`, and not `test`."""
+    return trainer.state.fn == TrainerFn.FITTING or getattr(trainer, "tests_after_fit", False)
+
+
+def _find_callback(trainer: pl.Trainer, kind: type[_C]) -> _C | None:
+    callbacks: list[Callback] = getattr(trainer, "callbacks", [])
+    return next((callback for callback in callbacks if isinstance(callback, kind)), None)
 
 
 def _write_lines(lines: Mapping[str, str]) -> None:
-    sys.stdout.write("\n" + "".join(f"{key:14} {line}\n" for key, line in lines.items()))
+    if lines:
+        sys.stdout.write("\n" + "".join(f"{key:14} {line}\n" for key, line in lines.items()))

@@ -43,7 +43,7 @@ from pyclassify.utils.text import format_error
 _FORMAT_VERSION = 1  # raise it with any change of `FileFacts` or of the difference hash
 _CHUNK_FILES, _CHUNK_BYTES = 64, 2**20  # maximum of the files of one task
 _CHUNKS_PER_PROCESS = 2  # one running, one pending
-_LINE_SECONDS = 30.0  # between two lines of progress, if output is not a terminal
+_LINE_SECONDS = 60.0  # between two lines of progress, if output is not a terminal
 _REASON = re.compile(r"does not decode as an image \((.*)\)")
 _HASH_SIZE = 8
 _KILLED = "the decoding process was killed, probably for lack of memory for an image of this size"
@@ -76,7 +76,7 @@ class FileFacts(NamedTuple):
 def scan_files(files: Sequence[str], folder: Path, retry: bool = False) -> list[FileFacts]:
     """Scan all files that are new or have changed since the last scan, on all cores.
 
-    Progress is a bar in a terminal, and otherwise a line every 30 s.
+    Progress is a bar in a terminal, and otherwise at most one line a minute.
 
     Args:
         files: The paths of the images.
@@ -268,7 +268,7 @@ def _start_process() -> None:
 
 
 class _Progress:
-    """A progress bar in a terminal, and otherwise a line every 30 s."""
+    """A progress bar in a terminal, and otherwise at most one line a minute."""
 
     def __init__(self, folder: Path, total: int) -> None:
         self._folder, self._total, self._count = folder, total, 0

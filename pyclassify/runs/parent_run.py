@@ -249,11 +249,15 @@ def _format_terminal_report(parent: RunInfo, runs: _RunsBySeed) -> list[str]:
             rows[f"seed {seed}"] = row.rstrip()
     rows[metric] = stats.format_mean_and_deviation(stats.read_metric(children, metric))
     uri, experiment = mlflow.get_tracking_uri(), parent.experiment_id
-    rows |= {"run": parent.run_id, "next": format_fast_ui_command(uri)}
-    links = ["", "These runs:", link_run(uri, experiment, parent.run_id)]
-    links += ["", "Recipes, each the mean of its runs:"]
-    links.append(link_runs(uri, experiment, RECIPE_VIEW.key))
-    return [*(f"{key:14} {row}" for key, row in rows.items()), *links]
+    rows["run"] = parent.run_id
+    links = {
+        "look": format_fast_ui_command(uri),
+        "these runs": link_run(uri, experiment, parent.run_id),
+        "recipes": link_runs(uri, experiment, RECIPE_VIEW.key),
+        "compare": f"pyclassify compare {parent.run_id[:8]} OTHER_RUN_ID",
+    }
+    blocks = ([f"{key:14} {row}" for key, row in block.items()] for block in (rows, links))
+    return [*next(blocks), "", *next(blocks)]
 
 
 def _format_markdown_report(parent: RunInfo, runs: _RunsBySeed) -> str:

@@ -26,7 +26,7 @@ from pyclassify.tracking.capsule import (
 )
 from pyclassify.tracking.ui import WORKFLOW_QUERY
 from pyclassify.utils.masking import mask
-from pyclassify.utils.text import escape_markdown, format_code
+from pyclassify.utils.text import escape_markdown, format_code, format_duration
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -313,7 +313,7 @@ def format_results(metrics: Mapping[str, float], counts: ClassCounts | None, epo
     if first:
         paragraphs = [f"**{_METRIC_NAMES[first].capitalize()} {metrics[first]:.4f}**"]
     if first == "test_accuracy" and counts is not None:
-        paragraphs[0] += f" ({_format_interval(sum(counts.correct), sum(counts.total))})"
+        paragraphs[0] += f" ({format_interval(sum(counts.correct), sum(counts.total))})"
     rest = [f"{_METRIC_NAMES[name]} {metrics[name]:.4f}" for name in names]
     if "parameters" in metrics:
         rest.append(f"{metrics['parameters']:,.0f} parameters")
@@ -325,7 +325,8 @@ def format_results(metrics: Mapping[str, float], counts: ClassCounts | None, epo
     return "\n\n".join(paragraphs)
 
 
-def _format_interval(correct: int, total: int) -> str:
+def format_interval(correct: int, total: int) -> str:
+    """Format how many images were predicted correctly, and the accuracy's 95% interval."""
     from scipy.stats import binomtest
 
     # Wilson's interval (JASA 22, 1927) is also valid for few images, and if all are correct.
@@ -338,15 +339,8 @@ def _format_effort(epochs: int, seconds: float | None) -> str:
     if epochs:
         parts.append(f"{epochs} epoch{'s' if epochs > 1 else ''}")
     if seconds is not None:
-        parts.append(_format_duration(seconds))
+        parts.append(format_duration(seconds))
     return " in ".join(parts)
-
-
-def _format_duration(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    parts = {"h": hours, "min": minutes, "s": rest if not hours else 0}
-    return " ".join(f"{count} {unit}" for unit, count in parts.items() if count) or "under 1 s"
 
 
 def _format_classes(counts: ClassCounts) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
-from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.callbacks import Callback, ModelSummary, ProgressBar, TQDMProgressBar
 from lightning.pytorch.plugins.environments import (
     ClusterEnvironment,
     LightningEnvironment,
@@ -23,6 +23,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from pyclassify.data.loaders import ImageDataModule
 from pyclassify.training.exact_resume import ResumableEpochLoop, Resume
 from pyclassify.training.prediction_writer import PredictionWriter
+from pyclassify.training.progress import ModelSummaryLine, Progress
 from pyclassify.utils.launch_check import (
     Launch,
     check_launch,
@@ -39,14 +40,16 @@ class Trainer(pl.Trainer):
     """Lightning's Trainer with two more methods: `train` (fit, then test) and `prepare` (download).
 
     It takes the arguments of lightning.pytorch.Trainer, with their defaults. With the callback
-    `Resume` it can stop and resume between any two optimizer steps. In a SLURM job, requeueing is
+    `Resume` it can stop and resume between any two optimizer steps. Its default progress bar is
+    `Progress`, and its default model summary `ModelSummaryLine`. In a SLURM job, requeueing is
     left to the batch script: unless a cluster environment is given, it is
     SLURMEnvironment(auto_requeue=False).
 
     Example:
         >>> trainer = Trainer(max_epochs=2, callbacks=[WhitenStem()])
         >>> trainer.train(Classifier(AlexNetBN), SyntheticDataModule(batch_size=16))
-        ─...test_accuracy...─
+        >>> "test_accuracy" in trainer.callback_metrics
+        True
     """
 
     # The command line reads its options from this signature.
@@ -59,7 +62,7 @@ class Trainer(pl.Trainer):
         environment = getattr(kwargs.get("strategy"), "cluster_environment", None)
         if not any(isinstance(plugin, ClusterEnvironment) for plugin in (*plugins, environment)):
             kwargs["plugins"] = [*plugins, *_list_slurm_environment()]
-        super().__init__(**kwargs)
+        super().__init__(**_set_display_callbacks(kwargs))
 
     tests_after_fit = False
     reads_weights_only: bool | None = None
@@ -102,13 +105,43 @@ class Trainer(pl.Trainer):
             self.fit_loop.epoch_loop = ResumableEpochLoop(self, before.min_steps, before.max_steps)
         super().fit(*args, **kwargs)
 
-    def validate(self, *args: Any, **kwargs: Any) -> Any:
-        """Evaluate a trained network on the validation images."""
-        return super().validate(*args, **kwargs)
+    def validate(
+        self,
+        model: pl.LightningModule | None = None,
+        dataloaders: Any = None,
+        ckpt_path: Any = None,
+        verbose: bool = False,
+        datamodule: pl.LightningDataModule | None = None,
+        weights_only: bool | None = None,
+    ) -> Any:
+        """Evaluate a trained network on the validation images.
 
-    def test(self, *args: Any, **kwargs: Any) -> Any:
-        """Evaluate a trained network on the test images."""
-        return super().test(*args, **kwargs)
+        Args:
+            ckpt_path: Load the weights from this checkpoint file, or from the best checkpoint of
+                the run with this id.
+            verbose: Also print Lightning's table of the metrics.
+            weights_only: Load only tensors and plain values from a checkpoint.
+        """
+        return super().validate(model, dataloaders, ckpt_path, verbose, datamodule, weights_only)
+
+    def test(
+        self,
+        model: pl.LightningModule | None = None,
+        dataloaders: Any = None,
+        ckpt_path: Any = None,
+        verbose: bool = False,
+        datamodule: pl.LightningDataModule | None = None,
+        weights_only: bool | None = None,
+    ) -> Any:
+        """Evaluate a trained network on the test images.
+
+        Args:
+            ckpt_path: Load the weights from this checkpoint file, or from the best checkpoint of
+                the run with this id.
+            verbose: Also print Lightning's table of the metrics.
+            weights_only: Load only tensors and plain values from a checkpoint.
+        """
+        return super().test(model, dataloaders, ckpt_path, verbose, datamodule, weights_only)
 
     def predict(  # type: ignore[override]
         self,
@@ -231,8 +264,8 @@ class LaunchCheck(Callback):
     def on_exception(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
     ) -> None:
-        """End the line of the progress bar, so that the error starts on a new line."""
-        if trainer.is_global_zero and trainer.progress_bar_callback is not None:
+        """End the line of Lightning's progress bar, so that the error starts on a new line."""
+        if trainer.is_global_zero and isinstance(trainer.progress_bar_callback, TQDMProgressBar):
             sys.stdout.write("\n")
 
     # Lightning's SIGTERM handler broadcasts, which in two processes can wait forever.
@@ -241,6 +274,27 @@ class LaunchCheck(Callback):
 
     on_train_start = on_validation_start = on_test_start = on_sanity_check_start
     on_predict_start = on_sanity_check_start
+
+
+def _set_display_callbacks(kwargs: dict[str, Any]) -> dict[str, Any]:
+    """Set the Trainer's progress display and model summary where no others were given.
+
+    Args:
+        kwargs: The arguments of Lightning's Trainer.
+    """
+    callbacks = kwargs.get("callbacks") or []
+    callbacks = [callbacks] if isinstance(callbacks, Callback) else [*callbacks]
+    defaults = {
+        "enable_progress_bar": (ProgressBar, Progress),
+        "enable_model_summary": (ModelSummary, ModelSummaryLine),
+    }
+    for option, (base, default) in defaults.items():
+        is_off = kwargs.get(option) is False or kwargs.get("barebones")
+        if not is_off and not any(isinstance(callback, base) for callback in callbacks):
+            callbacks.append(default())
+    if any(isinstance(callback, ModelSummary) for callback in callbacks):
+        kwargs = {**kwargs, "enable_model_summary": False}  # Lightning would announce it
+    return {**kwargs, "callbacks": callbacks}
 
 
 def check_processes(trainer: pl.Trainer, devices: Any, num_nodes: int) -> None:

@@ -62,6 +62,14 @@ def suggest(given: str, names: Iterable[str]) -> str:
     return f". Did you mean {matches[0]!r}?" if matches else ""
 
 
+def format_duration(seconds: float) -> str:
+    """Format a duration in its two largest units: "1 h 2 min", "3 min 4 s" or "5 s"."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    parts = {"h": hours, "min": minutes, "s": rest if not hours else 0}
+    return " ".join(f"{count} {unit}" for unit, count in parts.items() if count) or "under 1 s"
+
+
 def shorten(text: str, length: int) -> str:
     """Shorten a text to a length in characters, including an ellipsis at its end."""
     return text if len(text) <= length else f"{text[: length - 1]}…"

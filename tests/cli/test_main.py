@@ -2,10 +2,13 @@
 
 import os
 import re
+import shlex
 import shutil
 import tomllib
 from pathlib import Path
 from pkgutil import resolve_name
+from types import SimpleNamespace
+from unittest.mock import Mock
 
 import mlflow
 import pytest
@@ -13,11 +16,18 @@ import torch
 import yaml
 
 from pyclassify.cli.main import _format_error, main
-from pyclassify.tracking.ui import format_fast_ui_command, format_ui_command
+from pyclassify.cli.summary import write_summary
+from pyclassify.tracking.logger import RunLogger
+from pyclassify.tracking.ui import (
+    BEST_VIEW,
+    RECIPE_VIEW,
+    format_fast_ui_command,
+    format_ui_command,
+)
 from tests.support import processes
 from tests.support.phrases import mentions
 from tests.support.stores import list_runs, using
-from tests.support.trainings import ERROR, SHAPES, train_beside
+from tests.support.trainings import ERROR, LINEAR, QUIET, SHAPES, TINY, train_beside
 
 ROOT = Path(__file__).parents[2]
 
@@ -45,16 +55,69 @@ def test_train_fits_then_tests_the_best_checkpoint_as_one_run(trained):
     assert {"train_loss", "val_accuracy", "test_accuracy"} <= run.data.metrics.keys()
 
 
-def test_summary_tells_the_accuracy_the_checkpoint_the_run_and_what_is_next(trained):
-    run, out = trained.run, trained.out
-    lines = out[out.rindex("\ntest_accuracy  ") :].split("\n\n")[0].strip().splitlines()
-    said = dict(line.split(maxsplit=1) for line in lines)
-    assert said["test_accuracy"] == f"{run.data.metrics['test_accuracy']:.4f}"
-    assert os.path.isfile(said["checkpoint"])
-    assert os.path.isabs(said["checkpoint"])
-    assert said["run"] == run.info.run_id
-    assert said["next"] == format_fast_ui_command("sqlite:///mlflow.db")
-    assert max(map(len, lines[2:])) <= 80
+def test_summary_has_results_links_and_next_commands(trained):
+    run = trained.run
+    run_id, page = (
+        run.info.run_id,
+        f"http://127.0.0.1:5000/#/experiments/{run.info.experiment_id}/runs",
+    )
+    training = "workflowType=machine_learning"
+
+    lines = trained.out[trained.out.rindex("\ntest_accuracy  ") :].splitlines()
+
+    accuracy = run.data.metrics["test_accuracy"]
+    interval = f"{accuracy:.4f} ({accuracy * 20:.0f} of 20 images; 95% interval "
+    assert re.fullmatch(
+        rf"test_accuracy  {re.escape(interval)}0\.\d{{4}} to 0\.\d{{4}}\)", lines[1]
+    )
+    checkpoint = lines[2].removeprefix("checkpoint     ")
+    assert os.path.isfile(checkpoint)
+    assert os.path.isabs(checkpoint)
+    assert (
+        lines[3:]
+        == [  # the form of this message
+            f"run            {run_id}",
+            "",
+            f"look           {format_fast_ui_command('sqlite:///mlflow.db')}",
+            f"this run       {page}/{run_id}?{training}",
+            f"all runs       {page}?viewStateShareKey={BEST_VIEW.key}&{training}",
+            f"recipes        {page}?viewStateShareKey={RECIPE_VIEW.key}&{training}",
+            f"compare        pyclassify compare {run_id[:8]} OTHER_RUN_ID",
+            f"register       pyclassify rerun {run_id[:8]} --register NAME",
+        ]
+    )
+
+
+def test_summary_of_fit_has_the_command_that_tests_it(cli):
+    done = cli(f"fit {SHAPES} --max_epochs 1")
+
+    line = done.out.splitlines()[-1]
+    assert line.startswith("test           pyclassify test --data=SyntheticDataModule ")
+    command = shlex.split(line.removeprefix("test           pyclassify "))
+    assert cli(shlex.join(command)).code == 0
+
+
+def test_summary_of_an_offline_run_has_the_command_that_uploads_it(capsys):
+    run = SimpleNamespace(server_id="a" * 32, folder=Path("/spool/a b"), is_offline=lambda: True)
+    logger = Mock(RunLogger, run_id="a" * 32, spooled_run=run)
+    trainer = SimpleNamespace(checkpoint_callback=None, callbacks=[], loggers=[logger])
+
+    write_summary(trainer, ["train"], "test_accuracy", None)
+
+    assert capsys.readouterr().out == (
+        f"\nrun            {'a' * 32}\n\nsync           pyclassify sync '/spool/a b'\n"
+    )
+
+
+def test_training_in_a_pipe_has_a_line_an_epoch_and_no_bar(cli):
+    options = "--trainer.enable_progress_bar=true --trainer.enable_model_summary=true"
+
+    done = cli(f"train {SHAPES} {options} --max_epochs 2")
+
+    lines = done.out[: done.out.index("\n\n")].splitlines()
+    assert [line.partition(":")[0] for line in lines] == ["epoch 1/2", "epoch 2/2", "test"]
+    assert mentions(lines[-1], "test_loss", "test_accuracy", "test_ece")
+    assert "\r" not in done.out
 
 
 @pytest.mark.parametrize(
@@ -163,7 +226,8 @@ def test_prepare_trains_nothing_and_asks_for_no_devices(cli, store):
     assert len(done.runs) == before
     assert done.out == (  # the form of this message
         "\nimages         train 40, val 20, test 20; 10 classes\n"
-        "The data is in place; next: pyclassify train\n"
+        "\ntrain          pyclassify train --data=SyntheticDataModule "
+        f"{TINY} {LINEAR} {QUIET} --devices 64 --accelerator gpu --num_nodes 2\n"
     )
 
 

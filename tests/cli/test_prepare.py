@@ -47,7 +47,7 @@ def test_prepare_with_skip_prints_what_the_data_hold(folder, cli):
         "duplicates     none\n"
         "similar images none\n"
         f"report         {folder / 'data.md'}\n"
-        "The data is in place; next: pyclassify train\n"
+        f"\ntrain          pyclassify train {FOLDER} --data.unreadable=skip\n"
     )
 
 

@@ -46,7 +46,7 @@ def listen(line):
 @pytest.fixture(scope="module")
 def visitor(said):
     shots = os.environ.get("PYCLASSIFY_SCREENSHOTS")
-    command = re.search("^next +(.*)$", said.trained[-1], re.MULTILINE)[1]
+    command = re.search("^look +(.*)$", said.trained[-1], re.MULTILINE)[1]
     with (
         mlflow_ui(command, said.folder) as address,
         visit(address, shots and Path(shots)) as visitor,
@@ -54,8 +54,8 @@ def visitor(said):
         yield visitor
 
 
-def link_after(words, text):
-    return re.search(rf"^{words}.*\n(http.*)$", text, re.MULTILINE)[1]
+def find_link(label, text):
+    return re.search(rf"^{label} +(http.*)$", text, re.MULTILINE)[1]
 
 
 def accuracies(runs):
@@ -72,7 +72,7 @@ def column(page, name):
 
 def test_all_runs_are_listed_the_best_first_with_results_before_settings(said, visitor):
     page = visitor.page
-    visitor.open(link_after("All runs", said.trained[0]), "matching runs")
+    visitor.open(find_link("all runs", said.trained[0]), "matching runs")
     visitor.keep("runs")
 
     shown = column(page, "metrics.`test_accuracy`")
@@ -92,9 +92,7 @@ def test_all_runs_are_listed_the_best_first_with_results_before_settings(said, v
 
 def test_charts_are_bars_of_results_and_then_lines_of_the_training(said, visitor):
     page = visitor.page
-    visitor.open(
-        f"{link_after('All runs', said.trained[0])}&compareRunsMode=CHART", "matching runs"
-    )
+    visitor.open(f"{find_link('all runs', said.trained[0])}&compareRunsMode=CHART", "matching runs")
 
     shown = sorted(f"{each:.2f}" for each in accuracies(said.runs))
     bars = page.locator(".js-plotly-plot .barlayer").first.locator(".point")
@@ -107,7 +105,7 @@ def test_charts_are_bars_of_results_and_then_lines_of_the_training(said, visitor
 
 
 def test_recipes_are_groups_with_the_means_of_their_seeds(said, visitor):
-    visitor.open(link_after("Recipes", said.trained[0]), "matching runs")
+    visitor.open(find_link("recipes", said.trained[0]), "matching runs")
     expect(visitor.page.get_by_text(re.compile("^Group: Linear-Synthetic "))).to_have_count(2)
     visitor.keep("recipes")
 
@@ -119,7 +117,7 @@ def test_recipes_are_groups_with_the_means_of_their_seeds(said, visitor):
 
 
 def test_page_of_a_run_tells_what_it_came_to(said, visitor):
-    visitor.open(link_after("This run", said.trained[0]), "About this run")
+    visitor.open(find_link("this run", said.trained[0]), "About this run")
 
     expect(visitor.page.get_by_text("Finished")).to_be_visible()
     expect(visitor.page.get_by_text("best_val_accuracy")).to_be_visible()
@@ -129,7 +127,7 @@ def test_page_of_a_run_tells_what_it_came_to(said, visitor):
 
 def test_picture_and_table_of_a_run_are_shown_in_place(said, visitor):
     page = visitor.page
-    visitor.open(link_after("This run", said.trained[0]), "About this run")
+    visitor.open(find_link("this run", said.trained[0]), "About this run")
     page.get_by_role("tab", name="Artifacts").click()
 
     page.get_by_text("confusion_matrix.png").click()

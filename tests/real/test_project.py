@@ -126,7 +126,7 @@ def stop_those_under_way(started, to_stop):
         run = started[name]
         log = run.log.read_text()
         assert run.process.poll() is None, f"{name} ended by itself:\n{log}"
-        if re.search(r"Epoch \d+:.* [1-9]\d*/\d", log):
+        if re.search(r"^epoch \d+/\d+: ", log, re.MULTILINE):
             send(run.process, whom, signum)
             del to_stop[name]
     return to_stop

@@ -77,7 +77,7 @@ def test_output_ends_with_the_seed_report(ended):
     assert re.search(
         rf"\nseed 20 +{first}  FINISHED  0\.\d{{4}}\nseed 21 +{second}  FINISHED  0\.\d{{4}}\n"
         r"test_accuracy +0\.\d{4} ± 0\.\d{4} \(95% CI \S+ to \S+, 2 seeds\)\n"
-        rf"run +{done.parent.info.run_id}\nnext +MLFLOW_SERVER_\w+=false mlflow ui ",
+        rf"run +{done.parent.info.run_id}\n\nlook +MLFLOW_SERVER_\w+=false mlflow ui ",
         done.out,
     )
 

@@ -11,6 +11,7 @@ from pyclassify.utils.text import (
     escape_markdown,
     escape_path,
     format_code,
+    format_duration,
     format_error,
     join_lines,
     join_some,
@@ -32,6 +33,14 @@ def test_format_error_is_one_line_without_credentials(error, message):
 
 def test_format_error_with_a_limit_is_cut():
     assert format_error(OSError("no space"), max_length=5) == "no s…"
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0.4, "under 1 s"), (59.6, "1 min"), (184, "3 min 4 s"), (3725, "1 h 2 min"), (7200, "2 h")],
+)
+def test_format_duration_has_the_two_largest_units(seconds, text):
+    assert format_duration(seconds) == text
 
 
 @pytest.mark.parametrize(
