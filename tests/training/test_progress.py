@@ -127,6 +127,23 @@ def test_accumulated_steps_and_limited_batches_are_counted_as_they_are():
     assert lines[-1].startswith("epoch 2: ")
 
 
+def test_resumed_epoch_continues_at_its_batch(tmp_path):
+    class Save(pl.Callback):
+        def on_train_batch_end(self, trainer, *_):
+            trainer.save_checkpoint(tmp_path / f"{trainer.global_step}.ckpt")
+
+    networks.trainer(callbacks=[Save()], max_epochs=1).fit(make_classifier(), IMAGES)
+    trainer = networks.trainer(
+        callbacks=[Progress(line_seconds=0)], enable_progress_bar=True, max_epochs=1
+    )
+    out = io.StringIO()
+    with redirect_stdout(out):
+        trainer.fit(make_classifier(), IMAGES, ckpt_path=tmp_path / "1.ckpt", weights_only=False)
+
+    lines = [line.partition(":")[0] for line in out.getvalue().splitlines()]
+    assert lines == ["epoch 1/1, batch 2/3 (67%)", "epoch 1/1, batch 3/3 (100%)", "epoch 1/1"]
+
+
 @pytest.mark.parametrize("command", ["validate", "test", "predict"])
 def test_evaluation_has_one_line_at_its_end(command):
     trainer = networks.trainer(callbacks=[Progress()], enable_progress_bar=True)
