@@ -92,7 +92,7 @@ def test_training_prints_links_to_its_run_and_the_views(cli):
     done = cli(f"train {SHAPES}")
     run = done.runs[0].info
 
-    links = re.findall(r"^http.*$", done.out, re.MULTILINE)
+    links = re.findall(r"^[a-z ]+ (http\S+)$", done.out, re.MULTILINE)
     assert links == [
         f"{LOCAL}/{run.experiment_id}/runs/{run.run_id}?{TRAINING}",
         f"{LOCAL}/{run.experiment_id}/runs?viewStateShareKey={BEST_VIEW.key}&{TRAINING}",
