@@ -27,9 +27,12 @@ LOOP = "lightning.pytorch.loops.training_epoch_loop:_TrainingEpochLoop"
 
 # What can be imported or is an attribute of a class.
 NAMES = [
+    "argparse:HelpFormatter._format_action_invocation",
+    "argparse:RawDescriptionHelpFormatter._fill_text",
     "jsonargparse._util:resolved_import_paths.add",
     "lightning.pytorch.callbacks:ModelCheckpoint._save_checkpoint",
     "lightning.pytorch.callbacks:WeightAveraging._copy_average_to_current",
+    "lightning.pytorch.cli:LightningCLI._add_configure_optimizers_method_to_model",
     "lightning.pytorch.cli:LightningCLI._parse_ckpt_path",
     "lightning.pytorch.cli:LightningCLI._prepare_subcommand_kwargs",
     "lightning.pytorch.loops.loop:_Loop.restarting.fset",
@@ -82,6 +85,7 @@ def make_monitor():
 
 # Attributes that only an instance has.
 ATTRIBUTES = {
+    "ArgumentParser._actions": ArgumentParser,
     "ArgumentParser._option_string_actions": ArgumentParser,
     "BaseMetricsMonitor._metrics": CPUMonitor,
     "MLFlowLogger._experiment_id": make_logger,

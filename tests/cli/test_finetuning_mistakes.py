@@ -164,15 +164,15 @@ def test_freeze_of_missing_or_all_modules_raises(frozen, facts):
 
 
 @pytest.mark.parametrize(
-    ("option", "facts"),
+    ("option", "code", "facts"),
     [
-        ("--weights=gone.pth", ["weights gone.pth", "No such file or directory"]),
-        ("--freeze=[0,layer1]", ["freeze", "'0'", "Net", "features"]),
+        ("--weights=gone.pth", 1, ["weights gone.pth", "No such file or directory"]),
+        ("--freeze=[0,layer1]", 2, ["freeze", "'0'", "Net", "features"]),
     ],
 )
-def test_mistakes_are_told_in_one_line(option, facts, cli):
+def test_fit_with_invalid_weights_or_parts_reports_them_in_one_line(option, code, facts, cli):
     done = cli(f"fit {SHAPES} --model.model=tests.support.tuned.Net", option)
 
-    assert done.code == 1
+    assert done.code == code
     (line,) = (each for each in done.err.splitlines() if each.startswith("pyclassify: error: "))
     assert mentions(line, *facts)

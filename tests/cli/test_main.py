@@ -231,7 +231,7 @@ def test_prepare_trains_nothing_and_asks_for_no_devices(cli, store):
 def test_module_runs_as_a_command():
     done = processes.run("-m", "pyclassify", "trian", cwd=ROOT)
 
-    assert done.returncode == 1
+    assert done.returncode == 2
     assert done.stderr.startswith(ERROR)
     assert mentions(done.stderr, "'trian'", "train")
 
