@@ -1,4 +1,4 @@
-"""Daemons end with the test run, and one that fails says so."""
+"""Daemons end with the test run, and a failure is reported with its output."""
 
 import os
 import sys
@@ -17,30 +17,31 @@ def daemons():
     daemons.stop()
 
 
-def test_a_daemon_that_fails_says_its_last_words(daemons):
-    daemons.start("unlucky", "sh", "-c", "echo no free port; exit 3")
+def test_daemon_that_fails_raises_with_its_output(daemons):
+    daemons.start("failing", "sh", "-c", "echo no free port; exit 3")
 
     # the form of this message
-    with pytest.raises(RuntimeError, match=r"unlucky ended with 3, and last said:\nno free port"):
-        daemons.wait("unlucky", ready=lambda: False)
+    message = r"failing exited with code 3; its last output:\nno free port"
+    with pytest.raises(RuntimeError, match=message):
+        daemons.wait("failing", ready=lambda: False)
 
 
-def test_a_daemon_that_is_never_ready_says_so(daemons):
+def test_daemon_that_is_never_ready_raises_with_its_output(daemons):
     daemons.start("slow", "sh", "-c", "echo still starting; exec sleep 60")
 
-    late = r"not after \d+ s: slow is ready, and last said:\nstill starting"
+    late = r"not after \d+ s: slow is ready; its last output:\nstill starting"
     with pytest.raises(RuntimeError, match=late):
         daemons.wait("slow", ready=lambda: False, seconds=0.5)
 
 
-def test_what_left_its_session_ends_with_the_daemon_that_started_it():
+def test_child_that_left_its_session_ends_with_its_daemon():
     daemons = Daemons(os.environ)
     leave = "import subprocess as s; s.Popen(['sleep', '60'], start_new_session=True)"
-    daemons.start("father", sys.executable, "-c", leave)
-    daemons.processes["father"].wait()
-    left = sweep.using(daemons.folder)
-    assert [each.name() for each in left] == ["sleep"]
+    daemons.start("parent", sys.executable, "-c", leave)
+    daemons.processes["parent"].wait()
+    (child,) = sweep.using(daemons.folder)
+    assert child.name() == "sleep"
 
     daemons.stop()
     assert not daemons.folder.exists()
-    assert not left[0].is_running() or left[0].status() == psutil.STATUS_ZOMBIE
+    assert not child.is_running() or child.status() == psutil.STATUS_ZOMBIE

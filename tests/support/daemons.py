@@ -1,4 +1,4 @@
-"""Daemons of a test run in one folder: started, waited for, and ended for certain."""
+"""Start, wait for and stop the daemons of a test run."""
 
 import subprocess
 import sys
@@ -10,9 +10,9 @@ from tests.support.waiting import wait_until
 
 
 class Daemons:
-    """Each has a session of its own, which no Ctrl-C reaches, and its output in FOLDER/NAME.out.
+    """Daemons, each in its own session, which Ctrl-C does not stop, with its output in NAME.out.
 
-    What they started ends with them.
+    Their descendants are stopped too.
     """
 
     def __init__(self, env):
@@ -40,7 +40,7 @@ class Daemons:
             )
 
     def run(self, *command, input="", **more):
-        """Run a program to its end, with more in its environment; returns its output."""
+        """Run a program with additional environment variables; return its output."""
         env = {**self.env, **more}
         ended = subprocess.run(command, env=env, input=input, capture_output=True, text=True)
         if ended.returncode:
@@ -51,18 +51,18 @@ class Daemons:
         return self.folder / f"{name}.out"
 
     def wait(self, name, ready, seconds=30):
-        """Wait until a daemon is ready, which `ready()` tells."""
+        """Wait until `ready()` is true."""
         poll = self.processes[name].poll
         try:
             wait_until(lambda: ready() or poll() is not None, f"{name} is ready", seconds)
         except TimeoutError as late:
-            raise RuntimeError(self._with_last_words(name, str(late))) from None
+            raise RuntimeError(self._add_output(name, str(late))) from None
         if (code := poll()) is not None:
-            raise RuntimeError(self._with_last_words(name, f"{name} ended with {code}"))
+            raise RuntimeError(self._add_output(name, f"{name} exited with code {code}"))
 
-    def _with_last_words(self, name, what):
-        last = self.output(name).read_text().splitlines()[-5:]
-        return "\n".join([f"{what}, and last said:", *last])
+    def _add_output(self, name, message):
+        lines = self.output(name).read_text().splitlines()[-5:]
+        return "\n".join([f"{message}; its last output:", *lines])
 
     def stop(self):
         self.sweeper.stdin.close()

@@ -1,4 +1,4 @@
-"""A project that goes on where it stopped, and for that knows a variable, a signal and a code."""
+"""A project that resumes where it stopped, by a variable, a signal and an exit code."""
 
 from pathlib import Path
 
@@ -8,8 +8,8 @@ CODE = """
     import os, signal, sys, time
     from pathlib import Path
 
-    told = []
-    signal.signal(signal.SIGUSR1, lambda *_: told.append("to leave"))
+    stops = []
+    signal.signal(signal.SIGUSR1, lambda *_: stops.append(True))
     gate, gain = Path(sys.argv[1]), int(sys.argv[2])
     progress = Path(os.environ["PYCLASSIFY_PROGRESS"])
     step = int(progress.read_text()) if progress.exists() else 0
@@ -17,7 +17,7 @@ CODE = """
     gate.with_suffix(f".{step}").touch()
     while not gate.exists():
         time.sleep(0.05)
-        if told:
+        if stops:
             progress.write_text(str(step + gain))
             sys.exit(75)
     print("ends at", step)
@@ -25,5 +25,5 @@ CODE = """
 
 
 def write(folder: Path) -> Path:
-    """Write it; its parameters are the file that ends it, and the steps gained before it leaves."""
+    """Write the project; its parameters are the file that ends it, and the steps of an attempt."""
     return slurm_jobs.write_project(folder, CODE, "gate: string, gain: int")

@@ -1,4 +1,4 @@
-"""What befalls a group's service while runs log, and trainings that note what they logged."""
+"""Faults of a group's service, and trainings that record what they log."""
 
 import contextlib
 import pwd
@@ -11,7 +11,7 @@ from tests.support.waiting import wait_until
 
 SMALL = {
     "data": "SyntheticDataModule",
-    **{f"data.{part}_size": size for part, size in {"train": 400, "val": 8, "test": 8}.items()},
+    **{f"data.{split}_size": size for split, size in {"train": 400, "val": 8, "test": 8}.items()},
     **{
         "data.resize": 12,
         "data.crop": 8,
@@ -19,24 +19,27 @@ SMALL = {
         "model.model": "tests.support.networks.Paced",
     },
     **{"max_epochs": 10_000, "accelerator": "cpu", "trainer.log_every_n_steps": 1},
-    **{"trainer.enable_progress_bar": "false", "trainer.callbacks+": "tests.support.noting.Noting"},
+    **{
+        "trainer.enable_progress_bar": "false",
+        "trainer.callbacks+": "tests.support.step_recorder.StepRecorder",
+    },
 }
 
 
-class Noted:
-    """A training of a process of its own, which logs to the service.
+class RecordedTraining:
+    """A training in a separate process, which logs to the service.
 
     Args:
-        folder: Where it is started, which it makes.
-        environ: The environment that it finds the service by.
+        folder: The folder in which it is started, which is created.
+        environ: The environment, which names the service.
         pace: The seconds of a step.
     """
 
     def __init__(self, folder: Path, environ, pace=0.05):
         folder.mkdir()
         self.folder, self.log = folder, folder / "log"
-        environ = {**environ, "NOTES": str(folder), "PACE": str(pace), "OMP_NUM_THREADS": "1"}
-        environ["PYTHONPATH"] = str(ROOT)
+        environ = {**environ, "RECORDER_FOLDER": str(folder), "PACE": str(pace)}
+        environ |= {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
         options = [f"--{name}={value}" for name, value in SMALL.items()]
         with self.log.open("w") as log:
             self.process = processes.start(
@@ -52,29 +55,29 @@ class Noted:
         (spool,) = (self.folder / "runs" / "spool").iterdir()
         return spool.name
 
-    def notes(self):
-        """What it logged as it says itself: {step: loss}."""
+    def read_steps(self):
+        """Read the recorded steps: {step: loss}."""
         lines = (self.folder / "steps").read_text().splitlines()
         return {int(step): float(loss) for step, loss in map(str.split, lines)}
 
-    def gain(self, steps):
-        """Wait until it has gone on by so many steps."""
-        notes = self.folder / "steps"
-        aim = steps + (len(self.notes()) if notes.exists() else 0)
+    def wait_for_steps(self, count):
+        """Wait for a number of further steps."""
+        file = self.folder / "steps"
+        target = count + (len(self.read_steps()) if file.exists() else 0)
 
-        def has():
+        def has_steps():
             if self.process.poll() is not None:
-                raise RuntimeError(f"it ended:\n{self.log.read_text()[-2000:]}")
-            return notes.exists() and len(self.notes()) >= aim
+                raise RuntimeError(f"the training ended:\n{self.log.read_text()[-2000:]}")
+            return file.exists() and len(self.read_steps()) >= target
 
-        wait_until(has, f"step {aim} of {self.folder.name}")
+        wait_until(has_steps, f"step {target} of {self.folder.name}")
 
-    def hears(self):
-        """What it says from now on."""
-        return Heard(self)
+    def watch_log(self):
+        """Watch the output from now on."""
+        return LogWatch(self)
 
     def end(self):
-        """Have it come to its end; its exit code."""
+        """End the training; return its exit code."""
         (self.folder / "end").touch()
         return self.process.wait(120)
 
@@ -83,17 +86,17 @@ class Noted:
         self.process.wait()
 
 
-class Heard:
-    """What a training has said since a moment."""
+class LogWatch:
+    """The output of a training since a moment."""
 
     def __init__(self, training):
         self.training, self.start = training, training.log.stat().st_size
 
-    def wait_for(self, words):
-        """Wait until it says something."""
+    def wait_for(self, text):
+        """Wait for a text in the output."""
         name = self.training.folder.name
         log = self.training.log
-        wait_until(lambda: words in log.read_text()[self.start :], f"{words!r} in {name}'s log")
+        wait_until(lambda: text in log.read_text()[self.start :], f"{text!r} in {name}'s log")
 
 
 @contextlib.contextmanager
@@ -107,7 +110,7 @@ def database_restarted(service):
 
 @contextlib.contextmanager
 def database_read_only(service):
-    """As one that is kept for reading during a backup, or a hosted one whose disk is full."""
+    """Make the database read-only, as during a backup or with a full disk of a hosted database."""
     _administer(service, "ALTER SYSTEM SET default_transaction_read_only = on")
     try:
         yield
@@ -117,7 +120,7 @@ def database_read_only(service):
 
 @contextlib.contextmanager
 def disk_full(service, megabytes=32):
-    """The disk that has the values of metrics is full."""
+    """Fill the disk with the table of metrics."""
     disk = service.folder / "disk"
     disk.mkdir()
     options = ["-o", f"size={megabytes}m,uid={pwd.getpwnam('postgres').pw_uid},mode=700"]
@@ -150,7 +153,7 @@ ALL = (server_killed, database_restarted, database_read_only, disk_full)
 
 
 def bucket_busy(proxy):
-    """The bucket answers 503, by a proxy in front of it."""
+    """Make the fault of a bucket that responds with 503, by a proxy in front of it."""
 
     @contextlib.contextmanager
     def busy(_):
@@ -163,7 +166,7 @@ def bucket_busy(proxy):
 def _administer(service, statement, database="postgres"):
     service.daemons.run(
         *_as_postgres("psql", "--no-psqlrc", "-Upostgres", f"-d{database}"),
-        # What a statement writes it may write, be the database read-only for others.
+        # The statement must be able to write, even if the database is read-only.
         *("-c", "SET default_transaction_read_only = off", "-c", statement),
         *("-c", "SELECT pg_reload_conf()"),
     )

@@ -1,4 +1,4 @@
-"""Trainings whose service fails them in all ways go on meanwhile, and it has all of them once."""
+"""Trainings continue while the service fails, and each value and file is uploaded exactly once."""
 
 import contextlib
 import os
@@ -7,18 +7,18 @@ import mlflow
 import pytest
 
 from tests.support import service_faults
-from tests.support.noting import EVERY
 from tests.support.servers import BucketProxy
 from tests.support.service import BUCKET, sign_in
-from tests.support.service_faults import Noted, bucket_busy, database_restarted
+from tests.support.service_faults import RecordedTraining, bucket_busy, database_restarted
+from tests.support.step_recorder import FILE_STEPS
 
 pytestmark = pytest.mark.service
-STEPS = 20  # that a training goes on by while something is wrong
+STEPS = 20  # of each training during a fault
 
 
 @pytest.fixture(scope="session")
 def proxy(service):
-    """Between the server and its bucket, once the server has started anew, and as long as it."""
+    """A proxy between the server and its bucket, after the server is restarted."""
     proxy = BucketProxy(service.s3_uri)
     yield proxy
     proxy.stop()
@@ -26,64 +26,65 @@ def proxy(service):
 
 @pytest.fixture
 def start(service, tmp_path, monkeypatch):
-    """A function that starts trainings of some names; they are under way when it returns."""
+    """A function that starts trainings by their names, and waits for their first steps."""
     sign_in(monkeypatch, service)
     monkeypatch.delenv("MLFLOW_RUN_ID", raising=False)
     with contextlib.ExitStack() as started:
 
         def start(*names):
-            trainings = [Noted(tmp_path / name, os.environ) for name in names]
-            for each in trainings:
-                started.callback(each.stop)
-            for each in trainings:
-                each.gain(1)
+            trainings = [RecordedTraining(tmp_path / name, os.environ) for name in names]
+            for training in trainings:
+                started.callback(training.stop)
+            for training in trainings:
+                training.wait_for_steps(1)
             return trainings
 
         yield start
 
 
-def go_through(fault, service, trainings):
-    """Have something fail; each training says so, goes on, and says that it is well again."""
-    heard = [each.hears() for each in trainings]
+def inject(fault, service, trainings):
+    """Inject a fault; each training warns, continues, and reports the end of the fault."""
+    logs = [training.watch_log() for training in trainings]
     with fault(service):
-        for each in heard:
-            each.wait_for("tracking server takes no")
-        for each in trainings:
-            each.gain(STEPS)
-    for each in heard:
-        each.wait_for("is logged again")
+        for log in logs:
+            log.wait_for("upload failed")
+        for training in trainings:
+            training.wait_for_steps(STEPS)
+    for log in logs:
+        log.wait_for("works again")
 
 
 def check(service, trainings):
-    """Check that each ends well, and that the service has all that it noted, and once."""
-    assert {each.end() for each in trainings} == {0}
-    for each in trainings:
-        noted = each.notes()
-        assert points(service, each.run_id) == noted
-        assert files(service, each.run_id) == {step for step in noted if step % EVERY == 0}
-        assert mlflow.MlflowClient().get_run(each.run_id).info.status == "FINISHED"
+    """Check that each training finishes, and that the service has each of its values once."""
+    assert {training.end() for training in trainings} == {0}
+    for training in trainings:
+        steps = training.read_steps()
+        assert points(service, training.run_id) == steps
+        file_steps = {step for step in steps if step % FILE_STEPS == 0}
+        assert files(service, training.run_id) == file_steps
+        assert mlflow.MlflowClient().get_run(training.run_id).info.status == "FINISHED"
 
 
-def test_training_goes_on_while_the_database_is_away_and_nothing_is_lost_or_twice(service, start):
+def test_training_continues_without_the_database_and_each_value_is_there_once(service, start):
     trainings = start("only")
-    go_through(database_restarted, service, trainings)
+    inject(database_restarted, service, trainings)
     check(service, trainings)
 
 
 @pytest.mark.slow
-def test_trainings_go_on_whatever_fails_and_nothing_is_lost_or_twice(
+def test_trainings_continue_after_all_faults_and_each_value_is_there_once(
     service, proxy, start, monkeypatch
 ):
     trainings = start("first", "second")
     monkeypatch.setitem(service.env, "AWS_ENDPOINT_URL_S3", proxy.address)
     for fault in (*service_faults.ALL, bucket_busy(proxy)):
-        go_through(fault, service, trainings)
+        inject(fault, service, trainings)
     check(service, trainings)
     assert proxy.refused > 0
 
 
 def points(service, run_id):
-    """The losses of a run that the database has, each of its steps once."""
+    """Read the losses of a run from the database, and check that each step is there once."""
     rows = service.sql(
         f"SELECT step, value FROM metrics WHERE run_uuid = '{run_id}' AND key = 'train_loss'"
     )
@@ -93,7 +94,7 @@ def points(service, run_id):
 
 
 def files(service, run_id):
-    """The steps of the files of a run that the bucket has."""
+    """List the steps of a run's files in the bucket."""
     pages = service.bucket.get_paginator("list_objects_v2").paginate(Bucket=BUCKET)
     keys = [each["Key"] for page in pages for each in page.get("Contents", ())]
     return {int(key.split("/")[-1][:-4]) for key in keys if f"{run_id}/artifacts/notes/" in key}

@@ -48,7 +48,7 @@ def programs(tmp_path_factory):
 def trained(cluster, proxy, people, programs, empty_store, tmp_path_factory):
     """Ada's two trainings at once: of a job that speaks to the server, and of one that does not.
 
-    What the second one logs is delivered by the page's unit.
+    The page's unit uploads what the second one logs.
     """
     folder = tmp_path_factory.mktemp("trained")
     with pytest.MonkeyPatch.context() as patch:
@@ -57,7 +57,7 @@ def trained(cluster, proxy, people, programs, empty_store, tmp_path_factory):
         service_parts.work_in(patch, "trained on the cluster")
         patch.setenv("PYTHONPATH", str(ROOT))
         jobs = {each: train(folder, each) for each in ("direct", "spool")}
-        with delivering(folder / "runs", programs):
+        with syncing(folder / "runs", programs):
             wait_until(lambda: all(map(has_ended, jobs.values())), "the end of both jobs", 400, 0.5)
             wait_until(lambda: len(versions()) == len(jobs), "a version of each")
         yield SimpleNamespace(jobs=jobs, runs={each: read(jobs[each]) for each in jobs})
@@ -83,8 +83,8 @@ def versions():
 
 
 @contextlib.contextmanager
-def delivering(folder, programs):
-    """Have the unit's command deliver, from a folder of runs."""
+def syncing(folder, programs):
+    """Run the unit's `pyclassify sync` on a folder of runs."""
     command = started_by("pyclassify-sync.service", programs)
     command = command.replace("%h/project-slurm", str(folder))
     unit = subprocess.Popen(command.split())
