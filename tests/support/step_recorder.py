@@ -15,7 +15,7 @@ upload_thread.UPLOAD_SECONDS, upload_thread._MAX_PAUSE_SECONDS = 0.5, 1.0
 class StepRecorder(Callback):
     """Writes each step and its loss to the file `steps`, and ends the training if `end` exists.
 
-    Both are in the folder of the environment variable RECORDER_FOLDER. Every tenth step logs a file.
+    Both are in the folder RECORDER_FOLDER of the environment. Every tenth step logs a file.
     """
 
     def __init__(self):
