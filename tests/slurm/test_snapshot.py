@@ -283,7 +283,7 @@ def test_folder_of_runs_that_is_not_there_is_named(tmp_path):
 
 
 def test_folder_stays_that_holds_what_no_server_has(tmp_path, empty_store, monkeypatch):
-    with spooled.a_run(empty_store, tmp_path) as made:
+    with spooled.open_run_with_spool(empty_store, tmp_path) as made:
         monkeypatch.setenv("MLFLOW_TRACKING_URI", made.there.tracking_uri)
         folder = tmp_path / "work" / made.run_id
         repositories.write(folder, {"snapshot.json": "{}"})

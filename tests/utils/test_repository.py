@@ -335,7 +335,7 @@ def test_repository_that_git_can_not_read_is_a_warning_with_the_reason(write_cap
     repo = repositories.start(tmp_path / "repo", {"net.py": "a\n"})
     repositories.write(repo, {".git/config": "[core\n"})
 
-    with pytest.warns(UserWarning, match=r"not recorded: .*bad config line 1"):
+    with pytest.warns(UserWarning, match=r"could not record .*bad config line 1"):
         _, facts = write_capsule(repo)
 
     assert "bad config line 1" in facts["git"]["missing"]
