@@ -264,8 +264,8 @@ class ImageFolderDataModule(ImageDataModule):
         unreadable: What to do with files that do not decode. "stop" ends with an error; it is the
             default, except for prediction. "skip" decodes every file before training or evaluation
             and leaves out those that do not decode; in prediction their rows have no label.
-        val_size: The fraction of the training images that is held out if there is no val/, between
-            0 and 1. Each class has at least one training image.
+        val_size: The fraction of the training images that is held out without a folder val/,
+            between 0 and 1. Each class has at least one training image.
         split_seed: The seed of the split into training and validation. The seed of the run does not
             change the split.
         mean: The mean of each channel, in 0..1, that normalization subtracts. The default is that

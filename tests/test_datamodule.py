@@ -25,19 +25,19 @@ def server():
 
 @pytest.mark.parametrize("name", TorchvisionDataModule.NUM_CLASSES)
 def test_images_and_labels_equal_those_of_the_archive(name, server, monkeypatch, tmp_path):
-    halves = servers.offer(monkeypatch, server, name)
+    sources = servers.offer(monkeypatch, server, name)
     data = TorchvisionDataModule(name, str(tmp_path), val_size=5)
 
     data.prepare_data()
     data.setup("fit")
     data.setup("test")
 
-    for part, half in (("train", "train"), ("val", "train"), ("test", "test")):
-        dataset = getattr(data, part)
+    for split, source in (("train", "train"), ("val", "train"), ("test", "test")):
+        dataset = getattr(data, split)
         images, labels, index = dataset.__getitems__(list(range(len(dataset))))
         assert images.dtype == torch.uint8
-        assert images.equal(torch.from_numpy(halves[half][0])[index])
-        assert labels.equal(torch.from_numpy(halves[half][1])[index])
+        assert images.equal(torch.from_numpy(sources[source][0])[index])
+        assert labels.equal(torch.from_numpy(sources[source][1])[index])
     assert [len(data.train), len(data.val), len(data.test)] == [15, 5, servers.TEST]
     assert data.num_classes == (100 if name == "CIFAR100" else 10)
 
@@ -136,10 +136,10 @@ def test_synthetic_data_set_has_the_splits_of_the_stage(stage):
 
 
 def test_synthetic_splits_differ_and_are_reproducible():
-    first, again, other = (SyntheticDataModule(10, 10, 10, data_seed=seed) for seed in (0, 0, 1))
-    for data in (first, again, other):
+    first, second, other = (SyntheticDataModule(10, 10, 10, data_seed=seed) for seed in (0, 0, 1))
+    for data in (first, second, other):
         data.setup("fit")
 
-    assert first.train.images.equal(again.train.images)
+    assert first.train.images.equal(second.train.images)
     assert not first.train.images.equal(first.val.images)
     assert not first.train.images.equal(other.train.images)

@@ -29,12 +29,12 @@ def test_fraction_of_train_is_held_out_without_val(tmp_path):
         seed_everything(run)
         modules.append(module(tmp_path, val_size=0.25, split_seed=split))
         modules[-1].setup("fit")
-    first, again, other = modules
+    first, second, other = modules
 
     assert (first.classes, first.num_classes) == (["cat", "dog"], 2)
     assert [len(first.train), len(first.val)] == [15, 5]
     assert torch.cat([first.train.index, first.val.index]).unique().numel() == 20
-    assert first.val.index.equal(again.val.index)
+    assert first.val.index.equal(second.val.index)
     assert not first.val.index.equal(other.val.index)
 
 

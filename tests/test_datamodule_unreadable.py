@@ -133,7 +133,7 @@ def test_check_files_with_skip_reports_what_is_left_out(folder):
     assert data.report_path.read_text() == report.text
 
 
-def test_training_after_a_look_names_all_damaged_files_before_it_begins(folder):
+def test_training_after_a_scan_names_all_damaged_files_before_it_begins(folder):
     with pytest.raises(MisconfigurationException):
         module(folder, None).check_files()
 
@@ -150,7 +150,7 @@ def test_training_with_a_cache_names_all_damaged_files(folder):
     assert mentions(str(caught.value), "3 files do not decode", *DAMAGED)
 
 
-def test_training_without_a_look_names_the_command_that_looks_at_all(folder):
+def test_training_without_a_scan_names_the_command_that_scans(folder):
     data = module(folder, "stop")
     data.setup("fit")
 
@@ -160,7 +160,7 @@ def test_training_without_a_look_names_the_command_that_looks_at_all(folder):
     assert mentions(str(caught.value), "pyclassify prepare", "--data.unreadable=skip")
 
 
-def test_report_without_a_look_has_the_counts_alone(whole):
+def test_report_without_a_scan_has_only_counts(whole):
     data = module(whole, "stop")
     for stage in ("fit", "test"):
         data.setup(stage)
@@ -172,19 +172,19 @@ def test_report_without_a_look_has_the_counts_alone(whole):
     assert "Sizes" not in report.text
 
 
-def test_report_of_a_look_is_that_of_files_that_have_not_changed(whole):
+def test_report_of_a_scan_covers_files_that_have_not_changed(whole):
     module(whole, "stop").check_files()
     data = module(whole, "stop")
     data.setup("test")
-    looked_at = data.make_report()
+    scanned = data.make_report()
     (whole / "test/cat/0.png").write_bytes((whole / "test/dog/0.png").read_bytes())
 
-    assert looked_at.lines["images"] == "test 12; 2 classes"
-    assert looked_at.lines["unreadable"] == "0"
+    assert scanned.lines["images"] == "test 12; 2 classes"
+    assert scanned.lines["unreadable"] == "0"
     assert "unreadable" not in data.make_report().lines
 
 
-def test_skipped_files_are_in_the_report_where_no_look_can_be_saved(folder, cache):
+def test_skipped_files_are_in_the_report_if_no_scan_can_be_saved(folder, cache):
     cache.parent.mkdir()
     cache.write_text("a file in the way")
     data = module(folder)
@@ -197,7 +197,7 @@ def test_skipped_files_are_in_the_report_where_no_look_can_be_saved(folder, cach
     assert mentions(report.text, "test/dog/1.png", "left out")
 
 
-def test_one_image_is_looked_at_before_it_is_refused(tmp_path):
+def test_folder_of_one_image_is_scanned(tmp_path):
     data = module(grow(tmp_path / "photos", "train/cat", count=1), "stop", classes=["cat"])
 
     data.check_files()

@@ -117,7 +117,7 @@ def check_split(folder: Path, classes_given: bool = False) -> None:
 
 
 def check_splits(splits: Mapping[str, ListedSplit], classes_given: bool = False) -> list[str]:
-    """Check the images of a folder's splits against each other.
+    """Check that the splits of a folder have the same classes and no common images.
 
     Args:
         splits: The listed splits, by "train", "val" and "test".
@@ -218,9 +218,9 @@ def _describe_duplicated(duplicated: DuplicatedFiles, splits: Mapping[str, Liste
     else:
         total = len(splits[duplicated.split].files)
         example = f"{format_path(duplicated.file, root)} = {format_path(duplicated.twin, root)}"
-        verb = "is" if duplicated.number == 1 else "are"
+        be = "is" if duplicated.number == 1 else "are"
         what = (
-            f"{duplicated.number} of the {total} images in {split.name}/ {verb} also in "
+            f"{duplicated.number} of the {total} images in {split.name}/ {be} also in "
             f"{other.name}/ ({example})"
         )
     used = "that the network was trained on"

@@ -31,8 +31,8 @@ _MAX_REASONS = 6  # in one message
 
 ARCHIVES = (".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".zst", ".7z", ".rar")
 EXPECTED = (
-    "data_path must be a folder with the images as train/<class>/<image>, and likewise test/ and "
-    "(optional) val/"
+    "data_path must be a folder with train/<class>/<image>, test/<class>/<image> and optionally "
+    "val/<class>/<image>"
 )
 
 _EXTENSIONS = "images are files with the extension .jpg, .png or another of docs/images.md"
@@ -56,7 +56,7 @@ _SYSTEM_FOLDERS = {
     *("__macosx", "network trash folder", "temporary items", "thevolumesettingsfolder"),
     *("__pycache__", "cvs"),
 }
-# Files that nobody takes for images; no message counts them.
+# Files that are obviously not images; no message counts them.
 _METADATA_FILES = {
     *("thumbs.db", "ehthumbs.db", "ehthumbs_vista.db", "desktop.ini", "icon\r", "picasa.ini"),
     *(".ds_store", ".directory", ".localized", ".gitkeep", ".keep", ".gitignore", ".picasa.ini"),

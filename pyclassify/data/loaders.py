@@ -382,8 +382,8 @@ def split_indices(
         held_out: The number of images for validation.
         seed: The seed of the split.
         labels: The label of each image, int64 [count]. Each class then has at least one training
-            image: other images are held out instead, or fewer if there are no others. Where the
-            random split leaves each class an image, the result is the same as without `labels`.
+            image: other images are held out instead, or fewer images. If the random split leaves
+            each class an image, the result is the same as without `labels`.
 
     Returns:
         The indices of "train" and "val", each int64, sorted.

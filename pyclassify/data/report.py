@@ -150,7 +150,7 @@ def describe_files(
     size = sum(file.facts.status[0] for file in files)
     sections = [
         f"# Data: {format_code(escape_path(str(folder)), 300)}",
-        f"{_count_files(len(files))}, {_format_bytes(size)}. Every file was decoded.",
+        f"{_count_files(len(files))}, {_format_bytes(size)}. Every file was checked.",
         _format_counts(classes, counts),
         _format_damaged(damaged, skip),
         _format_sizes(images),
@@ -259,7 +259,7 @@ def _format_damaged(damaged: Mapping[str, str], skip: bool) -> str:
     if not damaged:
         return "## Files that do not decode\n\nNone."
     effect = "They are left out" if skip else "Training refuses them"
-    option = f"`--data.unreadable {'skip' if skip else 'stop'}`"
+    option = f"`--data.unreadable={'skip' if skip else 'stop'}`"
     rows = [[_format_path(path), escape_markdown(damaged[path], 200)] for path in damaged]
     table = _format_table(["file", "reason"], rows)
     return (

@@ -27,7 +27,7 @@ def read_artifact(run, name):
     return mlflow.artifacts.load_text(f"{run.info.artifact_uri}/{name}")
 
 
-def test_prepare_looks_at_every_file_and_fails_for_those_that_do_not_decode(folder, cli):
+def test_prepare_checks_every_file_and_fails_for_those_that_do_not_decode(folder, cli):
     done = cli(f"prepare {FOLDER}")
 
     assert (done.code, done.out, done.runs) == (1, "", [])

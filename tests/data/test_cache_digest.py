@@ -87,12 +87,12 @@ def test_digest_of_a_changed_folder_differs(change, tmp_path):
 def test_files_with_the_same_stat_are_not_read_again(tmp_path, digest_file, monkeypatch):
     grow(tmp_path, "train/cat", "train/dog")
     before = digests(tmp_path)
-    monkeypatch.setattr(cache, "_digest_contents", lambda files, folder: "read again")
+    monkeypatch.setattr(cache, "_digest_contents", lambda files, folder: "reread")
 
     assert digests(tmp_path) == before
     assert set(json.loads(digest_file.read_text()).values()) == set(before.values())
     os.utime(tmp_path / "train" / "cat" / "0.png")
-    assert "read again" in digests(tmp_path).values()
+    assert "reread" in digests(tmp_path).values()
 
 
 @pytest.mark.parametrize("broken", ["[", "[1]"])

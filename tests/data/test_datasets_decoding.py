@@ -32,9 +32,9 @@ def palette(**transparency):
         (solid("RGB", (200, 100, 50)), "rgb.png", (200, 100, 50)),
         (solid("RGB", (200, 100, 50)), "rgb.jpg", (200, 100, 50)),
         (solid("RGB", (200, 100, 50)), "rgb.webp", (200, 100, 50)),
-        (solid("L", 77), "grey.png", (77, 77, 77)),
-        (solid("L", 77), "grey.jpg", (77, 77, 77)),
-        (solid("LA", (77, 255)), "grey-alpha.png", (77, 77, 77)),
+        (solid("L", 77), "gray.png", (77, 77, 77)),
+        (solid("L", 77), "gray.jpg", (77, 77, 77)),
+        (solid("LA", (77, 255)), "gray-alpha.png", (77, 77, 77)),
         (solid("1", 1), "bits.png", (255, 255, 255)),
         (palette(), "palette.png", (200, 100, 50)),
         (palette(transparency=1), "palette-hole.png", (200, 100, 50)),
@@ -102,11 +102,11 @@ def test_resized_image_of_another_format_differs_by_one_level_at_most(file, tmp_
     assert (read_resized(path, 40) - resize(read_image(path)[None], 40)[0]).abs().max() < 1
 
 
-@pytest.mark.parametrize("kept", [0, 3, 200, -2])
-def test_broken_jpeg_raises_the_same_message_by_either_reader(kept, tmp_path):
+@pytest.mark.parametrize("length", [0, 3, 200, -2])
+def test_broken_jpeg_raises_the_same_message_by_either_reader(length, tmp_path):
     path = tmp_path / "cut.jpg"
     Image.fromarray(NOISE).save(path)
-    path.write_bytes(path.read_bytes()[:kept])
+    path.write_bytes(path.read_bytes()[:length])
     words = []
     for read in (read_image, lambda path: read_resized(path, 40)):
         with pytest.raises(MisconfigurationException, match="decode") as caught:

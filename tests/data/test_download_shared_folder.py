@@ -68,7 +68,7 @@ def test_processes_that_share_a_folder_download_once(server, monkeypatch, tmp_pa
     servers.offer(monkeypatch, server, "CIFAR10")
     server.pause = threading.Event()
     processes = [start_fetch(tmp_path) for _ in range(3)]
-    assert server.halfway.wait(scale(30))  # one is in the midst of it, and the others wait or will
+    assert server.halfway.wait(scale(30))  # one downloads, and the others wait or will
     server.pause.set()
 
     for process in processes:
@@ -108,7 +108,7 @@ def test_killed_download_is_repeated(server, monkeypatch, tmp_path):
 
 
 def start_fetch(folder):
-    # Forked, to keep what torchvision has been told of the server.
+    # Forked, so that torchvision uses the patched addresses of the server.
     process = multiprocessing.get_context("fork").Process(target=fetch_forked, args=(folder,))
     process.start()
     return process

@@ -1,4 +1,4 @@
-"""Images that are equal or alike, by their digests and difference hashes."""
+"""Duplicate files and similar images, by their digests and difference hashes."""
 
 import itertools
 import random

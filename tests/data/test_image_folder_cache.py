@@ -88,14 +88,14 @@ def test_writing_the_cache_does_not_advance_random_numbers(folder):
 
 
 def test_changed_images_are_read_again(folder):
-    first, again = module(folder, cache=True), module(folder, cache=True)
+    first, second = module(folder, cache=True), module(folder, cache=True)
     first.setup("fit")
     Image.new("RGB", (9, 9), "white").save(folder / "train/cat/0.png")
-    again.setup("fit")
+    second.setup("fit")
 
-    changed = (first.train.images != again.train.images).flatten(1).any(1)
+    changed = (first.train.images != second.train.images).flatten(1).any(1)
     assert changed.nonzero().flatten().tolist() == [0]
-    assert again.train.images[0].eq(255).all()
+    assert second.train.images[0].eq(255).all()
 
 
 def test_each_size_has_a_cache_file_which_only_training_writes(folder, cache):

@@ -30,7 +30,7 @@ FILES = {
         for mode in ("1", "L", "LA", "P", "RGBA")
     },
     "cmyk.jpg": file_of(Image.fromarray(NOISE).convert("CMYK"), "JPEG"),
-    "grey.jpg": file_of(Image.fromarray(NOISE).convert("L"), "JPEG"),
+    "gray.jpg": file_of(Image.fromarray(NOISE).convert("L"), "JPEG"),
     "hole.png": file_of(Image.fromarray(NOISE).convert("P"), transparency=3),
     "16-bits.png": file_of(NOISE[:, :, 0].astype(np.uint16) * 257 + 100),
 }
@@ -74,7 +74,7 @@ def test_raw_pixels_are_decoded_by_their_shape(shape):
 
 
 def claim(width, height):
-    """A PNG file that says how large it is and has no pixels."""
+    """A PNG file with a size in its header and no pixels."""
     size = struct.pack(">II5B", width, height, 8, 2, 0, 0, 0)
     chunks = [b"IHDR" + size, b"IDAT" + zlib.compress(b""), b"IEND"]
     return b"\x89PNG\r\n\x1a\n" + b"".join(

@@ -20,10 +20,10 @@ def test_split_is_the_same_whatever_the_seed_of_the_run():
     seed_everything(1)
     first = split_indices(100, 10, seed=0)
     seed_everything(2)
-    again = split_indices(100, 10, seed=0)
+    second = split_indices(100, 10, seed=0)
 
-    assert first["val"].equal(again["val"])
-    assert first["train"].equal(again["train"])
+    assert first["val"].equal(second["val"])
+    assert first["train"].equal(second["train"])
 
 
 def test_split_is_that_of_runs_with_other_releases_of_torch():
@@ -50,8 +50,8 @@ def test_split_leaves_every_class_a_training_image():
             assert labels[parts["train"]].unique().tolist() == [0, 1, 2, 3]
             assert len(parts["val"]) == held_out
             assert torch.cat([*parts.values()]).sort().values.equal(torch.arange(14))
-            again = split_indices(14, held_out, seed, labels)
-            assert again["val"].equal(parts["val"])
+            second = split_indices(14, held_out, seed, labels)
+            assert second["val"].equal(parts["val"])
 
 
 def test_split_that_empties_no_class_is_that_of_earlier_releases():

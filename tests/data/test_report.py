@@ -110,7 +110,7 @@ def test_copies_are_counted_within_and_across_splits_and_classes():
     assert mentions(report.lines["duplicates"], "3 groups", "7 files", "1 in several splits")
 
 
-def test_alike_images_are_listed_without_copies_of_one_file():
+def test_similar_images_are_listed_without_copies_of_one_file():
     files = [
         image("train/cat/a.jpg", digest="a", hash_=0),
         image("train/cat/copy.jpg", digest="a", hash_=0),

@@ -87,9 +87,9 @@ def test_difference_hash_of_a_smaller_copy_is_near():
     rng = np.random.default_rng(0)
     small = Image.fromarray(rng.integers(0, 256, (9, 9, 3), dtype=np.uint8))
     large = small.resize((300, 200), Image.Resampling.BICUBIC)
-    half = large.resize((150, 100), Image.Resampling.BILINEAR)
+    small_copy = large.resize((150, 100), Image.Resampling.BILINEAR)
 
-    one, other = (compute_difference_hash(np.asarray(image)) for image in (large, half))
+    one, other = (compute_difference_hash(np.asarray(image)) for image in (large, small_copy))
 
     assert (one ^ other).bit_count() <= 2
 
@@ -119,7 +119,7 @@ def test_files_are_read_once_until_they_change(folder, monkeypatch):
     assert [facts for facts in first if facts in second] == [f for f in second if not f.error]
 
 
-def test_damaged_files_are_read_again_on_request(folder):
+def test_damaged_files_are_rescanned_on_request(folder):
     files = paths(folder)
     spoil_truncated(folder / "train/dog/2.png")
     scan_files(files, folder)
@@ -142,7 +142,7 @@ def test_odd_names_are_saved(tmp_path):
 
 
 @pytest.mark.parametrize("content", [b"", b"[]", b'{"source": 1}', b'{"files": {"a": [1]}}'])
-def test_damaged_cache_is_written_again(content, folder):
+def test_damaged_cache_is_rewritten(content, folder):
     files = paths(folder)
     facts = scan_files(files, folder)
     path = next(scan.find_cache_folder().rglob("*.json"))
@@ -153,7 +153,7 @@ def test_damaged_cache_is_written_again(content, folder):
     assert load_facts(files, folder) == facts
 
 
-def test_another_decoder_looks_at_every_file_again(folder, monkeypatch):
+def test_another_decoder_rescans_every_file(folder, monkeypatch):
     files = paths(folder)
     facts = scan_files(files, folder)
     monkeypatch.setattr(scan, "digest_decoder", lambda: "of another version")
@@ -163,7 +163,7 @@ def test_another_decoder_looks_at_every_file_again(folder, monkeypatch):
     assert load_facts(files, folder) == facts
 
 
-def test_cache_that_cannot_be_written_costs_the_next_look_alone(folder, cache):
+def test_cache_that_cannot_be_written_costs_only_the_next_scan(folder, cache):
     cache.parent.mkdir(parents=True)
     cache.write_text("a file in the way")
 

@@ -11,7 +11,7 @@ from pyclassify.data.transforms import Preprocess, generate_integers
 from pyclassify.module import Classifier
 from tests.support import networks
 
-FAR = {"random_crop_padding": 4, "cutout": 8, "color_jitter": 0.3}
+STRONG = {"random_crop_padding": 4, "cutout": 8, "color_jitter": 0.3}
 
 
 def bytes_of(count, channels=3, side=32):
@@ -21,7 +21,7 @@ def bytes_of(count, channels=3, side=32):
 
 
 def prepare(images, index, seed=0, epoch=0, **options):
-    preprocess = Preprocess(32, 32, **{**FAR, **options})
+    preprocess = Preprocess(32, 32, **{**STRONG, **options})
     return preprocess(images, preprocess.generate_random_numbers(seed, epoch, index))
 
 
@@ -35,7 +35,7 @@ def test_random_numbers_do_not_depend_on_order_or_batches():
 
 
 @pytest.mark.parametrize("other", [{"seed": 1}, {"epoch": 1}])
-@pytest.mark.parametrize("kind", FAR)
+@pytest.mark.parametrize("kind", STRONG)
 def test_augmentation_depends_on_seed_and_epoch(kind, other):
     images, index = bytes_of(40), torch.arange(40)
     alone = {
@@ -43,7 +43,7 @@ def test_augmentation_depends_on_seed_and_epoch(kind, other):
         "cutout": 0,
         "color_jitter": 0.0,
         "horizontal_flip": False,
-        kind: FAR[kind],
+        kind: STRONG[kind],
     }
 
     changed = prepare(images, index, **alone) != prepare(images, index, **alone, **other)
@@ -58,7 +58,7 @@ def test_crops_and_flips_are_the_same_with_other_augmentations():
         Preprocess().generate_random_numbers(3, 2, index), generate_integers(3, 2, index, count=3)
     )
     assert torch.equal(
-        Preprocess(**FAR).generate_random_numbers(3, 2, index)[:, :3],
+        Preprocess(**STRONG).generate_random_numbers(3, 2, index)[:, :3],
         generate_integers(3, 2, index, count=3),
     )
 
@@ -75,17 +75,17 @@ def test_streams_are_unrelated():
 def test_evaluation_is_not_augmented():
     images = bytes_of(5)
 
-    assert torch.equal(Preprocess(32, 32, **FAR)(images), Preprocess(32, 32)(images))
+    assert torch.equal(Preprocess(32, 32, **STRONG)(images), Preprocess(32, 32)(images))
 
 
 def test_cutout_squares_are_whole_and_reach_each_edge():
-    erased = (
+    is_cut = (
         prepare(bytes_of(2000), torch.arange(2000), random_crop_padding=0, color_jitter=0.0) == 0
     )
 
-    assert erased.all(dim=1).sum(dim=(1, 2)).eq(8 * 8).all()
-    assert erased.any(dim=3).sum(dim=2).eq(8).all()
-    corner = erased[:, 0].flatten(1).int().argmax(dim=1)
+    assert is_cut.all(dim=1).sum(dim=(1, 2)).eq(8 * 8).all()
+    assert is_cut.any(dim=3).sum(dim=2).eq(8).all()
+    corner = is_cut[:, 0].flatten(1).int().argmax(dim=1)
     assert (corner // 32).unique().tolist() == (corner % 32).unique().tolist() == list(range(25))
 
 
@@ -115,7 +115,7 @@ def test_color_jitter_equals_that_of_torchvision(place, name, channels, factor):
 
     change = getattr(reference, f"adjust_{name}")
     expected = torch.stack([change(image / 255, factor) * 255 for image in images])
-    # Its weights of grey are of three decimals and a fourth.
+    # torchvision rounds the weights of grayscale.
     torch.testing.assert_close(changed, expected, atol=0.2, rtol=0)
 
 
@@ -154,7 +154,7 @@ def test_data_module_augments_in_training_alone(monkeypatch):
     monkeypatch.setenv("PL_GLOBAL_SEED", "7")
     recorder = networks.Recorder()
     trainer = networks.trainer(max_epochs=2, callbacks=[recorder])
-    trainer.fit(Classifier(networks.network, 4), InMemory(12, 32, 32, **FAR))
+    trainer.fit(Classifier(networks.network, 4), InMemory(12, 32, 32, **STRONG))
 
     images, _ = networks.byte_images(12)[:]
     for epoch, batch in enumerate(recorder.training):

@@ -80,7 +80,7 @@ def test_crops_and_flips_are_uniform_and_independent(seed):
 
 
 def test_neighboring_images_and_epochs_are_unrelated():
-    """Correlation of neighbors, which a true generator keeps within 5 standard deviations."""
+    """Correlation of neighbors, which is within 5 standard deviations for a true generator."""
     numbers = torch.stack(
         [generate_integers(0, epoch, torch.arange(1000), count=3) for epoch in range(30)]
     )
