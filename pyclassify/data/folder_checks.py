@@ -252,8 +252,10 @@ def _describe_no_train(folder: Path) -> str:
         return f"{problem}, but the archive {archives[0]}; extract it there. {EXPECTED}"
     if inner:
         close = [name for name in inner if get_close_matches(name.lower(), ("train", "training"))]
-        hint = f". Did you mean {close[0]!r}?" if close else ""
-        return f"{problem}, but the folders {join_some(inner, 8)}; {EXPECTED}{hint}"
+        advice = EXPECTED
+        if close:
+            advice = f"rename {close[0]!r} to train if it has the training images. {EXPECTED}"
+        return f"{problem}, but the folders {join_some(inner, 8)}; {advice}"
     return f"{problem}; {EXPECTED}"
 
 

@@ -98,8 +98,8 @@ class ImageDataModule(LightningDataModule):
     Args:
         batch_size: The number of images in a batch of each process.
         resize: The side of the square that images are resized to, in pixels.
-        crop: The side of the square that is cropped from it, in pixels, at most `resize`. The crop
-            is random in training, and central otherwise.
+        crop: The side of the square that is cropped from the resized image, in pixels, at most
+            `resize`. The crop is random in training, and central otherwise.
         horizontal_flip: Whether training flips each image horizontally with a probability of 0.5.
         mean: The mean of each channel, in 0..1, that normalization subtracts.
         std: The standard deviation of each channel, in 0..1, that normalization divides by.

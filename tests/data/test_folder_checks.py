@@ -73,7 +73,7 @@ def test_folder_as_it_should_be_has_no_warnings(tmp_path):
         ),
         (["a/1.png", "b/1.png"], ".", ["no folder train", "a, b", "{}/train", "{}/test/<class>"]),
         (["images/train/1.png", "labels/train/1.txt"], ".", ["object detection", "images, labels"]),
-        (["trian/a/1.png"], ".", ["no folder train", "Did you mean 'trian'?"]),
+        (["trian/a/1.png"], ".", ["no folder train", "rename 'trian' to train"]),
         (["train/x/a/1.png", "train/x/b/1.png"], ".", ["one folder, 'x'", "a, b", "move them"]),
         (["train/train/a/1.png", "train/train/b/1.png"], ".", ["--data_path {}/train"]),
         (["x/set/train/a/1.png", "x/set/train/b/1.png"], ".", ["--data_path {}/x/set"]),
