@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 from pyclassify.utils import launcher
 from pyclassify.utils.options import (
     TRAINING_COMMANDS,
+    USAGE_EXIT_CODE,
     UsageError,
     find_logger_settings,
     has_seeds_option,
@@ -82,9 +83,9 @@ def train_seeds(argv: list[str], count: int) -> None:
         count: The number of seeds.
 
     Raises:
-        UsageError: The first seed is not a number, or the logger is disabled.
+        UsageError: The first seed is not a number, the logger is disabled, a configuration file
+            can't be read, or the first seed was refused as a usage error.
         ValueError: This process can't reach the tracking server.
-        OSError: A configuration file can't be read.
         ChildProcessError: A seed failed.
         KeyboardInterrupt: A seed saved a checkpoint and exited, to be requeued.
     """
@@ -101,7 +102,7 @@ def train_seeds(argv: list[str], count: int) -> None:
                 raise KeyboardInterrupt("SIGUSR1")
             if exit_code != 0 or (parent and parent.has_failed(index)):
                 failed.append(seeds[index])
-                _check_failure(seeds, index, parent)
+                _check_failure(seeds, index, parent, exit_code)
     finally:
         if parent:
             sys.stdout.write("\n" + "".join(f"{line}\n" for line in parent.format_report()))
@@ -116,8 +117,8 @@ def list_seeds(argv: list[str], count: int) -> range:
     """List the seeds: from the one that options or configuration files set, or from 0.
 
     Raises:
-        UsageError: The first seed is not a number, or so large that the last one exceeds 32 bits.
-        OSError: A configuration file can't be read.
+        UsageError: The first seed is not a number, or so large that the last one exceeds 32 bits,
+            or a configuration file can't be read.
     """
     first: Any = 0
     for name, value in list_settings(argv):
@@ -150,10 +151,13 @@ def _check_logging(config: Mapping[str, Any], count: int) -> None:
         )
 
 
-def _check_failure(seeds: Sequence[int], index: int, parent: "ParentRun | None") -> None:
-    """Raise ChildProcessError if the first seed failed before its first training step."""
+def _check_failure(
+    seeds: Sequence[int], index: int, parent: "ParentRun | None", exit_code: int
+) -> None:
+    """Raise an error if the first seed failed before its first training step."""
     if index == 0 and parent and launcher.is_single_process() and parent.failed_at_start():
-        raise ChildProcessError(
+        is_usage_error = exit_code == USAGE_EXIT_CODE
+        raise (UsageError if is_usage_error else ChildProcessError)(
             f"seed {seeds[0]} failed before its first training step, so the other "
             f"{len(seeds) - 1} were not trained; see its error above"
         )

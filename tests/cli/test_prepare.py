@@ -61,7 +61,7 @@ def test_training_with_skip_has_the_report_and_counts_what_it_left_out(folder, c
     assert mentions(text, "**9** | **1** | **11**", "left out")
     assert run.data.tags[SKIPPED_TAG] == "3"
     assert run.data.params["data/unreadable"] == "skip"
-    assert mentions(run.data.tags["mlflow.note.content"], "without 3 files", "data.md")
+    assert mentions(run.data.tags["mlflow.note.content"], "3 files skipped", "data.md")
 
 
 def test_training_with_stop_after_prepare_ends_before_it_begins(folder, cli):

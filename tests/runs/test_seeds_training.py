@@ -95,7 +95,7 @@ def test_failed_seed_fails_the_parent_with_the_means_of_the_others(ended):
 def test_first_seed_that_fails_at_start_skips_the_others(ended):
     done = ended["an option is wrong"]
 
-    assert done.code == 1
+    assert done.code == 2  # of the seed: the command line is invalid
     assert statuses([done.parent, *done.children]) == ["FAILED", "FAILED"]
     assert re.search(
         r"^pyclassify: error: .*\bseed 30 failed before\b.*\bother 1 were\b", done.out, re.M
