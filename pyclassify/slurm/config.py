@@ -246,7 +246,7 @@ class Config(BaseModel):
     time: _Time | None = _option("the time limit of the job", "minutes")
     output: _FileName = _option("the file for stdout, in the run's folder", default="%x-%j.out")
     error: _FileName = _option("the file for stderr, in the run's folder", default="%x-%j.err")
-    exclusive: _Exclusive | None = _option("whether to share the nodes with no other job")
+    exclusive: _Exclusive | None = _option("whether the nodes run no other job")
     dependency: _Line | None = _option("jobs that must end before this one starts")
     signal: _Signal | None = _option("the signal to send before the time limit", "seconds")
     requeue: _Flag | None = _option(
