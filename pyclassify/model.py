@@ -29,6 +29,8 @@ class AlexNet(nn.Module):
         ValueError: `num_classes` is less than 1.
 
     Example:
+        >>> import torch
+        >>> from pyclassify import AlexNet
         >>> AlexNet(num_classes=10)(torch.zeros(2, 3, 224, 224)).shape
         torch.Size([2, 10])
     """
@@ -101,6 +103,8 @@ class AlexNetBN(nn.Module):
         ValueError: `num_classes` is less than 1.
 
     Example:
+        >>> import torch
+        >>> from pyclassify import AlexNetBN
         >>> AlexNetBN(num_classes=10)(torch.zeros(2, 3, 32, 32)).shape
         torch.Size([2, 10])
     """

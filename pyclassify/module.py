@@ -62,6 +62,9 @@ class Classifier(LightningModule):
             `freeze` names, nothing is left to train, or two kinds of weights are given.
 
     Example:
+        >>> import torch
+        >>> import torchvision
+        >>> from pyclassify import Classifier
         >>> network = Classifier(torchvision.models.resnet18, num_classes=5, label_smoothing=0.1)
         >>> network(torch.zeros(2, 3, 64, 64)).shape
         torch.Size([2, 5])

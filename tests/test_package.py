@@ -5,13 +5,11 @@ import subprocess
 import sys
 from functools import partial
 from importlib import import_module
-from pathlib import Path
 
 import pytest
-import torch
-import torchvision
 
 import pyclassify
+from pyclassify import SyntheticDataModule, Trainer
 from tests.support.images import grow
 
 # Public classes that documentation names and `pyclassify` itself does not have.
@@ -68,37 +66,30 @@ def test_example_of_the_package_builds_its_classes(tmp_path):
 
 
 @pytest.fixture
-def example_namespace(store, tmp_path, monkeypatch):
-    """What examples may use: the public classes, a folder `photos`, a store, small synthetic sets.
+def example_folder(store, tmp_path, monkeypatch):
+    """Run an example in a folder with the images `photos`, and with a new store.
 
-    Trainings are short and quiet, so that an example can be written as a user would.
+    `Trainer` and `SyntheticDataModule` of the package are quiet and small, so that examples can be
+    written as a user would write them.
     """
     monkeypatch.chdir(tmp_path)
-    grow(Path("photos"), "train/cat", "train/dog", "test/cat", "test/dog")
-    names = {name: getattr(pyclassify, name) for name in pyclassify.__all__}
+    grow(tmp_path / "photos", "train/cat", "train/dog", "test/cat", "test/dog")
     quiet = {"accelerator": "cpu", "enable_progress_bar": False, "enable_model_summary": False}
-    return {
-        **names,
-        "Trainer": partial(names["Trainer"], **quiet),
-        "SyntheticDataModule": partial(
-            names["SyntheticDataModule"], train_size=32, val_size=16, test_size=16
-        ),
-        "torch": torch,
-        "torchvision": torchvision,
-    }
+    small = {"train_size": 32, "val_size": 16, "test_size": 16}
+    monkeypatch.setattr(pyclassify, "Trainer", partial(Trainer, **quiet))
+    monkeypatch.setattr(pyclassify, "SyntheticDataModule", partial(SyntheticDataModule, **small))
 
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("name", [*pyclassify.__all__, *MORE_CLASSES])
-def test_example_of_public_class_runs(name, example_namespace):
+def test_example_of_public_class_runs(name, example_folder):
     if name in NOT_RUNNABLE:
         pytest.skip("its example does not run yet")
     module, _, class_name = f"pyclassify.{name}".rpartition(".")
-    found = getattr(import_module(module), class_name)
-    docstring = found.__doc__
-
-    test = doctest.DocTestParser().get_doctest(docstring, example_namespace, name, None, None)
+    docstring = getattr(import_module(module), class_name).__doc__
+    test = doctest.DocTestParser().get_doctest(docstring, {}, name, None, None)
     report = []
+
     results = doctest.DocTestRunner(optionflags=doctest.ELLIPSIS).run(test, out=report.append)
 
     assert test.examples

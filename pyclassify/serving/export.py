@@ -103,6 +103,7 @@ class ExportedClassifier(LightningModule):
         MisconfigurationException: The file is not such a program.
 
     Example:
+        >>> from pyclassify import AlexNetBN, ImageFolderDataModule, Preprocess, Trainer
         >>> from pyclassify.serving.export import ExportedClassifier, export_program
         >>> names = export_program(AlexNetBN(2), Preprocess(), ["cat", "dog"], "program.pt2")
         >>> network = ExportedClassifier("program.pt2")

@@ -63,6 +63,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     another file system. Checkpoints at remote paths (with ://) are written by Lightning.
 
     Example:
+        >>> from pyclassify import Trainer
         >>> from pyclassify.training.checkpoints import AtomicCheckpointIO
         >>> trainer = Trainer(plugins=[AtomicCheckpointIO()])
     """
@@ -221,6 +222,7 @@ class BestCheckpoint(ModelCheckpoint):
         **kwargs: Arguments of lightning.pytorch.callbacks.ModelCheckpoint.
 
     Example:
+        >>> from pyclassify import Trainer
         >>> from pyclassify.training.checkpoints import BestCheckpoint
         >>> trainer = Trainer(callbacks=[BestCheckpoint(monitor="val_loss", mode="min")])
     """

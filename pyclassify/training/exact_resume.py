@@ -61,6 +61,7 @@ class Resume(Callback):
             of processes or batches has changed and `allow_inexact` is False.
 
     Example:
+        >>> from pyclassify import RunLogger, Trainer
         >>> from pyclassify.training.exact_resume import Resume
         >>> trainer = Trainer(callbacks=[Resume(every_minutes=5)], logger=RunLogger())
     """

@@ -32,6 +32,8 @@ class WarmupCosine(LRScheduler):
         MisconfigurationException: warmup_ratio is not in [0, 1).
 
     Example:
+        >>> import torch
+        >>> from pyclassify import WarmupCosine
         >>> optimizer = torch.optim.SGD(torch.nn.Linear(4, 2).parameters(), lr=0.5)
         >>> schedule = WarmupCosine(optimizer, warmup_ratio=0.5).configure(steps=10)
         >>> rates = []
@@ -186,6 +188,7 @@ class EMAWeights(WeightAveraging):
         MisconfigurationException: decay is not in [0, 1), or update_every_n_steps is less than 1.
 
     Example:
+        >>> from pyclassify import AlexNetBN, Classifier, EMAWeights, SyntheticDataModule, Trainer
         >>> trainer = Trainer(max_epochs=1, callbacks=[EMAWeights(decay=0.99)])
         >>> trainer.fit(Classifier(AlexNetBN), SyntheticDataModule(batch_size=16))
     """

@@ -42,6 +42,7 @@ class PredictionWriter(BasePredictionWriter):
         MisconfigurationException: The file has another ending or exists, or its folder is missing.
 
     Example:
+        >>> from pyclassify import AlexNetBN, Classifier, ImageFolderDataModule, Trainer
         >>> from pyclassify.training.prediction_writer import PredictionWriter
         >>> trainer = Trainer(callbacks=[PredictionWriter("predictions.csv")])
         >>> network, data = Classifier(AlexNetBN, num_classes=2), ImageFolderDataModule("photos")

@@ -46,6 +46,7 @@ class Trainer(pl.Trainer):
     SLURMEnvironment(auto_requeue=False).
 
     Example:
+        >>> from pyclassify import AlexNetBN, Classifier, SyntheticDataModule, Trainer, WhitenStem
         >>> trainer = Trainer(max_epochs=2, callbacks=[WhitenStem()])
         >>> trainer.train(Classifier(AlexNetBN), SyntheticDataModule(batch_size=16))
         >>> "test_accuracy" in trainer.callback_metrics

@@ -30,6 +30,7 @@ class WhitenStem(pl.Callback):
             such convolution, or the images of the first batch are all of one color.
 
     Example:
+        >>> from pyclassify import AlexNetBN, Classifier, SyntheticDataModule, Trainer, WhitenStem
         >>> trainer = Trainer(max_epochs=1, callbacks=[WhitenStem(layer="stem")])
         >>> network = Classifier(AlexNetBN, freeze="stem")
         >>> trainer.fit(network, SyntheticDataModule(batch_size=16))
