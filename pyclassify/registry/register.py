@@ -69,7 +69,7 @@ class RegisterModel(Callback):
         result: The version and the decision about it in one line; empty without a version.
 
     Example:
-        >>> from pyclassify import Trainer
+        >>> from pyclassify import RegisterModel, Trainer
         >>> callback = RegisterModel("alexnet", min_accuracy=0.8, alpha=0.01)
         >>> trainer = Trainer(max_epochs=1, callbacks=[callback])
         >>> callback.name

@@ -61,6 +61,7 @@ class RunLogger(MLFlowLogger):
             whose environment variables give it another rank than 0.
 
     Example:
+        >>> from pyclassify import RunLogger, Trainer
         >>> from pyclassify.tracking.run import end_run
         >>> logger = RunLogger(run_name="first", system_metrics=False)
         >>> trainer = Trainer(logger=logger, max_epochs=1)
