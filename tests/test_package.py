@@ -23,16 +23,6 @@ MORE_CLASSES = [
     "training.exact_resume.Resume",
     "training.prediction_writer.PredictionWriter",
 ]
-# Their examples are still to be made runnable.
-NOT_RUNNABLE = {
-    "CIFAR10DataModule",
-    "ImageDataModule",
-    "ImageFolderDataModule",
-    "MNISTDataModule",
-    "Preprocess",
-    "SyntheticDataModule",
-    "TorchvisionDataModule",
-}
 
 
 @pytest.mark.parametrize("name", pyclassify.__all__)
@@ -73,7 +63,7 @@ def example_folder(store, tmp_path, monkeypatch):
     written as a user would write them.
     """
     monkeypatch.chdir(tmp_path)
-    grow(tmp_path / "photos", "train/cat", "train/dog", "test/cat", "test/dog")
+    grow(tmp_path / "photos", "train/cat", "train/dog", "test/cat", "test/dog", count=10)
     quiet = {"accelerator": "cpu", "enable_progress_bar": False, "enable_model_summary": False}
     small = {"train_size": 32, "val_size": 16, "test_size": 16}
     monkeypatch.setattr(pyclassify, "Trainer", partial(Trainer, **quiet))
@@ -83,8 +73,6 @@ def example_folder(store, tmp_path, monkeypatch):
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("name", [*pyclassify.__all__, *MORE_CLASSES])
 def test_example_of_public_class_runs(name, example_folder):
-    if name in NOT_RUNNABLE:
-        pytest.skip("its example does not run yet")
     module, _, class_name = f"pyclassify.{name}".rpartition(".")
     found = getattr(import_module(module), class_name)
     documented = found.func if isinstance(found, partial) else found
