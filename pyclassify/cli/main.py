@@ -69,8 +69,8 @@ def main(args: Sequence[str] | None = None) -> int:
                 raise
             return exit_code
         run.end_run("FINISHED")
-        missing = run.describe_missing()
-        return _print_error(missing) if missing else 0
+        failures = run.describe_failures()
+        return _print_error(failures) if failures else 0
 
 
 def _end_failed_run(argv: list[str], error: BaseException) -> int | None:

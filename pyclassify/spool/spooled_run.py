@@ -198,13 +198,12 @@ def open_run(
             server.
     """
     import mlflow
-    from mlflow import MlflowClient
     from mlflow.exceptions import MlflowException
 
-    from pyclassify.spool.experiments import check_names, open_experiment
+    from pyclassify.spool.experiments import check_names
     from pyclassify.spool.store import parse_spool_uri, register_scheme
     from pyclassify.spool.store_errors import describe_server_error, is_final
-    from pyclassify.utils.mlflow_settings import limit_requests, short_request_limits
+    from pyclassify.utils.mlflow_settings import limit_requests
 
     register_scheme()
     limit_requests()
@@ -220,12 +219,9 @@ def open_run(
             run_id = _create_in_spool(tracking_uri, experiment_name, run_name, tags)
         return SpooledRun(root / run_id)
     try:
-        with short_request_limits():  # before any request that may be carried out without an answer
-            MlflowClient(tracking_uri).search_experiments(max_results=1)
+        _check_server(tracking_uri)
         if run_id is None:
-            experiment_id = open_experiment(MlflowClient(tracking_uri), experiment_name)
-            if experiment_name:
-                mlflow.set_experiment(experiment_id=experiment_id)
+            _activate_experiment(tracking_uri, experiment_name)
         return _open_at_server(run_id is None, run_name, tags, tracking_uri, root)
     except MlflowException as error:
         if error.error_code not in _OFFLINE_CODES or is_final(error, run_id is None):
@@ -238,6 +234,27 @@ def open_run(
         )
     folder = _create_offline(run_id, experiment_name, run_name, tags, tracking_uri, root)
     return SpooledRun(folder, tracking_uri)
+
+
+def _check_server(tracking_uri: str) -> None:
+    """Check that the server responds, before any request that it may execute without a response."""
+    from mlflow import MlflowClient
+
+    from pyclassify.utils.mlflow_settings import short_request_limits
+
+    with short_request_limits():
+        MlflowClient(tracking_uri).search_experiments(max_results=1)
+
+
+def _activate_experiment(tracking_uri: str, experiment_name: str | None) -> None:
+    """Create the experiment of a new run if it is missing, and make it MLflow's active one."""
+    import mlflow
+
+    from pyclassify.spool.experiments import open_experiment
+
+    experiment_id = open_experiment(mlflow.MlflowClient(tracking_uri), experiment_name)
+    if experiment_name:
+        mlflow.set_experiment(experiment_id=experiment_id)
 
 
 def _open_at_server(

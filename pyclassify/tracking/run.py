@@ -253,7 +253,7 @@ def set_final_status(status: str, reason: str = "") -> None:
         while _before_end:
             warn_on_error("clean up at the end of the run", _before_end.pop())
         if status == "FINISHED" and _failures:
-            status, reason = "FAILED", describe_missing()
+            status, reason = "FAILED", describe_failures()
         left_to_slurm = status == "KILLED" and os.environ.get(STATUS_BY_SLURM_ENV) == run_id
         uploaded = True
         if _open_run is not None:
@@ -305,7 +305,7 @@ def end_run(status: str, reason: str = "") -> None:
         _close_monitor()
 
 
-def describe_missing() -> str:
+def describe_failures() -> str:
     """Describe the required results that could not be logged; empty if there are none."""
     return "; ".join(_failures)
 

@@ -45,7 +45,7 @@ def classifier():
 
 @pytest.fixture
 def score(cli):
-    """Test a module with a run of its own: `score(module, loader)` gives its logger."""
+    """Test a module in its own run: `score(module, loader)` returns the logger."""
 
     def test(module, loaders):
         logger = RunLogger()

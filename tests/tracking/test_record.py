@@ -1,4 +1,4 @@
-"""What a run says of its data."""
+"""The description and the check of a run's data."""
 
 import pytest
 
@@ -52,8 +52,8 @@ def test_may_change_images_by_options_of_the_data(options, asks):
 
 
 @pytest.fixture
-def again(store):
-    """Make a run again of one that had sets with some digests; returns both ids."""
+def rerun(store):
+    """Create a rerun of a run with given digests; return both IDs."""
 
     def make(before, **tags):
         source = store.create_run(experiment_id(store)).info.run_id
@@ -65,15 +65,17 @@ def again(store):
     return make
 
 
-def sets(images=4, **digests):
-    return {"splits": {part: {"images": images, "digest": each} for part, each in digests.items()}}
+def splits(images=4, **digests):
+    return {
+        "splits": {split: {"images": images, "digest": digest} for split, digest in digests.items()}
+    }
 
 
-def test_check_data_with_other_images_raises_both_digests(store, again):
-    source, run_id = again(sets(train="aaaa", val="bbbb"))
+def test_check_data_with_other_images_raises_both_digests(store, rerun):
+    source, run_id = rerun(splits(train="aaaa", val="bbbb"))
 
     with pytest.raises(ValueError, match="val") as error:
-        record.check_data(store, run_id, sets(5, train="aaaa", val="cccc"))
+        record.check_data(store, run_id, splits(5, train="aaaa", val="cccc"))
 
     assert mentions(str(error.value), source, "bbbb", "4 images", "cccc", "5 images")
     assert mentions(str(error.value), "--data_path")
@@ -82,28 +84,28 @@ def test_check_data_with_other_images_raises_both_digests(store, again):
 @pytest.mark.parametrize(
     ("before", "now", "overridden"),
     [
-        (sets(train="a"), sets(train="a"), ""),
-        (sets(train="a"), sets(test="b"), ""),  # which the source did not use
-        (sets(train="a"), None, ""),
-        (None, sets(train="b"), "--data.train_size=8"),
-        (sets(train="a"), sets(train="b"), "--data.train_size=8"),
+        (splits(train="a"), splits(train="a"), ""),
+        (splits(train="a"), splits(test="b"), ""),  # which the source did not use
+        (splits(train="a"), None, ""),
+        (None, splits(train="b"), "--data.train_size=8"),
+        (splits(train="a"), splits(train="b"), "--data.train_size=8"),
     ],
 )
-def test_check_data_with_same_or_requested_images_passes(store, again, before, now, overridden):
-    _, run_id = again(before, **{capsule.OVERRIDES_TAG: overridden})
+def test_check_data_with_same_or_requested_images_passes(store, rerun, before, now, overridden):
+    _, run_id = rerun(before, **{capsule.OVERRIDES_TAG: overridden})
 
     assert record.check_data(store, run_id, now) is None
 
 
-def test_check_data_with_a_source_without_data_passes(store, again):
-    source, run_id = again({})
+def test_check_data_with_a_source_without_data_passes(store, rerun):
+    source, run_id = rerun({})
     store.log_dict(source, {"data": None}, "capsule/capsule.json")
 
-    assert record.check_data(store, run_id, sets(train="b")) is None
+    assert record.check_data(store, run_id, splits(train="b")) is None
 
 
-def test_check_data_without_a_readable_capsule_warns(store, again):
-    _, run_id = again(None)
+def test_check_data_without_a_readable_capsule_warns(store, rerun):
+    _, run_id = rerun(None)
 
     with pytest.warns(UserWarning, match="could not compare the data"):
-        record.check_data(store, run_id, sets(train="b"))
+        record.check_data(store, run_id, splits(train="b"))

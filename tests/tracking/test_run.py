@@ -103,7 +103,7 @@ def test_warn_on_error_of_an_optional_result_warns_with_action_and_reason(recwar
         "could not plot the figures (ZeroDivisionError: division by zero); the run continues "
         "without this result"
     )
-    assert run.describe_missing() == ""
+    assert run.describe_failures() == ""
 
 
 def test_warn_on_error_of_a_required_result_fails_the_run_at_its_end(store):
@@ -115,7 +115,7 @@ def test_warn_on_error_of_a_required_result_fails_the_run_at_its_end(store):
     ended = store.get_run(started.run_id)
     assert ended.info.status == "FAILED"
     reason = "could not log the model (ZeroDivisionError: division by zero)"
-    assert ended.data.tags["status_reason"] == run.describe_missing() == reason
+    assert ended.data.tags["status_reason"] == run.describe_failures() == reason
 
 
 def test_import_of_run_loads_neither_torch_nor_mlflow():
