@@ -51,6 +51,6 @@ def test_slurm_render_with_a_key_twice_in_its_config_is_refused(form, cli, tmp_p
     (tmp_path / "config.json").write_text(text)
     given = {"file": "config.json", "inline": text}[form]
 
-    told = refusal(cli("slurm render .", "--backend-config", given))
+    message = refusal(cli("slurm render .", "--backend-config", given), code=2)
 
-    assert mentions(told, "key 'time'", 2, 3)
+    assert mentions(message, "key 'time'", 2, 3)
