@@ -136,12 +136,12 @@ class _HelpFormatter(argparse.RawDescriptionHelpFormatter):
         return "\n\n".join(paragraphs)
 
     def _get_help_string(self, action: argparse.Action) -> str:
-        text = action.help or ""
+        """Format the help as a sentence."""
+        text = (action.help or "").removesuffix(".")
         has_default = action.default not in (None, False, argparse.SUPPRESS, "")
-        if not (has_default and action.option_strings) or "default" in text:
-            return text
-        stop = "." if text.endswith(".") else ""
-        return f"{text.removesuffix('.')} (default: %(default)s){stop}"
+        if has_default and action.option_strings and "default" not in text:
+            text += " (default: %(default)s)"
+        return f"{text[:1].upper()}{text[1:]}."
 
     def _format_action_invocation(self, action: argparse.Action) -> str:
         if not action.option_strings or action.nargs == 0:

@@ -74,7 +74,7 @@ def test_help_of_a_command_ends_with_its_examples_and_shows_defaults(parser):
     text = parser.format_help()
 
     assert text.endswith("examples:\n  tool status 1\n  tool -h\n")
-    assert "the number of runs (default: 5)" in text
+    assert "The number of runs (default: 5)." in text
 
 
 @pytest.mark.parametrize(
