@@ -69,9 +69,9 @@ class RegisterModel(Callback):
         result: The version and the decision about it in one line; empty without a version.
 
     Example:
-        >>> from pyclassify import RegisterModel, Trainer
+        >>> from pyclassify import RegisterModel, RunLogger, Trainer
         >>> callback = RegisterModel("alexnet", min_accuracy=0.8, alpha=0.01)
-        >>> trainer = Trainer(max_epochs=1, callbacks=[callback])
+        >>> trainer = Trainer(max_epochs=1, logger=RunLogger(), callbacks=[callback])
         >>> callback.name
         'alexnet'
     """
