@@ -36,6 +36,7 @@ class RunMetrics(Callback):
     metrics go to all loggers of the trainer. A `RunLogger` also starts its system metrics.
 
     Example:
+        >>> from pyclassify import RunLogger, Trainer
         >>> from pyclassify.tracking.metrics import RunMetrics
         >>> trainer = Trainer(max_epochs=1, callbacks=[RunMetrics()], logger=RunLogger())
     """

@@ -44,6 +44,7 @@ class PredictionLogger(Callback):
         figures: The logged figures, PNG by file name.
 
     Example:
+        >>> from pyclassify import AlexNetBN, Classifier, SyntheticDataModule, Trainer
         >>> from pyclassify.tracking.predictions import PredictionLogger
         >>> callback = PredictionLogger()
         >>> trainer = Trainer(callbacks=[callback], logger=False, accelerator="cpu")
