@@ -412,4 +412,4 @@ def test_unreachable_server_is_named_without_its_password(capsys, monkeypatch):
 def test_option_before_the_command_fails(cli):
     done = cli("--seed 3 compare")
 
-    assert_refused(done, "options", "pyclassify compare ...")
+    assert_refused(done, "options", "pyclassify compare ...", code=2)
