@@ -30,7 +30,7 @@ _MACHINE_ERROR = re.compile("not available|your machine|backend found|Requiremen
 
 @contextmanager
 def refuse_invalid_options() -> Iterator[None]:
-    """Raise a UsageError in place of what constructors and checks raise about options.
+    """Raise a UsageError instead of what constructors and checks raise about options.
 
     Errors that depend on files, installed packages or the machine stay as they are.
     """

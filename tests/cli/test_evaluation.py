@@ -26,23 +26,25 @@ def expected(classifier, dataset, stage):
     return {f"{stage}_loss": loss.item(), f"{stage}_accuracy": accuracy.item()}
 
 
-@pytest.mark.parametrize(("verb", "stage"), [("validate", "val"), ("test", "test")])
+@pytest.mark.parametrize(("command", "stage"), [("validate", "val"), ("test", "test")])
 @pytest.mark.parametrize("batch_size", [1, 4, 7, 64])
-def test_evaluation_is_of_the_whole_set_whatever_the_batches(classifier, verb, stage, batch_size):
+def test_evaluation_is_of_the_whole_set_whatever_the_batches(
+    classifier, command, stage, batch_size
+):
     dataset = networks.byte_images(7)
 
-    (logged,) = getattr(networks.trainer(), verb)(
+    (logged,) = getattr(networks.trainer(), command)(
         classifier, DataLoader(dataset, batch_size), verbose=False
     )
 
     assert logged == pytest.approx(expected(classifier, dataset, stage))
 
 
-@pytest.mark.parametrize("verb", ["validate", "test"])
-def test_each_of_two_loaders_is_scored_by_itself(classifier, verb):
+@pytest.mark.parametrize("command", ["validate", "test"])
+def test_each_of_two_loaders_is_scored_by_itself(classifier, command):
     sets = [networks.byte_images(7), networks.byte_images(5, seed=1)]
 
-    scores = getattr(networks.trainer(), verb)(
+    scores = getattr(networks.trainer(), command)(
         classifier, [DataLoader(s, 3) for s in sets], verbose=False
     )
 

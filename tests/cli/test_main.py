@@ -1,4 +1,4 @@
-"""Whole command lines, one run each: what is trained, on what, and what is said in the end."""
+"""Whole command lines, one run each: what is trained, on what data, and the summary at the end."""
 
 import os
 import re
@@ -133,12 +133,12 @@ def test_next_step_shows_the_runs_where_they_are_and_no_password(uri, next_step)
     assert format_ui_command(uri) == next_step
 
 
-@pytest.mark.parametrize("verb", ["validate", "test"])
-def test_score_of_a_run_is_the_one_that_it_reported(verb, trained, cli, store):
+@pytest.mark.parametrize("command", ["validate", "test"])
+def test_score_of_a_run_is_the_one_that_it_reported(command, trained, cli, store):
     run, before = trained.run, len(list_runs(store))
-    metric = {"validate": "val_accuracy", "test": "test_accuracy"}[verb]
+    metric = {"validate": "val_accuracy", "test": "test_accuracy"}[command]
 
-    scored = cli(f"{verb} {SHAPES} --ckpt_path {run.info.run_id}")
+    scored = cli(f"{command} {SHAPES} --ckpt_path {run.info.run_id}")
 
     assert scored.code == 0
     assert len(scored.runs) == before + 1

@@ -6,19 +6,22 @@ import yaml
 from pyclassify.cli.options import expand_options
 from pyclassify.utils.options import SHORT_OPTIONS, UsageError
 
-PARTS = ["--data=pyclassify.datamodule.CIFAR10DataModule", "--model=pyclassify.module.Classifier"]
+DEFAULTS = [
+    "--data=pyclassify.datamodule.CIFAR10DataModule",
+    "--model=pyclassify.module.Classifier",
+]
 
 
 @pytest.mark.parametrize(("short", "full"), SHORT_OPTIONS.items())
 def test_short_option_stands_for_the_full_one(short, full):
-    assert expand_options(["fit", f"--{short}=7"]) == ["fit", *PARTS, f"--{full}=7"]
-    assert expand_options(["fit", f"--{short}", "7"]) == ["fit", *PARTS, f"--{full}", "7"]
+    assert expand_options(["fit", f"--{short}=7"]) == ["fit", *DEFAULTS, f"--{full}=7"]
+    assert expand_options(["fit", f"--{short}", "7"]) == ["fit", *DEFAULTS, f"--{full}", "7"]
 
 
 def test_full_option_passes_as_it_is():
     given = ["fit", "--trainer.limit_train_batches=10", "--seed_everything", "3"]
 
-    assert expand_options(given) == ["fit", *PARTS, *given[1:]]
+    assert expand_options(given) == ["fit", *DEFAULTS, *given[1:]]
 
 
 @pytest.mark.parametrize("optimizer", [["--optimizer", "SGD"], ["--optimizer.class_path=SGD"]])
@@ -80,7 +83,7 @@ def test_schedule_without_an_optimizer_is_refused():
 
 
 def test_negative_number_is_a_value():
-    assert expand_options(["--seed", "-1", "fit"]) == ["fit", *PARTS, "--seed_everything", "-1"]
+    assert expand_options(["--seed", "-1", "fit"]) == ["fit", *DEFAULTS, "--seed_everything", "-1"]
 
 
 def test_help_without_a_class_is_about_the_chosen_one():
@@ -101,13 +104,13 @@ def test_fit_alone_is_alexnet_on_cifar10(cli):
     assert config["data"]["init_args"]["batch_size"] == 64
 
 
-@pytest.mark.parametrize("verb", ["fit", "train", "prepare"])
-def test_printed_config_can_be_given_back(verb, cli, tmp_path):
+@pytest.mark.parametrize("command", ["fit", "train", "prepare"])
+def test_printed_config_can_be_given_back(command, cli, tmp_path):
     options = "--optimizer SGD --learning_rate=0.1 --data=MNISTDataModule --max_epochs 3"
     printed = cli(f"fit {options} --print_config").out
     (tmp_path / "printed.yaml").write_text(printed)
 
-    again = shown(cli, f"{verb} --config printed.yaml")
+    again = shown(cli, f"{command} --config printed.yaml")
 
     assert again == yaml.safe_load(printed)
 
