@@ -1,9 +1,9 @@
 """Inject faults into a training on a SLURM cluster, and compare it with one without faults.
 
-A private SLURM cluster (as root, with Debian's slurm-wlm, munge, slurmdbd and mariadb-server), an
-`mlflow server` on SQLite, and a small network trained by two processes, whose run folder is on a
-small disk. The exit code is 0 if the result is one FINISHED run, with bitwise identical weights and
-each value of its metrics exactly once.
+It starts a private SLURM cluster (as root, with Debian's slurm-wlm, munge, slurmdbd and
+mariadb-server) and an `mlflow server` on SQLite. Two processes train a small network, whose run
+folder is on a small disk. The exit code is 0 if the result is one FINISHED run, with bitwise
+identical weights and each value of its metrics exactly once.
 """
 
 import contextlib

@@ -34,7 +34,7 @@ from pyclassify.serving.artifact import save_model
 SIDE = 32
 
 
-def main(args=None):
+def parse(args):
     examples = ("--workers 2 --threads 1", "--model models:/alexnet@champion --env-manager uv")
     parser = BenchmarkParser("serve", __doc__, examples)
     parser.add_argument("--model", metavar="URI", help="Serve this model.")
@@ -67,7 +67,11 @@ def main(args=None):
         "--seconds", type=float, default=60, help="Measure for this number of seconds."
     )
     parser.add_json_option()
-    given = parser.parse_args(sys.argv[1:] if args is None else args)
+    return parser.parse_args(args)
+
+
+def main(args=None):
+    given = parse(sys.argv[1:] if args is None else args)
     os.environ["OMP_NUM_THREADS"] = str(given.threads)
     with contextlib.ExitStack() as stack:
         folder = given.model

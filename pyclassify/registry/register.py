@@ -42,8 +42,8 @@ class RegisterModel(Callback):
     """Log the trained and tested network as an MLflow model, and register it as a version.
 
     After the test of `Trainer.train`, the callback exports the weights that were tested with the
-    preprocessing of the data module, logs them to the run as the artifact `model`, and registers a
-    version of the registered model `name`. The version is compared with the version that has the
+    preprocessing of the data module. It logs them to the run as the artifact `model`, and registers
+    a version of the registered model `name`. The version is compared with the version that has the
     alias `champion`: it gets this alias if it is significantly better, and `challenger` otherwise.
 
     The trainer needs a `RunLogger`, and the data module or the LightningModule a `preprocess`.

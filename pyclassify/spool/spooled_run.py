@@ -202,7 +202,7 @@ def open_run(
 
     from pyclassify.spool.experiments import check_names
     from pyclassify.spool.store import parse_spool_uri, register_scheme
-    from pyclassify.spool.store_errors import describe_server_error, is_final
+    from pyclassify.spool.store_errors import is_final
     from pyclassify.utils.mlflow_settings import limit_requests
 
     register_scheme()
@@ -226,14 +226,20 @@ def open_run(
     except MlflowException as error:
         if error.error_code not in _OFFLINE_CODES or is_final(error, run_id is None):
             raise
-        warnings.warn(
-            f"the tracking server {mask(tracking_uri)} can't be reached "
-            f"({describe_server_error(error)}); the run is saved in {root} and uploaded when the "
-            "server is available",
-            stacklevel=2,
-        )
+        _warn_offline(error, tracking_uri, root)
     folder = _create_offline(run_id, experiment_name, run_name, tags, tracking_uri, root)
     return SpooledRun(folder, tracking_uri)
+
+
+def _warn_offline(error: Exception, tracking_uri: str, root: Path) -> None:
+    from pyclassify.spool.store_errors import describe_server_error
+
+    warnings.warn(
+        f"the tracking server {mask(tracking_uri)} can't be reached "
+        f"({describe_server_error(error)}); the run is saved in {root} and uploaded when the "
+        "server is available",
+        stacklevel=3,
+    )
 
 
 def _check_server(tracking_uri: str) -> None:

@@ -37,7 +37,7 @@ class RunLogger(MLFlowLogger):
 
     The run is the one of MLFLOW_RUN_ID, which `mlflow run` sets, or a new one. It starts when the
     first value is logged. Only rank 0 logs. Values are first written to a write-ahead log (the
-    spool, in `save_dir`), and uploaded every two seconds by a thread, so that the training neither
+    spool, in `save_dir`), and a thread uploads them every two seconds. So the training neither
     waits for the tracking server nor fails with it.
 
     Args:

@@ -116,10 +116,11 @@ class CommandParser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         if found := _INVALID_CHOICE.match(message):
-            name, given, choices = found[1], found[2], re.findall(r"[\w-]+", found[3])
-            message = f"unknown command {given!r}{suggest(given, choices)}"
-            if name.startswith("-"):
-                message = f"invalid {name}: {given!r} (expected {' or '.join(choices)})"
+            name, given = found[1], found[2]
+            choices = [choice.strip("'") for choice in found[3].split(", ")]
+            message = f"invalid {name}: {given!r} (expected {' or '.join(choices)})"
+            if self._commands and not name.startswith("-"):
+                message = f"unknown command {given!r}{suggest(given, choices)}"
         raise UsageError(add_help_hint(message, f"{self.prog} --help"))
 
 

@@ -95,3 +95,18 @@ def test_parse_args_of_an_invalid_command_line_names_the_remedy(parser, words, m
         parser.parse_args(words.split())
 
     assert str(error.value).startswith(message)
+
+
+def test_parse_args_of_an_invalid_choice_lists_the_choices():
+    parser = CommandParser("tool")
+    parser.add_argument("recipe", choices=["a.yaml", "b.yaml"])
+    parser.add_argument("--only", choices=["full disk", "scancel"])
+
+    with pytest.raises(
+        UsageError, match=r"^invalid recipe: 'c' \(expected a.yaml or b.yaml\); see"
+    ):
+        parser.parse_args(["c"])
+    with pytest.raises(
+        UsageError, match=r"^invalid --only: 'x' \(expected full disk or scancel\);"
+    ):
+        parser.parse_args(["a.yaml", "--only", "x"])
