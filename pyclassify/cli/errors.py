@@ -25,7 +25,9 @@ _BASE_CLASSES = {
 }
 _NETWORK = "pyclassify.cli.network"  # which makes the network of the options
 # What Lightning says of an accelerator that this machine lacks.
-_MACHINE_ERROR = re.compile("not available|your machine|backend found|Requirement .* not met")
+_MACHINE_ERROR = re.compile(
+    "not available|your machine|backend found|installed|Requirement .* not met"
+)
 
 
 @contextmanager

@@ -28,9 +28,7 @@ def expected(classifier, dataset, stage):
 
 @pytest.mark.parametrize(("command", "stage"), [("validate", "val"), ("test", "test")])
 @pytest.mark.parametrize("batch_size", [1, 4, 7, 64])
-def test_evaluation_is_of_the_whole_set_whatever_the_batches(
-    classifier, command, stage, batch_size
-):
+def test_evaluation_is_of_the_whole_set_for_any_batch_size(classifier, command, stage, batch_size):
     dataset = networks.byte_images(7)
 
     (logged,) = getattr(networks.trainer(), command)(
