@@ -100,7 +100,7 @@ _DATA_HELP = "Load images with this data module, such as ImageFolderDataModule."
 _DATA_PATH_HELP = "Read the data from this folder, or download it there (default: pyclassify in "
 _DATA_PATH_HELP += "the user's cache folder)."
 _LEARNING_RATE_HELP = "Set the learning rate of Adam, or of --optimizer."
-_RESUMED_HELP = "Resume from this checkpoint file; to resume a run, use `pyclassify resume`."
+_RESUMED_HELP = "Resume from this checkpoint file; for a run, use `pyclassify resume`."
 _EVALUATED_HELP = "Evaluate this checkpoint: a file, or the ID of a run. Required."
 _PREDICT_HELP = "Predict with this checkpoint file, run ID or models:/NAME@ALIAS. Required."
 _SEEDS_HELP = "Train N times, from --seed on, as child runs of one run."
@@ -122,13 +122,7 @@ _OPTIONS = {
         ("--optimizer", "CLASS", "Use this optimizer of torch.optim, not Adam.", None, _TRAIN),
         ("--seed", "N", "Seed weights, shuffling and augmentation.", "0", _TRAIN),
         ("--seeds", "N", _SEEDS_HELP, None, _TRAIN),
-        (
-            "--ckpt_path",
-            "FILE",
-            "Resume from this checkpoint file; for a run, use `pyclassify resume`.",
-            None,
-            _TRAIN,
-        ),
+        ("--ckpt_path", "FILE", _RESUMED_HELP, None, _TRAIN),
         ("--register", "NAME", "Register the network as a version of this model.", None, _TRAIN),
     ),
     "evaluation": (

@@ -63,7 +63,8 @@ def expand_options(argv: list[str]) -> list[str]:
     names.
 
     Raises:
-        UsageError: There is no such command, or a configuration file is not a mapping in YAML.
+        UsageError: There is no such command, a configuration file is not a mapping in YAML, or an
+            argument of a class has no value.
     """
     options = list(split_options(argv))
     command = _pop_command(options)
@@ -84,8 +85,16 @@ def expand_options(argv: list[str]) -> list[str]:
             name = "--help"
         head, equals, tail = name.partition("=")
         full = full_names.get(head.removeprefix("--")) if head.startswith("--") else None
+        if not value and not equals and _is_class_argument(full or head.removeprefix("--")):
+            raise UsageError(f"option {name} requires a value: {name} VALUE")
         expanded += [f"--{full}{equals}{tail}" if full else name, *value]
     return expanded
+
+
+def _is_class_argument(name: str) -> bool:
+    """Whether an option is an argument of a class; of these the parser names only the class."""
+    key, dot, _ = name.partition(".")
+    return bool(dot) and key in CLASS_OPTIONS and not name.endswith(".help")
 
 
 def _check_class_options(settings: dict[str, Any]) -> None:

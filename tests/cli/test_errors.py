@@ -40,6 +40,8 @@ USAGE_FORMS = {
     "import path of a class or function, package.module.Name). Did you mean 'MNISTDataModule'?",
     "fit --max_epochs three": "invalid trainer.max_epochs: 'three' (expected int)",
     "fit --max_epochs": "option --trainer.max_epochs requires a value: --trainer.max_epochs VALUE",
+    "fit --batch_size": "option --batch_size requires a value: --batch_size VALUE",
+    "fit --data.crop --max_epochs 3": "option --data.crop requires a value: --data.crop VALUE",
     "fit --devices 0": "invalid devices: 0 (expected 1 or more, a list of GPU indices, or auto)",
     f"fit {SHAPES} --num_nodes 0": "invalid trainer settings: `num_nodes` must be a positive",
     f"fit {SHAPES} --optimizer SGD --learning_rate -1": "invalid optimizer or lr_scheduler: ",
