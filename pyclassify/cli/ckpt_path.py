@@ -1,4 +1,4 @@
-"""Resolve --ckpt_path: a checkpoint file, a run's id, or a registered model."""
+"""Resolve --ckpt_path: a checkpoint file, a run's ID, or a registered model."""
 
 import re
 from collections.abc import Mapping

@@ -28,7 +28,7 @@ from pyclassify.utils.masking import mask_command
 from pyclassify.utils.options import TRAINING_COMMANDS, split_options
 
 _C = TypeVar("_C", bound=Callback)
-_SHORT_ID = 8  # characters of a run's id that commands take for it
+_SHORT_ID = 8  # characters of a run's ID that commands accept
 _TOLERANCE = 1e-4  # of an accuracy that is rounded
 
 

@@ -119,7 +119,7 @@ class Trainer(pl.Trainer):
 
         Args:
             ckpt_path: Load the weights from this checkpoint file, or from the best checkpoint of
-                the run with this id.
+                the run with this ID.
             verbose: Also print Lightning's table of the metrics.
             weights_only: Load only tensors and plain values from a checkpoint.
         """
@@ -138,7 +138,7 @@ class Trainer(pl.Trainer):
 
         Args:
             ckpt_path: Load the weights from this checkpoint file, or from the best checkpoint of
-                the run with this id.
+                the run with this ID.
             verbose: Also print Lightning's table of the metrics.
             weights_only: Load only tensors and plain values from a checkpoint.
         """
@@ -162,7 +162,7 @@ class Trainer(pl.Trainer):
             datamodule: The data module.
             return_predictions: Return the predictions of all batches too.
             ckpt_path: Load the weights from this checkpoint file, from the best checkpoint of the
-                run with this id, or from a registered model: models:/NAME@ALIAS or
+                run with this ID, or from a registered model: models:/NAME@ALIAS or
                 models:/NAME/VERSION.
             weights_only: Load only tensors and plain values from a checkpoint.
             output: Write a table to this new file, which ends in .parquet or .csv, with one row an

@@ -170,7 +170,9 @@ def test_schedule_with_lists_for_the_groups_is_refused(make, message):
 
 
 def test_optimizer_without_decay_is_refused():
-    with pytest.raises(MisconfigurationException, match=r"decay_bias_and_norm.*Rprop"):
+    with pytest.raises(
+        MisconfigurationException, match=r"decay_bias_and_norm.*Rprop.* no weight_decay"
+    ):
         exclude_from_weight_decay(torch.optim.Rprop(network().parameters()))
 
 
