@@ -63,8 +63,8 @@ def expand_options(argv: list[str]) -> list[str]:
     names.
 
     Raises:
-        UsageError: There is no such command, a configuration file is not a mapping in YAML, or an
-            argument of a class has no value.
+        UsageError: There is no such command, a configuration file is not a mapping in YAML, or a
+            short option or an argument of a class has no value.
     """
     options = list(split_options(argv))
     command = _pop_command(options)
@@ -85,7 +85,7 @@ def expand_options(argv: list[str]) -> list[str]:
             name = "--help"
         head, equals, tail = name.partition("=")
         full = full_names.get(head.removeprefix("--")) if head.startswith("--") else None
-        if not value and not equals and _is_class_argument(full or head.removeprefix("--")):
+        if not value and not equals and (full or _is_class_argument(head.removeprefix("--"))):
             raise UsageError(f"option {name} requires a value: {name} VALUE")
         expanded += [f"--{full}{equals}{tail}" if full else name, *value]
     return expanded

@@ -39,7 +39,9 @@ USAGE_FORMS = {
     "fit --data=MNISTDataModul": "invalid data: 'MNISTDataModul' can't be imported (expected the "
     "import path of a class or function, package.module.Name). Did you mean 'MNISTDataModule'?",
     "fit --max_epochs three": "invalid trainer.max_epochs: 'three' (expected int)",
-    "fit --max_epochs": "option --trainer.max_epochs requires a value: --trainer.max_epochs VALUE",
+    "fit --max_epochs": "option --max_epochs requires a value: --max_epochs VALUE",
+    "fit --trainer.max_steps": "option --trainer.max_steps requires a value: --trainer.max_steps "
+    "VALUE",
     "fit --batch_size": "option --batch_size requires a value: --batch_size VALUE",
     "fit --data.crop --max_epochs 3": "option --data.crop requires a value: --data.crop VALUE",
     "fit --devices 0": "invalid devices: 0 (expected 1 or more, a list of GPU indices, or auto)",
