@@ -265,8 +265,10 @@ def is_terminal() -> bool:
     """Whether stdout is a terminal that can draw a bar."""
     if sys.stdout is None or not sys.stdout.isatty() or os.environ.get("TERM") == "dumb":
         return False
-    # Containers and programs such as expect may have a terminal without a width.
-    return os.get_terminal_size(sys.stdout.fileno()).columns > 0
+    # Containers and programs such as expect may have a terminal without a size; tqdm draws nothing
+    # in fewer than two lines.
+    size = os.get_terminal_size(sys.stdout.fileno())
+    return size.columns > 0 and size.lines > 1
 
 
 class _Lines:

@@ -185,9 +185,9 @@ def test_other_ranks_read_the_epochs_metrics_and_write_nothing(capsys):
 def terminal():
     """Train with stdout in a pseudo-terminal; returns what was written to it."""
 
-    def train(callback, columns=100, **options):
+    def train(callback, columns=100, rows=30, **options):
         reader, writer = pty.openpty()
-        fcntl.ioctl(writer, termios.TIOCSWINSZ, struct.pack("HHHH", 30, columns, 0, 0))
+        fcntl.ioctl(writer, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
         written = b""
         with os.fdopen(writer, "w") as stdout, redirect_stdout(stdout):
             trainer = networks.trainer(callbacks=[callback], enable_progress_bar=True, **options)
@@ -225,11 +225,13 @@ def test_terminal_has_one_bar_with_time_left_and_validation_accuracy(terminal, m
     assert "\x1b[A" not in out  # and none above another
 
 
-@pytest.mark.parametrize(("kind", "columns"), [("dumb", 100), ("xterm", 0)])
-def test_terminal_that_can_draw_no_bar_has_lines(kind, columns, terminal, monkeypatch):
+@pytest.mark.parametrize(
+    ("kind", "columns", "rows"), [("dumb", 100, 30), ("xterm", 0, 0), ("xterm", 100, 0)]
+)
+def test_terminal_that_can_draw_no_bar_has_lines(kind, columns, rows, terminal, monkeypatch):
     monkeypatch.setenv("TERM", kind)
 
-    assert re.match(r"epoch 1/1: .*\r\n$", terminal(Progress(), columns, max_epochs=1))
+    assert re.match(r"epoch 1/1: .*\r\n$", terminal(Progress(), columns, rows, max_epochs=1))
 
 
 @pytest.mark.parametrize("has_rich", [False, True])
