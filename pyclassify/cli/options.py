@@ -111,7 +111,10 @@ def _pop_command(options: list[list[str]]) -> str:
     """Remove the command from the options."""
     option = next((option for option in options if not option[0].startswith("-")), None)
     if option is None:
-        raise UsageError(add_help_hint("missing command", "pyclassify --help"))
+        given = options[0][0].partition("=")[0] if options else ""
+        near = suggest(given, ("--help", "--help-all", "--version"))
+        message = f"unknown option {given!r}{near}" if near else "missing command"
+        raise UsageError(add_help_hint(message, "pyclassify --help"))
     command = option[0]
     if command not in TRAINING_COMMANDS:
         if command in COMMANDS:

@@ -21,6 +21,7 @@ UNKNOWN_RUN = "0123456789abcdef" * 2
 
 # The form of each kind of message, as it begins: of an invalid command line, exit code 2.
 USAGE_FORMS = {
+    "--versoin": "unknown option '--versoin'. Did you mean '--version'? See `pyclassify --help`",
     "--max_epochs 3": "missing command; see `pyclassify --help`",
     "trian": "unknown command 'trian'. Did you mean 'train'? See `pyclassify --help`",
     "cook --max_epochs 3": "unknown command 'cook'; see `pyclassify --help`",
