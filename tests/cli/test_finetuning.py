@@ -49,7 +49,7 @@ def test_run_records_the_digest_of_the_weights(cli, file):
     other, first = cli(f"fit {FROM}").runs
 
     assert first.data.params["model/weights_sha256"] == digest
-    assert f"from `w.pth` (`{digest[:8]}`)" in first.data.tags["mlflow.note.content"]
+    assert f"from `w.pth` (SHA-256 `{digest[:8]}`)" in first.data.tags["mlflow.note.content"]
     assert first.data.tags["pyclassify.recipe"] != other.data.tags["pyclassify.recipe"]
     compared = cli(f"compare {first.info.run_id} {other.info.run_id} --json").out
     assert [*json.loads(compared)["differing_parameters"]] == ["model/weights_sha256"]

@@ -169,8 +169,10 @@ def test_rerun_on_changed_data_fails_before_the_first_step(reruns, source, store
     assert done.code == 1
     assert before != now
     # the form of this message
-    message = rf"the {part} images are not those of run {source}: their digest was {before} \(.*"
-    assert re.search(rf"{message}images\) and is {now} \(", done.err)
+    message = (
+        rf"the {part} images differ from those of run {source}: found digest {now} \(.*images\)"
+    )
+    assert re.search(rf"{message}, expected {before} \(.*--data_path", done.err)
     assert done.run.info.status == "FAILED"
     assert losses(store, done.run.info.run_id) == []
 

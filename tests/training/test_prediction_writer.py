@@ -115,7 +115,7 @@ def test_prediction_without_probabilities_is_refused(tmp_path):
     ("part", "facts"),
     [
         ("no", "no is not a folder;.*data_path"),
-        (".", r"no images.*folders.*\.jpg"),
+        (".", r"no images.*\.hidden.*\.jpg"),
     ],
 )
 def test_folder_without_images_is_refused(part, facts, tmp_path):
@@ -130,5 +130,5 @@ def test_more_processes_than_images_are_refused(tmp_path):
     data.trainer = networks.trainer(devices=3, strategy="ddp")
     data.setup("predict")
 
-    with pytest.raises(MisconfigurationException, match=r"2 images .*3 processes"):
+    with pytest.raises(MisconfigurationException, match=r"2 images.*3 processes.*--devices 2"):
         data.predict_dataloader()
