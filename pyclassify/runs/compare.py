@@ -73,7 +73,7 @@ def _parse_args(argv: Sequence[str]) -> argparse.Namespace:
         "runs",
         nargs="*",
         metavar="RUN_ID",
-        help="give the ids of two or more runs, or the first 8 digits of each",
+        help="give the IDs of two or more runs, or the first 8 digits of each",
     )
     parser.add_argument(
         "--experiment", metavar="NAME", help="compare the best finished runs of this experiment"
@@ -97,11 +97,11 @@ def _parse_args(argv: Sequence[str]) -> argparse.Namespace:
                 parser.error(f"--{name} needs --experiment NAME")
         if len(set(args.runs)) < 2:
             parser.error(
-                "compare needs two or more different runs; give their ids, or --experiment NAME "
+                "compare needs two or more different runs; give their IDs, or --experiment NAME "
                 "for the best runs of an experiment"
             )
     elif args.runs:
-        parser.error("give either ids of runs or --experiment, not both")
+        parser.error("give either run IDs or --experiment, not both")
     if args.best is not None and args.best < 2:
         parser.error(f"invalid --best: {args.best} (expected 2 or more)")
     return args

@@ -45,7 +45,7 @@ def rerun(argv: list[str]) -> int:
     """Repeat a run as a new run.
 
     Args:
-        argv: The run's id, and options that change its configuration.
+        argv: The run's ID, and options that change its configuration.
 
     Returns:
         The exit code of the training, or 128 plus the number of the signal that ended it.
@@ -105,7 +105,7 @@ def _make_parser() -> CommandParser:
             "pyclassify rerun 3f2a91c0 --max_epochs 3 --seed 1",
         ],
     )
-    parser.add_argument("run_id", metavar="RUN_ID", help="give the run's id, or its first 8 digits")
+    parser.add_argument("run_id", metavar="RUN_ID", help="give the run's ID, or its first 8 digits")
     return parser
 
 
@@ -113,14 +113,14 @@ def parse_args(argv: list[str]) -> tuple[str, list[str]]:
     """Parse the command line; paths in options become absolute.
 
     Returns:
-        The run's id, and the options.
+        The run's ID, and the options.
 
     Raises:
         UsageError: The id is missing, or an option is `--config`.
     """
     parser = _make_parser()
     if not argv or argv[0].startswith("-"):
-        parser.error("rerun needs a run's id first, which a training prints at its end as `run`")
+        parser.error("the following arguments are required: RUN_ID, before the options")
     run_id, *options = argv
     path_names = {option.rpartition(".")[2] for option in PATH_OPTIONS}
     for index, word in enumerate(options):

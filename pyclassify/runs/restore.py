@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Run, RunInfo
 
-# Values of path options that are not paths: a URL, a run's id, a word of Lightning's ckpt_path.
+# Values of path options that are not paths: a URL, a run's ID, a word of Lightning's ckpt_path.
 _NO_PATH = re.compile(r"\w+:/.*|[0-9a-f]{32}|best|last|hpc|registry.*", re.DOTALL)
 
 
@@ -110,7 +110,7 @@ def prepare_config(
         run_settings = logger.keys() & {"tracking_uri", "experiment_name", "run_name"}
         logger.update(dict.fromkeys(run_settings))
     if (checkpoint := _find_checkpoint_option(facts["command"])) is not None:
-        config["ckpt_path"] = checkpoint  # as typed, which may be a run's id
+        config["ckpt_path"] = checkpoint  # as typed, which may be a run's ID
     for option in PATH_OPTIONS:
         section, _, name = option.rpartition(".")
         settings = (config.get(section) or {}).get("init_args") or {} if section else config
@@ -166,7 +166,7 @@ def resolve_path(name: str, value: str, start: Path) -> str:
 
 
 def make_absolute(path: str, start: Path) -> str:
-    """Make a path absolute, unless it is a URL, a run's id or one of Lightning's words."""
+    """Make a path absolute, unless it is a URL, a run's ID or one of Lightning's words."""
     return path if _NO_PATH.fullmatch(path) else os.path.abspath(start / Path(path).expanduser())
 
 

@@ -1,7 +1,7 @@
 """`pyclassify resume RUN_ID`: resume an interrupted run, as the same run, from its last checkpoint.
 
 The training is a separate process, with the code and configuration of the run's capsule; it finds
-the checkpoint by the run's id. Before it starts, the checks here refuse a run that can't be
+the checkpoint by the run's ID. Before it starts, the checks here refuse a run that can't be
 resumed, or not exactly. MLflow is imported after the command line is parsed, so that `--help` is
 fast; nothing here loads torch.
 """
@@ -57,7 +57,7 @@ def resume(argv: list[str]) -> int:
     """Resume a run.
 
     Args:
-        argv: The run's id, and options.
+        argv: The run's ID, and options.
 
     Returns:
         The exit code of the training, or 128 plus the number of the signal that ended it.
@@ -115,7 +115,7 @@ def _parse_args(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
             "pyclassify resume 3f2a91c0 --devices 2 --allow-inexact",
         ],
     )
-    parser.add_argument("run", metavar="RUN_ID", help="give the run's id, or its first 8 digits")
+    parser.add_argument("run", metavar="RUN_ID", help="give the run's ID, or its first 8 digits")
     parser.add_argument(
         "--max_epochs",
         metavar="N",
@@ -132,7 +132,7 @@ def _parse_args(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
     for word, *value in split_options(others):
         if not word.startswith("--") or word.partition("=")[0] == "--config":
             parser.error(
-                f"unexpected argument {word!r} (expected one run's id and options, such as "
+                f"unexpected argument {word!r} (expected one run's ID and options, such as "
                 "pyclassify resume RUN_ID --max_epochs 20)"
             )
         options.append("=".join([word, *value]))

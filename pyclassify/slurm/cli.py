@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 _LOG_POLL_SECONDS = 1.0
 _LOG_POLLS_PER_JOB_POLL = 4  # SLURM is asked less often than a log is read
 _DAY_SECONDS = 86_400.0
-# For the name of a folder that is not a run's id, some stores have the second.
+# For the name of a folder that is not a run's ID, some stores have the second.
 _NO_SUCH_RUN = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")
 _MAX_SHOWN_JSON = 60  # characters in an error
 _SUBMISSION = ". --backend-config slurm/ulysses.json -P devices=2"

@@ -83,7 +83,7 @@ class Plan:
         """Render the batch script of a run.
 
         Args:
-            run_id: The run's id.
+            run_id: The run's ID.
             experiment_id: Its experiment's id.
             downloads: The folder to download URIs to that are parameters of type `path`; with None
                 nothing is downloaded.

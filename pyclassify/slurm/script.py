@@ -33,7 +33,7 @@ class JobSpec:
     """The facts of a job that its script contains, in addition to the configuration.
 
     Args:
-        run_id: The run's id.
+        run_id: The run's ID.
         experiment_id: Its experiment's id.
         tracking_uri: The tracking URI for the job; None where it contains a password, and the job
             inherits it with the environment.

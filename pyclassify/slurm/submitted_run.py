@@ -279,7 +279,7 @@ def find_submitted_run(run_id: str) -> SlurmRun:
     """Find a submitted run, also one that another process submitted.
 
     Args:
-        run_id: The run's id, or its first eight or more digits.
+        run_id: The run's ID, or its first eight or more digits.
 
     Raises:
         ValueError: The run does not exist, or was not submitted to SLURM.

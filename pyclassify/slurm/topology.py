@@ -220,5 +220,5 @@ def _is_declared_path(name: str, entry_point: "EntryPoint") -> bool:
 
 
 def _is_relative(value: str) -> bool:
-    # A checkpoint may be a run's id, which is a relative path too.
+    # A checkpoint may be a run's ID, which is a relative path too.
     return bool(value) and not urlsplit(value).scheme and not value.startswith(("/", "~", "$"))

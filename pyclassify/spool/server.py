@@ -62,7 +62,7 @@ class Sender:
 
     Args:
         client: A client of the server.
-        run_id: The run's id there; empty until it is known.
+        run_id: The run's ID there; empty until it is known.
         rejected: Gets the rejected records.
     """
 

@@ -59,7 +59,7 @@ class UploadThread(threading.Thread):
 
     @property
     def server_id(self) -> str:
-        """The run's id at the server; empty before it is known."""
+        """The run's ID at the server; empty before it is known."""
         return str(self._uploader.server_id) if self._uploader else ""
 
     def run(self) -> None:

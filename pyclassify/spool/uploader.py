@@ -76,7 +76,7 @@ class Uploader:
 
     @property
     def server_id(self) -> str:
-        """The run's id at the server, empty until it is known."""
+        """The run's ID at the server, empty until it is known."""
         return self._sender.run_id
 
     def is_done(self) -> bool:

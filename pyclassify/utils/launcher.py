@@ -90,13 +90,13 @@ def _name_file(folder: Path) -> Path:
 
 
 def publish_run(spools: Path, run_id: str) -> None:
-    """Publish the run's id to the processes that torchrun starts after a failure (--max-restarts).
+    """Publish the run's ID to the processes that torchrun starts after a failure (--max-restarts).
 
     Also remove such files of earlier launches on this machine.
 
     Args:
         spools: The folder of spools.
-        run_id: The run's id.
+        run_id: The run's ID.
     """
     if os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0") != "0":
         with suppress(OSError):  # the restarted processes create another run then

@@ -42,7 +42,7 @@ CLASS_OPTIONS = (*DEFAULT_CLASSES, "optimizer", "lr_scheduler")
 # The settings that are paths; a relative one counts from where the command line was typed,
 # in a SLURM job see slurm/topology.
 PATH_OPTIONS = ("data.data_path", "ckpt_path", "model.weights")
-# Those that may also be something else: a run's id, or the name of weights.
+# Those that may also be something else: a run's ID, or the name of weights.
 MAYBE_PATH_OPTIONS = ("ckpt_path", "model.weights")
 UNSET = (None, "null", "None")  # the spellings of no value, in a file and on the command line
 HELP_FLAGS = ("-h", "--help")

@@ -291,7 +291,7 @@ def test_rerun_of_a_parent_names_its_seeds(cli):
     ("line", "facts"),
     [
         # the forms of these messages
-        ("", ["compare needs two or more different runs; give their ids, or --experiment NAME"]),
+        ("", ["compare needs two or more different runs; give their IDs, or --experiment NAME"]),
         ("--experiment tested --best 1", ["invalid --best: 1 (expected 2 or more)"]),
         # of the same kinds, or Python's own
         (NOWHERE, ["compare", "two or more", "--experiment NAME"]),

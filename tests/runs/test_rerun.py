@@ -52,8 +52,8 @@ def make_run(facts, config="trainer: {logger: true}"):
 @pytest.mark.parametrize(
     ("words", "facts"),
     [
-        ([], ["rerun", "run's id", "`pyclassify rerun --help`"]),
-        (["--max_epochs", "3"], ["rerun", "run's id"]),
+        ([], ["rerun", "RUN_ID", "`pyclassify rerun --help`"]),
+        (["--max_epochs", "3"], ["rerun", "RUN_ID"]),
         (["0" * 32, "--config", "x.yaml"], ["rerun", "--config", "--max_epochs 3"]),
     ],
 )

@@ -58,8 +58,8 @@ def make_run(folder, status="KILLED", tags=(), **facts):
 @pytest.mark.parametrize(
     ("words", "facts"),
     [
-        (["0" * 32, "--config", "x"], ["one run's id", "'--config'"]),
-        (["0" * 32, "1" * 32], ["one run's id", "1" * 32]),
+        (["0" * 32, "--config", "x"], ["one run's ID", "'--config'"]),
+        (["0" * 32, "1" * 32], ["one run's ID", "1" * 32]),
         ([], ["RUN_ID", "`pyclassify resume --help`"]),
     ],
 )
