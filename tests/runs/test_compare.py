@@ -297,7 +297,7 @@ def test_rerun_of_a_parent_names_its_seeds(cli):
         (NOWHERE, ["compare", "two or more", "--experiment NAME"]),
         (f"{NOWHERE} {NOWHERE}", ["compare", "two or more", "--experiment NAME"]),
         ("--experiment tested --best x", ["argument --best: invalid int", "'x'", HELP]),
-        (f"--experiment tested {NOWHERE}", ["ids", "--experiment"]),
+        (f"--experiment tested {NOWHERE}", ["run IDs", "--experiment"]),
         (f"--best 3 {NOWHERE}", ["--best", "--experiment"]),
         ("--exp tested", ["unknown option '--exp'"]),
         (f"best {NOWHERE}", ["invalid run ID: 'best' (expected 32 hexadecimal digits, or the "]),
