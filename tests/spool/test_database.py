@@ -9,42 +9,22 @@ import pytest
 
 from pyclassify.spool import database
 from pyclassify.tracking import search
-from tests.support import processes
-from tests.support.processes import PIPE, STDOUT
-from tests.support.waiting import wait_until
+from tests.support.first_use import run_at_once
 
-PROCESSES = 4
-# Everything is imported before the start, so that all open the database at the same moment.
-OPEN = """
-import sys, time
-from pathlib import Path
+IMPORTS = """
 import mlflow
 import mlflow.store.tracking.sqlalchemy_store
 from pyclassify.spool.experiments import open_experiment
 from pyclassify.spool.store import register_scheme
 
 register_scheme()
-Path("ready" + sys.argv[1]).touch()
-while not Path("go").exists():
-    time.sleep(0.001)
-client = mlflow.MlflowClient("sqlite:///new.db")
-print("experiment", open_experiment(client, "new"))
 """
+OPEN = 'print("experiment", open_experiment(mlflow.MlflowClient("sqlite:///new.db"), "new"))'
 
 
 def test_open_tracking_store_by_several_first_processes_makes_one_database(tmp_path):
-    script = tmp_path / "open.py"
-    script.write_text(OPEN)
-    started = [
-        processes.start(script, number, cwd=tmp_path, stdout=PIPE, stderr=STDOUT)
-        for number in range(PROCESSES)
-    ]
-    wait_until(lambda: len(list(tmp_path.glob("ready*"))) == PROCESSES, "all are ready")
-    (tmp_path / "go").touch()
+    written = run_at_once(IMPORTS, OPEN, tmp_path)
 
-    written = [process.communicate()[0] for process in started]
-
-    assert [process.returncode for process in started] == [0] * PROCESSES, "\n".join(written)
     assert {text.splitlines()[-1] for text in written} == {"experiment 1"}
     assert not list(tmp_path.glob(".*"))  # the lock is removed
 
