@@ -47,7 +47,7 @@ class JobSpec:
 
     Example:
         >>> topology = Topology(nodes=1, tasks=1, gpus=0)
-        >>> facts = "run-id", "1", "file:///runs", "a-job", "/work/run-id", topology
+        >>> facts = "run-id", "1", "file:///runs", "a-job", "/scratch/run-id", topology
         >>> job = JobSpec(*facts, command="true", activation=(), version="0.1.0")
         >>> render_job_script(Config(), job).splitlines()[0]
         '#!/bin/bash'
