@@ -15,7 +15,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from pyclassify.utils.options import SHORT_OPTIONS, UsageError, add_help_hint
-from pyclassify.utils.text import join_lines, suggest
+from pyclassify.utils.text import is_own_error, join_lines, suggest
 
 _BASE_CLASSES = {
     "model": LightningModule,
@@ -52,7 +52,7 @@ def _find_refusal(error: BaseException | None) -> BaseException | None:
         chain.append(error)
         error = error.__cause__
     for index, candidate in enumerate(chain):
-        if isinstance(candidate, MisconfigurationException) or _is_raised_here(candidate):
+        if isinstance(candidate, MisconfigurationException) or is_own_error(candidate):
             rest = chain[index:]
             frames = [frame for each in rest for frame, _ in walk_tb(each.__traceback__)]
             is_of_constructor = any(
@@ -63,11 +63,6 @@ def _find_refusal(error: BaseException | None) -> BaseException | None:
             is_of_machine = is_of_machine or bool(_MACHINE_ERROR.search(str(candidate)))
             return candidate if is_of_constructor and not is_of_machine else None
     return None
-
-
-def _is_raised_here(error: BaseException) -> bool:
-    modules = [frame.f_globals.get("__name__", "") for frame, _ in walk_tb(error.__traceback__)]
-    return bool(modules) and modules[-1].startswith("pyclassify.")
 
 
 def format_parser_error(text: str, known: list[str], command: str = "train") -> str:

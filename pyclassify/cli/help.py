@@ -31,6 +31,7 @@ _FIRST_PAGE_OPTIONS = {
     "--version": "Show the version and exit.",
 }
 _NAME_WIDTH = 12
+TRAINING_USAGE = "pyclassify {} [--config FILE] [--OPTION VALUE ...]"
 
 
 class Command(NamedTuple):
@@ -103,6 +104,7 @@ _LEARNING_RATE_HELP = "Set the learning rate of Adam, or of --optimizer."
 _RESUMED_HELP = "Resume from this checkpoint file; for a run, use `pyclassify resume`."
 _EVALUATED_HELP = "Evaluate this checkpoint: a file, or the ID of a run. Required."
 _PREDICT_HELP = "Predict with this checkpoint file, run ID or models:/NAME@ALIAS. Required."
+_OUTPUT_HELP = "Write the table to FILE, .parquet or .csv."
 _SEEDS_HELP = "Train N times, from --seed on, as child runs of one run."
 # The common options by heading: name, value, help, default and commands. The defaults are those of
 # the parser and of the default classes, which a test compares.
@@ -128,10 +130,7 @@ _OPTIONS = {
     "evaluation": (
         ("--ckpt_path", "CKPT", _EVALUATED_HELP, None, ("validate", "test")),
         ("--ckpt_path", "CKPT", _PREDICT_HELP, None, ("predict",)),
-        (
-            *("--output", "FILE", "Write the table to FILE, .parquet or .csv."),
-            *("predictions.parquet", ("predict",)),
-        ),
+        ("--output", "FILE", _OUTPUT_HELP, "predictions.parquet", ("predict",)),
     ),
     "hardware and processes": (
         ("--accelerator", "NAME", "Run on cpu, gpu or another accelerator.", "auto", _RUN),
@@ -205,7 +204,7 @@ def make_training_parser(command: str) -> CommandParser:
     """
     parser = CommandParser(
         f"pyclassify {command}",
-        usage=f"pyclassify {command} [--config FILE] [--OPTION VALUE ...]",
+        usage=TRAINING_USAGE.format(command),
         description=COMMANDS[command].summary,
         examples=_TRAINING_EXAMPLES[command],
         add_help=False,

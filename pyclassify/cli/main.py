@@ -9,11 +9,9 @@ import os
 import re
 import sys
 import time
-import traceback
 from collections.abc import Sequence
 from contextlib import suppress
 from functools import partial
-from pathlib import Path
 from pkgutil import resolve_name
 
 from pyclassify.cli.help import COMMANDS, format_help
@@ -24,7 +22,7 @@ from pyclassify.utils import launch_check, launcher, options
 from pyclassify.utils.files import describe_disk_error, is_disk_error
 from pyclassify.utils.masking import mask
 from pyclassify.utils.signals import stop_on_signals, stop_with_parent
-from pyclassify.utils.text import format_error, format_reason
+from pyclassify.utils.text import format_error, format_reason, is_own_error
 
 _TURN_SECONDS = 3.0  # in which another process may run into the same error
 # How many times as long a process that trains several seeds has to stop: it waits for its child,
@@ -202,7 +200,7 @@ def _format_error(error: BaseException | None) -> str | None:
         if is_disk_error(error):
             return describe_disk_error(error)
         if kind in ("MisconfigurationException", "UsageError") or (
-            isinstance(error, (ValueError, OSError)) and _is_raised_here(error)
+            isinstance(error, (ValueError, OSError)) and is_own_error(error)
         ):
             # A data worker's error arrives with its stack trace before it.
             return " ".join(str(error).rsplit("MisconfigurationException: ", 1)[-1].split())
@@ -243,11 +241,6 @@ def _find_lost_worker(error: BaseException | None) -> str:
         reason = found[0] if found and isinstance(error, RuntimeError) else reason
         error = error.__cause__
     return reason
-
-
-def _is_raised_here(error: BaseException) -> bool:
-    frames = traceback.extract_tb(error.__traceback__)
-    return bool(frames) and Path(frames[-1].filename).is_relative_to(Path(__file__).parents[1])
 
 
 def _print_error(message: str, turn: int = 0) -> int:

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from pyclassify.cli.help import COMMANDS
+from pyclassify.cli.help import COMMANDS, TRAINING_USAGE
 from pyclassify.utils.options import (
     CLASS_OPTIONS,
     DEFAULT_CLASSES,
@@ -41,12 +41,11 @@ HELP_TITLES = {
 def get_parser_kwargs() -> dict[str, Any]:
     """Return the arguments of LightningCLI's parser and, by name, of each training command's."""
     strict = {"exit_on_error": False, "allow_abbrev": False}
-    usage = "pyclassify {} [--config FILE] [--OPTION VALUE ...]"
     return {
         "prog": "pyclassify",
         **strict,
         **{
-            command: {"usage": usage.format(command), "epilog": _EPILOG, **strict}
+            command: {"usage": TRAINING_USAGE.format(command), "epilog": _EPILOG, **strict}
             for command in TRAINING_COMMANDS
         },
     }

@@ -83,8 +83,7 @@ def write_data_summary(datamodule: pl.LightningDataModule | None, argv: Sequence
         datamodule: The data module; of one that is not an `ImageDataModule` nothing is known.
         argv: The command line as it was given.
     """
-    report = datamodule.make_report() if isinstance(datamodule, ImageDataModule) else None
-    if report is not None and isinstance(datamodule, ImageDataModule):
+    if isinstance(datamodule, ImageDataModule) and (report := datamodule.make_report()):
         lines = dict(report.lines)
         if datamodule.report_path is not None:
             lines["report"] = str(datamodule.report_path.absolute())

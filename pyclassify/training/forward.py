@@ -12,7 +12,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from pyclassify.utils.text import format_error, join_some
+from pyclassify.utils.text import format_error, is_own_error, join_some
 
 # The weight of an auxiliary classifier's loss. GoogLeNet: Szegedy et al. (arXiv:1409.4842), section
 # 5. Others: the weight for Inception v3 in PyTorch's tutorial "Finetuning Torchvision Models".
@@ -165,8 +165,7 @@ def _translate_errors(network: nn.Module, images: Tensor) -> Iterator[None]:
             raise
         if isinstance(error, MisconfigurationException) or is_out_of_memory(error):
             raise
-        frame = traceback.extract_tb(error.__traceback__)[-1]
-        if isinstance(error, ValueError) and Path(frame.filename).is_relative_to(_PACKAGE):
+        if isinstance(error, ValueError) and is_own_error(error):
             raise MisconfigurationException(str(error)) from error
         raise MisconfigurationException(_format_network_error(network, images, error)) from error
 

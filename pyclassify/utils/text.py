@@ -2,12 +2,15 @@
 
 import os
 import re
+import traceback
 from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
+from pathlib import Path
 
 from pyclassify.utils.masking import mask
 
 _MAX_REASON = 500  # characters
+_PACKAGE = Path(__file__).parents[1]
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 # Characters of Markdown's syntax; an underscore in a word and a colon before a space are not.
 _MARKDOWN_SYNTAX = re.compile(r"""[\\`*{}\[\]<>#|~@&$!"¨]|:(?=\S)|(?<![^\W_])_|_(?![^\W_])""")
@@ -35,6 +38,12 @@ def format_reason(error: BaseException) -> str:
     if isinstance(error, KeyboardInterrupt) or message == name:
         return message
     return f"{name}: {message}"
+
+
+def is_own_error(error: BaseException) -> bool:
+    """Whether this package raised an error itself, so that its message is meant for users."""
+    frames = traceback.extract_tb(error.__traceback__)
+    return bool(frames) and Path(frames[-1].filename).is_relative_to(_PACKAGE)
 
 
 def join_lines(text: str) -> str:
