@@ -5,8 +5,10 @@ Each run has one folder, `ROOT/<run_id>/`:
     spool.json        the run when the folder was created, and the server to upload it to
     000001.records    the segment of the first process, 000002.records of the second, and so on
     artifacts/        the files, by their paths in the run, until the run has ended and is uploaded
-    uploaded.json     the progress: `offsets`, the uploaded bytes of each segment, and `pending`,
-                      the records of files that could not be stored yet
+    models/<id>/      the files of a logged model, by their paths in the model, as long
+    uploaded.json     the progress: `offsets`, the uploaded bytes of each segment, `pending`, the
+                      records of files that could not be stored yet, and `models`, the ID and the
+                      location that each logged model has at the server
     rejected.records  the rejected records (quarantine), each with the server's message, as JSON
     writer.lock       the lock of the process that writes
     upload.lock       the lock of the process that uploads
@@ -22,9 +24,23 @@ A record is a line: the CRC-32 of the rest in eight hexadecimal digits, a space,
     status     status, time: when it was set, end_time: of the run, or None
     inputs     datasets: [{dataset, tags}], as MLflow's entities write them
     experiment_tag  name, value: set unless the experiment has the tag
-    artifact   path: in the run, size in bytes, sha256
-    version    name: the registered model's, path: of the files, tags, and how
-               it is compared with the champion: min_accuracy, alpha, compare_on
+    artifact   path: in the run, size in bytes, sha256; with model: path in that logged model
+    version    name: the registered model's, model: the logged model, tags, and how
+               it is compared with the champion: min_accuracy, alpha, compare_on; written by
+               older versions, path: of the files in the run, in place of model
+
+A logged model has an ID of the spool, `m-` and 32 hexadecimal digits, until the upload creates the
+model at the server, which gives it another. Its records, by that ID in `model`, are:
+
+    model          name, type, params, tags, time: when it was created
+    model_params   values: {name: value}
+    model_tags     values: {name: value}, None for a deleted tag
+    model_status   status: READY once all files are logged, or FAILED
+    model_metrics  points: [model, name, value, milliseconds since 1970, step, and the name and
+                   the digest of the data set, or None]
+    outputs        models: [model, step], the models that the run has produced
+
+A model without a status when its run ends, because the process died in between, is FAILED.
 
 A segment has one writer. Its last line may be incomplete if the process died while writing it.
 """
@@ -51,6 +67,7 @@ START_TAG = "pyclassify.start"  # of a run that is being created, until its ID i
 SPOOL_FILE = "spool.json"
 PROGRESS_FILE = "uploaded.json"
 REJECTED_FILE = "rejected.records"
+MODELS_FOLDER = "models"
 UPLOAD_LOCK_FILE = "upload.lock"
 DONE_FILE = "done"
 MAX_POINTS = 1000  # MLflow's limit for a batch of metrics
@@ -215,6 +232,12 @@ class Batch:
     inputs: list[Any] = field(default_factory=list)
     experiment_tags: dict[str, str] = field(default_factory=dict)
     artifacts: dict[str, Record] = field(default_factory=dict)
+    models: dict[str, Record] = field(default_factory=dict)
+    model_params: dict[str, dict[str, str]] = field(default_factory=dict)
+    model_tags: dict[str, dict[str, str | None]] = field(default_factory=dict)
+    model_points: list[list[Any]] = field(default_factory=list)
+    model_statuses: dict[str, Record] = field(default_factory=dict)
+    outputs: list[list[Any]] = field(default_factory=list)
     versions: dict[str, Record] = field(default_factory=dict)
     name: str = ""
     status: Record | None = None
@@ -241,13 +264,44 @@ class Batch:
                 tag = _make_storable(record)
                 self.experiment_tags.setdefault(tag["name"], tag["value"])
             case "artifact":
-                self.artifacts[record["path"]] = record
+                self.artifacts[get_path(record)] = record
             case "version":
-                self.versions[f"version of {record['name']} ({record['path']})"] = record
+                model = record.get("model") or record["path"]
+                self.versions[f"version of {record['name']} ({model})"] = record
             case "name":
                 self.name = _make_storable(record["name"])
             case "status":
                 self.status = record
+            case _:
+                self._add_of_model(record)
+
+    def _add_of_model(self, record: Record) -> None:
+        match record["kind"]:
+            case "model":
+                self.models[record["model"]] = _make_storable(record)
+            case "model_params":
+                params = self.model_params.setdefault(record["model"], {})
+                params |= _make_storable(record["values"])
+            case "model_tags":
+                tags = self.model_tags.setdefault(record["model"], {})
+                tags |= _make_storable(record["values"])
+            case "model_metrics":
+                self.model_points += _make_storable(record["points"])
+            case "model_status":
+                self.model_statuses[f"status of {record['model']}"] = record
+            case "outputs":
+                self.outputs += record["models"]
+
+
+def get_path(record: Record) -> str:
+    """Return the path of an artifact's record, which for a logged model's file names the model."""
+    model, path = record.get("model"), str(record["path"])
+    return f"{MODELS_FOLDER}/{model}/{path}" if model else path
+
+
+def get_file(folder: Path, record: Record) -> Path:
+    """Return the copy of an artifact in the spool."""
+    return folder / ("" if record.get("model") else "artifacts") / get_path(record)
 
 
 def _make_storable(value: Any) -> Any:
@@ -302,6 +356,7 @@ def create_from_server(root: Path, client: "MlflowClient", run_id: str) -> Path:
     run = client.get_run(run_id)
     info, data = run.info, run.data
     datasets = run.inputs.dataset_inputs if run.inputs else []
+    outputs = run.outputs.model_outputs if run.outputs else []
     experiment = client.get_experiment(info.experiment_id)
     spool_info = {
         "experiment": {
@@ -322,6 +377,7 @@ def create_from_server(root: Path, client: "MlflowClient", run_id: str) -> Path:
             for name in data.metrics
         },
         "inputs": [dataset.to_dictionary() for dataset in datasets],
+        "outputs": [[model.model_id, model.step] for model in outputs],
     }
     _write(folder, spool_info, client.tracking_uri)
     return folder

@@ -200,8 +200,9 @@ def open_run(
     import mlflow
     from mlflow.exceptions import MlflowException
 
+    from pyclassify.spool.artifact_store import parse_spool_uri
     from pyclassify.spool.experiments import check_names
-    from pyclassify.spool.store import parse_spool_uri, register_scheme
+    from pyclassify.spool.store import register_scheme
     from pyclassify.spool.store_errors import is_final
     from pyclassify.utils.mlflow_settings import limit_requests
 

@@ -1,62 +1,51 @@
-"""A spool as MLflow's tracking and artifact store, so that any code can log to it through MLflow.
+"""A spool as MLflow's tracking store, so that any code can log to it through MLflow.
 
 Its URI is `spool:///ROOT`, as MLFLOW_TRACKING_URI of a process or the URI of one `MlflowClient`.
 """
 
-import os
-import shutil
-import threading
+import json
+import re
 import time
 import uuid
-from hashlib import sha256
-from pathlib import Path
+from contextlib import suppress
 from typing import Any
-from urllib.parse import unquote, urlsplit
 
 from mlflow.entities import (
     Dataset,
     DatasetInput,
     Experiment,
     ExperimentTag,
-    FileInfo,
     InputTag,
     LifecycleStage,
+    LoggedModel,
+    LoggedModelOutput,
+    LoggedModelStatus,
     Metric,
     Param,
     Run,
     RunData,
     RunInfo,
     RunInputs,
+    RunOutputs,
     RunStatus,
     RunTag,
 )
 from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE, RESOURCE_DOES_NOT_EXIST
-from mlflow.store.artifact.artifact_repo import ArtifactRepository, verify_artifact_path
 from mlflow.store.entities.paged_list import PagedList
 from mlflow.store.tracking.abstract_store import AbstractStore
+from mlflow.utils.mlflow_tags import MLFLOW_LOGGED_MODELS
+from mlflow.utils.search_utils import SearchLoggedModelsUtils
 
 from pyclassify.spool import records
+from pyclassify.spool.artifact_store import SpoolArtifacts, parse_spool_uri
 from pyclassify.spool.database import register_databases
 from pyclassify.spool.records import create_spool
 from pyclassify.spool.writer import RunState, RunWriter, list_open_runs, open_writer
 
-_CHUNK_BYTES = 1 << 20
-
-
-def parse_spool_uri(uri: str) -> Path:
-    """Parse the URI of a spool to its folder.
-
-    Raises:
-        MlflowException: The URI has no absolute path.
-    """
-    parts = urlsplit(uri)
-    if parts.netloc or not parts.path.startswith("/"):
-        raise MlflowException(
-            f"invalid spool URI: {uri} (expected an absolute path: spool:///FOLDER)",
-            INVALID_PARAMETER_VALUE,
-        )
-    return Path(unquote(parts.path))
+_MODEL_ID = re.compile("m-[0-9a-f]{32}")
+# The server rejects a name with one of these, and with it the model.
+_INVALID_IN_NAMES = re.compile("""[/:.%"']""")
 
 
 class SpoolStore(AbstractStore):
@@ -97,20 +86,18 @@ class SpoolStore(AbstractStore):
 
     def log_batch(self, run_id: str, metrics: Any, params: Any, tags: Any) -> None:
         writer = self._open_writer(run_id)
-        if metrics:
-            writer.append_points([[m.key, m.value, m.timestamp, m.step or 0] for m in metrics])
-        if params:
-            logged = writer.state.params
-            for param in params:
-                if logged.get(param.key, param.value) != param.value:
-                    raise MlflowException(
-                        f"parameter {param.key!r} is {logged[param.key]!r} and can't be changed to "
-                        f"{param.value!r}: parameters of a run are immutable",
-                        INVALID_PARAMETER_VALUE,
-                    )
-            new = {param.key: str(param.value) for param in params if param.key not in logged}
-            if new:
-                writer.append({"kind": "params", "values": new})
+        points = [[m.key, m.value, m.timestamp, m.step or 0] for m in metrics or ()]
+        if points:
+            writer.append_points(points)
+        of_models = [
+            [metric.model_id, *point, metric.dataset_name, metric.dataset_digest]
+            for metric, point in zip(metrics or (), points, strict=True)
+            if metric.model_id
+        ]
+        if of_models:
+            writer.append({"kind": "model_metrics", "points": of_models})
+        if new := _select_new_params(params, writer.state.params, "run"):
+            writer.append({"kind": "params", "values": new})
         if tags:
             values = {tag.key: str(tag.value) for tag in tags}
             writer.append({"kind": "tags", "values": values})
@@ -150,11 +137,122 @@ class SpoolStore(AbstractStore):
         return _make_entity(writer.state).info
 
     def record_logged_model(self, run_id: str, mlflow_model: Any) -> None:
-        """Do nothing: the model's files are among the run's artifacts."""
+        """Record a model whose files are among the run's artifacts in MLflow's tag of the run."""
+        tags = self._open_writer(run_id).state.tags
+        models = json.loads(tags.get(MLFLOW_LOGGED_MODELS, "[]"))
+        value = json.dumps([*models, mlflow_model.get_tags_dict()])
+        self.set_tag(run_id, RunTag(MLFLOW_LOGGED_MODELS, value))
 
-    def search_logged_models(self, *args: Any, **kwargs: Any) -> PagedList[Any]:
-        """Return an empty list; MLflow calls this when it lists a run's artifacts."""
-        return PagedList([], None)
+    def create_logged_model(
+        self,
+        experiment_id: str,
+        name: str | None = None,
+        source_run_id: str | None = None,
+        tags: Any = None,
+        params: Any = None,
+        model_type: str | None = None,
+    ) -> LoggedModel:
+        if not source_run_id:
+            raise MlflowException(
+                "a model without a run is not supported by a spool; start a run first "
+                "(mlflow.start_run), or give source_run_id",
+                INVALID_PARAMETER_VALUE,
+            )
+        if name is not None and (not name or _INVALID_IN_NAMES.search(name)):
+            raise MlflowException(
+                f"invalid model name: {name!r} (expected a name without / : . % and quotes)",
+                INVALID_PARAMETER_VALUE,
+            )
+        writer = self._open_writer(source_run_id)
+        model_id = f"m-{uuid.uuid4().hex}"
+        record = {
+            "kind": "model",
+            "model": model_id,
+            "name": name or f"spooled-{model_id[2:10]}",
+            "type": model_type,
+            "params": {param.key: str(param.value) for param in params or ()},
+            "tags": {tag.key: str(tag.value) for tag in tags or ()},
+            "time": int(time.time() * 1000),
+        }
+        with suppress(OSError):  # a full disk: the model's files would raise it
+            (writer.folder / records.MODELS_FOLDER / model_id).mkdir(parents=True, exist_ok=True)
+        writer.append(record)
+        return self.get_logged_model(model_id)
+
+    def get_logged_model(self, model_id: str, allow_deleted: bool = False) -> LoggedModel:
+        return _make_logged_model(model_id, self._open_model_writer(model_id).state)
+
+    def search_logged_models(
+        self,
+        experiment_ids: list[str],
+        filter_string: str | None = None,
+        datasets: Any = None,
+        max_results: int | None = None,
+        order_by: Any = None,
+        page_token: str | None = None,
+    ) -> PagedList[LoggedModel]:
+        """Search the models of the runs that are open in this process.
+
+        MLflow calls this after `get_run`, when it lists or downloads a run's artifacts.
+        """
+        models = [
+            _make_logged_model(model_id, state)
+            for state in list_open_runs(self.root)
+            if state.info["experiment_id"] in map(str, experiment_ids)
+            for model_id in state.models
+        ]
+        models = SearchLoggedModelsUtils.filter_logged_models(models, filter_string, datasets)
+        return PagedList(SearchLoggedModelsUtils.sort(models, order_by)[:max_results], None)
+
+    def finalize_logged_model(self, model_id: str, status: LoggedModelStatus) -> LoggedModel:
+        writer = self._open_model_writer(model_id)
+        writer.append({"kind": "model_status", "model": model_id, "status": status.value})
+        return _make_logged_model(model_id, writer.state)
+
+    def log_logged_model_params(self, model_id: str, params: Any) -> None:
+        writer = self._open_model_writer(model_id)
+        if new := _select_new_params(params, writer.state.models[model_id].params, "model"):
+            writer.append({"kind": "model_params", "model": model_id, "values": new})
+
+    def set_logged_model_tags(self, model_id: str, tags: Any) -> None:
+        values = {tag.key: str(tag.value) for tag in tags}
+        record = {"kind": "model_tags", "model": model_id, "values": values}
+        self._open_model_writer(model_id).append(record)
+
+    def delete_logged_model_tag(self, model_id: str, key: str) -> None:
+        writer = self._open_model_writer(model_id)
+        if key not in writer.state.models[model_id].tags:
+            raise MlflowException(
+                f"model {model_id} has no tag {key!r}; its tags are: "
+                f"{', '.join(writer.state.models[model_id].tags) or 'none'}",
+                RESOURCE_DOES_NOT_EXIST,
+            )
+        writer.append({"kind": "model_tags", "model": model_id, "values": {key: None}})
+
+    def delete_logged_model(self, model_id: str) -> None:
+        _raise_unsupported("deleting a model")
+
+    def log_outputs(self, run_id: str, models: list[LoggedModelOutput]) -> None:
+        writer = self._open_writer(run_id)
+        logged = {model for model, _ in writer.state.outputs}
+        if new := [[m.model_id, m.step] for m in models if m.model_id not in logged]:
+            writer.append({"kind": "outputs", "models": new})
+
+    def _open_model_writer(self, model_id: str) -> RunWriter:
+        """Open the run of a model for writing."""
+        for state in list_open_runs(self.root):
+            if model_id in state.models:
+                return open_writer(state.folder)
+        if _MODEL_ID.fullmatch(model_id):
+            for folder in self.root.glob(f"*/{records.MODELS_FOLDER}/{model_id}"):
+                writer = self._open_writer(folder.parents[1].name)
+                if model_id in writer.state.models:
+                    return writer
+        raise MlflowException(
+            f"model {model_id} does not exist in the spool {self.root}; a model of the server has "
+            "another ID there",
+            RESOURCE_DOES_NOT_EXIST,
+        )
 
     def get_metric_history(
         self, run_id: str, metric_key: str, max_results: Any = None, page_token: Any = None
@@ -234,76 +332,52 @@ def _make_entity(state: RunState) -> Run:
             [RunTag(*tag) for tag in state.tags.items()],
         ),
         RunInputs([make_dataset_input(record) for record in state.inputs], []),
+        RunOutputs([LoggedModelOutput(*output) for output in state.outputs]),
     )
+
+
+def _make_logged_model(model_id: str, state: RunState) -> LoggedModel:
+    """Make MLflow's entity of a logged model from the state of its run."""
+    model, run_id = state.models[model_id], state.folder.name
+    return LoggedModel(
+        experiment_id=str(state.info["experiment_id"]),
+        model_id=model_id,
+        name=model.name,
+        artifact_location=records.format_spool_uri(state.folder / records.MODELS_FOLDER / model_id),
+        creation_timestamp=model.time,
+        last_updated_timestamp=model.time,
+        model_type=model.type,
+        source_run_id=run_id,
+        status=LoggedModelStatus(model.status),
+        tags=dict(model.tags),
+        params=dict(model.params),
+        metrics=[
+            Metric(name, value, time, step, model_id, dataset, digest, run_id)
+            for name, value, time, step, dataset, digest in model.points
+        ],
+    )
+
+
+def _select_new_params(params: Any, logged: dict[str, str], owner: str) -> dict[str, str]:
+    """Select the parameters that are not logged yet.
+
+    Raises:
+        MlflowException: One is logged with another value.
+    """
+    for param in params or ():
+        if logged.get(param.key, param.value) != param.value:
+            raise MlflowException(
+                f"parameter {param.key!r} is {logged[param.key]!r} and can't be changed to "
+                f"{param.value!r}: parameters of a {owner} are immutable",
+                INVALID_PARAMETER_VALUE,
+            )
+    return {param.key: str(param.value) for param in params or () if param.key not in logged}
 
 
 def make_dataset_input(record: dict[str, Any]) -> DatasetInput:
     """Make MLflow's entity of a dataset input from its dictionary."""
     tags = [InputTag(*tag) for tag in record["tags"].items()]
     return DatasetInput(Dataset(**record["dataset"]), tags)
-
-
-class SpoolArtifacts(ArtifactRepository):
-    """A run's artifacts: each is copied into the spool before its record is written.
-
-    Args:
-        artifact_uri: `spool:///ROOT/<run_id>/artifacts`.
-    """
-
-    def __init__(self, artifact_uri: str, *args: Any, **kwargs: Any) -> None:
-        super().__init__(artifact_uri, *args, **kwargs)
-        self.folder = parse_spool_uri(artifact_uri)
-
-    def log_artifact(self, local_file: str, artifact_path: str | None = None) -> None:
-        verify_artifact_path(artifact_path)
-        name = Path(artifact_path or "", Path(local_file).name)
-        target = self.folder / name
-        target.parent.mkdir(parents=True, exist_ok=True)
-        temporary = self.folder.parent / f"copy.{os.getpid()}.{threading.get_ident()}"
-        try:
-            digest, size = _copy(Path(local_file), temporary)
-            temporary.replace(target)
-        finally:
-            temporary.unlink(missing_ok=True)  # an incomplete copy on a full disk
-        record = {"kind": "artifact", "path": name.as_posix(), "size": size, "sha256": digest}
-        open_writer(self.folder.parent).append(record)
-
-    def log_artifacts(self, local_dir: str, artifact_path: str | None = None) -> None:
-        for path in sorted(Path(local_dir).rglob("*")):
-            if path.is_file():
-                inside = path.parent.relative_to(local_dir)
-                self.log_artifact(str(path), Path(artifact_path or "", inside).as_posix())
-
-    def list_artifacts(self, path: str | None = None) -> list[FileInfo]:
-        folder = self.folder / (path or "")
-        files = sorted(folder.iterdir()) if folder.is_dir() else []
-        return [
-            FileInfo(
-                file.relative_to(self.folder).as_posix(),
-                file.is_dir(),
-                None if file.is_dir() else file.stat().st_size,
-            )
-            for file in files
-        ]
-
-    def _download_file(self, remote_file_path: str, local_path: str) -> None:
-        shutil.copyfile(self.folder / remote_file_path, local_path)
-
-    def delete_artifacts(self, artifact_path: str | None = None) -> None:
-        raise NotImplementedError(
-            "deleting artifacts is not supported by a spool; delete them at the server"
-        )
-
-
-def _copy(source: Path, target: Path) -> tuple[str, int]:
-    digest, size = sha256(), 0
-    with source.open("rb") as original, target.open("wb") as copy:
-        while chunk := original.read(_CHUNK_BYTES):
-            digest.update(chunk)
-            size += copy.write(chunk)
-        copy.flush()
-        os.fsync(copy.fileno())
-    return digest.hexdigest(), size
 
 
 def register_scheme() -> None:

@@ -1,11 +1,13 @@
 """Write to a run's spool, its write-ahead log, in this process."""
 
+import copy
 import threading
 import warnings
 from array import array
 from bisect import bisect_left
 from collections import deque
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -170,6 +172,8 @@ class RunState:
         self.tags: dict[str, str] = spool_info["tags"]
         self.metrics: dict[str, list[Any]] = {point[0]: point for point in spool_info["metrics"]}
         self.inputs: list[Any] = spool_info["inputs"]
+        self.models: dict[str, LoggedModelState] = {}
+        self.outputs: list[list[Any]] = spool_info.get("outputs", [])  # [model, step]
         self.experiment: dict[str, Any] = spool_info["experiment"]
         self.finished = self.info["status"] == "FINISHED"  # now or at an earlier time
         self.steps: dict[str, _StepSet] = {}
@@ -203,14 +207,61 @@ class RunState:
             case "status":
                 self.info.update(status=record["status"], end_time=record["end_time"])
                 self.finished = self.finished or record["status"] == "FINISHED"
+                if record["status"] in records.FINAL_STATUSES:
+                    self._fail_pending_models()
             case "inputs":
                 self.inputs += record["datasets"]
+            case "outputs":
+                self.outputs += record["models"]
+            case "model":
+                fields = {name: record[name] for name in ("name", "type", "time", "params", "tags")}
+                self.models[record["model"]] = LoggedModelState(**copy.deepcopy(fields))
+            case "model_metrics":
+                for model, *point in record["points"]:
+                    if model in self.models:
+                        self.models[model].points.append(point)
+            case "model_params" | "model_tags" | "model_status":
+                if model_state := self.models.get(record["model"]):
+                    model_state.apply(record)
 
     def update_latest(self, point: list[Any]) -> None:
         """Make a point the metric's latest, in MLflow's order: by step, then by time."""
         latest = self.metrics.get(point[0])
         if latest is None or (point[3], point[2]) >= (latest[3], latest[2]):
             self.metrics[point[0]] = point
+
+    def _fail_pending_models(self) -> None:
+        for model in self.models.values():
+            if model.status == "PENDING":
+                model.status = "FAILED"
+
+
+@dataclass
+class LoggedModelState:
+    """The state of a logged model: its first record, and those since.
+
+    Attributes:
+        points: Its metrics: [name, value, milliseconds, step, name and digest of the data set].
+    """
+
+    name: str
+    type: str | None
+    time: int
+    params: dict[str, str]
+    tags: dict[str, str]
+    status: str = "PENDING"
+    points: list[list[Any]] = field(default_factory=list)
+
+    def apply(self, record: Record) -> None:
+        """Apply a record."""
+        match record["kind"]:
+            case "model_params":
+                self.params.update(record["values"])
+            case "model_tags":
+                tags = {**self.tags, **record["values"]}
+                self.tags = {name: value for name, value in tags.items() if value is not None}
+            case "model_status":
+                self.status = record["status"]
 
 
 class _StepSet:

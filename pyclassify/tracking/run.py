@@ -157,7 +157,7 @@ def start_run(
     if _open_run is None:
         import mlflow
 
-        from pyclassify.spool.store import parse_spool_uri
+        from pyclassify.spool.artifact_store import parse_spool_uri
 
         adopt_run()
         uri = tracking_uri or mlflow.get_tracking_uri()
