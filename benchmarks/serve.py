@@ -181,7 +181,7 @@ def measure_alone(folder, given):
     """Run the program concurrently in as many processes as the server has workers."""
     context = multiprocessing.get_context("spawn")
     seconds = min(given.seconds, 20)
-    job = (str(Path(folder, "artifacts", "program.pt2")), given.images, given.threads, seconds)
+    job = (str(Path(folder, "artifacts", "model.pt2")), given.images, given.threads, seconds)
     with context.Pool(given.workers) as pool:
         found = pool.starmap(run_alone, [job] * given.workers, chunksize=1)
     return {

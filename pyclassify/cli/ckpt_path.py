@@ -9,7 +9,7 @@ import yaml
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
-from pyclassify.serving.export import PROGRAM_PATH
+from pyclassify.registry.source import download_program, find_model_files
 from pyclassify.spool.store_errors import describe_server_error
 from pyclassify.tracking.logger import BEST_WEIGHTS_PATH
 from pyclassify.utils.masking import mask
@@ -137,7 +137,7 @@ def is_registered_model(given: str | None, command: str) -> bool:
     return command == "predict" and re.fullmatch(_REGISTERED, str(given)) is not None
 
 
-def download_program(given: str, downloads: str, tracking_uri: str | None = None) -> str:
+def download_model(given: str, downloads: str, tracking_uri: str | None = None) -> str:
     """Download the exported program of a registered model.
 
     Args:
@@ -151,11 +151,8 @@ def download_program(given: str, downloads: str, tracking_uri: str | None = None
     import mlflow
 
     try:
-        return str(
-            mlflow.artifacts.download_artifacts(
-                f"{given}/{PROGRAM_PATH}", None, None, downloads, tracking_uri, tracking_uri
-            )
-        )
+        client = mlflow.MlflowClient(tracking_uri)
+        return download_program(client, find_model_files(client, given), downloads)
     except (mlflow.exceptions.MlflowException, OSError) as error:
         where = mask(tracking_uri or mlflow.get_registry_uri())
         raise MisconfigurationException(

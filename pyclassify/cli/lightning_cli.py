@@ -27,7 +27,7 @@ from pyclassify import datamodule  # noqa: F401
 from pyclassify.cli.ckpt_path import (
     apply_data_state,
     check_resume_path,
-    download_program,
+    download_model,
     is_registered_model,
     read_model_config,
     resolve_checkpoint,
@@ -160,7 +160,7 @@ class TrainingCli(LightningCLI):
         self.given_ckpt_path, uri = chosen.ckpt_path, _tracking_uri(chosen)
         network: dict[str, Any] = {}
         if is_registered_model(self.given_ckpt_path, command):
-            program = download_program(str(self.given_ckpt_path), self.downloads, uri)
+            program = download_model(str(self.given_ckpt_path), self.downloads, uri)
             network = {"class_path": _EXPORTED, "init_args": {"program": program}}
         else:
             self.resolved_ckpt_path = resolve_checkpoint(

@@ -162,7 +162,6 @@ class ImageDataModule(LightningDataModule):
         self.preprocess = Preprocess(
             resize, crop, horizontal_flip, mean, std, random_crop_padding, cutout, color_jitter
         )
-        self._preprocessing = {"resize": resize, "crop": crop, "mean": list(mean), "std": list(std)}
 
     @property
     def num_classes(self) -> int:
@@ -172,7 +171,7 @@ class ImageDataModule(LightningDataModule):
         """Return the classes and the preprocessing, for predictions with a checkpoint."""
         return {
             "classes": [str(name) for name in getattr(self, "classes", ())],
-            **self._preprocessing,
+            **getattr(self.preprocess, "settings", {}),
         }
 
     def digest(self) -> dict[str, str]:

@@ -11,6 +11,7 @@ them.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -99,6 +100,9 @@ class Preprocess(nn.Module):
     Raises:
         ValueError: `crop`, `random_crop_padding`, `cutout` or `color_jitter` is out of range.
 
+    Attributes:
+        settings: `resize`, `crop`, `mean` and `std`, which an evaluation needs.
+
     Example:
         >>> import torch
         >>> from pyclassify import Preprocess
@@ -134,6 +138,12 @@ class Preprocess(nn.Module):
         _check("cutout", cutout, 0 <= cutout <= crop, f"0 <= cutout <= crop, which is {crop}")
         _check("color_jitter", color_jitter, 0 <= color_jitter <= 1, "0 <= color_jitter <= 1")
         self.resize, self.crop = resize, crop
+        self.settings: dict[str, Any] = {
+            "resize": resize,
+            "crop": crop,
+            "mean": [*mean],
+            "std": [*std],
+        }
         self.horizontal_flip, self.random_crop_padding = horizontal_flip, random_crop_padding
         self.cutout, self.color_jitter = cutout, color_jitter
         self.register_buffer("mean", torch.tensor(mean).view(-1, 1, 1) * 255, persistent=False)

@@ -21,8 +21,9 @@ from torch.utils.data import Dataset
 
 from pyclassify.registry.champion import promote_if_better, register_and_promote
 from pyclassify.registry.decision import check_bounds
+from pyclassify.registry.source import download_program
 from pyclassify.registry.versions import MODEL_FOLDER, find_version, get_source_uri
-from pyclassify.serving.export import MAX_BATCH_PIXELS, PROGRAM_PATH, load_program
+from pyclassify.serving.export import MAX_BATCH_PIXELS, load_program
 from pyclassify.tracking.logger import RunLogger, find_run_logger
 from pyclassify.tracking.prediction_table import PredictionsByIndex
 from pyclassify.tracking.predictions import PredictionLogger
@@ -217,6 +218,8 @@ def _log_model(logger: RunLogger, trainer: Trainer, network: LightningModule) ->
     Raises:
         MisconfigurationException: Neither data module nor LightningModule has a `preprocess`.
     """
+    from mlflow.models import Model
+
     from pyclassify.serving.artifact import save_model
 
     data = getattr(trainer, "datamodule", None)
@@ -230,7 +233,8 @@ def _log_model(logger: RunLogger, trainer: Trainer, network: LightningModule) ->
     classes = getattr(data, "classes", ())
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary, path)
-        names = save_model(folder, network, preprocess, classes, origin=(run_id, path))
+        origin = Model(run_id=run_id, artifact_path=path)
+        names = save_model(folder, network, preprocess, classes, origin=origin)
         logger.experiment.log_artifacts(run_id, str(folder), path)
     accuracy = trainer.callback_metrics.get("test_accuracy")
     facts = {
@@ -262,16 +266,9 @@ def _find_tested_indices(trainer: Trainer) -> set[int] | None:
 
 def _download_program(client: "MlflowClient", name: str, version: str) -> tuple[Any, list[str]]:
     """Download a version's program, and the names of its classes."""
-    import mlflow
-
-    source = client.get_model_version_download_uri(name, version)
+    files = client.get_model_version_download_uri(name, version)
     with tempfile.TemporaryDirectory() as folder:
-        path = mlflow.artifacts.download_artifacts(
-            artifact_uri=f"{source}/{PROGRAM_PATH}",
-            dst_path=folder,
-            tracking_uri=client.tracking_uri,
-        )
-        program, names = load_program(path)
+        program, names = load_program(download_program(client, files, folder))
     return program.module(), names
 
 

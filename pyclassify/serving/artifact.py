@@ -6,14 +6,18 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
+import torch
 from torch import nn
 
 from pyclassify.data.images import MAX_PIXELS
-from pyclassify.serving.export import export_program
+from pyclassify.serving.export import PROGRAM_FILE, export_program
+
+if TYPE_CHECKING:
+    from mlflow.models import Model
 
 # Copied into the model.
 _ENDPOINT_FILE = Path(__file__).with_name("endpoint.py")
@@ -32,9 +36,12 @@ def save_model(
     preprocess: nn.Module,
     classes: Sequence[str] = (),
     limits: Mapping[str, int] = _DEFAULT_LIMITS,
-    origin: tuple[str, str] | None = None,
+    origin: "Model | None" = None,
 ) -> list[str]:
     """Write a network with its preprocessing as an MLflow model, served without pyclassify.
+
+    The model has two flavors over one copy of the network: `python_function` classifies the images
+    of a request, and `pytorch` maps uint8 [batch, 3, height, width] to probabilities.
 
     Args:
         folder: The folder to write, which must not exist.
@@ -42,8 +49,8 @@ def save_model(
         preprocess: Maps uint8 [batch, 3, height, width] of any size to the network's input.
         classes: The names of the classes, by label; by default they are named by number.
         limits: `max_images` in a request and `max_pixels` in an image.
-        origin: The id of the run that the model is logged to, and the path in its artifacts;
-            recorded in the model.
+        origin: The model's IDs, run and location, which the file MLmodel records; default: a
+            model of no run.
 
     Returns:
         The names of the classes, by label.
@@ -54,13 +61,15 @@ def save_model(
     from mlflow.models import Model
     from mlflow.pyfunc import save_model
 
-    run_id, artifact_path = origin or (None, None)
+    model = origin or Model()
+    # `mlflow.pytorch.save_model` would write a second copy of the network.
+    model.add_flavor("pytorch", model_data="artifacts", pytorch_version=str(torch.__version__))
     with tempfile.TemporaryDirectory() as temporary:
-        program = Path(temporary, "program.pt2")
+        program = Path(temporary, PROGRAM_FILE)
         names = export_program(network, preprocess, classes, program)
         save_model(
             path=folder,
-            mlflow_model=Model(run_id=run_id, artifact_path=artifact_path),
+            mlflow_model=model,
             python_model=_ENDPOINT_FILE,
             artifacts={"program": str(program), "images": str(_IMAGES_FILE)},
             signature=_make_signature(len(names)),

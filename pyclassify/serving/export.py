@@ -1,7 +1,9 @@
 """Export a network with its preprocessing as one file, and predict with that file.
 
-The file is a program of `torch.export` (PyTorch's PT2 archive): it contains no pickle and needs no
-Python class. The names of the classes are in its `extra/classes.json`.
+The file is a program of `torch.export` (PyTorch's PT2 archive): it needs no Python class. Its
+weights are raw bytes; PyTorch pickles only the example input, a tensor that loads with
+`weights_only=True`. The names of the classes are in its `extra/classes.json`, and the settings of
+the preprocessing in `extra/preprocess.json`.
 """
 
 import copy
@@ -9,7 +11,9 @@ import json
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
+import lightning.pytorch as pl
 import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
@@ -17,9 +21,15 @@ from torch import Tensor, nn
 from torch.export import Dim
 from torch.export.passes import move_to_device_pass
 
-PROGRAM_PATH = "artifacts/program.pt2"  # in an MLflow model
+from pyclassify.data.transforms import Preprocess
+
+# The name that MLflow's flavor `pytorch` expects.
+PROGRAM_FILE = "model.pt2"
 MAX_BATCH_PIXELS = 2**24  # in a batch; resized as floats, they take about 1 GB
 _CLASSES_FILE = "classes.json"
+_PREPROCESS_FILE = "preprocess.json"
+_NETWORK_PREFIX = "network."  # of the network's tensors in a program
+_DATA_STATE_KEY = "ImageDataModule"  # of the classes and the preprocessing in a checkpoint
 _EXAMPLE_SHAPE = (2, 3, 40, 50)  # two images, as torch.export would fix a batch size of 1
 
 
@@ -55,8 +65,12 @@ def export_program(
                 "network has)"
             )
         program = torch.export.export(module, (images,), dynamic_shapes={"images": sizes})
-    program.example_inputs = None  # torch.export.save would pickle them
-    torch.export.save(program, path, extra_files={_CLASSES_FILE: json.dumps(names)})
+    # A guard of `float()` in `resize`: it would refuse images that are one pixel high or wide.
+    program._guards_code = []
+    settings = preprocess.settings if isinstance(preprocess, Preprocess) else None
+    extra_files = {_CLASSES_FILE: json.dumps(names), _PREPROCESS_FILE: json.dumps(settings)}
+    # With `example_inputs`: MLflow loads no program without them where pickle is disallowed.
+    torch.export.save(program, path, extra_files=extra_files)
     return names
 
 
@@ -72,6 +86,59 @@ def load_program(path: str | Path) -> tuple[torch.export.ExportedProgram, list[s
     extra_files = {_CLASSES_FILE: ""}
     program = torch.export.load(path, extra_files=extra_files)
     return program, json.loads(extra_files[_CLASSES_FILE])
+
+
+def read_state_dict(path: str | Path) -> dict[str, Tensor]:
+    """Read the weights of a program that `export_program` wrote: the network's `state_dict`.
+
+    Args:
+        path: The file, which ends in .pt2.
+
+    Raises:
+        Exception: The file is not such a program; torch raises various types.
+    """
+    return _list_weights(torch.export.load(path))
+
+
+def read_checkpoint(path: str | Path) -> dict[str, Any]:
+    """Read a program that `export_program` wrote as a checkpoint of Lightning's.
+
+    The weights are those of the exported network, bit for bit. There is no state of an optimizer.
+
+    Args:
+        path: The file, which ends in .pt2.
+
+    Returns:
+        A checkpoint for `torch.save`: `state_dict`, and the data module's state with `classes` and
+        the settings of its preprocessing.
+
+    Raises:
+        MisconfigurationException: The program does not contain its preprocessing's settings.
+        Exception: The file is not such a program; torch raises various types.
+    """
+    extra_files = {_CLASSES_FILE: "", _PREPROCESS_FILE: ""}
+    program = torch.export.load(path, extra_files=extra_files)
+    if not extra_files[_PREPROCESS_FILE]:
+        raise MisconfigurationException(
+            f"{path} was exported by an earlier version, without the settings of its "
+            "preprocessing; it can predict, but not be evaluated as a checkpoint"
+        )
+    settings = json.loads(extra_files[_PREPROCESS_FILE]) or {}
+    return {
+        "state_dict": _list_weights(program),
+        "epoch": 0,
+        "global_step": 0,
+        "pytorch-lightning_version": pl.__version__,
+        _DATA_STATE_KEY: {"classes": json.loads(extra_files[_CLASSES_FILE]), **settings},
+    }
+
+
+def _list_weights(program: torch.export.ExportedProgram) -> dict[str, Tensor]:
+    return {
+        name.removeprefix(_NETWORK_PREFIX): tensor.detach()
+        for name, tensor in program.state_dict.items()
+        if name.startswith(_NETWORK_PREFIX)
+    }
 
 
 class _ProbabilityNetwork(nn.Module):
@@ -105,8 +172,8 @@ class ExportedClassifier(LightningModule):
     Example:
         >>> from pyclassify import AlexNetBN, ImageFolderDataModule, Preprocess, Trainer
         >>> from pyclassify.serving.export import ExportedClassifier, export_program
-        >>> names = export_program(AlexNetBN(2), Preprocess(), ["cat", "dog"], "program.pt2")
-        >>> network = ExportedClassifier("program.pt2")
+        >>> names = export_program(AlexNetBN(2), Preprocess(), ["cat", "dog"], "model.pt2")
+        >>> network = ExportedClassifier("model.pt2")
         >>> network.classes
         ['cat', 'dog']
         >>> Trainer().predict(
@@ -122,8 +189,8 @@ class ExportedClassifier(LightningModule):
             self._exported, self.classes = load_program(program)
         except Exception as error:  # torch raises any type for another file
             raise MisconfigurationException(
-                f"{program} is not an exported classifier ({error}); give artifacts/program.pt2 of "
-                "a model that pyclassify registered"
+                f"{program} is not an exported classifier ({error}); give artifacts/model.pt2 of a "
+                "model that pyclassify registered"
             ) from error
 
     def setup(self, stage: str) -> None:

@@ -1,5 +1,6 @@
 """`pyclassify predict` on a folder of images: the table that it writes, and what it says."""
 
+from pathlib import Path
 from types import SimpleNamespace
 
 import mlflow
@@ -81,6 +82,47 @@ def test_served_model_gives_the_answers_of_the_test(trained):
         label, probability = trained.expected[file]
         assert answer["classes"] == [label]
         assert answer["probabilities"] == pytest.approx([probability], abs=1e-5)
+
+
+def test_champion_is_a_network_of_pytorch_for_the_same_answers(trained, monkeypatch):
+    monkeypatch.setenv("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "false")
+
+    network = mlflow.pytorch.load_model("models:/shapes@champion")
+
+    images, _ = synthetic.generate_images(20, seed=2)
+    probabilities, labels = network(images).max(dim=1)
+    for index, answer in enumerate(zip(labels, probabilities, strict=True)):
+        label, probability = trained.expected[trainings.name_file(index)]
+        assert (synthetic.CLASSES[answer[0]], float(answer[1])) == (
+            label,
+            pytest.approx(probability, abs=1e-5),
+        )
+
+
+def test_version_whose_program_has_another_name_predicts_too(trained, predict, tmp_path):
+    client = mlflow.MlflowClient()
+    source = client.get_model_version_download_uri("shapes", "1")
+    folder = Path(mlflow.artifacts.download_artifacts(source, dst_path=str(tmp_path / "older")))
+    (folder / "artifacts" / "model.pt2").rename(folder / "artifacts" / "program.pt2")
+    description = (folder / "MLmodel").read_text()
+    (folder / "MLmodel").write_text(description.replace("model.pt2", "program.pt2"))
+    client.create_registered_model("older")
+    client.create_model_version("older", str(folder))
+
+    done = predict("models:/older/1")
+
+    assert done.code == 0, done.err
+    assert list(done.table["label"]) == [trained.expected[file][0] for file in done.table["file"]]
+
+
+def test_registry_is_that_of_the_loggers_tracking_uri(trained, predict, tmp_path, monkeypatch):
+    uri = mlflow.get_tracking_uri()
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/other.db")
+
+    done = predict("models:/shapes@champion", f"--trainer.logger.tracking_uri={uri}")
+
+    assert done.code == 0, done.err
+    assert len(done.table) == 20
 
 
 def test_table_may_be_csv(trained, predict):

@@ -1,6 +1,7 @@
 """The served model as a folder: its files, its requirements, and predictions without a server."""
 
 import json
+import os
 import re
 import tracemalloc
 from pathlib import Path
@@ -11,6 +12,7 @@ import pandas as pd
 import pytest
 import torch
 import yaml
+from mlflow.models import Model
 from mlflow.pyfunc.scoring_server import invocations
 from torchvision.models import resnet18
 
@@ -18,12 +20,13 @@ from benchmarks.fuzz_requests import CLASSES, save_tiny_model
 from pyclassify.data.transforms import Preprocess
 from pyclassify.module import Classifier
 from pyclassify.serving.artifact import save_model
-from tests.support import processes, required
+from tests.support import networks, processes, required
 from tests.support.images import encode, file_of
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (30, 40, 3), dtype=np.uint8)
 PICTURE = encode(file_of(PIXELS))
 TABLE = pd.DataFrame({"image": [PICTURE, PICTURE]})
+PROGRAM = "artifacts/model.pt2"
 
 WITHOUT = """
 import json, pickle, sys
@@ -32,9 +35,16 @@ for missing in ("pyclassify", "lightning", "torchvision", "torchmetrics"):
 import mlflow, pandas, torch
 def refuse(*args, **options):
     raise AssertionError("something is unpickled")
-torch.load = pickle.load = pickle.loads = refuse
+load, pickle.load, pickle.loads = torch.load, refuse, refuse
+torch.load = lambda file, **how: load(file, **how) if how["weights_only"] else refuse()
+"""
+AS_FUNCTION = f"""{WITHOUT}
 model = mlflow.pyfunc.load_model(sys.argv[1])
-json.dump(model.predict(pandas.DataFrame({"image": [sys.argv[2]]})), sys.stdout)
+json.dump(model.predict(pandas.DataFrame({{"image": [sys.argv[2]]}})), sys.stdout)
+"""
+AS_NETWORK = f"""{WITHOUT}
+network = mlflow.pytorch.load_model(sys.argv[1])
+json.dump(network(torch.zeros(3, 3, 9, 7, dtype=torch.uint8)).tolist(), sys.stdout)
 """
 
 
@@ -51,10 +61,38 @@ def model(folder):
 
 
 def test_model_needs_neither_pyclassify_nor_pickle(folder, model, tmp_path):
-    done = processes.run("-c", WITHOUT, folder, PICTURE, cwd=tmp_path, fresh=True)
+    done = processes.run("-c", AS_FUNCTION, folder, PICTURE, cwd=tmp_path, fresh=True)
 
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout) == model.predict(TABLE[:1])
+
+
+def test_model_is_a_network_of_pytorch_without_pyclassify_and_pickle(folder, tmp_path):
+    env = {**os.environ, "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false"}
+    done = processes.run("-c", AS_NETWORK, folder, cwd=tmp_path, fresh=True, env=env)
+
+    assert done.returncode == 0, done.stderr
+    program = torch.export.load(folder / PROGRAM).module()
+    expected = program(torch.zeros(3, 3, 9, 7, dtype=torch.uint8))
+    assert json.loads(done.stdout) == expected.tolist()
+
+
+def test_flavors_share_one_copy_of_the_network(folder):
+    flavors = yaml.safe_load((folder / "MLmodel").read_text())["flavors"]
+
+    assert flavors["pytorch"]["model_data"] == str(Path(PROGRAM).parent)
+    assert flavors["python_function"]["artifacts"]["program"]["path"] == PROGRAM
+    assert [each.name for each in folder.rglob("*.pt2")] == [Path(PROGRAM).name]
+
+
+def test_model_records_the_ids_that_it_is_given(tmp_path):
+    given = {"run_id": "1f" * 16, "model_id": "m-1", "model_uuid": "m-1", "artifact_path": "there"}
+    network, preprocess = networks.network(3), Preprocess(8, 8)
+
+    save_model(tmp_path / "model", network, preprocess, origin=Model(**given))
+
+    recorded = yaml.safe_load((tmp_path / "model" / "MLmodel").read_text())
+    assert {name: recorded[name] for name in given} == given
 
 
 def test_requirements_are_the_pins_for_any_machine(folder):
@@ -70,7 +108,7 @@ def test_model_has_files_of_readable_kinds_alone(folder):
     files = sorted(str(each.relative_to(folder)) for each in folder.rglob("*") if each.is_file())
 
     assert {Path(each).suffix for each in files} <= {"", ".json", ".py", ".pt2", ".txt", ".yaml"}
-    assert "artifacts/program.pt2" in files
+    assert PROGRAM in files
 
 
 def test_signature_has_inputs_outputs_and_top_k(folder):

@@ -50,7 +50,7 @@ def ask(address):
 @pytest.fixture(scope="module")
 def expected(folder):
     """The probabilities that the program gives for each image alone: float [10]."""
-    program = torch.export.load(folder / "artifacts" / "program.pt2").module()
+    program = torch.export.load(folder / "artifacts" / "model.pt2").module()
     batches = [torch.from_numpy(each.copy()).permute(2, 0, 1)[None] for each in PICTURES]
     return [program(batch)[0] for batch in batches]
 

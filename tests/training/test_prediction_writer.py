@@ -29,8 +29,8 @@ def network():
 
 @pytest.fixture
 def exported(network, tmp_path):
-    export_program(network, module(tmp_path).preprocess, NAMES, tmp_path / "program.pt2")
-    return ExportedClassifier(str(tmp_path / "program.pt2"))
+    export_program(network, module(tmp_path).preprocess, NAMES, tmp_path / "model.pt2")
+    return ExportedClassifier(str(tmp_path / "model.pt2"))
 
 
 def module(folder, **options):
@@ -80,10 +80,10 @@ def test_exported_network_takes_no_floats(exported):
 
 
 def test_file_without_a_program_is_refused(tmp_path):
-    (tmp_path / "program.pt2").write_bytes(b"no archive")
+    (tmp_path / "model.pt2").write_bytes(b"no archive")
 
-    with pytest.raises(MisconfigurationException, match=r"program\.pt2 .*exported classifier"):
-        ExportedClassifier(str(tmp_path / "program.pt2"))
+    with pytest.raises(MisconfigurationException, match=r"model\.pt2 .*exported classifier"):
+        ExportedClassifier(str(tmp_path / "model.pt2"))
 
 
 def test_name_that_is_not_utf8_is_escaped(network, tmp_path):
