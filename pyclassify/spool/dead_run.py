@@ -151,11 +151,14 @@ class DeadRun:
             self.run_id = self.run_id or self._search_started(client)
             if self.run_id is None:
                 return True  # it was never created
-            if self.folder is not None:
+            uploader = Uploader(self.folder, client) if self.folder is not None else None
+            if uploader is not None:
                 with suppress(PendingError):  # files, which `pyclassify sync` uploads later
-                    Uploader(self.folder, client).upload()
+                    uploader.upload()
             run_id = self._find_server_id()
             if run_id is not None and not is_recorded:
+                if uploader is not None:
+                    uploader.fail_pending_models()
                 client.set_tag(run_id, REASON_TAG, reason)
                 client.set_terminated(run_id, status, now)
                 for name in self._tags:

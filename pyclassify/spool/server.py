@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import RunInfo
 
-_MAX_TAGS = 100  # MLflow's limit for a batch of tags or parameters
+MAX_TAGS = 100  # MLflow's limit for a batch of tags or parameters
 # MLflow's codes of an invalid request, and the HTTP status codes by which a proxy rejects one.
 _INVALID_CODES = ("INVALID_PARAMETER_VALUE", "BAD_REQUEST", "MALFORMED_REQUEST")
 _REJECTED_STATUSES = (400, 413, 414, 422)
@@ -37,24 +37,36 @@ class RejectedRecords:
     def __init__(self, folder: Path) -> None:
         self._run_id, self._file = folder.name, folder / REJECTED_FILE
 
-    def add(self, record: Record, message: str) -> None:
-        """Add a record, and warn that it is not uploaded."""
+    def add(self, record: Record, message: str, warn: bool = True) -> None:
+        """Add a record, and warn that it is not uploaded, unless `warn` is False."""
         with self._file.open("a") as file:
             file.write(json.dumps({**record, "message": message}) + "\n")
+        if not warn:
+            return
         warnings.warn(
             f"{self._run_id}: a record was rejected and is not uploaded: {message} (saved in "
             f"{self._file})",
             stacklevel=2,
         )
 
-    def find_file(self, folder: str) -> str:
-        """Find a rejected artifact in a folder of the run's artifacts; empty if there is none."""
+    def find_file(self, record: Record) -> str:
+        """Find a rejected file of a model; empty if there is none.
+
+        Args:
+            record: The record of the model's status or version: it has the `model`, or the `path`
+                of its folder in the run.
+        """
         try:
-            lines = self._file.read_text().splitlines()
+            rejected = map(json.loads, self._file.read_text().splitlines())
         except FileNotFoundError:
             return ""
-        paths = (str(json.loads(line).get("path", "")) for line in lines)
-        return next((path for path in paths if path.startswith(f"{folder}/")), "")
+        model, folder = record.get("model"), f"{record.get('path')}/"
+        paths = (
+            str(other["path"])
+            for other in rejected
+            if other["kind"] == "artifact" and other.get("model") == model
+        )
+        return next((path for path in paths if model or path.startswith(folder)), "")
 
 
 class Sender:
@@ -98,6 +110,29 @@ class Sender:
             self._raise_unless_permanent(error)
             self.rejected.add(record, str(error))
 
+    def send_bisecting(
+        self, items: list[Any], send: Callable[[list[Any]], None], record: Record
+    ) -> None:
+        """Send items together; if the server rejects them, bisect them down to the invalid item.
+
+        Args:
+            items: MLflow's entities, or values of JSON.
+            send: Sends some of them.
+            record: The record of an invalid item, without the item.
+        """
+        try:
+            send(items)
+        except Exception as error:
+            self._raise_unless_permanent(error)
+            if len(items) == 1:
+                item = items[0]
+                fields = {"item": item} if isinstance(item, list | tuple) else dict(item)
+                self.rejected.add({**record, **fields}, str(error))
+                return
+            half = len(items) // 2
+            self.send_bisecting(items[:half], send, record)
+            self.send_bisecting(items[half:], send, record)
+
     def set_status(self, record: Record) -> None:
         """Set the run's status, unless a final status was set later."""
         info = self.client.get_run(self.run_id).info
@@ -114,8 +149,8 @@ class Sender:
         params = [Param(*param) for param in batch.params.items()]
         tags = [RunTag(name, value) for name, value in batch.tags.items() if value is not None]
         for kind, entities in (("params", params), ("tags", tags)):
-            for start in range(0, len(entities), _MAX_TAGS):
-                self._log_entities(kind, entities[start : start + _MAX_TAGS])
+            for start in range(0, len(entities), MAX_TAGS):
+                self._log_entities(kind, entities[start : start + MAX_TAGS])
         for start in range(0, len(batch.points), MAX_POINTS):
             points = batch.points[start : start + MAX_POINTS]
             self._log_entities("metrics", [Metric(*point) for point in points])
@@ -123,17 +158,10 @@ class Sender:
             self._delete_tag(name)
 
     def _log_entities(self, kind: str, entities: list[Any]) -> None:
-        """Log a batch; if the server rejects it, bisect it down to the invalid entity."""
-        try:
-            self.client.log_batch(self.run_id, **{kind: entities}, synchronous=True)
-        except Exception as error:
-            self._raise_unless_permanent(error)
-            if len(entities) == 1:
-                self.rejected.add({"kind": kind, **dict(entities[0])}, str(error))
-                return
-            half = len(entities) // 2
-            self._log_entities(kind, entities[:half])
-            self._log_entities(kind, entities[half:])
+        def log(part: list[Any]) -> None:
+            self.client.log_batch(self.run_id, **{kind: part}, synchronous=True)
+
+        self.send_bisecting(entities, log, {"kind": kind})
 
     def _raise_unless_permanent(self, error: Exception) -> None:
         """Raise a temporary error, such as that of a deleted run, which can be restored."""

@@ -69,6 +69,7 @@ class SpooledRun:
         self.client.set_tag(self.run_id, _ATTEMPTS_TAG, self.attempts)
         for outdated in tags.keys() & {records.REASON_TAG, records.START_TAG}:
             self.client.delete_tag(self.run_id, outdated)
+        self._fail_pending_models()
         self.client.update_run(self.run_id, status="RUNNING")
 
     @property
@@ -80,6 +81,17 @@ class SpooledRun:
     def server_id(self) -> str:
         """The run's ID at the server, which differs if the run was started offline."""
         return (self.upload_thread and self.upload_thread.server_id) or self.run_id
+
+    def get_server_model_id(self, local_id: str) -> str:
+        """Return a logged model's ID at the server.
+
+        Args:
+            local_id: Its ID in the spool.
+
+        Returns:
+            The ID; empty until the server has created the model, or if another process uploads it.
+        """
+        return self.upload_thread.get_model_id(local_id) if self.upload_thread else ""
 
     def get_run(self) -> "Run":
         """Get the run, as MLflow's entity."""
@@ -157,6 +169,14 @@ class SpooledRun:
         close_writer(self.folder)
         lock.release(self.folder)
         self._is_over = True
+
+    def _fail_pending_models(self) -> None:
+        """Make the models FAILED that a process has left without a status when it died."""
+        from pyclassify.spool.writer import open_writer
+
+        for model_id, model in open_writer(self.folder).state.models.items():
+            if model.status == "PENDING":
+                self.client.finalize_logged_model(model_id, "FAILED")
 
     def _report_unsent(self, upload_thread: "UploadThread") -> None:
         size, files = upload_thread.find_unsent()

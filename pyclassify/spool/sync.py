@@ -154,6 +154,7 @@ class Sync:
         for message in uploader.messages:
             sys.stdout.write(f"{uploader.server_id}: {message}\n")
         if uploader.is_done() and _has_ended(uploader):
+            uploader.fail_pending_models()
             uploader.remove_copies()
             uploader.mark_done(size)
 

@@ -62,6 +62,10 @@ class UploadThread(threading.Thread):
         """The run's ID at the server; empty before it is known."""
         return str(self._uploader.server_id) if self._uploader else ""
 
+    def get_model_id(self, model: str) -> str:
+        """Return a logged model's ID at the server; empty before it is known."""
+        return self._uploader.get_model_id(model) if self._uploader else ""
+
     def run(self) -> None:
         pause = UPLOAD_SECONDS
         while not self._is_over:

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 
 from pyclassify.spool import records
 from pyclassify.spool.experiments import create_experiment
-from pyclassify.spool.records import Batch, Record, read_batches
+from pyclassify.spool.model_sender import ModelSender
+from pyclassify.spool.records import FINAL_STATUSES, Batch, Record, get_path, read_batches
 from pyclassify.spool.server import RejectedRecords, Sender, open_artifacts
 
 if TYPE_CHECKING:
@@ -24,6 +25,13 @@ BUSY = "another process is uploading this run"
 SPOOL_TAG = "pyclassify.spool"  # of a run that an upload created: its ID in the spool
 # For files that can't be stored: each may take a timeout, and must not delay the metrics.
 _MAX_FAILING_SECONDS = 10.0
+# What failed, by the kind of record.
+_FAILURES = {
+    "artifact": "file upload failed",
+    "model_status": "model upload failed",
+    "version": "model registration failed",
+}
+_BEFORE_VERSION = ("artifact", "model_status")
 
 
 class PendingError(OSError):
@@ -46,7 +54,8 @@ class Uploader:
         folder: The run's folder.
         client: A client of the server.
         make_version: Called with the client, the run's ID at the server and a record of the kind
-            `version`; without it such records stay pending for another uploader.
+            `version`, in which `model` is the logged model's ID at the server; without it such
+            records stay pending for another uploader.
 
     Attributes:
         offsets: The number of uploaded bytes of each segment, by the segment's number. A process
@@ -71,6 +80,7 @@ class Uploader:
         self._rejected = RejectedRecords(folder)
         server_id = self.run_id if self._spool_info["is_at_server"] else ""
         self._sender = Sender(client, server_id, self._rejected)
+        self._models = ModelSender(folder, self._sender)
         self.pending = _PendingRecords(self._sender.send_or_reject)
         self._load_progress()
 
@@ -78,6 +88,10 @@ class Uploader:
     def server_id(self) -> str:
         """The run's ID at the server, empty until it is known."""
         return self._sender.run_id
+
+    def get_model_id(self, model: str) -> str:
+        """Return a logged model's ID at the server; empty if it is not created there."""
+        return self._models.get_id(model)
 
     def is_done(self) -> bool:
         """Whether everything is uploaded."""
@@ -143,6 +157,15 @@ class Uploader:
             if self.is_done():
                 shutil.rmtree(self.folder / "artifacts")
                 (self.folder / "artifacts").mkdir(mode=0o700)
+                self._models.remove_copies()
+
+    def fail_pending_models(self) -> None:
+        """Make the logged models FAILED that have no status, as their run has ended.
+
+        Raises:
+            mlflow.exceptions.MlflowException: The server does not respond.
+        """
+        self._models.fail_pending(self.pending.records)
 
     def mark_done(self, size: int) -> None:
         """Have `pyclassify sync` skip the spool until more is written to it.
@@ -160,6 +183,7 @@ class Uploader:
                 self.offsets[int(number)] = max(offset, self.offsets.get(int(number), 0))
             self._sender.run_id = self.server_id or progress["run_id"]
             self.pending.records = progress.get("pending", {})
+            self._models.models |= progress.get("models", {})
 
     def _save_progress(self, offsets: Mapping[int, int]) -> None:
         offsets = {**self.offsets, **offsets}
@@ -167,6 +191,7 @@ class Uploader:
             "run_id": self.server_id,
             "offsets": offsets,
             "pending": self.pending.records,
+            "models": self._models.models,
         }
         with suppress(OSError):  # a full disk; uploads are idempotent
             records.save_json(self.folder / records.PROGRESS_FILE, progress)
@@ -199,23 +224,32 @@ class Uploader:
 
     def _send(self, batch: Batch) -> None:
         self._sender.send(batch)
-        self.pending.records |= {**batch.artifacts, **batch.versions}
+        self._models.send(batch)
+        self.pending.records |= {**batch.artifacts, **batch.model_statuses, **batch.versions}
         self.pending.send_all(self._senders)
         if batch.status:
+            if batch.status["status"] in FINAL_STATUSES:
+                self.fail_pending_models()
             self._sender.set_status(batch.status)
         for message in batch.damaged:
             self._rejected.add({"kind": "damaged"}, message)
 
     @property
     def _senders(self) -> dict[str, Callable[[Record], None]]:
-        """The functions that send artifacts and model versions, by the kind of record."""
-        if self.make_version is None:
-            return {"artifact": self._upload_artifact}
-        make_version = partial(self._make_version, self.make_version)
-        return {"artifact": self._upload_artifact, "version": make_version}
+        """The functions that send files, models' statuses and versions, by the kind of record."""
+        senders: dict[str, Callable[[Record], None]] = {
+            "artifact": self._upload_artifact,
+            "model_status": self._models.set_status,
+        }
+        if self.make_version is not None:
+            senders["version"] = partial(self._make_version, self.make_version)
+        return senders
 
     def _upload_artifact(self, record: Record) -> None:
-        path = self.folder / "artifacts" / record["path"]
+        if "model" in record:
+            self._models.upload_file(record)
+            return
+        path = records.get_file(self.folder, record)
         if not path.is_file():
             self._rejected.add(record, f"{path} does not exist any more")
             return
@@ -224,16 +258,21 @@ class Uploader:
         artifacts.log_artifact(str(path), None if parent == "." else parent)
 
     def _make_version(self, make_version: MakeVersion, record: Record) -> None:
-        if lost := self._rejected.find_file(record["path"]):
+        model_id = self._models.get_id(record["model"]) if "model" in record else None
+        if model_id == "":
+            self._rejected.add(record, "the server has rejected the model")
+            return
+        if lost := self._rejected.find_file(record):
             self._rejected.add(record, f"the model lacks {lost}, which could not be stored")
-        else:
-            self.messages.append(make_version(self.client, self.server_id, record))
+            return
+        record = {**record, "model": model_id} if model_id else record
+        self.messages.append(make_version(self.client, self.server_id, record))
 
 
 class _PendingRecords:
-    """The records of artifacts and model versions that are not stored yet.
+    """The records of artifacts, models' statuses and model versions that are not stored yet.
 
-    A file that can't be stored delays only the model versions that contain it.
+    A file that can't be stored delays only the status and the versions of its model.
 
     Args:
         send_or_reject: Sends a record by the function that follows it, or rejects it permanently.
@@ -253,7 +292,7 @@ class _PendingRecords:
         self._failing_seconds = 0.0
 
     def send_all(self, senders: Mapping[str, Callable[[Record], None]]) -> None:
-        """Store what can be stored, each record once after a `restart`: artifacts, then versions.
+        """Store what can be stored, each record once after a `restart`.
 
         Args:
             senders: The function for each kind of record, in order; other kinds stay pending.
@@ -261,10 +300,9 @@ class _PendingRecords:
         for kind in senders:
             for key, record in [*self.records.items()]:
                 has_time = self._failing_seconds < _MAX_FAILING_SECONDS
-                if record["kind"] == kind and key not in self._failed and has_time:
+                is_due = record["kind"] == kind and key not in self._failed and has_time
+                if is_due and not self._is_blocked(record):
                     self._try(key, record, senders[kind])
-            if any(record["kind"] == "artifact" for record in self.records.values()):
-                return
 
     def check(self) -> None:
         """Raise the first failure since `restart`.
@@ -273,9 +311,23 @@ class _PendingRecords:
             PendingError: A file can't be stored, or a model can't be registered.
         """
         for key, error in self._failed.items():
-            is_file = self.records[key]["kind"] == "artifact"
-            failure = "file upload failed" if is_file else "model registration failed"
-            raise PendingError(failure, f"{key}: {error}") from error
+            raise PendingError(_FAILURES[self.records[key]["kind"]], f"{key}: {error}") from error
+
+    def _is_blocked(self, record: Record) -> bool:
+        """Whether files of the record's model are pending, or the status before the version."""
+        if record["kind"] == "artifact":
+            return False
+        if "model" in record:
+            earlier = ("artifact",) if record["kind"] == "model_status" else _BEFORE_VERSION
+            return any(
+                other["kind"] in earlier and other.get("model") == record["model"]
+                for other in self.records.values()
+            )
+        folder = f"{record['path']}/"
+        return any(
+            other["kind"] == "artifact" and get_path(other).startswith(folder)
+            for other in self.records.values()
+        )
 
     def _try(self, key: str, record: Record, send: Callable[[Record], None]) -> None:
         start = time.monotonic()
