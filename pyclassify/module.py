@@ -20,7 +20,9 @@ from pyclassify.data.loaders import count_unpadded
 from pyclassify.data.transforms import Preprocess, generate_global_integers
 from pyclassify.model import AlexNet, NetworkFactory
 from pyclassify.training import finetuning
+from pyclassify.training.checkpoints import CLASSIFIER_KEY, read_checkpoint
 from pyclassify.training.forward import Outputs, compute_outputs, get_logits
+from pyclassify.training.network import ConfiguredNetwork, describe_network
 
 
 class Classifier(LightningModule):
@@ -84,6 +86,18 @@ class Classifier(LightningModule):
         flip_tta: bool = False,
     ) -> None:
         super().__init__()
+        # Not `save_hyperparameters`: the command line would prefer them to the given options.
+        self._arguments = {
+            "model": describe_network(model),
+            "num_classes": num_classes,
+            "learning_rate": learning_rate,
+            "freeze": freeze,
+            "channels_last": channels_last,
+            "compile": compile,
+            "label_smoothing": label_smoothing,
+            "decay_bias_and_norm": decay_bias_and_norm,
+            "flip_tta": flip_tta,
+        }
         if not 0 <= label_smoothing < 1:
             raise MisconfigurationException(
                 f"invalid label_smoothing: {label_smoothing} (expected 0 <= label_smoothing < 1, "
@@ -113,6 +127,38 @@ class Classifier(LightningModule):
         loss = MeanMetric(nan_strategy="disable")
         self.val_loss, self.test_loss = loss, loss.clone()
         self.train()
+
+    @classmethod
+    def load_from_checkpoint(cls, checkpoint_path: Any, *args: Any, **kwargs: Any) -> Self:
+        """Load a classifier from a checkpoint, with the network that it was trained with.
+
+        Args:
+            checkpoint_path: The checkpoint file.
+            *args: Other arguments of Lightning's method.
+            **kwargs: The same by name; and arguments of this class, which replace those of the
+                checkpoint.
+
+        Raises:
+            MisconfigurationException: The checkpoint does not describe its network, which was made
+                by a lambda, for example: give `model`.
+
+        Example:
+            >>> network = Classifier.load_from_checkpoint("best.ckpt").eval()
+        """
+        saved = read_checkpoint(checkpoint_path).get(CLASSIFIER_KEY, {})
+        if kwargs.get("model", saved.get("model", "")) is None:
+            raise MisconfigurationException(
+                f"{checkpoint_path} does not describe its network, which was made by a function "
+                "without an import path, or with options that are not plain values; give the "
+                "network by model="
+            )
+        if saved:
+            saved = {**saved, "model": ConfiguredNetwork(saved["model"])}
+        return super().load_from_checkpoint(checkpoint_path, *args, **{**saved, **kwargs})
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Save the arguments of this class, which `load_from_checkpoint` needs."""
+        checkpoint[CLASSIFIER_KEY] = self._arguments
 
     def train(self, mode: bool = True) -> Self:
         """Set training or evaluation mode; frozen modules always stay in evaluation mode."""

@@ -13,7 +13,7 @@ import sys
 from argparse import ArgumentError
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from difflib import get_close_matches
-from functools import cached_property, lru_cache, partial
+from functools import cached_property
 from pkgutil import resolve_name
 from traceback import walk_tb
 from typing import Any
@@ -34,6 +34,7 @@ from pyclassify.cli.errors import (
 )
 from pyclassify.model import NetworkFactory
 from pyclassify.module import Classifier
+from pyclassify.training.network import NUM_CLASSES, import_object, make_parser
 from pyclassify.utils.options import (
     CONFIG_OPTIONS,
     list_settings,
@@ -44,7 +45,6 @@ from pyclassify.utils.options import (
 from pyclassify.utils.text import format_error, join_some
 
 OPTION = "model.model"
-_NUM_CLASSES = "num_classes"  # follows the data
 _PARTS = ("init_args", "dict_kwargs")  # of a mapping that names a class, as jsonargparse has them
 _UNEXPECTED_ARGUMENT = re.compile(r"(\w+)?(?:\.__init__)?\(\) got an unexpected keyword.* '(\w+)'")
 _OTHER_TASKS = ("detection", "segmentation", "video", "optical_flow")  # in torchvision.models
@@ -147,7 +147,7 @@ class NetworkSpec:
 
     @cached_property
     def _make(self) -> Callable[..., Any]:
-        found = _import_object(self._path)
+        found = import_object(self._path)
         if not callable(found) or isinstance(found, nn.Module):
             raise MisconfigurationException(
                 f"invalid {OPTION}: {self._path!r} is of type {type(found).__name__} (expected the "
@@ -157,7 +157,7 @@ class NetworkSpec:
 
     @property
     def _parser(self) -> ArgumentParser:
-        return _make_parser(self._make)[0]
+        return make_parser(self._make)[0]
 
     @property
     def _known(self) -> tuple[str, ...]:
@@ -178,7 +178,7 @@ class NetworkSpec:
 
     def _check(self, options: Any) -> Iterator[tuple[str, Any]]:
         for name, value in options:
-            if name == _NUM_CLASSES:
+            if name == NUM_CLASSES:
                 rank_zero_warn(
                     f"--{OPTION}.num_classes is ignored: num_classes is set from the data"
                 )
@@ -238,7 +238,7 @@ class NetworkSpec:
         """Format what making the network raised; None where its options are not the cause."""
         unexpected = _UNEXPECTED_ARGUMENT.search(str(error))
         if isinstance(error, TypeError) and unexpected:
-            if unexpected[2] == _NUM_CLASSES:
+            if unexpected[2] == NUM_CLASSES:
                 return (
                     f"invalid {OPTION}: {self._path} does not accept num_classes (expected a class "
                     "or function that makes a network of num_classes outputs)"
@@ -378,7 +378,7 @@ def _find_path(path: str) -> str:
             raise MisconfigurationException(format_import_error(OPTION, path) + hint)
         return _shorten_path(found[0])
     try:
-        resolved = _import_object(path)
+        resolved = import_object(path)
     except Exception as error:  # of any type, in a module of the user's
         missing = getattr(error, "name", None) if isinstance(error, ImportError) else None
         is_elsewhere = not isinstance(error, (ImportError, AttributeError, ValueError))
@@ -389,13 +389,6 @@ def _find_path(path: str) -> str:
             ) from error
         raise MisconfigurationException(format_import_error(OPTION, path)) from None
     return _shorten_path(resolved) if inspect.isclass(resolved) else path
-
-
-def _import_object(path: str) -> Any:
-    """Import what a path names: of torchvision.models.googlenet the function, not the module."""
-    module, _, name = path.rpartition(".")
-    found = resolve_name(module)
-    return getattr(found, name) if hasattr(found, name) else resolve_name(path)
 
 
 def _shorten_path(found: type) -> str:
@@ -409,24 +402,8 @@ def _shorten_path(found: type) -> str:
     return f"{found.__module__}.{found.__qualname__}"
 
 
-@lru_cache
-def _make_parser(make: Any) -> tuple[ArgumentParser, tuple[str, ...]]:
-    """Make a parser of the options of a class or function, and list their names."""
-    parser = ArgumentParser(exit_on_error=False, allow_abbrev=False)
-    skip: set[str | int] = {_NUM_CLASSES}
-    while isinstance(make, partial):
-        skip |= {len(make.args)} if make.args else set()
-        make = make.func
-    if inspect.isclass(make):
-        names = parser.add_class_arguments(make, skip=skip, fail_untyped=False)
-    else:
-        function = make if inspect.isroutine(make) else type(make).__call__
-        names = parser.add_function_arguments(function, skip=skip, fail_untyped=False)
-    return parser, tuple(names)
-
-
 def _list_options(make: Callable[..., Any]) -> tuple[str, ...]:
-    return _make_parser(make)[1]
+    return make_parser(make)[1]
 
 
 def _takes_any_option(make: Callable[..., Any]) -> bool:
@@ -439,7 +416,7 @@ def _list_required(make: Callable[..., Any]) -> list[str]:
         for name, each in _list_parameters(make).items()
         if each.default is each.empty
         and each.kind in (each.POSITIONAL_OR_KEYWORD, each.KEYWORD_ONLY)
-        and name != _NUM_CLASSES
+        and name != NUM_CLASSES
     ]
 
 

@@ -201,14 +201,16 @@ class RunLogger(MLFlowLogger):
 
     def _log_weights(self, path: str) -> None:
         # Without the optimizer's state, which is two thirds of a checkpoint with Adam.
-        keys = ("state_dict", "epoch", "global_step", "pytorch-lightning_version")
+        keys = ["state_dict", "epoch", "global_step", "pytorch-lightning_version"]
+        keys.append(checkpoints.CLASSIFIER_KEY)
         try:
             # This process wrote the file, and callbacks may have saved any object in it.
             checkpoint = torch.load(path, map_location="cpu", weights_only=False, mmap=True)
             with tempfile.TemporaryDirectory() as folder:
                 weights = Path(folder, Path(BEST_WEIGHTS_PATH).name)
                 data = checkpoints.find_data_state(checkpoint)
-                torch.save({**{key: checkpoint[key] for key in keys}, **data}, weights)
+                saved = {key: checkpoint[key] for key in keys if key in checkpoint}
+                torch.save({**saved, **data}, weights)
                 self.experiment.log_artifact(
                     self.run_id, str(weights), str(Path(BEST_WEIGHTS_PATH).parent)
                 )

@@ -35,6 +35,22 @@ def set_pre_save_hook(hook: Callable[[], None]) -> None:
     _pre_save_hook = hook
 
 
+# The arguments of `Classifier` in a checkpoint, by name, the network as a recipe has it.
+CLASSIFIER_KEY = "classifier"
+
+
+def read_checkpoint(path: str | Path) -> dict[str, Any]:
+    """Read a checkpoint file, whose tensors are read from the disk when they are used.
+
+    Raises:
+        OSError: The file can't be read.
+        Exception: It is not a checkpoint, or contains Python objects, whose unpickling could run
+            code; torch raises various types.
+    """
+    found: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    return found
+
+
 def find_data_state(checkpoint: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     """Find the data module's state in a checkpoint: the item with the names of the classes.
 
@@ -52,8 +68,7 @@ def find_data_state(checkpoint: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
 
 def read_data_state(path: str | Path) -> dict[str, Any]:
     """Read the data module's state from a checkpoint file; empty if it has none."""
-    checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    return next(iter(find_data_state(checkpoint).values()), {})
+    return next(iter(find_data_state(read_checkpoint(path)).values()), {})
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
