@@ -141,7 +141,7 @@ class Sync:
     def _upload(self, spool: Path, size: int) -> None:
         from mlflow import MlflowClient
 
-        client = MlflowClient(_choose_server(records.load_json(spool / records.SPOOL_FILE)))
+        client = MlflowClient(choose_server(records.load_json(spool / records.SPOOL_FILE)))
         uploader = Uploader(spool, client, self.make_version)
 
         def report(count: int) -> None:
@@ -188,7 +188,7 @@ def _has_ended(uploader: Uploader) -> bool:
     return run.info.status in records.FINAL_STATUSES
 
 
-def _choose_server(spool_info: dict[str, Any]) -> str:
+def choose_server(spool_info: dict[str, Any]) -> str:
     """Choose the server of MLFLOW_TRACKING_URI, which has the credentials, or the run's own."""
     import mlflow
 
