@@ -74,6 +74,16 @@ COMMANDS = {
     "sync": Command(
         "Runs", "Upload what runs logged while their server was away.", "pyclassify.cli.main:sync"
     ),
+    "clear": Command(
+        "Runs",
+        "Remove the local files of runs that the server has completely.",
+        "pyclassify.runs.clear:main",
+    ),
+    "register": Command(
+        "Models",
+        "Register the model of a run, and compare it with the champion.",
+        "pyclassify.registry.promote:register",
+    ),
     "promote": Command(
         "Models",
         "Make a model version champion if it passes the promotion check.",
@@ -105,6 +115,7 @@ _RESUMED_HELP = "Resume from this checkpoint file; for a run, use `pyclassify re
 _EVALUATED_HELP = "Evaluate this checkpoint: a file, or the ID of a run. Required."
 _PREDICT_HELP = "Predict with this checkpoint file, run ID or models:/NAME@ALIAS. Required."
 _OUTPUT_HELP = "Write the table to FILE, .parquet or .csv."
+_LOG_MODEL_HELP = "Log the network as an MLflow model, to register and serve it."
 _SEEDS_HELP = "Train N times, from --seed on, as child runs of one run."
 # The common options by heading: name, value, help, default and commands. The defaults are those of
 # the parser and of the default classes, which a test compares.
@@ -126,6 +137,7 @@ _OPTIONS = {
         ("--seeds", "N", _SEEDS_HELP, None, _TRAIN),
         ("--ckpt_path", "FILE", _RESUMED_HELP, None, _TRAIN),
         ("--register", "NAME", "Register the network as a version of this model.", None, _TRAIN),
+        ("--log_model", "BOOL", _LOG_MODEL_HELP, "true", _TRAIN),
     ),
     "evaluation": (
         ("--ckpt_path", "CKPT", _EVALUATED_HELP, None, ("validate", "test")),

@@ -39,6 +39,8 @@ from pyclassify.cli.options import HELP_TITLES, get_parser_kwargs
 from pyclassify.cli.summary import write_data_summary, write_prediction_summary, write_summary
 from pyclassify.module import Classifier
 from pyclassify.registry.register import RegisterModel
+from pyclassify.tracking.local_files import CheckpointCleaner
+from pyclassify.tracking.logged_model import ModelLogger
 from pyclassify.tracking.logger import RunLogger
 from pyclassify.tracking.metrics import RunMetrics
 from pyclassify.tracking.predictions import PredictionLogger
@@ -63,6 +65,10 @@ _EXAMPLES = {
     "resume": "every_minutes",
     "register": "name",
 }
+_LOG_MODEL_HELP = (
+    "Log the trained network as an MLflow model, which can be registered and served. With "
+    "`register`, a model is logged in any case."
+)
 _MAX_SHOWN = 60
 # Lines of Lightning that tell a user nothing: another line names the checkpoint that was loaded.
 _SILENCED = ("Tip:", "TPU available: False", "Restoring states from the checkpoint path")
@@ -104,6 +110,7 @@ class TrainingCli(LightningCLI):
         parser.add_lightning_class_args(BestCheckpoint, "checkpoint")
         parser.add_lightning_class_args(Resume, "resume")
         parser.add_lightning_class_args(RegisterModel, "register")
+        parser.add_argument("--log_model", type=bool, default=True, help=_LOG_MODEL_HELP)
         parser.add_optimizer_args()
         parser.add_lr_scheduler_args()
         parser.link_arguments(
@@ -240,9 +247,14 @@ class TrainingCli(LightningCLI):
             raise MisconfigurationException(
                 f"invalid trainer settings: {format_error(error)}"
             ) from error
+        chosen = self.config[self.config.subcommand]
         if self.config.subcommand != "prepare":
-            chosen = self.config[self.config.subcommand].trainer
-            check_processes(trainer, chosen.devices, chosen.num_nodes)
+            check_processes(trainer, chosen.trainer.devices, chosen.trainer.num_nodes)
+        # `train --register` logs the model itself, and requires it.
+        is_registered = self.config.subcommand == "train" and chosen.register.name is not None
+        if chosen.log_model and not is_registered:
+            trainer.callbacks.insert(0, ModelLogger())  # type: ignore[attr-defined]
+        trainer.callbacks.append(CheckpointCleaner())  # type: ignore[attr-defined]
         return trainer
 
     def after_instantiate_classes(self) -> None:

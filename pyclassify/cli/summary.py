@@ -14,6 +14,8 @@ from torch import Tensor
 from pyclassify.data.loaders import ImageDataModule
 from pyclassify.registry.register import RegisterModel
 from pyclassify.tracking.description import format_interval
+from pyclassify.tracking.local_files import is_in_folder
+from pyclassify.tracking.logged_model import ModelLogger
 from pyclassify.tracking.logger import RunLogger, find_run_logger
 from pyclassify.tracking.predictions import PredictionLogger
 from pyclassify.tracking.ui import (
@@ -52,17 +54,20 @@ def write_summary(
     if value is not None:
         results[metric] = _format_accuracy(trainer, metric, float(value))
     best = getattr(trainer.checkpoint_callback, "best_model_path", None)
-    if path := ckpt_path or best:
+    register = _find_callback(trainer, RegisterModel)
+    logger = find_run_logger(trainer)
+    path = ckpt_path or best
+    if path and not _will_be_removed(path, logger):
         # Absolute, as `mlflow run` may have been started from another folder than this process's.
         local = path == best and "://" not in path
         results["checkpoint"] = os.path.abspath(path) if local else path
-    register = _find_callback(trainer, RegisterModel)
-    if register is not None and register.result:
-        results["model"] = register.result
-    logger = find_run_logger(trainer)
     if logger is None or not logger.run_id:
         _write_lines(results)
         return
+    if register is not None and register.result:
+        results["model"] = register.result
+    elif model_id := logger.spooled_run.get_server_model_id(_find_model_id(trainer) or ""):
+        results["model"] = f"models:/{model_id}"
     results["run"] = logger.spooled_run.server_id
     _write_lines(results)
     _write_lines(_list_next_commands(trainer, logger, register, argv))
@@ -125,11 +130,11 @@ def _list_next_commands(
     }
     if trainer.state.fn == TrainerFn.FITTING:
         lines["test"] = _format_command("test", argv, "--ckpt_path", run.server_id)
-    elif register is not None and register.version is not None:
+    if register is not None and register.version is not None:
         uri = f"models:/{register.name}/{register.version}"
         lines["serve"] = f"mlflow models serve -m {shlex.quote(uri)} --env-manager uv"
-    elif register is not None and register.name is None and _is_trained(trainer):
-        lines["register"] = f"pyclassify rerun {short_id} --register NAME"
+    elif _find_model_id(trainer):
+        lines["register"] = f"pyclassify register {short_id} NAME"
     return lines
 
 
@@ -142,9 +147,17 @@ def _format_command(command: str, argv: Sequence[str], *more: str) -> str:
     return shlex.join(["pyclassify", command, *mask_command([*words, *more])])
 
 
-def _is_trained(trainer: pl.Trainer) -> bool:
-    """Whether this command trained the network: `fit` or `train`, and not `test`."""
-    return trainer.state.fn == TrainerFn.FITTING or getattr(trainer, "tests_after_fit", False)
+def _will_be_removed(path: str, logger: RunLogger | None) -> bool:
+    """Whether a checkpoint is removed when the run ends, as the run's model has its weights."""
+    if logger is None or logger.model_id is None or logger.spooled_run.is_offline():
+        return False
+    return is_in_folder(path, logger)
+
+
+def _find_model_id(trainer: pl.Trainer) -> str | None:
+    """Find the ID of the model that was logged, in the run's spool; None without one."""
+    callback = _find_callback(trainer, ModelLogger) or _find_callback(trainer, RegisterModel)
+    return callback.model_id if callback else None
 
 
 def _find_callback(trainer: pl.Trainer, kind: type[_C]) -> _C | None:

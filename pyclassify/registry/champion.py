@@ -113,7 +113,7 @@ def register_and_promote(client: "MlflowClient", run_id: str, record: Mapping[st
     Args:
         client: The registry, and the store of the run.
         run_id: The run.
-        record: The run's record of the kind `version`.
+        record: The run's record of the kind `version`, with the model's ID at the server.
 
     Returns:
         The result in one line.
@@ -122,7 +122,7 @@ def register_and_promote(client: "MlflowClient", run_id: str, record: Mapping[st
         mlflow.exceptions.MlflowException: The registry refuses the version, or does not answer.
     """
     name = record["name"]
-    version = register_version(client, run_id, name, record["tags"], record["path"])
+    version = register_version(client, record["model"], name)
     bounds = {key: record[key] for key in ("alpha", "min_accuracy")}
     # Only the training has the validation images; it compares on them after this.
     reevaluate = record["compare_on"] != "test"

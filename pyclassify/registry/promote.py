@@ -1,4 +1,4 @@
-"""The commands that move the champion: `pyclassify promote` and `pyclassify rollback`.
+"""The commands of registered models: `pyclassify register`, `promote` and `rollback`.
 
 No torch here: versions are compared by the predictions that their runs logged. MLflow is imported
 after the command line is parsed, so that `--help` is fast.
@@ -7,11 +7,19 @@ after the command line is parsed, so that `--help` is fast.
 import argparse
 import sys
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypedDict
 
 from pyclassify.registry.champion import force_promotion, promote_if_better, roll_back_champion
 from pyclassify.registry.decision import Decision, check_bounds
-from pyclassify.registry.versions import find_existing_version, read_alias_state
+from pyclassify.registry.versions import (
+    NAME_RULE,
+    complete_version,
+    find_existing_version,
+    find_model,
+    is_valid_name,
+    read_alias_state,
+    register_version,
+)
 from pyclassify.spool.store_errors import describe_server_error
 from pyclassify.utils.masking import mask
 from pyclassify.utils.mlflow_settings import configure_mlflow
@@ -19,6 +27,40 @@ from pyclassify.utils.options import CommandParser
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
+
+
+class _Bounds(TypedDict):
+    alpha: float
+    min_accuracy: float
+
+
+def register(argv: Sequence[str]) -> int:
+    """Register the model of a run as a version, and compare the version with the champion.
+
+    The command is idempotent: a model that is registered is not registered again.
+
+    Args:
+        argv: The command line after the command.
+
+    Returns:
+        The exit code.
+
+    Raises:
+        UsageError: The command line is invalid.
+        ValueError: The run does not exist, or has no model.
+        OSError: The store does not exist.
+    """
+    options = _parse_register(argv)
+
+    def decide(client: "MlflowClient") -> Decision:
+        from pyclassify.tracking.search import find_run
+
+        model = find_model(client, find_run(client, options.run_id))
+        version = register_version(client, model.model_id, options.name)
+        return promote_if_better(client, options.name, version, **_get_bounds(options))
+
+    _run_decision(decide)
+    return 0
 
 
 def promote(argv: Sequence[str]) -> int:
@@ -38,14 +80,15 @@ def promote(argv: Sequence[str]) -> int:
     options = _parse_promote(argv)
 
     def decide(client: "MlflowClient") -> Decision:
+        _check_model(client, options.name)
         _check_version(client, options.name, options.version)
+        complete_version(client, options.name, options.version)
         if options.force:
             return force_promotion(client, options.name, options.version, options.reason)
-        bounds = {"alpha": options.alpha, "min_accuracy": options.min_accuracy}
-        bounds = {key: value for key, value in bounds.items() if value is not None}
+        bounds = _get_bounds(options)
         return promote_if_better(client, options.name, options.version, recheck=True, **bounds)
 
-    return 0 if _run_decision(options.name, decide).is_champion else 1
+    return 0 if _run_decision(decide).is_champion else 1
 
 
 def rollback(argv: Sequence[str]) -> int:
@@ -63,10 +106,38 @@ def rollback(argv: Sequence[str]) -> int:
         OSError: The store does not exist.
     """
     options = _parse_rollback(argv)
-    _run_decision(
-        options.name, lambda client: roll_back_champion(client, options.name, options.reason)
-    )
+
+    def decide(client: "MlflowClient") -> Decision:
+        _check_model(client, options.name)
+        return roll_back_champion(client, options.name, options.reason)
+
+    _run_decision(decide)
     return 0
+
+
+def _parse_register(argv: Sequence[str]) -> argparse.Namespace:
+    parser = CommandParser(
+        "pyclassify register",
+        description="Register the newest model of a run as a version of a registered model, and "
+        "compare it with the champion on the same test images. The version becomes champion if it "
+        "is significantly better (McNemar's exact test), or if it is the first.",
+        examples=[
+            "pyclassify register 3f2a9c1e alexnet",
+            "pyclassify register 3f2a9c1e alexnet --min-accuracy 0.6 --alpha 0.01",
+        ],
+    )
+    parser.add_argument(
+        "run_id", metavar="RUN_ID", help="give the ID of the run, or its first 8 or more digits"
+    )
+    parser.add_argument(
+        "name", metavar="NAME", help="name the registered model; it is created if it is missing"
+    )
+    _add_bounds(parser)
+    options: argparse.Namespace = parser.parse_args(argv)
+    if not is_valid_name(options.name):
+        parser.error(f"invalid NAME: {options.name!r} ({NAME_RULE})")
+    _check_bounds(parser, options)
+    return options
 
 
 def _parse_promote(argv: Sequence[str]) -> argparse.Namespace:
@@ -83,18 +154,7 @@ def _parse_promote(argv: Sequence[str]) -> argparse.Namespace:
     )
     parser.add_argument("name", metavar="NAME", help="name the registered model")
     parser.add_argument("version", metavar="VERSION", help="give the number of its version")
-    parser.add_argument(
-        "--alpha",
-        type=float,
-        metavar="P",
-        help="promote only if the p-value is below P, in (0, 1) (default: 0.05)",
-    )
-    parser.add_argument(
-        "--min-accuracy",
-        type=float,
-        metavar="A",
-        help="promote a first version only if its accuracy is at least A, in [0, 1] (default: 0)",
-    )
+    _add_bounds(parser)
     parser.add_argument(
         "--force",
         action="store_true",
@@ -115,10 +175,7 @@ def _parse_promote(argv: Sequence[str]) -> argparse.Namespace:
         parser.error("--reason needs --force")
     if options.force and (options.alpha, options.min_accuracy) != (None, None):
         parser.error("--force makes no comparison; leave out --alpha and --min-accuracy")
-    try:
-        check_bounds(0.05 if options.alpha is None else options.alpha, options.min_accuracy or 0.0)
-    except ValueError as error:
-        parser.error(str(error))
+    _check_bounds(parser, options)
     return options
 
 
@@ -143,7 +200,34 @@ def _parse_rollback(argv: Sequence[str]) -> argparse.Namespace:
     return options
 
 
-def _run_decision(name: str, decide: "Callable[[MlflowClient], Decision]") -> Decision:
+def _add_bounds(parser: CommandParser) -> None:
+    parser.add_argument(
+        "--alpha",
+        type=float,
+        metavar="P",
+        help="promote only if the p-value is below P, in (0, 1) (default: 0.05)",
+    )
+    parser.add_argument(
+        "--min-accuracy",
+        type=float,
+        metavar="A",
+        help="promote a first version only if its accuracy is at least A, in [0, 1] (default: 0)",
+    )
+
+
+def _check_bounds(parser: CommandParser, options: argparse.Namespace) -> None:
+    try:
+        check_bounds(**_get_bounds(options))
+    except ValueError as error:
+        parser.error(str(error))
+
+
+def _get_bounds(options: argparse.Namespace) -> "_Bounds":
+    alpha = 0.05 if options.alpha is None else options.alpha
+    return {"alpha": alpha, "min_accuracy": options.min_accuracy or 0.0}
+
+
+def _run_decision(decide: "Callable[[MlflowClient], Decision]") -> Decision:
     """Open the registry, decide about a version of a registered model, and print the decision."""
     from mlflow.exceptions import MlflowException
 
@@ -152,7 +236,6 @@ def _run_decision(name: str, decide: "Callable[[MlflowClient], Decision]") -> De
     configure_mlflow(retries=2)
     client = open_store()
     try:
-        _check_model(client, name)
         decision = decide(client)
     except MlflowException as error:
         reason = describe_server_error(error)

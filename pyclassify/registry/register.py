@@ -8,7 +8,6 @@ later `pyclassify sync`.
 import tempfile
 from collections import defaultdict
 from collections.abc import Collection, Iterator, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -22,8 +21,9 @@ from torch.utils.data import Dataset
 from pyclassify.registry.champion import promote_if_better, register_and_promote
 from pyclassify.registry.decision import check_bounds
 from pyclassify.registry.source import download_program
-from pyclassify.registry.versions import MODEL_FOLDER, find_version, get_source_uri
+from pyclassify.registry.versions import NAME_RULE, find_version, is_valid_name
 from pyclassify.serving.export import MAX_BATCH_PIXELS, load_program
+from pyclassify.tracking.logged_model import find_preprocess, log_model
 from pyclassify.tracking.logger import RunLogger, find_run_logger
 from pyclassify.tracking.prediction_table import PredictionsByIndex
 from pyclassify.tracking.predictions import PredictionLogger
@@ -35,17 +35,15 @@ if TYPE_CHECKING:
 # To wait for the upload of the model's files; if it takes longer, `pyclassify sync` registers it.
 _UPLOAD_TIMEOUT_SECONDS = 60.0
 _BATCH_SIZE = 128  # images of one size that are classified together
-# A tag with the training steps whose models a run has logged, the first of them in MODEL_FOLDER.
-_MODEL_STEPS_TAG = "pyclassify.model_steps"
 
 
 class RegisterModel(Callback):
     """Log the trained and tested network as an MLflow model, and register it as a version.
 
-    After the test of `Trainer.train`, the callback exports the weights that were tested with the
-    preprocessing of the data module. It logs them to the run as the artifact `model`, and registers
-    a version of the registered model `name`. The version is compared with the version that has the
-    alias `champion`: it gets this alias if it is significantly better, and `challenger` otherwise.
+    After the test of `Trainer.train`, the callback logs the model, as `ModelLogger` does, and
+    registers it as a version of the registered model `name`. The version is compared with the
+    version that has the alias `champion`: it gets this alias if it is significantly better, and
+    `challenger` otherwise.
 
     The trainer needs a `RunLogger`, and the data module or the LightningModule a `preprocess`.
     After `fit` or `test` alone, the callback does nothing.
@@ -66,6 +64,7 @@ class RegisterModel(Callback):
             min_accuracy is not in [0, 1].
 
     Attributes:
+        model_id: The model's ID in the run's spool; None if none is logged.
         version: The version of the last model; None if it is not registered yet.
         result: The version and the decision about it in one line; empty without a version.
 
@@ -77,6 +76,7 @@ class RegisterModel(Callback):
         'alexnet'
     """
 
+    model_id: str | None = None
     version: str | None = None
     result = ""
 
@@ -87,10 +87,9 @@ class RegisterModel(Callback):
         alpha: float = 0.05,
         compare_on: Literal["test", "val"] = "test",
     ) -> None:
-        if name is not None and not _is_valid_name(name):
+        if name is not None and not is_valid_name(name):
             raise MisconfigurationException(
-                f"invalid name of the registered model: {name!r} (expected a name without / and :, "
-                "other than . and not starting with ..)"
+                f"invalid name of the registered model: {name!r} ({NAME_RULE})"
             )
         try:
             check_bounds(alpha, min_accuracy)
@@ -99,30 +98,39 @@ class RegisterModel(Callback):
         self.name, self.min_accuracy, self.alpha = name, min_accuracy, alpha
         self.compare_on = compare_on
 
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Have the logger leave the weights to the model, if there will be one."""
+        logger = find_run_logger(trainer)
+        is_trained = stage == "fit" and getattr(trainer, "tests_after_fit", False)
+        if self.name is not None and logger is not None and is_trained:
+            logger.awaits_model = find_preprocess(trainer, pl_module) is not None
+
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Log the model and register it, after all callbacks have logged the test."""
         logger = find_run_logger(trainer)
         is_trained = stage == "test" and getattr(trainer, "tests_after_fit", False)
         if self.name is None or logger is None or not is_trained or not trainer.is_global_zero:
             return
-        self.version, self.result = None, ""
-        model = warn_on_error(
-            "log the model", _log_model, logger, trainer, pl_module, is_required=True
+        self.version, self.result, logger.awaits_model = None, "", False
+        self.model_id = warn_on_error(
+            "log the model", log_model, logger, trainer, pl_module, is_required=True
         )
-        if model is not None:
+        if self.model_id is not None:
             action = f"register a version of {self.name!r}"
-            warn_on_error(action, self._register, logger, self.name, model, is_required=True)
+            warn_on_error(
+                action, self._register, logger, self.name, self.model_id, is_required=True
+            )
         if self.version is not None:
             warn_on_error("run the promotion check", self._promote, logger, self.name, trainer)
 
-    def _register(self, logger: RunLogger, name: str, model: dict[str, Any]) -> None:
+    def _register(self, logger: RunLogger, name: str, model_id: str) -> None:
         """Request the version, and wait for it; warn if it is not registered in time."""
         run, thread = logger.spooled_run, logger.spooled_run.upload_thread
         bounds = {"min_accuracy": self.min_accuracy, "alpha": self.alpha}
         record = {"kind": "version", "name": name, "compare_on": self.compare_on, **bounds}
         if thread is not None:
             thread.make_version = register_and_promote
-        run.append({**record, **model})
+        run.append({**record, "model": model_id})
         if thread is None or not thread.wait_until_uploaded(_UPLOAD_TIMEOUT_SECONDS):
             reason = (thread and thread.last_error) or "the upload of its files is not finished"
             rank_zero_warn(
@@ -130,15 +138,15 @@ class RegisterModel(Callback):
                 f"it will be after the upload, at the latest by `pyclassify sync {run.folder}`"
             )
             return
-        client, path = run.get_server_client(), model["path"]
-        source = get_source_uri(client.get_run(run.server_id), path)
-        self.version = find_version(client, run.server_id, name, source)
+        client = run.get_server_client()
+        model = client.get_logged_model(run.get_server_model_id(model_id) or model_id)
+        self.version = find_version(client, model, name)
         if self.version is not None:
             self.result = f"{name} version {self.version}"
             return
-        code = f"import mlflow; mlflow.register_model('runs:/{run.server_id}/{path}', '{name}')"
         # The upload has warned with the registry's message.
-        reason = f'the registry refused it; fix the cause, then run python -c "{code}"'
+        command = f"pyclassify register {run.server_id} {name}"
+        reason = f"the registry refused it; fix the cause, then run `{command}`"
         fail_later(f"register a version of {name!r}", reason)
 
     def _promote(self, logger: RunLogger, name: str, trainer: Trainer) -> None:
@@ -201,59 +209,6 @@ def predict_version(
         for index, label, guess in zip(batch_indices, labels, predicted, strict=True):
             predictions[index] = (classes[label], classes[label] == names[guess])
     return predictions
-
-
-def _is_valid_name(name: str) -> bool:
-    """Whether MLflow accepts the name; MLflow itself would refuse it only after the training."""
-    is_path = bool(set(name) & set("/:")) or name == "." or name.startswith("..")
-    return bool(name.strip()) and not is_path
-
-
-def _log_model(logger: RunLogger, trainer: Trainer, network: LightningModule) -> dict[str, Any]:
-    """Log the network with its preprocessing to the run.
-
-    Returns:
-        `path`, the folder in the run, and `tags` of a version that is made of it.
-
-    Raises:
-        MisconfigurationException: Neither data module nor LightningModule has a `preprocess`.
-    """
-    from mlflow.models import Model
-
-    from pyclassify.serving.artifact import save_model
-
-    data = getattr(trainer, "datamodule", None)
-    preprocess = getattr(data, "preprocess", None) or getattr(network, "preprocess", None)
-    if preprocess is None:
-        raise MisconfigurationException(
-            "neither the data module nor the LightningModule has an attribute `preprocess`, the "
-            "module that converts uint8 images to the network's input; add it to one of them"
-        )
-    path, run_id = _choose_folder(logger, trainer.global_step), str(logger.run_id)
-    classes = getattr(data, "classes", ())
-    with tempfile.TemporaryDirectory() as temporary:
-        folder = Path(temporary, path)
-        origin = Model(run_id=run_id, artifact_path=path)
-        names = save_model(folder, network, preprocess, classes, origin=origin)
-        logger.experiment.log_artifacts(run_id, str(folder), path)
-    accuracy = trainer.callback_metrics.get("test_accuracy")
-    facts = {
-        "classes": len(names),
-        "input_size": getattr(preprocess, "crop", None),
-        "test_accuracy": None if accuracy is None else round(float(accuracy), 6),
-    }
-    tags = {name: str(value) for name, value in facts.items() if value is not None}
-    return {"path": path, "tags": tags}
-
-
-def _choose_folder(logger: RunLogger, step: int) -> str:
-    """Choose the folder for the model of a step; a run that was resumed may have several."""
-    tag = logger.spooled_run.get_run().data.tags.get(_MODEL_STEPS_TAG, "")
-    steps = [logged for logged in tag.split(",") if logged]
-    if str(step) not in steps:
-        steps.append(str(step))
-        logger.experiment.set_tag(str(logger.run_id), _MODEL_STEPS_TAG, ",".join(steps))
-    return MODEL_FOLDER if steps[0] == str(step) else f"{MODEL_FOLDER}-{step}"
 
 
 def _find_tested_indices(trainer: Trainer) -> set[int] | None:

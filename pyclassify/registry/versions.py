@@ -3,20 +3,27 @@
 No torch here: versions are also registered where a job's log is uploaded, such as a login node.
 """
 
-from collections.abc import Iterable, Mapping
+import json
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from pyclassify.registry.lock import lock_model
 from pyclassify.tracking.capsule import DATA_WARNING_TAG
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
-    from mlflow.entities import Run
+    from mlflow.entities import LoggedModel, Run
 
-MODEL_FOLDER = "model"  # among a run's artifacts
+RESULT_TAGS = ("classes", "input_size", "test_accuracy")  # tags of a logged model and its versions
 CHAMPION, CHALLENGER = "champion", "challenger"  # the aliases
 HISTORY_TAG = "champion_history"  # a tag of the registered model: versions, the newest first
 MAX_HISTORY = 1000  # versions in that tag
+
+
+NAME_RULE = "expected a name without / and :, other than . and not starting with .."
 
 
 @dataclass(frozen=True)
@@ -73,62 +80,143 @@ def read_alias_state(client: "MlflowClient", name: str) -> AliasState:
     return AliasState(aliases.get(CHAMPION, ""), aliases.get(CHALLENGER, ""), recorded)
 
 
-def register_version(
-    client: "MlflowClient",
-    run_id: str,
-    name: str,
-    tags: Mapping[str, str] | None = None,
-    path: str = MODEL_FOLDER,
-) -> str:
-    """Register the model that a run logged as a version of a registered model, once.
+def is_valid_name(name: str) -> bool:
+    """Whether MLflow accepts the name of a registered model."""
+    is_path = bool(set(name) & set("/:")) or name == "." or name.startswith("..")
+    return bool(name.strip()) and not is_path
+
+
+def find_model(client: "MlflowClient", run: "Run") -> "LoggedModel":
+    """Find the newest model that a run logged and that is READY.
 
     Args:
-        client: The registry, and the store of the run.
-        run_id: The run.
-        name: The registered model, which is created if it is missing.
-        tags: The version's tags, in addition to the run's commit, test data and data warning.
-        path: The model's folder among the run's artifacts.
-
-    Returns:
-        The version; the existing one, if the model was registered before.
+        client: The store of the run.
+        run: The run.
 
     Raises:
-        mlflow.exceptions.MlflowException: The run does not exist, or the registry refuses.
+        ValueError: The run has no such model.
+        mlflow.exceptions.MlflowException: The store does not answer.
     """
-    run = client.get_run(run_id)
-    source = get_source_uri(run, path)
-    if version := find_version(client, run_id, name, source):
+    models = client.search_logged_models(
+        [run.info.experiment_id], filter_string=f"source_run_id = '{run.info.run_id}'"
+    )
+    ready = [model for model in models if model.status == "READY"]
+    if not ready:
+        raise ValueError(_format_missing_model(run, models))
+    outputs = run.outputs.model_outputs if run.outputs else []
+    steps = {output.model_id: output.step for output in outputs}
+    return max(ready, key=lambda m: (steps.get(m.model_id, -1), m.creation_timestamp))
+
+
+def register_version(client: "MlflowClient", model_id: str, name: str) -> str:
+    """Register a logged model as a version of a registered model, once.
+
+    Args:
+        client: The registry, and the store of the model and its run.
+        model_id: The logged model.
+        name: The registered model, which is created if it is missing.
+
+    Returns:
+        The version; the existing one, if the model was registered before, also in `mlflow ui`.
+
+    Raises:
+        ValueError: The model is not READY.
+        mlflow.exceptions.MlflowException: The model does not exist, or the registry refuses.
+    """
+    model = client.get_logged_model(model_id)
+    check_ready(model)
+    if version := find_version(client, model, name):
         return version
     _create_model(client, name)
-    all_tags = {**_collect_source_tags(run), **(tags or {})}
-    text = _describe_version(run, all_tags)
-    created = client.create_model_version(name, source, run_id, tags=all_tags, description=text)
+    with lock_model(client, name):  # two processes may register it at the same moment
+        if version := find_version(client, model, name):
+            return version
+        run = client.get_run(str(model.source_run_id))
+        tags = _collect_tags(run, model)
+        description = _describe_version(run, tags)
+        with _resolved_at(client) as is_own:
+            created = client.create_model_version(
+                name,
+                f"models:/{model_id}" if is_own else model.artifact_location,
+                run.info.run_id,
+                tags=tags,
+                description=description,
+                model_id=model_id if is_own else None,
+            )
+        _link_version(client, model, name, int(created.version))
     return str(created.version)
 
 
-def get_source_uri(run: "Run", path: str) -> str:
-    """Return the URI of a version's files: the folder `path` among the artifacts of its run."""
-    return f"{run.info.artifact_uri}/{path}"
+def check_ready(model: "LoggedModel") -> None:
+    """Check that all files of a logged model are stored.
+
+    Raises:
+        ValueError: The model is PENDING or FAILED.
+    """
+    if model.status != "READY":
+        raise ValueError(
+            f"model {model.model_id} is {model.status} (expected READY): its files are not "
+            "completely stored; register the model of another run"
+        )
 
 
-def find_version(client: "MlflowClient", run_id: str, name: str, source: str) -> str | None:
-    """Find the version of a registered model that was made of a run's model.
+def find_version(client: "MlflowClient", model: "LoggedModel", name: str) -> str | None:
+    """Find the version of a registered model that was made of a logged model.
 
     Args:
         client: The registry.
-        run_id: The run.
+        model: The logged model.
         name: The registered model.
-        source: The URI of the version's files.
 
     Returns:
         The newest such version; None without one.
     """
     versions = [
         found.version
-        for found in client.search_model_versions(f"run_id = '{run_id}'")
-        if found.name == name and found.source == source
+        for found in client.search_model_versions(f"run_id = '{model.source_run_id}'")
+        if found.name == name and _parse_model_id(found.source) == model.model_id
     ]
     return str(max(versions, key=int)) if versions else None
+
+
+def find_model_of_version(client: "MlflowClient", name: str, number: str) -> "LoggedModel | None":
+    """Find the logged model that a version was made of; None if it was made of other files.
+
+    Raises:
+        mlflow.exceptions.MlflowException: The version does not exist, or the registry does not
+            answer.
+    """
+    from mlflow.exceptions import MlflowException
+
+    model_id = _parse_model_id(client.get_model_version(name, number).source)
+    try:
+        return client.get_logged_model(model_id) if model_id else None
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            raise
+        return None
+
+
+def complete_version(client: "MlflowClient", name: str, number: str) -> None:
+    """Add what `register_version` writes to a version that was registered otherwise.
+
+    These are its tags and its description; what a user has written stays.
+
+    Raises:
+        ValueError: The version's model is PENDING or FAILED.
+        mlflow.exceptions.MlflowException: The version does not exist, or the registry refuses.
+    """
+    model = find_model_of_version(client, name, number)
+    if model is None or not model.source_run_id:
+        return
+    version = client.get_model_version(name, number)
+    check_ready(model)
+    run = client.get_run(model.source_run_id)
+    tags = {**_collect_tags(run, model), **version.tags}
+    for key in sorted(tags.keys() - version.tags.keys()):
+        client.set_model_version_tag(name, number, key, tags[key])
+    if not version.description:
+        client.update_model_version(name, number, _describe_version(run, tags))
 
 
 def get_version(client: "MlflowClient", name: str, number: str) -> Version:
@@ -168,8 +256,8 @@ def _create_model(client: "MlflowClient", name: str) -> None:
             raise
 
 
-def _collect_source_tags(run: "Run") -> dict[str, str]:
-    """Name the code and the data that the model of a run comes from."""
+def _collect_tags(run: "Run", model: "LoggedModel") -> dict[str, str]:
+    """Collect the tags that name the code, the data and the result that a model comes from."""
     tags = {
         "run_id": run.info.run_id,
         "git_commit": run.data.tags.get("mlflow.source.git.commit"),
@@ -178,7 +266,59 @@ def _collect_source_tags(run: "Run") -> dict[str, str]:
     for data_input in run.inputs.dataset_inputs if run.inputs else []:
         if any(tag.value == "test" for tag in data_input.tags):
             tags["test_data"] = f"{data_input.dataset.name} {data_input.dataset.digest}"
+    tags |= {name: model.tags.get(name) for name in RESULT_TAGS}
     return {name: value for name, value in tags.items() if value}
+
+
+def _parse_model_id(source: str | None) -> str | None:
+    """Parse the logged model's ID from a version's source: models:/ID, or where its files are."""
+    found = re.search(r"(?:^models:|/models)/(m-[0-9a-f]{32})(?:/|$)", source or "")
+    return found[1] if found else None
+
+
+@contextmanager
+def _resolved_at(client: "MlflowClient") -> Iterator[bool]:
+    """Have MLflow resolve models:/ID at the client's server within this context.
+
+    A database store resolves such a source at the tracking URI of the process.
+
+    Yields:
+        Whether the registry is that server's own; another one does not know the model's ID.
+    """
+    import mlflow
+
+    before = mlflow.get_tracking_uri()
+    is_own = mlflow.get_registry_uri() in (before, client.tracking_uri)
+    if before == client.tracking_uri:
+        yield is_own
+        return
+    mlflow.set_tracking_uri(client.tracking_uri)
+    try:
+        yield is_own
+    finally:
+        mlflow.set_tracking_uri(before)
+
+
+def _link_version(client: "MlflowClient", model: "LoggedModel", name: str, number: int) -> None:
+    """Name a version on the page of its model; a server does so itself, a database does not."""
+    from mlflow.utils.mlflow_tags import MLFLOW_MODEL_VERSIONS
+
+    tags = client.get_logged_model(model.model_id).tags
+    versions = json.loads(tags.get(MLFLOW_MODEL_VERSIONS, "[]"))
+    linked = {(version["name"], int(version["version"])) for version in versions}
+    if (name, number) not in linked:
+        versions.append({"name": name, "version": number})
+        value = {MLFLOW_MODEL_VERSIONS: json.dumps(versions)}
+        client.set_logged_model_tags(model.model_id, value)
+
+
+def _format_missing_model(run: "Run", models: "Iterable[LoggedModel]") -> str:
+    """Format why a run has no model to register, and the next command."""
+    run_id, status = run.info.run_id, run.info.status
+    found = ", ".join(sorted({str(model.status) for model in models}))
+    state = f"its models are {found}" if found else f"the run is {status}, and logged no model"
+    command = f"pyclassify rerun {run_id[:8]} --register NAME"
+    return f"run {run_id} has no READY model ({state}); train again with one: `{command}`"
 
 
 def _describe_version(run: "Run", tags: Mapping[str, str]) -> str:

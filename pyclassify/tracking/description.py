@@ -115,6 +115,19 @@ def describe_results(
     _rewrite(client, run_id, compose)
 
 
+def describe_model(client: "MlflowClient", run_id: str) -> None:
+    """Add the command that registers a run's model to the end of its description."""
+    from mlflow.utils.mlflow_tags import MLFLOW_RUN_NOTE
+
+    section = f"### Register the model\n\n```bash\npyclassify register {run_id} NAME\n```"
+
+    def compose(run: "Run", _: str) -> str:
+        generated = unseal(run.data.tags[MLFLOW_RUN_NOTE])[0]
+        return generated if section in generated else f"{generated}\n\n{section}"
+
+    _rewrite(client, run_id, compose)
+
+
 def describe_failure(client: "MlflowClient", run_id: str, reason: str) -> None:
     """Write the error that ended a run at the start of its description."""
     message = escape_markdown(mask(reason), max_length=300)

@@ -55,6 +55,8 @@ class RunLogger(MLFlowLogger):
 
     Attributes:
         spooled_run: The open run; set when `experiment` is first read.
+        awaits_model: Whether a callback will log a model, which has the best weights.
+        model_id: The ID of that model in the spool; None before it is logged, and if that failed.
 
     Raises:
         MisconfigurationException: When `experiment` is read in a forked process, or in a process
@@ -68,6 +70,9 @@ class RunLogger(MLFlowLogger):
         >>> logger.log_metrics({"val_accuracy": 0.61}, step=100)
         >>> end_run("FINISHED")  # in a script, the end of Python ends the run
     """
+
+    awaits_model = False
+    model_id: str | None = None
 
     def __init__(
         self,
@@ -186,6 +191,8 @@ class RunLogger(MLFlowLogger):
     def finalize(self, status: str = "success") -> None:
         """Log the best weights; Lightning calls this after each fit, validate and test.
 
+        They are not logged a second time beside a model that has them.
+
         A run that failed or was stopped ends here, since Lightning's launcher may kill this process
         right afterwards. A run that succeeds ends with the command.
         """
@@ -195,22 +202,15 @@ class RunLogger(MLFlowLogger):
             run.end_run("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED", reason)
             return
         best = self._checkpoint_callback and self._checkpoint_callback.best_model_path
-        if best:
+        if best and not self.awaits_model and self.model_id is None:
             self._checkpoint_callback = None
             self._log_weights(best)
 
     def _log_weights(self, path: str) -> None:
-        # Without the optimizer's state, which is two thirds of a checkpoint with Adam.
-        keys = ["state_dict", "epoch", "global_step", "pytorch-lightning_version"]
-        keys.append(checkpoints.CLASSIFIER_KEY)
         try:
-            # This process wrote the file, and callbacks may have saved any object in it.
-            checkpoint = torch.load(path, map_location="cpu", weights_only=False, mmap=True)
             with tempfile.TemporaryDirectory() as folder:
                 weights = Path(folder, Path(BEST_WEIGHTS_PATH).name)
-                data = checkpoints.find_data_state(checkpoint)
-                saved = {key: checkpoint[key] for key in keys if key in checkpoint}
-                torch.save({**saved, **data}, weights)
+                torch.save(checkpoints.extract_weights(path), weights)
                 self.experiment.log_artifact(
                     self.run_id, str(weights), str(Path(BEST_WEIGHTS_PATH).parent)
                 )

@@ -24,7 +24,6 @@ from pyclassify.tracking.monitor import Monitor
 from pyclassify.utils import launcher
 from pyclassify.utils.files import check_writable, describe_disk_error, is_disk_error
 from pyclassify.utils.launcher import SPOOL_ENV, STATUS_BY_SLURM_ENV, is_rank_zero
-from pyclassify.utils.masking import mask
 from pyclassify.utils.text import format_reason
 
 if TYPE_CHECKING:
@@ -45,6 +44,7 @@ _watches_exit = False
 _error_at_start: object = None  # the last uncaught error of this interpreter
 _before_end: list[Callable[[], None]] = []
 _after_end: list[Callable[[], None]] = []
+_after_success: list[Callable[[bool], None]] = []
 
 
 def adopt_run() -> bool:
@@ -230,6 +230,15 @@ def call_after_end(function: Callable[[], None]) -> None:
     _after_end.append(function)
 
 
+def call_after_success(function: Callable[[bool], None]) -> None:
+    """Register a function to call once the open run is FINISHED.
+
+    Args:
+        function: A function of whether everything is uploaded.
+    """
+    _after_success.append(function)
+
+
 def get_resumable_run() -> str | None:
     """Get the id of the run to resume by hand; None for a SLURM job, which is requeued."""
     return None if os.environ.get(STATUS_BY_SLURM_ENV) == _latest_id else _latest_id
@@ -264,6 +273,10 @@ def set_final_status(status: str, reason: str = "") -> None:
             _terminate(run_id, status, reason)
         _final_status = _UNCHANGED if left_to_slurm else status
         _report(final=_final_status, enforces=_adopted_id is not None and uploaded)
+        while _after_success:
+            function = _after_success.pop()
+            if status == "FINISHED":
+                warn_on_error("remove checkpoints that are not needed", function, uploaded)
         while _after_end:
             warn_on_error("clean up at the end of the run", _after_end.pop())
 
@@ -347,7 +360,7 @@ def warn_on_error(
         if is_required or is_disk_error(error):
             fail_later(action, error)
         elif is_rank_zero():
-            reason = mask(f"{type(error).__name__}: {error}")
+            reason = format_reason(error)
             message = f"could not {action} ({reason}); the run continues without this result"
             warnings.warn(message, stacklevel=2)
         return None

@@ -17,6 +17,18 @@ from pyclassify.utils import files
 from pyclassify.utils.signals import pause_heartbeat
 
 _STEP = re.compile(r"step=(\d+)\.ckpt")
+# The arguments of `Classifier` in a checkpoint, by name, the network as a recipe has it.
+CLASSIFIER_KEY = "classifier"
+# The items of a checkpoint that an evaluation needs.
+_WEIGHTS_KEYS = (
+    "state_dict",
+    "epoch",
+    "global_step",
+    "pytorch-lightning_version",
+    "hparams_name",
+    "hyper_parameters",
+    CLASSIFIER_KEY,
+)
 WRITE_SECONDS = 120.0  # the time to write a checkpoint after a stop signal
 
 _pre_save_hook: Callable[[], None] | None = None
@@ -33,10 +45,6 @@ def set_pre_save_hook(hook: Callable[[], None]) -> None:
     """
     global _pre_save_hook
     _pre_save_hook = hook
-
-
-# The arguments of `Classifier` in a checkpoint, by name, the network as a recipe has it.
-CLASSIFIER_KEY = "classifier"
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
@@ -69,6 +77,29 @@ def find_data_state(checkpoint: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
 def read_data_state(path: str | Path) -> dict[str, Any]:
     """Read the data module's state from a checkpoint file; empty if it has none."""
     return next(iter(find_data_state(read_checkpoint(path)).values()), {})
+
+
+def extract_weights(path: str | Path) -> dict[str, Any]:
+    """Read a checkpoint without the state of its training, which is two thirds of it with Adam.
+
+    Args:
+        path: A file that this process wrote; callbacks may have saved any object in it.
+
+    Returns:
+        The weights, the epoch and step, the hyperparameters and the data module's state.
+    """
+    checkpoint = torch.load(path, map_location="cpu", weights_only=False, mmap=True)
+    kept = {key: checkpoint[key] for key in _WEIGHTS_KEYS if key in checkpoint}
+    return {**kept, **find_data_state(checkpoint)}
+
+
+def remove_optimizer_state(path: Path) -> None:
+    """Rewrite a checkpoint without the state of its training.
+
+    Raises:
+        OSError: The file can't be written; it is unchanged then.
+    """
+    write_checkpoint(extract_weights(path), path, hashed=False)
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):

@@ -53,6 +53,8 @@ class Resume(Callback):
             each epoch too, unless that would take more than 2% of the time.
         every_n_train_steps: Write a checkpoint every N optimizer steps too; null does not.
         max_checkpoints: Keep the newest N checkpoints; 0 writes none, and the run can't resume.
+        keep_after: Keep the newest N of them after the run is FINISHED, so that it can be trained
+            further; 0 keeps none.
         allow_inexact: Resume even if the number of processes, or of batches in an epoch, has
             changed. The result then differs from that of an uninterrupted training.
 
@@ -71,6 +73,7 @@ class Resume(Callback):
         every_minutes: float = 10.0,
         every_n_train_steps: int | None = None,
         max_checkpoints: int = 2,
+        keep_after: int = 1,
         allow_inexact: bool = False,
     ) -> None:
         if not every_minutes > 0:
@@ -87,7 +90,12 @@ class Resume(Callback):
             )
         self.every_minutes = every_minutes
         self.every_n_train_steps = every_n_train_steps
+        if keep_after < 0:
+            raise MisconfigurationException(
+                f"invalid keep_after: {keep_after} (expected 0 or more; 0 keeps none)"
+            )
         self.max_checkpoints = max_checkpoints
+        self.keep_after = keep_after
         self.allow_inexact = allow_inexact
         self.folder: Path | None = None
         self.newest = ""  # the checkpoint that this attempt resumes from

@@ -11,7 +11,6 @@ from tests.support.trainings import ERROR, SHAPES
 from tests.support.waiting import wait_until
 
 TRAIN = f"train {SHAPES} --trainer.logger.system_metrics=false --accelerator=cpu --register=shapes"
-PROMISED = {"config.yaml", "weights", "predictions.json", "model", "capsule"}
 MONITORED = ("SpooledRun.close", "UploadThread.finish")  # without which no status can be set
 # What can't be made of some network or data costs a warning, and nothing of these is a disk's.
 OPTIONAL = {

@@ -37,7 +37,7 @@ ROOT = Path(__file__).parents[2]
 def trained(module_store):
     """What was said by a training, which is one run, and that run."""
     before = len(list_runs(module_store))
-    options = f"{SHAPES} --seed 3 --trainer.logger.system_metrics=false"
+    options = f"{SHAPES} --log_model=true --seed 3 --trainer.logger.system_metrics=false"
     done = train_beside(module_store, options)
     assert len(list_runs(module_store)) == before + 1
     return done
@@ -59,6 +59,7 @@ def test_train_fits_then_tests_the_best_checkpoint_as_one_run(trained):
 def test_summary_has_results_links_and_next_commands(trained):
     run = trained.run
     run_id, experiment_id = run.info.run_id, run.info.experiment_id
+    (model,) = mlflow.MlflowClient().search_logged_models([experiment_id])
     page = f"http://127.0.0.1:5000/#/experiments/{experiment_id}/runs"
     training = "workflowType=machine_learning"
 
@@ -73,6 +74,7 @@ def test_summary_has_results_links_and_next_commands(trained):
         "",
         f"test_accuracy  {accuracy:.4f} ({interval})",
         f"checkpoint     {checkpoint}",
+        f"model          models:/{model.model_id}",
         f"run            {run_id}",
         "",
         f"look           {format_fast_ui_command('sqlite:///mlflow.db')}",
@@ -80,7 +82,7 @@ def test_summary_has_results_links_and_next_commands(trained):
         f"all runs       {page}?viewStateShareKey={BEST_VIEW.key}&{training}",
         f"recipes        {page}?viewStateShareKey={RECIPE_VIEW.key}&{training}",
         f"compare        pyclassify compare {run_id[:8]} OTHER_RUN_ID",
-        f"register       pyclassify rerun {run_id[:8]} --register NAME",
+        f"register       pyclassify register {run_id[:8]} NAME",
     ]
     assert lines == expected
 

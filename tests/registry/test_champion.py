@@ -17,6 +17,7 @@ from tests.support.runs import (
     NAME,
     challenger,
     champion,
+    log_model,
     log_predictions,
     read_decision,
     record,
@@ -98,7 +99,7 @@ def test_version_takes_the_warning_of_its_run(registry):
     run_id = record(answers=GOOD)
     registry.set_tag(run_id, DATA_WARNING_TAG, "one class")
 
-    version = register_model(registry, run_id, NAME)
+    version = register_model(registry, log_model(run_id), NAME)
 
     assert tags(version)["data_warning"] == "one class"
 
@@ -260,12 +261,12 @@ def test_min_accuracy_out_of_range_is_refused(accuracy, registry):
         promote_if_better(registry, NAME, "1", min_accuracy=accuracy)
 
 
-VERSION = {"kind": "version", "name": NAME, "path": "model", "tags": {}, "compare_on": "test"}
+VERSION = {"kind": "version", "name": NAME, "compare_on": "test"}
 
 
 def test_uploaded_version_is_registered_and_compared_once(registry):
-    version = VERSION | {"alpha": 0.05, "min_accuracy": 0.5}
     run_id = record(answers=FAIR)
+    version = VERSION | {"model": log_model(run_id), "alpha": 0.05, "min_accuracy": 0.5}
 
     result = [register_and_promote(registry, run_id, version) for _ in range(2)]
 
@@ -276,11 +277,12 @@ def test_uploaded_version_is_registered_and_compared_once(registry):
 
 def test_uploaded_version_is_registered_although_comparison_fails(registry):
     run_id = record(answers=FAIR)
+    version = VERSION | {"model": log_model(run_id), "alpha": 5, "min_accuracy": 0.0}
 
     with pytest.warns(
         UserWarning, match="alexnet version 1 is registered.* alpha: 5 .*promote alexnet 1`"
     ):
-        result = register_and_promote(registry, run_id, VERSION | {"alpha": 5, "min_accuracy": 0.0})
+        result = register_and_promote(registry, run_id, version)
 
     assert result == "alexnet version 1"
     assert registry.get_model_version(NAME, "1").run_id == run_id
@@ -289,7 +291,7 @@ def test_uploaded_version_is_registered_although_comparison_fails(registry):
 
 def test_register_version_with_invalid_name_raises_with_reason(registry):
     with pytest.raises(MlflowException, match="name") as refused:
-        register_model(registry, record(), "a/b")
+        register_model(registry, log_model(record()), "a/b")
 
     assert refused.value.error_code == "INVALID_PARAMETER_VALUE"
 

@@ -2,6 +2,7 @@
 
 import math
 import re
+from pathlib import Path
 
 import mlflow
 import pandas as pd
@@ -29,8 +30,10 @@ TESTED, _ = synthetic.generate_images(20, seed=2)  # the test images of SHAPES
 PICTURE = encode(file_of(TESTED[0].permute(1, 2, 0).numpy()))
 
 
-def artifacts(run, folder=None):
-    return {each.path for each in mlflow.MlflowClient().list_artifacts(run.info.run_id, folder)}
+def models(run):
+    """The models that a run logged, the newest first."""
+    client, experiment = mlflow.MlflowClient(), run.info.experiment_id
+    return client.search_logged_models([experiment], f"source_run_id = '{run.info.run_id}'")
 
 
 @pytest.fixture(scope="module")
@@ -39,8 +42,9 @@ def registered(module_store):
 
 
 @pytest.fixture
-def trained(registered, module_store):
-    """A training that registered its network: its output and its run, for reading only."""
+def trained(registered, module_store, monkeypatch):
+    """A training that registered its network, in its folder, for reading only."""
+    monkeypatch.chdir(Path(module_store.tracking_uri.removeprefix("sqlite:///")).parent)
     with using(module_store):
         yield registered
 
@@ -72,9 +76,10 @@ def test_version_has_tags_of_its_run_data_and_accuracy(trained):
 
 def test_version_predicts_with_the_tested_weights(trained):
     run = trained.run
-    weights = mlflow.artifacts.download_artifacts(None, run.info.run_id, "weights/best.ckpt")
+    # of the only epoch, which are the best
+    (path,) = Path(f"runs/1/{run.info.run_id}/checkpoints/resume").glob("*.ckpt")
     classifier = Classifier(networks.Linear).eval()
-    classifier.load_state_dict(torch.load(weights)["state_dict"])
+    classifier.load_state_dict(torch.load(path, weights_only=False)["state_dict"])
 
     pictures = [encode(file_of(each.permute(1, 2, 0).numpy())) for each in TESTED]
     model = mlflow.pyfunc.load_model("models:/shapes/1")
@@ -105,8 +110,9 @@ def test_model_of_a_run_is_registered_once(trained):
     assert re.search(
         r"^model +shapes version 1 is champion: no champion to compare", trained.out, re.M
     )
-    assert register_version(client, run.info.run_id, "shapes") == "1"
-    assert register_version(client, run.info.run_id, "other") == "1"
+    (model,) = models(run)
+    assert register_version(client, model.model_id, "shapes") == "1"
+    assert register_version(client, model.model_id, "other") == "1"
     assert len(client.search_model_versions("name = 'shapes'")) == 1
 
 
@@ -116,9 +122,11 @@ def test_run_that_is_trained_for_longer_has_a_version_of_both(train, monkeypatch
     train(options="--max_epochs=2")
 
     versions = mlflow.MlflowClient().search_model_versions("name = 'shapes'")
-    sources = {str(each.version): each.source.rpartition("/")[2] for each in versions}
-    steps = mlflow.get_run(run.info.run_id).data.tags["pyclassify.model_steps"].split(",")
-    assert sources == {"1": "model", "2": f"model-{steps[1]}"}
+    sources = [each.source for each in sorted(versions, key=lambda each: int(each.version))]
+    outputs = mlflow.get_run(run.info.run_id).outputs.model_outputs
+    by_step = sorted(outputs, key=lambda each: each.step)
+    assert sources == [f"models:/{each.model_id}" for each in by_step]
+    assert by_step[0].step < by_step[1].step
 
 
 def test_run_that_is_trained_no_longer_has_one_version(train, monkeypatch):
@@ -127,8 +135,8 @@ def test_run_that_is_trained_no_longer_has_one_version(train, monkeypatch):
     train()
 
     (version,) = mlflow.MlflowClient().search_model_versions("name = 'shapes'")
-    assert version.source.rpartition("/")[2] == "model"
-    assert mlflow.get_run(run.info.run_id).data.tags["pyclassify.model_steps"].isdecimal()
+    (model,) = models(run)
+    assert version.source == f"models:/{model.model_id}"
 
 
 def test_run_of_an_offline_job_is_registered_when_it_is_uploaded(
@@ -149,7 +157,8 @@ def test_run_of_an_offline_job_is_registered_when_it_is_uploaded(
         (version,) = spool.there.search_model_versions("name = 'shapes'")
         assert version.run_id == spool.run_id
         assert "shapes version 1 is champion: no champion to compare" in capsys.readouterr().out
-        model = mlflow.pyfunc.load_model(version.source)
+        files = spool.there.get_model_version_download_uri("shapes", "1")
+        model = mlflow.pyfunc.load_model(files)
         (answer,) = model.predict(pd.DataFrame({"image": [PICTURE]}))
         assert len(answer["classes"]) == 5
 
@@ -164,7 +173,7 @@ def test_model_that_can_not_be_registered_stays_in_the_run(train, monkeypatch):
         _, run = train()
 
     assert run.info.status == "FINISHED"
-    assert "model/MLmodel" in artifacts(run, "model")
+    assert [each.status for each in models(run)] == ["READY"]
 
     monkeypatch.delenv("MLFLOW_REGISTRY_URI")
     assert main(["sync", "runs/spool"]) == 0
@@ -181,11 +190,11 @@ def test_version_refused_by_the_registry_is_reported_with_the_command(train, mon
 
     messages = [str(each.message) for each in caught]
     (message,) = (text for text in messages if "register a version" in text)
-    call = f"mlflow.register_model('runs:/{run.info.run_id}/model', 'shapes')"
-    assert mentions(message, "the registry refused", call)
+    command = f"`pyclassify register {run.info.run_id} shapes`"
+    assert mentions(message, "the registry refused", command)
     assert run.info.status == "FAILED"
     assert message.startswith(run.data.tags["status_reason"])
-    assert "model/MLmodel" in artifacts(run, "model")
+    assert [each.status for each in models(run)] == ["READY"]
 
 
 @pytest.mark.parametrize("name", ["", "no/name", "a:b", ".", "..", "..net"])
@@ -208,11 +217,11 @@ def test_network_without_preprocessing_fails_a_run_that_was_to_be_registered(cli
 
     assert result.code == 1
     assert result.runs[0].info.status == "FAILED"
-    assert "model" not in artifacts(result.runs[0])
+    assert models(result.runs[0]) == []
 
 
 def test_nothing_is_registered_without_a_test_of_what_was_trained(cli):
     result = cli(f"fit {SHAPES} {REGISTER}=shapes")
 
     assert result.code == 0, result.err
-    assert "model" not in artifacts(result.runs[0])
+    assert models(result.runs[0]) == []

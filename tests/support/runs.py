@@ -5,7 +5,14 @@ import json
 import mlflow
 from mlflow.data.http_dataset_source import HTTPDatasetSource
 from mlflow.data.meta_dataset import MetaDataset
-from mlflow.entities import DatasetInput, InputTag, Metric, Param
+from mlflow.entities import (
+    DatasetInput,
+    InputTag,
+    LoggedModelOutput,
+    LoggedModelStatus,
+    Metric,
+    Param,
+)
 
 ALEXNET = {
     "config": "configs/alexnet-cifar10.yaml",
@@ -174,3 +181,14 @@ FACTS = {
 }
 TAGS = {"pyclassify.source_run": "b" * 32, "pyclassify.overrides": "--max_epochs 10"}
 PAGE = f"#/experiments/1/runs/{'a' * 32}"
+
+
+def log_model(run_id, status="READY", step=1, tags=()):
+    """Log a model of a run, without files: its ID."""
+    client = mlflow.MlflowClient()
+    experiment = client.get_run(run_id).info.experiment_id
+    model = client.create_logged_model(experiment, "model", run_id, tags=dict(tags))
+    client.log_outputs(run_id, [LoggedModelOutput(model.model_id, step)])
+    if status != "PENDING":
+        client.finalize_logged_model(model.model_id, LoggedModelStatus(status))
+    return model.model_id

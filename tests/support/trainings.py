@@ -20,7 +20,8 @@ from tests.support.processes import PIPE, ROOT, STDOUT
 from tests.support.stores import list_runs, new_store, using
 from tests.support.waiting import wait_until
 
-QUIET = "--trainer.enable_progress_bar=false --trainer.enable_model_summary=false"
+# Without what most tests do not read: the progress, and a model, whose export takes seconds.
+QUIET = "--trainer.enable_progress_bar=false --trainer.enable_model_summary=false --log_model=false"
 TINY = "--data.train_size=40 --data.val_size=20 --data.test_size=20 --max_epochs=1"
 TINY += " --batch_size=8 --trainer.log_every_n_steps=1"
 LINEAR = "--model.model=tests.support.networks.Linear"
