@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pyclassify.slurm.states import STATES, Job, infer_final_state
+from pyclassify.spool.model_sender import fail_pending_models
 from pyclassify.spool.records import FINAL_STATUSES
 from pyclassify.utils.launcher import REQUEUE_EXIT_CODE, SLURM_FOLDER_TAG
 from pyclassify.utils.masking import mask
@@ -160,6 +161,8 @@ def apply_outcome(
     finally:  # the reason comes first; if it can't be written, the status still is
         if status != run.info.status:
             client.set_terminated(run_id, status)
+    if status in ("FAILED", "KILLED"):
+        fail_pending_models(client, run)
     _log_job_logs(client, run_id, logs)
     return status
 

@@ -8,7 +8,7 @@ its status is READY; if one of them is lost or rejected, the status is FAILED.
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +19,8 @@ from pyclassify.spool.records import MAX_POINTS, REASON_TAG, Batch, Record
 from pyclassify.spool.server import MAX_TAGS, Sender, open_artifacts
 
 if TYPE_CHECKING:
-    from mlflow.entities import LoggedModel
+    from mlflow import MlflowClient
+    from mlflow.entities import LoggedModel, Run
 
 MODEL_TAG = "pyclassify.model"  # of a model at the server: its ID in the spool
 _MODEL_FILE = "MLmodel"
@@ -101,8 +102,10 @@ class ModelSender:
         lost = self._rejected.find_file(record)
         if lost and status == "READY":
             self._fail(model, f"the model lacks {lost}, which could not be stored")
-        else:
-            self._finalize(model, status)
+            return
+        if status == "READY" and self.models[model].get("status") == "FAILED":
+            self._set_tags(model, {REASON_TAG: None})  # its run had ended meanwhile
+        self._finalize(model, status)
 
     def fail_pending(self, has_status: Mapping[str, Record]) -> None:
         """Make the models FAILED that have no status when their run ends.
@@ -267,6 +270,26 @@ class ModelSender:
             if fields.get(name) in values:
                 fields[name] = values[fields[name]]
         return yaml.safe_dump(fields, default_flow_style=False, allow_unicode=True).encode()
+
+
+def fail_pending_models(client: "MlflowClient", run: "Run") -> None:
+    """Make the models FAILED that a run has left without a status, if its spool can't be read.
+
+    An upload of the spool that has a status sets it afterwards.
+
+    Args:
+        client: The tracking server.
+        run: The run, which has ended.
+    """
+    from mlflow.entities import LoggedModelStatus
+    from mlflow.exceptions import MlflowException
+
+    condition = f"source_run_id = '{run.info.run_id}'"
+    with suppress(MlflowException, NotImplementedError):  # an older server
+        experiment_ids = [str(run.info.experiment_id)]
+        for model in client.search_logged_models(experiment_ids, filter_string=condition):
+            if model.status == LoggedModelStatus.PENDING:
+                client.finalize_logged_model(model.model_id, LoggedModelStatus.FAILED)
 
 
 @contextmanager

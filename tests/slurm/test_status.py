@@ -82,6 +82,17 @@ def test_apply_outcome_keeps_a_status_unless_the_job_failed(before, outcome, aft
     assert store.get_run(run_id).info.status == after
 
 
+def test_apply_outcome_of_a_lost_job_leaves_no_model_pending(store, run_id):
+    experiment = experiment_id(store)
+    models = [store.create_logged_model(experiment, "m", run_id).model_id for _ in range(2)]
+    other = store.create_logged_model(experiment, "m", "0" * 32).model_id
+    store.finalize_logged_model(models[0], "READY")
+
+    apply_outcome(store, run_id, Outcome("FAILED", "why"), "7", [])
+    statuses = [store.get_logged_model(model).status for model in (*models, other)]
+    assert statuses == ["READY", "FAILED", "PENDING"]
+
+
 def test_apply_outcome_appends_the_reason_once_to_the_description(store, run_id, tmp_path):
     store.set_tag(run_id, "mlflow.note.content", "Mine.")
     (tmp_path / "err").write_text("long\n" * 9999 + "see https://me:pass@host/\nthe last line\n")

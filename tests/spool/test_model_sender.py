@@ -336,7 +336,8 @@ def test_status_that_is_set_after_the_end_of_the_run_counts(spool, tmp_path):
     spool.client.finalize_logged_model(model_id, "READY")
     upload_spool(spool)
 
-    assert_is_complete(spool, model_id, tmp_path)
+    model = assert_is_complete(spool, model_id, tmp_path)
+    assert REASON_TAG not in model.tags
 
 
 @pytest.mark.parametrize(
