@@ -44,7 +44,6 @@ def checkpoint(tmp_path):
         NetworkSpec(DEEP),
         NetworkSpec(f"{PATH}.create_model", ["model_name=linear", "side=2"]),
     ],
-    ids=str,
 )
 def test_classifier_of_any_network_is_loaded_from_its_checkpoint(factory, checkpoint):
     classifier = Classifier(factory, num_classes=3, label_smoothing=0.1)
