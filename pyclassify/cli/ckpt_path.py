@@ -5,19 +5,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
-from pyclassify.registry.source import download_program, find_model_files
-from pyclassify.spool.store_errors import describe_server_error
-from pyclassify.tracking.logger import BEST_WEIGHTS_PATH
-from pyclassify.utils.masking import mask
+from pyclassify.registry.source import MODEL_FORMS, MODEL_URI, RUN_ID, Weights, find_weights
+from pyclassify.serving.export import read_checkpoint as read_program_as_checkpoint
 from pyclassify.utils.options import UsageError
-
-# A model of MLflow's registry, and how errors spell it.
-_REGISTERED = r"models:/[^/@]+(@[^/@]+|/[^/@]+)"
-_MODEL_FORMS = "models:/NAME@ALIAS or models:/NAME/VERSION"
 
 
 def check_resume_path(given: str | Path | None, command: str) -> None:
@@ -34,16 +29,19 @@ def check_resume_path(given: str | Path | None, command: str) -> None:
         )
 
 
-def resolve_checkpoint(
+def resolve_weights(
     given: str | None, command: str, downloads: str, tracking_uri: str | None = None
-) -> str:
-    """Resolve a checkpoint's path or a run's ID to a path.
+) -> Weights:
+    """Resolve a checkpoint's path, a run's ID or a registered model to a file.
 
     Args:
-        given: The path or the ID.
+        given: The path, the ID or the model.
         command: The command that evaluates it.
-        downloads: The folder that a run's weights are downloaded to.
+        downloads: The folder that weights are downloaded to.
         tracking_uri: The run's tracking server; MLflow's own by default.
+
+    Returns:
+        A checkpoint; of a registered model its exported program.
 
     Raises:
         UsageError: No checkpoint was given, or a registered model that the command can't evaluate.
@@ -52,35 +50,28 @@ def resolve_checkpoint(
     predicts = command == "predict"
     expected = "a checkpoint file or a run's ID"
     if predicts:
-        expected = f"a checkpoint file, a run's ID or a registered model, {_MODEL_FORMS}"
+        expected = f"a checkpoint file, a run's ID or a registered model, {MODEL_FORMS}"
     if given is None:
         raise UsageError(f"{command} requires --ckpt_path: {expected}")
-    if Path(given).is_file():
-        return given
     if given.startswith("models:") and not predicts:
         raise UsageError(
             f"invalid --ckpt_path: {given}, a registered model, which only predict can evaluate "
             f"(expected {expected})"
         )
-    if not re.fullmatch(r"[0-9a-f]{32}", given):
+    if not Path(given).is_file() and not (MODEL_URI.fullmatch(given) or RUN_ID.fullmatch(given)):
         raise MisconfigurationException(
             f"--ckpt_path {given} is not a file (expected {expected}; a run's ID has 32 "
             "hexadecimal digits)"
         )
-    import mlflow
-
     try:
-        return str(
-            mlflow.artifacts.download_artifacts(
-                None, given, BEST_WEIGHTS_PATH, downloads, tracking_uri
-            )
-        )
-    except (mlflow.exceptions.MlflowException, OSError) as error:
-        where = mask(tracking_uri or mlflow.get_tracking_uri())
-        raise MisconfigurationException(
-            f"run {given} has no {BEST_WEIGHTS_PATH} at {where} ({describe_server_error(error)}); "
-            "`mlflow ui` lists the runs, and MLFLOW_TRACKING_URI selects another server"
-        ) from error
+        found = find_weights(given, downloads, tracking_uri)
+        if found.run is None or not found.is_program:
+            return found
+        path = str(Path(downloads, "best.ckpt"))
+        torch.save(read_program_as_checkpoint(found.path), path)
+        return Weights(path, found.run)
+    except (ValueError, OSError) as error:
+        raise MisconfigurationException(f"invalid --ckpt_path: {error}") from error
 
 
 def apply_data_state(chosen: Any, saved: Mapping[str, Any], given: Mapping[str, Any]) -> None:
@@ -130,32 +121,3 @@ def read_model_config(
         return dict(yaml.safe_load(Path(path).read_text(encoding="utf-8"))["model"])
     except (mlflow.exceptions.MlflowException, OSError, ValueError, KeyError, TypeError):
         return {}
-
-
-def is_registered_model(given: str | None, command: str) -> bool:
-    """Whether `predict`, the only command that takes one, is given a registered model."""
-    return command == "predict" and re.fullmatch(_REGISTERED, str(given)) is not None
-
-
-def download_model(given: str, downloads: str, tracking_uri: str | None = None) -> str:
-    """Download the exported program of a registered model.
-
-    Args:
-        given: The model, `models:/NAME@ALIAS` or `models:/NAME/VERSION`.
-        downloads: The folder that it is downloaded to.
-        tracking_uri: The registry's server; MLflow's own by default.
-
-    Raises:
-        MisconfigurationException: The model does not exist, or has no exported program.
-    """
-    import mlflow
-
-    try:
-        client = mlflow.MlflowClient(tracking_uri)
-        return download_program(client, find_model_files(client, given), downloads)
-    except (mlflow.exceptions.MlflowException, OSError) as error:
-        where = mask(tracking_uri or mlflow.get_registry_uri())
-        raise MisconfigurationException(
-            f"can't download {given} from {where} ({describe_server_error(error)}); `mlflow ui` "
-            "lists the models, and predict takes those that pyclassify registered"
-        ) from error

@@ -27,10 +27,8 @@ from pyclassify import datamodule  # noqa: F401
 from pyclassify.cli.ckpt_path import (
     apply_data_state,
     check_resume_path,
-    download_model,
-    is_registered_model,
     read_model_config,
-    resolve_checkpoint,
+    resolve_weights,
 )
 from pyclassify.cli.errors import format_parser_error, refuse_invalid_options
 from pyclassify.cli.help import clean_docstring
@@ -165,20 +163,14 @@ class TrainingCli(LightningCLI):
         if command == "predict" and chosen.output is not None:
             check_output(chosen.output)
         self.given_ckpt_path, uri = chosen.ckpt_path, _tracking_uri(chosen)
+        weights = resolve_weights(self.given_ckpt_path, command, self.downloads, uri)
         network: dict[str, Any] = {}
-        if is_registered_model(self.given_ckpt_path, command):
-            program = download_model(str(self.given_ckpt_path), self.downloads, uri)
-            network = {"class_path": _EXPORTED, "init_args": {"program": program}}
+        if weights.is_program:
+            network = {"class_path": _EXPORTED, "init_args": {"program": weights.path}}
         else:
-            self.resolved_ckpt_path = resolve_checkpoint(
-                self.given_ckpt_path, command, self.downloads, uri
-            )
-            if (
-                command == "predict"
-                and self.resolved_ckpt_path != self.given_ckpt_path
-                and not self._is_model_given()
-            ):
-                network = read_model_config(str(self.given_ckpt_path), self.downloads, uri)
+            self.resolved_ckpt_path = weights.path
+            if command == "predict" and weights.run is not None and not self._is_model_given():
+                network = read_model_config(weights.run.info.run_id, self.downloads, uri)
         chosen.ckpt_path = self.resolved_ckpt_path
         if network:
             try:

@@ -21,18 +21,22 @@ _LOWER_IS_BETTER = re.compile("loss|error|_ece|seconds|parameters")
 _HINT_STORE = "run the command in the folder of the runs, or set MLFLOW_TRACKING_URI"
 
 
-def open_store() -> MlflowClient:
-    """Open the store of MLFLOW_TRACKING_URI, by default mlflow.db in the working directory.
+def open_store(tracking_uri: str | None = None) -> MlflowClient:
+    """Open a store.
+
+    Args:
+        tracking_uri: The store; by default that of MLFLOW_TRACKING_URI, or mlflow.db in the working
+            directory.
 
     Raises:
         OSError: The store is a database file that does not exist. MLflow would create it.
     """
-    uri = mlflow.get_tracking_uri()
+    uri = tracking_uri or mlflow.get_tracking_uri()
     path = find_file(uri)
     if path is not None and not path.is_file():
         raise OSError(f"there is no database at {uri}; {_HINT_STORE}")
     register_databases()
-    return MlflowClient()
+    return MlflowClient(tracking_uri)
 
 
 def find_run(client: MlflowClient, run_id: str) -> Run:
@@ -40,24 +44,24 @@ def find_run(client: MlflowClient, run_id: str) -> Run:
 
     Args:
         client: The client of the store.
-        run_id: The run's ID, or its first eight or more digits.
+        run_id: The run's ID, or its first four or more digits.
 
     Raises:
         UsageError: `run_id` does not have the form of an ID.
         ValueError: There is no such run, there are several, or the run is deleted.
     """
     digits = run_id.lower()
-    if not re.fullmatch(r"[0-9a-f]{8,32}", digits):
+    if not re.fullmatch(r"[0-9a-f]{4,32}", digits):
         raise UsageError(
-            f"invalid run ID: {run_id!r} (expected 32 hexadecimal digits, or the first 8 or more "
-            f"of them); {_hint_ui()}"
+            f"invalid run ID: {run_id!r} (expected 32 hexadecimal digits, or the first 4 or more "
+            f"of them); {_hint_ui(client.tracking_uri)}"
         )
     search = _search_by_id if len(digits) == 32 else _search_by_prefix
     found = search(client, digits)
     if not found:
         raise ValueError(
-            f"there is no run {run_id} at {mask(mlflow.get_tracking_uri())}; {_hint_ui()}; if the "
-            f"run is in another store, {_HINT_STORE}"
+            f"there is no run {run_id} at {mask(client.tracking_uri)}; "
+            f"{_hint_ui(client.tracking_uri)}; if the run is in another store, {_HINT_STORE}"
         )
     if len(found) > 1:
         ids = " and ".join(run.info.run_id for run in found)
@@ -155,7 +159,6 @@ def suggest_names(name: str, names: Iterable[str], noun: str) -> str:
     return suggest(name, known) or f"; existing {noun}: {listed}"
 
 
-def _hint_ui() -> str:
-    uri = mlflow.get_tracking_uri()
+def _hint_ui(uri: str) -> str:
     server = find_server_address(uri)
     return f"see the runs {f'at {server}' if server else f'with `{format_ui_command(uri)}`'}"

@@ -23,7 +23,10 @@ def trained(empty_store, tmp_path_factory):
     folder = tmp_path_factory.mktemp("scored")
     with trainings.trained(empty_store, folder) as found:
         found.pictures = trainings.write_images(folder / "pictures")
+        # The same training, whose weights are in a checkpoint.
+        assert main(f"train {SHAPES} --log_model=false".split()) == 0
         found.weights = next(folder.glob("runs/*/*/checkpoints/best.ckpt"))
+        found.run_without_model = mlflow.search_runs(output_format="list")[0].info.run_id
         yield found
 
 
@@ -54,13 +57,15 @@ def broken(trained):
 def given_as(kind, trained):
     return {
         "run": trained.run_id,
+        "digits": trained.run_id[:8],
+        "run without model": trained.run_without_model,
         "file": f"{trained.weights} {LINEAR}",
         "alias": "models:/shapes@champion",
         "version": "models:/shapes/1",
     }[kind]
 
 
-@pytest.mark.parametrize("kind", ["run", "file", "alias", "version"])
+@pytest.mark.parametrize("kind", ["run", "digits", "run without model", "file", "alias", "version"])
 def test_each_image_gets_the_answer_that_the_test_gave_it(kind, trained, predict):
     done = predict(given_as(kind, trained))
 
