@@ -48,6 +48,14 @@ class ModelSender:
         """Return a model's ID at the server; empty if it is rejected, or not created yet."""
         return self.models.get(model, {}).get("id", "")
 
+    def map_id(self, model: str) -> str:
+        """Map an ID to the server's; a model that is not of this spool has the server's already.
+
+        Returns:
+            The ID; empty if the server has rejected the model.
+        """
+        return self.get_id(model) if model in self.models else model
+
     def send(self, batch: Batch) -> None:
         """Send a batch's models, except their files, their statuses and their versions.
 
@@ -70,7 +78,7 @@ class ModelSender:
         if batch.outputs:
             record = {"kind": "outputs", "models": batch.outputs}
             self._sender.send_or_reject(record, self._log_outputs, batch.outputs)
-        points = [[self._map(point[0]), *point[1:]] for point in batch.model_points]
+        points = [[self.map_id(point[0]), *point[1:]] for point in batch.model_points]
         points = [point for point in points if point[0]]
         for start in range(0, len(points), MAX_POINTS):
             self._log_points(points[start : start + MAX_POINTS])
@@ -205,7 +213,7 @@ class ModelSender:
 
         outputs = self._client.get_run(self._sender.run_id).outputs
         logged = {output.model_id for output in outputs.model_outputs} if outputs else set()
-        steps = {self._map(model): step for model, step in models}
+        steps = {self.map_id(model): step for model, step in models}
         new = [
             LoggedModelOutput(model, step)
             for model, step in steps.items()
@@ -226,10 +234,6 @@ class ModelSender:
             self._client.log_batch(self._sender.run_id, metrics=metrics, synchronous=True)
 
         self._sender.send_bisecting(points, log, {"kind": "model_metrics"})
-
-    def _map(self, model: str) -> str:
-        """Map an ID to the server's; a model that is not of this spool has the server's already."""
-        return self.get_id(model) if model in self.models else model
 
     def _reject_of_rejected(self, record: Record) -> bool:
         """Reject a record without a warning if its model is rejected; return whether it is."""

@@ -63,7 +63,13 @@ class UploadThread(threading.Thread):
         return str(self._uploader.server_id) if self._uploader else ""
 
     def get_model_id(self, model: str) -> str:
-        """Return a logged model's ID at the server; empty before it is known."""
+        """Return a logged model's ID at the server; empty before it is known.
+
+        A run that was resumed on another machine has models that are not in this spool; their IDs
+        are the server's already.
+        """
+        if model not in self.writer.state.models:
+            return model
         return self._uploader.get_model_id(model) if self._uploader else ""
 
     def run(self) -> None:

@@ -258,7 +258,7 @@ class Uploader:
         artifacts.log_artifact(str(path), None if parent == "." else parent)
 
     def _make_version(self, make_version: MakeVersion, record: Record) -> None:
-        model_id = self._models.get_id(record["model"]) if "model" in record else None
+        model_id = self._models.map_id(record["model"]) if "model" in record else None
         if model_id == "":
             self._rejected.add(record, "the server has rejected the model")
             return

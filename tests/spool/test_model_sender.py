@@ -409,12 +409,34 @@ def test_invalid_tag_of_a_model_is_rejected_alone(spool, tmp_path, monkeypatch):
 def test_spooled_run_names_the_model_at_the_server(spool, tmp_path):
     run = SpooledRun(spool.folder, spool.there.tracking_uri)
     model_id = log_model(run.client, run.run_id, tmp_path / "model")
-    before = run.get_server_model_id("m-unknown")
     run.close("FINISHED")
     run.release()
 
     (model,) = list_models(spool)
-    assert (before, run.get_server_model_id(model_id)) == ("", model.model_id)
+    assert run.get_server_model_id(model_id) == model.model_id
+    assert run.get_server_model_id(model.model_id) == model.model_id
+
+
+def test_model_of_another_machine_is_known_by_the_ids_of_the_server(spool, tmp_path):
+    log_model(spool.client, spool.run_id, tmp_path / "model")
+    spool.client.set_terminated(spool.run_id, "KILLED")
+    upload_spool(spool)
+    (model,) = list_models(spool)
+    root, made = tmp_path / "elsewhere", []
+    folder = records.create_from_server(root, spool.there, spool.run_id)
+    client = mlflow.MlflowClient(f"spool://{root}")
+    (output,) = client.get_run(spool.run_id).outputs.model_outputs
+    version = {"kind": "version", "name": "shapes", "model": output.model_id, "tags": {}}
+    client.log_outputs(spool.run_id, [output])
+    client.log_metric(spool.run_id, "late", 0.25, 7, 0, model_id=output.model_id)
+    open_writer(folder).append(version)
+    Uploader(folder, spool.there, lambda *args: made.append(args) or "").upload()
+    close_spool(folder)
+
+    assert made[0][2]["model"] == output.model_id == model.model_id
+    read = spool.there.get_logged_model(model.model_id)
+    assert [metric.value for metric in read.metrics if metric.key == "late"] == [0.25]
+    assert len(spool.there.get_run(spool.run_id).outputs.model_outputs) == 1
 
 
 def test_server_with_an_artifact_proxy_has_the_model(empty_store, tmp_path, monkeypatch):
