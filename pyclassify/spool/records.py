@@ -25,9 +25,9 @@ A record is a line: the CRC-32 of the rest in eight hexadecimal digits, a space,
     inputs     datasets: [{dataset, tags}], as MLflow's entities write them
     experiment_tag  name, value: set unless the experiment has the tag
     artifact   path: in the run, size in bytes, sha256; with model: path in that logged model
-    version    name: the registered model's, model: the logged model, tags, and how
-               it is compared with the champion: min_accuracy, alpha, compare_on; written by
-               older versions, path: of the files in the run, in place of model
+    version    name: the registered model's, model: the logged model, and how the version
+               is compared with the champion: min_accuracy, alpha, compare_on; written by
+               older releases, path: of the files in the run, and tags, in place of model
 
 A logged model has an ID of the spool, `m-` and 32 hexadecimal digits, until the upload creates the
 model at the server, which gives it another. Its records, by that ID in `model`, are:

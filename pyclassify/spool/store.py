@@ -174,8 +174,10 @@ class SpoolStore(AbstractStore):
             "tags": {tag.key: str(tag.value) for tag in tags or ()},
             "time": int(time.time() * 1000),
         }
+        models = writer.folder / records.MODELS_FOLDER
         with suppress(OSError):  # a full disk: the model's files would raise it
-            (writer.folder / records.MODELS_FOLDER / model_id).mkdir(parents=True, exist_ok=True)
+            models.mkdir(mode=0o700, exist_ok=True)
+            (models / model_id).mkdir()
         writer.append(record)
         return self.get_logged_model(model_id)
 
