@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from pyclassify.model import AlexNet, AlexNetBN
     from pyclassify.module import Classifier
     from pyclassify.registry.register import RegisterModel
+    from pyclassify.registry.source import load
     from pyclassify.tracking.logger import RunLogger
     from pyclassify.training.optim import EMAWeights, WarmupCosine
     from pyclassify.training.trainer import Trainer
@@ -43,6 +44,7 @@ __all__ = [
     "Trainer",
     "WarmupCosine",
     "WhitenStem",
+    "load",
 ]
 
 _MODULES = {
@@ -58,6 +60,7 @@ _MODULES = {
     "model": ("AlexNet", "AlexNetBN"),
     "module": ("Classifier",),
     "registry.register": ("RegisterModel",),
+    "registry.source": ("load",),
     "tracking.logger": ("RunLogger",),
     "training.optim": ("EMAWeights", "WarmupCosine"),
     "training.trainer": ("Trainer",),

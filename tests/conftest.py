@@ -67,6 +67,15 @@ def store(empty_store, tmp_path):
         yield client
 
 
+@pytest.fixture
+def other_store(tmp_path):
+    """Have the process name a store that does not exist; the URI of the one that it named."""
+    uri = mlflow.get_tracking_uri()
+    mlflow.set_tracking_uri(f"sqlite:///{tmp_path}/other.db")
+    yield uri
+    mlflow.set_tracking_uri(uri)
+
+
 @pytest.fixture(scope="module")
 def module_store(empty_store, tmp_path_factory):
     """A client of a database that the tests of a module share."""

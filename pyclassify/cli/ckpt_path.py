@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
@@ -106,18 +105,3 @@ def apply_data_state(chosen: Any, saved: Mapping[str, Any], given: Mapping[str, 
             "the checkpoint does not contain the names of the classes: labels are written as "
             "numbers; give --data.classes"
         )
-
-
-def read_model_config(
-    run_id: str, downloads: str, tracking_uri: str | None = None
-) -> dict[str, Any]:
-    """Read the model's settings from a run's config.yaml; empty where the run has none."""
-    import mlflow
-
-    try:
-        path = mlflow.artifacts.download_artifacts(
-            None, run_id, "config.yaml", downloads, tracking_uri
-        )
-        return dict(yaml.safe_load(Path(path).read_text(encoding="utf-8"))["model"])
-    except (mlflow.exceptions.MlflowException, OSError, ValueError, KeyError, TypeError):
-        return {}

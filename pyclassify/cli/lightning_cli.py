@@ -27,7 +27,6 @@ from pyclassify import datamodule  # noqa: F401
 from pyclassify.cli.ckpt_path import (
     apply_data_state,
     check_resume_path,
-    read_model_config,
     resolve_weights,
 )
 from pyclassify.cli.errors import format_parser_error, refuse_invalid_options
@@ -37,6 +36,7 @@ from pyclassify.cli.options import HELP_TITLES, get_parser_kwargs
 from pyclassify.cli.summary import write_data_summary, write_prediction_summary, write_summary
 from pyclassify.module import Classifier
 from pyclassify.registry.register import RegisterModel
+from pyclassify.registry.source import read_model_config
 from pyclassify.tracking.local_files import CheckpointCleaner
 from pyclassify.tracking.logged_model import ModelLogger
 from pyclassify.tracking.logger import RunLogger

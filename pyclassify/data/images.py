@@ -146,10 +146,15 @@ def decode_rgb(content: bytes, max_pixels: int = MAX_PIXELS) -> Pixels:
             that begins with the name of the file: "does not decode as an image (REASON)".
     """
     with _refuse_with_reason(content), _open(content, max_pixels) as image:
-        image.load()
-        pixels = np.asarray(_convert_to_eight_bits(image))
-        # After the image is loaded, because Pillow then applies the orientation of a TIFF itself.
-        return np.array(turn_upright(pixels, read_orientation(image)))
+        return convert_to_rgb(image)
+
+
+def convert_to_rgb(image: Image.Image) -> Pixels:
+    """Convert an image of Pillow to upright RGB, uint8 [height, width, 3]."""
+    image.load()
+    pixels = np.asarray(_convert_to_eight_bits(image))
+    # After the image is loaded, because Pillow then applies the orientation of a TIFF itself.
+    return np.array(turn_upright(pixels, read_orientation(image)))
 
 
 def open_image(content: bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:

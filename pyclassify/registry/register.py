@@ -223,7 +223,7 @@ def _download_program(client: "MlflowClient", name: str, version: str) -> tuple[
     """Download a version's program, and the names of its classes."""
     files = client.get_model_version_download_uri(name, version)
     with tempfile.TemporaryDirectory() as folder:
-        program, names = load_program(download_program(client, files, folder))
+        program, names, _ = load_program(download_program(client, files, folder))
     return program.module(), names
 
 

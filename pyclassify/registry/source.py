@@ -4,10 +4,13 @@ No torch here: a login node can download what a node with GPUs evaluates.
 """
 
 import re
+import tempfile
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+import yaml
 
 from pyclassify.registry.versions import find_model
 from pyclassify.spool.store_errors import describe_server_error
@@ -16,6 +19,8 @@ from pyclassify.utils.masking import mask
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Run
+
+    from pyclassify.serving.predictor import Predictor
 
 # A registered or logged model.
 MODEL_URI = re.compile(r"models:/(m-[^/@]+|[^/@]+@[^/@]+|[^/@]+/[^/@]+)")
@@ -42,6 +47,115 @@ class Weights:
         return self.path.endswith(".pt2")
 
 
+def load(source: str | Path, tracking_uri: str | None = None) -> "Predictor":
+    """Load a trained network to classify images, from a run, a checkpoint or a model.
+
+    Of a run its newest model is loaded; of one without a model, its best checkpoint.
+
+    Args:
+        source: The ID of a run or its first digits, the path of a checkpoint or of an exported
+            program (model.pt2), or `models:/NAME@ALIAS`, `models:/NAME/VERSION` or
+            `models:/m-...`.
+        tracking_uri: The tracking server with its registry; by default that of
+            MLFLOW_TRACKING_URI, or mlflow.db in the working directory.
+
+    Returns:
+        The network with `predict`, `classes` and `preprocess`, on the CPU.
+
+    Raises:
+        ValueError: There are no such weights, the server does not answer, or the checkpoint does
+            not describe its network.
+        OSError: The store does not exist.
+
+    Example:
+        >>> from pyclassify import load
+        >>> network = load("3f2a")
+        >>> network.classes
+        ['cat', 'dog']
+        >>> network.predict(["photos/1.jpg", "photos/2.jpg"], top_k=1)[0]
+        {'classes': ['cat'], 'probabilities': [0.93]}
+    """
+    from pyclassify.serving.export import load_program
+    from pyclassify.serving.predictor import Predictor
+
+    with tempfile.TemporaryDirectory() as folder:
+        weights = find_weights(str(source), folder, tracking_uri)
+        if not weights.is_program:
+            return _load_checkpoint(weights, folder, tracking_uri)
+        try:
+            program, classes, preprocess = load_program(weights.path)
+        except Exception as error:  # torch raises any type for another file
+            raise ValueError(f"{source} has no exported classifier ({error})") from error
+        return Predictor(program.module(), classes, preprocess)
+
+
+def _load_checkpoint(weights: Weights, folder: str, tracking_uri: str | None) -> "Predictor":
+    from lightning.pytorch.utilities.exceptions import MisconfigurationException
+
+    from pyclassify.data.transforms import Preprocess
+    from pyclassify.module import Classifier
+    from pyclassify.serving.export import ProbabilityNetwork
+    from pyclassify.serving.predictor import Predictor
+    from pyclassify.training.checkpoints import find_data_state, read_checkpoint
+
+    try:
+        checkpoint = read_checkpoint(weights.path)
+    except Exception as error:  # torch raises any type for another file
+        raise ValueError(f"{weights.path} is not a checkpoint ({error})") from error
+    state = next(iter(find_data_state(checkpoint).values()), {})
+    arguments = _describe_classifier(weights, checkpoint, state, folder, tracking_uri)
+    try:
+        network = Classifier.load_from_checkpoint(weights.path, map_location="cpu", **arguments)
+    except (MisconfigurationException, RuntimeError) as error:
+        raise ValueError(f"can't load {weights.path}: {error}") from error
+    settings = {name: state[name] for name in ("resize", "crop", "mean", "std") if name in state}
+    preprocess = Preprocess(**settings) if settings else network.preprocess
+    classes = state.get("classes") or [str(label) for label in range(network.num_classes)]
+    return Predictor(ProbabilityNetwork(network, preprocess).eval(), classes, preprocess)
+
+
+def _describe_classifier(
+    weights: Weights,
+    checkpoint: dict[str, Any],
+    state: dict[str, Any],
+    folder: str,
+    tracking_uri: str | None,
+) -> dict[str, Any]:
+    """Describe the classifier of a checkpoint, where the checkpoint does not do so itself."""
+    from pyclassify.module import Classifier
+    from pyclassify.training.checkpoints import CLASSIFIER_KEY
+    from pyclassify.training.network import ConfiguredNetwork, import_object
+
+    config: dict[str, Any] = {}
+    if weights.run is not None:
+        config = read_model_config(weights.run.info.run_id, folder, tracking_uri)
+    options = config.get("init_args") or {}
+    if "model" in options and issubclass(import_object(config["class_path"]), Classifier):
+        # The run's configuration is trusted, as `predict` and `rerun` do.
+        network = ConfiguredNetwork(options["model"], is_trusted=True)
+        num_classes = len(state.get("classes", ())) or options.get("num_classes")
+        return {"model": network} | ({"num_classes": num_classes} if num_classes else {})
+    if CLASSIFIER_KEY not in checkpoint:
+        raise ValueError(
+            f"{weights.path} does not describe its network; give the ID of its run, or load it by "
+            "Classifier.load_from_checkpoint(PATH, model=NETWORK, num_classes=N)"
+        )
+    return {}
+
+
+def read_model_config(run_id: str, folder: str, tracking_uri: str | None = None) -> dict[str, Any]:
+    """Read the model's settings from a run's config.yaml; empty where the run has none."""
+    import mlflow
+
+    try:
+        path = mlflow.artifacts.download_artifacts(
+            None, run_id, "config.yaml", folder, tracking_uri
+        )
+        return dict(yaml.safe_load(Path(path).read_text(encoding="utf-8"))["model"])
+    except (mlflow.exceptions.MlflowException, OSError, ValueError, KeyError, TypeError):
+        return {}
+
+
 def find_weights(source: str, folder: str, tracking_uri: str | None = None) -> Weights:
     """Find the weights of a checkpoint, a run or a model, and download them.
 
@@ -57,8 +171,8 @@ def find_weights(source: str, folder: str, tracking_uri: str | None = None) -> W
         ValueError: There are no such weights, or the server does not answer.
         OSError: The store does not exist.
     """
-    if Path(source).is_file():
-        return Weights(source)
+    if Path(source).expanduser().is_file():
+        return Weights(str(Path(source).expanduser()))
     is_model = MODEL_URI.fullmatch(source) is not None
     if not is_model and not RUN_ID.fullmatch(source):
         raise ValueError(

@@ -9,7 +9,7 @@ the preprocessing in `extra/preprocess.json`.
 import copy
 import json
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +53,7 @@ def export_program(
     Raises:
         ValueError: The number of names differs from the number of classes.
     """
-    module = copy.deepcopy(_ProbabilityNetwork(network, preprocess)).cpu().eval()
+    module = copy.deepcopy(ProbabilityNetwork(network, preprocess)).cpu().eval()
     images = torch.zeros(_EXAMPLE_SHAPE, dtype=torch.uint8)
     sizes = {0: Dim.DYNAMIC, 2: Dim.DYNAMIC, 3: Dim.DYNAMIC}
     with torch.no_grad():
@@ -74,18 +74,25 @@ def export_program(
     return names
 
 
-def load_program(path: str | Path) -> tuple[torch.export.ExportedProgram, list[str]]:
-    """Load a program that `export_program` wrote, and the names of its classes by label.
+def load_program(
+    path: str | Path,
+) -> tuple[torch.export.ExportedProgram, list[str], Preprocess | None]:
+    """Load a program that `export_program` wrote, with its classes and its preprocessing.
 
     Args:
         path: The file, which ends in .pt2.
 
+    Returns:
+        The program, the names of its classes by label, and the preprocessing that it does; None if
+        that is a module of another class.
+
     Raises:
         Exception: The file is not such a program; torch raises various types.
     """
-    extra_files = {_CLASSES_FILE: ""}
-    program = torch.export.load(path, extra_files=extra_files)
-    return program, json.loads(extra_files[_CLASSES_FILE])
+    program, extra_files = _load(path)
+    settings = json.loads(extra_files[_PREPROCESS_FILE] or "null")
+    preprocess = None if settings is None else Preprocess(**settings)
+    return program, json.loads(extra_files[_CLASSES_FILE]), preprocess
 
 
 def read_state_dict(path: str | Path) -> dict[str, Tensor]:
@@ -97,7 +104,7 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
     Raises:
         Exception: The file is not such a program; torch raises various types.
     """
-    return _list_weights(torch.export.load(path))
+    return _list_weights(_load(path)[0])
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
@@ -116,8 +123,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         MisconfigurationException: The program does not contain its preprocessing's settings.
         Exception: The file is not such a program; torch raises various types.
     """
-    extra_files = {_CLASSES_FILE: "", _PREPROCESS_FILE: ""}
-    program = torch.export.load(path, extra_files=extra_files)
+    program, extra_files = _load(path)
     if not extra_files[_PREPROCESS_FILE]:
         raise MisconfigurationException(
             f"{path} was exported by an earlier version, without the settings of its "
@@ -133,6 +139,11 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     }
 
 
+def _load(path: str | Path) -> tuple[torch.export.ExportedProgram, dict[str, str]]:
+    extra_files = {_CLASSES_FILE: "", _PREPROCESS_FILE: ""}
+    return torch.export.load(path, extra_files=extra_files), extra_files
+
+
 def _list_weights(program: torch.export.ExportedProgram) -> dict[str, Tensor]:
     return {
         name.removeprefix(_NETWORK_PREFIX): tensor.detach()
@@ -141,7 +152,7 @@ def _list_weights(program: torch.export.ExportedProgram) -> dict[str, Tensor]:
     }
 
 
-class _ProbabilityNetwork(nn.Module):
+class ProbabilityNetwork(nn.Module):
     """Map uint8 images [batch, 3, height, width] to probabilities, float32 [batch, classes]."""
 
     def __init__(self, network: nn.Module, preprocess: nn.Module) -> None:
@@ -186,7 +197,7 @@ class ExportedClassifier(LightningModule):
     def __init__(self, program: str) -> None:
         super().__init__()
         try:
-            self._exported, self.classes = load_program(program)
+            self._exported, self.classes, _ = load_program(program)
         except Exception as error:  # torch raises any type for another file
             raise MisconfigurationException(
                 f"{program} is not an exported classifier ({error}); give artifacts/model.pt2 of a "
@@ -212,22 +223,46 @@ class ExportedClassifier(LightningModule):
             MisconfigurationException: The images are not uint8.
         """
         images = batch[0]
-        groups: dict[torch.Size, list[int]] = defaultdict(list)
-        for index, image in enumerate(images):
+        for image in images:
             if image.dtype != torch.uint8:
                 raise MisconfigurationException(
                     f"the data module returns {image.dtype} images, but an exported network takes "
                     "uint8 and normalizes them itself; use a data module of pyclassify"
                 )
-            groups[image.shape].append(index)
-        probabilities: dict[int, Tensor] = {}
-        for shape, indices in groups.items():
-            max_images = max(1, MAX_BATCH_PIXELS // shape[1:].numel())
-            for start in range(0, len(indices), max_images):
-                chunk = indices[start : start + max_images]
-                outputs = self._classify(torch.stack([images[index] for index in chunk]))
-                probabilities.update(zip(chunk, outputs, strict=True))
-        return torch.stack([probabilities[index] for index in range(len(images))])
+        return classify_by_size(images, self._program[0])
 
-    def _classify(self, images: Tensor) -> Tensor:
-        return self._program[0](images.expand(-1, 3, -1, -1).contiguous())
+
+def classify_by_size(images: Sequence[Tensor], classify: Callable[[Tensor], Tensor]) -> Tensor:
+    """Classify images in batches of one size.
+
+    Args:
+        images: n images, each uint8 [1 or 3, height, width].
+        classify: Maps uint8 [batch, 3, height, width] to [batch, classes].
+
+    Returns:
+        [n, classes].
+    """
+    outputs: dict[int, Tensor] = {}
+    for indices, batch in group_by_size(images):
+        outputs.update(zip(indices, classify(batch), strict=True))
+    return torch.stack([outputs[index] for index in range(len(images))])
+
+
+def group_by_size(images: Sequence[Tensor]) -> Iterator[tuple[list[int], Tensor]]:
+    """Stack images of one size, at most `MAX_BATCH_PIXELS` of them, with their indices.
+
+    Args:
+        images: Images, each uint8 [1 or 3, height, width].
+
+    Returns:
+        An iterator over indices and uint8 [batch, 3, height, width].
+    """
+    groups: dict[torch.Size, list[int]] = defaultdict(list)
+    for index, image in enumerate(images):
+        groups[image.shape].append(index)
+    for shape, indices in groups.items():
+        max_images = max(1, MAX_BATCH_PIXELS // shape[1:].numel())
+        for start in range(0, len(indices), max_images):
+            chunk = indices[start : start + max_images]
+            stacked = torch.stack([images[index] for index in chunk])
+            yield chunk, stacked.expand(-1, 3, -1, -1).contiguous()

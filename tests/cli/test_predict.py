@@ -120,11 +120,9 @@ def test_version_whose_program_has_another_name_predicts_too(trained, predict, t
     assert list(done.table["label"]) == [trained.expected[file][0] for file in done.table["file"]]
 
 
-def test_registry_is_that_of_the_loggers_tracking_uri(trained, predict, tmp_path, monkeypatch):
-    uri = mlflow.get_tracking_uri()
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/other.db")
-
-    done = predict("models:/shapes@champion", f"--trainer.logger.tracking_uri={uri}")
+@pytest.mark.parametrize("kind", ["run", "alias"])
+def test_store_is_that_of_the_loggers_tracking_uri(kind, trained, predict, other_store):
+    done = predict(given_as(kind, trained), f"--trainer.logger.tracking_uri={other_store}")
 
     assert done.code == 0, done.err
     assert len(done.table) == 20
