@@ -66,8 +66,10 @@ def write_summary(
         return
     if register is not None and register.result:
         results["model"] = register.result
-    elif model_id := logger.spooled_run.get_server_model_id(_find_model_id(trainer) or ""):
-        results["model"] = f"models:/{model_id}"
+    model_id = _find_model_id(trainer)
+    server_id = logger.spooled_run.get_server_model_id(model_id) if model_id else ""
+    if server_id and "model" not in results:
+        results["model"] = f"models:/{server_id}"
     results["run"] = logger.spooled_run.server_id
     _write_lines(results)
     _write_lines(_list_next_commands(trainer, logger, register, argv))

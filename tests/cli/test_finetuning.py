@@ -60,7 +60,7 @@ def test_named_optimizer_gets_trainable_parameters_only(cli, file):
     run = cli(f"fit {FROM} {optimizer}").runs[0]
 
     assert find_unchanged(weights_of(run)) == FEATURES
-    (checkpoint,) = Path("runs").rglob("best.ckpt")
+    (checkpoint,) = Path("runs").rglob("resume/*.ckpt")
     groups = torch.load(checkpoint)["optimizer_states"][0]["param_groups"]
     assert [len(group["params"]) for group in groups] == [4]
 

@@ -1,6 +1,5 @@
 """Whole command lines, one run each: what is trained, on what data, and the summary at the end."""
 
-import os
 import re
 import shlex
 import shutil
@@ -43,6 +42,13 @@ def trained(module_store):
     return done
 
 
+def find_checkpoint(run):
+    """The checkpoint of a run from which it can be trained further, after its only epoch."""
+    folder = Path(mlflow.get_tracking_uri().removeprefix("sqlite:///")).parent / "runs"
+    (path,) = folder.glob(f"*/{run.info.run_id}/checkpoints/resume/*.ckpt")
+    return path
+
+
 @pytest.fixture
 def store(module_store):
     """All tests of this module share a store, for the sake of the run that was trained."""
@@ -67,13 +73,9 @@ def test_summary_has_results_links_and_next_commands(trained):
 
     accuracy = run.data.metrics["test_accuracy"]
     interval = format_interval(round(20 * accuracy), 20)
-    checkpoint = lines[2].removeprefix("checkpoint     ")
-    assert os.path.isfile(checkpoint)
-    assert os.path.isabs(checkpoint)
     expected = [  # the form of this message
         "",
         f"test_accuracy  {accuracy:.4f} ({interval})",
-        f"checkpoint     {checkpoint}",
         f"model          models:/{model.model_id}",
         f"run            {run_id}",
         "",
@@ -172,7 +174,7 @@ def test_score_of_a_run_in_another_store_is_found(cli, tmp_path, empty_store):
 
 
 def test_score_of_a_file_is_that_of_its_run(trained, cli):
-    path = re.search(r"checkpoint +(\S+)", trained.out)[1]
+    path = find_checkpoint(trained.run)
 
     scored = cli(f"validate {SHAPES} --ckpt_path {path}")
 
@@ -198,7 +200,7 @@ def test_configuration_that_a_run_keeps_makes_it_again(trained, cli):
 
 
 def test_fit_goes_on_from_a_checkpoint(trained, cli):
-    path = re.search(r"checkpoint +(\S+)", trained.out)[1]
+    path = find_checkpoint(trained.run)
 
     second = cli(f"fit {SHAPES} --max_epochs 2 --ckpt_path {path}")
 
