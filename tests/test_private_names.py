@@ -12,10 +12,12 @@ from pathlib import Path
 from pkgutil import resolve_name
 
 import pytest
+import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import WeightAveraging
 from lightning.pytorch.loggers import MLFlowLogger
 from lightning.pytorch.trainer.connectors.logger_connector.result import _ResultCollection
+from mlflow import MlflowClient
 from mlflow.entities import Metric, RunData
 from mlflow.system_metrics.metrics.cpu_monitor import CPUMonitor
 from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
@@ -75,8 +77,16 @@ def make_result_metric():
     return results["fit.loss"]
 
 
+def make_client():
+    return MlflowClient("http://127.0.0.1:1")
+
+
 def make_logger():
     return MLFlowLogger(tracking_uri="http://127.0.0.1:1")
+
+
+def make_program():
+    return torch.export.export(torch.nn.Identity(), (torch.zeros(1),))
 
 
 def make_monitor():
@@ -88,6 +98,8 @@ ATTRIBUTES = {
     "ArgumentParser._actions": ArgumentParser,
     "ArgumentParser._option_string_actions": ArgumentParser,
     "BaseMetricsMonitor._metrics": CPUMonitor,
+    "ExportedProgram._guards_code": make_program,
+    "MlflowClient._registry_uri": make_client,
     "MLFlowLogger._experiment_id": make_logger,
     "MLFlowLogger._experiment_name": make_logger,
     "MLFlowLogger._initialized": make_logger,
