@@ -41,8 +41,9 @@ class Classifier(LightningModule):
         num_classes: Set the number of classes. The data module's number replaces it, if it has one.
         learning_rate: Set the learning rate of Adam; with --optimizer, set --optimizer.lr instead.
         weights: Initialize the network from this file: a state dict or checkpoint of torch.save,
-            or a .safetensors file. A classification head of another number of classes is not
-            loaded. The file is not read when training resumes or for a test.
+            a .safetensors file or an exported program; or, on the command line, from a run's ID or
+            a model, such as models:/alexnet@champion. A classification head of another number of
+            classes is not loaded. The file is not read when training resumes or for a test.
         freeze: Freeze these parts of the network, such as features: the name of a module or
             parameter, or a list of names. Frozen modules stay in evaluation mode.
         channels_last: Use the channels-last memory format, which is a little faster on a CPU, and

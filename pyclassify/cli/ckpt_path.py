@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +72,24 @@ def resolve_weights(
         return Weights(path, found.run)
     except (ValueError, OSError) as error:
         raise MisconfigurationException(f"invalid --ckpt_path: {error}") from error
+
+
+@cache
+def find_initial_weights(downloads: str, tracking_uri: str | None, given: str) -> str:
+    """Find the file of --weights: of a run's ID or a model the one that is downloaded, once.
+
+    Args:
+        downloads: The folder that weights are downloaded to.
+        tracking_uri: The run's tracking server; MLflow's own by default.
+        given: A run's ID, a model or a path.
+
+    Raises:
+        ValueError: There are no such weights.
+        OSError: The store does not exist.
+    """
+    if not (MODEL_URI.fullmatch(given) or RUN_ID.fullmatch(given)):
+        return given
+    return find_weights(given, downloads, tracking_uri).path
 
 
 def apply_data_state(chosen: Any, saved: Mapping[str, Any], given: Mapping[str, Any]) -> None:

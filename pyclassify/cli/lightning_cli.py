@@ -7,6 +7,7 @@ import re
 import tempfile
 import warnings
 from argparse import ArgumentError
+from functools import partial
 from pkgutil import resolve_name
 from typing import Any
 
@@ -27,6 +28,7 @@ from pyclassify import datamodule  # noqa: F401
 from pyclassify.cli.ckpt_path import (
     apply_data_state,
     check_resume_path,
+    find_initial_weights,
     resolve_weights,
 )
 from pyclassify.cli.errors import format_parser_error, refuse_invalid_options
@@ -46,7 +48,7 @@ from pyclassify.tracking.record import DescriptionUpdater, RunRecorder
 from pyclassify.training.checkpoints import BestCheckpoint, read_data_state
 from pyclassify.training.distributed import destroy_process_group_on_exit
 from pyclassify.training.exact_resume import Resume
-from pyclassify.training.finetuning import trainable_parameters
+from pyclassify.training.finetuning import set_weights_finder, trainable_parameters
 from pyclassify.training.forward import check_network
 from pyclassify.training.optim import WarmupCosine, count_steps, exclude_from_weight_decay
 from pyclassify.training.prediction_writer import PredictionWriter, check_output
@@ -143,6 +145,8 @@ class TrainingCli(LightningCLI):
         if self.config.subcommand == "prepare":
             for key, value in _PREPARE_TRAINER.items():
                 chosen.trainer[key] = value
+        uri = _tracking_uri(chosen)
+        set_weights_finder(partial(find_initial_weights, self.downloads, uri))
         _check_devices(chosen.trainer.devices, chosen.trainer.accelerator)
         _check_seed(chosen.seed_everything)
         if self.config.subcommand in ("validate", "test", "predict"):

@@ -7,7 +7,10 @@ the preprocessing in `extra/preprocess.json`.
 """
 
 import copy
+import io
 import json
+import pickle
+import zipfile
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -140,8 +143,34 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
 
 
 def _load(path: str | Path) -> tuple[torch.export.ExportedProgram, dict[str, str]]:
+    _check_pickles(path)
     extra_files = {_CLASSES_FILE: "", _PREPROCESS_FILE: ""}
     return torch.export.load(path, extra_files=extra_files), extra_files
+
+
+def _check_pickles(path: str | Path) -> None:
+    """Unpickle all that `torch.export.load` would, without the classes that could run code.
+
+    Raises:
+        pickle.UnpicklingError: The file has a Python object, or compiled code.
+        Exception: The file is not an archive.
+    """
+    with zipfile.ZipFile(path) as archive:
+        for name in archive.namelist():
+            folder, _, file = name.partition("/data/")[2].partition("/")
+            if folder == "aotinductor":
+                raise pickle.UnpicklingError(f"{name} is compiled code")
+            # Raw bytes, unless their JSON file says that they are pickled.
+            if folder in ("weights", "constants") and file.endswith(".json"):
+                entries = json.loads(archive.read(name))["config"].values()
+                pickled = [entry["path_name"] for entry in entries if entry["use_pickle"]]
+                pickles = [f"{name.rpartition('/')[0]}/{path_name}" for path_name in pickled]
+            elif file.endswith(".pt"):
+                pickles = [name]
+            else:
+                continue
+            for content in filter(None, map(archive.read, pickles)):
+                torch.load(io.BytesIO(content), weights_only=True)
 
 
 def _list_weights(program: torch.export.ExportedProgram) -> dict[str, Tensor]:

@@ -14,7 +14,7 @@ import json
 import re
 import shlex
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -156,19 +156,25 @@ def name_network_and_data(params: Mapping[str, str]) -> str:
     return "-".join(part.removesuffix("DataModule") for part in parts)
 
 
-def describe_weights(config: Mapping[str, Any]) -> dict[str, str] | None:
+def describe_weights(
+    config: Mapping[str, Any], find_file: Callable[[str], Path]
+) -> dict[str, str] | None:
     """Describe the file of a network's initial weights.
 
     Args:
         config: The resolved configuration. Its model may have an argument `weights`.
+        find_file: Finds the file of weights that are a path, a run's ID or a model.
 
     Returns:
         The `file` and its `sha256`; None if the argument is missing or does not name a file.
     """
     weights = (config["model"].get("init_args") or {}).get("weights")
-    if not isinstance(weights, str) or not Path(weights).expanduser().is_file():
+    if not isinstance(weights, str):
         return None
-    with Path(weights).expanduser().open("rb") as file:
+    path = find_file(weights)
+    if not path.is_file():
+        return None
+    with path.open("rb") as file:
         return {"file": weights, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
 
 

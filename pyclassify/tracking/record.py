@@ -31,6 +31,7 @@ from pyclassify.tracking.monitor import describe_end
 from pyclassify.tracking.prediction_table import Predictions, list_class_names
 from pyclassify.tracking.predictions import PredictionLogger
 from pyclassify.tracking.run import warn_on_error
+from pyclassify.training.finetuning import find_weights_file
 from pyclassify.utils.files import is_disk_error
 from pyclassify.utils.masking import mask
 from pyclassify.utils.text import format_reason, shorten
@@ -79,7 +80,7 @@ class RunRecorder(SaveConfigCallback):
         weights = None
         if trainer.state.fn == TrainerFn.FITTING:
             describe = parameters.describe_weights
-            weights = warn_on_error("digest the weights", describe, config)
+            weights = warn_on_error("digest the weights", describe, config, find_weights_file)
         params = {**self._flatten(config), **parameters.make_weights_parameters(weights)}
         log_parameters = parameters.log_parameters
         warn_on_error(

@@ -14,7 +14,7 @@ import re
 import tarfile
 import zipfile
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torchvision.models import WeightsEnum
 
+from pyclassify.serving.export import read_state_dict
 from pyclassify.utils.text import format_error, join_some
 
 _MAX_NAMED = 3  # tensors that an error lists
@@ -61,6 +62,34 @@ _OTHER_FILES = {
     b"{": "a JSON file, perhaps the index of a model in several files",
 }
 
+_find_file: Callable[[str], str] | None = None
+
+
+def set_weights_finder(find_file: Callable[[str], str] | None) -> None:
+    """Set a function that finds the file of weights which are not a path, such as a run's ID.
+
+    Args:
+        find_file: A function that returns a path, or its argument if it does not know it. It
+            raises a ValueError or OSError if there are no such weights.
+    """
+    global _find_file
+    _find_file = find_file
+
+
+def find_weights_file(weights: str) -> Path:
+    """Find the file of weights: a path, or what the function of `set_weights_finder` knows.
+
+    Raises:
+        MisconfigurationException: There are no such weights.
+    """
+    path = Path(weights).expanduser()
+    if _find_file is None or path.is_file():
+        return path
+    try:
+        return Path(_find_file(weights)).expanduser()
+    except (ValueError, OSError) as error:
+        raise MisconfigurationException(f"invalid weights: {error}") from error
+
 
 def load_weights(network: nn.Module, num_classes: int, source: str | WeightsEnum) -> str:
     """Load the weights of a file, except a classification head of another number of classes.
@@ -72,7 +101,8 @@ def load_weights(network: nn.Module, num_classes: int, source: str | WeightsEnum
         network: The network, with `num_classes` outputs.
         num_classes: The number of classes of the data.
         source: A file that `torch.save` or safetensors wrote: a state dict, such as torchvision's,
-            or a checkpoint that contains one. Or the weights of a function of torchvision.
+            or a checkpoint that contains one; or the exported program of a model. Or the weights of
+            a function of torchvision.
 
     Returns:
         A message about the tensors that were loaded, and those that were not.
@@ -203,7 +233,7 @@ def _find_prefix(names: Iterable[str], known: Mapping[str, Any]) -> str:
 
 def _read(path: str) -> Any:
     """Read tensors and plain values, but no other objects: unpickling those can execute code."""
-    file = Path(path).expanduser()
+    file = find_weights_file(path)
     try:
         with file.open("rb") as opened:
             start = opened.read(64)
@@ -219,6 +249,8 @@ def _read(path: str) -> Any:
     try:
         if is_safetensors:
             return load_file(file)
+        if file.suffix == ".pt2":
+            return read_state_dict(file)
         with torch.serialization.safe_globals(_PLAIN_CLASSES):
             return torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises various types for a file of another kind
@@ -243,6 +275,10 @@ def _recognize(start: bytes, file: Path) -> str | None:
         names = {name.rpartition("/")[2] for name in zipfile.ZipFile(file).namelist()}
         if "constants.pkl" in names:
             return "a TorchScript program"
+        if "archive_format" in names:
+            return (
+                None if file.suffix == ".pt2" else "an exported program; rename it to end in .pt2"
+            )
         if "data.pkl" not in names:
             return "a zip archive without weights"
     if start[:1] != b"\x80" and not start.startswith(b"PK") and tarfile.is_tarfile(file):

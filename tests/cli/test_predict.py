@@ -10,6 +10,8 @@ import torch
 
 from pyclassify.cli.main import main
 from pyclassify.data import synthetic
+from pyclassify.registry.source import download_program, find_model_files
+from pyclassify.serving.export import read_state_dict
 from tests.support import trainings
 from tests.support.images import encode
 from tests.support.phrases import mentions
@@ -204,3 +206,26 @@ def test_checkpoint_that_does_not_name_its_classes_is_asked_for_them(trained, pr
     assert mentions(refused.err, "--data.classes='[cat, d")
     names = [synthetic.CLASSES[int(label)] for label in numbered.table["label"]]
     assert names == [trained.expected[file][0] for file in sorted(trained.expected)]
+
+
+@pytest.mark.parametrize("kind", ["run", "digits", "run without model", "alias", "program"])
+def test_weights_of_a_run_or_a_model_are_fine_tuned(kind, trained, tmp_path):
+    files = find_model_files(mlflow.MlflowClient(), "models:/shapes/1")
+    program = download_program(mlflow.MlflowClient(), files, str(tmp_path))
+    given = program if kind == "program" else given_as(kind, trained)
+
+    assert main(f"fit {SHAPES} --weights={given} --freeze=2.weight".split()) == 0
+
+    run = mlflow.search_runs(output_format="list")[0]
+    path = mlflow.artifacts.download_artifacts(None, run.info.run_id, "weights/best.ckpt")
+    before, after = read_state_dict(program), torch.load(path)["state_dict"]
+    assert torch.equal(before["model.2.weight"], after["model.2.weight"])
+    assert not torch.equal(before["model.2.bias"], after["model.2.bias"])
+    assert len(run.data.params["model/weights_sha256"]) == 64
+
+
+@pytest.mark.parametrize("given", ["0" * 32, "models:/no@one"])
+def test_weights_of_an_unknown_run_or_model_are_refused(given, trained, capsys):
+    assert main(f"fit {SHAPES} --weights={given} --trainer.max_steps=1".split()) == 1
+
+    assert mentions(capsys.readouterr().err, "invalid weights", given)

@@ -2,6 +2,7 @@
 
 import io
 import json
+import pickle
 import zipfile
 
 import pytest
@@ -13,7 +14,12 @@ from torchvision.models import resnet18
 from pyclassify.data.transforms import Preprocess
 from pyclassify.model import AlexNet, AlexNetBN
 from pyclassify.module import Classifier
-from pyclassify.serving.export import export_program, read_checkpoint, read_state_dict
+from pyclassify.serving.export import (
+    export_program,
+    load_program,
+    read_checkpoint,
+    read_state_dict,
+)
 from pyclassify.training.checkpoints import find_data_state
 from tests.support import networks
 
@@ -174,3 +180,27 @@ def test_program_without_preprocessing_is_no_checkpoint(program, tmp_path):
 
     with pytest.raises(MisconfigurationException, match=r"model\.pt2 .* preprocessing"):
         read_checkpoint(tmp_path / "model.pt2")
+
+
+class Harmful:
+    def __reduce__(self):
+        return print, ("code was run",)
+
+
+@pytest.mark.parametrize("read", [load_program, read_state_dict, read_checkpoint])
+def test_program_with_a_python_object_is_not_unpickled(read, classifier, tmp_path, capsys):
+    export_program(classifier, PREPROCESS, (), tmp_path / "model.pt2")
+    content = io.BytesIO()
+    torch.save((Harmful(),), content)
+    with (
+        zipfile.ZipFile(tmp_path / "model.pt2") as archive,
+        zipfile.ZipFile(tmp_path / "harmful.pt2", "w") as harmful,
+    ):
+        for name in archive.namelist():
+            is_example = "sample_inputs" in name
+            harmful.writestr(name, content.getvalue() if is_example else archive.read(name))
+
+    with pytest.raises(pickle.UnpicklingError):
+        read(tmp_path / "harmful.pt2")
+
+    assert "code was run" not in capsys.readouterr().out
