@@ -1,8 +1,8 @@
 """The configuration of the SLURM backend: the JSON of `--backend-config`, validated.
 
 `Config` is the one definition of a key: its type defines the valid values, and its field describes
-the key. The table in docs/slurm.md, the error messages and what `sbatch_args` refuses follow from
-it.
+the key. The table in docs/slurm-keys.md, the error messages and what `sbatch_args` refuses follow
+from it.
 """
 
 import os
@@ -250,8 +250,8 @@ class Config(BaseModel):
     dependency: _Line | None = _option("jobs that must end before this one starts")
     signal: _Signal | None = _option("the signal to send before the time limit", "seconds")
     requeue: _Flag | None = _option(
-        "whether the job is requeued: when the training has saved before the time limit and exited "
-        "with code 75, after a preemption, and after the failure of a node"
+        "whether the job is requeued after an interruption (exit code 75), a preemption or the "
+        "failure of a node"
     )
     requeue_seconds: _WarningSeconds = _key(
         "how long before the time limit the training of a job with requeue gets SIGUSR1 (default: "
@@ -382,7 +382,7 @@ def _format_error(error: ErrorDetails, values: Mapping[str, Any]) -> str:
 
 
 def describe_values(key: str) -> str:
-    """Describe the valid values of a key, as errors and docs/slurm.md do."""
+    """Describe the valid values of a key, as errors and docs/slurm-keys.md do."""
     field = Config.model_fields[key]
     # Of `X | None` the metadata is with X.
     metadata = field.metadata or get_args(field.annotation)[0].__metadata__

@@ -75,9 +75,10 @@ _STATES_BY_REASON = {
 }
 
 _LESS = 'fewer -P devices or -P num_nodes, or less "mem", "cpus_per_task" or "time"'
+_TOGETHER = "and this one together exceed its limit; wait for them, or give"
 _BUDGET = "the granted hours are spent until the site renews them"
 # Patterns of pending reasons (https://slurm.schedmd.com/job_reason_codes.html), of which the first
-# match counts -> why the job may not start by itself, and what to change.
+# match counts -> why the job may not start by itself; what to do.
 PENDING_ADVICE = {
     "PartitionTimeLimit": '"time" exceeds the limit of the partition; give less, or another '
     '"partition"',
@@ -92,34 +93,30 @@ PENDING_ADVICE = {
     '"partition"',
     "PartitionDown": 'the partition starts no jobs; give another "partition"',
     "PartitionInactive": 'the partition starts no jobs; give another "partition"',
-    "QOSMax*PerUser*": "other jobs of yours have to end first; if there are none, the job requests "
-    f'more than the QOS allows per user: give {_LESS}, or another "qos"',
-    "QOSMax*": f'the job requests more than the QOS allows per job; give {_LESS}, or another "qos"',
+    "QOSMax*PerUser*": "other jobs of yours and this one together exceed the limit of the QOS "
+    f'per user; wait for them, or give {_LESS}, or another "qos"',
+    "QOSMax*": f'the job exceeds the limit of the QOS per job; give {_LESS}, or another "qos"',
     "QOSMin*": "the job requests less than the minimum of the QOS; request more, or give another "
     '"qos"',
-    "QOSGrp*RunMinutes*": "other jobs of the QOS have to end first; if there are none, the job "
-    f'requests more than the limit of the QOS: give {_LESS}, or another "qos"',
+    "QOSGrp*RunMinutes*": f'other jobs of the QOS {_TOGETHER} {_LESS}, or another "qos"',
     "QOSGrp*Minutes*": f'{_BUDGET}; give another "qos"',
-    "QOSGrp*": "other jobs of the QOS have to end first; if there are none, the job requests more "
-    f'than the limit of the QOS: give {_LESS}, or another "qos"',
+    "QOSGrp*": f'other jobs of the QOS {_TOGETHER} {_LESS}, or another "qos"',
     "QOSNotAllowed": 'the account or partition may not use the QOS; give another "qos"',
     "QOSUsageThreshold": 'the account exceeded the usage threshold of the QOS; give another "qos"',
     "InvalidQOS": 'the QOS does not exist any more; give another "qos"',
     "InvalidAccount": 'the account does not exist any more; give another "account"',
     "AccountNotAllowed": 'the partition accepts no jobs of the account; give another "account" or '
     '"partition"',
-    "AssocMaxJobsLimit": "other jobs of yours have to end first",
-    "AssocMaxSubmitJobLimit": "other jobs of yours have to end first",
-    "AssocMax*": f"the job requests more than the account allows per job; give {_LESS}, or another "
+    "AssocMaxJobsLimit": "other jobs of yours have to end first; wait for them",
+    "AssocMaxSubmitJobLimit": "other jobs of yours have to end first; wait for them",
+    "AssocMax*": f"the job exceeds the limit of the account per job; give {_LESS}, or another "
     '"account"',
-    "AssocGrp*RunMinutes*": "other jobs of the account have to end first; if there are none, the "
-    f'job requests more than the limit of the account: give {_LESS}, or another "account"',
+    "AssocGrp*RunMinutes*": f'other jobs of the account {_TOGETHER} {_LESS}, or another "account"',
     "AssocGrp*Minutes*": f'{_BUDGET}; give another "account"',
-    "AssocGrp*": "other jobs of the account have to end first; if there are none, the job requests "
-    f'more than the limit of the account: give {_LESS}, or another "account"',
+    "AssocGrp*": f'other jobs of the account {_TOGETHER} {_LESS}, or another "account"',
     "MaxMemPer*": '"mem" exceeds the limit of the partition; give less',
-    "Max*PerAccount": "other jobs of the account have to end first; if there are none, the job "
-    f'requests more than the QOS allows per account: give {_LESS}, or another "account"',
+    "Max*PerAccount": "other jobs of the account and this one together exceed the limit of the QOS "
+    f'per account; wait for them, or give {_LESS}, or another "account"',
     "BadConstraints": "no node satisfies all requests of the job; change "
     '"constraint", "nodelist", "gpu_type", -P devices, "mem" or "cpus_per_task"',
     "ReqNodeNotAvail*": "nodes that the job needs are down, drained or reserved; change "
