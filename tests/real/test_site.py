@@ -139,6 +139,15 @@ def test_every_page_is_drawn_without_a_request_to_another_machine(site, address,
 
 
 @pytest.mark.browser
+def test_request_of_a_page_to_another_machine_is_noticed(address, page):
+    page.goto(f"{address}/index.html")
+    with page.expect_event("requestfailed"):
+        page.evaluate("document.body.append(Object.assign(new Image(), {src: '//0.0.0.0:9/a'}))")
+
+    assert page.problems == ["http://0.0.0.0:9/a"]
+
+
+@pytest.mark.browser
 def test_diagrams_follow_the_theme_that_a_reader_chooses(address, page):
     page.goto(f"{address}/architecture.html")
     svg = page.locator("pre.mermaid > svg").first
