@@ -1,7 +1,7 @@
 """Write the reference of the commands from their parsers, and that of the classes.
 
-A page says where by a comment, which GitHub does not show: `<!-- site: commands -->` or
-`<!-- site: classes AlexNet AlexNetBN -->`.
+A page says where by a comment: `<!-- site: commands -->`, `<!-- site: classes AlexNet Trainer -->`.
+The lines that follow it are what GitHub shows in place of the reference.
 """
 
 import argparse
@@ -18,7 +18,7 @@ from sphinx.application import Sphinx
 from pyclassify.cli.help import COMMANDS, make_training_parser
 from pyclassify.utils.options import TRAINING_COMMANDS, CommandParser
 
-_COMMENT = re.compile(r"<!-- site: (\w+)(.*) -->")
+_COMMENT = re.compile(r"<!-- site: (\w+)(.*) -->\n(?:.+\n)*")
 
 
 def get_parser(command: str) -> CommandParser:
@@ -97,7 +97,7 @@ _WRITERS = {"commands": write_commands, "classes": write_classes}
 
 def read_page(app: Sphinx, page: str, source: list[str]) -> None:
     """Write what the comments of a page ask for."""
-    source[0] = _COMMENT.sub(lambda comment: _WRITERS[comment[1]](comment[2]), source[0])
+    source[0] = _COMMENT.sub(lambda comment: _WRITERS[comment[1]](comment[2]) + "\n", source[0])
 
 
 def separate_arguments(app: Sphinx, doctree: nodes.document, page: str) -> None:
