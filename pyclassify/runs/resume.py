@@ -246,8 +246,8 @@ def _check_options(interrupted: _InterruptedRun, options: list[str]) -> None:
             processes = interrupted.facts["hardware"].get("processes")
             raise ValueError(
                 f"run {run_id} was trained by {processes} processes, and can't be resumed exactly "
-                f"with --{name} {value}; leave it out, or give --allow-inexact to resume at the "
-                "start of the interrupted epoch"
+                f"with --{name} {value}; leave it out, or give --allow-inexact to resume "
+                "after the same fraction of the epoch"
             )
         if name != _EPOCHS and not _is_masked(interrupted.config, name):
             raise ValueError(

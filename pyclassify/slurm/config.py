@@ -1,8 +1,8 @@
 """The configuration of the SLURM backend: the JSON of `--backend-config`, validated.
 
 `Config` is the one definition of a key: its type defines the valid values, and its field describes
-the key. The table in docs/slurm.md, the error messages and what `sbatch_args` refuses follow from
-it.
+the key. The table in docs/slurm-keys.md, the error messages and what `sbatch_args` refuses follow
+from it.
 """
 
 import os
@@ -120,10 +120,16 @@ _Line = Annotated[
     Field(pattern=r"^[^\x00-\x1f\x7f]*[^\s\x00-\x1f\x7f][^\x00-\x1f\x7f]*$"),
     _Expected("one line of text"),
 ]
-_Lines = Annotated[
-    tuple[_Line, ...],
-    _tuple_of_list,
-    _Expected('a list of texts of one line each, such as ["cuda/12.1"]'),
+_Lines = Annotated[tuple[_Line, ...], _tuple_of_list]
+_Modules = Annotated[_Lines, _Expected('a list of names, one line each, such as ["cuda/12.1"]')]
+_Commands = Annotated[
+    _Lines, _Expected('a list of commands, one line each, such as ["ulimit -n 4096"]')
+]
+_SbatchArgs = Annotated[
+    _Lines, _Expected('a list of options, one line each, such as ["--licenses=matlab:1"]')
+]
+_SrunArgs = Annotated[
+    _Lines, _Expected('a list of options, one line each, such as ["--cpu-bind=cores"]')
 ]
 _JobName = Annotated[
     _Line, AfterValidator(_check_job_name), _Expected("one line of text without slashes")
@@ -132,8 +138,8 @@ _FileName = Annotated[
     _Line,
     AfterValidator(_check_file),
     _Expected(
-        "a file name without backslashes; it may contain SLURM's %j, %x and others, but the name "
-        "of its folder may not"
+        "a file name without backslashes; it may contain SLURM's patterns, such as %j and %x, and "
+        "its folder may not"
     ),
 ]
 _Flag = Annotated[bool, _Expected("true or false")]
@@ -170,7 +176,8 @@ _GpuType = Annotated[
     _Expected('the name of one type, as `sinfo -o %G` shows it between colons, such as "a100"'),
 ]
 _GpuOption = Annotated[
-    Literal["gpus-per-node", "gres"], _Expected('"gpus-per-node" (with --gpus too) or "gres"')
+    Literal["gpus-per-node", "gres"],
+    _Expected('"gpus-per-node" (and --gpus for all nodes) or "gres"'),
 ]
 _Signal = Annotated[
     str,
@@ -235,13 +242,13 @@ class Config(BaseModel):
     gpus: _FromZero | None = _key(
         "GPUs of the job, checked against num_nodes x devices; 0 for none"
     )
-    gpus_per_task: _FromOne | None = _key("GPUs of each task; 1 where the project has -P devices")
+    gpus_per_task: _FromOne | None = _key("GPUs of each task; with -P devices only 1 is valid")
     gpu_type: _GpuType | None = _key("the type of all GPUs (default: any)")
     gpu_option: _GpuOption = _key(
         "the option of sbatch that requests GPUs; some sites accept only `gres`",
         default="gpus-per-node",
     )
-    cpus_per_task: _FromOne | None = _option("CPU cores of each task, for srun too", "cores")
+    cpus_per_task: _FromOne | None = _option("CPU cores of each task, in sbatch and srun", "cores")
     mem: _Memory | None = _option("memory of each node; 0 for all of it", "MB")
     time: _Time | None = _option("the time limit of the job", "minutes")
     output: _FileName = _option("the file for stdout, in the run's folder", default="%x-%j.out")
@@ -250,24 +257,24 @@ class Config(BaseModel):
     dependency: _Line | None = _option("jobs that must end before this one starts")
     signal: _Signal | None = _option("the signal to send before the time limit", "seconds")
     requeue: _Flag | None = _option(
-        "whether the job is requeued: when the training has saved before the time limit and exited "
-        "with code 75, after a preemption, and after the failure of a node"
+        "whether to requeue the job after exit code 75 (an interruption), a preemption or the "
+        "failure of a node"
     )
     requeue_seconds: _WarningSeconds = _key(
-        "how long before the time limit the training of a job with requeue gets SIGUSR1 (default: "
-        "120); SLURM may send it up to a minute earlier",
+        "with requeue: how long before the time limit the training gets SIGUSR1 (default: 120); "
+        "SLURM may send it up to a minute earlier",
         "seconds",
         default=120,
     )
     requeue_attempts: _FromOne = _key(
-        "the maximum number of starts of a job with requeue (default: 100)", default=100
+        "with requeue: the maximum number of starts of the job (default: 100)", default=100
     )
     mail_type: _MailTypes | None = _option("the events that send an email")
     mail_user: _Line | None = _option("the recipient of the emails")
-    sbatch_args: _Lines = _key('more options of sbatch, each "--name=value"', default=())
-    modules: _Lines = _key("environment modules to load, in this order", default=())
-    setup: _Lines = _key(
-        "lines of bash to run between loading the modules and activating the environment",
+    sbatch_args: _SbatchArgs = _key('more options of sbatch, each "--name=value"', default=())
+    modules: _Modules = _key("environment modules to load, in this order", default=())
+    setup: _Commands = _key(
+        "lines of bash to run after the modules are loaded and before the environment is activated",
         default=(),
     )
     environment: _Line | None = _key(
@@ -278,14 +285,14 @@ class Config(BaseModel):
         "the Apptainer image to run in, with --nv; replaces the environment"
     )
     exports: _Exports = _key("environment variables of the job", default=())
-    srun_args: _Lines = _key("more options of srun", default=())
+    srun_args: _SrunArgs = _key("more options of srun", default=())
     work_dir: _Line | None = _key(
-        "the folder for the folders of all runs; compute nodes must see it (default: NAME-slurm "
-        "beside the current folder NAME)"
+        "the folder in which each run gets its folder; compute nodes must see it (default: for the "
+        "current folder NAME, NAME-slurm beside it)"
     )
     tracking: _Tracking = _key(
-        "where the job logs to: the tracking server, or a spool in the run's folder that "
-        "`pyclassify sync` uploads, for nodes without a network",
+        "where the job logs to: the tracking server (direct), or a write-ahead log in the run's "
+        "folder that `pyclassify sync` uploads (spool), for nodes without a network",
         default="direct",
     )
     wait: _Flag = _key("whether `mlflow run` waits until the job ends", default=False)
@@ -382,7 +389,7 @@ def _format_error(error: ErrorDetails, values: Mapping[str, Any]) -> str:
 
 
 def describe_values(key: str) -> str:
-    """Describe the valid values of a key, as errors and docs/slurm.md do."""
+    """Describe the valid values of a key, as errors and docs/slurm-keys.md do."""
     field = Config.model_fields[key]
     # Of `X | None` the metadata is with X.
     metadata = field.metadata or get_args(field.annotation)[0].__metadata__

@@ -74,60 +74,62 @@ _STATES_BY_REASON = {
     "timelimit": "TIMEOUT",
 }
 
-_LESS = 'fewer -P devices or -P num_nodes, or less "mem", "cpus_per_task" or "time"'
-_BUDGET = "the granted hours are spent until the site renews them"
+_LESS = 'reduce -P devices, -P num_nodes, "mem", "cpus_per_task" or "time"'
+_ALL_OF_QOS = "this job and the other jobs of the QOS together exceed the limit of the QOS"
+_ALL_OF_ACCOUNT = (
+    "this job and the other jobs of the account together exceed the limit of the account"
+)
+_WAIT = f"wait for those jobs, or {_LESS}"
+_BUDGET = "the granted hours are used up, and the job waits until the site grants more"
 # Patterns of pending reasons (https://slurm.schedmd.com/job_reason_codes.html), of which the first
-# match counts -> why the job may not start by itself, and what to change.
+# match counts -> why the job may not start by itself; what to do.
 PENDING_ADVICE = {
-    "PartitionTimeLimit": '"time" exceeds the limit of the partition; give less, or another '
-    '"partition"',
-    "*MaxWallDurationPerJobLimit": '"time" exceeds the limit of the QOS or account; give less, or '
-    'another "qos"',
-    "QOSTimeLimit": '"time" exceeds the limit of the QOS; give less, or another "qos"',
-    "AssociationTimeLimit": '"time" exceeds the limit of the account; give less, or another '
-    '"account"',
+    "PartitionTimeLimit": '"time" exceeds the limit of the partition; reduce "time", or give '
+    'another "partition"',
+    "*MaxWallDurationPerJobLimit": '"time" exceeds the limit of the QOS or account; reduce "time", '
+    'or give another "qos"',
+    "QOSTimeLimit": '"time" exceeds the limit of the QOS; reduce "time", or give another "qos"',
+    "AssociationTimeLimit": '"time" exceeds the limit of the account; reduce "time", or give '
+    'another "account"',
     "PartitionNodeLimit": "the partition does not allow this number of nodes, or required nodes "
     'are down; give another -P num_nodes, "nodelist" or "partition"',
-    "PartitionConfig": f"the job exceeds a limit of the partition; give {_LESS}, or another "
+    "PartitionConfig": f"the job exceeds a limit of the partition; {_LESS}, or give another "
     '"partition"',
     "PartitionDown": 'the partition starts no jobs; give another "partition"',
     "PartitionInactive": 'the partition starts no jobs; give another "partition"',
-    "QOSMax*PerUser*": "other jobs of yours have to end first; if there are none, the job requests "
-    f'more than the QOS allows per user: give {_LESS}, or another "qos"',
-    "QOSMax*": f'the job requests more than the QOS allows per job; give {_LESS}, or another "qos"',
+    "QOSMax*PerUser*": "this job and your other jobs together exceed the limit of the QOS per "
+    f'user; {_WAIT}, or give another "qos"',
+    "QOSMax*": f'the job exceeds the limit of the QOS per job; {_LESS}, or give another "qos"',
     "QOSMin*": "the job requests less than the minimum of the QOS; request more, or give another "
     '"qos"',
-    "QOSGrp*RunMinutes*": "other jobs of the QOS have to end first; if there are none, the job "
-    f'requests more than the limit of the QOS: give {_LESS}, or another "qos"',
+    "QOSGrp*RunMinutes*": f'{_ALL_OF_QOS}; {_WAIT}, or give another "qos"',
     "QOSGrp*Minutes*": f'{_BUDGET}; give another "qos"',
-    "QOSGrp*": "other jobs of the QOS have to end first; if there are none, the job requests more "
-    f'than the limit of the QOS: give {_LESS}, or another "qos"',
+    "QOSGrp*": f'{_ALL_OF_QOS}; {_WAIT}, or give another "qos"',
     "QOSNotAllowed": 'the account or partition may not use the QOS; give another "qos"',
     "QOSUsageThreshold": 'the account exceeded the usage threshold of the QOS; give another "qos"',
     "InvalidQOS": 'the QOS does not exist any more; give another "qos"',
     "InvalidAccount": 'the account does not exist any more; give another "account"',
     "AccountNotAllowed": 'the partition accepts no jobs of the account; give another "account" or '
     '"partition"',
-    "AssocMaxJobsLimit": "other jobs of yours have to end first",
-    "AssocMaxSubmitJobLimit": "other jobs of yours have to end first",
-    "AssocMax*": f"the job requests more than the account allows per job; give {_LESS}, or another "
+    "AssocMaxJobsLimit": "your other jobs have to end first; wait for those jobs",
+    "AssocMaxSubmitJobLimit": "your other jobs have to end first; wait for those jobs",
+    "AssocMax*": f"the job exceeds the limit of the account per job; {_LESS}, or give another "
     '"account"',
-    "AssocGrp*RunMinutes*": "other jobs of the account have to end first; if there are none, the "
-    f'job requests more than the limit of the account: give {_LESS}, or another "account"',
+    "AssocGrp*RunMinutes*": f'{_ALL_OF_ACCOUNT}; {_WAIT}, or give another "account"',
     "AssocGrp*Minutes*": f'{_BUDGET}; give another "account"',
-    "AssocGrp*": "other jobs of the account have to end first; if there are none, the job requests "
-    f'more than the limit of the account: give {_LESS}, or another "account"',
-    "MaxMemPer*": '"mem" exceeds the limit of the partition; give less',
-    "Max*PerAccount": "other jobs of the account have to end first; if there are none, the job "
-    f'requests more than the QOS allows per account: give {_LESS}, or another "account"',
+    "AssocGrp*": f'{_ALL_OF_ACCOUNT}; {_WAIT}, or give another "account"',
+    "MaxMemPer*": '"mem" exceeds the limit of the partition; reduce "mem"',
+    "Max*PerAccount": "this job and the other jobs of the account together exceed the limit of the "
+    f'QOS per account; {_WAIT}, or give another "account"',
     "BadConstraints": "no node satisfies all requests of the job; change "
     '"constraint", "nodelist", "gpu_type", -P devices, "mem" or "cpus_per_task"',
     "ReqNodeNotAvail*": "nodes that the job needs are down, drained or reserved; change "
-    '"nodelist", or give less "time" so that the job ends before a reservation begins',
+    '"nodelist", or reduce "time" so that the job ends before a reservation begins',
     "NodeDown": 'a node that the job needs is down; change "nodelist"',
-    "ReservationDeleted": 'the reservation was deleted; remove "reservation", or give another',
-    "DependencyNeverSatisfied": 'the job in "dependency" did not end as required; remove the key',
-    "DeadLine": 'the job can\'t end before its deadline; give less "time" or a later --deadline',
+    "ReservationDeleted": 'the reservation was deleted; remove "reservation", or give another one',
+    "DependencyNeverSatisfied": 'the job in "dependency" did not end as required; remove '
+    '"dependency"',
+    "DeadLine": 'the job can\'t end before its deadline; reduce "time", or give a later --deadline',
     "BurstBufferOperation": "an operation of the burst buffer failed; ask the site to repair it",
     "JobHeldUser": "the job is held; run `scontrol release JOB_ID`",
     "JobHeldAdmin": "an administrator holds the job; ask the site to release it",

@@ -14,7 +14,7 @@ the script sets, and one exit code:
                                 again. cli and runs/seeds exit with it; the script and
                                 slurm/reporter requeue the job.
 
-Any other project can follow the same protocol (docs/stops.md).
+Any other project can follow the same protocol (docs/resuming.md#requeue-another-project).
 
 Processes that have no process group yet, perhaps on several nodes, broadcast values of the first
 process through a file in a shared folder.

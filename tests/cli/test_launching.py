@@ -133,7 +133,7 @@ IN_NOTEBOOKS = {
     '`pyclassify.cli.main.main(["train", "--devices=2"])` in a notebook',
 }
 IN_SCRIPTS = {
-    "`Trainer(logger=RunLogger(), devices=2)` in a script of Lightning's": ("auto", 2),
+    "`Trainer(logger=RunLogger(), devices=2)` in a Lightning script": ("auto", 2),
     '`Trainer(logger=RunLogger(), strategy="ddp_fork", devices=2)` in such a script': (
         "ddp_fork",
         0,

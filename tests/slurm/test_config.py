@@ -232,7 +232,7 @@ def test_container_with_environment_is_refused():
 
 
 def format_key_table():
-    """The keys as the Markdown table of docs/slurm.md."""
+    """The keys as the Markdown table of docs/slurm-keys.md."""
     rows = ["| key | meaning | unit | values | sbatch option |", "|---|---|---|---|---|"]
     for key, field in config.Config.model_fields.items():
         extra = field.json_schema_extra
@@ -246,17 +246,18 @@ def format_key_table():
 
 def test_documentation_has_the_keys():
     table = format_key_table()
-    assert table in Path("docs/slurm.md").read_text(), f"the table is now\n\n{table}"
+    assert table in Path("docs/slurm-keys.md").read_text(), f"the table is now\n\n{table}"
 
 
 def test_documentation_has_the_reasons_of_jobs_that_wait():
-    text = Path("docs/slurm.md").read_text()
-    rows = [f"| `{reason}` | {advice} |" for reason, advice in PENDING_ADVICE.items()]
+    text = Path("docs/slurm-keys.md").read_text()
+    cells = {reason: advice.partition("; ") for reason, advice in PENDING_ADVICE.items()}
+    rows = [f"| `{reason}` | {why} | {remedy} |" for reason, (why, _, remedy) in cells.items()]
     table = "\n".join(rows)
     assert table in text, f"the table is now\n\n{table}"
 
 
 def test_documentation_has_the_states():
-    text = Path("docs/slurm.md").read_text()
+    text = Path("docs/slurm-keys.md").read_text()
     states = [f"| `{name}` | {each.status} | {each.reason} |" for name, each in STATES.items()]
     assert "\n".join(states) in text

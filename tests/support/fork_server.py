@@ -48,6 +48,7 @@ PRELOADED = (
     "yaml",
 )
 MAX_REQUEST_BYTES = 1 << 20
+IMPORTED_FIRST = "PYCLASSIFY_TESTS_IMPORT"  # names a module that each process imports first
 
 
 def main():
@@ -187,6 +188,8 @@ def become(argv, cwd, env, streams, executable=None, finalizes=False):
     sys.path[1:1] = [each for each in env.get("PYTHONPATH", "").split(os.pathsep) if each]
     sys.executable = executable or sys.executable
     load_entry_points()
+    if IMPORTED_FIRST in env:
+        importlib.import_module(env[IMPORTED_FIRST])
     if finalizes:
         atexit.register(silence)  # the last of what is called at the end
         execute(argv)

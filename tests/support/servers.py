@@ -119,6 +119,14 @@ def offer(monkeypatch, server, name):
     Returns:
         Its images, uint8 [n, channels, height, width], and labels: by half, "train" and "test".
     """
+    halves, attributes = put_small_set(server, name)
+    for attribute, value in attributes.items():
+        monkeypatch.setattr(getattr(torchvision.datasets, name), attribute, value)
+    return halves
+
+
+def put_small_set(server, name):
+    """Put a small set on the server: what `offer` returns, and torchvision's attributes of it."""
     rng = np.random.default_rng(0)
     shape = (1, 28, 28) if name.endswith("MNIST") else (3, 32, 32)
     halves = {
@@ -128,11 +136,9 @@ def offer(monkeypatch, server, name):
     kind = getattr(torchvision.datasets, name)
     make = {"SVHN": _svhn, "CIFAR10": _cifar, "CIFAR100": _cifar}.get(name, _mnist)
     attributes, files = make(kind, halves, server.url)
-    for attribute, value in attributes.items():
-        monkeypatch.setattr(kind, attribute, value)
     for file, body in files.items():
         server.bodies[file] = [body]
-    return halves
+    return halves, attributes
 
 
 def _md5(content):
