@@ -198,6 +198,8 @@ RUNS = {
         prepared="interrupt_run",
         slow=True,
     ),
+    "pyclassify clear --dry-run": Run(printed="(?m)^would remove "),
+    "pyclassify clear --older 30d": Run(printed="(?m)^removed "),
     "pyclassify sync": Run(prepared="spool_run", printed="uploaded 3 records"),
     "pyclassify sync --follow WORK_DIR": Run(
         replaced={"WORK_DIR": "."},
@@ -213,6 +215,12 @@ SERVING = {
     # Another name: the versions of alexnet are those that other commands suppose.
     "pyclassify train --register alexnet": Run(
         DOWNLOADED, {"alexnet": "trained"}, printed="(?m)^model +trained version 1 is champion"
+    ),
+    "pyclassify register RUN_ID alexnet": Run(
+        replaced={"alexnet": "chosen"}, printed="chosen version 1 is champion"
+    ),
+    "pyclassify register RUN_ID alexnet --min-accuracy 0.6 --alpha 0.01": Run(
+        replaced={"alexnet": "bounded"}, printed="bounded version 1"
     ),
     "pyclassify rerun RUN_ID --register alexnet": Run(
         replaced={"alexnet": "repeated"}, printed="(?m)^model +repeated version 1", slow=True
