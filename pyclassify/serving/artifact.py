@@ -2,8 +2,10 @@
 
 import base64
 import io
+import logging
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -67,17 +69,30 @@ def save_model(
     with tempfile.TemporaryDirectory() as temporary:
         program = Path(temporary, PROGRAM_FILE)
         names = export_program(network, preprocess, classes, program)
-        save_model(
-            path=folder,
-            mlflow_model=model,
-            python_model=_ENDPOINT_FILE,
-            artifacts={"program": str(program), "images": str(_IMAGES_FILE)},
-            signature=_make_signature(len(names)),
-            input_example=(pd.DataFrame({"image": [_make_example()]}), {"top_k": 1}),
-            pip_requirements=_list_requirements(),
-            model_config=dict(limits),
-        )
+        with _without_pip_warning():
+            save_model(
+                path=folder,
+                mlflow_model=model,
+                python_model=_ENDPOINT_FILE,
+                artifacts={"program": str(program), "images": str(_IMAGES_FILE)},
+                signature=_make_signature(len(names)),
+                input_example=(pd.DataFrame({"image": [_make_example()]}), {"top_k": 1}),
+                pip_requirements=_list_requirements(),
+                model_config=dict(limits),
+            )
     return names
+
+
+@contextmanager
+def _without_pip_warning() -> Iterator[None]:
+    """Silence MLflow's warning that pip is not installed, as in an environment of uv."""
+    logger = logging.getLogger("mlflow.utils.environment")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 def _make_signature(num_classes: int) -> Any:
