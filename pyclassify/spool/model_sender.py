@@ -12,8 +12,6 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import yaml
-
 from pyclassify.spool import records
 from pyclassify.spool.records import MAX_POINTS, REASON_TAG, Batch, Record
 from pyclassify.spool.server import MAX_TAGS, Sender, open_artifacts
@@ -257,6 +255,8 @@ class ModelSender:
 
     def _rewrite(self, content: bytes, model: str) -> bytes:
         """Replace the spool's IDs and location in the content of an MLmodel."""
+        import yaml  # not at the top: the report of a SLURM job imports only the standard library
+
         known, location = self.models[model], self.folder / records.MODELS_FOLDER / model
         replaced = {
             "artifact_path": {records.format_spool_uri(location): known["location"]},

@@ -135,7 +135,7 @@ FAILURES = {
     "test --ckpt_path no.ckpt": ["no.ckpt", "is not a file", "32 hexadecimal digits"],
     "train --ckpt_path no.ckpt": ["no.ckpt", "is not a file", "pyclassify resume RUN_ID"],
     "test --ckpt_path list.yaml": ["list.yaml", "is not a checkpoint"],
-    f"test --ckpt_path {UNKNOWN_RUN}": [UNKNOWN_RUN, "weights/best.ckpt", "sqlite:///"],
+    f"test --ckpt_path {UNKNOWN_RUN}": [UNKNOWN_RUN, "there is no run", "sqlite:///"],
     "fit --devices 99 --accelerator gpu": ["devices", "99", "this machine"],
     f"fit {SHAPES} --accelerator tpu": ["trainer", "torch_xla"],
     f"fit --data=ImageFolderDataModule --data_path nowhere {QUIET}": ["nowhere"],
