@@ -104,7 +104,7 @@ README = {
         SYNTHETIC, printed=RESULT
     ),
     "mlflow run . --env-manager local -P devices=2": Run(DOWNLOADED, printed=RESULT, slow=True),
-    "mlflow ui": Serve("/health"),
+    "mlflow ui": Serve("/health", slow=True),
     "pyclassify fit --print_config > config.yaml": Run(),
     "pyclassify train --config config.yaml": Run(
         DOWNLOADED, after="pyclassify fit --print_config > config.yaml", printed=RESULT
@@ -188,10 +188,13 @@ RUNS = {
         replaced={"Default": "tested"}, printed="test_accuracy"
     ),
     "pyclassify rerun RUN_ID": Run(printed="(?i)bitwise|identical|same"),
-    "MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false mlflow ui --workers 1": Serve("/health"),
+    "MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false mlflow ui --workers 1": Elsewhere(
+        "tests/real/service/test_runs.py::"
+        "test_alone_the_runs_of_a_folder_are_shown_without_any_of_it"
+    ),
     "pyclassify resume RUN_ID": Run(prepared="interrupt_run", printed=RESULT),
     "pyclassify resume RUN_ID --max_epochs 20": Run(
-        replaced={"20": "2"}, prepared="interrupt_run", printed=RESULT
+        replaced={"20": "2"}, prepared="interrupt_run", printed=RESULT, slow=True
     ),
     "mlflow run . --run-id RUN_ID": Run(
         replaced={"mlflow run .": "mlflow run . --env-manager local"},  # by default it is conda
@@ -222,7 +225,7 @@ SERVING = {
         "test_model_is_served_in_an_environment_of_its_own_requirements"
     ),
     "mlflow models serve -m models:/alexnet/3 --env-manager local": Serve("/ping"),
-    "mlflow models serve -m runs:/RUN_ID/model --env-manager local": Serve("/ping"),
+    "mlflow models serve -m runs:/RUN_ID/model --env-manager local": Serve("/ping", slow=True),
     f"{_REQUEST} | curl -s http://127.0.0.1:5000/invocations "
     "-H 'Content-Type: application/json' -d @-": Run(
         replaced=_PORT, prepared="serve", printed='"probabilities"'
@@ -307,6 +310,7 @@ SERVICE = {
 CONTRIBUTING = {
     "ruff check . && ruff format . && lint-imports && mypy": Elsewhere(".ci/run::lint-imports"),
     "sphinx-build -W -b html docs docs/_build": Elsewhere(".ci/run::sphinx-build"),
+    "sphinx-build -b linkcheck docs docs/_build/links": NotHere("asks other sites for their pages"),
     "pytest tests/test_model.py": _TESTS,
     'pytest -n auto --dist loadgroup -m "not slurm and not service and not browser and '
     'not environment"': _TESTS,
