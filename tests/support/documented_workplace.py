@@ -29,7 +29,7 @@ from pyclassify.spool import records, store
 from pyclassify.spool.writer import close_writer
 from tests.support import fork_server, forking_python, repositories, servers, tuned
 from tests.support.documented import ROOT
-from tests.support.documented_table import COMMANDS
+from tests.support.documented_table import COMMANDS, INTERRUPTED
 from tests.support.images import grow
 from tests.support.ports import free_port
 from tests.support.service import is_up, write_forking_programs
@@ -100,7 +100,9 @@ class Workplace:
         patch.setenv("PYTHONPATH", str(folder))
         patch.setenv("PATH", write_forking_programs(folder / "bin"))
         self._offer_downloads(patch)
-        self.run_ids = [self._train(f"--register=alexnet {more}") for more in ("", "--seed=1")]
+        self.run_ids = [
+            self._train(f"{SHAPES} --register=alexnet {more}") for more in ("", "--seed=1")
+        ]
         self._register()
 
     def close(self):
@@ -140,7 +142,7 @@ class Workplace:
 
     def _train(self, options):
         """Train in this process; the ID of the run."""
-        line = f"train {SHAPES} --trainer.logger.system_metrics=false {options}"
+        line = f"train {options} --trainer.logger.system_metrics=false"
         assert main(line.split()) == 0
         return self._find_newest_run()
 
@@ -157,9 +159,8 @@ class Workplace:
         """Train until an error in the second epoch; what a command's RUN_ID is."""
         fails = self.folder / "fails"
         fails.touch()
-        options = "--model.model=failing.Failing --max_epochs=2 --trainer.limit_train_batches=2"
         with contextlib.suppress(ArithmeticError):
-            self._train(f"{options} --resume.every_n_train_steps=1")
+            self._train(INTERRUPTED)
         fails.unlink()
         return {"RUN_ID": self._find_newest_run()}
 
@@ -195,8 +196,7 @@ class Workplace:
             assert self.run(before).code == COMMANDS[before].code, self.run(before).output
         prepared = getattr(self, how.prepared)() if how.prepared else {}
         ids = [find_run(self.run(how.run).output)] if how.run else self.run_ids
-        line = fill(command, how.replaced, prepared, ids)
-        line += add_options(line, how.added)
+        line = add_options(fill(command, how.replaced, prepared, ids), how.added)
         if _IN_THIS_PROCESS.match(line) and not how.interrupted:
             return run_in_this_process(line)
         with self._start(line) as process:
@@ -272,10 +272,13 @@ def run_in_this_process(line):
 
 
 def add_options(line, options):
-    """Spell options as a command takes them: `mlflow run` has `-P NAME=VALUE`."""
+    """Add options to a line; `mlflow run` takes each once, as `-P NAME=VALUE`."""
     if not line.startswith("mlflow run "):
-        return f" {options}"
-    return "".join(f" -P {option.removeprefix('--')}" for option in options.split())
+        return f"{line} {options}".rstrip()
+    for option in options.split():
+        name, _, value = option.removeprefix("--").partition("=")
+        line = re.sub(rf" -P {re.escape(name)}=\S+", "", line) + f" -P {name}={value}"
+    return line
 
 
 def find_run(output):
