@@ -63,7 +63,8 @@ def _parse_mlflow(words):
     command = mlflow.cli.cli
     while isinstance(command, click.Group):
         name, *words = words
-        command = command.commands[name]
+        command = command.get_command(click.Context(command), name)
+        assert command, f"mlflow has no command {name}"
     context = command.make_context(name, words)
     if context.info_name != "run":
         return

@@ -12,6 +12,8 @@ MLflow.
 
 from typing import NamedTuple
 
+from tests.support.trainings import SHAPES
+
 
 class Run(NamedTuple):
     """A command that is run to its end.
@@ -70,8 +72,13 @@ SYNTHETIC = f"{LINEAR} --data.train_size=40 --data.val_size=20 --data.test_size=
 PHOTOS = f"{LINEAR} --data.num_workers=0"
 DOWNLOADED = f"{LINEAR} --data.val_size=5"
 # Networks of their own: the checkpoint would take longer than the training.
-OWN = f"{_FEW} --data.val_size=5 --trainer.enable_checkpointing=false"
+_UNSAVED = f"{_FEW} --trainer.enable_checkpointing=false"
+OWN = f"{_UNSAVED} --data.val_size=5"
 LARGE = OWN.replace("=32", "=64")  # AlexNet and SqueezeNet need 63 pixels
+
+# A run that fails in its second epoch, once.
+INTERRUPTED = f"{SHAPES} --model.model=failing.Failing --max_epochs=2"
+INTERRUPTED += " --trainer.limit_train_batches=2 --resume.every_n_train_steps=1"
 
 RESULT = r"(?m)^test_accuracy +[01]\.\d{4} \("
 _FOLDER = {"FOLDER": "photos"}
@@ -104,7 +111,11 @@ README = {
         SYNTHETIC, printed=RESULT
     ),
     "mlflow run . --env-manager local -P devices=2": Run(DOWNLOADED, printed=RESULT, slow=True),
-    "mlflow ui": Serve("/health"),
+    # Its helper processes, which this project does not need, would take a minute to start.
+    "mlflow ui": Serve(
+        "/health",
+        {"mlflow ui": "MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false MLFLOW_WORKERS=1 mlflow ui"},
+    ),
     "pyclassify fit --print_config > config.yaml": Run(),
     "pyclassify train --config config.yaml": Run(
         DOWNLOADED, after="pyclassify fit --print_config > config.yaml", printed=RESULT
@@ -177,7 +188,7 @@ DATA = {
         PHOTOS, _FOLDER, printed=RESULT, slow=True
     ),
     f"mlflow run . --env-manager local -P config=configs/alexnet-bn-cifar10.yaml {_FOLDERS}": Run(
-        PHOTOS, _FOLDER, printed=RESULT, slow=True
+        f"{_UNSAVED} --data.num_workers=0", _FOLDER, printed="test_accuracy", slow=True
     ),
     "mlflow run . --env-manager local -P config=configs/image-folder.yaml -P data_path=FOLDER "
     "-P max_epochs=3": Run(PHOTOS, _FOLDER, printed=RESULT, slow=True),
@@ -187,15 +198,29 @@ RUNS = {
     "pyclassify compare --experiment Default": Run(
         replaced={"Default": "tested"}, printed="test_accuracy"
     ),
-    "pyclassify rerun RUN_ID": Run(printed="(?i)bitwise|identical|same"),
-    "MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false mlflow ui --workers 1": Serve("/health"),
+    **{
+        f"pyclassify train --config configs/{recipe}-cifar10.yaml --seeds 5": Run(
+            added, {"--seeds 5": "--seeds 2"}, printed="test_accuracy", slow=True
+        )
+        for recipe, added in (("alexnet", DOWNLOADED), ("alexnet-bn", OWN))
+    },
+    "pyclassify rerun RUN_ID --max_epochs 20": Run(
+        replaced={"20": "2"}, printed="overridden options: --max_epochs 2", slow=True
+    ),
+    "pyclassify rerun RUN_ID": Run(printed="bitwise identical"),
+    "MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false mlflow ui --workers 1": Elsewhere(
+        "tests/real/service/test_runs.py::"
+        "test_alone_the_runs_of_a_folder_are_shown_without_any_of_it"
+    ),
     "pyclassify resume RUN_ID": Run(prepared="interrupt_run", printed=RESULT),
     "pyclassify resume RUN_ID --max_epochs 20": Run(
-        replaced={"20": "2"}, prepared="interrupt_run", printed=RESULT
+        replaced={"20": "2"}, prepared="interrupt_run", printed=RESULT, slow=True
     ),
     "mlflow run . --run-id RUN_ID": Run(
-        replaced={"mlflow run .": "mlflow run . --env-manager local"},  # by default it is conda
+        f"--config=configs/synthetic.yaml {INTERRUPTED}",
+        {"mlflow run .": "mlflow run . --env-manager local"},  # by default it is conda
         prepared="interrupt_run",
+        printed="resumes from",
         slow=True,
     ),
     "pyclassify clear --dry-run": Run(printed="(?m)^would remove "),
@@ -223,14 +248,14 @@ SERVING = {
         replaced={"alexnet": "bounded"}, printed="bounded version 1"
     ),
     "pyclassify rerun RUN_ID --register alexnet": Run(
-        replaced={"alexnet": "repeated"}, printed="(?m)^model +repeated version 1", slow=True
+        replaced={"alexnet": "repeated"}, printed="bitwise identical", slow=True
     ),
     f"mlflow models serve -m {_CHAMPION} --env-manager uv": Elsewhere(
         "tests/real/test_serving_environment.py::"
         "test_model_is_served_in_an_environment_of_its_own_requirements"
     ),
     "mlflow models serve -m models:/alexnet/3 --env-manager local": Serve("/ping"),
-    "mlflow models serve -m runs:/RUN_ID/model --env-manager local": Serve("/ping"),
+    "mlflow models serve -m runs:/RUN_ID/model --env-manager local": Serve("/ping", slow=True),
     f"{_REQUEST} | curl -s http://127.0.0.1:5000/invocations "
     "-H 'Content-Type: application/json' -d @-": Run(
         replaced=_PORT, prepared="serve", printed='"probabilities"'
@@ -315,6 +340,7 @@ SERVICE = {
 CONTRIBUTING = {
     "ruff check . && ruff format . && lint-imports && mypy": Elsewhere(".ci/run::lint-imports"),
     "sphinx-build -W -b html docs docs/_build": Elsewhere(".ci/run::sphinx-build"),
+    "sphinx-build -b linkcheck docs docs/_build/links": NotHere("asks other sites for their pages"),
     "pytest tests/test_model.py": _TESTS,
     'pytest -n auto --dist loadgroup -m "not slurm and not service and not browser and '
     'not environment"': _TESTS,
