@@ -88,11 +88,20 @@ def _separate(paragraphs: list[str]) -> list[str]:
 
 def write_classes(names: str) -> str:
     """Write the reference of public classes: directives that read their docstrings."""
-    directives = [f".. autoclass:: pyclassify.{name}\n" for name in names.split()]
+    return _write_directives("autoclass", names)
+
+
+def write_functions(names: str) -> str:
+    """Write the reference of public functions in the same way."""
+    return _write_directives("autofunction", names)
+
+
+def _write_directives(kind: str, names: str) -> str:
+    directives = [f".. {kind}:: pyclassify.{name}\n" for name in names.split()]
     return "\n".join(["```{eval-rst}", *directives, "```"])
 
 
-_WRITERS = {"commands": write_commands, "classes": write_classes}
+_WRITERS = {"commands": write_commands, "classes": write_classes, "functions": write_functions}
 
 
 def read_page(app: Sphinx, page: str, source: list[str]) -> None:
