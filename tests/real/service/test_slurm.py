@@ -95,11 +95,11 @@ def syncing(folder, programs):
         unit.wait(timeout=scale(30))
 
 
-def stored(service, run):
-    """The names of a run's objects in the bucket, without what is before them."""
+def stored(service, owner):
+    """The names of a run's or model's objects in the bucket, without what is before them."""
     pages = service.bucket.get_paginator("list_objects_v2").paginate(Bucket=BUCKET)
     keys = [each["Key"] for page in pages for each in page.get("Contents", [])]
-    return {key.partition("/artifacts/")[2] for key in keys if run.info.run_id in key}
+    return {key.partition("/artifacts/")[2] for key in keys if owner in key}
 
 
 @pytest.mark.parametrize("tracking", ["direct", "spool"])
@@ -110,8 +110,9 @@ def test_run_of_a_job_is_complete(tracking, trained, service):
     losses = mlflow.MlflowClient().get_metric_history(run.info.run_id, "train_loss")
     assert [each.step for each in losses] == list(range(5))  # 40 images in batches of 8
     assert {"test_accuracy", "val_loss", "wall_seconds"} < run.data.metrics.keys()
-    kept = {"weights/best.ckpt", "predictions.json", "model/MLmodel", "capsule/capsule.json"}
-    assert kept < stored(service, run)
+    assert {"predictions.json", "capsule/capsule.json"} < stored(service, run.info.run_id)
+    (output,) = run.outputs.model_outputs
+    assert {"MLmodel", "artifacts/model.pt2"} < stored(service, output.model_id)
 
 
 def test_both_are_versions_of_the_model_and_one_is_champion(trained):
