@@ -1,8 +1,8 @@
 """Make the pictures of the README and of the pages in docs, from real runs.
 
 Three recipes are trained for two epochs in a clone of the last commit, on the synthetic dataset or
-on 5,000 images of a folder. Then the pages of `mlflow ui` and the output of commands are taken. The
-runs of jobs are submitted to the tests' private cluster (as root, with Debian's packages).
+on 5,000 images of a folder. Then the pages of `mlflow ui` and the output of commands are taken. A
+run is submitted to the tests' private cluster (as root, with Debian's packages).
 
 The pictures of docs/accuracy.md are of longer trainings. `--runs` makes them from finished runs of
 the store in the current folder.
@@ -18,7 +18,7 @@ from pathlib import Path
 from mlflow.artifacts import download_artifacts
 
 from benchmarks import curves
-from benchmarks.parts import demo_jobs, screenshots, terminal
+from benchmarks.parts import demo_job, screenshots, terminal
 from benchmarks.parts.command import BenchmarkParser
 from benchmarks.parts.demo import RECIPES, ROOT, Demo, find_run_id
 from benchmarks.parts.mlflow_pages import MlflowPages
@@ -32,14 +32,14 @@ PICTURES = {
     "compare-page": ("docs/comparing.md", "the page that compares them"),
     "compare": ("docs/comparing.md", "the output of `pyclassify compare`"),
     "confusion": ("docs/runs.md", "the confusion matrix of a run"),
-    "slurm-run": ("docs/slurm.md", "runs of jobs in four states"),
+    "slurm-run": ("docs/slurm.md", "the life of a run on a cluster"),
     "curves": ("docs/accuracy.md", "learning curves"),
     "accuracy-confusion": ("docs/accuracy.md", "the confusion matrix of the last of --runs"),
 }
 OF_GIVEN_RUNS = ("curves", "accuracy-confusion")
 OF_TRAINED_RUNS = tuple(name for name in PICTURES if name not in OF_GIVEN_RUNS)
 _SHOWN = "alexnet-bn"  # the recipe whose run is shown
-_COMPARED = ("alexnet-bn", "resnet18")
+_COMPARED = ("resnet18", "alexnet")
 
 
 class PictureMaker:
@@ -95,10 +95,9 @@ class PictureMaker:
         return read_confusion_matrix(run_id, self.demo.tracking_uri)
 
     def _make_slurm_run(self):
-        with demo_jobs.start_cluster() as cluster:
-            jobs = demo_jobs.Jobs(self.demo, cluster)
-            jobs.submit_one_of_each_status()
-            return self.pages.take_jobs(jobs.experiment_id)
+        with demo_job.start_cluster() as cluster:
+            session = demo_job.JobSession(self.demo, cluster).record()
+        return take_terminal(self.visitor.page, session)
 
     def _make_curves(self):
         with tempfile.TemporaryDirectory() as folder:
@@ -163,7 +162,7 @@ def make_parser():
     parser.add_argument(
         "--home",
         type=Path,
-        default=Path(tempfile.gettempdir(), "pyclassify-pictures"),
+        default=Path(tempfile.gettempdir(), "pyclassify-demo"),
         help="Keep the clone and its runs in this folder; runs that are there are used again.",
     )
     parser.add_argument(

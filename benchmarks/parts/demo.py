@@ -20,10 +20,10 @@ USER = "ada"
 EPOCHS = 2
 # Options of `pyclassify train` by the name of the recipe.
 RECIPES = {
+    "alexnet-bn": "--config configs/alexnet-bn-cifar10.yaml --batch_size 128",
     "resnet18": "--model.model torchvision.models.resnet18 --learning_rate 0.001 --batch_size 128 "
     "--data.resize 32 --data.crop 32",
     "alexnet": "--config configs/alexnet-cifar10.yaml --learning_rate 0.0003",
-    "alexnet-bn": "--config configs/alexnet-bn-cifar10.yaml --batch_size 128",
 }
 IMAGES_PER_CLASS = {"train": 500, "test": 200}
 SYNTHETIC = "--data SyntheticDataModule --data.train_size 2000 --data.test_size 1000"

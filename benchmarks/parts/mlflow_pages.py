@@ -5,19 +5,11 @@ import re
 from playwright.sync_api import expect
 
 from benchmarks.parts.demo import find_link
-from pyclassify.tracking.ui import BEST_VIEW, VIEW_TAG_PREFIX, View, link_runs
 
 # The assistant's button covers what is below it.
-_NO_BUTTON = "[data-testid='assistant-fab'], [aria-label*='ssistant'] { display: none !important; }"
+_NO_BUTTON = "[data-assistant-ui] { display: none !important; }"
 _SIDEBAR_WIDTH = 198
 _TABLE_WIDTH = 1120
-STATUS_COLUMNS = {
-    "params.`learning_rate`": 120,
-    "tags.`slurm_job_id`": 110,
-    "tags.`slurm_nodes`": 110,
-    "tags.`slurm_state`": 120,
-    "tags.`slurm_partition`": 120,
-}
 
 
 class MlflowPages:
@@ -43,29 +35,20 @@ class MlflowPages:
     def take_table(self, output):
         """Take the table of all runs, the best first."""
         self._open(find_link("all runs", output), "matching runs", _TABLE_WIDTH, 470)
-        return self._take_table()
-
-    def take_comparison(self, output):
-        """Take the page that compares runs: the chart, and the metrics that differ."""
-        (link,) = re.findall(r"^http.*$", output, re.MULTILINE)
-        self._open(link, "Parallel Coordinates", 1000, 1300)
+        expect(self.page.locator('[role=gridcell][col-id*="`"]').first).to_be_visible()
+        close = self.page.get_by_text("Exit shared view").locator("xpath=following::button[1]")
+        close.click()
         return self._take()
 
-    def take_jobs(self, experiment_id):
-        """Take the table of the runs of jobs, with their status and what SLURM knows."""
-        state = {
-            **BEST_VIEW.state,
-            "orderByKey": "attributes.start_time",
-            "selectedColumns": [*STATUS_COLUMNS],
-            "columnOrder": ["attributes.`Run Name`", "attributes.`Created`", *STATUS_COLUMNS],
-            "columnWidths": {"attributes.`Run Name`": 200, **STATUS_COLUMNS},
-        }
-        view = View("Jobs", "jobs", state)
-        client = self.demo.client
-        client.set_experiment_tag(experiment_id, VIEW_TAG_PREFIX + view.key, view.make_envelope(0))
-        link = link_runs(client.tracking_uri, experiment_id, view.key)
-        self._open(link, "matching runs", _TABLE_WIDTH, 470)
-        return self._take_table()
+    def take_comparison(self, output):
+        """Take the page that compares runs: what differs of parameters and metrics, no chart."""
+        (link,) = re.findall(r"^http.*$", output, re.MULTILINE)
+        self._open(link, "Parallel Coordinates", 880, 1400)
+        self.page.get_by_text("Visualizations", exact=True).click()
+        expect(self.page.get_by_text("Parallel Coordinates").first).to_be_hidden()
+        for switch in self.page.get_by_text("Show diff only").all():
+            switch.click()
+        return self._take()
 
     def _open(self, link, text, width, height):
         """Open a page with room for its content, beside the bar on the left."""
@@ -73,12 +56,6 @@ class MlflowPages:
         self.page.set_viewport_size(size)
         self.visitor.open(link, text)
         self.page.add_style_tag(content=_NO_BUTTON)
-
-    def _take_table(self):
-        expect(self.page.locator('[role=gridcell][col-id*="`"]').first).to_be_visible()
-        close = self.page.get_by_text("Exit shared view").locator("xpath=following::button[1]")
-        close.click()
-        return self._take()
 
     def _take(self):
         """Take the page without the bar on its left."""

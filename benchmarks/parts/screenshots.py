@@ -17,11 +17,13 @@ def shrink(png):
         ValueError: It is too large even with the fewest colors.
     """
     image = Image.open(io.BytesIO(png)).convert("RGB")
+    colors = sorted(image.getcolors(image.width * image.height), reverse=True)
     for count in _COLORS:
+        palette = Image.new("P", (1, 1))
+        # Areas of one color keep it, as those of a method that averages colors do not.
+        palette.putpalette([value for _, color in colors[:count] for value in color])
         buffer = io.BytesIO()
-        # Without dithering areas of one color stay so, which compresses well.
-        reduced = image.quantize(count, method=Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
-        reduced.save(buffer, "PNG", optimize=True)
+        image.quantize(palette=palette, dither=Image.Dither.NONE).save(buffer, "PNG", optimize=True)
         if buffer.tell() <= MAX_BYTES:
             return buffer.getvalue()
     raise ValueError(f"a picture has {buffer.tell():,} bytes (expected at most {MAX_BYTES:,})")

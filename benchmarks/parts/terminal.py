@@ -9,7 +9,8 @@ PAGE = """<!DOCTYPE html>
   main {{ display: inline-block; background: #1d2430; border-radius: 10px; color: #d7dde6; }}
   header {{ display: flex; gap: 8px; padding: 13px 16px 0; }}
   header i {{ width: 12px; height: 12px; border-radius: 50%; }}
-  pre {{ margin: 0; padding: 12px 18px 16px; font: 14px/1.42 "Liberation Mono", monospace; }}
+  pre {{ margin: 0; padding: 12px 18px 16px; font: 14px/1.42 "Liberation Mono", monospace;
+    white-space: pre-wrap; overflow-wrap: anywhere; }}
   b {{ color: #fff; }} b::before {{ content: "$ "; color: #6fcf97; }}
 </style>
 <main>
