@@ -9,9 +9,16 @@ from tests.support.cluster import Cluster, missing
 from tests.support.waiting import wait_until
 
 _CONFIG = {"partition": "main", "time": 30, "mem": "3G", "gpus": 0, "environment": "$VIRTUAL_ENV"}
-_SUBMISSION = "mlflow run . --backend slurm --backend-config cpu.json"
-_SUBMISSION += " -P config=configs/synthetic.yaml -P max_epochs=3"
-_SUBMISSION += " -P data.train_size=800 -P data.val_size=200 -P data.test_size=200"
+_RECIPE = """\
+model:
+  class_path: pyclassify.module.Classifier
+  init_args: {model: pyclassify.AlexNetBN, learning_rate: 0.001}
+data:
+  class_path: pyclassify.SyntheticDataModule
+  init_args: {train_size: 1000, val_size: 200, test_size: 200, resize: 32, crop: 32}
+trainer: {max_epochs: 3}
+"""
+_SUBMISSION = "mlflow run . --backend slurm --backend-config cpu.json -P config=small.yaml"
 
 
 @contextmanager
@@ -50,9 +57,13 @@ class JobSession:
             "OMP_NUM_THREADS": "2",
         }
         (demo.project / "cpu.json").write_text(json.dumps(_CONFIG))
+        (demo.project / "small.yaml").write_text(_RECIPE)
 
     def record(self):
         """Submit a training while the nodes are busy, interrupt it, and resume it to its end."""
+        name = self.demo.env["MLFLOW_EXPERIMENT_NAME"]
+        if self.demo.client.get_experiment_by_name(name) is None:
+            self.demo.run(f"mlflow experiments create --experiment-name {name}")
         others = self.cluster.submit("sleep 3600", "--exclusive", "--nodes=2")
         self.cluster.wait_for(others, "RUNNING")
         output = self._enter(_SUBMISSION)
@@ -61,7 +72,7 @@ class JobSession:
         self._enter(f"pyclassify slurm status {short_id}")
         self.cluster.run("scancel", others)
         folder = Path(self.demo.client.get_run(run_id).data.tags["slurm_folder"])
-        has_trained = re.compile("^epoch 1/", re.MULTILINE)
+        has_trained = re.compile(r"^epoch 1/\d+:", re.MULTILINE)
         wait_until(
             lambda: any(has_trained.search(path.read_text()) for path in folder.glob("*.out")),
             "the first epoch ends",
@@ -70,8 +81,9 @@ class JobSession:
         )
         self._enter(f"pyclassify slurm status {short_id}")
         self._enter(f"pyclassify slurm cancel {short_id}")
-        self._enter(f"pyclassify slurm resume {short_id}")
-        self._wait_for_end(run_id)
+        resumed = self._enter(f"pyclassify slurm resume {short_id}")
+        (job,) = re.findall(r"SLURM job (\d+)", resumed)
+        self.cluster.wait_for(job, "COMPLETED", "FAILED", seconds=300)
         self._enter(f"pyclassify slurm status {short_id}")
         return self.lines
 
@@ -79,18 +91,3 @@ class JobSession:
         output = self.demo.run(command, **self.env)
         self.lines.append((command, output))
         return output
-
-    def _wait_for_end(self, run_id):
-        """Wait until the run is FINISHED.
-
-        Raises:
-            RuntimeError: It has ended otherwise.
-        """
-
-        def has_finished():
-            status = self.demo.client.get_run(run_id).info.status
-            if status == "FAILED":
-                raise RuntimeError(f"the run {run_id} is FAILED (expected FINISHED)")
-            return status == "FINISHED"
-
-        wait_until(has_finished, f"the run {run_id} is FINISHED", 300, pause=1)

@@ -9,7 +9,7 @@ from benchmarks.parts.demo import find_link
 # The assistant's button covers what is below it.
 _NO_BUTTON = "[data-assistant-ui] { display: none !important; }"
 _SIDEBAR_WIDTH = 198
-_TABLE_WIDTH = 1120
+_TABLE_WIDTH = 1100
 
 
 class MlflowPages:
@@ -34,7 +34,7 @@ class MlflowPages:
 
     def take_table(self, output):
         """Take the table of all runs, the best first."""
-        self._open(find_link("all runs", output), "matching runs", _TABLE_WIDTH, 470)
+        self._open(find_link("all runs", output), "matching runs", _TABLE_WIDTH, 450)
         expect(self.page.locator('[role=gridcell][col-id*="`"]').first).to_be_visible()
         close = self.page.get_by_text("Exit shared view").locator("xpath=following::button[1]")
         close.click()
@@ -43,11 +43,14 @@ class MlflowPages:
     def take_comparison(self, output):
         """Take the page that compares runs: what differs of parameters and metrics, no chart."""
         (link,) = re.findall(r"^http.*$", output, re.MULTILINE)
-        self._open(link, "Parallel Coordinates", 880, 1400)
+        self._open(link, "Parallel Coordinates", 880, 1480)
         self.page.get_by_text("Visualizations", exact=True).click()
         expect(self.page.get_by_text("Parallel Coordinates").first).to_be_hidden()
-        for switch in self.page.get_by_text("Show diff only").all():
-            switch.click()
+        for section in range(2):
+            self.page.get_by_text("Show diff only").nth(section).click()
+        self.page.get_by_text("test_loss", exact=True).last.evaluate("e => e.scrollIntoView()")
+        heading = self.page.get_by_text(re.compile("^Comparing [0-9]+ Runs"))
+        heading.evaluate("e => e.scrollIntoView({block: 'end'})")
         return self._take()
 
     def _open(self, link, text, width, height):

@@ -34,4 +34,5 @@ def render_terminal(session, columns=COLUMNS):
         True
     """
     parts = [f"<b>{escape(command)}</b>\n{escape(output)}" for command, output in session]
-    return PAGE.format(columns=columns, lines="\n".join(part.rstrip() + "\n" for part in parts))
+    # One more, as the widths of characters are rounded.
+    return PAGE.format(columns=columns + 1, lines="\n".join(part.rstrip() + "\n" for part in parts))
