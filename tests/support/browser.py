@@ -95,12 +95,12 @@ class Visitor:
 
 
 @contextmanager
-def visit(address, folder=None):
-    """A visitor of a server."""
+def visit(address, folder=None, **options):
+    """A visitor of a server, with options of Playwright's for the page."""
     expect.set_options(timeout=patience())
     with sync_playwright() as driver:
         browser = driver.chromium.launch(executable_path=find_chromium(), args=QUIET)
-        page = browser.new_page(viewport=SIZE)
+        page = browser.new_page(**{"viewport": SIZE, **options})
         page.set_default_timeout(patience())
         page.add_init_script(NO_ASSISTANT)
         yield Visitor(page, address, folder)
