@@ -16,8 +16,8 @@ model:
 data:
   class_path: pyclassify.SyntheticDataModule
   init_args: {train_size: 1000, val_size: 200, test_size: 200, resize: 32, crop: 32}
-trainer: {max_epochs: 3}
-"""
+trainer: {max_epochs: 40}
+"""  # long enough to be cancelled on a fast machine
 _SUBMISSION = "mlflow run . --backend slurm --backend-config cpu.json -P config=small.yaml"
 
 
