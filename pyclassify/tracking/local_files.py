@@ -97,6 +97,8 @@ def _clean(
 def _is_ready(logger: RunLogger, model_id: str) -> bool:
     """Whether the server has the model with all its files."""
     spooled_run = logger.spooled_run
+    if spooled_run.upload_thread is None:  # a later upload by another process may lose a file
+        return False
     client = spooled_run.get_server_client()
     model = client.get_logged_model(spooled_run.get_server_model_id(model_id) or model_id)
     return bool(model.status == "READY")

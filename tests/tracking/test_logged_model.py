@@ -187,6 +187,9 @@ def test_model_of_an_offline_run_is_made_when_it_is_uploaded(
         monkeypatch.setenv("MLFLOW_TRACKING_URI", f"spool://{spool.root}")
         monkeypatch.setenv("MLFLOW_RUN_ID", spool.run_id)
         assert main(f"train {OPTIONS}".split()) == 0
+        # The server has no model yet, and the upload may lose its files.
+        run = spool.there.get_run(spool.run_id)
+        assert checkpoints(run) == ["best.ckpt", "resume/step=00000005.ckpt"]
         monkeypatch.setenv("MLFLOW_TRACKING_URI", spool.there.tracking_uri)
         for _ in range(2):
             assert main(["sync", str(spool.root)]) == 0
