@@ -276,9 +276,21 @@ def set_final_status(status: str, reason: str = "") -> None:
         while _after_success:
             function = _after_success.pop()
             if status == "FINISHED":
-                warn_on_error("remove checkpoints that are not needed", function, uploaded)
+                _warn_if_failing(function, uploaded)
         while _after_end:
             warn_on_error("clean up at the end of the run", _after_end.pop())
+
+
+def _warn_if_failing(function: Callable[[bool], None], uploaded: bool) -> None:
+    """Call a function of `call_after_success`; its error does not fail the run, which has ended."""
+    try:
+        function(uploaded)
+    except Exception as error:
+        warnings.warn(
+            f"could not remove checkpoints that are not needed ({format_reason(error)}); they stay "
+            "in the folder of the run, which is FINISHED",
+            stacklevel=3,
+        )
 
 
 def _terminate(run_id: str, status: str, reason: str) -> None:

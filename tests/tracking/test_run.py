@@ -1,5 +1,6 @@
 """The run of a process: its name and its final status."""
 
+import errno
 import threading
 
 import mlflow
@@ -32,6 +33,19 @@ def test_run_on_a_full_disk_raises_when_a_checkpoint_is_saved(spool):
 
     written.sync()  # it is over, and has nothing to keep
     assert points(spool.client, spool.run_id, "loss") == [(1, 0.5)]
+
+
+def test_disk_error_after_success_is_a_warning_and_the_run_stays_finished(store):
+    def fill_disk(uploaded):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    started = run.start_run(None, None, None)
+    run.call_after_success(fill_disk)
+    with pytest.warns(UserWarning, match="could not remove checkpoints .+ No space left"):
+        run.end_run("FINISHED")
+
+    assert store.get_run(started.run_id).info.status == "FINISHED"
+    assert run.describe_failures() == ""
 
 
 def test_name_run_replaces_a_random_name(store):
