@@ -93,9 +93,12 @@ class Trainer(pl.Trainer):
             weights_only: Load only tensors and plain values from checkpoints.
         """
         self.tests_after_fit = True
-        self.fit(model, datamodule=datamodule, ckpt_path=ckpt_path, weights_only=weights_only)
-        best = "best" if getattr(self.checkpoint_callback, "best_model_path", "") else None
-        self.test(model, datamodule=datamodule, ckpt_path=best, weights_only=weights_only)
+        try:
+            self.fit(model, datamodule=datamodule, ckpt_path=ckpt_path, weights_only=weights_only)
+            best = "best" if getattr(self.checkpoint_callback, "best_model_path", "") else None
+            self.test(model, datamodule=datamodule, ckpt_path=best, weights_only=weights_only)
+        finally:
+            self.tests_after_fit = False  # callbacks of a later `fit` would wait for a test
 
     def fit(self, *args: Any, **kwargs: Any) -> None:
         """Train a network and save the best checkpoint."""

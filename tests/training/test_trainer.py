@@ -42,6 +42,17 @@ def test_run_without_checkpoints_is_tested_with_the_current_weights(cli):
     assert os.listdir("runs") == ["spool"]
 
 
+def test_train_announces_its_test_and_a_later_fit_has_none(monkeypatch):
+    seen = []
+    for name in ("fit", "test"):
+        monkeypatch.setattr(Trainer, name, lambda self, *_, **__: seen.append(self.tests_after_fit))
+    trainer = Trainer(logger=False, enable_checkpointing=False)
+
+    trainer.train(Classifier(networks.Linear))
+
+    assert (seen, trainer.tests_after_fit) == ([True, True], False)
+
+
 def test_best_checkpoint_waits_for_a_validation_that_comes_later(cli):
     with warnings.catch_warnings():
         warnings.filterwarnings("error", message="the metric .* is not logged")
