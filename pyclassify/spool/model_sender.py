@@ -137,10 +137,14 @@ class ModelSender:
                 known["status"] = status
 
     def remove_copies(self) -> None:
-        """Remove the copies of all files, except those of models that the server has rejected."""
+        """Remove the copies of all files, except those of models that the server does not have.
+
+        It has rejected them, or one of their files.
+        """
         for model in self.models:
             folder = self.folder / records.MODELS_FOLDER / model
-            if self.get_id(model) and folder.is_dir():
+            is_stored = self.get_id(model) and not self._rejected.find_file({"model": model})
+            if is_stored and folder.is_dir():
                 shutil.rmtree(folder)
                 folder.mkdir()  # by which the store finds the model's run
 

@@ -252,11 +252,15 @@ def test_model_that_lost_a_file_is_failed_and_not_registered(spool, tmp_path):
     version = {"kind": "version", "name": "shapes", "model": model_id, "tags": {}}
     open_writer(spool.folder).append(version)
 
+    uploader = Uploader(spool.folder, spool.there, pytest.fail)
     with pytest.warns(UserWarning, match=r"model lacks artifacts/model\.pt2"):
-        Uploader(spool.folder, spool.there, pytest.fail).upload()
+        uploader.upload()
     (model,) = list_models(spool)
     assert model.status == "FAILED"
     assert mentions(model.tags[REASON_TAG], "lacks artifacts/model.pt2")
+
+    uploader.remove_copies()
+    assert (spool.folder / "models" / model_id / "MLmodel").is_file()
 
 
 def test_upload_repeated_without_copies_leaves_the_model_ready(spool, tmp_path):
