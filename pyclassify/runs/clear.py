@@ -49,6 +49,9 @@ class _LocalRun:
     folders: tuple[Path, ...]
     spool: Path
 
+    def has_checkpoints(self) -> bool:
+        return any(True for folder in self.folders for _ in folder.rglob("*.ckpt"))
+
     def count_bytes(self) -> int:
         files = (file for folder in self.folders for file in folder.rglob("*"))
         return sum(file.lstat().st_size for file in files if not file.is_dir())
@@ -161,7 +164,7 @@ def _find_reason_to_keep(run: _LocalRun, options: argparse.Namespace) -> tuple[s
     at_server = _get_run(client, str(progress["run_id"] or run.run_id))
     if at_server is None:
         return "", f"{uri} does not have this run"
-    return str(at_server.info.run_name), _check_run(client, at_server, options)
+    return str(at_server.info.run_name), _check_run(client, at_server, run, options)
 
 
 def _get_run(client: "MlflowClient", run_id: str) -> "Run | None":
@@ -175,7 +178,9 @@ def _get_run(client: "MlflowClient", run_id: str) -> "Run | None":
         return None
 
 
-def _check_run(client: "MlflowClient", run: "Run", options: argparse.Namespace) -> str:
+def _check_run(
+    client: "MlflowClient", run: "Run", local: _LocalRun, options: argparse.Namespace
+) -> str:
     """Check that the server has all of a run; return why its local files have to stay."""
     status, short_id = run.info.status, run.info.run_id[:_SHORT_ID]
     if status not in records.FINAL_STATUSES:
@@ -186,15 +191,13 @@ def _check_run(client: "MlflowClient", run: "Run", options: argparse.Namespace) 
     age = time.time() - (run.info.end_time or 0) / 1000
     if age < options.min_age_seconds:
         return f"the run ended less than {options.older} ago"
-    if status == "FINISHED" and not _has_weights(client, run):
+    if status == "FINISHED" and local.has_checkpoints() and not _has_weights(client, run):
         return "the server has neither its weights nor a model"
     return ""
 
 
 def _has_weights(client: "MlflowClient", run: "Run") -> bool:
-    """Whether the server has the trained weights of a run; True of a run without a training."""
-    if "best_val_accuracy" not in run.data.metrics and "train_loss" not in run.data.metrics:
-        return True
+    """Whether the server has the trained weights of a run."""
     if any(found.path == "weights" for found in client.list_artifacts(run.info.run_id)):
         return True
     condition = f"source_run_id = '{run.info.run_id}'"

@@ -150,6 +150,17 @@ def test_run_whose_weights_are_nowhere_else_is_kept(clear, run):
     assert find_files()
 
 
+def test_run_without_checkpoints_needs_no_weights_at_the_server(clear, run):
+    shutil.rmtree(Path("runs", run.info.experiment_id, run.info.run_id, "checkpoints"))
+    weights = Path(run.info.artifact_uri.removeprefix("file://"), "weights")
+    shutil.move(weights, weights.with_name("hidden"))
+    try:
+        assert clear().out.startswith("removed ")
+    finally:
+        shutil.move(weights.with_name("hidden"), weights)
+    assert [path for path in find_files() if path.suffix == ".ckpt"] == []
+
+
 def test_folder_without_a_log_is_kept(clear, run):
     shutil.rmtree(spool_of(run))
 
