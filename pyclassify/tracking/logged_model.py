@@ -102,6 +102,7 @@ def log_model(logger: RunLogger, trainer: Trainer, network: LightningModule) -> 
     """
     from mlflow.entities import LoggedModelStatus
 
+    logger.model_id = None  # an earlier model has other weights, if this one fails
     preprocess = find_preprocess(trainer, network)
     if preprocess is None:
         raise MisconfigurationException(_NO_PREPROCESS)
