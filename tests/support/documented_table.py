@@ -220,7 +220,7 @@ RUNS = {
         f"--config=configs/synthetic.yaml {INTERRUPTED}",
         {"mlflow run .": "mlflow run . --env-manager local"},  # by default it is conda
         prepared="interrupt_run",
-        printed="resumes from",
+        printed="Restored all states from the checkpoint at .*/resume/step=00000002.ckpt",
         slow=True,
     ),
     "pyclassify clear --dry-run": Run(printed="(?m)^would remove "),
