@@ -223,9 +223,9 @@ class Workplace:
             try:
                 yield process
             finally:
-                with contextlib.suppress(ProcessLookupError):
+                if process.poll() is None:
                     os.killpg(process.pid, signal.SIGTERM)
-                process.wait(scale(60))
+                    process.wait(scale(60))
 
     @contextlib.contextmanager
     def serving(self, command, path, **variables):
