@@ -23,7 +23,7 @@ from pyclassify.registry.decision import check_bounds
 from pyclassify.registry.source import download_program
 from pyclassify.registry.versions import NAME_RULE, find_version, is_valid_name
 from pyclassify.serving.export import MAX_BATCH_PIXELS, load_program
-from pyclassify.tracking.logged_model import find_preprocess, log_model
+from pyclassify.tracking.logged_model import find_preprocess, log_model, note_training
 from pyclassify.tracking.logger import RunLogger, find_run_logger
 from pyclassify.tracking.prediction_table import PredictionsByIndex
 from pyclassify.tracking.predictions import PredictionLogger
@@ -104,6 +104,10 @@ class RegisterModel(Callback):
         is_trained = stage == "fit" and getattr(trainer, "tests_after_fit", False)
         if self.name is not None and logger is not None and is_trained:
             logger.awaits_model = find_preprocess(trainer, pl_module) is not None
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Note that this process changes the weights."""
+        note_training(trainer)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Log the model and register it, after all callbacks have logged the test."""

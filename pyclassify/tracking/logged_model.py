@@ -57,6 +57,10 @@ class ModelLogger(Callback):
         if stage == "fit" and logger is not None:
             logger.awaits_model = find_preprocess(trainer, pl_module) is not None
 
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Note that this process changes the weights."""
+        note_training(trainer)
+
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Log the model after the last stage of the training."""
         logger = find_run_logger(trainer)
@@ -85,6 +89,13 @@ def find_preprocess(trainer: Trainer, network: LightningModule) -> nn.Module | N
     return getattr(data, "preprocess", None) or getattr(network, "preprocess", None)
 
 
+def note_training(trainer: Trainer) -> None:
+    """Note that this process trains, so that a model of the same step has other weights."""
+    logger = find_run_logger(trainer)
+    if logger is not None:
+        logger.has_trained = True
+
+
 def log_model(logger: RunLogger, trainer: Trainer, network: LightningModule) -> str:
     """Log a network with its preprocessing as a model of the run.
 
@@ -94,7 +105,8 @@ def log_model(logger: RunLogger, trainer: Trainer, network: LightningModule) -> 
         network: The network.
 
     Returns:
-        The model's ID in the run's spool; the one of the same training step, if there is one.
+        The model's ID in the run's spool. If this process has not trained, as after an interrupted
+        test, it is the one of the same training step, if there is one.
 
     Raises:
         MisconfigurationException: Neither data module nor LightningModule has a `preprocess`.
@@ -107,7 +119,8 @@ def log_model(logger: RunLogger, trainer: Trainer, network: LightningModule) -> 
     if preprocess is None:
         raise MisconfigurationException(_NO_PREPROCESS)
     client, run = logger.experiment, logger.spooled_run.get_run()
-    logger.model_id = _find_logged(logger, run, trainer.global_step)
+    if not logger.has_trained:  # this process repeats the test of a finished training
+        logger.model_id = _find_logged(logger, run, trainer.global_step)
     if logger.model_id is not None:
         return logger.model_id
     facts = _collect_facts(trainer, run, preprocess)

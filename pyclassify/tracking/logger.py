@@ -55,6 +55,7 @@ class RunLogger(MLFlowLogger):
 
     Attributes:
         spooled_run: The open run; set when `experiment` is first read.
+        has_trained: Whether this process has trained in the run.
         awaits_model: Whether a callback will log a model, which has the best weights.
         model_id: The ID of that model in the spool; None before it is logged, and if that failed.
 
@@ -72,6 +73,7 @@ class RunLogger(MLFlowLogger):
     """
 
     awaits_model = False
+    has_trained = False
     model_id: str | None = None
 
     def __init__(

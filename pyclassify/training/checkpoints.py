@@ -29,6 +29,14 @@ _WEIGHTS_KEYS = (
     "hyper_parameters",
     CLASSIFIER_KEY,
 )
+# The items with the state of a training, several times as large as the weights.
+_TRAINING_KEYS = (
+    "optimizer_states",
+    "lr_schedulers",
+    "loops",
+    "averaging_state",
+    "current_model_state",
+)
 WRITE_SECONDS = 120.0  # the time to write a checkpoint after a stop signal
 
 _pre_save_hook: Callable[[], None] | None = None
@@ -99,7 +107,10 @@ def remove_optimizer_state(path: Path) -> None:
     Raises:
         OSError: The file can't be written; it is unchanged then.
     """
-    write_checkpoint(extract_weights(path), path, hashed=False)
+    # Callbacks and modules may have saved items that they need to load the weights.
+    checkpoint = torch.load(path, map_location="cpu", weights_only=False, mmap=True)
+    kept = {key: value for key, value in checkpoint.items() if key not in _TRAINING_KEYS}
+    write_checkpoint(kept, path, hashed=False)
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
