@@ -4,12 +4,14 @@ import io
 
 import numpy as np
 from PIL import Image
+from scipy.spatial import KDTree
 
 WIDTH = 880  # of a README on GitHub, in its pixels
 SCALE = 2  # pixels of a picture for each of a page
 MAX_BYTES = 150_000
 _TOLERANCES = (0, 6, 12, 18, 24, 32)  # between two colors, in steps of a channel
 _MAX_COLORS = 256  # of a PNG's palette
+_MAX_CANDIDATES = 4096  # the most frequent colors
 
 
 def shrink(png):
@@ -22,11 +24,11 @@ def shrink(png):
     packed = pixels.astype(np.int32) @ (1 << 16, 1 << 8, 1)
     values, inverse, counts = np.unique(packed, return_inverse=True, return_counts=True)
     colors = np.stack([values >> 16, values >> 8 & 255, values & 255], axis=1)
-    frequent_first = colors[np.argsort(-counts, kind="stable")]
+    frequent_first = colors[np.argsort(-counts, kind="stable")][:_MAX_CANDIDATES]
     for tolerance in _TOLERANCES:
         palette = _choose_palette(frequent_first, tolerance)
-        distances = ((colors[:, None] - palette[None]) ** 2).sum(axis=2)
-        indices = distances.argmin(axis=1).astype(np.uint8)[inverse].reshape(packed.shape)
+        _, nearest = KDTree(palette).query(colors)
+        indices = nearest.astype(np.uint8)[inverse].reshape(packed.shape)
         image = Image.fromarray(indices)
         image.putpalette(palette.astype(np.uint8).tobytes())
         buffer = io.BytesIO()
