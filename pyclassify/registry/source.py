@@ -68,12 +68,17 @@ def load(source: str | Path, tracking_uri: str | None = None) -> "Predictor":
         OSError: The store does not exist.
 
     Example:
-        >>> from pyclassify import load
-        >>> network = load("3f2a")
+        Of a run it is `load("3f2a")`, of a registered model `load("models:/pets@champion")`:
+
+        >>> from pyclassify import AlexNetBN, Preprocess, load
+        >>> from pyclassify.serving.export import export_program
+        >>> names = export_program(AlexNetBN(2), Preprocess(), ["cat", "dog"], "model.pt2")
+        >>> network = load("model.pt2")
         >>> network.classes
         ['cat', 'dog']
-        >>> network.predict(["photos/1.jpg", "photos/2.jpg"], top_k=1)[0]
-        {'classes': ['cat'], 'probabilities': [0.93]}
+        >>> predictions = network.predict("photos/test", top_k=1, progress=False)
+        >>> predictions[0].keys()
+        dict_keys(['classes', 'probabilities'])
     """
     from pyclassify.serving.export import load_program
     from pyclassify.serving.predictor import Predictor

@@ -12,6 +12,7 @@ from pyclassify.data import synthetic
 from pyclassify.data.transforms import Preprocess
 from pyclassify.module import Classifier
 from pyclassify.serving.artifact import save_model
+from pyclassify.serving.export import read_state_dict
 from tests.support import networks
 from tests.support.images import encode, file_of, grow
 from tests.support.trainings import QUIET, SHAPES
@@ -39,8 +40,10 @@ def read(path):
 
 
 def best(run, network):
-    path = mlflow.artifacts.download_artifacts(None, run.info.run_id, "weights/best.ckpt")
-    network.load_state_dict(torch.load(path)["state_dict"])
+    (output,) = run.outputs.model_outputs
+    model = mlflow.MlflowClient().get_logged_model(output.model_id)
+    path = mlflow.artifacts.download_artifacts(f"{model.artifact_location}/artifacts/model.pt2")
+    network.load_state_dict(read_state_dict(path))
     return network.eval()
 
 

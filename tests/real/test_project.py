@@ -10,7 +10,6 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-import torch
 import yaml
 
 from tests.support import forking_python, processes
@@ -249,15 +248,15 @@ def test_metrics_are_of_every_step_and_epoch(ended, store):
     assert steps["test_loss"] == steps["test_accuracy"] == [0]
 
 
-def test_best_weights_are_kept_once_and_alone(ended, store, tmp_path):
-    run_id = run_of("two devices", store).info.run_id
-    (weights,) = store.list_artifacts(run_id, "weights")
-    kept = torch.load(store.download_artifacts(run_id, weights.path, tmp_path), weights_only=True)
+def test_best_weights_are_in_the_model_alone(ended, store):
+    run = run_of("two devices", store)
+    (output,) = run.outputs.model_outputs
 
-    assert "optimizer_states" not in kept
-    full = list(ended["two devices"].log.parent.glob("two devices/*/*/checkpoints/*.ckpt"))
-    assert [path.name for path in full] == ["best.ckpt"]
-    assert "optimizer_states" in torch.load(full[0], weights_only=True)
+    assert store.get_logged_model(output.model_id).status == "READY"
+    assert store.list_artifacts(run.info.run_id, "weights") == []
+    folder = ended["two devices"].log.parent
+    full = [path.parent.name for path in folder.glob("two devices/**/*.ckpt")]
+    assert full == ["resume"]
 
 
 def test_resolved_configuration_is_kept(ended, store, tmp_path):
