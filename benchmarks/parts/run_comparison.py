@@ -4,8 +4,10 @@ import hashlib
 from collections import Counter
 from pathlib import Path
 
-import mlflow
 import torch
+
+from pyclassify.registry.source import find_weights
+from pyclassify.serving.export import read_state_dict
 
 # Durations: the same number of points, with different values.
 DURATIONS = ("epoch_seconds", "images_per_second", "wall_seconds")
@@ -52,11 +54,12 @@ def hash_weights(folder: Path):
 
 
 def hash_best(run_id, folder: Path):
-    """Hash the best weights, which are an artifact of the run."""
-    path = mlflow.artifacts.download_artifacts(
-        run_id=run_id, artifact_path="weights/best.ckpt", dst_path=str(folder)
-    )
-    return hash_tensors(torch.load(path, map_location="cpu", weights_only=True)["state_dict"])
+    """Hash the best weights, which are in the run's model, or an artifact of a run without one."""
+    weights = find_weights(run_id, str(folder))
+    if weights.is_program:
+        return hash_tensors(read_state_dict(weights.path))
+    checkpoint = torch.load(weights.path, map_location="cpu", weights_only=True)
+    return hash_tensors(checkpoint["state_dict"])
 
 
 def hash_tensors(value):
