@@ -84,10 +84,8 @@ def main(args=None):
     parser.add_argument("--count", type=int, default=50, help="Submit this number of jobs by each.")
     parser.add_json_option()
     args = parser.parse_args(sys.argv[1:] if args is None else args)
-    cluster = Cluster()
     with contextlib.ExitStack() as stack:
-        stack.callback(cluster.stop)
-        cluster.start()
+        cluster = stack.enter_context(Cluster())
         os.environ.update(cluster.env)
         folder = stack.enter_context(tempfile.TemporaryDirectory())
         stack.enter_context(contextlib.chdir(ROOT))

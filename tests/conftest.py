@@ -104,6 +104,18 @@ def cli(store, tmp_path, monkeypatch, capsys):
 
 
 @pytest.fixture
+def command(capsys):
+    """Run a command line, in the current folder: the exit code, and what was written."""
+
+    def run(line, *more):
+        code = main([*line.split(), *more])
+        out, err = capsys.readouterr()
+        return SimpleNamespace(code=code, out=out, err=err)
+
+    return run
+
+
+@pytest.fixture
 def script():
     """A function that starts code in a process of its own, which ends with the test."""
     with ExitStack() as started:
@@ -163,12 +175,8 @@ def cluster():
     """A SLURM cluster, started for the first test that asks for it."""
     if reason := missing():
         required.lack(reason)
-    cluster = Cluster()
-    try:
-        cluster.start()
+    with Cluster() as cluster:
         yield cluster
-    finally:
-        cluster.stop()
 
 
 @pytest.fixture

@@ -30,12 +30,8 @@ def start_cluster():
     """
     if reason := missing():
         raise RuntimeError(reason)
-    cluster = Cluster()
-    try:
-        cluster.start()
+    with Cluster() as cluster:
         yield cluster
-    finally:
-        cluster.stop()
 
 
 class JobSession:

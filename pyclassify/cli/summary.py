@@ -158,8 +158,9 @@ def _will_be_removed(path: str, logger: RunLogger | None) -> bool:
 
 def _find_model_id(trainer: pl.Trainer) -> str | None:
     """Find the ID of the model that was logged, in the run's spool; None without one."""
-    callback = _find_callback(trainer, ModelLogger) or _find_callback(trainer, RegisterModel)
-    return callback.model_id if callback else None
+    callbacks: list[Callback] = getattr(trainer, "callbacks", [])
+    loggers = (callback for callback in callbacks if isinstance(callback, ModelLogger))
+    return next((logger.model_id for logger in loggers if logger.model_id), None)
 
 
 def _find_callback(trainer: pl.Trainer, kind: type[_C]) -> _C | None:

@@ -23,7 +23,7 @@ from pyclassify.registry.decision import check_bounds
 from pyclassify.registry.source import download_program
 from pyclassify.registry.versions import NAME_RULE, find_version, is_valid_name
 from pyclassify.serving.export import MAX_BATCH_PIXELS, load_program
-from pyclassify.tracking.logged_model import find_preprocess, log_model, note_training
+from pyclassify.tracking.logged_model import ModelLogger, is_last_stage, log_model
 from pyclassify.tracking.logger import RunLogger, find_run_logger
 from pyclassify.tracking.prediction_table import PredictionsByIndex
 from pyclassify.tracking.predictions import PredictionLogger
@@ -37,7 +37,7 @@ _UPLOAD_TIMEOUT_SECONDS = 60.0
 _BATCH_SIZE = 128  # images of one size that are classified together
 
 
-class RegisterModel(Callback):
+class RegisterModel(ModelLogger):
     """Log the trained and tested network as an MLflow model, and register it as a version.
 
     After the test of `Trainer.train`, the callback logs the model, as `ModelLogger` does, and
@@ -76,7 +76,6 @@ class RegisterModel(Callback):
         'alexnet'
     """
 
-    model_id: str | None = None
     version: str | None = None
     result = ""
 
@@ -98,22 +97,15 @@ class RegisterModel(Callback):
         self.name, self.min_accuracy, self.alpha = name, min_accuracy, alpha
         self.compare_on = compare_on
 
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Have the logger leave the weights to the model, if there will be one."""
-        logger = find_run_logger(trainer)
-        is_trained = stage == "fit" and getattr(trainer, "tests_after_fit", False)
-        if self.name is not None and logger is not None and is_trained:
-            logger.awaits_model = find_preprocess(trainer, pl_module) is not None
-
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Note that this process changes the weights."""
-        note_training(trainer)
+    def will_log(self, trainer: Trainer) -> bool:
+        """Whether the training ends with a test, and the model has a name."""
+        return self.name is not None and getattr(trainer, "tests_after_fit", False)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Log the model and register it, after all callbacks have logged the test."""
         logger = find_run_logger(trainer)
-        is_trained = stage == "test" and getattr(trainer, "tests_after_fit", False)
-        if self.name is None or logger is None or not is_trained or not trainer.is_global_zero:
+        is_due = self.will_log(trainer) and is_last_stage(trainer, stage)
+        if self.name is None or logger is None or not is_due or not trainer.is_global_zero:
             return
         self.version, self.result, logger.awaits_model = None, "", False
         self.model_id = warn_on_error(
@@ -142,9 +134,8 @@ class RegisterModel(Callback):
                 f"it will be after the upload, at the latest by `pyclassify sync {run.folder}`"
             )
             return
-        client = run.get_server_client()
-        model = client.get_logged_model(run.get_server_model_id(model_id) or model_id)
-        self.version = find_version(client, model, name)
+        model = run.get_server_model(model_id)
+        self.version = find_version(run.get_server_client(), model, name)
         if self.version is not None:
             self.result = f"{name} version {self.version}"
             return

@@ -179,24 +179,6 @@ def find_version(client: "MlflowClient", model: "LoggedModel", name: str) -> str
     return str(max(versions, key=int)) if versions else None
 
 
-def find_model_of_version(client: "MlflowClient", name: str, number: str) -> "LoggedModel | None":
-    """Find the logged model that a version was made of; None if it was made of other files.
-
-    Raises:
-        mlflow.exceptions.MlflowException: The version does not exist, or the registry does not
-            answer.
-    """
-    from mlflow.exceptions import MlflowException
-
-    model_id = _parse_model_id(client.get_model_version(name, number).source)
-    try:
-        return client.get_logged_model(model_id) if model_id else None
-    except MlflowException as error:
-        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
-            raise
-        return None
-
-
 def complete_version(client: "MlflowClient", name: str, number: str) -> None:
     """Add what `register_version` writes to a version that was registered otherwise.
 
@@ -206,10 +188,10 @@ def complete_version(client: "MlflowClient", name: str, number: str) -> None:
         ValueError: The version's model is PENDING or FAILED.
         mlflow.exceptions.MlflowException: The version does not exist, or the registry refuses.
     """
-    model = find_model_of_version(client, name, number)
+    version = client.get_model_version(name, number)
+    model = _find_source_model(client, version.source)
     if model is None or not model.source_run_id:
         return
-    version = client.get_model_version(name, number)
     check_ready(model)
     run = client.get_run(model.source_run_id)
     tags = {**_collect_tags(run, model), **version.tags}
@@ -258,14 +240,15 @@ def _create_model(client: "MlflowClient", name: str) -> None:
 
 def _collect_tags(run: "Run", model: "LoggedModel") -> dict[str, str]:
     """Collect the tags that name the code, the data and the result that a model comes from."""
+    from pyclassify.tracking.prediction_table import find_test_data
+
     tags = {
         "run_id": run.info.run_id,
         "git_commit": run.data.tags.get("mlflow.source.git.commit"),
         "data_warning": run.data.tags.get(DATA_WARNING_TAG),
     }
-    for data_input in run.inputs.dataset_inputs if run.inputs else []:
-        if any(tag.value == "test" for tag in data_input.tags):
-            tags["test_data"] = f"{data_input.dataset.name} {data_input.dataset.digest}"
+    if data := find_test_data(run):
+        tags["test_data"] = f"{data.dataset.name} {data.dataset.digest}"
     tags |= {name: model.tags.get(name) for name in RESULT_TAGS}
     return {name: value for name, value in tags.items() if value}
 
@@ -274,6 +257,19 @@ def _parse_model_id(source: str | None) -> str | None:
     """Parse the logged model's ID from a version's source: models:/ID, or where its files are."""
     found = re.search(r"(?:^models:|/models)/(m-[0-9a-f]{32})(?:/|$)", source or "")
     return found[1] if found else None
+
+
+def _find_source_model(client: "MlflowClient", source: str | None) -> "LoggedModel | None":
+    """Find the logged model of a version's source; None if it was made of other files."""
+    from mlflow.exceptions import MlflowException
+
+    model_id = _parse_model_id(source)
+    try:
+        return client.get_logged_model(model_id) if model_id else None
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            raise
+        return None
 
 
 @contextmanager

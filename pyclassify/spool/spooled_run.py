@@ -17,7 +17,7 @@ from pyclassify.utils.text import format_reason, join_some
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
-    from mlflow.entities import Run
+    from mlflow.entities import LoggedModel, Run
 
     from pyclassify.spool.upload_thread import UploadThread
 
@@ -92,6 +92,19 @@ class SpooledRun:
             The ID; empty until the server has created the model, or if another process uploads it.
         """
         return self.upload_thread.get_model_id(local_id) if self.upload_thread else ""
+
+    def get_server_model(self, local_id: str) -> "LoggedModel":
+        """Get a logged model from the server, or from the spool if another process uploads it.
+
+        Args:
+            local_id: Its ID in the spool.
+
+        Raises:
+            mlflow.exceptions.MlflowException: There is no such model, or the server does not
+                respond.
+        """
+        model_id = self.get_server_model_id(local_id) or local_id
+        return self.get_server_client().get_logged_model(model_id)
 
     def get_run(self) -> "Run":
         """Get the run, as MLflow's entity."""

@@ -12,6 +12,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 
 from pyclassify.tracking import run
+from pyclassify.tracking.logged_model import is_last_stage
 from pyclassify.tracking.logger import RunLogger, find_run_logger
 from pyclassify.tracking.run import warn_on_error
 from pyclassify.training import checkpoints
@@ -54,8 +55,7 @@ class CheckpointCleaner(Callback):
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Have the files removed once the run is FINISHED."""
         logger = find_run_logger(trainer)
-        last_stage = "test" if getattr(trainer, "tests_after_fit", False) else "fit"
-        if stage != last_stage or logger is None or not trainer.is_global_zero:
+        if logger is None or not is_last_stage(trainer, stage) or not trainer.is_global_zero:
             return
         folder = _get_folder(logger)
         callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
@@ -99,9 +99,7 @@ def _is_ready(logger: RunLogger, model_id: str) -> bool:
     spooled_run = logger.spooled_run
     if spooled_run.upload_thread is None:  # a later upload by another process may lose a file
         return False
-    client = spooled_run.get_server_client()
-    model = client.get_logged_model(spooled_run.get_server_model_id(model_id) or model_id)
-    return bool(model.status == "READY")
+    return bool(spooled_run.get_server_model(model_id).status == "READY")
 
 
 def _restore_best(logger: RunLogger, path: Path) -> Path:
@@ -120,14 +118,12 @@ def _restore_best(logger: RunLogger, path: Path) -> Path:
     models = sorted(outputs.model_outputs if outputs else [], key=lambda output: output.step)
     if not models:
         raise OSError(f"{path} does not exist, and the run has no model")
-    client = spooled_run.get_server_client()
-    model_id = models[-1].model_id
-    model = client.get_logged_model(spooled_run.get_server_model_id(model_id) or model_id)
+    model = spooled_run.get_server_model(models[-1].model_id)
     with tempfile.TemporaryDirectory() as downloads:
         program = mlflow.artifacts.download_artifacts(
             f"{model.artifact_location}/artifacts/{PROGRAM_FILE}",
             dst_path=downloads,
-            tracking_uri=client.tracking_uri,
+            tracking_uri=spooled_run.get_server_client().tracking_uri,
         )
         checkpoint = read_checkpoint(program)
         checkpoint["global_step"] = models[-1].step

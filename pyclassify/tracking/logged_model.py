@@ -16,10 +16,11 @@ from torch import nn
 
 from pyclassify.tracking.description import describe_model
 from pyclassify.tracking.logger import RunLogger, find_run_logger
+from pyclassify.tracking.prediction_table import find_test_data
 from pyclassify.tracking.run import warn_on_error
 
 if TYPE_CHECKING:
-    from mlflow.entities import DatasetInput, LoggedModel, Metric, Run
+    from mlflow.entities import LoggedModel, Metric, Run
 
 MODEL_NAME = "model"
 _MODEL_TYPE = "image-classifier"
@@ -54,18 +55,23 @@ class ModelLogger(Callback):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Have the logger leave the weights to the model, if there will be one."""
         logger = find_run_logger(trainer)
-        if stage == "fit" and logger is not None:
+        if stage == "fit" and logger is not None and self.will_log(trainer):
             logger.awaits_model = find_preprocess(trainer, pl_module) is not None
 
+    def will_log(self, trainer: Trainer) -> bool:
+        """Whether this callback logs a model at the end of the training."""
+        return True
+
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Note that this process changes the weights."""
-        note_training(trainer)
+        """Note that this process trains, so that a model of the same step has other weights."""
+        logger = find_run_logger(trainer)
+        if logger is not None:
+            logger.has_trained = True
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Log the model after the last stage of the training."""
         logger = find_run_logger(trainer)
-        last_stage = "test" if getattr(trainer, "tests_after_fit", False) else "fit"
-        if stage != last_stage or logger is None or not trainer.is_global_zero:
+        if logger is None or not is_last_stage(trainer, stage) or not trainer.is_global_zero:
             return
         self.model_id, logger.awaits_model = None, False
         if find_preprocess(trainer, pl_module) is None:
@@ -89,11 +95,9 @@ def find_preprocess(trainer: Trainer, network: LightningModule) -> nn.Module | N
     return getattr(data, "preprocess", None) or getattr(network, "preprocess", None)
 
 
-def note_training(trainer: Trainer) -> None:
-    """Note that this process trains, so that a model of the same step has other weights."""
-    logger = find_run_logger(trainer)
-    if logger is not None:
-        logger.has_trained = True
+def is_last_stage(trainer: Trainer, stage: str) -> bool:
+    """Whether a stage is the last one of a training: the test of `train`, or `fit` alone."""
+    return stage == ("test" if getattr(trainer, "tests_after_fit", False) else "fit")
 
 
 def log_model(logger: RunLogger, trainer: Trainer, network: LightningModule) -> str:
@@ -161,20 +165,13 @@ def _find_logged(logger: RunLogger, run: "Run", step: int) -> str | None:
 def _collect_facts(trainer: Trainer, run: "Run", preprocess: nn.Module) -> dict[str, Any]:
     """Collect what a list of models shows of each one: its input, result, data and code."""
     accuracy = trainer.callback_metrics.get("test_accuracy")
-    data = _find_test_data(run)
+    data = find_test_data(run)
     return {
         "input_size": getattr(preprocess, "crop", None),
         "test_accuracy": None if accuracy is None else round(float(accuracy), 6),
         "test_data": data and f"{data.dataset.name} {data.dataset.digest}",
         "git_commit": run.data.tags.get("mlflow.source.git.commit"),
     }
-
-
-def _find_test_data(run: "Run") -> "DatasetInput | None":
-    """Find the last test data set that a run logged."""
-    inputs = run.inputs.dataset_inputs if run.inputs else []
-    tested = [data for data in inputs if any(tag.value == "test" for tag in data.tags)]
-    return tested[-1] if tested else None
 
 
 @contextmanager
@@ -237,7 +234,7 @@ def _list_test_metrics(run: "Run") -> "list[Metric]":
 def _link_metric(metric: "Metric", run: "Run", model_id: str) -> "Metric":
     from mlflow.entities import Metric
 
-    data = _find_test_data(run)
+    data = find_test_data(run)
     name, digest = (data.dataset.name, data.dataset.digest) if data else (None, None)
     point = (metric.key, metric.value, metric.timestamp, metric.step)
     return Metric(*point, model_id, name, digest, run.info.run_id)

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from mlflow import MlflowClient
-from mlflow.entities import Run
+from mlflow.entities import DatasetInput, Run
 
 from pyclassify.spool.server import open_artifacts
 
@@ -24,6 +24,13 @@ PREDICTIONS_FILE = "predictions.json"
 
 # By the index of a test image: the name of its label, and whether the prediction is correct.
 PredictionsByIndex = dict[Any, tuple[str, bool]]
+
+
+def find_test_data(run: Run) -> DatasetInput | None:
+    """Find the last test data set that a run logged; None without one."""
+    inputs = run.inputs.dataset_inputs if run.inputs else []
+    tested = [data for data in inputs if any(tag.value == "test" for tag in data.tags)]
+    return tested[-1] if tested else None
 
 
 @dataclass

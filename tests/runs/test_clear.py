@@ -31,18 +31,9 @@ def run(trained, module_store, tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def clear(run, capsys):
-    """Run `pyclassify clear`: the exit code, and what was written."""
-    from types import SimpleNamespace
-
-    from pyclassify.cli.main import main
-
-    def clear(options=""):
-        code = main(["clear", *options.split()])
-        out, err = capsys.readouterr()
-        return SimpleNamespace(code=code, out=out, err=err)
-
-    return clear
+def clear(run, command):
+    """Run `pyclassify clear` with some options: see `command`."""
+    return lambda options="": command(f"clear {options}")
 
 
 def find_files():

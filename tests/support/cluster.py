@@ -210,6 +210,17 @@ class Cluster:
         self.daemons.env["SLURM_CONF"] = str(self.folder / "slurm.conf")
         self.env = self.daemons.env
 
+    def __enter__(self):
+        try:
+            self.start()
+        except BaseException:
+            self.stop()
+            raise
+        return self
+
+    def __exit__(self, *error):
+        self.stop()
+
     def start(self):
         self.ports = write(self.folder)
         self.start_munge()
