@@ -16,13 +16,14 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
+from pyclassify.spool.spooled_run import upload_rest
 from pyclassify.tracking.capsule import (
     CAPSULE_FOLDER,
     CODE_FILES,
     REPOSITORIES_FOLDER,
     get_repository_facts,
 )
-from pyclassify.tracking.run import make_run_environment
+from pyclassify.tracking.run import find_spool_root, make_run_environment
 from pyclassify.utils.git import find_root, run_git
 from pyclassify.utils.masking import MASK
 from pyclassify.utils.options import PATH_OPTIONS, SHORT_OPTIONS, format_options
@@ -57,6 +58,12 @@ def look_up_run(run_id: str) -> "tuple[MlflowClient, Run]":
     return client, search.find_run(client, run_id)
 
 
+def has_capsule(client: "MlflowClient", run_id: str) -> bool:
+    """Whether a run has a capsule, which may still be in the spool in this folder."""
+    upload_rest(find_spool_root("runs") / run_id, client)
+    return bool(client.list_artifacts(run_id, CAPSULE_FOLDER))
+
+
 def download_capsule(client: "MlflowClient", run_id: str, folder: Path) -> Path:
     """Download a run's capsule.
 
@@ -70,8 +77,9 @@ def download_capsule(client: "MlflowClient", run_id: str, folder: Path) -> Path:
 
     Raises:
         ValueError: The run has no capsule.
+        mlflow.exceptions.MlflowException: The store does not answer, or refuses.
     """
-    if not client.list_artifacts(run_id, CAPSULE_FOLDER):
+    if not has_capsule(client, run_id):
         from pyclassify.runs.parent_run import list_child_runs
 
         if children := list_child_runs(client, client.get_run(run_id)):
@@ -82,7 +90,8 @@ def download_capsule(client: "MlflowClient", run_id: str, folder: Path) -> Path:
             )
         raise ValueError(
             f"run {run_id} has no capsule (its artifact folder {CAPSULE_FOLDER}/ is missing); give "
-            "the id of a run of `pyclassify train`"
+            "the id of a run of `pyclassify train`, or upload the rest of an interrupted run by "
+            "`pyclassify sync FOLDER`, where FOLDER is the folder that it was started in"
         )
     folder.mkdir(exist_ok=True)
     return Path(client.download_artifacts(run_id, CAPSULE_FOLDER, str(folder)))

@@ -24,6 +24,7 @@ import yaml
 from pyclassify.runs.restore import (
     download_capsule,
     find_code,
+    has_capsule,
     interrupt_on_stop_signals,
     list_saving_loggers,
     look_up_run,
@@ -34,7 +35,7 @@ from pyclassify.runs.restore import (
     run_training,
 )
 from pyclassify.spool import lock
-from pyclassify.tracking.capsule import CAPSULE_FOLDER, PACKAGE_FOLDER, digest_package
+from pyclassify.tracking.capsule import PACKAGE_FOLDER, digest_package
 from pyclassify.tracking.run import find_spool_root
 from pyclassify.utils.git import find_root
 from pyclassify.utils.launcher import SLURM_FOLDER_TAG
@@ -147,7 +148,7 @@ def _find_source(client: "MlflowClient", run: "Run") -> "Run":
     if SEEDS_TAG not in run.data.tags:
         return run
     for child in list_child_runs(client, run):
-        if client.list_artifacts(child.info.run_id, CAPSULE_FOLDER):
+        if has_capsule(client, child.info.run_id):
             return child
     raise ValueError(
         f"run {run.info.run_id} is the parent of seeds, none of which logged its capsule, so there "

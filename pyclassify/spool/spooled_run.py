@@ -8,6 +8,7 @@ import os
 import sys
 import time
 import warnings
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -263,6 +264,26 @@ def open_run(
         _warn_offline(error, tracking_uri, root)
     folder = _create_offline(run_id, experiment_name, run_name, tags, tracking_uri, root)
     return SpooledRun(folder, tracking_uri)
+
+
+def upload_rest(folder: Path, client: "MlflowClient") -> None:
+    """Upload what a run wrote to its spool and could not upload before its process died.
+
+    Files that can't be stored now, and a run that another process uploads, are left to it and to
+    `pyclassify sync`.
+
+    Args:
+        folder: The run's folder, which need not exist.
+        client: A client of the server.
+
+    Raises:
+        mlflow.exceptions.MlflowException: The server does not respond, or rejects the request.
+    """
+    from pyclassify.spool.uploader import Uploader
+
+    if records.is_spool(folder) and not records.is_done(folder):
+        with suppress(OSError):
+            Uploader(folder, client).upload()
 
 
 def _warn_offline(error: Exception, tracking_uri: str, root: Path) -> None:

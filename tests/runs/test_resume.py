@@ -8,6 +8,8 @@ import mlflow
 import pytest
 
 from pyclassify.cli.main import main
+from pyclassify.spool.records import create_from_server, format_spool_uri
+from pyclassify.spool.store import register_scheme
 from pyclassify.tracking import capsule
 from tests.support import processes
 from tests.support.phrases import mentions
@@ -37,6 +39,12 @@ def make_run(folder, status="KILLED", tags=(), **facts):
     """Make a run with a capsule; returns its id."""
     client = mlflow.MlflowClient()
     run_id = client.create_run(experiment_id(client), tags=dict(tags)).info.run_id
+    log_capsule(client, run_id, folder, **facts)
+    client.set_terminated(run_id, status)
+    return run_id
+
+
+def log_capsule(client, run_id, folder, **facts):
     known = {
         "subcommand": "fit",
         "command": [],
@@ -51,8 +59,17 @@ def make_run(folder, status="KILLED", tags=(), **facts):
     config = {"trainer": {"logger": logger, "max_epochs": 3, "devices": 1}, "data": None}
     client.log_text(run_id, json.dumps({**known, **facts}), "capsule/capsule.json")
     client.log_text(run_id, json.dumps(config), "capsule/config.yaml")
-    client.set_terminated(run_id, status)
-    return run_id
+
+
+def test_capsule_that_was_not_uploaded_before_the_kill_is_uploaded(resume, tmp_path):
+    client = mlflow.MlflowClient()
+    run_id = client.create_run(experiment_id(client)).info.run_id
+    assert mentions(resume(run_id), "no capsule", "pyclassify sync")
+    root = tmp_path / "runs" / "spool"
+    create_from_server(root, client, run_id)
+    register_scheme()
+    log_capsule(mlflow.MlflowClient(format_spool_uri(root)), run_id, tmp_path, subcommand="test")
+    assert mentions(resume(run_id), "`pyclassify test`", f"`pyclassify rerun {run_id}`")
 
 
 @pytest.mark.parametrize(
