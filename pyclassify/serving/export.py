@@ -25,6 +25,7 @@ from torch.export import Dim
 from torch.export.passes import move_to_device_pass
 
 from pyclassify.data.transforms import Preprocess
+from pyclassify.utils.files import open_deferring_errors
 
 # The name that MLflow's flavor `pytorch` expects.
 PROGRAM_FILE = "model.pt2"
@@ -55,6 +56,7 @@ def export_program(
 
     Raises:
         ValueError: The number of names differs from the number of classes.
+        OSError: The file can't be written.
     """
     module = copy.deepcopy(ProbabilityNetwork(network, preprocess)).cpu().eval()
     images = torch.zeros(_EXAMPLE_SHAPE, dtype=torch.uint8)
@@ -73,7 +75,9 @@ def export_program(
     settings = preprocess.settings if isinstance(preprocess, Preprocess) else None
     extra_files = {_CLASSES_FILE: json.dumps(names), _PREPROCESS_FILE: json.dumps(settings)}
     # With `example_inputs`: MLflow loads no program without them where pickle is disallowed.
-    torch.export.save(program, path, extra_files=extra_files)
+    # A write that fails would abort this process: PyTorch's C++ writer throws in its destructor.
+    with open_deferring_errors(Path(path)) as file:
+        torch.export.save(program, file, extra_files=extra_files)
     return names
 
 

@@ -32,7 +32,8 @@ class ModelLogger(Callback):
     After `Trainer.train` the model has the weights that were tested, and the test metrics are
     linked to it. After `fit` alone it has the best weights, or the last ones if no checkpoint was
     saved. A training that is continued logs a second model with a higher step. An export that
-    fails costs a warning: the model is FAILED, and the run is not.
+    fails, also on a full disk, costs a warning: the model is FAILED, the run is not, and the best
+    weights are logged as without a model.
 
     The trainer needs a `RunLogger`, and the data module or the LightningModule a `preprocess`;
     otherwise no model is logged.
@@ -77,7 +78,10 @@ class ModelLogger(Callback):
         if find_preprocess(trainer, pl_module) is None:
             rank_zero_info(f"no model is logged: {_NO_PREPROCESS}")
             return
-        self.model_id = warn_on_error("log the model", log_model, logger, trainer, pl_module)
+        # Without a model, the logger uploads the best weights afterwards.
+        self.model_id = warn_on_error(
+            "log the model", log_model, logger, trainer, pl_module, has_fallback=True
+        )
         if self.model_id is not None:
             client, run_id = logger.experiment, str(logger.run_id)
             warn_on_error("write the description", describe_model, client, run_id)

@@ -352,7 +352,11 @@ def fail_later(action: str, reason: str | BaseException) -> None:
 
 
 def warn_on_error(
-    action: str, function: Callable[..., Any], *args: Any, is_required: bool = False
+    action: str,
+    function: Callable[..., Any],
+    *args: Any,
+    is_required: bool = False,
+    has_fallback: bool = False,
 ) -> Any:
     """Call a function and turn its error into a warning, so that the training continues.
 
@@ -362,6 +366,8 @@ def warn_on_error(
         args: Its arguments.
         is_required: Whether an error also makes the run FAILED when it ends. A disk error always
             does, since it is an error of the machine and not of the network or the data.
+        has_fallback: Whether the result is saved in another way after an error, so that a disk
+            error does not make the run FAILED either.
 
     Returns:
         The function's result, or None after an error.
@@ -369,10 +375,11 @@ def warn_on_error(
     try:
         return function(*args)
     except Exception as error:
-        if is_required or is_disk_error(error):
+        is_disk = is_disk_error(error)
+        if is_required or (is_disk and not has_fallback):
             fail_later(action, error)
         elif is_rank_zero():
-            reason = format_reason(error)
+            reason = describe_disk_error(error) if is_disk else format_reason(error)
             message = f"could not {action} ({reason}); the run continues without this result"
             warnings.warn(message, stacklevel=2)
         return None

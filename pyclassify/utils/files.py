@@ -1,6 +1,7 @@
 """Write files atomically, describe errors of disks, and find the cache folder."""
 
 import errno
+import io
 import os
 import re
 import shutil
@@ -8,7 +9,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 from uuid import uuid4
 
 _FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -51,6 +52,42 @@ def open_atomically(path: Path) -> Iterator[IO[bytes]]:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+@contextmanager
+def open_deferring_errors(path: Path) -> Iterator[IO[bytes]]:
+    """Open a file for a writer that can't handle errors; raise the first one at the end.
+
+    After an error nothing more is written.
+
+    Raises:
+        OSError: The file could not be written; it is removed.
+    """
+    try:
+        file = _ErrorDeferrer(path, "wb")
+        with io.BufferedWriter(file) as buffered:
+            yield buffered
+        if file.error is not None:
+            raise file.error
+    except BaseException as error:
+        path.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.filename is None:  # as write(2) leaves it
+            error.filename = str(path)
+        raise
+
+
+class _ErrorDeferrer(io.FileIO):
+    """A file whose `write` takes all bytes also after an error, which it saves."""
+
+    error: OSError | None = None
+
+    def write(self, data: Any) -> int:
+        if self.error is None:
+            try:
+                return super().write(data)
+            except OSError as error:
+                self.error = error
+        return memoryview(data).nbytes
 
 
 def check_writable(folder: Path) -> None:

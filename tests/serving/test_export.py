@@ -22,6 +22,7 @@ from pyclassify.serving.export import (
 )
 from pyclassify.training.checkpoints import find_data_state
 from tests.support import networks
+from tests.support.spooled import limit_file_size
 
 PREPROCESS = Preprocess(10, 8, mean=(0.4, 0.5, 0.6), std=(0.2, 0.3, 0.4))
 
@@ -128,6 +129,16 @@ def test_names_of_the_classes_are_in_the_file(given, expected, classifier, tmp_p
     extra = {"classes.json": ""}
     torch.export.load(tmp_path / "model.pt2", extra_files=extra)
     assert json.loads(extra["classes.json"]) == expected
+
+
+def test_export_on_a_full_disk_raises_and_leaves_no_file(classifier, tmp_path):
+    path = tmp_path / "model.pt2"
+
+    # PyTorch's own writer would abort the process.
+    with limit_file_size(40_000), pytest.raises(OSError, match="File too large") as caught:
+        export_program(classifier, Preprocess(), (), path)
+
+    assert (caught.value.filename, [*tmp_path.iterdir()]) == (str(path), [])
 
 
 def test_missing_class_names_are_an_error(tmp_path):

@@ -9,9 +9,11 @@ import torch
 from pyclassify.cli.main import main
 from pyclassify.data.transforms import Preprocess
 from pyclassify.module import Classifier
+from pyclassify.serving import artifact
+from pyclassify.tracking.logger import RunLogger
 from tests.support import networks
 from tests.support.phrases import mentions
-from tests.support.spooled import open_run_with_spool
+from tests.support.spooled import limit_file_size, open_run_with_spool
 from tests.support.stores import using
 from tests.support.trainings import QUIET, SHAPES, train_beside
 
@@ -145,6 +147,55 @@ def test_network_that_can_not_be_exported_costs_a_warning_and_leaves_a_failed_mo
     assert (run.info.status, [m.status for m in find_models(run)]) == ("FINISHED", ["FAILED"])
     assert "weights" in list_artifacts(run)
     assert "\nregister " not in done.out
+
+
+FREE_BYTES = 5_000  # less than the weights of networks.Linear
+
+
+def fill_disk(monkeypatch, owner, name):
+    """Have a function write to a full disk."""
+    original = getattr(owner, name)
+
+    def write(*args, **kwargs):
+        with limit_file_size(FREE_BYTES):
+            return original(*args, **kwargs)
+
+    monkeypatch.setattr(owner, name, write)
+
+
+@pytest.mark.parametrize(
+    ("owner", "name"),
+    [(artifact, "save_model"), (mlflow.MlflowClient, "log_model_artifacts")],
+    ids=["export", "copy"],
+)
+def test_disk_error_of_the_model_costs_a_warning_and_the_weights_are_logged(
+    owner, name, cli, monkeypatch
+):
+    fill_disk(monkeypatch, owner, name)
+    with pytest.warns(UserWarning, match=r"could not log the model .+ continues without"):
+        done = cli(f"train {OPTIONS}")
+
+    assert done.code == 0, done.err
+    run = done.runs[0]
+    assert (run.info.status, [m.status for m in find_models(run)]) == ("FINISHED", ["FAILED"])
+    path = mlflow.artifacts.download_artifacts(f"runs:/{run.info.run_id}/weights/best.ckpt")
+    best = Path("runs", run.info.experiment_id, run.info.run_id, "checkpoints/best.ckpt")
+    expected = torch.load(best)["state_dict"]
+    torch.testing.assert_close(torch.load(path)["state_dict"], expected, rtol=0, atol=0)
+
+
+def test_disk_error_of_model_and_weights_fails_the_run_and_names_the_checkpoint(cli, monkeypatch):
+    fill_disk(monkeypatch, artifact, "save_model")
+    fill_disk(monkeypatch, RunLogger, "_log_weights")
+    with pytest.warns(UserWarning, match="could not log"):
+        done = cli(f"train {OPTIONS}")
+
+    run = done.runs[0]
+    assert (done.code, run.info.status) == (1, "FAILED")
+    best = Path("runs", run.info.experiment_id, run.info.run_id, "checkpoints/best.ckpt")
+    assert mentions(run.data.tags["status_reason"], "the best weights, which are in", best.name)
+    assert "could not log the model" not in run.data.tags["status_reason"]
+    assert "optimizer_states" in torch.load(best, weights_only=False)
 
 
 def test_network_without_preprocessing_has_weights_and_no_model(cli):
