@@ -9,6 +9,7 @@ import shutil
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -77,14 +78,14 @@ def main(argv: Sequence[str]) -> int:
     verb, sizes, failed = "would remove" if options.dry_run else "removed", {True: 0, False: 0}, 0
     for run in _find_runs(options.folder):
         size = run.count_bytes()
-        try:
-            name, reason = _find_reason_to_keep(run, options)
-        except Exception as error:  # each kind of store fails in its own way
-            name, reason, failed = "", describe_server_error(error), 1
+        with ExitStack() as stack:
+            try:
+                name, reason = _find_reason_to_keep(run, options, stack)
+            except Exception as error:  # each kind of store fails in its own way
+                name, reason, failed = "", describe_server_error(error), 1
+            if not reason and not options.dry_run:
+                _remove(run)
         sizes[not reason] += size
-        if not reason and not options.dry_run:
-            for folder in run.folders:
-                shutil.rmtree(folder)
         _write_line(verb if not reason else "kept", run.run_id, size, reason or name)
     sys.stdout.write(f"{verb} {_format_size(sizes[True])}, kept {_format_size(sizes[False])}\n")
     return failed
@@ -139,8 +140,24 @@ def _find_runs(root: Path) -> Iterator[_LocalRun]:
         yield _LocalRun(run_id, folders, spools / run_id)
 
 
-def _find_reason_to_keep(run: _LocalRun, options: argparse.Namespace) -> tuple[str, str]:
+def _remove(run: _LocalRun) -> None:
+    """Remove the files of a run that this process has locked, those of its lock last."""
+    for folder in run.folders:
+        if folder != run.spool:
+            shutil.rmtree(folder)
+    lock.remove_folder(run.spool)
+
+
+def _find_reason_to_keep(
+    run: _LocalRun, options: argparse.Namespace, stack: ExitStack
+) -> tuple[str, str]:
     """Find why the files of a run have to stay.
+
+    Args:
+        run: The run.
+        options: The options of the command line.
+        stack: Releases the lock of the run, which is held from the check until the files are
+            removed: `pyclassify resume` could start to write them in between.
 
     Returns:
         The run's name, and the reason; empty if the files can be removed.
@@ -154,6 +171,12 @@ def _find_reason_to_keep(run: _LocalRun, options: argparse.Namespace) -> tuple[s
         return "", f"the run is locked by {holder}"
     if not records.is_spool(run.spool):
         return "", f"its write-ahead log {run.spool} is missing, so its server is not known"
+    if not options.dry_run:
+        try:
+            lock.acquire(run.spool)
+        except lock.RunLockedError as error:
+            return "", str(error)
+        stack.callback(lock.release, run.spool)
     if not records.is_done(run.spool):
         return "", f"not completely uploaded; run `pyclassify sync {run.spool}`"
     if (run.spool / records.REJECTED_FILE).exists():

@@ -1,17 +1,19 @@
 """An exclusive lock for the writer of a run: `flock(2)` on a file in the run's spool.
 
-The file, `writer.lock`, is not removed; the run is locked while a process holds the lock. The
-kernel releases the lock when that process ends for any reason. The file has one line of JSON, which
-names the last holder.
+The file, `writer.lock`, is removed only with the run's folder; the run is locked while a process
+holds the lock. The kernel releases the lock when that process ends for any reason. The file has one
+line of JSON, which names the last holder.
 """
 
 import errno
 import fcntl
 import json
 import os
+import shutil
 import socket
 import time
 import warnings
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -65,22 +67,55 @@ def acquire(folder: Path) -> None:
     path = folder.resolve() / LOCK_FILE
     if path in _locked:
         return
-    folder.mkdir(parents=True, exist_ok=True)
-    descriptor = _open(path)
-    try:
-        end = time.monotonic() + _TIMEOUT_SECONDS
-        while not (is_locked := _lock(descriptor, path)) and time.monotonic() < end:
-            time.sleep(0.05)
-        if not is_locked:
+    end = time.monotonic() + _TIMEOUT_SECONDS
+    while (descriptor := _acquire_file(path)) is None:
+        if time.monotonic() > end:
             raise RunLockedError(
                 f"the run {folder.name} is locked by {_read_holder(path)}; wait until it ends, or "
                 f"stop it and run `pyclassify resume {folder.name}`"
             )
+        time.sleep(0.05)
+    try:
         _write_holder(descriptor)
     except BaseException:
         os.close(descriptor)
         raise
     _locked[path] = descriptor
+
+
+def _acquire_file(path: Path) -> int | None:
+    """Open and lock a file; None if another process has locked it, or removes its folder."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with suppress(FileNotFoundError):
+        descriptor = _open(path)
+        try:
+            # A removed file is no lock: other processes create and lock another one.
+            if _lock(descriptor, path) and os.path.samestat(os.fstat(descriptor), path.stat()):
+                return descriptor
+        except BaseException:
+            os.close(descriptor)
+            raise
+        os.close(descriptor)
+    return None
+
+
+def remove_folder(folder: Path) -> None:
+    """Remove the folder of a run whose lock this process holds, and release the lock.
+
+    The file of the lock is removed last, so that no process writes to the run meanwhile.
+
+    Raises:
+        OSError: A file can't be removed.
+    """
+    for path in folder.iterdir():
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        elif path.name != LOCK_FILE:
+            path.unlink()
+    (folder / LOCK_FILE).unlink()
+    with suppress(OSError):  # another process has created the run's folder again
+        folder.rmdir()
+    release(folder)
 
 
 def release(folder: Path) -> None:

@@ -1,13 +1,18 @@
 """`pyclassify clear`: local files are removed only if the server has all of the run."""
 
+import fcntl
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import mlflow
 import pytest
 
+from pyclassify.runs import clear as module
 from pyclassify.spool import lock, records
 from tests.support.phrases import mentions
+from tests.support.spooled import ACQUIRE
 from tests.support.stores import list_runs, using
 from tests.support.trainings import SHAPES, refusal, train_beside
 
@@ -96,6 +101,32 @@ def test_run_that_is_written_is_kept(clear, run):
         assert "locked by process" in clear().out
     finally:
         lock.release(spool_of(run))
+    assert find_files()
+
+
+@pytest.mark.parametrize("moment", ["_check_run", "_remove"])
+def test_no_process_can_write_to_a_run_while_it_is_removed(moment, clear, run, monkeypatch):
+    original, writers = getattr(module, moment), []
+
+    def start_writer(*args):
+        writers.append(subprocess.run([sys.executable, "-c", acquire], check=False))
+        return original(*args)
+
+    acquire = ACQUIRE.format(folder=str(spool_of(run).absolute()))
+    monkeypatch.setattr(module, moment, start_writer)
+
+    done = clear()
+
+    assert [writer.returncode for writer in writers] == [1]
+    assert (done.code, find_files()) == (0, [])
+
+
+def test_run_that_another_process_has_locked_meanwhile_is_kept(clear, run, monkeypatch):
+    with (spool_of(run) / lock.LOCK_FILE).open("a") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        monkeypatch.setattr(lock, "find_holder", lambda folder: "")
+
+        assert "is locked by" in clear().out
     assert find_files()
 
 

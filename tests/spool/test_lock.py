@@ -4,6 +4,7 @@ import fcntl
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 from pathlib import Path
@@ -107,6 +108,36 @@ def test_acquire_while_the_holder_writes_its_line_raises_without_its_name(folder
 
         with pytest.raises(lock.RunLockedError, match=r"0123abcd .*another process"):
             lock.acquire(folder)
+
+
+def test_acquire_of_a_folder_that_is_removed_meanwhile_locks_a_new_file(folder, monkeypatch):
+    opened = lock._open
+
+    def open_and_remove(path):
+        monkeypatch.setattr(lock, "_open", opened)
+        descriptor = opened(path)
+        shutil.rmtree(folder)
+        return descriptor
+
+    monkeypatch.setattr(lock, "_open", open_and_remove)
+
+    lock.acquire(folder)
+
+    assert json.loads((folder / lock.LOCK_FILE).read_text())["pid"] == os.getpid()
+    lock.release(folder)
+
+
+def test_remove_folder_removes_the_lock_with_all_files(folder):
+    lock.acquire(folder)
+    (folder / "artifacts").mkdir()
+    (folder / "artifacts" / "config.yaml").write_text("seed: 1\n")
+
+    lock.remove_folder(folder)
+
+    assert not folder.exists()
+    lock.acquire(folder)
+    assert (folder / lock.LOCK_FILE).is_file()
+    lock.release(folder)
 
 
 def test_acquire_twice_is_released_once(folder):
