@@ -9,7 +9,7 @@ from benchmarks.parts.demo import find_link
 # The assistant's button covers what is below it.
 _NO_BUTTON = "[data-assistant-ui] { display: none !important; }"
 _SIDEBAR_WIDTH = 198
-_TABLE_WIDTH = 1100
+_TABLE_WIDTH = 1230
 
 
 class MlflowPages:
@@ -25,7 +25,7 @@ class MlflowPages:
 
     def take_run(self, output):
         """Take the page of a run, from its description on."""
-        self._open(find_link("this run", output), "About this run", 880, 1150)
+        self._open(find_link("this run", output), "About this run", 880, 1240)
         self.page.get_by_text("Show more").first.click()
         self.page.wait_for_function("[...document.images].some(e => e.naturalWidth > 300)")
         heading = self.page.get_by_text("Description", exact=True).first

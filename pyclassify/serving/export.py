@@ -10,6 +10,7 @@ import copy
 import io
 import json
 import pickle
+import warnings
 import zipfile
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
@@ -76,7 +77,9 @@ def export_program(
     extra_files = {_CLASSES_FILE: json.dumps(names), _PREPROCESS_FILE: json.dumps(settings)}
     # With `example_inputs`: MLflow loads no program without them where pickle is disallowed.
     # A write that fails would abort this process: PyTorch's C++ writer throws in its destructor.
-    with open_deferring_errors(Path(path)) as file:
+    with warnings.catch_warnings(), open_deferring_errors(Path(path)) as file:
+        # PyTorch warns of weights in the channels-last memory format, and saves them all the same.
+        warnings.filterwarnings("ignore", message="No complete tensor found in the group")
         torch.export.save(program, file, extra_files=extra_files)
     return names
 

@@ -26,6 +26,7 @@ VIEW_TAG_PREFIX = "mlflow.sharedViewState."
 
 # Columns in their order, with their width in pixels.
 _ATTRIBUTE_COLUMNS = {"attributes.`Run Name`": 300, "attributes.`Created`": 130, "duration": 80}
+_MODEL_COLUMN = "attributes.`Models`"  # MLflow's table of models can't be sorted by a metric
 _METRIC_COLUMNS = {
     "test_accuracy": 115,
     "best_val_accuracy": 140,
@@ -86,7 +87,8 @@ class View:
 
 
 def _make_state(group_by: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    columns = {f"metrics.`{name}`": width for name, width in _METRIC_COLUMNS.items()}
+    columns = {_MODEL_COLUMN: 130}
+    columns |= {f"metrics.`{name}`": width for name, width in _METRIC_COLUMNS.items()}
     columns |= {f"params.`{name}`": width for name, width in _PARAMETER_COLUMNS.items()}
     return {
         "orderByKey": "metrics.`test_accuracy`",

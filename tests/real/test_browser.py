@@ -15,7 +15,7 @@ from tests.support.browser import find_chromium, mlflow_ui, visit
 from tests.support.trainings import LINEAR, QUIET
 
 pytestmark = pytest.mark.browser
-SMALL = f"train --data=SyntheticDataModule {LINEAR} --max_epochs=2 {QUIET}"
+SMALL = f"train --data=SyntheticDataModule {LINEAR} --max_epochs=2 {QUIET} --log_model=true"
 SMALL += (
     " --trainer.log_every_n_steps=1 --data.train_size=400 --data.val_size=50 --data.test_size=100"
 )
@@ -86,8 +86,36 @@ def test_all_runs_are_listed_the_best_first_with_results_before_settings(said, v
 
     assert shown == pytest.approx(sorted(accuracies(said.runs), reverse=True))
     names = [name for _, name in sorted(headings)]
-    assert names[:4] == ["Run Name", "test_accuracy", "best_val_accuracy", "test_loss"]
+    results = ["test_accuracy", "best_val_accuracy", "test_loss"]
+    assert names[:5] == ["Run Name", "Models", *results]
     assert {"wall_seconds", "parameters", "model/learning_rate", "data/batch_size"} < set(names)
+
+
+def test_model_of_the_best_run_is_registered_by_its_button_and_promoted(
+    said, visitor, module_store
+):
+    page = visitor.page
+    visitor.open(find_link("all runs", said.trained[0]), "matching runs")
+    models = page.locator("[role=gridcell][col-id='attributes.`Models`']")
+    expect(models).to_have_count(len(said.runs))
+    places = models.evaluate_all("all => all.map(e => e.getBoundingClientRect().y)")
+    link = models.nth(places.index(min(places))).get_by_role("link")
+    page.goto(f"{visitor.address}/{link.get_attribute('href').lstrip('/')}")  # else in a new tab
+
+    page.get_by_role("button", name="Register model").click()
+    dialog = page.get_by_role("dialog")
+    dialog.get_by_role("combobox").click()
+    page.get_by_text("Create New Model").last.click()
+    dialog.get_by_placeholder("Input a model name").fill("shapes")
+    dialog.get_by_role("button", name="Register", exact=True).click()
+    expect(page.get_by_role("link", name="shapes")).to_be_visible()
+    visitor.keep("registered")
+    promoted = listen("promote shapes 1")
+
+    assert promoted.startswith("shapes version 1 is champion")
+    best = max(said.runs, key=lambda run: run.data.metrics["test_accuracy"])
+    version = module_store.get_model_version_by_alias("shapes", "champion")
+    assert version.run_id == best.info.run_id
 
 
 def test_charts_are_bars_of_results_and_then_lines_of_the_training(said, visitor):

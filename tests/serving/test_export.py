@@ -172,6 +172,17 @@ def test_program_has_the_weights_of_the_network_bit_for_bit(tmp_path):
         assert torch.equal(weights[name], tensor)
 
 
+def test_network_in_channels_last_is_exported_without_a_warning(tmp_path, recwarn):
+    classifier = Classifier(AlexNetBN, num_classes=4, channels_last=True).eval()
+    preprocess = Preprocess(32, 32)
+
+    export_program(classifier, preprocess, (), tmp_path / "model.pt2")
+
+    assert [str(warning.message) for warning in recwarn] == []
+    expected = classifier(preprocess(images(2))).softmax(dim=1)
+    torch.testing.assert_close(load(tmp_path / "model.pt2")(images(2)), expected)
+
+
 def test_checkpoint_of_a_program_has_weights_classes_and_preprocessing(classifier, tmp_path):
     export_program(classifier, PREPROCESS, "abcd", tmp_path / "model.pt2")
 
