@@ -135,7 +135,7 @@ def _list_next_commands(
     if register is not None and register.version is not None:
         uri = f"models:/{register.name}/{register.version}"
         lines["serve"] = f"mlflow models serve -m {shlex.quote(uri)} --env-manager uv"
-    elif _find_model_id(trainer):
+    elif (model_id := _find_model_id(trainer)) and run.get_server_model_id(model_id):
         lines["register"] = f"pyclassify register {short_id} NAME"
     return lines
 
@@ -152,6 +152,8 @@ def _format_command(command: str, argv: Sequence[str], *more: str) -> str:
 def _will_be_removed(path: str, logger: RunLogger | None) -> bool:
     """Whether a checkpoint is removed when the run ends, as the run's model has its weights."""
     if logger is None or logger.model_id is None or logger.spooled_run.is_offline():
+        return False
+    if not logger.spooled_run.get_server_model_id(logger.model_id):
         return False
     return is_in_folder(path, logger)
 

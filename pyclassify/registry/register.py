@@ -134,8 +134,9 @@ class RegisterModel(ModelLogger):
                 f"it will be after the upload, at the latest by `pyclassify sync {run.folder}`"
             )
             return
-        model = run.get_server_model(model_id)
-        self.version = find_version(run.get_server_client(), model, name)
+        if run.get_server_model_id(model_id):
+            model = run.get_server_model(model_id)
+            self.version = find_version(run.get_server_client(), model, name)
         if self.version is not None:
             self.result = f"{name} version {self.version}"
             return

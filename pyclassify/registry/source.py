@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from pyclassify.registry.versions import find_model
+from pyclassify.spool.model_sender import FALLBACK_FOLDER
 from pyclassify.spool.store_errors import describe_server_error
 from pyclassify.utils.masking import mask
 
@@ -211,6 +212,9 @@ def _download_run_weights(client: "MlflowClient", run: "Run", folder: str) -> st
     try:
         with suppress(ValueError):  # it has no model
             return download_program(client, find_model(client, run).artifact_location, folder)
+        names = {file.path for file in client.list_artifacts(run_id)}
+        if FALLBACK_FOLDER in names and Path(_WEIGHTS_PATH).parent.name not in names:
+            return download_program(client, f"{run.info.artifact_uri}/{FALLBACK_FOLDER}", folder)
         return str(download_artifacts(None, run_id, _WEIGHTS_PATH, folder, uri))
     except (MlflowException, OSError) as error:
         raise ValueError(

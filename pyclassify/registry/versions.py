@@ -11,7 +11,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from pyclassify.registry.lock import lock_model
+from pyclassify.spool.store_errors import lacks_logged_models
 from pyclassify.tracking.capsule import DATA_WARNING_TAG
+from pyclassify.utils.masking import mask
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -94,12 +96,21 @@ def find_model(client: "MlflowClient", run: "Run") -> "LoggedModel":
         run: The run.
 
     Raises:
-        ValueError: The run has no such model.
+        ValueError: The run has no such model, or the store is of MLflow 2.
         mlflow.exceptions.MlflowException: The store does not answer.
     """
-    models = client.search_logged_models(
-        [run.info.experiment_id], filter_string=f"source_run_id = '{run.info.run_id}'"
-    )
+    from mlflow.exceptions import MlflowException
+
+    try:
+        models = client.search_logged_models(
+            [run.info.experiment_id], filter_string=f"source_run_id = '{run.info.run_id}'"
+        )
+    except (MlflowException, NotImplementedError) as error:
+        if not lacks_logged_models(error):
+            raise
+        raise ValueError(
+            f"{mask(client.tracking_uri)} does not know logged models; upgrade it to MLflow 3"
+        ) from error
     ready = [model for model in models if model.status == "READY"]
     if not ready:
         raise ValueError(_format_missing_model(run, models))

@@ -3,6 +3,9 @@
 A model has an ID of the spool until the server, which alone assigns IDs, creates it. The tag
 `MODEL_TAG` names the former, so that a second upload finds the model. Its files are stored before
 its status is READY; if one of them is lost or rejected, the status is FAILED.
+
+A server of MLflow 2 has no logged models: the files become artifacts of the run, in the folder
+`model`, where `mlflow.pyfunc.log_model` of MLflow 2 stores them.
 """
 
 import shutil
@@ -15,12 +18,14 @@ from typing import TYPE_CHECKING, Any
 from pyclassify.spool import records
 from pyclassify.spool.records import MAX_POINTS, REASON_TAG, Batch, Record
 from pyclassify.spool.server import MAX_TAGS, Sender, open_artifacts
+from pyclassify.spool.store_errors import lacks_logged_models
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import LoggedModel, Run
 
 MODEL_TAG = "pyclassify.model"  # of a model at the server: its ID in the spool
+FALLBACK_FOLDER = "model"  # of a run's artifacts
 _MODEL_FILE = "MLmodel"
 _UNFINISHED = "the run ended before the model was complete"
 
@@ -34,7 +39,8 @@ class ModelSender:
 
     Attributes:
         models: What is known of each model at the server, by its ID in the spool: `id`, `location`
-            and, once it is set, `status`. The ID is empty if the server has rejected the model.
+            and, once it is set, `status`. The ID is empty if the server has rejected the model; the
+            location is then missing, or in the artifacts of the run.
     """
 
     def __init__(self, folder: Path, sender: Sender) -> None:
@@ -62,7 +68,7 @@ class ModelSender:
         """
         for model, record in batch.models.items():
             if model not in self.models:
-                self._sender.send_or_reject(record, self._create, record)
+                self._sender.send_or_reject(record, self._create_or_locate, record)
                 self.models.setdefault(model, {"id": ""})
         for kind, log, updates in (
             ("params", self._log_params, batch.model_params),
@@ -83,9 +89,10 @@ class ModelSender:
 
     def upload_file(self, record: Record) -> None:
         """Upload a file of a model; in MLmodel, replace IDs and locations by the server's."""
-        if self._reject_of_rejected(record):
+        location = self.models.get(record["model"], {}).get("location", "")
+        if not location and self._reject_of_rejected(record):
             return
-        artifacts = open_artifacts(self._client, self.models[record["model"]]["location"])
+        artifacts = open_artifacts(self._client, location)
         path, name = records.get_file(self.folder, record), Path(record["path"])
         parent = None if name.parent == Path() else name.parent.as_posix()
         if not path.is_file():
@@ -143,10 +150,23 @@ class ModelSender:
         """
         for model in self.models:
             folder = self.folder / records.MODELS_FOLDER / model
-            is_stored = self.get_id(model) and not self._rejected.find_file({"model": model})
+            has_location = bool(self.models[model].get("location"))
+            is_stored = has_location and not self._rejected.find_file({"model": model})
             if is_stored and folder.is_dir():
                 shutil.rmtree(folder)
                 folder.mkdir()  # by which the store finds the model's run
+
+    def _create_or_locate(self, record: Record) -> None:
+        """Create a model; choose a folder of the run for its files if the server has no models."""
+        from mlflow.exceptions import MlflowException
+
+        try:
+            self._create(record)
+        except MlflowException as error:
+            if error.__cause__ is not None and lacks_logged_models(error.__cause__):
+                location = f"{self._sender.run_info.artifact_uri}/{FALLBACK_FOLDER}"
+                self.models[record["model"]] = {"id": "", "location": location}
+            raise
 
     def _create(self, record: Record) -> None:
         """Create a model, or find it if it was created before."""
@@ -262,10 +282,11 @@ class ModelSender:
         import yaml  # not at the top: the report of a SLURM job imports only the standard library
 
         known, location = self.models[model], self.folder / records.MODELS_FOLDER / model
+        target = known["location"] if known["id"] else FALLBACK_FOLDER
         replaced = {
-            "artifact_path": {records.format_spool_uri(location): known["location"]},
+            "artifact_path": {records.format_spool_uri(location): target},
             "model_id": {model: known["id"]},
-            "model_uuid": {model: known["id"]},
+            "model_uuid": {model: known["id"] or model},
             "run_id": {self.folder.name: self._sender.run_id},
         }
         try:
@@ -277,6 +298,8 @@ class ModelSender:
         for name, values in replaced.items():
             if fields.get(name) in values:
                 fields[name] = values[fields[name]]
+        if not known["id"]:
+            fields.pop("model_id", None)
         return yaml.safe_dump(fields, default_flow_style=False, allow_unicode=True).encode()
 
 
@@ -319,10 +342,13 @@ def _translated_errors() -> Iterator[None]:
         if str(error).startswith("Failed to get logged model") and error.__cause__:
             cause = error.__cause__
         code = getattr(cause, "error_code", "")
-        if code == "ENDPOINT_NOT_FOUND" or isinstance(cause, NotImplementedError):
-            message = "the server does not know logged models; upgrade it to MLflow 3"
+        if lacks_logged_models(cause):
+            message = (
+                "the server does not know logged models, so the network is stored in the run's "
+                f"artifacts, in the folder {FALLBACK_FOLDER}; upgrade the server to MLflow 3"
+            )
         elif code == "RESOURCE_DOES_NOT_EXIST":
             message = f"the model is deleted at the server ({cause})"
         else:
             raise cause from None
-        raise MlflowException(message, INVALID_PARAMETER_VALUE) from error
+        raise MlflowException(message, INVALID_PARAMETER_VALUE) from cause

@@ -255,6 +255,12 @@ def is_final(error: BaseException, is_new_run: bool) -> bool:
     return re.search(_MISCONFIGURED if is_new_run else _FINAL, str(error)) is not None
 
 
+def lacks_logged_models(error: BaseException) -> bool:
+    """Whether a request for a logged model failed since the server is of MLflow 2."""
+    is_unknown = getattr(error, "error_code", "") == "ENDPOINT_NOT_FOUND"
+    return is_unknown or isinstance(error, NotImplementedError)
+
+
 def _describe_bucket_error(message: str) -> str:
     if match := _BUCKET_ERROR.search(message):
         bucket, code = match.groups()

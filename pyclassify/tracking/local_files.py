@@ -99,6 +99,8 @@ def _is_ready(logger: RunLogger, model_id: str) -> bool:
     spooled_run = logger.spooled_run
     if spooled_run.upload_thread is None:  # a later upload by another process may lose a file
         return False
+    if not spooled_run.get_server_model_id(model_id):  # a server of MLflow 2 has no models
+        return False
     return bool(spooled_run.get_server_model(model_id).status == "READY")
 
 

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from pathlib import Path
 from types import SimpleNamespace
 
 import mlflow
@@ -352,7 +353,7 @@ def test_status_that_is_set_after_the_end_of_the_run_counts(spool, tmp_path):
     ],
     ids=["store", "server"],
 )
-def test_server_without_logged_models_costs_one_warning(error, spool, tmp_path, monkeypatch):
+def test_server_without_logged_models_stores_files_in_the_run(error, spool, tmp_path, monkeypatch):
     def fail(*args, **kwargs):
         raise error
 
@@ -364,7 +365,7 @@ def test_server_without_logged_models_costs_one_warning(error, spool, tmp_path, 
     spool.client.log_metric(spool.run_id, "loss", 0.5, step=1)
     spool.client.set_terminated(spool.run_id, "FINISHED")
     uploader = Uploader(spool.folder, spool.there, pytest.fail)
-    with pytest.warns(UserWarning, match="does not know logged models; upgrade") as warned:
+    with pytest.warns(UserWarning, match="does not know logged models, .* upgrade") as warned:
         uploader.upload()
     uploader.remove_copies()
 
@@ -373,9 +374,15 @@ def test_server_without_logged_models_costs_one_warning(error, spool, tmp_path, 
     _, of_version = (str(each.message) for each in warned if "rejected" in str(each.message))
     assert mentions(of_version, "the server has rejected the model")
     assert uploader.get_model_id(model_id) == ""
-    assert (spool.folder / "models" / model_id / "MLmodel").is_file()
+    assert not (spool.folder / "models" / model_id / "MLmodel").exists()
     lines = (spool.folder / records.REJECTED_FILE).read_text().splitlines()
-    assert {json.loads(line)["kind"] for line in lines} >= {"model", "artifact", "version"}
+    assert "artifact" not in {json.loads(line)["kind"] for line in lines}
+    assert {json.loads(line)["kind"] for line in lines} >= {"model", "version"}
+    stored = model_sender.open_artifacts(spool.there, f"{run.info.artifact_uri}/model")
+    read = Model.load(stored.download_artifacts("MLmodel", str(tmp_path)))
+    assert (read.model_id, read.run_id, read.artifact_path) == (None, spool.run_id, "model")
+    weights = stored.download_artifacts("artifacts/model.pt2", str(tmp_path))
+    assert Path(weights).read_text() == "weights"
 
 
 def test_model_that_is_deleted_at_the_server_costs_a_warning(spool, tmp_path):

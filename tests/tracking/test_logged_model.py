@@ -5,7 +5,11 @@ from pathlib import Path
 import mlflow
 import pytest
 import torch
+from mlflow.exceptions import MlflowException
+from mlflow.protos.databricks_pb2 import ENDPOINT_NOT_FOUND
+from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 
+from pyclassify import load
 from pyclassify.cli.main import main
 from pyclassify.data.transforms import Preprocess
 from pyclassify.module import Classifier
@@ -248,6 +252,41 @@ def test_model_of_an_offline_run_is_made_when_it_is_uploaded(
         (model,) = find_models(spool.there.get_run(spool.run_id), spool.there)
         assert model.status == "READY"
         assert mlflow.pyfunc.load_model(model.artifact_location).predict is not None
+
+
+def forget_models(monkeypatch):
+    """Have the store answer as one of MLflow 2."""
+
+    def fail(*args, **kwargs):
+        raise MlflowException("Not Found", ENDPOINT_NOT_FOUND)
+
+    for name in ("search_logged_models", "create_logged_model", "get_logged_model"):
+        monkeypatch.setattr(SqlAlchemyStore, name, fail)
+
+
+def test_server_without_models_has_the_weights_and_all_commands_find_them(cli, monkeypatch):
+    forget_models(monkeypatch)
+    with pytest.warns(UserWarning, match="upgrade the server to MLflow 3") as warned:
+        done = cli(f"train {OPTIONS}")
+
+    assert done.code == 0, done.err
+    assert not [each for each in warned if "could not" in str(each.message)]
+    (run,) = done.runs
+    best = Path("runs", run.info.experiment_id, run.info.run_id, "checkpoints/best.ckpt")
+    assert f"checkpoint     {best.absolute()}" in done.out
+    assert "\nregister " not in done.out
+    expected = torch.load(best)["state_dict"]
+    best.unlink()
+    network = load(run.info.run_id)
+    classifier = Classifier(networks.Linear).eval()
+    classifier.load_state_dict(expected)
+    images = torch.randint(0, 256, (3, 3, 64, 64), dtype=torch.uint8)
+    probabilities = classifier(Preprocess()(images)).softmax(dim=1)
+    torch.testing.assert_close(network(images), probabilities)
+    tested = cli(f"test {OPTIONS} --ckpt_path={run.info.run_id}")
+    assert tested.code == 0, tested.err
+    refused = cli(f"register {run.info.run_id} shapes")
+    assert mentions(refused.err, "does not know logged models; upgrade it to MLflow 3")
 
 
 def test_model_has_the_tested_weights(done):
