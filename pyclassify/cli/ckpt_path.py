@@ -10,7 +10,14 @@ import torch
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
-from pyclassify.registry.source import MODEL_FORMS, MODEL_URI, RUN_ID, Weights, find_weights
+from pyclassify.registry.source import (
+    MODEL_FORMS,
+    MODEL_URI,
+    RUN_ID,
+    RUN_ID_FORM,
+    Weights,
+    find_weights,
+)
 from pyclassify.serving.export import read_checkpoint as read_program_as_checkpoint
 from pyclassify.utils.options import UsageError
 
@@ -48,9 +55,9 @@ def resolve_weights(
         MisconfigurationException: There is no such checkpoint.
     """
     predicts = command == "predict"
-    expected = "a checkpoint file or a run's ID"
+    expected = f"a checkpoint file or {RUN_ID_FORM}"
     if predicts:
-        expected = f"a checkpoint file, a run's ID or a registered model, {MODEL_FORMS}"
+        expected = f"a checkpoint file, {RUN_ID_FORM} or a registered model, {MODEL_FORMS}"
     if given is None:
         raise UsageError(f"{command} requires --ckpt_path: {expected}")
     if given.startswith("models:") and not predicts:
@@ -59,10 +66,7 @@ def resolve_weights(
             f"(expected {expected})"
         )
     if not Path(given).is_file() and not (MODEL_URI.fullmatch(given) or RUN_ID.fullmatch(given)):
-        raise MisconfigurationException(
-            f"--ckpt_path {given} is not a file (expected {expected}; a run's ID has 32 "
-            "hexadecimal digits)"
-        )
+        raise MisconfigurationException(f"--ckpt_path {given} is not a file (expected {expected})")
     try:
         found = find_weights(given, downloads, tracking_uri)
         if found.run is None or not found.is_program:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from pyclassify.data.loaders import ImageDataModule
 from pyclassify.registry.register import RegisterModel
+from pyclassify.registry.versions import format_serve_command
 from pyclassify.tracking.description import format_interval
 from pyclassify.tracking.local_files import is_in_folder
 from pyclassify.tracking.logged_model import ModelLogger
@@ -133,8 +134,7 @@ def _list_next_commands(
     if trainer.state.fn == TrainerFn.FITTING:
         lines["test"] = _format_command("test", argv, "--ckpt_path", run.server_id)
     if register is not None and register.version is not None:
-        uri = f"models:/{register.name}/{register.version}"
-        lines["serve"] = f"mlflow models serve -m {shlex.quote(uri)} --env-manager uv"
+        lines["serve"] = format_serve_command(str(register.name), register.version)
     elif (model_id := _find_model_id(trainer)) and run.get_server_model_id(model_id):
         lines["register"] = f"pyclassify register {short_id} NAME"
     return lines

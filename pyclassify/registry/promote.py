@@ -16,6 +16,7 @@ from pyclassify.registry.versions import (
     complete_version,
     find_existing_version,
     find_model,
+    format_serve_command,
     is_valid_name,
     read_alias_state,
     register_version,
@@ -59,7 +60,10 @@ def register(argv: Sequence[str]) -> int:
         version = register_version(client, model.model_id, options.name)
         return promote_if_better(client, options.name, version, **_get_bounds(options))
 
-    _run_decision(decide)
+    decision = _run_decision(decide)
+    if decision.is_champion:
+        command = format_serve_command(decision.name, decision.version)
+        sys.stdout.write(f"\nserve          {command}\n")
     return 0
 
 

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 MODEL_URI = re.compile(r"models:/(m-[^/@]+|[^/@]+@[^/@]+|[^/@]+/[^/@]+)")
 MODEL_FORMS = "models:/NAME@ALIAS or models:/NAME/VERSION"
 RUN_ID = re.compile(r"[0-9a-f]{4,32}")  # or its first digits
+RUN_ID_FORM = "a run's ID (32 hexadecimal digits, or the first 4 or more of them)"
 _WEIGHTS_PATH = "weights/best.ckpt"  # among the artifacts of a run without a model
 
 
@@ -182,8 +183,8 @@ def find_weights(source: str, folder: str, tracking_uri: str | None = None) -> W
     is_model = MODEL_URI.fullmatch(source) is not None
     if not is_model and not RUN_ID.fullmatch(source):
         raise ValueError(
-            f"{source} is not a file (expected a checkpoint file, a run's ID, which has 32 "
-            f"hexadecimal digits, or a registered model, {MODEL_FORMS})"
+            f"{source} is not a file (expected a checkpoint file, {RUN_ID_FORM}, or a registered "
+            f"model, {MODEL_FORMS})"
         )
     # MLflow takes a second to import, and a file does not need it.
     from mlflow.exceptions import MlflowException

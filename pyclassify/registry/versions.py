@@ -5,6 +5,7 @@ No torch here: versions are also registered where a job's log is uploaded, such 
 
 import json
 import re
+import shlex
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -86,6 +87,12 @@ def is_valid_name(name: str) -> bool:
     """Whether MLflow accepts the name of a registered model."""
     is_path = bool(set(name) & set("/:")) or name == "." or name.startswith("..")
     return bool(name.strip()) and not is_path
+
+
+def format_serve_command(name: str, number: str) -> str:
+    """Format the command that serves a version, on another port than that of `mlflow ui`."""
+    uri = shlex.quote(f"models:/{name}/{number}")
+    return f"mlflow models serve -m {uri} --env-manager uv --port 5001"
 
 
 def find_model(client: "MlflowClient", run: "Run") -> "LoggedModel":

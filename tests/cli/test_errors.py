@@ -132,7 +132,7 @@ USAGE_FACTS = {
 }
 # What is known only from files, the store or the machine is a failure, exit code 1.
 FAILURES = {
-    "test --ckpt_path no.ckpt": ["no.ckpt", "is not a file", "32 hexadecimal digits"],
+    "test --ckpt_path no.ckpt": ["no.ckpt", "is not a file", "32 hexadecimal digits", "first 4"],
     "train --ckpt_path no.ckpt": ["no.ckpt", "is not a file", "pyclassify resume RUN_ID"],
     "test --ckpt_path list.yaml": ["list.yaml", "is not a checkpoint"],
     f"test --ckpt_path {UNKNOWN_RUN}": [UNKNOWN_RUN, "there is no run", "sqlite:///"],

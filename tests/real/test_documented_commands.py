@@ -33,7 +33,7 @@ PARSED = [
 PYTHON = [block for block in list_blocks() if block.language == "python"]
 SETTINGS = [block for block in list_blocks() if block.language == "yaml"]
 JSON = [block for block in list_blocks() if block.language == "json"]
-REQUEST = "http://127.0.0.1:5000/invocations"
+REQUEST = "http://127.0.0.1:5001/invocations"
 
 
 def mark_slow(texts):
@@ -137,5 +137,5 @@ def test_documented_python_runs_or_compiles(block, workplace, capsys):
     code = compile(block.text, f"{block.page}:{block.line}", "exec")
     if REQUEST in block.text:
         port = workplace.serve()["PORT"]
-        exec(compile(block.text.replace(":5000", f":{port}"), code.co_filename, "exec"), {})
+        exec(compile(block.text.replace(":5001", f":{port}"), code.co_filename, "exec"), {})
         assert re.search(r"^cat\.jpg \w+ [01]\.\d+$", capsys.readouterr().out, re.MULTILINE)

@@ -17,7 +17,7 @@ from pyclassify.data import synthetic
 from pyclassify.data.transforms import Preprocess
 from pyclassify.module import Classifier
 from pyclassify.registry.register import RegisterModel
-from pyclassify.registry.versions import register_version
+from pyclassify.registry.versions import format_serve_command, register_version
 from tests.support import networks
 from tests.support.images import encode, file_of
 from tests.support.phrases import mentions
@@ -110,6 +110,7 @@ def test_model_of_a_run_is_registered_once(trained):
     assert re.search(
         r"^model +shapes version 1 is champion: no champion to compare", trained.out, re.M
     )
+    assert f"serve          {format_serve_command('shapes', '1')}\n" in trained.out
     (model,) = models(run)
     assert register_version(client, model.model_id, "shapes") == "1"
     assert register_version(client, model.model_id, "other") == "1"

@@ -32,7 +32,9 @@ def test_register_first_version_makes_it_champion(cli):
     result = cli(f"register {run_id[:8]} {NAME}")
 
     assert (result.code, result.err, champion()) == (0, "", "1")
-    assert mentions(result.out, "alexnet version 1 is champion")
+    # `mlflow ui` may be running on the default port, 5000.
+    serve = "mlflow models serve -m models:/alexnet/1 --env-manager uv --port 5001"
+    assert mentions(result.out, "alexnet version 1 is champion", serve)
     (version,) = list_versions()
     assert (version.source, version.run_id) == (f"models:/{model_id}", run_id)
     assert RESULT.items() <= version.tags.items()
@@ -44,9 +46,11 @@ def test_register_version_that_is_not_better_makes_it_challenger_and_exits_0(cli
     for answers in (GOOD, FAIR):
         run_id = record(answers=answers)
         log_model(run_id)
-        assert cli(f"register {run_id} {NAME}").code == 0
+        result = cli(f"register {run_id} {NAME}")
+        assert result.code == 0
 
     assert (champion(), challenger()) == ("1", "2")
+    assert "mlflow models serve" not in result.out
 
 
 def test_register_compares_by_the_given_bounds(cli):

@@ -83,8 +83,10 @@ INTERRUPTED += " --trainer.limit_train_batches=2 --resume.every_n_train_steps=1"
 RESULT = r"(?m)^test_accuracy +[01]\.\d{4} \("
 _FOLDER = {"FOLDER": "photos"}
 _SHARED = {"/shared/data": "shared"}
-_LOCAL = {"--env-manager uv": "--env-manager local"}  # the environment: test_serving_environment.py
-_PORT = {"127.0.0.1:5000": "127.0.0.1:PORT"}
+_FREE_PORT = {" --port 5001": ""}  # MLFLOW_PORT has the port
+# The environment: test_serving_environment.py.
+_SERVED = {**_FREE_PORT, "--env-manager uv": "--env-manager local"}
+_PORT = {"127.0.0.1:5001": "127.0.0.1:PORT"}
 _INSTALLED = Elsewhere(".ci/run::documented develop")
 _TESTS = NotHere("runs the tests, of which this is one")
 _CI = NotHere("takes minutes and gigabytes: a clean checkout and its own environment")
@@ -111,6 +113,9 @@ README = {
         SYNTHETIC, printed=RESULT
     ),
     "mlflow run . --env-manager local -P devices=2": Run(DOWNLOADED, printed=RESULT, slow=True),
+    # The command above has two processes.
+    "mlflow run . --env-manager local -P devices=2 -P config=configs/synthetic.yaml "
+    "-P max_epochs=2": Run(SYNTHETIC, {" -P devices=2": ""}, printed=RESULT),
     # Its helper processes, which this project does not need, would take a minute to start.
     "mlflow ui": Serve(
         "/health",
@@ -250,13 +255,17 @@ SERVING = {
     "pyclassify rerun RUN_ID --register alexnet": Run(
         replaced={"alexnet": "repeated"}, printed="bitwise identical", slow=True
     ),
-    f"mlflow models serve -m {_CHAMPION} --env-manager uv": Elsewhere(
+    f"mlflow models serve -m {_CHAMPION} --env-manager uv --port 5001": Elsewhere(
         "tests/real/test_serving_environment.py::"
         "test_model_is_served_in_an_environment_of_its_own_requirements"
     ),
-    "mlflow models serve -m models:/alexnet/3 --env-manager local": Serve("/ping"),
-    "mlflow models serve -m runs:/RUN_ID/model --env-manager local": Serve("/ping", slow=True),
-    f"{_REQUEST} | curl -s http://127.0.0.1:5000/invocations "
+    "mlflow models serve -m models:/alexnet/3 --env-manager local --port 5001": Serve(
+        "/ping", _FREE_PORT
+    ),
+    "mlflow models serve -m runs:/RUN_ID/model --env-manager local --port 5001": Serve(
+        "/ping", _FREE_PORT, slow=True
+    ),
+    f"{_REQUEST} | curl -s http://127.0.0.1:5001/invocations "
     "-H 'Content-Type: application/json' -d @-": Run(
         replaced=_PORT, prepared="serve", printed='"probabilities"'
     ),
@@ -264,9 +273,8 @@ SERVING = {
     f"mlflow models predict -m {_CHAMPION} -i request.json -t json --env-manager local": Run(
         after=f"{_REQUEST} > request.json", printed='"probabilities"'
     ),
-    f"OMP_NUM_THREADS=1 mlflow models serve -m {_CHAMPION} --env-manager uv --workers 2": Serve(
-        "/ping", _LOCAL, slow=True
-    ),
+    f"OMP_NUM_THREADS=1 mlflow models serve -m {_CHAMPION} --env-manager uv --port 5001 "
+    "--workers 2": Serve("/ping", _SERVED, slow=True),
     "pyclassify promote alexnet 4": Run(code=1, printed="alexnet"),  # it is the champion's network
     'pyclassify promote alexnet 4 --force --reason "half the size"': Run(
         after="pyclassify promote alexnet 4", printed="champion"
