@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from pyclassify.spool import lock, records
 from pyclassify.utils.masking import mask
+from pyclassify.utils.signals import ignore_stop_signals
 from pyclassify.utils.text import format_reason, join_some
 
 if TYPE_CHECKING:
@@ -156,10 +157,13 @@ class SpooledRun:
             self.client.set_tag(self.run_id, records.REASON_TAG, reason)
         if status:
             self.client.set_terminated(self.run_id, status)
+        timeout = STOP_TIMEOUT_SECONDS if status in ("", "KILLED") else _END_TIMEOUT_SECONDS
+        is_uploaded = self.upload_thread is None or self.upload_thread.finish(timeout)
+        if status == "FINISHED":  # only the clean-up is left
+            ignore_stop_signals()
         if self.upload_thread is None:
             return True
-        is_stopped = status in ("", "KILLED")
-        if self.upload_thread.finish(STOP_TIMEOUT_SECONDS if is_stopped else _END_TIMEOUT_SECONDS):
+        if is_uploaded:
             self.upload_thread.remove_copies(is_over=bool(status))
             return True
         self._report_unsent(self.upload_thread)

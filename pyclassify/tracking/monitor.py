@@ -240,6 +240,8 @@ class _Training:
         if not final and self.facts.get("expected"):
             return self.facts["expected"], self.facts.get("reason", "")
         status, reason = describe_end(exit_code, self.dump)
+        if final and status == "KILLED":  # a stop signal, when the run was complete
+            return "", ""
         if final:
             reason += ", after the run was complete"
         elif exit_code is not None and exit_code >= 0:

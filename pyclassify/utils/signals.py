@@ -64,6 +64,14 @@ def _raise(signum: int, frame: FrameType | None) -> None:
     raise KeyboardInterrupt(signal.Signals(signum).name)
 
 
+def ignore_stop_signals() -> None:
+    """Ignore the stop signals from now on, until `stop_on_signals` ends: the run is complete."""
+    if threading.current_thread() is threading.main_thread():
+        for signum in STOP_SIGNALS:
+            if signal.getsignal(signum) is _raise:
+                signal.signal(signum, signal.SIG_IGN)
+
+
 def defer_signals() -> None:
     """Defer stop signals to `stop_now` or `restore_handlers` while heartbeats are sent."""
     _deferral.__init__()  # type: ignore[misc]

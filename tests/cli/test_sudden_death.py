@@ -101,6 +101,23 @@ def test_death_after_everything_was_logged_fails_the_run(store, tmp_path):
     assert "test_accuracy" in run.data.metrics
 
 
+@pytest.mark.parametrize(
+    ("place", "code"),
+    [
+        ("pyclassify.spool.upload_thread:UploadThread.remove_copies", 0),
+        ("pyclassify.tracking.local_files:_clean", 0),
+        ("atexit", -signal.SIGTERM),
+    ],
+)
+def test_stop_after_the_run_is_finished_does_not_change_its_status(place, code, store, tmp_path):
+    process = start(TRAIN, place, "stop", tmp_path)
+
+    assert process.wait() == code, process.read()
+    process.read()  # until the monitor has ended, too
+    (run,) = list_runs(store)
+    assert (run.info.status, run.data.tags.get("status_reason")) == ("FINISHED", None)
+
+
 @pytest.mark.slow
 def test_other_processes_of_a_training_do_not_hide_its_death(empty_store, tmp_path, subtests):
     splits = ("train", "val", "test")

@@ -78,6 +78,8 @@ def fail_of(kind):
             os.killpg(0, signal.SIGKILL)
         case "hang up":
             os.kill(os.getpid(), signal.SIGHUP)
+        case "stop":
+            os.kill(os.getpid(), signal.SIGTERM)
 
 
 @contextlib.contextmanager
