@@ -25,7 +25,7 @@ class MlflowPages:
 
     def take_run(self, output):
         """Take the page of a run, from its description on."""
-        self._open(find_link("this run", output), "About this run", 880, 1240)
+        self._open(find_link("this run", output), "About this run", 880, 1205)
         self.page.get_by_text("Show more").first.click()
         self.page.wait_for_function("[...document.images].some(e => e.naturalWidth > 300)")
         heading = self.page.get_by_text("Description", exact=True).first
