@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 MODEL_URI = re.compile(r"models:/(m-[^/@]+|[^/@]+@[^/@]+|[^/@]+/[^/@]+)")
 MODEL_FORMS = "models:/NAME@ALIAS or models:/NAME/VERSION"
 RUN_ID = re.compile(r"[0-9a-f]{4,32}")  # or its first digits
-RUN_ID_FORM = "a run's ID (32 hexadecimal digits, or the first 4 or more of them)"
+RUN_ID_FORM = "the first 4 to 32 hexadecimal digits of a run's ID"
 _WEIGHTS_PATH = "weights/best.ckpt"  # among the artifacts of a run without a model
 
 

@@ -168,7 +168,7 @@ def test_call_with_other_tensors_is_refused(images, error, facts, network):
 @pytest.mark.parametrize(
     ("given", "facts"),
     [
-        ("no.ckpt", ["no.ckpt is not a file", "first 4 or more", "models:/NAME@ALIAS"]),
+        ("no.ckpt", ["no.ckpt is not a file", "first 4 to 32", "models:/NAME@ALIAS"]),
         ("models:/no@one", ["models:/no@one", "sqlite:///"]),
         ("models:/m-0", ["models:/m-0", "sqlite:///"]),
         ("0" * 32, ["no run 0000"]),
