@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from pyclassify.registry.lock import lock_model
+from pyclassify.spool.records import MODEL_NAME
 from pyclassify.spool.store_errors import lacks_logged_models
 from pyclassify.tracking.capsule import DATA_WARNING_TAG
 from pyclassify.utils.masking import mask
@@ -96,7 +97,7 @@ def format_serve_command(name: str, number: str) -> str:
 
 
 def find_model(client: "MlflowClient", run: "Run") -> "LoggedModel":
-    """Find the newest model that a run logged and that is READY.
+    """Find the newest READY model of a run: of its training, or of a user's code without one.
 
     Args:
         client: The store of the run.
@@ -123,7 +124,8 @@ def find_model(client: "MlflowClient", run: "Run") -> "LoggedModel":
         raise ValueError(_format_missing_model(run, models))
     outputs = run.outputs.model_outputs if run.outputs else []
     steps = {output.model_id: output.step for output in outputs}
-    return max(ready, key=lambda m: (steps.get(m.model_id, -1), m.creation_timestamp))
+    own = [model for model in ready if model.name == MODEL_NAME]
+    return max(own or ready, key=lambda m: (steps.get(m.model_id, -1), m.creation_timestamp))
 
 
 def register_version(client: "MlflowClient", model_id: str, name: str) -> str:

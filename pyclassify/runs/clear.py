@@ -225,7 +225,7 @@ def _has_weights(client: "MlflowClient", run: "Run") -> bool:
         return True
     condition = f"source_run_id = '{run.info.run_id}'"
     models = client.search_logged_models([run.info.experiment_id], filter_string=condition)
-    return any(model.status == "READY" for model in models)
+    return any((model.name, model.status) == (records.MODEL_NAME, "READY") for model in models)
 
 
 def _write_line(verb: str, run_id: str, size: int, text: str) -> None:

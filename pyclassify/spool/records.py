@@ -68,6 +68,7 @@ SPOOL_FILE = "spool.json"
 PROGRESS_FILE = "uploaded.json"
 REJECTED_FILE = "rejected.records"
 MODELS_FOLDER = "models"
+MODEL_NAME = "model"  # of the logged model of a training, beside those of a user's code
 UPLOAD_LOCK_FILE = "upload.lock"
 DONE_FILE = "done"
 MAX_POINTS = 1000  # MLflow's limit for a batch of metrics

@@ -11,6 +11,7 @@ from pathlib import Path
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 
+from pyclassify.spool.records import MODEL_NAME
 from pyclassify.tracking import run
 from pyclassify.tracking.logged_model import is_last_stage
 from pyclassify.tracking.logger import RunLogger, find_run_logger
@@ -117,10 +118,15 @@ def _restore_best(logger: RunLogger, path: Path) -> Path:
 
     spooled_run = logger.spooled_run
     outputs = spooled_run.get_run().outputs
-    models = sorted(outputs.model_outputs if outputs else [], key=lambda output: output.step)
+    models = [
+        (output.step, model)
+        for output in (outputs.model_outputs if outputs else [])
+        if (model := spooled_run.get_server_model(output.model_id)).name == MODEL_NAME
+        and model.status == "READY"
+    ]
     if not models:
-        raise OSError(f"{path} does not exist, and the run has no model")
-    model = spooled_run.get_server_model(models[-1].model_id)
+        raise OSError(f"{path} does not exist, and the run has no READY model")
+    step, model = max(models, key=lambda found: (found[0], found[1].creation_timestamp))
     with tempfile.TemporaryDirectory() as downloads:
         program = mlflow.artifacts.download_artifacts(
             f"{model.artifact_location}/artifacts/{PROGRAM_FILE}",
@@ -128,6 +134,6 @@ def _restore_best(logger: RunLogger, path: Path) -> Path:
             tracking_uri=spooled_run.get_server_client().tracking_uri,
         )
         checkpoint = read_checkpoint(program)
-        checkpoint["global_step"] = models[-1].step
+        checkpoint["global_step"] = step
         checkpoints.write_checkpoint(checkpoint, path, hashed=False)
     return path

@@ -14,6 +14,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch import nn
 
+from pyclassify.spool.records import MODEL_NAME
 from pyclassify.tracking.description import describe_model
 from pyclassify.tracking.logger import RunLogger, find_run_logger
 from pyclassify.tracking.prediction_table import find_test_data
@@ -22,7 +23,6 @@ from pyclassify.tracking.run import warn_on_error
 if TYPE_CHECKING:
     from mlflow.entities import LoggedModel, Metric, Run
 
-MODEL_NAME = "model"
 _MODEL_TYPE = "image-classifier"
 
 
@@ -161,7 +161,8 @@ def _find_logged(logger: RunLogger, run: "Run", step: int) -> str | None:
     for output in run.outputs.model_outputs if run.outputs else []:
         for client in clients if output.step == step else ():
             with suppress(MlflowException):
-                if client.get_logged_model(output.model_id).status == "READY":
+                model = client.get_logged_model(output.model_id)
+                if (model.name, model.status) == (MODEL_NAME, "READY"):
                     return str(output.model_id)
     return None
 

@@ -99,6 +99,16 @@ def test_register_takes_the_newest_ready_model(registry):
     assert find_model(registry, registry.get_run(run_id)).model_id == newest
 
 
+def test_register_takes_a_model_of_another_name_only_without_the_trained_one(registry):
+    run_id = record()
+    log_model(run_id, step=20, name="probe")
+    newest = log_model(run_id, step=30, name="features")
+
+    assert find_model(registry, registry.get_run(run_id)).model_id == newest
+    trained = log_model(run_id, step=10)
+    assert find_model(registry, registry.get_run(run_id)).model_id == trained
+
+
 @pytest.mark.parametrize("status", ["PENDING", "FAILED"])
 def test_register_run_whose_model_is_not_ready_fails(cli, status):
     run_id = record()

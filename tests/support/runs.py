@@ -183,11 +183,11 @@ TAGS = {"pyclassify.source_run": "b" * 32, "pyclassify.overrides": "--max_epochs
 PAGE = f"#/experiments/1/runs/{'a' * 32}"
 
 
-def log_model(run_id, status="READY", step=1, tags=()):
+def log_model(run_id, status="READY", step=1, tags=(), name="model"):
     """Log a model of a run, without files: its ID."""
     client = mlflow.MlflowClient()
     experiment = client.get_run(run_id).info.experiment_id
-    model = client.create_logged_model(experiment, "model", run_id, tags=dict(tags))
+    model = client.create_logged_model(experiment, name, run_id, tags=dict(tags))
     client.log_outputs(run_id, [LoggedModelOutput(model.model_id, step)])
     if status != "PENDING":
         client.finalize_logged_model(model.model_id, LoggedModelStatus(status))

@@ -5,6 +5,7 @@ from pathlib import Path
 import mlflow
 import pytest
 import torch
+from mlflow.entities import LoggedModelOutput
 from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import ENDPOINT_NOT_FOUND
 from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
@@ -131,6 +132,22 @@ def test_best_checkpoint_is_restored_when_a_finished_run_is_trained_further(cli,
     assert [each.status for each in models] == ["READY", "READY"]
     outputs = mlflow.get_run(run.info.run_id).outputs.model_outputs
     assert sorted(each.step for each in outputs) == [5, 10]
+
+
+def test_best_checkpoint_is_restored_from_the_trained_model_beside_another(
+    cli, monkeypatch, recwarn
+):
+    run = cli(f"train {OPTIONS}").runs[0]
+    client = mlflow.MlflowClient()
+    other = client.create_logged_model(run.info.experiment_id, "probe", run.info.run_id)
+    client.log_outputs(run.info.run_id, [LoggedModelOutput(other.model_id, 99)])
+    client.finalize_logged_model(other.model_id, "READY")
+    monkeypatch.setenv("MLFLOW_RUN_ID", run.info.run_id)
+    done = cli(f"train {OPTIONS} --max_epochs=2 --model.learning_rate=0")
+
+    assert done.code == 0, done.err
+    assert [m.status for m in find_models(run) if m.name == "model"] == ["READY", "READY"]
+    assert not [each for each in recwarn if "could not restore" in str(each.message)]
 
 
 def test_training_that_is_started_again_logs_no_second_model(cli, monkeypatch):
