@@ -343,7 +343,7 @@ def _describe_version(run: "Run", tags: Mapping[str, str]) -> str:
     network = params.get("model/model", params.get("model/class", "a network")).rsplit(".", 1)[-1]
     input_size = f", input {size} x {size} pixels" if size else ""
     classes = f", {tags['classes']} classes" if "classes" in tags else ""
-    parts = [f"**{network}**{classes}{input_size}."]
+    parts = [f"{network}{classes}{input_size}."]
     if "test_accuracy" in tags:
         data = tags.get("test_data", "").partition(" ")[0]
         parts.append(f"Test accuracy {tags['test_accuracy']}{f' on {data}' if data else ''}.")

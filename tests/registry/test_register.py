@@ -99,7 +99,7 @@ def test_version_description_names_network_data_and_run(trained):
     accuracy = version.tags["test_accuracy"]
     page = f"#/experiments/{run.info.experiment_id}/runs/{run.info.run_id}"
     text = version.description
-    assert text.startswith("**Linear**, ")
+    assert text.startswith("Linear, ")
     assert mentions(text, "10 classes", "64 x 64 pixels", f"Test accuracy {accuracy} on Synthetic")
     assert f"[{run.info.run_name}]({page})" in text
 
