@@ -11,6 +11,7 @@ from traceback import walk_tb
 from jsonargparse import ArgumentParser
 from lightning.pytorch import LightningDataModule, LightningModule
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
@@ -165,10 +166,24 @@ def _wrong_value(text: str) -> str | None:
 
 def format_import_error(option: str, path: str) -> str:
     """Format the error of an option whose value is not the path of a class or function."""
+    if option == "model" and _is_network(path):
+        message = f"invalid model: {path!r} is a network, not a LightningModule"
+        return f"{message}; give --model.model {path}"
     return (
         f"invalid {option}: {path!r} can't be imported (expected the import path of a class or "
         f"function, package.module.Name){suggest(path, _importable(option, path))}"
     )
+
+
+def _is_network(path: str) -> bool:
+    """Whether a path is that of a function, which may make a network, or of a network's class."""
+    try:
+        found = resolve_name(path)
+    except (ImportError, AttributeError, ValueError):
+        return False
+    if isinstance(found, type):
+        return issubclass(found, nn.Module) and not issubclass(found, LightningModule)
+    return callable(found)
 
 
 def _quote_items(value: str) -> str | None:

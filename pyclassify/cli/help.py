@@ -117,6 +117,8 @@ _PREDICT_HELP = "Predict with this checkpoint file, run ID or models:/NAME@ALIAS
 _OUTPUT_HELP = "Write the table to FILE, .parquet or .csv."
 _LOG_MODEL_HELP = "Log the network as an MLflow model, to register and serve it."
 _SEEDS_HELP = "Train N times, from --seed on, as child runs of one run."
+_WEIGHTS_HELP = "Initialize the network with the weights of a file, a run (its ID) or a model "
+_WEIGHTS_HELP += "(models:/NAME@ALIAS)."
 # The common options by heading: name, value, help, default and commands. The defaults are those of
 # the parser and of the default classes, which a test compares.
 _OPTIONS = {
@@ -126,7 +128,7 @@ _OPTIONS = {
         ("--data", "CLASS", _DATA_HELP, "CIFAR10DataModule", _ALL),
         ("--data_path", "DIR", _DATA_PATH_HELP, None, _ALL),
         ("--batch_size", "N", "Put N images in each batch of each process.", "64", _RUN),
-        ("--weights", "FILE", "Initialize the network with the weights in FILE.", None, _TRAIN),
+        ("--weights", "SOURCE", _WEIGHTS_HELP, None, _TRAIN),
         ("--freeze", "NAME", "Do not train this part of the network.", None, _TRAIN),
     ),
     "training": (

@@ -37,6 +37,8 @@ USAGE_FORMS = {
     "fit --optimizer.lr 1": "--optimizer.lr requires --optimizer; give --optimizer CLASS",
     "fit --data=ImageFolderDataModule": "ImageFolderDataModule requires data_path; give "
     "--data_path VALUE",
+    "fit --model torchvision.models.resnet18": "invalid model: 'torchvision.models.resnet18' is a "
+    "network, not a LightningModule; give --model.model torchvision.models.resnet18",
     "fit --data=MNISTDataModul": "invalid data: 'MNISTDataModul' can't be imported (expected the "
     "import path of a class or function, package.module.Name). Did you mean 'MNISTDataModule'?",
     "fit --max_epochs three": "invalid trainer.max_epochs: 'three' (expected int)",
