@@ -105,14 +105,13 @@ def promote_if_better(
         challenger = get_version(client, name, challenger.number)
 
 
-def register_and_promote(client: "MlflowClient", run_id: str, record: Mapping[str, Any]) -> str:
+def register_and_promote(client: "MlflowClient", record: Mapping[str, Any]) -> str:
     """Register the version that a run requested, and promote it if it is better.
 
     The call is idempotent.
 
     Args:
         client: The registry, and the store of the run.
-        run_id: The run.
         record: The run's record of the kind `version`, with the model's ID at the server.
 
     Returns:

@@ -243,10 +243,11 @@ def _run_decision(decide: "Callable[[MlflowClient], Decision]") -> Decision:
         decision = decide(client)
     except MlflowException as error:
         reason = describe_server_error(error)
+        tracking, registry = mask(client.tracking_uri), _get_registry_uri()
+        separate = "" if registry == tracking else f", or the model registry at {registry},"
         raise ValueError(
-            f"the model registry at {_get_registry_uri()} failed ({reason}); to use another one, "
-            "set MLFLOW_TRACKING_URI, or MLFLOW_REGISTRY_URI if it is separate from the tracking "
-            "server"
+            f"the tracking server at {tracking}{separate} failed ({reason}); to use another one, "
+            "set MLFLOW_TRACKING_URI, or MLFLOW_REGISTRY_URI if the registry is separate"
         ) from error
     sys.stdout.write(f"{decision.text}\n")
     return decision

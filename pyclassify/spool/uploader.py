@@ -18,8 +18,8 @@ from pyclassify.spool.server import RejectedRecords, Sender, open_artifacts
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
-# Registers a model version, given a client, the run's ID and a record; returns a message.
-MakeVersion = Callable[["MlflowClient", str, Record], str]
+# Registers a model version, given a client and a record; returns a message.
+MakeVersion = Callable[["MlflowClient", Record], str]
 
 BUSY = "another process is uploading this run"
 SPOOL_TAG = "pyclassify.spool"  # of a run that an upload created: its ID in the spool
@@ -53,9 +53,9 @@ class Uploader:
     Args:
         folder: The run's folder.
         client: A client of the server.
-        make_version: Called with the client, the run's ID at the server and a record of the kind
-            `version`, in which `model` is the logged model's ID at the server; without it such
-            records stay pending for another uploader.
+        make_version: Called with the client and a record of the kind `version`, in which `model`
+            is the logged model's ID at the server; without it such records stay pending for another
+            uploader.
 
     Attributes:
         offsets: The number of uploaded bytes of each segment, by the segment's number. A process
@@ -266,7 +266,7 @@ class Uploader:
             self._rejected.add(record, f"the model lacks {lost}, which could not be stored")
             return
         record = {**record, "model": model_id} if model_id else record
-        self.messages.append(make_version(self.client, self.server_id, record))
+        self.messages.append(make_version(self.client, record))
 
 
 class _PendingRecords:

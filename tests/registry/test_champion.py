@@ -268,7 +268,7 @@ def test_uploaded_version_is_registered_and_compared_once(registry):
     run_id = record(answers=FAIR)
     version = VERSION | {"model": log_model(run_id), "alpha": 0.05, "min_accuracy": 0.5}
 
-    result = [register_and_promote(registry, run_id, version) for _ in range(2)]
+    result = [register_and_promote(registry, version) for _ in range(2)]
 
     assert result[0] == result[1]
     assert mentions(result[0], "alexnet version 1 is champion", "0.5000")
@@ -282,7 +282,7 @@ def test_uploaded_version_is_registered_although_comparison_fails(registry):
     with pytest.warns(
         UserWarning, match="alexnet version 1 is registered.* alpha: 5 .*promote alexnet 1`"
     ):
-        result = register_and_promote(registry, run_id, version)
+        result = register_and_promote(registry, version)
 
     assert result == "alexnet version 1"
     assert registry.get_model_version(NAME, "1").run_id == run_id

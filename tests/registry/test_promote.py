@@ -237,6 +237,17 @@ def test_model_without_a_champion_has_nothing_to_go_back_to(cli):
     assert mentions(message, "alexnet", "no champion", "`pyclassify promote alexnet VERSION`")
 
 
+@pytest.mark.parametrize("registry_uri", ["", "sqlite:///registry.db"])
+def test_unreachable_tracking_server_is_named(registry_uri, cli, monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    monkeypatch.setenv("MLFLOW_REGISTRY_URI", registry_uri)
+
+    message = refusal(cli(f"register 0123abcd {NAME}"))
+
+    assert mentions(message, "the tracking server at http://127.0.0.1:9", "connection refused")
+    assert ("or the model registry at sqlite:///registry.db" in message) is bool(registry_uri)
+
+
 def test_unreachable_registry_is_reported_in_one_line(cli, monkeypatch):
     monkeypatch.setenv("MLFLOW_REGISTRY_URI", "http://me:secret@127.0.0.1:9")
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")

@@ -151,8 +151,8 @@ def test_uploader_killed_at_each_request_leaves_one_model(
     original = model_sender.open_artifacts
     versions = set()
 
-    def make_version(client, run_id, record):
-        versions.add((run_id, record["name"], record["model"]))
+    def make_version(client, record):
+        versions.add((record["name"], record["model"]))
         return ""
 
     count = 0
@@ -180,7 +180,7 @@ def test_uploader_killed_at_each_request_leaves_one_model(
         close_spool(spool.root / run_id)
 
         made = assert_is_complete(spool, model_id, tmp_path, uploader.server_id)
-        assert versions == {(uploader.server_id, "shapes", made.model_id)}
+        assert versions == {("shapes", made.model_id)}
         assert spool.there.get_run(uploader.server_id).info.status == "FINISHED"
         spool.there.delete_logged_model(made.model_id)
         versions.clear()
