@@ -25,8 +25,9 @@ class CheckpointCleaner(Callback):
 
     Of the resumable checkpoints, the newest `Resume.keep_after` stay. The best checkpoint is
     removed if the server has a model with its weights; otherwise it stays without the state of the
-    optimizer. A run that failed or was stopped keeps all that it needs to resume. Only files in the
-    run's own folder are removed.
+    optimizer. Those of `save_top_k` and `save_last` stay without this state, too. A run that failed
+    or was stopped keeps all that it needs to resume. Only files in the run's own folder are
+    removed.
 
     If a finished run is trained further, the best checkpoint is restored from its model. Place this
     callback after `Resume`, which finds out which checkpoint that was.
@@ -66,8 +67,8 @@ class CheckpointCleaner(Callback):
             partial(
                 _clean,
                 logger,
-                folder / "resume" if resume else None,
-                resume.keep_after if resume else 0,
+                folder,
+                resume.keep_after if resume else None,
                 Path(best) if best and is_in_folder(best, logger) else None,
             )
         )
@@ -83,10 +84,14 @@ def _get_folder(logger: RunLogger) -> Path:
 
 
 def _clean(
-    logger: RunLogger, resumable: Path | None, keep_after: int, best: Path | None, uploaded: bool
+    logger: RunLogger, folder: Path, keep_after: int | None, best: Path | None, uploaded: bool
 ) -> None:
-    if resumable is not None:
-        checkpoints.prune_checkpoints(resumable, keep_after)
+    if keep_after is not None:
+        checkpoints.prune_checkpoints(folder / "resume", keep_after)
+    # The paths in ModelCheckpoint are those of the moment when the tested checkpoint was written.
+    for path in sorted(folder.glob("*.ckpt")):
+        if path.absolute() != (best and best.absolute()) and not path.is_symlink():
+            checkpoints.remove_optimizer_state(path)
     if best is None or not best.is_file():
         return
     if uploaded and logger.model_id is not None and _is_ready(logger, logger.model_id):

@@ -102,13 +102,15 @@ def extract_weights(path: str | Path) -> dict[str, Any]:
 
 
 def remove_optimizer_state(path: Path) -> None:
-    """Rewrite a checkpoint without the state of its training.
+    """Rewrite a checkpoint without the state of its training, if it has one.
 
     Raises:
         OSError: The file can't be written; it is unchanged then.
     """
     # Callbacks and modules may have saved items that they need to load the weights.
     checkpoint = torch.load(path, map_location="cpu", weights_only=False, mmap=True)
+    if not isinstance(checkpoint, dict) or checkpoint.keys().isdisjoint(_TRAINING_KEYS):
+        return
     kept = {key: value for key, value in checkpoint.items() if key not in _TRAINING_KEYS}
     write_checkpoint(kept, path, hashed=False)
 

@@ -241,6 +241,22 @@ def test_log_model_false_logs_weights_and_no_model(cli):
     assert f"checkpoint     {best.absolute()}" in done.out
 
 
+def test_all_checkpoints_of_a_finished_run_lose_the_state_of_the_optimizer(cli):
+    saved = "--checkpoint.save_top_k=-1 --checkpoint.save_last=true --checkpoint.filename={epoch}"
+    done = cli(f"train {OPTIONS} --log_model=false --resume.keep_after=1 --max_epochs=2 {saved}")
+
+    assert done.code == 0, done.err
+    run = done.runs[0]
+    assert checkpoints(run) == [
+        *("epoch=0.ckpt", "epoch=1.ckpt", "last.ckpt", "resume/step=00000010.ckpt")
+    ]
+    folder = Path("runs", run.info.experiment_id, run.info.run_id, "checkpoints")
+    for path in folder.glob("*.ckpt"):
+        assert "state_dict" in torch.load(path)
+        assert "optimizer_states" not in torch.load(path)
+    assert "optimizer_states" in torch.load(next(folder.glob("resume/*.ckpt")), weights_only=False)
+
+
 def test_failed_run_keeps_all_that_it_needs_to_resume(cli):
     crash = "--trainer.callbacks+=tests.support.stopping.StopTest"
 
