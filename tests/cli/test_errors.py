@@ -57,7 +57,8 @@ USAGE_FORMS = {
     "fit --config list.yaml": "invalid --config list.yaml: the file holds a value of type list "
     "(expected settings, such as `trainer: {max_epochs: 5}`)",
     "fit --config empty.yaml": "invalid --config empty.yaml: the file holds nothing (expected",
-    "test": "test requires --ckpt_path: a checkpoint file or a run's ID",
+    "test": "test requires --ckpt_path: a checkpoint file or the first 4 to 32 hexadecimal digits "
+    "of a run's ID",
 }
 # Of the same kinds: what each has to name.
 USAGE_FACTS = {
