@@ -1,9 +1,13 @@
-"""Write a network as an MLflow model: the exported program, its endpoint and requirements."""
+"""Write a network as an MLflow model: the exported program, its endpoint and requirements.
+
+The model is served by ONNX Runtime if the network can be converted, otherwise by torch.
+"""
 
 import base64
 import io
 import logging
 import tempfile
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
@@ -13,10 +17,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 import torch
+from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch import nn
 
 from pyclassify.data.images import MAX_PIXELS
 from pyclassify.serving.export import PROGRAM_FILE, export_program
+from pyclassify.serving.onnx_export import OnnxExportError, export_onnx, list_missing_packages
 
 if TYPE_CHECKING:
     from mlflow.models import Model
@@ -26,7 +32,7 @@ _ENDPOINT_FILE = Path(__file__).with_name("endpoint.py")
 _IMAGES_FILE = Path(__file__).parents[1] / "data" / "images.py"
 
 # All other packages are dependencies of these. pandas is pinned because requests are DataFrames.
-_REQUIREMENTS = ("mlflow", "numpy", "pandas", "pillow", "torch")
+_REQUIREMENTS = ("mlflow-skinny", "numpy", "pandas", "pillow")
 
 # Images in a request, and pixels in an image: the limit of training, which takes 3 GB to decode.
 _DEFAULT_LIMITS = {"max_images": 1024, "max_pixels": MAX_PIXELS}
@@ -43,7 +49,8 @@ def save_model(
     """Write a network with its preprocessing as an MLflow model, served without pyclassify.
 
     The model has two flavors over one copy of the network: `python_function` classifies the images
-    of a request, and `pytorch` maps uint8 [batch, 3, height, width] to probabilities.
+    of a request, and `pytorch` maps uint8 [batch, 3, height, width] to probabilities. If the ONNX
+    packages are missing or can't convert the network, the model requires torch to be served.
 
     Args:
         folder: The folder to write, which must not exist.
@@ -69,18 +76,37 @@ def save_model(
     with tempfile.TemporaryDirectory() as temporary:
         program = Path(temporary, PROGRAM_FILE)
         names = export_program(network, preprocess, classes, program)
+        artifacts = {"program": str(program), "images": str(_IMAGES_FILE)}
+        onnx = _export_onnx(program)
+        if onnx is not None:
+            artifacts["onnx"] = str(onnx)
         with _without_pip_warning():
             save_model(
                 path=folder,
                 mlflow_model=model,
                 python_model=_ENDPOINT_FILE,
-                artifacts={"program": str(program), "images": str(_IMAGES_FILE)},
+                artifacts=artifacts,
                 signature=_make_signature(len(names)),
                 input_example=(pd.DataFrame({"image": [_make_example()]}), {"top_k": 1}),
-                pip_requirements=_list_requirements(),
+                pip_requirements=_list_requirements("torch" if onnx is None else "onnxruntime"),
                 model_config=dict(limits),
             )
     return names
+
+
+def _export_onnx(program: Path) -> Path | None:
+    """Convert a program to ONNX; None if torch has to serve it, with a line that says why."""
+    if missing := list_missing_packages():
+        rank_zero_info(
+            f"the model is served by torch, as {', '.join(missing)} can't be imported; for a "
+            "smaller and faster server run `pip install 'pyclassify[onnx]'` before the training"
+        )
+        return None
+    try:
+        return export_onnx(program)
+    except OnnxExportError as error:
+        warnings.warn(f"the model is served by torch: {error}", stacklevel=2)
+        return None
 
 
 @contextmanager
@@ -116,9 +142,10 @@ def _make_signature(num_classes: int) -> Any:
     return ModelSignature(inputs, outputs, ParamSchema([top_k]))
 
 
-def _list_requirements() -> list[str]:
+def _list_requirements(runtime: str) -> list[str]:
     # Without the local part of a version, such as +cpu of torch: PyPI does not have it.
-    return [f"{name}=={version(name).partition('+')[0]}" for name in _REQUIREMENTS]
+    names = sorted((*_REQUIREMENTS, runtime))
+    return [f"{name}=={version(name).partition('+')[0]}" for name in names]
 
 
 def _make_example() -> str:
