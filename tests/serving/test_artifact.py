@@ -3,7 +3,9 @@
 import json
 import os
 import re
+import threading
 import tracemalloc
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import mlflow
@@ -22,6 +24,7 @@ from pyclassify.module import Classifier
 from pyclassify.serving.artifact import save_model
 from tests.support import networks, processes, required
 from tests.support.images import encode, file_of
+from tests.support.waiting import wait_until
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (30, 40, 3), dtype=np.uint8)
 PICTURE = encode(file_of(PIXELS))
@@ -32,17 +35,21 @@ WITHOUT = """
 import json, pickle, sys
 for missing in ("pyclassify", "lightning", "torchvision", "torchmetrics"):
     sys.modules[missing] = None
-import mlflow, pandas, torch
+import mlflow, pandas
 def refuse(*args, **options):
     raise AssertionError("something is unpickled")
-load, pickle.load, pickle.loads = torch.load, refuse, refuse
-torch.load = lambda file, **how: load(file, **how) if how["weights_only"] else refuse()
 """
 AS_FUNCTION = f"""{WITHOUT}
+pickle.load, pickle.loads = refuse, refuse
+for missing in ("torch", "onnx", "onnxscript"):
+    sys.modules[missing] = None
 model = mlflow.pyfunc.load_model(sys.argv[1])
 json.dump(model.predict(pandas.DataFrame({{"image": [sys.argv[2]]}})), sys.stdout)
 """
 AS_NETWORK = f"""{WITHOUT}
+import torch
+load, pickle.load, pickle.loads = torch.load, refuse, refuse
+torch.load = lambda file, **how: load(file, **how) if how["weights_only"] else refuse()
 network = mlflow.pytorch.load_model(sys.argv[1])
 json.dump(network(torch.zeros(3, 3, 9, 7, dtype=torch.uint8)).tolist(), sys.stdout)
 """
@@ -60,7 +67,7 @@ def model(folder):
     return mlflow.pyfunc.load_model(str(folder))
 
 
-def test_model_needs_neither_pyclassify_nor_pickle(folder, model, tmp_path):
+def test_model_needs_neither_pyclassify_nor_torch_nor_pickle(folder, model, tmp_path):
     done = processes.run("-c", AS_FUNCTION, folder, PICTURE, cwd=tmp_path, fresh=True)
 
     assert done.returncode == 0, done.stderr
@@ -100,14 +107,17 @@ def test_requirements_are_the_pins_for_any_machine(folder):
     pinned = required.versions("requirements.txt")
 
     assert needed == [
-        f"{name}=={pinned[name]}" for name in ("mlflow", "numpy", "pandas", "pillow", "torch")
+        f"{name}=={pinned[name]}"
+        for name in ("mlflow-skinny", "numpy", "onnxruntime", "pandas", "pillow")
     ]
 
 
 def test_model_has_files_of_readable_kinds_alone(folder):
     files = sorted(str(each.relative_to(folder)) for each in folder.rglob("*") if each.is_file())
 
-    assert {Path(each).suffix for each in files} <= {"", ".json", ".py", ".pt2", ".txt", ".yaml"}
+    assert {Path(each).suffix for each in files} <= {
+        *("", ".json", ".onnx", ".pt2", ".py", ".txt", ".yaml")
+    }
     assert PROGRAM in files
 
 
@@ -169,6 +179,64 @@ def test_predictions_are_in_order_however_few_pixels_are_pending(model, monkeypa
         assert answer["probabilities"] == pytest.approx(known["probabilities"], abs=1e-5)
 
 
+class Slow:
+    """A network that returns the first value of each image once it may; keeps its batches."""
+
+    def __init__(self):
+        self.batches, self.is_running, self.may_run = [], threading.Event(), threading.Event()
+
+    def classify(self, images):
+        self.is_running.set()
+        self.may_run.wait()
+        self.batches.append(images.shape)
+        if images.max() == 255:
+            raise MemoryError
+        return images[:, :, 0, 0].astype(np.float32)
+
+
+def run_together(runner, network, requests):
+    """Classify requests that wait while the first one runs; returns their results."""
+    with ThreadPoolExecutor(len(requests)) as threads:
+        futures = []
+        for request in requests:
+            futures.append(threads.submit(runner.classify, request))
+            network.is_running.wait()
+            wait_until(lambda: runner._thread._work_queue.qsize() == len(futures) - 1, "queued")
+        network.may_run.set()
+        return futures
+
+
+def make_request(value, count, side=4):
+    return np.full((count, 3, side, side), value, np.uint8)
+
+
+def test_requests_that_wait_are_answered_in_one_batch_each_with_its_own_images(model):
+    network = Slow()
+    runner = type(model.unwrap_python_model().runner)(network)
+    requests = [make_request(*each) for each in [(1, 1), (2, 2), (3, 1, 6), (4, 3), (5, 127)]]
+
+    futures = run_together(runner, network, requests)
+
+    for future, request in zip(futures, requests, strict=True):
+        assert (future.result() == request[:, :, 0, 0]).all()
+    # the first, those of its size up to 128 images, and the others
+    assert network.batches == [(1, 3, 4, 4), (5, 3, 4, 4), (1, 3, 6, 6), (127, 3, 4, 4)]
+
+
+def test_error_of_a_batch_is_raised_for_its_requests_alone(model):
+    network = Slow()
+    runner = type(model.unwrap_python_model().runner)(network)
+
+    first, second, third = run_together(
+        runner, network, [make_request(1, 1), make_request(255, 1), make_request(2, 1, 6)]
+    )
+
+    assert first.result()[0, 0] == 1
+    with pytest.raises(MemoryError):
+        second.result()
+    assert third.result()[0, 0] == 2
+
+
 def test_large_image_among_small_ones_takes_only_its_own_memory(model):
     body = json.dumps({"inputs": [PICTURE] * 19 + ["A" * 4_000_000]}).encode()
     schema = model.metadata.get_input_schema()
@@ -204,4 +272,6 @@ def test_requirements_leave_out_local_versions(monkeypatch):
 
     monkeypatch.setattr(artifact, "version", lambda name: "2.15.0+cu130")
 
-    assert all(re.fullmatch(r"\w+==2\.15\.0", each) for each in artifact._list_requirements())
+    assert all(
+        re.fullmatch(r"[\w-]+==2\.15\.0", each) for each in artifact._list_requirements("torch")
+    )
