@@ -94,6 +94,11 @@ COMMANDS = {
         "Make the previous champion of a model champion again.",
         "pyclassify.registry.promote:rollback",
     ),
+    "follow": Command(
+        "Models",
+        "Deliver each new champion to a folder, and to the server of it.",
+        "pyclassify.registry.follow:follow",
+    ),
     "slurm": Command(
         "Cluster",
         "Render, check, show, cancel and resume SLURM jobs.",
