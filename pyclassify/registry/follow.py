@@ -271,8 +271,8 @@ class Follower:
         alive, has_started = workers, False
         while alive and time.monotonic() < end:
             alive = psutil.wait_procs(alive, timeout=_POLL_SECONDS)[1]
-            is_starting = len(_list_workers(server)) > len(workers)
-            if has_started and not is_starting and len(alive) == len(workers):
+            is_starting = bool(set(_list_workers(server)) - set(workers))
+            if has_started and not is_starting:
                 break  # a new worker has ended
             has_started |= is_starting
         if alive:
