@@ -282,6 +282,13 @@ SERVING = {
     "pyclassify rollback alexnet": Run(
         after='pyclassify promote alexnet 4 --force --reason "half the size"', printed="champion"
     ),
+    f"pyclassify follow {_CHAMPION} served --once": Run(printed="served/current"),
+    "UVICORN_TIMEOUT_WORKER_HEALTHCHECK=120 mlflow models serve -m served/current "
+    "--env-manager uv --port 5001 --workers 2": Elsewhere(
+        "tests/registry/test_follow.py::"
+        "test_server_loads_a_new_version_under_load_without_a_failed_request"
+    ),
+    f"pyclassify follow {_CHAMPION} served": Run(printed="served/current", interrupted=True),
     "pyclassify predict --data=ImageFolderDataModule --data_path=photos "
     f"--ckpt_path={_CHAMPION}": Run(printed="predictions"),
     "pyclassify predict --data=ImageFolderDataModule --data_path=photos --ckpt_path=RUN_ID "
