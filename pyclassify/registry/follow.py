@@ -75,6 +75,12 @@ def follow(argv: Sequence[str]) -> int:
 
     follower = Follower(open_store(), name, alias, Path(options.folder))
     follower.update()
+    if not options.once:
+        sys.stdout.write(
+            f"looking for a new version of {options.model} every {options.every:g} s; the current "
+            f"one is {follower.current}\n"
+        )
+        sys.stdout.flush()
     reported = ""
     while not options.once:
         time.sleep(options.every)
