@@ -40,9 +40,9 @@ def served(tmp_path_factory):
     network = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())
     save_model(folder, network, Preprocess(SMALLER, SMALLER), ["red", "green", "blue"])
     model = mlflow.pyfunc.load_model(str(folder))
-    endpoint = model.unwrap_python_model()
-    program, seen = endpoint.program, []
-    endpoint.program = lambda images: seen.append(images) or program(images)
+    runner = model.unwrap_python_model().runner
+    classify, seen = runner.classify, []
+    runner.classify = lambda images: seen.append(torch.from_numpy(images)) or classify(images)
 
     def read(content):
         model.predict(pd.DataFrame({"image": [encode(content)]}))
