@@ -275,6 +275,12 @@ SERVING = {
     ),
     f"OMP_NUM_THREADS=1 mlflow models serve -m {_CHAMPION} --env-manager uv --port 5001 "
     "--workers 2": Serve("/ping", _SERVED, slow=True),
+    f"mlflow artifacts download -u {_CHAMPION} -d alexnet": Run(printed="alexnet"),
+    "docker build -t alexnet --build-arg PYTHON=$(sed -n 's/^python: //p' "
+    "alexnet/python_env.yaml) -f deploy/Dockerfile alexnet": Elsewhere(
+        "tests/real/test_dockerfile.py::test_documented_build_takes_python_of_the_model"
+    ),
+    "docker run --rm -p 5001:5000 alexnet": NotHere("needs a docker daemon"),
     "pyclassify promote alexnet 4": Run(code=1, printed="alexnet"),  # it is the champion's network
     'pyclassify promote alexnet 4 --force --reason "half the size"': Run(
         after="pyclassify promote alexnet 4", printed="champion"
