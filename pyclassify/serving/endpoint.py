@@ -55,6 +55,7 @@ class OnnxNetwork:
     def __init__(self, path: str) -> None:
         import onnxruntime
 
+        onnxruntime.disable_telemetry_events()
         options = onnxruntime.SessionOptions()
         # ONNX Runtime does not read the variable itself; 0 is one thread for each core.
         options.intra_op_num_threads = int(os.environ.get("OMP_NUM_THREADS") or 0)

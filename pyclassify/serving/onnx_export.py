@@ -143,6 +143,7 @@ def _measure_difference(path: Path, program: torch.export.ExportedProgram) -> fl
     """Return the largest difference of a probability between ONNX Runtime and the program."""
     import onnxruntime
 
+    onnxruntime.disable_telemetry_events()
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     options.log_severity_level = 3  # errors
