@@ -134,7 +134,7 @@ def _list_next_commands(
     if trainer.state.fn == TrainerFn.FITTING:
         lines["test"] = _format_command("test", argv, "--ckpt_path", run.server_id)
     if register is not None and register.version is not None:
-        lines["serve"] = format_serve_command(str(register.name), register.version)
+        lines["serve"] = format_serve_command(f"models:/{register.name}/{register.version}")
     elif (model_id := _find_model_id(trainer)) and run.get_server_model_id(model_id):
         lines["register"] = f"pyclassify register {short_id} NAME"
     return lines

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 from urllib.request import url2pathname
 
-from pyclassify.registry.versions import NAME_RULE, is_valid_name
+from pyclassify.registry.versions import NAME_RULE, format_serve_command, is_valid_name
 from pyclassify.spool.store_errors import describe_server_error
 from pyclassify.utils.mlflow_settings import configure_mlflow
 from pyclassify.utils.options import CommandParser
@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 CURRENT = "current"
+_MODEL_FILE = ".model"  # the name of the model whose versions the folder has
+_LOADED_FILE = ".loaded"  # the version that the servers loaded last: a kill may follow the link
 _LOCK_FILE = ".lock"
 _DOWNLOAD_PREFIX = ".download-"
 _MODEL_PATH_ENV = "__pyfunc_model_path__"  # by which MLflow tells its server the model
@@ -61,20 +63,23 @@ def follow(argv: Sequence[str]) -> int:
 
     Raises:
         UsageError: The command line is invalid.
-        VersionRefusedError: With `--once`, the new version can't be served.
-        OSError: The folder can't be written, or the store does not exist.
+        VersionRefusedError: The version can't be served, with `--once` or if it is the first.
+        OSError: The folder can't be written or has other files, or the store does not exist.
         mlflow.exceptions.MlflowException: The model or the alias does not exist, or the registry
             does not answer, at the first time.
     """
     options, name, alias = _parse(argv)
     configure_mlflow()
 
-    from mlflow.exceptions import MlflowException
-
     from pyclassify.tracking.search import open_store
 
     follower = Follower(open_store(), name, alias, Path(options.folder))
-    follower.update()
+    try:
+        follower.update()
+    except VersionRefusedError as error:
+        if options.once or not follower.current.exists():
+            raise
+        sys.stderr.write(f"pyclassify: error: {error}\n")
     if not options.once:
         sys.stdout.write(
             f"looking for a new version of {options.model} every {options.every:g} s; the current "
@@ -87,7 +92,7 @@ def follow(argv: Sequence[str]) -> int:
         try:
             follower.update()
             reported = ""
-        except (MlflowException, OSError, ValueError) as error:  # the next time may succeed
+        except Exception as error:  # each kind of store fails in its own way; it may recover
             message = describe_server_error(error)
             if message != reported:
                 sys.stderr.write(f"pyclassify: error: {message}\n")
@@ -144,8 +149,9 @@ class Follower:
 
     def __init__(self, client: "MlflowClient", name: str, alias: str, folder: Path) -> None:
         self._client, self._name, self._alias = client, name, alias
-        self._folder = folder.absolute()
-        self._refused: dict[str, str] = {}  # versions that were tried, with the reason
+        self._folder = folder.resolve()
+        # The versions that were refused, with the reason and the servers that ran.
+        self._refused: dict[str, tuple[str, set[psutil.Process]]] = {}
 
     @property
     def current(self) -> Path:
@@ -170,21 +176,44 @@ class Follower:
         version = str(self._client.get_model_version_by_alias(self._name, self._alias).version)
         self._folder.mkdir(parents=True, exist_ok=True)
         with FileLock(self._folder / _LOCK_FILE):
-            before = os.readlink(self.current) if self.current.is_symlink() else ""
-            if version == before:
+            self._check_folder()
+            linked, loaded = self._read_state()
+            if version == linked == loaded:
                 return False
-            if reason := self._refused.get(version):
+            before = linked if linked != version else loaded
+            servers = set(_find_servers(self.current))
+            reason, tried_with = self._refused.get(version, ("", set()))
+            if reason and tried_with == servers:  # another server may load it
                 raise VersionRefusedError(reason)
             try:
                 self._download(version)
                 self._check(version, before)
-                self._switch(version, before)
+                self._switch(version, before, servers)
             except VersionRefusedError as error:
-                self._refused[version] = str(error)
+                self._refused[version] = str(error), servers
                 shutil.rmtree(self._folder / version, ignore_errors=True)
                 raise
+            (self._folder / _LOADED_FILE).write_text(version)
             self._remove_except({version, before})
         return True
+
+    def _check_folder(self) -> None:
+        """Raise OSError if the folder has anything but versions of this model."""
+        owner = self._folder / _MODEL_FILE
+        if not owner.is_file():
+            if any(path.name != _LOCK_FILE for path in self._folder.iterdir()):
+                raise OSError(f"{self._folder} is not empty; give a new folder")
+            owner.write_text(self._name)
+        elif (name := owner.read_text()) != self._name:
+            raise OSError(f"{self._folder} has versions of {name!r}; give another folder")
+
+    def _read_state(self) -> tuple[str, str]:
+        """Read which version the link names, and which one was loaded last; "" for none."""
+        loaded = self._folder / _LOADED_FILE
+        return (
+            os.readlink(self.current) if self.current.is_symlink() else "",
+            loaded.read_text() if loaded.is_file() and self.current.is_symlink() else "",
+        )
 
     def _download(self, version: str) -> None:
         from mlflow.artifacts import download_artifacts
@@ -229,12 +258,11 @@ class Follower:
                 f"`mlflow models serve -m {model} --env-manager local` shows the whole error"
             )
 
-    def _switch(self, version: str, before: str) -> None:
+    def _switch(self, version: str, before: str, servers: "set[psutil.Process]") -> None:
         """Move the link and have the servers load the version; move it back if one does not."""
         import psutil
 
         self._move_link(version)
-        servers = list(_find_servers(self.current))
         delivered = f"version {version} of {self._name!r} is {self.current}"
         if not servers:
             command = self._format_serve_command()
@@ -250,14 +278,16 @@ class Follower:
                     signaled.append(server)
                     self._replace_workers(server, workers)
         except VersionRefusedError:
-            if before:
+            if not before:
+                self.current.unlink()
+            else:
                 self._move_link(before)
                 for server in signaled:
                     with suppress(psutil.Error):
                         server.send_signal(signal.SIGHUP)
             raise
-        count = "the server" if len(servers) == 1 else f"{len(servers)} servers"
-        sys.stdout.write(f"{delivered}, and {count} loaded it\n")
+        running = sum(server.is_running() for server in servers)
+        sys.stdout.write(f"{delivered}; servers that loaded it: {running}\n")
         sys.stdout.flush()
 
     def _check_workers(self, server: "psutil.Process", workers: "list[psutil.Process]") -> None:
@@ -301,11 +331,8 @@ class Follower:
                 shutil.rmtree(path, ignore_errors=True)
 
     def _format_serve_command(self) -> str:
-        model = shlex.quote(str(self.current))
-        return (
-            f"{_HEALTHCHECK_ENV}={_HEALTHCHECK_SECONDS:.0f} mlflow models serve -m {model} "
-            "--env-manager uv --workers 2"
-        )
+        command = format_serve_command(str(self.current))
+        return f"{_HEALTHCHECK_ENV}={_HEALTHCHECK_SECONDS:.0f} {command} --workers 2"
 
 
 def _list_changed_requirements(old: Path, new: Path) -> list[str]:
@@ -315,7 +342,7 @@ def _list_changed_requirements(old: Path, new: Path) -> list[str]:
         found.append((folder / "requirements.txt").read_text().split())
         lines = (folder / "python_env.yaml").read_text().splitlines()
         found[-1] += [line for line in lines if line.startswith("python:")]
-    return [each for each in found[1] if each not in found[0]]
+    return [requirement for requirement in found[1] if requirement not in found[0]]
 
 
 def _find_servers(model: Path) -> "Iterator[psutil.Process]":
@@ -327,7 +354,8 @@ def _find_servers(model: Path) -> "Iterator[psutil.Process]":
             if not any(Path(word).name == "uvicorn" for word in process.cmdline()):
                 continue
             uri = process.environ().get(_MODEL_PATH_ENV, "")
-            if uri.startswith("file:") and Path(url2pathname(urlsplit(uri).path)) == model:
+            path = Path(url2pathname(urlsplit(uri).path))
+            if uri.startswith("file:") and path.parent.resolve() / path.name == model:
                 yield process
 
 

@@ -62,7 +62,7 @@ def register(argv: Sequence[str]) -> int:
 
     decision = _run_decision(decide)
     if decision.is_champion:
-        command = format_serve_command(decision.name, decision.version)
+        command = format_serve_command(f"models:/{decision.name}/{decision.version}")
         sys.stdout.write(f"\nserve          {command}\n")
     return 0
 

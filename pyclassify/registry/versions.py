@@ -90,10 +90,13 @@ def is_valid_name(name: str) -> bool:
     return bool(name.strip()) and not is_path
 
 
-def format_serve_command(name: str, number: str) -> str:
-    """Format the command that serves a version, on another port than that of `mlflow ui`."""
-    uri = shlex.quote(f"models:/{name}/{number}")
-    return f"mlflow models serve -m {uri} --env-manager uv --port 5001"
+def format_serve_command(model: str) -> str:
+    """Format the command that serves a model, on another port than that of `mlflow ui`.
+
+    Args:
+        model: A URI, such as models:/NAME/VERSION, or a path.
+    """
+    return f"mlflow models serve -m {shlex.quote(model)} --env-manager uv --port 5001"
 
 
 def find_model(client: "MlflowClient", run: "Run") -> "LoggedModel":

@@ -4,12 +4,13 @@ No torch here: the folder of runs may be cleared on a login node.
 """
 
 import argparse
+import os
 import re
 import shutil
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -54,8 +55,13 @@ class _LocalRun:
         return any(True for folder in self.folders for _ in folder.rglob("*.ckpt"))
 
     def count_bytes(self) -> int:
-        files = (file for folder in self.folders for file in folder.rglob("*"))
-        return sum(file.lstat().st_size for file in files if not file.is_dir())
+        size = 0
+        for folder in self.folders:
+            for parent, _, names in os.walk(folder):
+                for name in names:
+                    with suppress(FileNotFoundError):  # a training is writing here
+                        size += Path(parent, name).lstat().st_size
+        return size
 
 
 def main(argv: Sequence[str]) -> int:

@@ -32,7 +32,8 @@ _ENDPOINT_FILE = Path(__file__).with_name("endpoint.py")
 _IMAGES_FILE = Path(__file__).parents[1] / "data" / "images.py"
 
 # All other packages are dependencies of these. pandas is pinned because requests are DataFrames.
-_REQUIREMENTS = ("mlflow-skinny", "numpy", "pandas", "pillow")
+# uvicorn is pinned because its workers are replaced without failed requests from 0.51 on.
+_REQUIREMENTS = ("mlflow-skinny", "numpy", "pandas", "pillow", "uvicorn")
 
 # Images in a request, and pixels in an image: the limit of training, which takes 3 GB to decode.
 _DEFAULT_LIMITS = {"max_images": 1024, "max_pixels": MAX_PIXELS}
@@ -99,7 +100,7 @@ def _export_onnx(program: Path) -> Path | None:
     if missing := list_missing_packages():
         rank_zero_info(
             f"the model is served by torch, as {', '.join(missing)} can't be imported; for a "
-            "smaller and faster server run `pip install 'pyclassify[onnx]'` before the training"
+            f"smaller and faster server run `pip install {' '.join(missing)}` before the training"
         )
         return None
     try:

@@ -7,7 +7,6 @@ archive without compression. Both files must stay in one folder.
 
 import json
 import struct
-import warnings
 import zipfile
 from importlib.util import find_spec
 from pathlib import Path
@@ -17,6 +16,8 @@ import numpy as np
 import torch
 
 from pyclassify.serving.export import load_program
+from pyclassify.utils.files import is_disk_error
+from pyclassify.utils.text import format_reason
 
 if TYPE_CHECKING:
     from onnx_ir import Model, TensorProtocol
@@ -61,6 +62,7 @@ def export_onnx(program: str | Path) -> Path:
 
     Raises:
         OnnxExportError: The program can't be converted, or the probabilities differ.
+        OSError: The disk is full, or fails.
     """
     program = Path(program)
     path = program.with_name(ONNX_FILE)
@@ -75,7 +77,9 @@ def export_onnx(program: str | Path) -> Path:
         difference = _measure_difference(path, exported)
     except Exception as error:  # the exporter and ONNX Runtime raise various types
         path.unlink(missing_ok=True)
-        raise OnnxExportError(str(error).strip().partition("\n")[0]) from error
+        if is_disk_error(error):
+            raise
+        raise OnnxExportError(format_reason(error)) from error
     if not difference <= _TOLERANCE:  # NaN too
         path.unlink()
         raise OnnxExportError(
@@ -85,9 +89,7 @@ def export_onnx(program: str | Path) -> Path:
 
 
 def _convert(program: torch.export.ExportedProgram) -> "Model":
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of the exporter's own deprecated calls
-        converted: Any = torch.onnx.export(program, dynamo=True, verbose=False)
+    converted: Any = torch.onnx.export(program, dynamo=True, verbose=False)
     model: Model = converted.model
     return model
 

@@ -113,9 +113,9 @@ def remove_folder(folder: Path) -> None:
         elif path.name != LOCK_FILE:
             path.unlink()
     (folder / LOCK_FILE).unlink()
+    release(folder)  # NFS keeps an open file in the folder
     with suppress(OSError):  # another process has created the run's folder again
         folder.rmdir()
-    release(folder)
 
 
 def release(folder: Path) -> None:

@@ -163,7 +163,8 @@ class ModelSender:
         try:
             self._create(record)
         except MlflowException as error:
-            if error.__cause__ is not None and lacks_logged_models(error.__cause__):
+            cause, is_trained = error.__cause__, record["name"] == records.MODEL_NAME
+            if is_trained and cause is not None and lacks_logged_models(cause):
                 location = f"{self._sender.run_info.artifact_uri}/{FALLBACK_FOLDER}"
                 self.models[record["model"]] = {"id": "", "location": location}
             raise

@@ -7,6 +7,7 @@ the optimizer. Once it is FINISHED, it needs one of them to be trained further, 
 import tempfile
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
@@ -18,6 +19,9 @@ from pyclassify.tracking.logger import RunLogger, find_run_logger
 from pyclassify.tracking.run import warn_on_error
 from pyclassify.training import checkpoints
 from pyclassify.training.exact_resume import Resume
+
+if TYPE_CHECKING:
+    from mlflow.entities import LoggedModel
 
 
 class CheckpointCleaner(Callback):
@@ -90,7 +94,8 @@ def _clean(
         checkpoints.prune_checkpoints(folder / "resume", keep_after)
     # The paths in ModelCheckpoint are those of the moment when the tested checkpoint was written.
     for path in sorted(folder.glob("*.ckpt")):
-        if path.absolute() != (best and best.absolute()) and not path.is_symlink():
+        is_own_file = path.is_file() and not path.is_symlink()  # FSDP makes folders
+        if is_own_file and path.absolute() != (best and best.absolute()):
             checkpoints.remove_optimizer_state(path)
     if best is None or not best.is_file():
         return
@@ -110,6 +115,24 @@ def _is_ready(logger: RunLogger, model_id: str) -> bool:
     return bool(spooled_run.get_server_model(model_id).status == "READY")
 
 
+def _list_ready_models(logger: RunLogger) -> "list[tuple[int, LoggedModel]]":
+    """List the READY models of the run's trainings, each with its step, except deleted ones."""
+    from mlflow.exceptions import MlflowException
+
+    outputs = logger.spooled_run.get_run().outputs
+    models = []
+    for output in outputs.model_outputs if outputs else []:
+        try:
+            model = logger.spooled_run.get_server_model(output.model_id)
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                raise
+            continue
+        if (model.name, model.status) == (MODEL_NAME, "READY"):
+            models.append((output.step, model))
+    return models
+
+
 def _restore_best(logger: RunLogger, path: Path) -> Path:
     """Write the best checkpoint of a run from the newest model that the run has logged.
 
@@ -122,13 +145,7 @@ def _restore_best(logger: RunLogger, path: Path) -> Path:
     from pyclassify.serving.export import PROGRAM_FILE, read_checkpoint
 
     spooled_run = logger.spooled_run
-    outputs = spooled_run.get_run().outputs
-    models = [
-        (output.step, model)
-        for output in (outputs.model_outputs if outputs else [])
-        if (model := spooled_run.get_server_model(output.model_id)).name == MODEL_NAME
-        and model.status == "READY"
-    ]
+    models = _list_ready_models(logger)
     if not models:
         raise OSError(f"{path} does not exist, and the run has no READY model")
     step, model = max(models, key=lambda found: (found[0], found[1].creation_timestamp))

@@ -78,9 +78,10 @@ class ModelLogger(Callback):
         if find_preprocess(trainer, pl_module) is None:
             rank_zero_info(f"no model is logged: {_NO_PREPROCESS}")
             return
-        # Without a model, the logger uploads the best weights afterwards.
+        # Without a model, the logger uploads the best weights afterwards, if there are any.
+        has_best = bool(getattr(trainer.checkpoint_callback, "best_model_path", ""))
         self.model_id = warn_on_error(
-            "log the model", log_model, logger, trainer, pl_module, has_fallback=True
+            "log the model", log_model, logger, trainer, pl_module, has_fallback=has_best
         )
         if self.model_id is not None:
             client, run_id = logger.experiment, str(logger.run_id)

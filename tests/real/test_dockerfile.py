@@ -17,6 +17,7 @@ from benchmarks.fuzz_requests import save_tiny_model
 from tests.support import documented
 from tests.support.ports import free_ports
 from tests.support.required import ROOT, program
+from tests.support.waiting import scale
 
 pytestmark = pytest.mark.environment
 
@@ -82,7 +83,7 @@ class Container:
                 command, cwd="/", env=self.env, stdout=output, stderr=subprocess.STDOUT
             )
         try:
-            end = time.monotonic() + 60
+            end = time.monotonic() + scale(60)
             while not self.is_healthy():
                 ended = started.poll() is not None or time.monotonic() > end
                 assert not ended, log.read_text()
@@ -119,11 +120,9 @@ def test_dockerfile_command_serves_as_another_user_and_ends_at_sigterm(container
         answer = requests.post(
             f"http://127.0.0.1:{container.port}/invocations", json=read_example(container)
         )
-        start = time.monotonic()
         server.send_signal(signal.SIGTERM)
-        server.wait(10)
+        server.wait(scale(10))
 
-    assert time.monotonic() - start < 10
     assert answer.status_code == 200
     assert set(answer.json()["predictions"][0]) == {"classes", "probabilities"}
     assert uid != 0
@@ -182,7 +181,7 @@ def proxied(container):
     process = subprocess.Popen([nginx, "-e", "stderr", "-c", folder / "nginx.conf"])
     url = f"http://127.0.0.1:{container.proxied_port}"
     try:
-        end = time.monotonic() + 20
+        end = time.monotonic() + scale(20)
         while time.monotonic() < end:
             with contextlib.suppress(requests.ConnectionError):
                 requests.get(f"{url}/ping")

@@ -3,7 +3,6 @@
 import os
 import shutil
 import threading
-import time
 from collections import Counter
 
 import mlflow
@@ -17,6 +16,7 @@ from pyclassify.registry.follow import Follower, VersionRefusedError
 from pyclassify.serving.artifact import _make_example, save_model
 from tests.support import networks
 from tests.support.phrases import mentions
+from tests.support.waiting import wait_until
 
 NAME = "followed"
 ALIAS = "champion"
@@ -104,6 +104,42 @@ def test_new_version_replaces_the_link_and_the_one_before_stays(follower, regist
     assert classify(follower.current).startswith("new")
 
 
+def test_version_whose_link_moved_before_a_kill_is_delivered_again(follower, register):
+    register("old")
+    follower.update()
+    register("new")
+    follower.update()
+    (follower.current.parent / ".loaded").write_text("1")  # as before the servers had loaded it
+
+    assert follower.update()
+    assert not follower.update()
+    assert os.readlink(follower.current) == "2"
+
+
+def test_folder_with_other_files_exits_1_and_keeps_them(follow, register, tmp_path):
+    register("old")
+    (tmp_path / "served" / "7").mkdir(parents=True)
+
+    code, _, error = follow()
+
+    assert code == 1
+    assert mentions(error, tmp_path / "served", "not empty")
+    assert [each.name for each in (tmp_path / "served").glob("[!.]*")] == ["7"]
+
+
+def test_folder_of_another_model_exits_1(follow, register, store):
+    register("old")
+    follow()
+    store.create_registered_model("another")
+    store.create_model_version("another", store.get_model_version(NAME, "1").source)
+    store.set_registered_model_alias("another", ALIAS, "1")
+
+    code, _, error = follow(f"models:/another@{ALIAS}", "served")
+
+    assert code == 1
+    assert mentions(error, NAME, "another folder")
+
+
 @pytest.mark.parametrize(
     ("changes", "facts"),
     [
@@ -160,6 +196,7 @@ class Clients:
 
     def __init__(self, port):
         self.url, self.answers, self._is_over = f"http://127.0.0.1:{port}/invocations", [], False
+        self._counted = 0
 
     def __enter__(self):
         self._threads = [threading.Thread(target=self._send) for _ in range(4)]
@@ -184,10 +221,10 @@ class Clients:
 
     def count(self):
         """Count the answers since the last call, after at least twenty more."""
-        start = len(self.answers)
-        while len(self.answers) < start + 20:
-            time.sleep(0.05)
-        counts, self.answers = Counter(self.answers), []
+        start = self._counted + 20
+        wait_until(lambda: len(self.answers) > start, "twenty answers")
+        counts = Counter(self.answers[self._counted :])
+        self._counted += counts.total()
         return counts
 
 
@@ -229,4 +266,5 @@ def test_server_of_one_worker_is_left_alone(follower, register):
             follower.update()
 
         assert mentions(str(raised.value), "no workers", "--workers 2")
+        assert os.readlink(follower.current) == "1"
         assert clients.count().keys() == {(200, "old")}

@@ -110,7 +110,7 @@ def test_model_of_a_run_is_registered_once(trained):
     assert re.search(
         r"^model +shapes version 1 is champion: no champion to compare", trained.out, re.M
     )
-    assert f"serve          {format_serve_command('shapes', '1')}\n" in trained.out
+    assert f"serve          {format_serve_command('models:/shapes/1')}\n" in trained.out
     (model,) = models(run)
     assert register_version(client, model.model_id, "shapes") == "1"
     assert register_version(client, model.model_id, "other") == "1"

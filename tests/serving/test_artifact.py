@@ -108,7 +108,7 @@ def test_requirements_are_the_pins_for_any_machine(folder):
 
     assert needed == [
         f"{name}=={pinned[name]}"
-        for name in ("mlflow-skinny", "numpy", "onnxruntime", "pandas", "pillow")
+        for name in ("mlflow-skinny", "numpy", "onnxruntime", "pandas", "pillow", "uvicorn")
     ]
 
 

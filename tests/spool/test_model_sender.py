@@ -225,7 +225,7 @@ def test_model_is_ready_after_its_files_and_delays_nothing_else(spool, tmp_path)
     uploader = Uploader(spool.folder, spool.there, lambda *args: made.append(args) or "made")
     uploader.upload()
     assert_is_complete(spool, model_id, tmp_path)
-    ((_, _, record),) = made
+    ((_, record),) = made
     assert record["model"] == model.model_id
 
 
@@ -444,7 +444,7 @@ def test_model_of_another_machine_is_known_by_the_ids_of_the_server(spool, tmp_p
     Uploader(folder, spool.there, lambda *args: made.append(args) or "").upload()
     close_spool(folder)
 
-    assert made[0][2]["model"] == output.model_id == model.model_id
+    assert made[0][1]["model"] == output.model_id == model.model_id
     read = spool.there.get_logged_model(model.model_id)
     assert [metric.value for metric in read.metrics if metric.key == "late"] == [0.25]
     assert len(spool.there.get_run(spool.run_id).outputs.model_outputs) == 1

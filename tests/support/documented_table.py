@@ -294,7 +294,9 @@ SERVING = {
         "tests/registry/test_follow.py::"
         "test_server_loads_a_new_version_under_load_without_a_failed_request"
     ),
-    f"pyclassify follow {_CHAMPION} served": Run(printed="served/current", interrupted=True),
+    f"pyclassify follow {_CHAMPION} served": Run(
+        printed="served/current", code=1, interrupted=True
+    ),
     "pyclassify predict --data=ImageFolderDataModule --data_path=photos "
     f"--ckpt_path={_CHAMPION}": Run(printed="predictions"),
     "pyclassify predict --data=ImageFolderDataModule --data_path=photos --ckpt_path=RUN_ID "
