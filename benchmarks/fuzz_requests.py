@@ -1,7 +1,7 @@
 """Send invalid and random requests to a served model (fuzzing), and check its responses.
 
 Without --url it serves a tiny network. Errors of MLflow's server before the model is called are
-counted separately; behind the proxy of docs/serving.md, given by --url, there must be none.
+counted separately; behind the proxy of deploy/nginx-model.conf, given by --url, there must be none.
 """
 
 import base64

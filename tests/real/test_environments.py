@@ -84,8 +84,9 @@ def environments(tmp_path):
     shutil.rmtree(tmp_path / "envs", ignore_errors=True)  # 6 GB
 
 
+@pytest.mark.slow
 @pytest.mark.environment
-@pytest.mark.parametrize("manager", ["uv", pytest.param("virtualenv", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("manager", ["uv", "virtualenv"])
 def test_mlflow_runs_the_project_in_an_environment_of_the_pins(manager, environments, tmp_path):
     need(manager)
     variables = {
